@@ -1,0 +1,130 @@
+"""Whole iterations of both libraries and of the network alone, in one alternating run, each at its best batch size."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks import setting
+from benchmarks.line import ROOT, Worker
+
+BATCHES = (4, 8, 16, 32)  # images a sampling call, or (image, timestep) pairs a training call
+TRL_PYTHON = ROOT / "benchmarks" / ".venv-trl" / "bin" / "python"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where things are, and how much is measured."""
+
+    model: Path
+    work: Path  # a temporary folder
+    images: int = setting.IMAGES
+    steps: int = setting.STEPS
+    rounds: int = 4
+
+    def trl(self, sample: int, train: int, **more: Any) -> Worker:
+        """TRL with these batch sizes. Its samples come in whole batches, and each is split into whole ones."""
+        model = setting.for_old_transformers(self.model, self.work / "model")
+        settings = {"images": self.images, "steps": self.steps, "updates": setting.UPDATES, **more}
+        return Worker(
+            TRL_PYTHON,
+            "trl_worker",
+            self.work / "trl.log",
+            **{"model": str(model), "guidance": setting.GUIDANCE, "sample": sample, "train": train, **settings},
+        )
+
+    def burnish(self, name: str, sample: int, replay: int, **sections: Any) -> Worker:
+        """Burnish with these batch sizes; `sections` of its configuration go over those of the workload."""
+        prompts = self.work / "prompts.txt"
+        prompts.write_text("\n".join(setting.PROMPTS) + "\n")
+        config: dict[str, Any] = {
+            "iterations": 10_000,
+            "model": {"id": str(self.model), "rank": setting.RANK, "alpha": setting.RANK, "device": "cpu"},
+            "sampler": {"steps": self.steps, "guidance": {"use": "cfg", "weight": setting.GUIDANCE}},
+            "prompts": {"use": "lines", "path": str(prompts)},
+            "rewards": [{"use": "compressibility", "quality": setting.QUALITY}],
+            "objective": {"use": "clipped"},
+            "advantage": {"use": "batch"},
+            "batch": {
+                "prompts": self.images // 8,
+                "images_per_prompt": 8,
+                "updates": setting.UPDATES,
+                "sample": sample,
+                "replay": replay,
+            },
+            "evaluation": {"images_per_prompt": 0},
+            "run": {"checkpoint_every": 10_000, "sample_every": 0},
+        }
+        for section, values in sections.items():
+            old = config.get(section)
+            config[section] = {**old, **values} if isinstance(old, dict) and "use" not in values else values
+        log = self.work / f"{name}.log"
+        return Worker(sys.executable, "burnish_worker", log, config=config, out=str(self.work / name))
+
+    def floor(self) -> Worker:
+        """The network alone."""
+        return Worker(
+            sys.executable, "floor_worker", self.work / "floor.log", model=str(self.model), rank=setting.RANK
+        )
+
+
+def sweep(bench: Bench) -> dict[str, dict[str, int]]:
+    """The best batch sizes, from one short iteration each after one to warm up."""
+    short = Bench(bench.model, bench.work, bench.images, steps=3)
+    seconds: dict[str, dict[str, dict[int, float]]] = {
+        name: {"sampling": {}, "training": {}} for name in ("trl", "burnish", "floor")
+    }
+    for batch in (b for b in BATCHES if b <= bench.images // setting.UPDATES):
+        for name, worker in (("trl", short.trl(batch, batch)), ("burnish", short.burnish(f"sweep-{batch}", batch, batch))):
+            worker.ask("iterate")
+            answer = worker.ask("iterate")
+            for part in ("sampling", "training"):
+                seconds[name][part][batch] = answer[part]
+            worker.end()
+    floor = bench.floor()
+    for part, work in (("sampling", "forward"), ("training", "backward")):
+        for batch in BATCHES:
+            floor.ask(work, images=batch, batch=batch)
+            seconds["floor"][part][batch] = floor.ask(work, images=3 * max(BATCHES), batch=batch)["seconds"]
+    floor.end()
+    best = {name: {part: min(times, key=times.__getitem__) for part, times in parts.items()} for name, parts in seconds.items()}
+    best["trl"]["training"] = min(best["trl"].values())  # it splits a sampling batch into training batches
+    return best
+
+
+def compare(bench: Bench, best: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """Alternate whole iterations; medians over the rounds."""
+    trl = bench.trl(best["trl"]["sampling"], best["trl"]["training"])
+    own = bench.burnish("speed", best["burnish"]["sampling"], best["burnish"]["training"])
+    floor = bench.floor()
+    calls = bench.images * bench.steps
+    seconds: dict[str, list[float]] = {"trl": [], "burnish": [], "floor": []}
+    deviation = 0.0
+    for number in range(bench.rounds + 1):  # the first warms up
+        theirs, ours = trl.ask("iterate"), own.ask("iterate")
+        alone = sum(
+            floor.ask(work, images=calls, batch=best["floor"][part])["seconds"]
+            for part, work in (("sampling", "forward"), ("training", "backward"))
+        )
+        deviation = max(deviation, ours["ratio_deviation"])
+        if number:
+            for name, value in (("trl", theirs["seconds"]), ("burnish", ours["seconds"]), ("floor", alone)):
+                seconds[name].append(value)
+            print(f"  round {number}: trl {theirs['seconds']:.2f} s, burnish {ours['seconds']:.2f} s, network alone {alone:.2f} s", flush=True)
+    for worker in (trl, own, floor):
+        worker.end()
+    middle = {name: median(values) for name, values in seconds.items()}
+    return {
+        "images_per_s": bench.images / middle["burnish"],
+        "trl_images_per_s": bench.images / middle["trl"],
+        "ratio_trl": median(t / b for t, b in zip(seconds["trl"], seconds["burnish"], strict=True)),
+        "ratio_floor": median(b / f for b, f in zip(seconds["burnish"], seconds["floor"], strict=True)),
+        "peak_mb": ours["peak_mb"],
+        "trl_peak_mb": theirs["peak_mb"],
+        "ratio_deviation": deviation,
+        "seconds": seconds,
+        "batch": best,
+    }

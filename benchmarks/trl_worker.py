@@ -1,0 +1,121 @@
+"""TRL's DDPOTrainer, one epoch of sampling and training for each request. Runs in TRL's own environment.
+
+    {"model", "images", "steps", "updates", "sample", "train", ...}      settings, first line
+    {"do": "iterate"}           -> {"seconds", "sampling", "training", "reward"}
+    {"do": "save", "folder"}    -> {}: the adapter in diffusers' format
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks import setting
+from benchmarks.line import Line
+
+
+def compressibility(images: torch.Tensor, prompts: Any, metadata: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Minus the size of the JPEG file in kB, as Burnish computes it."""
+    pixels = images.mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+
+    def size(one: Any) -> float:
+        file = io.BytesIO()
+        Image.fromarray(one).save(file, format="JPEG", quality=setting.QUALITY)
+        return file.tell() / 1000
+
+    with ThreadPoolExecutor() as pool:
+        return -torch.tensor(list(pool.map(size, pixels))), {}
+
+
+def build(settings: dict[str, Any], rewards: list[float]) -> Any:
+    from accelerate import PartialState
+    from trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
+
+    images, updates = settings["images"], settings["updates"]
+    config = DDPOConfig(
+        seed=settings.get("seed", 0) + 1,  # 0 would mean a random one
+        sample_num_steps=settings["steps"],
+        sample_eta=1.0,
+        sample_guidance_scale=settings["guidance"],
+        sample_batch_size=settings["sample"],
+        sample_num_batches_per_epoch=images // settings["sample"],
+        train_batch_size=settings["train"],
+        train_gradient_accumulation_steps=images // (settings["train"] * updates),
+        train_num_inner_epochs=1,
+        train_cfg=True,
+        train_learning_rate=settings.get("lr", 3e-4),
+        train_clip_range=settings.get("clip", 1e-4),
+        train_timestep_fraction=settings.get("fraction", 1.0),
+        per_prompt_stat_tracking=settings.get("tracker", False),
+        per_prompt_stat_tracking_buffer_size=32,
+        mixed_precision="no",
+        allow_tf32=False,
+        save_freq=10**9,
+    )
+    chance = random.Random(settings.get("seed", 0))
+
+    def prompt() -> tuple[str, dict[str, Any]]:
+        return chance.choice(setting.PROMPTS), {}
+
+    def reward(images: torch.Tensor, prompts: Any, metadata: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+        values, more = compressibility(images, prompts, metadata)
+        rewards.extend(values.tolist())
+        return values, more
+
+    PartialState()  # TRL logs before it would make it
+    pipeline = DefaultDDPOStableDiffusionPipeline(settings["model"], use_lora=True)
+    trainer = DDPOTrainer(config, reward, prompt, pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    return trainer
+
+
+def timed(work: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        result = work(*args, **kwargs)
+        spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
+        return result
+
+    return call
+
+
+def save(trainer: Any, folder: str) -> None:
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft.utils import get_peft_model_state_dict
+
+    pipe = trainer.sd_pipeline.sd_pipeline
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
+    pipe.save_lora_weights(folder, unet_lora_layers={name: value.contiguous() for name, value in layers.items()})
+
+
+def main() -> None:
+    line = Line()
+    rewards: list[float] = []
+    trainer = build(line.receive(), rewards)
+    spent: dict[str, float] = {}
+    trainer._generate_samples = timed(trainer._generate_samples, spent, "sampling")
+    trainer._train_batched_samples = timed(trainer._train_batched_samples, spent, "training")
+    epoch = steps = 0
+    while (request := line.receive())["do"] != "end":
+        if request["do"] == "save":
+            save(trainer, request["folder"])
+            line.send()
+            continue
+        spent.clear()
+        rewards.clear()
+        started, busy = time.perf_counter(), time.process_time()
+        steps = trainer.step(epoch, steps)
+        epoch += 1
+        taken = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - busy}
+        line.send(**taken, **spent, reward=sum(rewards) / len(rewards))
+
+
+if __name__ == "__main__":
+    main()

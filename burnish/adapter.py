@@ -1,0 +1,182 @@
+"""LoRA adapters (arXiv 2106.09685) in a network: added by peft, taken out and put back, saved for diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from burnish.cpu import linear
+
+State = Literal["adapter", "merged", "reference"]
+
+FILE = "pytorch_lora_weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one adapter layer in a network, to be filled with one of three things.
+
+    adapter      base layer + adapter, with gradient
+    merged       the base layer with the adapter added into a copy of its weight: half the matrix products, no Python
+    reference    the base layer alone
+    """
+
+    parent: nn.Module
+    name: str
+    layer: Any  # peft's: base layer and adapter
+    weight: Tensor  # the base layer's own; never written into, so it comes back bit for bit
+
+    @torch.no_grad()
+    def fill(self, state: State) -> None:
+        """Half-precision weights stay unmerged: rounded into them, most of a small adapter would be lost."""
+        base = self.layer.base_layer
+        merge = state == "merged" and self.weight.dtype == torch.float32
+        base.weight.data = self.weight + self._delta() if merge else self.weight
+        setattr(self.parent, self.name, base if merge or state == "reference" else self.layer)
+
+    def _delta(self) -> Tensor:
+        delta = torch.zeros_like(self.weight)
+        for name in self.layer.active_adapters:
+            delta += self.layer.get_delta_weight(name)
+        return delta
+
+
+def slots(network: nn.Module) -> list[Slot]:
+    """The places of all adapter layers in the network; none where it has no adapter."""
+    from peft.tuners.lora import Linear, LoraLayer
+
+    places = []
+    for path, layer in network.named_modules():
+        if isinstance(layer, LoraLayer):
+            parent, _, name = path.rpartition(".")
+            places.append(Slot(network.get_submodule(parent), name, layer, layer.base_layer.weight.data))
+            if type(layer) is Linear and layer.weight.dtype == torch.float32:
+                layer.forward = MethodType(_fold, layer)
+    return places
+
+
+def _fold(layer: Any, x: Tensor) -> Tensor:
+    """What peft's layer computes, x W + (x A) B scale, as x (W + A B scale): the very weight that ``merged`` samples with.
+
+    One large product forwards and two backwards instead of eight thin ones, which are slow everywhere.
+    """
+    weight = layer.base_layer.weight
+    for name in () if layer.disable_adapters else layer.active_adapters:
+        weight = weight + layer.get_delta_weight(name)
+    return linear(x, weight, layer.base_layer.bias)
+
+
+def add(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:
+    """Adds a fresh adapter, float32, to the layers whose names end in one of ``targets``. It changes nothing yet (B =
+    0).
+
+    A is drawn from a generator of its own, so that a policy is the same whenever it is loaded.
+    """
+    from peft import LoraConfig
+
+    modules = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in modules):
+            raise ValueError(f"model.targets: the network has no layer whose name ends in '{target}'.")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
+        network.add_adapter(config)  # type: ignore[operator]
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+@torch.no_grad()
+def fill(named: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+    """Copies ``state`` into the parameters ``named``; nothing changes if it does not fit."""
+    for name in sorted(named.keys() ^ state.keys()):
+        how = "lacks" if name in named else "has the unknown"
+        raise ValueError(f"{source} belongs to another model or to other model.targets: it {how} {name}.")
+    for name, parameter in named.items():
+        theirs, ours = tuple(state[name].shape), tuple(parameter.shape)
+        if theirs != ours and ".lora_" in name:
+            rank, own = (shape[0 if ".lora_A." in name else 1] for shape in (theirs, ours))
+            raise ValueError(f"{source} has rank {rank}, but this adapter has rank {own}: set model.rank = {rank}.")
+        if theirs != ours:
+            raise ValueError(f"{source} belongs to another model: its {name} is {theirs}, not {ours}.")
+    for name, parameter in named.items():
+        parameter.copy_(state[name])
+
+
+def write(pipe: Any, part: str, folder: Path) -> None:
+    """Writes the adapter of the pipeline's ``part`` for ``pipe.load_lora_weights(folder)``."""
+    from diffusers.utils import convert_state_dict_to_diffusers
+    from peft import get_peft_model_state_dict
+
+    network = getattr(pipe, part)
+    config = network.peft_config["default"].to_dict()
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
+    layers = {name: value.detach().contiguous().cpu() for name, value in layers.items()}
+    # without its configuration diffusers would take alpha = rank
+    pipe.save_lora_weights(folder, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": config})
+
+
+def read(pipe: Any, part: str, folder: Path, train: str, alpha: float) -> None:
+    """Loads what ``Policy.save_adapter`` wrote: a LoRA (``train`` "lora" or "none"), or a whole network ("full" or
+    "none").
+
+    With "none" any LoRA that diffusers reads will do, of whatever rank.
+    """
+    network = getattr(pipe, part)
+    lora, whole = (folder / FILE).is_file(), (folder / "config.json").is_file()
+    if not (lora or whole):
+        raise FileNotFoundError(f"the adapter folder {folder} has neither {FILE} nor a network's config.json.")
+    if train == ("full" if lora else "lora"):
+        raise ValueError(
+            f"{folder} holds {'a LoRA adapter' if lora else 'a whole network'}: set model.train = "
+            f"'{'lora' if lora else 'full'}'."
+        )
+    try:
+        if whole:
+            state = type(network).from_pretrained(folder, use_safetensors=True).state_dict()
+        elif train == "none":
+            with _without_warnings():
+                pipe.load_lora_weights(folder, weight_name=FILE)
+            return
+        else:
+            state, _, metadata = pipe.lora_state_dict(folder, weight_name=FILE, return_lora_metadata=True)
+    except Exception as error:  # a damaged file makes the libraries below raise anything
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the adapter in {folder} cannot be read: {first}") from error
+    if whole:
+        fill(dict(network.state_dict(keep_vars=True)), state, str(folder))
+        return
+    fill({n: p for n, p in network.named_parameters() if p.requires_grad}, _peft_names(state, part), str(folder))
+    theirs = (metadata or {}).get(f"{part}.lora_alpha", alpha)
+    if theirs != alpha:
+        raise ValueError(f"{folder} was trained with alpha {theirs}: set model.alpha = {theirs}.")
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """diffusers warns that a LoRA of the network alone has nothing for the text encoder."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _peft_names(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """A LoRA file's tensors under the names of this network's parameters."""
+    from diffusers.utils import convert_unet_state_dict_to_peft
+
+    own = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
+    renamed = convert_unet_state_dict_to_peft(own)
+    return {name.replace(".weight", ".default.weight"): value for name, value in renamed.items()}

@@ -1,0 +1,144 @@
+"""Advantages: how much better than expected each image was, from the rewards of one iteration.
+
+Called with (scores, weights, group) and return (B,) float32. Every reward is brought to mean 0 and variance 1 by
+itself before the weighted sum (GDPO, arXiv 2601.05242), so that the weights compare rewards and not their units; the
+weights are scaled to unit length, so that independent rewards add up to variance 1 again and a single reward keeps
+it. They
+differ in what "expected" means:
+
+    batch     the mean of all images                                  (DDPO without tracking)
+    group     the mean of the images of the same prompt               (GRPO, arXiv 2402.03300)
+    tracker   the running mean of the same prompt over iterations     (DDPO, arXiv 2305.13301, appendix)
+
+Standard deviations are the population's (ddof 0), in float64. Where all rewards are equal the advantage is exactly 0
+rather than rounding noise over epsilon. Rows with a score that is not finite get 0 and enter no statistic.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.types import Scores
+
+SPREAD = 1e-6
+"""Rewards whose std is below this share of their magnitude are all equal but for rounding."""
+
+
+class batch:
+    """Against the mean and std of the whole batch. ``clip``: advantages are cut at +-clip."""
+
+    def __init__(self, clip: float = 5.0) -> None:
+        self.clip = _positive("clip", clip)
+
+    def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
+        """(B,) float32."""
+        parts, valid = _valid(scores)
+        return _combine(_by_group(parts, valid, torch.zeros_like(group)), valid, weights, self.clip)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is remembered."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class group(batch):
+    """Against the mean and std of the images of the same prompt: at least 4, better 8."""
+
+    def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
+        """(B,) float32; exactly 0 in groups whose rewards are all equal, such as groups of one."""
+        parts, valid = _valid(scores)
+        return _combine(_by_group(parts, valid, group), valid, weights, self.clip)
+
+
+class tracker:
+    """Against the last ``buffer`` rewards of the same prompt, this batch's included.
+
+    A prompt with fewer than ``min_count`` rewards so far is compared with the whole batch instead. The numbers in
+    ``group`` are the prompts' names and must mean the same prompt in every call.
+    """
+
+    def __init__(self, buffer: int = 16, min_count: int = 16, clip: float = 5.0) -> None:
+        if not 1 <= min_count <= buffer:
+            raise ValueError(
+                f"advantage.min_count must lie between 1 and advantage.buffer, but min_count = {min_count} and "
+                f"buffer = {buffer}."
+            )
+        self.buffer, self.min_count, self.clip = buffer, min_count, _positive("clip", clip)
+        self._seen: dict[int, deque[list[float]]] = {}
+
+    def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
+        """(B,) float32. Changes the state: call it once per batch."""
+        parts, valid = _valid(scores)
+        z = _by_group(parts, valid, torch.zeros_like(group))
+        group = group.cpu()
+        for number in group[valid].unique().tolist():
+            rows = valid & (group == number)
+            seen = self._seen.setdefault(number, deque(maxlen=self.buffer))
+            seen.extend(parts[rows].tolist())
+            if len(seen) >= self.min_count:
+                mean, std = _moments(torch.tensor(list(seen), dtype=torch.float64))
+                z[rows] = (parts[rows] - mean) / std
+        return _combine(z, valid, weights, self.clip)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The buffers, ready for JSON: {prompt number as text: [[reward, ...], ...]}, oldest first."""
+        return {"seen": {str(number): list(rows) for number, rows in self._seen.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over what ``state_dict`` gave."""
+        self._seen = {int(number): deque(rows, maxlen=self.buffer) for number, rows in state["seen"].items()}
+
+
+def _positive(name: str, value: float) -> float:
+    if not value > 0:
+        raise ValueError(f"advantage.{name} must be > 0, not {value}.")
+    return value
+
+
+def _valid(scores: Scores) -> tuple[Tensor, Tensor]:
+    """The scores (B, K) in float64 with 0 in place of bad rows, and which rows are good (B,)."""
+    parts = scores.parts.detach().cpu().double()
+    valid = parts.isfinite().all(1)
+    return torch.where(valid[:, None], parts, 0.0), valid
+
+
+def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and std (K,) of rows (n, K); std is infinite where the rows are equal, so that z-scores come out as 0."""
+    std = rows.std(0, correction=0)
+    return rows.mean(0), torch.where(std > SPREAD * rows.abs().amax(0), std, torch.inf)
+
+
+def _by_group(parts: Tensor, valid: Tensor, group: Tensor) -> Tensor:
+    """Every column's z-score within its group: (B, K); 0 in bad rows and in groups without spread."""
+    _, index = group.cpu().unique(return_inverse=True)
+    groups = int(index.max()) + 1 if len(index) else 0
+    weight = valid[:, None].double()
+
+    def mean(values: Tensor) -> Tensor:
+        sums = values.new_zeros(groups, values.shape[1]).index_add(0, index, values * weight)
+        counts = values.new_zeros(groups, 1).index_add(0, index, weight)
+        return (sums / counts.clamp(min=1))[index]
+
+    centred = parts - mean(parts)
+    std = mean(centred**2).sqrt()
+    size = parts.new_zeros(groups, parts.shape[1]).scatter_reduce(
+        0, index[:, None].expand_as(parts), parts.abs(), "amax"
+    )[index]
+    return torch.where(std > SPREAD * size, centred / std, 0.0) * weight
+
+
+def _combine(z: Tensor, valid: Tensor, weights: Tensor, clip: float) -> Tensor:
+    """The weighted sum of z-scores (B, K), cut at +-clip."""
+    weights = weights.detach().cpu().double()
+    if len(weights) != z.shape[1]:
+        raise ValueError(f"{len(weights)} reward weights were given for {z.shape[1]} rewards.")
+    length = weights.norm()
+    total = z @ (weights / torch.where(length > 0, length, 1.0))
+    return torch.where(valid, total, 0.0).clamp(-clip, clip).float()

@@ -1,0 +1,307 @@
+"""The commands. Everything heavy is imported inside them, so `burnish --help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="burnish",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Fine-tune image generators with reinforcement learning, on your own definition of good.
+
+    [dim]A first run, on two CPU cores:[/dim]
+      burnish train demo --out runs/first
+      burnish report runs/first
+
+    [dim]With a reward of your own, a function (images, prompts) -> one number an image:[/dim]
+      burnish train demo --set rewards.0.use=my_rewards.py:redness --out runs/red
+    """,
+)
+zoo_app = typer.Typer(no_args_is_help=True, help="The embedded models: what there is, and how good it is.")
+app.add_typer(zoo_app, name="zoo")
+
+Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name (burnish list) or a TOML file.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory: the --out of a training.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
+]
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe's name or a TOML file; not needed with --resume.")
+    ] = "",
+    change: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Where the run goes. [dim]default: runs/RECIPE[/dim]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+) -> None:
+    """Train, and leave a run directory.
+
+    Ctrl+C finishes the step, saves, and says how to go on.
+
+      burnish train demo
+      burnish train sd15-compressibility --set optimizer.lr=1e-4 --set batch.prompts=16 --out runs/jpeg
+      burnish train --resume --out runs/jpeg
+    """
+    quiet()
+    from burnish.config import load
+    from burnish.progress import Progress
+    from burnish.runs import Run
+
+    if not recipe and not (resume and out):
+        raise ValueError("train needs a RECIPE, or --resume with the --out of a run; burnish list shows the recipes")
+    folder = out or Path("runs") / Path(recipe).stem
+    config = load(recipe or Run.open(folder).config, change or [])
+    from burnish import trainer
+
+    with stopping() as stop, Progress(config.iterations) as progress:
+        trainer.train(config, folder, resume=resume, on_record=progress, stop=stop)
+    if stop.signals:
+        records = Run(folder).records()
+        done = records[-1]["iteration"] if records else 0
+        print(f"Stopped after iteration {done}. Go on with: burnish train --resume --out {folder}")
+        raise typer.Exit(128 + stop.signals[0])
+    print(f"Done: {folder}")
+    if (folder / "evaluation.json").is_file():
+        show_evaluation(json.loads((folder / "evaluation.json").read_text("utf-8")))
+    print(f"Next: burnish report {folder}, or burnish sample {folder} --prompt 'a cat'")
+
+
+@app.command()
+def sample(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, zoo:NAME, a folder or a hub id.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw; one row of the grid for each.")],
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Images for each prompt.")] = 4,
+    steps: Annotated[int, typer.Option(min=0, help="Network calls an image. [dim]0: the run's, else 50[/dim]")] = 0,
+    guidance: Annotated[float, typer.Option(help="Guidance weight. [dim]below 0: the run's, else 5[/dim]")] = -1.0,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same noise.")] = 0,
+    before: Annotated[bool, typer.Option("--before", help="The run's model before it was trained.")] = False,
+    out: Annotated[Path, typer.Option(help="A .png for a grid, anything else for a folder of single files.")] = Path(
+        "samples.png"
+    ),
+) -> None:
+    """Draw images with a trained run, or with any model.
+
+    burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out after.png
+    burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out before.png --before
+    burnish sample zoo:emoji-sd --prompt "two cats on a blue background" --steps 25
+    """
+    quiet()
+    from burnish.gallery import draw, open_source, save
+
+    policy, sampler = open_source(source, steps=steps, guidance=guidance, before=before)
+    images = draw(policy, sampler, prompt, n, seed)
+    print(save(images, prompt, n, out))
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    images: Annotated[int, typer.Option(min=0, help="Images for each prompt. [dim]0: as the recipe says[/dim]")] = 0,
+) -> None:
+    """Compare a run with the model it started from: same prompts, same noise; writes RUN/evaluation.json.
+
+    burnish evaluate runs/jpeg
+    burnish evaluate runs/jpeg --images 16
+    """
+    quiet()
+    from burnish import checkpoint, config, runs
+    from burnish.evaluate import compare, kept, measure
+    from burnish.parts import assemble
+    from burnish.seeds import seed_globals
+
+    opened = runs.Run.open(run)
+    with opened.lock():
+        recipe = config.load(opened.config)
+        count, seed = images or recipe.evaluation.images_per_prompt or 4, recipe.evaluation.seed
+        state = checkpoint.restore(opened.checkpoints)
+        if state is None:
+            raise FileNotFoundError(f"{run} has no checkpoint yet, so there is nothing to compare; train it first")
+        seed_globals(recipe.seed, "weights")
+        parts = assemble(recipe)
+        before = kept(opened.measured(0))
+        if before is None or before["train"].images_per_prompt != count:
+            before = measure(parts, count, seed, recipe.batch.sample)
+        parts.policy.load_state(state.weights)
+        comparison = compare(before, measure(parts, count, seed, before["train"].chunk), parts.weights)
+        runs.write(opened.evaluation, runs.dumps(comparison, indent=1))
+    show_evaluation(comparison)
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="The page. [dim]default: RUN/report.html[/dim]")] = None,
+) -> None:
+    """Write one self-contained HTML page about a run: curves, pictures, evaluation, configuration.
+
+    burnish report runs/jpeg
+    """
+    from burnish.report import write_report
+
+    print(write_report(run, out))
+
+
+@app.command()
+def check(recipe: Recipe, change: Overrides = None) -> None:
+    """Before hours are spent: is the ratio 1, does the reward spread, will it fit, how long will it take?
+
+    burnish check sd15-clip
+    burnish check my.toml --set batch.replay=4
+    """
+    quiet()
+    from burnish.config import load
+    from burnish.preflight import preflight
+
+    findings = preflight(load(recipe, change or []))
+    for finding in findings:
+        print(f"{finding.level:<7} {finding.text}" + (f"  ->  {finding.remedy}" if finding.remedy else ""))
+    if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_parts() -> None:
+    """Show every recipe, reward, advantage, objective, kernel, guidance and prompt set."""
+    from burnish import catalog, config
+
+    print("recipes")
+    for name in config.recipes():
+        print(f"  {name:<24} {_first_comment(config.recipe(name))}")
+    for kind, table in catalog.BUILTIN.items():
+        print(f"\n{kind}")
+        for name in table:
+            print(f"  {name:<24} {_first_sentence(catalog.resolve(kind, name))}")
+
+
+@zoo_app.command("list")
+def zoo_list() -> None:
+    """Show the embedded models and their size."""
+    from burnish import zoo
+
+    for name in zoo.names():
+        size = sum(file.stat().st_size for file in zoo.path(name).rglob("*") if file.is_file()) / 1e6
+        print(f"zoo:{name:<14} {size:5.1f} MB   {zoo.path(name)}")
+
+
+@zoo_app.command("check")
+def zoo_check(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    images: Annotated[int, typer.Option(min=1, help="Generated images for each noun; more is surer and slower.")] = 4,
+    seed: Annotated[int, typer.Option(help="Of the scenes and the noise.")] = 1,
+) -> None:
+    """Measure the embedded models on fresh scenes and seeds, beside what they must reach.
+
+    burnish zoo check
+    burnish zoo check --json
+    """
+    quiet()
+    from burnish.zoo.check import measure, table
+
+    measured = measure(images=images, seed=seed)
+    print(json.dumps(measured, indent=1) if as_json else table(measured))
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from burnish import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+class Stop:
+    """Answers True once a signal asked for the end; a second signal ends at once."""
+
+    def __init__(self) -> None:
+        self.signals: list[int] = []
+
+    def __call__(self) -> bool:
+        return bool(self.signals)
+
+    def catch(self, number: int, frame: object) -> None:
+        if self.signals:
+            raise KeyboardInterrupt
+        self.signals.append(number)
+        print("\nFinishing the step, then saving; once more to stop at once.", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def stopping() -> Iterator[Stop]:
+    """Within it Ctrl+C and SIGTERM ask for the end instead of taking it."""
+    stop = Stop()
+    old = {number: signal.signal(number, stop.catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def show_evaluation(evaluation: Mapping[str, Any]) -> None:
+    """Two lines a set of prompts."""
+    for name, one in evaluation.items():
+        if not one:
+            continue
+        low, high = one["ci95"]
+        print(f"{name:<7} reward {one['before']:.4g} -> {one['after']:.4g}", end="  ")
+        print(f"paired gain {one['paired_mean']:+.4g}, 95 % interval [{low:.4g}, {high:.4g}]", end="")
+        judged = one["judge_before"] is not None
+        print(f"  judged right {one['judge_before']:.1%} -> {one['judge_after']:.1%}" if judged else "")
+
+
+def quiet() -> None:
+    """Keep the loading chatter of other libraries out of the output; their errors still come through."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The entry point: what a user can mend is one sentence and exit code 2; BURNISH_DEBUG=1 shows where it arose."""
+    import warnings
+
+    warnings.showwarning = lambda message, *_, **__: print(f"burnish: warning: {message}", file=sys.stderr)
+    try:
+        app(argv, prog_name="burnish")
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("BURNISH_DEBUG"):
+            raise
+        print(f"burnish: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text("utf-8").splitlines()[0]
+    return _sentence(first.lstrip("# ")) if first.startswith("#") else ""
+
+
+def _first_sentence(part: Callable[..., Any]) -> str:
+    return _sentence((part.__doc__ or "").strip().split("\n")[0])
+
+
+def _sentence(text: str) -> str:
+    import textwrap
+
+    return textwrap.shorten(text.split(". ")[0].rstrip("."), 92, placeholder=" …")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""The whole configuration as one tree of dataclasses: read from TOML, overridden key by key, written back as TOML.
+
+A section is a dataclass, or a table with `use = "name"` and the arguments of the thing named (see `catalog`).
+Everything is checked when it is read: an unknown key names the nearest known one, a value of the wrong type or out of
+range names its key. The fields' comments are the reference of the configuration.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli_w
+
+from burnish import catalog
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Table = dict[str, Any]
+"""`{"use": "name", ...}`: a thing of the catalog and its arguments."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is fine-tuned, and which of its weights."""
+
+    id: str = ""  # "zoo:emoji-sd", a folder in diffusers' format, or a hub id
+    train: str = "lora"  # "lora": small matrices beside the attention's; "full": every weight of the network
+    rank: int = 4  # of the LoRA matrices
+    alpha: int = 4  # LoRA scale: alpha / rank
+    targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])  # layers that get LoRA
+    dtype: str = "float32"  # of the frozen weights: float32, float16, bfloat16; trained weights are always float32
+    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
+    gradient_checkpointing: bool = False  # less memory in training, about a third more time
+    revision: str = ""  # of a hub id: branch, tag or commit
+    variant: str = ""  # of a hub id: weight files' variant, such as "fp16"
+    adapter: str = ""  # a LoRA adapter to start from (same rank and targets), such as another run's RUN/adapter
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an image comes about."""
+
+    steps: int = 50  # network calls an image (each with guidance twice as wide)
+    kernel: Table = field(default_factory=lambda: {"use": "ddim", "eta": 1.0})
+    guidance: Table = field(default_factory=lambda: {"use": "cfg", "weight": 5.0})
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """AdamW."""
+
+    lr: float = 3e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 1e-4
+    eps: float = 1e-8
+    max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One iteration's images, over all processes together, and how they are cut up."""
+
+    prompts: int = 8  # drawn for an iteration
+    images_per_prompt: int = 8
+    sample: int = 32  # images sampled at once: memory and speed only, but another number draws other noise
+    replay: int = 32  # (image, transition) pairs in one training call: memory and speed only
+    updates: int = 2  # optimizer steps in one pass over the images
+    epochs: int = 1  # passes over the images
+    transitions: int = 0  # trained transitions an image, drawn anew each epoch; 0: all of them
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Paired evaluation: the same prompts and noise before and after."""
+
+    every: int = 0  # iterations between evaluations; 0: only before the first and after the last
+    images_per_prompt: int = 4  # 0: no evaluation
+    prompts: Table = field(default_factory=dict)  # {} : the training prompts
+    unseen: Table = field(default_factory=dict)  # prompts never trained on; {} : none
+    seed: int = 1234  # of the noise
+    judge: str = ""  # "zoo:emoji-judge": does the picture still show what was asked; "": none
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What is left in the run directory, and how often."""
+
+    checkpoint_every: int = 1  # iterations
+    keep: int = 2  # newest checkpoints kept
+    sample_every: int = 5  # iterations between sample grids; 0: none
+    sample_prompts: int = 16  # pictures in a sample grid, on prompts spread over the training prompts
+    trackers: list[str] = field(default_factory=list)  # "tensorboard", "wandb", "trackio" (each an extra to install)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is made of; the same configuration and seed give the same run."""
+
+    seed: int = 0
+    iterations: int = 100  # rounds of sampling, scoring and training
+    model: Model = field(default_factory=Model)
+    sampler: Sampling = field(default_factory=Sampling)
+    prompts: Table = field(default_factory=dict)
+    rewards: list[Table] = field(default_factory=list)  # use, weight (1.0), name (of the curve), and its arguments
+    advantage: Table = field(default_factory=lambda: {"use": "group"})
+    objective: Table = field(default_factory=lambda: {"use": "clipped"})
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    batch: Batch = field(default_factory=Batch)
+    evaluation: Measuring = field(default_factory=Measuring)
+    run: Keeping = field(default_factory=Keeping)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The configuration in a TOML file or in the recipe of that name, with overrides such as "batch.prompts=4".
+
+    Raises FileNotFoundError for a path that is no file and no recipe, ValueError for what is wrong inside.
+    """
+    found = recipe(path)
+    try:
+        tree = tomllib.loads(found.read_text("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{found}: not TOML: {error}; mend the file") from error
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return parse(tree)
+    except ValueError as error:
+        raise ValueError(f"{found}: {error}") from error
+
+
+def parse(tree: Mapping[str, Any]) -> Config:
+    """The configuration that a tree of plain tables describes, checked; ValueError names the key."""
+    config = _section(Config, tree, "")
+    _check_numbers(config)
+    _check_names(config)
+    return config
+
+
+def dump(config: Config) -> str:
+    """The configuration as TOML that `load` reads back to the same."""
+    return tomli_w.dumps(asdict(config))
+
+
+def recipes() -> list[str]:
+    """Names of the recipes that come with Burnish."""
+    return sorted(Path(entry.name).stem for entry in (files("burnish") / "recipes").iterdir() if ".toml" in entry.name)
+
+
+def recipe(path: str | Path) -> Path:
+    """Where a configuration lies: a path as it is, or the recipe of that name."""
+    if Path(path).is_file():
+        return Path(path)
+    name = str(path).removesuffix(".toml")
+    if name in recipes():
+        return Path(str(files("burnish") / "recipes" / f"{name}.toml"))
+    raise FileNotFoundError(f"{path}: no such file, and no recipe of that name; {catalog.nearest(name, recipes())}")
+
+
+def _section(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
+    """A dataclass from a table: every key known, every value of the annotated type."""
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{where} = {tree!r} is of the wrong type; write a table [{where}]")
+    hints, defaults = typing.get_type_hints(kind), kind()
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{where}.{key}" if where else key
+        if key not in hints:
+            raise ValueError(f'unknown key "{name}"; {catalog.nearest(key, hints)}')
+        hint = hints[key]
+        if is_dataclass(hint):
+            values[key] = _section(typing.cast("type[Any]", hint), value, name)
+        elif not catalog.fits(value, hint):
+            raise ValueError(f"{name} = {value!r} is of the wrong type; it wants {catalog.called(hint)}")
+        elif isinstance(value, dict) and "use" not in value:
+            values[key] = {**getattr(defaults, key), **value}  # the default one, with other arguments
+        else:
+            values[key] = float(value) if hint is float else value
+    return kind(**values)
+
+
+_RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("iterations", lambda n: n >= 1, "at least 1"),
+    ("seed", lambda n: 0 <= n < 2**31, "between 0 and 2147483647"),
+    ("model.id", bool, 'a model: id = "zoo:emoji-sd", a folder or a hub id'),
+    ("model.train", lambda s: s in ("lora", "full"), '"lora" or "full"'),
+    ("model.rank", lambda n: n >= 1, "at least 1"),
+    ("model.alpha", lambda n: n >= 1, "at least 1"),
+    ("model.targets", bool, 'at least one layer name, such as "to_q"'),
+    ("model.dtype", lambda s: s in ("float32", "float16", "bfloat16"), '"float32", "float16" or "bfloat16"'),
+    ("sampler.steps", lambda n: n >= 1, "at least 1 network call"),
+    ("prompts", bool, 'a source of prompts: [prompts] with use = "animals"'),
+    ("rewards", bool, 'at least one reward: [[rewards]] with use = "compressibility"'),
+    ("optimizer.lr", lambda x: x >= 0, "0 or more (0 changes nothing: a control)"),
+    ("optimizer.betas", lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)"),
+    ("optimizer.weight_decay", lambda x: x >= 0, "0 or more"),
+    ("optimizer.eps", lambda x: x > 0, "more than 0"),
+    ("optimizer.max_grad_norm", lambda x: x > 0, "more than 0"),
+    ("batch.prompts", lambda n: n >= 1, "at least 1"),
+    ("batch.images_per_prompt", lambda n: n >= 1, "at least 1"),
+    ("batch.sample", lambda n: n >= 1, "at least 1"),
+    ("batch.replay", lambda n: n >= 1, "at least 1"),
+    ("batch.updates", lambda n: n >= 1, "at least 1"),
+    ("batch.epochs", lambda n: n >= 1, "at least 1"),
+    ("batch.transitions", lambda n: n >= 0, "0 (all) or more"),
+    ("evaluation.every", lambda n: n >= 0, "0 (only first and last) or more"),
+    ("evaluation.images_per_prompt", lambda n: n >= 0, "0 (no evaluation) or more"),
+    ("evaluation.seed", lambda n: 0 <= n < 2**31, "between 0 and 2147483647"),
+    ("evaluation.judge", lambda s: s in ("", "zoo:emoji-judge"), '"zoo:emoji-judge", or "" for none'),
+    ("run.checkpoint_every", lambda n: n >= 1, "at least 1"),
+    ("run.keep", lambda n: n >= 1, "at least 1"),
+    ("run.sample_every", lambda n: n >= 0, "0 (none) or more"),
+    ("run.sample_prompts", lambda n: n >= 1, "at least 1"),
+)
+
+
+def _check_numbers(config: Config) -> None:
+    for name, holds, wanted in _RULES:
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
+            raise ValueError(f"{name} = {value!r}; it must be {wanted}")
+    images = config.batch.prompts * config.batch.images_per_prompt
+    if config.batch.updates > images:
+        raise ValueError(f"batch.updates = {config.batch.updates}, but an iteration has only {images} images; lower it")
+
+
+def _check_names(config: Config) -> None:
+    """Everything named by `use` exists and takes its arguments. What is cheap to build is built, for its own checks."""
+    catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
+    catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
+    catalog.build("advantage", config.advantage, "advantage")
+    catalog.build("objective", config.objective, "objective")
+    catalog.check("prompts", config.prompts, "prompts")
+    for name in ("prompts", "unseen"):
+        if table := getattr(config.evaluation, name):
+            catalog.check("prompts", table, f"evaluation.{name}")
+    for place, table in enumerate(config.rewards):
+        if not catalog.fits(table.get("weight", 1.0), float):
+            raise ValueError(f"rewards.{place}.weight = {table['weight']!r} is of the wrong type; it wants a number")
+        catalog.check("reward", reward_arguments(table), f"rewards.{place}")
+    if len(set(reward_names(config))) < len(config.rewards):
+        raise ValueError('two rewards have the same name; give each a name = "..." of its own')
+
+
+def reward_arguments(table: Table) -> Table:
+    """A reward's table without what is the trainer's: its weight and its name."""
+    return {key: value for key, value in table.items() if key not in ("weight", "name")}
+
+
+def reward_names(config: Config) -> tuple[str, ...]:
+    """What each reward is called in logs: its `name`, or what it uses without the file."""
+    return tuple(str(table.get("name") or str(table["use"]).rpartition(":")[2]) for table in config.rewards)
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    """Put one "a.b=value" into the tree; the value is read as TOML, and as a text where it is none."""
+    name, equals, text = override.partition("=")
+    *parents, last = name.strip().split(".")
+    if not equals or not last:
+        raise ValueError(f'--set {override}: write it as "section.key=value", such as "batch.prompts=4"')
+    node: Any = tree
+    for part in parents:
+        node = _child(node, part, override)
+    value = _value(text.strip())
+    if isinstance(node, list):
+        node[_place(node, last, override)] = value
+    elif isinstance(node, dict):
+        if last == "use" and node.get("use") != value:
+            node.clear()  # another thing: the old one's arguments mean nothing to it
+        node[last] = value
+    else:
+        raise ValueError(f"--set {override}: {parents[-1]} is a value and has no {last} in it")
+
+
+def _child(node: Any, part: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_place(node, part, override)]
+    if not isinstance(node, dict):
+        raise ValueError(f"--set {override}: there is no {part} in a value that is not a table")
+    return node.setdefault(part, {})
+
+
+def _place(node: list[Any], part: str, override: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise ValueError(f"--set {override}: {part} is no place in a list of {len(node)}; the first is 0")
+    return int(part)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

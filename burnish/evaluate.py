@@ -1,0 +1,172 @@
+"""Paired evaluation: the same prompts and the same noise, before and after, so that only the weights differ.
+
+    gain = mean over prompts of the mean over images of (reward after - reward before)
+
+The 95 % interval is a bootstrap over prompts (10,000 resamples, percentiles): images of one prompt resemble each other,
+so a prompt with all its images is what is drawn. With a single prompt its images are drawn instead. Several rewards
+are added with their weights, in their own units.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.parts import Judge, Parts
+from burnish.policy import Policy
+from burnish.rewards import score
+from burnish.rollout import Sampler
+from burnish.runs import dumps, write
+from burnish.seeds import generator
+from burnish.types import Prompt, Reward
+from burnish.world import World
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What every image of an evaluation got; images of one prompt are neighbours."""
+
+    prompts: list[str]
+    images_per_prompt: int
+    seed: int
+    chunk: int  # images sampled at once: decides which noise an image gets
+    rewards: list[str]  # names
+    parts: list[list[float]]  # an image's rewards, unweighted
+    judged: list[bool] | None  # whether the judge found what was asked
+
+    def total(self, weights: Tensor) -> Tensor:
+        """The weighted reward of each image, (prompts, images per prompt) float64."""
+        return (torch.tensor(self.parts, dtype=torch.float64) @ weights.double()).view(len(self.prompts), -1)
+
+
+def evaluate(
+    policy: Policy,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    rewards: Mapping[str, Reward],
+    *,
+    judge: Judge | None = None,
+    images_per_prompt: int = 4,
+    seed: int = 1234,
+    chunk: int = 32,
+    world: World | None = None,
+    poll: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Sample `images_per_prompt` images of every prompt from fixed noise and score them.
+
+    `chunk` images are sampled at once; the noise depends on it, so compare only evaluations with the same number.
+    `poll` is called before each chunk and may raise to stop.
+    """
+    world = world or World()
+    asked = [prompt for prompt in prompts for _ in range(images_per_prompt)]
+    rows: list[tuple[int, list[float], bool | None]] = []
+    for number, start in enumerate(range(0, len(asked), chunk)):
+        if number % world.count == 0:
+            poll()  # all processes together, then each takes one chunk
+        if number % world.count != world.rank:
+            continue
+        some = asked[start : start + chunk]
+        group = torch.arange(start, start + len(some)) // images_per_prompt
+        trajectory = sampler.rollout(policy, policy.encode(some), group, generator(seed, "evaluation", start))
+        images = policy.decode(trajectory.latent)
+        parts = score(rewards, images, some).parts.tolist()
+        judged = judge(images, some).tolist() if judge else [None] * len(some)
+        rows += zip(range(start, start + len(some)), parts, judged, strict=True)
+    rows = sorted(world.gather_list(rows))
+    return Evaluation(
+        prompts=[prompt.text for prompt in prompts],
+        images_per_prompt=images_per_prompt,
+        seed=seed,
+        chunk=chunk,
+        rewards=list(rewards),
+        parts=[parts for _, parts, _ in rows],
+        judged=[bool(judged) for _, _, judged in rows] if judge else None,
+    )
+
+
+def measure(
+    parts: Parts,
+    images_per_prompt: int,
+    seed: int,
+    chunk: int,
+    world: World | None = None,
+    poll: Callable[[], None] = lambda: None,
+) -> dict[str, Evaluation]:
+    """Evaluate on the training prompts and, if there are any, on the unseen ones."""
+    return {
+        name: evaluate(
+            parts.policy,
+            parts.sampler,
+            prompts,
+            parts.rewards,
+            judge=parts.judge,
+            images_per_prompt=images_per_prompt,
+            seed=seed,
+            chunk=chunk,
+            world=world,
+            poll=poll,
+        )
+        for name, prompts in parts.judged.items()
+    }
+
+
+def paired(before: Evaluation, after: Evaluation, weights: Tensor) -> dict[str, Any]:
+    """The comparison of two evaluations on the same prompts and noise; a positive gain is a better reward.
+
+    Returns `before, after, paired_mean, ci95: [low, high], judge_before, judge_after`; the judge's are shares of images
+    found right, None without a judge. Raises ValueError if the two cannot be compared.
+    """
+    for key in ("prompts", "images_per_prompt", "seed", "chunk", "rewards"):
+        if getattr(before, key) != getattr(after, key):
+            raise ValueError(f"two evaluations with different {key} cannot be compared; evaluate both anew")
+    old, new = before.total(weights), after.total(weights)
+    return {
+        "before": float(old.mean()),
+        "after": float(new.mean()),
+        "paired_mean": float((new - old).mean()),
+        "ci95": interval(new - old),
+        "judge_before": _share(before.judged),
+        "judge_after": _share(after.judged),
+    }
+
+
+def interval(gain: Tensor) -> list[float]:
+    """The 95 % interval of the mean of `gain` (prompts, images per prompt), by bootstrap over prompts; seeded."""
+    clusters = gain.mean(1) if len(gain) > 1 else gain[0]
+    drawn = torch.randint(len(clusters), (RESAMPLES, len(clusters)), generator=generator("bootstrap"))
+    means = clusters[drawn].mean(1)
+    return [float(means.quantile(q)) for q in (0.025, 0.975)]
+
+
+def compare(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation], weights: Tensor) -> dict[str, Any]:
+    """The contents of evaluation.json: {"train": {...}, "unseen": {...} or None}."""
+    return {
+        name: paired(before[name], after[name], weights) if name in before else None for name in ("train", "unseen")
+    }
+
+
+def keep(path: Path, measured: Mapping[str, Evaluation]) -> None:
+    """Write what `measure` gave."""
+    write(path, dumps({name: asdict(evaluation) for name, evaluation in measured.items()}))
+
+
+def kept(path: Path) -> dict[str, Evaluation] | None:
+    """Read what `keep` wrote; None if there is nothing."""
+    if not path.exists():
+        return None
+    try:
+        return {name: Evaluation(**fields) for name, fields in json.loads(path.read_text("utf-8")).items()}
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not an evaluation of this version of Burnish; delete it and go on") from error
+
+
+def _share(judged: list[bool] | None) -> float | None:
+    return sum(judged) / len(judged) if judged else None

@@ -1,0 +1,182 @@
+"""Families: how each architecture is asked, as a table of small functions; and how a pipeline is found and loaded.
+
+A new architecture is one entry in FAMILIES. Everything else in the library sees a network only as "x0 given (x, t,
+cond)".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.types import Cond
+
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between architectures. ``pipe`` is the diffusers pipeline."""
+
+    network: str  # the pipeline's attribute that is trained
+    encode: Callable[[Any, list[str]], Cond]  # (pipe, texts) -> states, one row a text
+    call: Callable[[Any, Tensor, Tensor, Cond], Tensor]  # (pipe, x, t (B,), cond) -> the network's output
+    decode: Callable[[Any, Tensor], Tensor]  # (pipe, latent) -> images (B, 3, H, W) in [0, 1], float32
+    latent_shape: Callable[[Any], tuple[int, ...]]  # (pipe) -> (C, h, w)
+
+
+def _encode_sd(pipe: Any, texts: list[str]) -> Cond:
+    text, _ = pipe.encode_prompt(texts, pipe.text_encoder.device, 1, do_classifier_free_guidance=False)
+    return {"text": text}
+
+
+def _call_sd(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    return pipe.unet(x, t, encoder_hidden_states=cond["text"], return_dict=False)[0]
+
+
+def _decode_sd(pipe: Any, latent: Tensor) -> Tensor:
+    vae = pipe.vae
+    images = vae.decode(latent.to(vae.device, vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+    return (images.float() / 2 + 0.5).clamp(0, 1)
+
+
+def _latent_sd(pipe: Any) -> tuple[int, ...]:
+    size = pipe.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return (pipe.unet.config.in_channels, height, width)
+
+
+SD = Family("unet", _encode_sd, _call_sd, _decode_sd, _latent_sd)
+
+FAMILIES: dict[str, Family] = {
+    "StableDiffusionPipeline": SD,  # Stable Diffusion 1.x and 2.x
+}
+"""By the name of the diffusers pipeline."""
+
+
+def family_of(name: str) -> Family:
+    """The family of the diffusers pipeline called ``name``."""
+    if name not in FAMILIES:
+        raise ValueError(f"models of the kind {name} are not supported yet; supported: {', '.join(sorted(FAMILIES))}.")
+    return FAMILIES[name]
+
+
+def load_pipeline(
+    model: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    network_dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    variant: str | None = None,
+) -> Any:
+    """A diffusers pipeline from ``zoo:NAME``, a folder or a hub id, without safety checker, from safetensors only.
+
+    ``network_dtype`` is the precision of the network that is trained, where it differs from ``dtype``.
+
+    Raises:
+        FileNotFoundError: there is no such model, or the folder misses a part (which is named).
+        ValueError: the model is of an unsupported kind, or its files cannot be read.
+    """
+    source = _source(str(model))
+    # downloads show their progress
+    with _quiet() if isinstance(source, Path) else nullcontext():
+        index = _index(source, revision)
+        family = family_of(index.get("_class_name", "(unnamed)"))
+        if isinstance(source, Path):
+            _check_parts(source, index, variant)
+        # black images from the checker would be rewarded for their compressibility
+        checker = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
+        from diffusers import DiffusionPipeline
+
+        try:
+            pipe = DiffusionPipeline.from_pretrained(
+                source,
+                dtype={"default": dtype, family.network: network_dtype or dtype},
+                use_safetensors=True,
+                revision=revision,
+                variant=variant,
+                **checker,
+            )
+        except Exception as error:  # a damaged file makes the libraries below raise anything
+            raise ValueError(f"the model {model} cannot be loaded: {_first_line(error)}") from error
+    return pipe.to(device)
+
+
+def _source(model: str) -> Path | str:
+    """A folder, or the text of a hub id."""
+    if model.startswith("zoo:"):
+        from burnish import zoo
+
+        return zoo.path(model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    # a hub id is NAME or OWNER/NAME; everything else can only have been meant as a folder
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or "\\" in model:
+        raise FileNotFoundError(f"the model folder {model} does not exist.")
+    return model
+
+
+def _index(source: Path | str, revision: str | None) -> Mapping[str, Any]:
+    """The pipeline's model_index.json."""
+    if isinstance(source, Path) and not (source / "model_index.json").is_file():
+        raise FileNotFoundError(f"{source} has no model_index.json: give the folder of a whole diffusers pipeline.")
+    from diffusers import DiffusionPipeline
+
+    try:
+        index: Mapping[str, Any] = DiffusionPipeline.load_config(source, revision=revision)
+    except Exception as error:  # network, authorisation, damaged JSON: each library has its own
+        place = "read" if isinstance(source, Path) else "found as a folder or on the hub"
+        raise ValueError(f"the model {source} cannot be {place}: {_first_line(error)}") from error
+    return index
+
+
+def _check_parts(folder: Path, index: Mapping[str, Any], variant: str | None) -> None:
+    """Says which part of a pipeline folder is missing, before a library does it at length."""
+    for part, value in index.items():
+        if not (isinstance(value, (list, tuple)) and value[0]) or part == "safety_checker":
+            continue
+        home = folder / part
+        if not home.is_dir():
+            raise FileNotFoundError(f"the model folder {folder} misses its part '{part}': copy the whole pipeline.")
+        needed = _NEEDED.get(part, "config.json")
+        if not any((home / name).is_file() for name in needed.split()):
+            raise FileNotFoundError(f"the model folder {folder} misses {needed.split()[0]} in its part '{part}'.")
+        weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
+        if part not in _NEEDED and not any(home.glob(weights)):
+            raise FileNotFoundError(f"the model folder {folder} misses the weights ({weights}) in its part '{part}'.")
+
+
+_NEEDED = {
+    "scheduler": "scheduler_config.json",
+    "feature_extractor": "preprocessor_config.json",
+    "tokenizer": "tokenizer.json vocab.json spiece.model",
+    "tokenizer_2": "tokenizer.json vocab.json spiece.model",
+}
+"""Parts without weights, and the files of which each needs one."""
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars while files are read: they would tear the command line's own."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    shown = [module for module in (diffusers_logging, transformers_logging) if module.is_progress_bar_enabled()]
+    for module in shown:
+        module.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for module in shown:
+            module.enable_progress_bar()

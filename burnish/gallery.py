@@ -1,0 +1,76 @@
+"""Pictures on demand: a run or a model opened for sampling, drawn from seeded noise, saved as a grid or one by one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from burnish import config as configuration
+from burnish.guidance import cfg
+from burnish.kernels import ddim
+from burnish.parts import load_policy, load_sampler
+from burnish.policy import Policy
+from burnish.rollout import Sampler
+from burnish.runs import Run
+from burnish.seeds import generator
+from burnish.types import Prompt
+
+CHUNK = 16  # images sampled at once
+
+
+def open_source(source: str, *, steps: int = 0, guidance: float = -1.0, before: bool = False) -> tuple[Policy, Sampler]:
+    """A policy and a sampler from a run directory (as it was trained) or from any model id.
+
+    Args:
+        source: a run directory, `zoo:NAME`, a model folder or a hub id.
+        steps: network calls an image; 0 takes the run's, or 50.
+        guidance: weight of classifier-free guidance; negative takes the run's, or 5.
+        before: a run's model before it was trained.
+    """
+    run = Run(Path(source))
+    if run.exists():
+        config = configuration.load(run.config)
+        if not before and not run.adapter.is_dir():
+            raise FileNotFoundError(f"{run.adapter} is missing: train {source} first, or draw with --before")
+        policy = load_policy(config, adapter="" if before else str(run.adapter))
+        sampler = load_sampler(config)
+        steps = steps or sampler.steps
+        return policy, Sampler(sampler.kernel, steps, sampler.guidance if guidance < 0 else cfg(guidance))
+    policy = Policy.load(source, train="none")
+    return policy, Sampler(ddim(), steps or 50, cfg(5.0 if guidance < 0 else guidance))
+
+
+def draw(policy: Policy, sampler: Sampler, texts: Sequence[str], count: int, seed: int = 0) -> Tensor:
+    """`count` images of each text, (texts * count, 3, H, W) in [0, 1]; a text's noise does not depend on the others."""
+    images = []
+    for text in texts:
+        noise = generator(seed, "draw")
+        for start in range(0, count, CHUNK):
+            rows = min(CHUNK, count - start)
+            cond = policy.encode([Prompt(text)] * rows)
+            trajectory = sampler.rollout(policy, cond, torch.zeros(rows, dtype=torch.long), noise)
+            images.append(policy.decode(trajectory.latent).cpu())
+    return torch.cat(images)
+
+
+def save(images: Tensor, texts: Sequence[str], count: int, out: Path) -> Path:
+    """A grid with one row a text if `out` ends in .png, else a folder of single files; returns `out`."""
+    pixels = images.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    if out.suffix.lower() == ".png":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _, height, width, _ = pixels.shape
+        sheet = pixels.view(len(texts), count, height, width, 3).transpose(1, 2).reshape(len(texts) * height, -1, 3)
+        Image.fromarray(sheet.numpy()).save(out)
+        return out
+    if out.is_file():
+        raise FileExistsError(f"{out} is a file; give a name that ends in .png for a grid, or a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    for row, picture in enumerate(pixels):
+        words = re.sub(r"[^a-z0-9]+", "-", texts[row // count].lower()).strip("-")[:60]
+        Image.fromarray(picture.numpy()).save(out / f"{row // count:02d}-{words}-{row % count:02d}.png")
+    return out

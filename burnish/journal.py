@@ -1,0 +1,159 @@
+"""What a run leaves behind while it goes: checkpoints, the adapter, sample grids, evaluations. `runs` has the places.
+
+Only the main process writes. Everything here can be asked for twice: what is already on the disk is not made again.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from burnish import checkpoint
+from burnish import config as configuration
+from burnish.config import Config
+from burnish.evaluate import Evaluation, compare, keep, kept, measure
+from burnish.parts import Parts
+from burnish.runs import Run, dumps, write
+from burnish.seeds import generator
+from burnish.types import Prompt
+from burnish.world import World
+
+# What may differ from the first start on resume: how long, how fast and what is kept, but not what is learned.
+MAY_CHANGE: dict[str, tuple[str, ...]] = {
+    "iterations": (),
+    "run": ("checkpoint_every", "keep", "sample_every", "sample_prompts", "trackers"),
+    "model": ("device", "gradient_checkpointing"),
+    "batch": ("sample", "replay"),
+    "evaluation": ("every",),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run in this process: what is trained, with what, and where it is written."""
+
+    config: Config
+    run: Run
+    world: World
+    parts: Parts
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler  # idle unless the arithmetic is float16
+    poll: Callable[[], None]  # raises if somebody asked to stop
+
+
+def save(job: Job, iteration: int) -> None:
+    """A checkpoint after `iteration`, and the weights in diffusers' format."""
+    if not job.world.main or iteration == 0 or (job.run.checkpoints / f"{iteration:06d}").exists():
+        return
+    state = checkpoint.State(
+        iteration=iteration,
+        weights=job.parts.policy.state(),
+        optimizer=checkpoint.optimizer_tensors(job.optimizer),
+        advantage=job.parts.advantage.state_dict() if hasattr(job.parts.advantage, "state_dict") else {},
+        scaler=job.scaler.state_dict(),
+    )
+    checkpoint.save(job.run.checkpoints, state, job.config.run.keep)
+    job.parts.policy.save_adapter(job.run.adapter)
+
+
+def restore(job: Job) -> int:
+    """Put the newest checkpoint into the job's parts; returns the iterations that are done, 0 without a checkpoint."""
+    state = checkpoint.restore(job.run.checkpoints)
+    if state is None:
+        return 0
+    try:
+        job.parts.policy.load_state(state.weights)
+    except ValueError as error:
+        raise ValueError(f"{job.run.checkpoints} does not fit the configuration: {error}") from error
+    checkpoint.load_optimizer(job.optimizer, state.optimizer)
+    if state.advantage:
+        job.parts.advantage.load_state_dict(state.advantage)
+    if job.scaler.is_enabled():
+        job.scaler.load_state_dict(state.scaler)
+    return state.iteration
+
+
+def before(job: Job, done: int) -> dict[str, Evaluation] | None:
+    """The evaluation before training: measured at the first start, then read from the run directory."""
+    settings = job.config.evaluation
+    if settings.images_per_prompt == 0:
+        return None
+    if measured := kept(job.run.measured(0)):
+        return measured
+    if done:
+        warnings.warn(f"{job.run.measured(0)} is missing, so there is nothing to compare with", stacklevel=3)
+        return None
+    chunk = job.config.batch.sample
+    measured = measure(job.parts, settings.images_per_prompt, settings.seed, chunk, job.world, job.poll)
+    if job.world.main:
+        keep(job.run.measured(0), measured)
+    return measured
+
+
+def after(job: Job, first: dict[str, Evaluation], iteration: int) -> None:
+    """Measure again with the same noise, and write the comparison with `first`."""
+    settings, chunk = job.config.evaluation, first["train"].chunk
+    measured = measure(job.parts, settings.images_per_prompt, settings.seed, chunk, job.world, job.poll)
+    if job.world.main:
+        keep(job.run.measured(iteration), measured)
+        write(job.run.evaluation, dumps(compare(first, measured, job.parts.weights), indent=1))
+
+
+def draw_samples(job: Job, iteration: int) -> None:
+    """One grid of pictures, from the same prompts and noise each time."""
+    if not job.world.main or not job.config.run.sample_every or job.run.sample(iteration).exists():
+        return
+    parts, prompts = job.parts, spread(job.parts.prompts, job.config.run.sample_prompts)
+    noise, images = generator(job.config.seed, "samples"), []
+    for start in range(0, len(prompts), job.config.batch.sample):
+        some = prompts[start : start + job.config.batch.sample]
+        trajectory = parts.sampler.rollout(parts.policy, parts.policy.encode(some), torch.arange(len(some)), noise)
+        images.append(parts.policy.decode(trajectory.latent).cpu())
+    picture, columns = grid(torch.cat(images))
+    layout = {"texts": [prompt.text for prompt in prompts], "columns": columns, "size": images[0].shape[-1]}
+    write(job.run.samples / "prompts.json", dumps(layout))
+    write(job.run.sample(iteration), picture)
+
+
+def spread(prompts: list[Prompt], count: int) -> list[Prompt]:
+    """`count` prompts at even distances, over and over if there are fewer."""
+    if count <= len(prompts):
+        return [prompts[place * len(prompts) // count] for place in range(count)]
+    return [prompts[place % len(prompts)] for place in range(count)]
+
+
+def grid(images: Tensor) -> tuple[bytes, int]:
+    """Images (B, 3, H, W) in [0, 1] side by side without gaps, row by row, as a PNG; and the number of columns."""
+    count, _, height, width = images.shape
+    columns = math.ceil(math.sqrt(count * height / width))
+    lines = math.ceil(count / columns)
+    sheet = torch.ones(lines * columns, 3, height, width)
+    sheet[:count] = images
+    pixels = sheet.view(lines, columns, 3, height, width).permute(0, 3, 1, 4, 2).reshape(lines * height, -1, 3)
+    file = io.BytesIO()
+    Image.fromarray(pixels.mul(255).round().to(torch.uint8).numpy()).save(file, format="PNG")
+    return file.getvalue(), columns
+
+
+def check_same(config: Config, run: Run) -> None:
+    """ValueError if a run is resumed with another configuration, beyond what may change."""
+    old, new = asdict(configuration.load(run.config)), asdict(config)
+    changed = []
+    for section, value in new.items():
+        if isinstance(value, dict):
+            keys = [key for key in {**value, **old[section]} if value.get(key) != old[section].get(key)]
+            changed += [f"{section}.{key}" for key in keys if key not in MAY_CHANGE.get(section, ())]
+        elif value != old[section] and section not in MAY_CHANGE:
+            changed.append(section)
+    if changed:
+        raise ValueError(
+            f"{run.folder} was trained with another {', '.join(changed)}; leave that as it was, or start a new --out "
+            f'with model.adapter = "{run.adapter}"'
+        )

@@ -1,0 +1,95 @@
+"""Objectives: what the current weights say about stored moves, and how good these were -> a loss.
+
+Called with (replay, advantages); the loss is the mean over images and moves. With l = mean log-density per latent
+dimension, l_old the same under the weights that sampled, A the image's advantage and rho = exp(l - l_old):
+
+    reinforce   -A * l                                                    (DDPO-SF, arXiv 2305.13301)
+    clipped     max(-A * rho, -A * clip(rho, 1 - c, 1 + c))               (DDPO-IS: PPO, arXiv 1707.06347)
+
+Both may add kl * KL(policy || reference) / D. Dividing by the latent's D dimensions puts it in the unit of l, so that
+the coefficients of Flow-GRPO (arXiv 2505.05470) mean the same here; the record shows it in nats. Metrics of every
+objective:
+
+    ratio_deviation   max |rho - 1|: 0 up to rounding before the first update of an iteration
+    approx_kl         mean of 0.5 * (D * (l - l_old))^2, the KL to the sampling weights in nats per image and move
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from burnish.types import Loss, Replay
+
+
+@dataclass(frozen=True)
+class reinforce:
+    """The score function estimator. Right for one optimizer step per batch of images. ``kl``: KL coefficient."""
+
+    kl: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("kl", self.kl, self.kl >= 0)
+
+    def __call__(self, replay: Replay, adv: Tensor) -> Loss:
+        """``adv``: (b,)."""
+        value = -(_column(adv, replay) * replay.logp).mean()
+        return Loss(value + _penalty(self.kl, replay), _metrics(replay))
+
+
+@dataclass(frozen=True)
+class clipped:
+    """Importance sampling with PPO's clip: several optimizer steps per batch of images.
+
+    ``clip`` is in nats per image and move, c = clip / D: the published 1e-4 at D = 16384 is 1.64, and 1.64 is the
+    same trust region at every latent size (see ``kernels.log_prob``). ``kl``: KL coefficient.
+    """
+
+    clip: float = 1.64
+    kl: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("clip", self.clip, self.clip > 0)
+        _check("kl", self.kl, self.kl >= 0)
+
+    def __call__(self, replay: Replay, adv: Tensor) -> Loss:
+        """``adv``: (b,)."""
+        ratio, c, a = (replay.logp - replay.logp_old).exp(), self.clip / replay.dims, _column(adv, replay)
+        # the larger of the two losses: a move that already went too far the right way gets no gradient, but one that
+        # went the wrong way always does
+        value = torch.maximum(-a * ratio, -a * ratio.clamp(1 - c, 1 + c)).mean()
+        outside = ((ratio.detach() - 1).abs() > c).double().mean()
+        return Loss(value + _penalty(self.kl, replay), {**_metrics(replay), "clip_fraction": float(outside)})
+
+
+def _check(name: str, value: float, good: bool) -> None:
+    if not (good and math.isfinite(value)):
+        raise ValueError(f"objective.{name} must be {'> 0' if name == 'clip' else '>= 0'}, not {value}.")
+
+
+def _column(adv: Tensor, replay: Replay) -> Tensor:
+    """Advantages as a column (b, 1) beside the log-densities."""
+    return adv.to(replay.logp.device, replay.logp.dtype)[:, None]
+
+
+def _penalty(weight: float, replay: Replay) -> Tensor | float:
+    if weight == 0:
+        return 0.0
+    if replay.kl is None:
+        raise ValueError("objective.kl > 0 needs a replay with reference=True.")
+    return weight * replay.kl.mean() / replay.dims
+
+
+@torch.no_grad()
+def _metrics(replay: Replay) -> dict[str, float]:
+    change = replay.logp - replay.logp_old
+    metrics = {
+        "ratio_deviation": float(change.expm1().abs().max()),
+        "approx_kl": float(0.5 * (replay.dims * change).square().mean()),
+    }
+    if replay.kl is not None:
+        metrics["kl"] = float(replay.kl.mean())
+    return metrics

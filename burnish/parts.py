@@ -1,0 +1,116 @@
+"""From a configuration to the parts a run is made of: the one place where names become models and functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish import catalog
+from burnish.config import Config, Table, reward_arguments, reward_names
+from burnish.policy import Policy
+from burnish.rollout import Sampler
+from burnish.types import Objective, Prompt, Reward
+
+Judge = Callable[[Tensor, Sequence[Prompt]], Tensor]  # images, prompts -> (B,) bool: shows what was asked
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that a configuration names."""
+
+    policy: Policy
+    sampler: Sampler
+    prompts: list[Prompt]
+    rewards: dict[str, Reward]
+    weights: Tensor  # (K,) of the rewards
+    advantage: Any  # an Advantage; one that remembers has state_dict and load_state_dict
+    objective: Objective
+    judge: Judge | None
+    judged: dict[str, list[Prompt]]  # evaluation prompts: "train" and, if there are any, "unseen"
+
+
+def assemble(config: Config, device: str = "") -> Parts:
+    """Load and build everything; what takes longest comes last, so that a slip is told soon."""
+    prompts = load_prompts(config.prompts, "prompts")
+    judged = {"train": load_prompts(config.evaluation.prompts, "evaluation.prompts") or prompts}
+    if config.evaluation.unseen:
+        judged["unseen"] = load_prompts(config.evaluation.unseen, "evaluation.unseen")
+    advantage = catalog.build("advantage", config.advantage)
+    objective = catalog.build("objective", config.objective)
+    sampler = load_sampler(config)
+    policy = load_policy(config, device)
+    check_transitions(config, policy, sampler)
+    return Parts(
+        policy=policy,
+        sampler=sampler,
+        prompts=prompts,
+        rewards=load_rewards(config),
+        weights=torch.tensor([float(table.get("weight", 1.0)) for table in config.rewards]),
+        advantage=advantage,
+        objective=objective,
+        judge=load_judge(config),
+        judged=judged,
+    )
+
+
+def load_prompts(table: Table, where: str) -> list[Prompt]:
+    """The prompts of a source; an empty table gives none."""
+    return catalog.build("prompts", table, where) if table else []
+
+
+def load_sampler(config: Config) -> Sampler:
+    """Kernel, steps and guidance."""
+    kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
+    guidance = catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
+    return Sampler(kernel, config.sampler.steps, guidance)
+
+
+def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
+    """The model with its trainable weights; `device` and `adapter` stand in for the configuration's."""
+    model = config.model
+    return Policy.load(
+        model.id,
+        train=model.train,
+        rank=model.rank,
+        alpha=model.alpha,
+        targets=tuple(model.targets),
+        dtype=model.dtype,
+        device=device or model.device,
+        gradient_checkpointing=model.gradient_checkpointing,
+        revision=model.revision or None,
+        variant=model.variant or None,
+        adapter=adapter or model.adapter or None,
+        reference=model.train == "full" and config.objective.get("kl", 0) > 0,
+    )
+
+
+def load_rewards(config: Config) -> dict[str, Reward]:
+    """Reward by name, in the order of the configuration."""
+    tables = zip(reward_names(config), config.rewards, strict=True)
+    return {
+        name: catalog.build("reward", reward_arguments(table), f"rewards.{place}")
+        for place, (name, table) in enumerate(tables)
+    }
+
+
+def load_judge(config: Config) -> Judge | None:
+    """The classifier of the embedded models, where it is asked for."""
+    if not config.evaluation.judge or not config.evaluation.images_per_prompt:
+        return None
+    from burnish.zoo import judge
+
+    return judge.load()
+
+
+def check_transitions(config: Config, policy: Policy, sampler: Sampler) -> None:
+    """ValueError if the sampler has fewer moves to train on than are asked for."""
+    moves = sampler.transitions(policy)
+    if config.batch.transitions > moves:
+        raise ValueError(
+            f"batch.transitions = {config.batch.transitions}, but an image of {config.sampler.steps} steps has only "
+            f"{moves} noisy moves; lower it, or take 0 for all"
+        )

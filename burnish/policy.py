@@ -1,0 +1,235 @@
+"""The policy: a diffusion model as "x0 given (x, t, cond)", with the weights that learn and the ways to set them aside.
+
+What learns is a LoRA adapter or the whole network. Its weights are float32 always; ``dtype`` is the precision of what
+is frozen and of the arithmetic (autocast), the same while sampling and while training. Dropout is off always.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from burnish import adapter as lora
+from burnish.cpu import suit
+from burnish.families import Family, family_of, load_pipeline
+from burnish.schedule import Schedule
+from burnish.types import Cond, Prompt
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+TEXTS_KEPT = 1024
+"""Encoded prompts that are remembered; at Stable Diffusion's 77 x 768 states, 0.24 MB each."""
+
+
+class Policy:
+    """A generator that can be sampled and trained. Made by ``Policy.load``.
+
+    Attributes:
+        pipe: the diffusers pipeline, usable as it is.
+        schedule: its noise schedule.
+        latent_shape: (C, h, w).
+        trainable: the parameters that learn, float32; empty with ``train="none"``.
+        device, dtype: where and in which precision the network computes.
+        train: "lora", "full" or "none".
+    """
+
+    def __init__(
+        self, pipe: Any, family: Family, train: str, dtype: torch.dtype, first: list[Tensor] | None = None
+    ) -> None:
+        """``first``: with "full", a copy of the weights before training, in the order of ``trainable``."""
+        self.pipe, self.train, self.dtype = pipe, train, dtype
+        self.schedule = Schedule.of(pipe.scheduler)
+        self.latent_shape = family.latent_shape(pipe)
+        self._family = family
+        self._network: nn.Module = getattr(pipe, family.network)
+        self._named = {name: p for name, p in self._network.named_parameters() if p.requires_grad}
+        self.trainable = list(self._named.values())
+        self.device = next(self._network.parameters()).device
+        self._slots, self._first = lora.slots(self._network), first
+        self._state: lora.State = "adapter"
+        self._texts: dict[str, Cond] = {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        train: str = "lora",
+        rank: int = 4,
+        alpha: float = 4,
+        targets: Sequence[str] = TARGETS,
+        dtype: str = "float32",
+        device: str | torch.device = "auto",
+        gradient_checkpointing: bool = False,
+        revision: str | None = None,
+        variant: str | None = None,
+        adapter: str | Path | None = None,
+        reference: bool = False,
+    ) -> Policy:
+        """A policy from ``zoo:NAME``, a pipeline's folder or a hub id.
+
+        Args:
+            model: what to load.
+            train: "lora", "full" or "none" (evaluation only).
+            rank: of a new LoRA adapter.
+            alpha: its scale times its rank.
+            targets: ends of the names of the layers that get one.
+            dtype: "float32", "float16" or "bfloat16".
+            device: "auto" takes the GPU where there is one.
+            gradient_checkpointing: less memory, a third more time.
+            revision: of the hub.
+            variant: of the weight files, such as "fp16".
+            adapter: a folder that ``save_adapter`` wrote, to start from.
+            reference: with "full", keep a copy of the first weights for ``reference()``; an adapter needs none.
+
+        Raises:
+            FileNotFoundError: there is no such model, or it or the adapter misses a part, which is named.
+            ValueError: a setting or a file is wrong; the message names it.
+
+        Example:
+            >>> policy = Policy.load("zoo:emoji-sd")                                      # doctest: +SKIP
+            >>> policy.encode([Prompt("a fox")])["text"].shape                           # doctest: +SKIP
+        """
+        _check(train, rank, alpha, dtype)
+        pipe = load_pipeline(
+            model,
+            dtype=DTYPES[dtype],
+            network_dtype=torch.float32 if train == "full" else None,
+            device=_device(device),
+            revision=revision,
+            variant=variant,
+        )
+        family = family_of(type(pipe).__name__)
+        network = getattr(pipe, family.network)
+        for part in pipe.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False)
+        if train == "lora":
+            lora.add(network, rank, alpha, targets)
+        elif train == "full":
+            network.requires_grad_(True)
+        suit(network, family.latent_shape(pipe))
+        first = [p.detach().clone() for p in network.parameters()] if train == "full" and reference else None
+        if adapter is not None:
+            lora.read(pipe, family.network, Path(adapter), train, alpha)
+        if gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        for part in pipe.components.values():
+            if isinstance(part, nn.Module):
+                part.eval()  # the adapter's layers too
+        return cls(pipe, family, train, DTYPES[dtype], first)
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[Prompt]) -> Cond:
+        """The prompts as the network reads them, one row a prompt; each text is encoded once and remembered.
+
+        One by one, so that a text's states do not depend, in the last bit, on its neighbours.
+        """
+        rows = []
+        for prompt in prompts:
+            if prompt.text not in self._texts:
+                self._texts[prompt.text] = self._family.encode(self.pipe, [prompt.text])
+            rows.append(self._texts[prompt.text])
+        while len(self._texts) > TEXTS_KEPT:
+            del self._texts[next(iter(self._texts))]
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def null(self, n: int) -> Cond:
+        """The empty prompt for ``n`` rows."""
+        return {name: value.expand(n, *value.shape[1:]) for name, value in self.encode([Prompt("")]).items()}
+
+    def noise(self, n: int, generator: torch.Generator) -> Tensor:
+        """Where ``n`` trajectories start: (n, *latent) float32, drawn from the CPU ``generator``."""
+        return torch.randn((n, *self.latent_shape), generator=generator).to(self.device)
+
+    def predict(self, x: Tensor, t: Tensor, cond: Cond, guidance: Callable[..., Tensor]) -> Tensor:
+        """The network's guided guess of x0, (B, *latent) float32, at ``x`` and times ``t`` (B,) int64 on the CPU."""
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            out = guidance(self._call, x, t.to(self.device, non_blocking=True), cond, self.null(len(x)))
+        return self.schedule.x0(x, t, out)
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> Tensor:
+        """Images (B, 3, H, W) float32 in [0, 1]."""
+        return self._family.decode(self.pipe, latent)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Within it the network is the one before training."""
+        if self.train == "full" and self._first is None:
+            raise RuntimeError("a fully trained policy has a reference only if it was loaded with reference=True.")
+        return self._as("reference")
+
+    def merged(self) -> AbstractContextManager[None]:
+        """Within it the adapter costs nothing and cannot be trained. The base weights come back bit for bit."""
+        return self._as("merged")
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of what was learned by parameter name, float32 on the CPU."""
+        return {name: p.detach().cpu().clone(memory_format=torch.contiguous_format) for name, p in self._named.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes over what ``state`` gave; raises ValueError and changes nothing if it does not fit."""
+        lora.fill(self._named, state, "the checkpoint")
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Writes what was learned: a LoRA for diffusers' ``pipe.load_lora_weights(folder)``, or the whole network."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".adapter-", dir=folder))
+        try:
+            if self.train == "full":
+                self._network.save_pretrained(made)  # type: ignore[operator]
+            else:
+                lora.write(self.pipe, self._family.network, made)
+            for file in sorted(made.iterdir()):
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+                os.replace(file, folder / file.name)
+        finally:
+            shutil.rmtree(made)
+
+    def _call(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return self._family.call(self.pipe, x.to(self.dtype), t, cond)
+
+    @contextmanager
+    def _as(self, state: lora.State) -> Iterator[None]:
+        before = self._state
+        self._switch(state)
+        try:
+            yield
+        finally:
+            self._switch(before)
+
+    def _switch(self, state: lora.State) -> None:
+        if self._first is not None and (state == "reference") != (self._state == "reference"):
+            for i, p in enumerate(self.trainable):
+                p.data, self._first[i] = self._first[i], p.data
+        for slot in self._slots:
+            slot.fill(state)
+        self._state = state
+
+
+def _check(train: str, rank: int, alpha: float, dtype: str) -> None:
+    if train not in ("lora", "full", "none"):
+        raise ValueError(f"model.train must be 'lora', 'full' or 'none', not '{train}'.")
+    if dtype not in DTYPES:
+        raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, not '{dtype}'.")
+    if rank < 1 or not alpha > 0:
+        raise ValueError(f"model.rank must be at least 1 and model.alpha > 0, not {rank} and {alpha}.")
+
+
+def _device(name: str | torch.device) -> torch.device:
+    """With "auto" this process's GPU (torchrun numbers them), or the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")

@@ -1,0 +1,202 @@
+"""Before hours are spent: one small rehearsal of an iteration, and what it shows, one line a finding.
+
+Sampled, scored, replayed and differentiated is one chunk each, at the sizes of the configuration, so that a batch that
+does not fit into memory fails here. Nothing is trained and nothing is written.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from burnish.config import Config
+from burnish.parts import Parts, assemble
+from burnish.rewards import score
+from burnish.rollout import Sampler
+from burnish.seeds import generator, seed_globals
+from burnish.types import Prompt, Scores, Trajectory
+
+LEAST_IMAGES = 4  # a prompt, for a group's mean and spread to mean anything
+SLOW_TRACKER = 10  # iterations until a running mean is used
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was found and, unless it is fine, what to do about it."""
+
+    level: Literal["ok", "warning", "error"]
+    text: str
+    remedy: str = ""
+
+
+def preflight(config: Config) -> list[Finding]:
+    """Rehearse a part of one iteration of `config`. What cannot even be loaded raises, as in training."""
+    seed_globals(config.seed, "weights")
+    parts = assemble(config)
+    try:
+        return [*_prompts(config, parts), *_rehearsal(config, parts)]
+    except torch.OutOfMemoryError:
+        return [Finding("error", "out of memory", "lower batch.sample or batch.replay, or use model.dtype float16")]
+
+
+def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
+    policy, sampler = parts.policy, parts.sampler
+    if policy.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(policy.device)
+    prompts, group = _some_prompts(config, parts)
+    started = time.perf_counter()
+    trajectory = sampler.rollout(policy, policy.encode(prompts), group, generator(config.seed, "preflight"))
+    images = policy.decode(trajectory.latent)
+    sampling = _since(started, parts) / len(prompts)
+    yield from _finite(trajectory)
+
+    started = time.perf_counter()
+    scores = score(parts.rewards, images, prompts)
+    scoring = _since(started, parts) / len(prompts)
+    yield from _spread(scores, group, config)
+
+    pairs = config.batch.replay
+    rows = torch.arange(pairs) % len(prompts)
+    moves = (torch.arange(pairs) * 7) % trajectory.logp.shape[1]  # spread over the trajectory
+    started = time.perf_counter()
+    replay = sampler.replay(policy, trajectory, rows, moves[:, None], reference=getattr(parts.objective, "kl", 0) > 0)
+    loss = parts.objective(replay, torch.ones(pairs))
+    loss.value.backward()
+    training = _since(started, parts) / pairs
+    for parameter in policy.trainable:
+        parameter.grad = None
+    yield from _ratio(config, parts, sampler, trajectory)
+    yield _memory(parts)
+    yield _time(config, parts, sampling, scoring, training, trajectory.logp.shape[1])
+
+
+def _some_prompts(config: Config, parts: Parts) -> tuple[list[Prompt], torch.Tensor]:
+    """One chunk of images: at least two of each of at least two prompts where the chunk allows."""
+    total = min(config.batch.sample, max(4, config.batch.prompts * config.batch.images_per_prompt))
+    each = min(max(2, config.batch.images_per_prompt), max(1, total // 2))
+    group = (torch.arange(total) // each) % len(parts.prompts)
+    group = group.sort().values
+    return [parts.prompts[number] for number in group.tolist()], group
+
+
+def _prompts(config: Config, parts: Parts) -> Iterator[Finding]:
+    """Are there enough images a prompt for the advantage to mean something?"""
+    batch, kind = config.batch, config.advantage["use"]
+    text = f"{batch.prompts} of {len(parts.prompts)} prompts x {batch.images_per_prompt} images an iteration"
+    if kind == "group" and batch.images_per_prompt == 1:
+        yield Finding("error", f"{text}: a group of one has no advantage", "raise batch.images_per_prompt")
+    elif kind == "group" and batch.images_per_prompt < LEAST_IMAGES:
+        remedy = f"raise batch.images_per_prompt to {LEAST_IMAGES} or more"
+        yield Finding("warning", f"{text}: few to compare within a prompt", remedy)
+    elif kind == "tracker":
+        wanted = getattr(parts.advantage, "min_count", 16)
+        until = math.ceil(wanted * len(parts.prompts) / (batch.prompts * batch.images_per_prompt))
+        text = f"{text}: a prompt's own mean is used after about {until} iterations"
+        remedy = "fewer prompts, more images, or advantage.use = group" if until > SLOW_TRACKER else ""
+        yield Finding("warning" if remedy else "ok", text, remedy)
+    else:
+        yield Finding("ok", text)
+
+
+def _finite(trajectory: Trajectory) -> Iterator[Finding]:
+    """Log-densities at every step."""
+    bad = (~trajectory.logp.isfinite()).any(0).nonzero().flatten().tolist()
+    if bad:
+        times = ", ".join(str(int(trajectory.t[step])) for step in bad[:5])
+        remedy = "use model.dtype float32 or bfloat16, or fewer sampler.steps"
+        yield Finding("error", f"log-probability is not finite at timestep {times}", remedy)
+    else:
+        yield Finding("ok", f"log-probabilities are finite at all {trajectory.logp.shape[1]} noisy moves")
+
+
+def _ratio(config: Config, parts: Parts, sampler: Sampler, trajectory: Trajectory) -> Iterator[Finding]:
+    """Before the first update the ratio must be 1 at every move: at most a tenth of the clip range off."""
+    worst, where, dims, count = 0.0, 0, 1, trajectory.logp.shape[1]
+    images = torch.arange(min(config.batch.replay, len(trajectory.group)))
+    with torch.no_grad():
+        for step in range(count):
+            replay = sampler.replay(parts.policy, trajectory, images, torch.full((len(images), 1), step))
+            deviation = float((replay.logp - replay.logp_old).abs().max())
+            dims = replay.dims
+            if not deviation <= worst:  # also true for NaN
+                worst, where = deviation, step
+    clip = getattr(parts.objective, "clip", 1.64)
+    nats = worst * dims
+    text = f"ratio - 1 before the first update is {worst:.1e} at most ({nats:.2g} nats; the clip range is {clip:g})"
+    if nats <= clip / 10:
+        yield Finding("ok", text)
+    else:
+        remedy = "use model.dtype float32, or float16 rather than bfloat16"
+        yield Finding("error", f"{text}, at timestep {int(trajectory.t[where])}", remedy)
+
+
+def _spread(scores: Scores, group: torch.Tensor, config: Config) -> Iterator[Finding]:
+    """Does each reward tell images apart, also images of one prompt? Is it plain which way is better?"""
+    for place, name in enumerate(scores.names):
+        column = scores.parts[:, place]
+        within = max(float(column[group == number].std(correction=0)) for number in group.unique())
+        weight = float(config.rewards[place].get("weight", 1.0))
+        better = "higher" if weight > 0 else "LOWER (its weight is negative)" if weight < 0 else "nothing (weight 0)"
+        text = (
+            f"reward {name}: {column.min():.4g} to {column.max():.4g}, mean {column.mean():.4g}, "
+            f"std within a prompt up to {within:.2g}; trained towards {better}"
+        )
+        if len(column) > 1 and float(column.max()) == float(column.min()):
+            yield Finding("error", text, "the reward is constant: try it alone with burnish.check_reward")
+        elif within == 0 and config.advantage["use"] == "group":
+            remedy = "images of one prompt all score the same: use a finer reward, or advantage.use = batch"
+            yield Finding("warning", text, remedy)
+        else:
+            yield Finding("ok", text) if weight else Finding("warning", text, "give it a weight or leave it out")
+
+
+def _memory(parts: Parts) -> Finding:
+    """The highest use of memory so far; on a GPU also how much there is."""
+    device = parts.policy.device
+    if device.type == "cuda":
+        peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+        text = f"{peak / MIB:,.0f} of {total / MIB:,.0f} MiB of GPU memory at most, before the optimizer's share"
+        close = peak > 0.85 * total
+        return Finding("warning" if close else "ok", text, "lower batch.sample and batch.replay" if close else "")
+    if sys.platform == "win32" or device.type == "mps":
+        return Finding("ok", "memory is not measured on this device")
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return Finding("ok", f"{peak / MIB:,.0f} MiB of memory at most")
+
+
+def _time(config: Config, parts: Parts, sampling: float, scoring: float, training: float, moves: int) -> Finding:
+    """An estimate; the first calls are slower than the later ones, so it errs on the long side."""
+    batch, settings = config.batch, config.evaluation
+    images = batch.prompts * batch.images_per_prompt
+    pairs = images * (batch.transitions or moves) * batch.epochs
+    iteration = images * max(sampling, scoring) + pairs * training
+    evaluated = settings.images_per_prompt * sum(len(prompts) for prompts in parts.judged.values())
+    times = 2 + (config.iterations // settings.every if settings.every else 0)
+    total = config.iterations * iteration + times * evaluated * (sampling + scoring)
+    text = (
+        f"about {_duration(iteration)} an iteration ({images} images, {pairs} trained moves), "
+        f"{_duration(total)} for {config.iterations} iterations and {times} evaluations of {evaluated} images"
+    )
+    return Finding("ok", text)
+
+
+def _since(started: float, parts: Parts) -> float:
+    if parts.policy.device.type == "cuda":
+        torch.cuda.synchronize(parts.policy.device)
+    return time.perf_counter() - started
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.2g} s"

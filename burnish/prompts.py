@@ -1,0 +1,157 @@
+"""Prompt sources: each returns the list of prompts that an iteration draws from.
+
+The sets of DDPO (arXiv 2305.13301): 45 common animals, the 398 animals of ImageNet-1k, 45 animals x 3 activities. Then
+the nouns of the embedded models, a list, a text file, a JSONL file, and a template with all combinations of its fields.
+``{noun}`` in a text is replaced; ``a {noun}`` also gets the right article (``an ant``, ``a unicorn``).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from burnish.types import Prompt
+
+ANIMALS: tuple[str, ...] = tuple(
+    """cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf lizard beetle
+    ant butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog chicken duck goose bee pig turkey fly
+    llama camel bat gorilla hedgehog kangaroo""".split()
+)
+ACTIVITIES: tuple[str, ...] = ("washing the dishes", "riding a bike", "playing chess")
+LONGEST_LINE = 2000  # characters: a text encoder reads 77 tokens, so a longer line is a mistake, not a prompt
+
+
+def animals(text: str = "{noun}") -> list[Prompt]:
+    """DDPO's 45 common animals; the bare noun, as in the paper's code, unless `text` says otherwise."""
+    return template(text, noun=list(ANIMALS))
+
+
+def imagenet_animals(text: str = "{noun}") -> list[Prompt]:
+    """The 398 animals of ImageNet-1k (classes 0 to 397); the prompt is the whole line of synonyms, as in the paper."""
+    listed = (files("burnish") / "data" / "imagenet_animals.txt").read_text("utf-8")
+    return template(text, noun=listed.splitlines())
+
+
+def activities(text: str = "a {noun} {activity}") -> list[Prompt]:
+    """DDPO's 45 animals x 3 activities: "a cat washing the dishes", "an ant riding a bike", ..."""
+    return template(text, noun=list(ANIMALS), activity=list(ACTIVITIES))
+
+
+def zoo_nouns(split: str = "animals", text: str = "a {noun}") -> list[Prompt]:
+    """What the embedded models can draw: `split` is "animals" (the paper's 45), "objects" (the rest) or "all"."""
+    vocabulary = json.loads((files("burnish") / "zoo" / "vocabulary.json").read_text("utf-8"))
+    nouns = {
+        "animals": vocabulary["animals"],
+        "objects": vocabulary["objects"],
+        "all": [*vocabulary["animals"], *vocabulary["objects"]],
+    }
+    if split not in nouns:
+        raise ValueError(f"zoo_nouns: split = {split!r} is unknown; use one of {', '.join(nouns)}")
+    return template(text, noun=nouns[split])
+
+
+def listed(texts: list) -> list[Prompt]:
+    """Prompts written where they are used: `texts = ["a cat", "a dog on the moon"]`."""
+    if not texts:
+        raise ValueError("prompts: texts is empty; give at least one prompt")
+    for row, text in enumerate(texts, 1):
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"prompts: text {row} is {text!r}; give a text that is not empty")
+    return [Prompt(text) for text in texts]
+
+
+def lines(path: str, text: str = "{noun}") -> list[Prompt]:
+    """One prompt a line from a UTF-8 text file; empty lines are skipped. `text` may wrap each: "a photo of {noun}"."""
+    return template(text, noun=[line for _, line in _rows(Path(path))])
+
+
+def jsonl(path: str, key: str = "prompt") -> list[Prompt]:
+    """One JSON object a line; its `key` is the prompt and the rest becomes the prompt's metadata."""
+    prompts = []
+    for row, line in _rows(Path(path)):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, row {row}: not a JSON object ({error.msg}); write one object a line") from error
+        if not isinstance(entry, dict) or not isinstance(entry.get(key), str) or not entry[key].strip():
+            raise ValueError(f'{path}, row {row}: no text under "{key}"; write {{"{key}": "a cat", ...}} on each line')
+        prompts.append(Prompt(entry.pop(key), entry))
+    return prompts
+
+
+def template(text: str = "a {noun}", **fields: Any) -> list[Prompt]:
+    """Every combination of the fields put into `text`; the values also become the prompt's metadata.
+
+    A field is a list of texts, `"animals"`, `"activities"`, or the path of a text file with one value a line.
+
+    >>> [prompt.text for prompt in template("a {colour} {noun}", colour=["red", "orange"], noun=["cat"])]
+    ['a red cat', 'an orange cat']
+    """
+    wanted = re.findall(r"{(\w+)}", text)
+    for name in wanted:
+        if name not in fields:
+            raise ValueError(f"prompts: {text!r} needs a value for {{{name}}}; add {name} = [...]")
+    for name in fields:
+        if name not in wanted:
+            raise ValueError(f"prompts: {name} is not used in {text!r}; write {{{name}}} in the text or leave it out")
+    values = {name: _values(name, field) for name, field in fields.items()}
+    combinations = (dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
+    return [Prompt(fill(text, combination), combination) for combination in combinations]
+
+
+def fill(text: str, fields: Mapping[str, str]) -> str:
+    """`text` with its {fields} replaced; an "a" or "an" straight before one becomes the article of the value."""
+
+    def replace(match: re.Match[str]) -> str:
+        value = fields[match["name"]]
+        return f"{article(value)} {value}" if match["article"] else value
+
+    return re.sub(r"(?:\b(?P<article>an?) )?{(?P<name>\w+)}", replace, text)
+
+
+def article(noun: str) -> str:
+    """ "a" or "an", by sound: an ant, an hour, a unicorn."""
+    word = noun.lower()
+    if re.match(r"uni(?!n)|use|usu|ut[ei]|eu|ewe|one\b|once", word):
+        return "a"
+    return "an" if re.match(r"[aeiou]|hour|honest|heir", word) else "a"
+
+
+def _values(name: str, field: Any) -> Sequence[str]:
+    if isinstance(field, str):
+        known = {"animals": ANIMALS, "activities": ACTIVITIES}
+        return known[field] if field in known else [line for _, line in _rows(Path(field))]
+    if not isinstance(field, Sequence) or not field or not all(isinstance(value, str) for value in field):
+        raise ValueError(f"prompts: {name} must be a list of texts or the path of a text file, not {field!r}")
+    return field
+
+
+def _rows(path: Path) -> list[tuple[int, str]]:
+    """(row number, line) of every line that is not empty; what is wrong with the file is said with its row."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such prompt file; check the path (it is relative to the current folder)")
+    if not path.is_file():
+        raise ValueError(f"{path}: a folder, not a prompt file; give a text file with one prompt a line")
+    rows = []
+    for row, raw in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            line = raw.decode("utf-8-sig" if row == 1 else "utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, row {row}: not UTF-8 text; save the file as UTF-8") from error
+        if any(ord(character) < 32 and character != "\t" for character in line):
+            raise ValueError(f"{path}, row {row}: a binary file, not text; give a text file with one prompt a line")
+        if len(line) > LONGEST_LINE:
+            raise ValueError(
+                f"{path}, row {row}: {len(line)} characters in one line; keep a prompt under {LONGEST_LINE} "
+                "(a text encoder reads about 77 tokens)"
+            )
+        if line:
+            rows.append((row, line))
+    if not rows:
+        raise ValueError(f"{path}: no prompts in it; write one prompt a line")
+    return rows

@@ -1,0 +1,115 @@
+"""Rollout and replay: trajectories out of a policy, and what the current weights say about their moves.
+
+Both go through ``Sampler._transition``, the only place where a step is computed, so sampling and training cannot
+drift apart: before the first update the ratio of the two densities is 1 up to rounding. Trajectories are kept in
+float32 for the same reason: rounded to half precision, the last steps would lie off their own densities by many clip
+ranges.
+
+T counts the moves whose noise reaches the image. A last step without noise (a schedule that ends in the data itself)
+is taken, but it is no action: nothing is learned from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from burnish import kernels
+from burnish.policy import Policy
+from burnish.types import Cond, Gaussian, Kernel, Replay, Trajectory
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How images are drawn: ``steps`` calls of the network under ``guidance``, each followed by a ``kernel`` move."""
+
+    kernel: Kernel
+    steps: int
+    guidance: Callable[..., Tensor]
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"sampler.steps must be at least 1, not {self.steps}.")
+
+    def times(self, policy: Policy) -> Tensor:
+        """The grid (steps + 1,), noisiest first; the last may be -1, the data itself."""
+        return policy.schedule.times(self.steps)
+
+    def transitions(self, policy: Policy) -> int:
+        """T: how many moves have noise. All of them, or all but the last."""
+        times = self.times(policy)
+        nothing = torch.zeros(self.steps, 1, 1, 1)
+        level_t, level_s = policy.schedule.level(times[:-1]), policy.schedule.level(times[1:])
+        noisy = self.kernel(nothing, nothing, level_t, level_s).std.flatten() > kernels.LEAST_STD
+        count = int(noisy.sum())
+        if count == 0 or not bool(noisy[:count].all()) or count < self.steps - 1:
+            raise ValueError(
+                f"only {count} of {self.steps} steps have noise, so there is nothing to learn from: use more "
+                "sampler.steps or a larger sampler.kernel.eta."
+            )
+        return count
+
+    @torch.no_grad()
+    def rollout(self, policy: Policy, cond: Cond, group: Tensor, generator: torch.Generator) -> Trajectory:
+        """Draws one image a row of ``cond`` (B rows) and ``group`` (B,). All noise comes from the CPU ``generator``."""
+        times, count, rows = self.times(policy), self.transitions(policy), len(group)
+        x = policy.noise(rows, generator)
+        states, logp = x.new_empty(rows, count + 1, *policy.latent_shape), x.new_empty(rows, count)
+        states[:, 0] = x
+        with policy.merged():
+            for i in range(self.steps):
+                move = self._transition(policy, x, times[i].expand(rows), times[i + 1].expand(rows), cond)
+                if i == count:
+                    x = move.mean
+                    break
+                x = kernels.sample(move, generator)
+                states[:, i + 1], logp[:, i] = x, kernels.log_prob(move, x)
+        return Trajectory(states, times[: count + 1], logp, x, cond, group)
+
+    def replay(
+        self, policy: Policy, traj: Trajectory, images: Tensor, steps: Tensor, reference: bool = False
+    ) -> Replay:
+        """The log-density of stored moves under the current weights, with gradient, as one flat batch.
+
+        Args:
+            policy: the current weights.
+            traj: what was sampled.
+            images: (b,) int64, rows of ``traj``.
+            steps: (b, k) int64 in 0..T-1, the moves of each image.
+            reference: also ask the weights before training, for ``logp_ref`` and ``kl``.
+        """
+        shape, here = steps.shape, traj.x.device
+        t, s = (traj.t[(steps.cpu() + more).flatten()] for more in (0, 1))
+        i, j = images.to(here).repeat_interleave(shape[1]), steps.to(here).flatten()
+        x, y, logp_old = (part.to(policy.device) for part in (traj.x[i, j], traj.x[i, j + 1], traj.logp[i, j]))
+        cond = {name: value[i].to(policy.device) for name, value in traj.cond.items()}
+
+        now = self._transition(policy, x, t, s, cond)
+        logp = kernels.log_prob(now, y).view(shape)
+        if not reference:
+            return Replay(logp, logp_old.view(shape), x[0].numel())
+        with torch.no_grad(), policy.reference():
+            first = self._transition(policy, x, t, s, cond)
+        logp_ref, kl = kernels.log_prob(first, y).view(shape), kernels.kl(now, first).view(shape)
+        return Replay(logp, logp_old.view(shape), x[0].numel(), logp_ref, kl)
+
+    def _transition(self, policy: Policy, x: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Gaussian:
+        """The move of each row of ``x`` from time ``t`` (B,) to ``s`` (B,), both on the CPU."""
+        x0 = policy.predict(x, t, cond, self.guidance)
+        return self.kernel(x, x0, policy.schedule.level(t, policy.device), policy.schedule.level(s, policy.device))
+
+
+def join(parts: Sequence[Trajectory]) -> Trajectory:
+    """The trajectories of several chunks as one; group numbers are kept as they are."""
+    first = parts[0]
+    return Trajectory(
+        x=torch.cat([part.x for part in parts]),
+        t=first.t,
+        logp=torch.cat([part.logp for part in parts]),
+        latent=torch.cat([part.latent for part in parts]),
+        cond={name: torch.cat([part.cond[name] for part in parts]) for name in first.cond},
+        group=torch.cat([part.group for part in parts]),
+    )

@@ -1,0 +1,213 @@
+"""A run directory: where everything a run leaves behind lies, and how it is written and read. Standard library only.
+
+    RUN/config.toml            the resolved configuration; can be trained again as it is
+    RUN/log.jsonl              one JSON object an iteration
+    RUN/samples/000012.png     the same prompts and noise after 12 iterations (000000: before the first)
+    RUN/samples/prompts.json   what the grids show: {"texts": [...], "columns": 4, "size": 64}
+    RUN/checkpoints/000012/    everything needed to go on after iteration 12
+    RUN/evaluations/000012.json  each image's rewards in an evaluation after 12 iterations (train and unseen prompts)
+    RUN/evaluation.json        the paired comparison of the last evaluation with the one before training
+    RUN/adapter/               the trained weights in diffusers' LoRA format (a model folder after full fine-tuning)
+    RUN/lock                   who is writing here
+
+Every file is written beside its final place, flushed to the disk and moved there, so a crash leaves the old or the new.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+Record = dict[str, Any]
+"""One line of log.jsonl."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The paths in a run directory, and what is done to its log."""
+
+    folder: Path
+
+    @staticmethod
+    def create(folder: str | os.PathLike[str]) -> Run:
+        """A folder for a new run, which it is once it has a config.toml; an error if anything is in it already."""
+        run = Run(Path(folder))
+        if run.exists():
+            raise FileExistsError(f"{run.folder} already holds a run; go on with it by --resume or take another --out")
+        if run.folder.exists() and not run.folder.is_dir():
+            raise FileExistsError(f"{run.folder} is a file; choose another --out")
+        left = [path.name for path in run.folder.iterdir() if path.name != "lock"] if run.folder.exists() else []
+        if left:
+            raise FileExistsError(f"{run.folder} is not empty and not a run ({left[0]} is in it); choose another --out")
+        with said(run.folder):
+            run.folder.mkdir(parents=True, exist_ok=True)
+        return run
+
+    @staticmethod
+    def open(folder: str | os.PathLike[str]) -> Run:
+        """The run in `folder`; an error if there is none."""
+        run = Run(Path(folder))
+        if not run.exists():
+            raise FileNotFoundError(f"{run.folder} holds no run (no config.toml in it); give the --out of a training")
+        return run
+
+    def exists(self) -> bool:
+        """Whether a run lies here."""
+        return self.config.is_file()
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.folder / "config.toml"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object an iteration."""
+        return self.folder / "log.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """The folder of the sample grids; see `sample`."""
+        return self.folder / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def evaluation(self) -> Path:
+        """The paired comparison of after with before."""
+        return self.folder / "evaluation.json"
+
+    @property
+    def adapter(self) -> Path:
+        """The trained weights in diffusers' format."""
+        return self.folder / "adapter"
+
+    def sample(self, iteration: int) -> Path:
+        """The sample grid after so many iterations."""
+        return self.samples / f"{iteration:06d}.png"
+
+    def measured(self, iteration: int) -> Path:
+        """What an evaluation after so many iterations saw, image by image."""
+        return self.folder / "evaluations" / f"{iteration:06d}.json"
+
+    def records(self) -> list[Record]:
+        """The log, oldest first; a last line torn by a crash is left out."""
+        if not self.log.exists():
+            return []
+        records = []
+        rows = self.log.read_text("utf-8").splitlines()
+        for row, line in enumerate(rows, 1):
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if row == len(rows):
+                    break
+                raise ValueError(f"{self.log}, row {row}: not a JSON object; delete this line") from error
+        return records
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """One more line in the log, on the disk when this returns."""
+        with said(self.log), open(self.log, "a", encoding="utf-8") as file:
+            file.write(dumps(record) + "\n")
+            flush(file)
+
+    def forget(self, iteration: int) -> None:
+        """Drop the log's lines after `iteration`: a resumed run writes them again."""
+        records = self.records()
+        kept = [record for record in records if record.get("iteration", 0) <= iteration]
+        if self.log.exists():  # also when nothing is dropped: a torn last line must not run into the next one
+            write(self.log, "".join(dumps(record) + "\n" for record in kept))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the directory; an error if another process holds it. The system lets go when a process dies, so no
+        lock is ever stale; the file only says who it is."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / "lock", "a+", encoding="utf-8") as file:
+            if not _hold(file):
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise RuntimeError(f"{self.folder} is in use by {owner}; wait for it to end or choose another --out")
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Put `content` at `path`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with said(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                flush(file)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def flush(file: IO[Any]) -> None:
+    """Return when what was written to `file` is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """JSON that every reader accepts: a number that is not finite becomes null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+@contextmanager
+def said(path: Path) -> Iterator[None]:
+    """Turn the two errors of a disk that a user can mend into a sentence about `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "the disk is full; what was there before is kept: free some space, then go on with --resume"
+        elif error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            reason = "no permission to write there; choose another --out"
+        else:
+            raise
+        raise OSError(f"{path} could not be written: {reason}") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def _hold(file: IO[Any]) -> bool:
+    """Take the system's lock on an open file; False if another process has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(1 << 30)  # a byte nobody writes: the text before it must stay readable to others
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

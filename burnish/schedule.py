@@ -1,0 +1,120 @@
+"""The noise schedule of a diffusion model: what x_t = alpha_t * x0 + sigma_t * noise means at every training timestep.
+
+Read once from a diffusers scheduler; from then on nothing is stateful and every function takes one time per image,
+which diffusers' own ``step`` cannot. With abar the cumulative product (DDPM, arXiv 2006.11239): alpha = sqrt(abar) and
+sigma = sqrt(1 - abar). Networks predict one of three things, all turned into x0 here:
+
+    epsilon        x0 = (x_t - sigma * eps) / alpha
+    v_prediction   x0 = alpha * x_t - sigma * v          (arXiv 2202.00512)
+    sample         x0 itself
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.types import Level
+
+FINAL = -1
+"""The time after the last step: the data itself, or the least noisy level of the model (``set_alpha_to_one``)."""
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The tables of a variance-preserving diffusion model. Kept in float64, where 1 - abar_t/abar_s loses no digits."""
+
+    alpha: Tensor  # (N,) by training timestep, float64, CPU
+    sigma: Tensor  # (N,) by training timestep, float64, CPU
+    alpha_final: float  # at time FINAL
+    sigma_final: float
+    prediction: str  # one of PREDICTIONS
+    config: Any = field(repr=False, compare=False)  # the diffusers configuration the sampling grid is made from
+
+    @classmethod
+    def of(cls, scheduler: Any) -> Schedule:
+        """The schedule of any diffusers scheduler that DDIM can stand in for (it is rebuilt with the same
+        configuration).
+
+        Raises:
+            ValueError: the scheduler belongs to another kind of model, or its prediction cannot give x0.
+        """
+        from diffusers import DDIMScheduler
+
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise ValueError(
+                f"the scheduler {type(scheduler).__name__} has no alphas_cumprod: only diffusion models (epsilon, "
+                "v or sample prediction) can be sampled here."
+            )
+        ddim = DDIMScheduler.from_config(scheduler.config)
+        abar, abar_final = ddim.alphas_cumprod.double(), float(ddim.final_alpha_cumprod)
+        prediction = ddim.config.prediction_type
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"the scheduler's prediction_type {prediction!r} is not one of {', '.join(PREDICTIONS)}.")
+        if prediction == "epsilon" and bool((abar <= 0).any()):
+            raise ValueError(
+                "a schedule with rescale_betas_zero_snr cannot be used with prediction_type 'epsilon', because x0 "
+                "cannot be recovered from pure noise: use a v_prediction model."
+            )
+        return cls(
+            alpha=abar.sqrt(),
+            sigma=(1 - abar).sqrt(),
+            alpha_final=abar_final**0.5,
+            sigma_final=(1 - abar_final) ** 0.5,
+            prediction=prediction,
+            config=ddim.config,
+        )
+
+    def times(self, steps: int) -> Tensor:
+        """The grid of a sampler with ``steps`` network calls: (steps + 1,) int64, noisiest first.
+
+        The first ``steps`` are exactly diffusers' DDIM timesteps. Each is followed by the next one of the list, not by
+        ``t - N // steps``, which misses the grid for linspace and trailing spacing. After the last one comes
+        what diffusers takes there, ``t - N // steps``, or FINAL where that is negative.
+        """
+        from diffusers import DDIMScheduler
+
+        count = len(self.alpha)
+        if not 1 <= steps <= count:
+            raise ValueError(f"sampler.steps must be between 1 and {count}, the training timesteps, not {steps}.")
+        ddim = DDIMScheduler.from_config(self.config)
+        ddim.set_timesteps(steps)
+        grid = ddim.timesteps.cpu()
+        if int(grid.max()) >= count:
+            raise ValueError(
+                f"sampler.steps = {steps} asks for timestep {int(grid.max())}, beyond the model's last, {count - 1}: "
+                "use fewer steps."
+            )
+        last = max(int(grid[-1]) - count // steps, FINAL)
+        return torch.cat([grid, grid.new_tensor([last])])
+
+    def level(self, t: Tensor, device: torch.device | str = "cpu") -> Level:
+        """The noise levels at times ``t`` (B,), which may hold FINAL; each (B, 1, 1, 1)."""
+        t = t.cpu()
+        inside = t.clamp(min=0)
+        alpha = torch.where(t < 0, self.alpha_final, self.alpha[inside])
+        sigma = torch.where(t < 0, self.sigma_final, self.sigma[inside])
+        # mps is the one device without float64
+        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        alpha, sigma = (table.view(-1, 1, 1, 1).to(device, dtype, non_blocking=True) for table in (alpha, sigma))
+        return Level(alpha, sigma)
+
+    def x0(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
+        """The clean latent that a network's output ``out`` stands for at ``x`` and times ``t`` (B,); at least float32.
+
+        Never clipped: latents have no fixed range.
+        """
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        x, out = x.to(dtype), out.to(dtype)
+        if self.prediction == "sample":
+            return out
+        level = self.level(t, x.device)
+        alpha, sigma = level.alpha.to(dtype), level.sigma.to(dtype)
+        if self.prediction == "epsilon":
+            return (x - sigma * out) / alpha
+        return alpha * x - sigma * out

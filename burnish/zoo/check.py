@@ -1,0 +1,143 @@
+"""How good the embedded models are, measured on fresh scenes and fresh noise, beside what they must reach.
+
+vae_psnr_db      10 log10(1 / mean squared error) of decode(encode(scene)), over all pixels of all scenes
+clip_top1        single-sprite scenes whose most similar text among "a {noun}", all nouns, is the right one
+judge_nouns      generated "a {noun}" in which the judge sees that noun first; judge_animals: the 45
+background       generated "a {noun} on a {colour} background" in which the judge sees that colour
+counts           generated "two/three {nouns}" in which the judge sees that noun and that number
+pairs            generated "a {noun} and a {noun}" in which the judge sees both nouns first
+sample_seconds   16 images at 25 steps with guidance, decoded
+weights_mb       all weights of the zoo together
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from burnish import zoo
+from burnish.guidance import cfg
+from burnish.kernels import ddim
+from burnish.policy import Policy
+from burnish.rewards.clip import Clip
+from burnish.rollout import Sampler
+from burnish.seeds import generator
+from burnish.types import Prompt
+from burnish.zoo import judge as judging
+from burnish.zoo.scenes import Scene, Scenes, nouns, vocabulary
+
+STEPS, WEIGHT, CHUNK = 25, 5.0, 64
+GOALS: dict[str, tuple[str, str, float]] = {  # what it is, whether it must be at least or at most, the value
+    "vae_psnr_db": ("VAE reconstruction, PSNR in dB", ">=", 27.0),
+    "clip_top1": ("CLIP finds the noun of a scene", ">=", 0.90),
+    "judge_nouns": ('"a {noun}" judged right, all nouns', ">=", 0.75),
+    "judge_animals": ('"a {noun}" judged right, 45 animals', ">=", 0.80),
+    "background": ("background colour right", ">=", 0.90),
+    "counts": ('"two/three {nouns}" right', ">=", 0.60),
+    "pairs": ("both nouns of a pair right", ">=", 0.35),
+    "sample_seconds": ("16 images at 25 steps, seconds", "<=", 10.0),
+    "weights_mb": ("all weights, MB", "<=", 40.0),
+}
+
+
+def measure(images: int = 4, seed: int = 1) -> dict[str, float]:
+    """Every number of the table. `images` are generated for each noun, and 24 times as many for each other question."""
+    policy = Policy.load("zoo:emoji-sd", train="none")
+    sampler = Sampler(ddim(), STEPS, cfg(WEIGHT))
+    judge = judging.load()
+    scenes = Scenes(seed * 1_000_003 + 17)  # far from the small seeds that training draws its scenes with
+    asked = questions(seed, 24 * images)
+    asked["nouns"] = [Scene((noun,)) for noun in nouns() for _ in range(images)]
+    right = {}
+    for name, wanted in asked.items():
+        prompts = [Prompt(scene.caption) for scene in wanted]
+        verdict = judge.classify(generate(policy, sampler, prompts, generator(seed, "zoo check", name)))
+        right[name] = torch.tensor([_shows(verdict, row, scene, name) for row, scene in enumerate(wanted)]).double()
+    animals = len(vocabulary()["animals"]) * images
+    return {
+        "vae_psnr_db": round(vae_psnr(policy, scenes), 2),
+        "clip_top1": round(clip_top1(scenes), 4),
+        "judge_nouns": round(float(right["nouns"].mean()), 4),
+        "judge_animals": round(float(right["nouns"][:animals].mean()), 4),
+        **{name: round(float(right[name].mean()), 4) for name in ("background", "counts", "pairs")},
+        "sample_seconds": round(sample_seconds(policy, sampler), 2),
+        "weights_mb": round(zoo.weights_mb(), 2),
+    }
+
+
+def questions(seed: int, count: int) -> dict[str, list[Scene]]:
+    """`count` scenes to ask the generator for, of each of three kinds."""
+    rng = np.random.default_rng([seed, 4711])
+    words, colours = nouns(), [colour for colour in vocabulary()["colours"] if colour != "white"]
+    return {
+        "background": [Scene((str(rng.choice(words)),), colour=colours[i % len(colours)]) for i in range(count)],
+        "counts": [Scene((str(rng.choice(words)),), count=2 + i % 2) for i in range(count)],
+        "pairs": [Scene(tuple(map(str, rng.choice(words, 2, replace=False)))) for _ in range(count)],
+    }
+
+
+def _shows(verdict: judging.Verdict, row: int, scene: Scene, kind: str) -> bool:
+    if kind == "background":
+        return list(vocabulary()["colours"])[int(verdict.colour[row])] == scene.colour
+    seen = verdict.names(row, len(scene.nouns)) == set(scene.nouns)
+    return seen and (kind != "counts" or int(verdict.count[row]) == scene.count)
+
+
+def generate(policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], noise: torch.Generator) -> Tensor:
+    """One image a prompt, (B, 3, 64, 64) in [0, 1]."""
+    images = []
+    for start in range(0, len(prompts), CHUNK):
+        some = prompts[start : start + CHUNK]
+        trajectory = sampler.rollout(policy, policy.encode(some), torch.zeros(len(some), dtype=torch.long), noise)
+        images.append(policy.decode(trajectory.latent))
+    return torch.cat(images)
+
+
+@torch.no_grad()
+def vae_psnr(policy: Policy, scenes: Scenes, count: int = 512) -> float:
+    """Reconstruction of scenes of every kind, in dB."""
+    images, _ = scenes.draw(count, "any")
+    vae, squared = policy.pipe.vae, 0.0
+    for chunk in images.permute(0, 3, 1, 2).float().div(255).split(CHUNK):
+        latent = vae.encode(chunk.to(policy.device, vae.dtype) * 2 - 1).latent_dist.mode()
+        again = vae.decode(latent).sample.float().cpu().add(1).div(2).clamp(0, 1)
+        squared += float((again - chunk).square().mean((1, 2, 3)).sum())
+    return 10 * math.log10(count / squared)
+
+
+def clip_top1(scenes: Scenes, count: int = 512) -> float:
+    """Share of single-sprite scenes for which CLIP ranks the right noun first."""
+    images, shown = scenes.draw(count, "single")
+    clip, words = Clip.load("zoo:emoji-clip"), nouns()
+    texts = clip.texts([Scene((noun,)).caption for noun in words])
+    best = (clip.images(images.permute(0, 3, 1, 2).float().div(255)) @ texts.T).argmax(1).tolist()
+    return sum(words[i] == scene.nouns[0] for i, scene in zip(best, shown, strict=True)) / count
+
+
+def sample_seconds(policy: Policy, sampler: Sampler, count: int = 16) -> float:
+    """Seconds for `count` images after a warm-up; the better of two, for the machine may be busy."""
+    prompts = [Prompt(Scene((noun,)).caption) for noun in nouns()[:count]]
+    generate(policy, Sampler(sampler.kernel, 2, sampler.guidance), prompts, generator("warm"))
+    times = []
+    for attempt in range(2):
+        started = time.perf_counter()
+        generate(policy, sampler, prompts, generator("time", attempt))
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def table(measured: Mapping[str, float]) -> str:
+    """The numbers beside their goals, one line each."""
+    lines = [f"{'':36} {'measured':>9}   {'goal':>8}"]
+    for key, (what, sign, goal) in GOALS.items():
+        value = measured[key]
+        reached = value >= goal if sign == ">=" else value <= goal
+        share = goal <= 1
+        shown, wanted = (f"{value:.1%}", f"{goal:.0%}") if share else (f"{value:.2f}", f"{goal:g}")
+        lines.append(f"{what:36} {shown:>9}   {sign} {wanted:>5}   {'ok' if reached else 'MISSED'}")
+    return "\n".join(lines)

@@ -1,0 +1,52 @@
+"""Puts what was trained into the package: ``python -m pretrain.export`` copies ``build/`` to ``burnish/zoo/`` as float16."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer, ResNetForImageClassification
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from pretrain.clip import MEAN, STD
+from pretrain.data import ZOO
+
+
+def export_sd(build: Path, target: Path) -> None:
+    StableDiffusionPipeline.from_pretrained(build / "sd", dtype=torch.float16, safety_checker=None).save_pretrained(target)
+
+
+def export_clip(build: Path, target: Path) -> None:
+    source = next(folder for job in ("clip-image", "clip") if (folder := build / job / "model").exists())
+    CLIPModel.from_pretrained(source, dtype=torch.float16).save_pretrained(target)
+    words = CLIPTokenizer.from_pretrained(source)
+    side = {"height": 64, "width": 64}
+    images = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size=side, image_mean=list(MEAN), image_std=list(STD))
+    CLIPProcessor(images, words).save_pretrained(target)
+
+
+def export_judge(build: Path, target: Path) -> None:
+    ResNetForImageClassification.from_pretrained(build / "judge" / "model", dtype=torch.float16).save_pretrained(target)
+
+
+MODELS = {"emoji-sd": export_sd, "emoji-clip": export_clip, "emoji-judge": export_judge}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=list(MODELS), help=f"which of {', '.join(MODELS)}")
+    parser.add_argument("--build", type=Path, default=Path("build"))
+    options = parser.parse_args()
+    for name in options.models:
+        target = ZOO / name
+        shutil.rmtree(target, ignore_errors=True)
+        MODELS[name](options.build, target)
+        size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+        print(f"{target.name}: {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

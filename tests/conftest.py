@@ -1,0 +1,130 @@
+"""A complete Stable Diffusion pipeline of some 20,000 random parameters, written to disk once a session.
+
+Latents are 4x8x8, images 32x32, prompts are read letter by letter (22 letters at most; lower case, digits,
+punctuation).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+TOKENS = 24
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def perturb(policy: Any, size: float = 0.3) -> None:
+    """Moves a policy's weights at random, as if it had learned something."""
+    with torch.no_grad():
+        for i, p in enumerate(policy.trainable):
+            scale = p.std() if policy.train == "full" and p.numel() > 1 else 1
+            p.add_(size * scale * torch.randn(p.shape, generator=generator(i)))
+
+
+def _tokenizer() -> object:
+    from transformers import CLIPTokenizer
+
+    letters = [chr(c) for c in range(ord("!"), ord("~") + 1) if not chr(c).isupper()]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    vocab = {word: number for number, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TOKENS)
+
+
+def _scheduler(kind: str, prediction: str, **changes: object) -> object:
+    from diffusers import DDIMScheduler, PNDMScheduler
+
+    config = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+        "prediction_type": prediction,
+        **changes,
+    }
+    if kind == "pndm":
+        return PNDMScheduler(skip_prk_steps=True, **config)
+    return DDIMScheduler(**{"clip_sample": False, **config})
+
+
+def build_pipeline(prediction: str = "epsilon", scheduler: str = "ddim", **changes: object) -> object:
+    """A fresh in-memory tiny pipeline; ``changes`` go into the scheduler's configuration."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = _tokenizer()
+        text = CLIPTextConfig(
+            vocab_size=len(tokenizer),  # type: ignore[arg-type]
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=TOKENS,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 8),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=2,
+            cross_attention_dim=8,
+            norm_num_groups=4,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=4,
+            sample_size=32,
+            mid_block_add_attention=False,
+        )
+        return StableDiffusionPipeline(
+            vae=vae.eval(),
+            text_encoder=CLIPTextModel(text).eval(),
+            tokenizer=tokenizer,
+            unet=unet.eval(),
+            scheduler=_scheduler(scheduler, prediction, **changes),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+@pytest.fixture(scope="session")
+def make_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``make_pipeline(prediction="epsilon", scheduler="ddim", **scheduler_config) -> folder``, each built once."""
+    made: dict[str, Path] = {}
+
+    def make(prediction: str = "epsilon", scheduler: str = "ddim", **changes: object) -> Path:
+        key = repr((prediction, scheduler, sorted(changes.items())))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("tiny")
+            build_pipeline(prediction, scheduler, **changes).save_pretrained(folder)  # type: ignore[attr-defined]
+            made[key] = folder
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(make_pipeline: Callable[..., Path]) -> Path:
+    """The folder of a tiny v-prediction Stable Diffusion for ``Policy.load``. Shared: do not write into it."""
+    return make_pipeline("v_prediction")

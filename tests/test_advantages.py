@@ -1,0 +1,138 @@
+"""Advantages against brute force: one plain loop per definition."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from burnish.advantages import batch, group, tracker
+from burnish.types import Scores
+
+GROUP = torch.tensor([7, 7, 7, 7, 2, 2, 2, 2, 9, 9, 9, 9])
+ONE = torch.ones(1)
+
+
+def rewards(k: int = 1, seed: int = 0) -> torch.Tensor:
+    return torch.randn(12, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3 + 5
+
+
+def scores(parts: torch.Tensor) -> Scores:
+    return Scores(parts, tuple(f"r{i}" for i in range(parts.shape[1])))
+
+
+def z(value: float, among: np.ndarray) -> float:
+    return float((value - among.mean()) / among.std()) if among.std() > 0 else 0.0
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("kind", [batch, group])
+def test_against_brute_force(kind: type, k: int) -> None:
+    parts, weights = rewards(k), torch.tensor([1.0, -2.0, 0.5])[:k]
+    got = kind(clip=1.2)(scores(parts), weights, GROUP)
+    r = parts.numpy()
+    for i in range(12):
+        rows = np.ones(12, bool) if kind is batch else (GROUP[i] == GROUP).numpy()
+        total = sum(float(weights[j]) * z(r[i, j], r[rows, j]) for j in range(k)) / math.sqrt((weights**2).sum())
+        assert got[i].item() == pytest.approx(min(max(total, -1.2), 1.2), abs=1e-6)
+    assert got.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [batch, group, tracker])
+def test_a_single_weight_is_a_sign(kind: type) -> None:
+    plain = kind()(scores(rewards()), ONE, GROUP)
+    assert torch.equal(kind()(scores(rewards()), 7 * ONE, GROUP), plain)
+    assert torch.equal(kind()(scores(rewards()), -ONE, GROUP), -plain)
+    assert torch.equal(kind()(scores(rewards()), 0 * ONE, GROUP), torch.zeros(12))
+
+
+def test_units_of_rewards_do_not_matter() -> None:
+    parts = rewards(2)
+    scaled = parts * torch.tensor([1e4, 1e-3], dtype=torch.float64) + 100
+    weights = torch.tensor([1.0, 1.0])
+    torch.testing.assert_close(group()(scores(scaled), weights, GROUP), group()(scores(parts), weights, GROUP))
+
+
+@pytest.mark.parametrize("value", [0.1, 1e6 + 0.1, 0.0, -3.3e-9])
+@pytest.mark.parametrize("kind", [batch, group, tracker])
+def test_equal_rewards_give_exactly_nothing(kind: type, value: float) -> None:
+    parts = torch.full((12, 1), value, dtype=torch.float64)
+    assert torch.equal(kind()(scores(parts), ONE, GROUP), torch.zeros(12))
+
+
+def test_one_equal_group_is_exactly_zero_and_leaves_the_others() -> None:
+    parts = rewards()
+    expected = group()(scores(parts), ONE, GROUP)
+    parts[4:8] = 0.3
+    got = group()(scores(parts), ONE, GROUP)
+    assert torch.equal(got[4:8], torch.zeros(4))
+    assert torch.equal(got[:4], expected[:4]) and torch.equal(got[8:], expected[8:])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", [batch, group, lambda: tracker(4, 2)])
+def test_bad_rows_get_zero_and_count_for_nothing(kind: object, bad: float) -> None:
+    parts = rewards(2)
+    keep = torch.ones(12, dtype=torch.bool)
+    keep[[1, 6]] = False
+    weights = torch.ones(2)
+    expected = kind()(scores(parts[keep]), weights, GROUP[keep])  # type: ignore[operator]
+    parts[1, 0] = parts[6, 1] = bad
+    got = kind()(scores(parts), weights, GROUP)  # type: ignore[operator]
+    torch.testing.assert_close(got[keep], expected)
+    assert torch.equal(got[~keep], torch.zeros(2))
+
+
+def test_nothing_but_bad_rows() -> None:
+    for kind in (batch(), group(), tracker()):
+        assert torch.equal(kind(scores(rewards() * math.nan), ONE, GROUP), torch.zeros(12))
+
+
+def test_order_of_rows_does_not_matter() -> None:
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    for kind in (batch, group, tracker):
+        got = kind()(scores(rewards()), ONE, GROUP)
+        torch.testing.assert_close(kind()(scores(rewards()[order]), ONE, GROUP[order]), got[order])
+
+
+def test_tracker_against_brute_force() -> None:
+    track, seen = tracker(buffer=6, min_count=5), dict[int, list[float]]()
+    for iteration in range(4):
+        parts = rewards(seed=iteration)
+        # groups 2 and 7 come every time, 9 only now and then, so that it stays below min_count for longer
+        rows = torch.arange(12 if iteration == 2 else 8)
+        got = track(scores(parts[rows]), ONE, GROUP[rows])
+        r = parts[rows, 0].numpy()
+        for number in GROUP[rows].unique().tolist():
+            seen[number] = (seen.get(number, []) + r[(GROUP[rows] == number).numpy()].tolist())[-6:]
+        for i in rows.tolist():
+            among = np.array(seen[int(GROUP[i])])
+            assert got[i].item() == pytest.approx(z(r[i], among if len(among) >= 5 else r), abs=1e-5)
+
+
+def test_tracker_state_survives_json() -> None:
+    one, two = tracker(4, 2), tracker(4, 2)
+    one(scores(rewards()), ONE, GROUP)
+    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    assert two.state_dict() == one.state_dict()
+    following = scores(rewards(seed=5))
+    assert torch.equal(one(following, ONE, GROUP), two(following, ONE, GROUP))
+
+
+def test_tracker_forgets_what_falls_out_of_the_buffer() -> None:
+    track = tracker(buffer=4, min_count=4)
+    for seed in range(3):
+        track(scores(rewards(seed=seed)), ONE, GROUP)
+    assert track.state_dict()["seen"]["7"] == rewards(seed=2)[:4].tolist()
+
+
+def test_settings_out_of_range() -> None:
+    with pytest.raises(ValueError, match="advantage.clip"):
+        group(clip=0)
+    with pytest.raises(ValueError, match="advantage.min_count"):
+        tracker(buffer=4, min_count=5)
+    with pytest.raises(ValueError, match="2 reward weights were given for 1 rewards"):
+        group()(scores(rewards()), torch.ones(2), GROUP)

@@ -1,0 +1,204 @@
+"""Bad input, through the command line: one clear sentence, exit code 2, and nothing that was there is lost."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from burnish import checkpoint, cli
+from burnish import config as configuration
+from burnish.runs import Run
+from burnish.trainer import train
+
+REWARDS = """
+import torch
+def bright(images, prompts):
+    return images.mean((1, 2, 3))
+def nan(images, prompts):
+    return images.mean((1, 2, 3)) * float("nan")
+def shape(images, prompts):
+    return images.mean((1, 2))
+def constant(images, prompts):
+    return torch.full((len(images),), 0.5)
+def raises(images, prompts):
+    return images["bright"]
+"""
+Attempt = Callable[..., str]
+
+
+@pytest.fixture
+def recipe(tiny_pipeline: Path, tmp_path: Path) -> Path:
+    (tmp_path / "reward.py").write_text(REWARDS)
+    path = tmp_path / "tiny.toml"
+    path.write_text(f"""
+iterations = 1
+model = {{ id = "{tiny_pipeline}", device = "cpu" }}
+sampler = {{ steps = 2, guidance = {{ use = "cfg", weight = 2.0 }} }}
+prompts = {{ use = "list", texts = ["a cat", "a dog"] }}
+rewards = [ {{ use = "{tmp_path}/reward.py:bright" }} ]
+batch = {{ prompts = 2, images_per_prompt = 2, updates = 1 }}
+evaluation = {{ images_per_prompt = 0 }}
+run = {{ sample_every = 0 }}
+""")
+    return path
+
+
+@pytest.fixture
+def fails(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Attempt:
+    """`fails(*overrides, resume=False)` trains into `out`, expects exit code 2, and gives the one sentence said."""
+
+    def attempt(*overrides: str, resume: bool = False) -> str:
+        changes = [part for text in overrides for part in ("--set", text.replace("HERE", str(tmp_path)))]
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
+            warnings.simplefilter("always")  # which the command line says in its own way
+            cli.main(
+                ["train", str(recipe), "--out", str(tmp_path / "out"), *changes, *(["--resume"] if resume else [])]
+            )
+        lines = capsys.readouterr().err.splitlines()
+        said = [line for line in lines if line.startswith("burnish: ") and not line.startswith("burnish: warning: ")]
+        assert ended.value.code == 2 and len(said) == 1, said
+        return said[0].removeprefix("burnish: ")
+
+    return attempt
+
+
+@pytest.fixture
+def trained(recipe: Path, tmp_path: Path) -> Path:
+    """A run of one iteration in `out`."""
+    return train(configuration.load(recipe), tmp_path / "out")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_misspelt_key(fails: Attempt) -> None:
+    assert 'unknown key "batch.promts"; did you mean "prompts"?' in fails("batch.promts=2")
+
+
+def test_wrong_type(fails: Attempt) -> None:
+    assert "optimizer.lr = 'fast' is of the wrong type; it wants a number" in fails("optimizer.lr=fast")
+
+
+def test_zero_steps(fails: Attempt) -> None:
+    assert "sampler.steps = 0; it must be at least 1" in fails("sampler.steps=0")
+
+
+def test_eta_zero_with_a_policy_gradient(fails: Attempt) -> None:
+    assert "eta must be > 0" in fails('sampler.kernel={use="ddim",eta=0.0}')
+
+
+def test_more_transitions_than_there_are(fails: Attempt) -> None:
+    assert "batch.transitions = 9, but an image of 2 steps has only 2 noisy moves" in fails("batch.transitions=9")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no prompts in it; write one prompt a line"),
+        (b"a cat\n\x00\xff\x01", "row 2: not UTF-8 text"),
+        (b"a cat\na dog\n" + b"x" * 10_000, "row 3: 10000 characters in one line"),
+    ],
+    ids=["empty", "binary", "long line"],
+)
+def test_prompt_file(fails: Attempt, tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "prompts.txt").write_bytes(content)
+    found = fails('prompts={use="lines",path="HERE/prompts.txt"}')
+    assert f"{tmp_path}/prompts.txt" in found and said in found
+
+
+def test_model_folder_without_a_part(fails: Attempt, tiny_pipeline: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_pipeline, tmp_path / "model", ignore=shutil.ignore_patterns("vae"))
+    assert "vae" in fails("model.id=HERE/model")
+    assert "vae" in fails("model.id=HERE/model"), "the failed start left no run behind"
+
+
+def test_no_such_model(fails: Attempt) -> None:
+    assert "zoo:emoji-sd" in fails("model.id=zoo:emoji-ds")
+
+
+def test_adapter_of_another_rank(fails: Attempt, recipe: Path, tmp_path: Path) -> None:
+    train(configuration.load(recipe), tmp_path / "other")
+    said = fails("model.adapter=HERE/other/adapter", "model.rank=2")
+    assert "rank" in said and "4" in said and "2" in said
+
+
+def test_truncated_checkpoint(trained: Path, recipe: Path, fails: Attempt) -> None:
+    tensors = Run(trained).checkpoints / "000001" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    before = files(trained)
+    said = fails("iterations=2", resume=True)
+    assert "none of its 1 checkpoints is whole; train again with another --out" in said
+    assert files(trained) == before
+
+
+def test_foreign_checkpoint(trained: Path, recipe: Path) -> None:
+    foreign = Run(trained).checkpoints / "000009"
+    foreign.mkdir()
+    (foreign / "pytorch_model.bin").write_bytes(b"something else")
+    with pytest.warns(UserWarning, match="000009: not a whole checkpoint"):
+        train(configuration.load(recipe, ["iterations=2"]), trained, resume=True)
+    assert [record["iteration"] for record in Run(trained).records()] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("nan", "reward 'nan' returned nan for 4 of 4 images (first: row 0, prompt 'a cat')"),
+        ("shape", "reward 'shape' returned a float32 tensor of shape (4, 32) for 4 images; it must return shape (4,)"),
+        ("constant", "reward 'constant' gave [0.5] to all 4 images of the first iteration"),
+        ("raises", "reward 'raises' raised"),
+    ],
+)
+def test_reward(fails: Attempt, reward: str, said: str) -> None:
+    assert said in fails(f"rewards.0.use=HERE/reward.py:{reward}")
+
+
+def test_full_disk(trained: Path, fails: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: content for name, content in files(trained).items() if name.startswith(("checkpoints", "adapter"))}
+
+    def full(tensors: dict, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    said = fails("iterations=2", resume=True)
+    assert "checkpoints/000002 could not be written: the disk is full" in said and "--resume" in said
+    assert {name: files(trained)[name] for name in before} == before
+    assert not [name for name in files(trained) if "part" in name]
+
+
+def test_output_directory_in_use(trained: Path, fails: Attempt) -> None:
+    before = files(trained)
+    with Run(trained).lock():
+        assert "is in use by process" in fails(resume=True)
+    assert {**files(trained), "lock": b""} == {**before, "lock": b""}
+
+
+def test_output_directory_that_holds_a_run(trained: Path, fails: Attempt) -> None:
+    before = files(trained)
+    assert "already holds a run; go on with it by --resume or take another --out" in fails()
+    assert files(trained) == before
+
+
+def test_resume_with_another_configuration(trained: Path, fails: Attempt) -> None:
+    before = files(trained)
+    said = fails("iterations=3", "optimizer.lr=1e-2", "seed=5", resume=True)
+    assert "was trained with another seed, optimizer.lr; leave that as it was" in said
+    assert {**files(trained), "lock": b""} == {**before, "lock": b""}
+
+
+def test_resume_of_nothing(fails: Attempt) -> None:
+    assert "holds no run" in fails(resume=True)
+
+
+def test_recipe_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "dmeo"])
+    assert ended.value.code == 2 and 'did you mean "demo"?' in capsys.readouterr().err

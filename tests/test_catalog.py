@@ -1,0 +1,93 @@
+"""Names become things; what is wrong with a name or an argument is said before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from burnish import catalog
+from burnish.types import Scores
+
+REWARDS = '''
+def redness(images, prompts, strength=1.0):
+    """How red."""
+    return strength * images[:, 0].mean((1, 2))
+
+def factory(power: int):
+    return lambda images, prompts: images.mean((1, 2, 3)) ** power
+
+not_callable = 3
+'''
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "my_rewards.py"
+    path.write_text(REWARDS)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", catalog.BUILTIN)
+def test_every_builtin_exists(kind: str) -> None:
+    for name in catalog.BUILTIN[kind]:
+        assert catalog.resolve(kind, name).__doc__, f"{kind} {name} has no docstring"
+
+
+def test_a_plain_function_is_the_reward_itself(file: str) -> None:
+    images = torch.full((2, 3, 4, 4), 0.5)
+    plain = catalog.build("reward", {"use": f"{file}:redness"})
+    bound = catalog.build("reward", {"use": f"{file}:redness", "strength": 2})
+    made = catalog.build("reward", {"use": f"{file}:factory", "power": 2})
+    assert [float(reward(images, [])[0]) for reward in (plain, bound, made)] == [0.5, 1.0, 0.25]
+    assert catalog.resolve("reward", f"{file}:redness") is plain
+
+
+def test_a_plain_function_of_every_kind(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def first(scores, weights, group, power=1):\n    return scores.parts[:, 0] ** power\n"
+    )
+    use = f"{tmp_path}/mine.py:first"
+    made = catalog.build("advantage", {"use": use, "power": 2})
+    assert made(Scores(torch.full((2, 1), 3.0), ("x",)), None, None).tolist() == [9.0, 9.0]
+    with pytest.raises(ValueError, match="needs scores"):
+        catalog.build("reward", {"use": use})
+
+
+def test_a_package_name() -> None:
+    assert catalog.resolve("kernel", "burnish.kernels:ddim") is catalog.resolve("kernel", "ddim")
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ({}, "say which one by use"),
+        ({"use": "compresibility"}, 'use = "compresibility" is unknown; did you mean "compressibility"?'),
+        ({"use": "compressibility", "qualty": 90}, 'does not take "qualty"; did you mean "quality"?'),
+        (
+            {"use": "compressibility", "quality": "high"},
+            "reward.quality = 'high' is of the wrong type; .* whole number",
+        ),
+        ({"use": "compressibility", "quality": 500}, "quality = 500"),
+        ({"use": "FILE:rednes"}, 'has no function "rednes"; did you mean "redness"?'),
+        ({"use": "FILE:not_callable"}, 'has no function "not_callable"'),
+        ({"use": "FILE:redness", "strenght": 1}, 'does not take "strenght"; did you mean "strength"?'),
+        ({"use": "FILE:factory"}, "needs power = ..."),
+        ({"use": "FILE:factory", "power": True}, "power = True is of the wrong type"),
+        ({"use": "FILE:"}, "needs both parts"),
+        ({"use": "no_such_package.rewards:x"}, "no_such_package.rewards cannot be imported"),
+    ],
+)
+def test_what_is_wrong_is_said(file: str, table: dict, said: str) -> None:
+    table = {key: value.replace("FILE", file) if isinstance(value, str) else value for key, value in table.items()}
+    with pytest.raises(ValueError, match=said):
+        catalog.build("reward", table)
+
+
+def test_a_bad_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        catalog.resolve("reward", f"{tmp_path}/missing.py:x")
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
+    with pytest.raises(ValueError, match=r"broken.py fails when it is read: ModuleNotFoundError"):
+        catalog.resolve("reward", f"{tmp_path}/broken.py:x")

@@ -1,0 +1,129 @@
+"""Checkpoints: round trip, damage, foreign folders, a full disk. Nothing that was there before is lost."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from burnish import checkpoint
+from burnish.checkpoint import State
+
+
+def state(iteration: int) -> State:
+    parameter = torch.nn.Parameter(torch.full((2, 3), float(iteration)))
+    optimizer = torch.optim.AdamW([parameter], lr=0.1)
+    (parameter * 0.1).sum().backward()
+    optimizer.step()
+    weights = {"layer.weight": parameter.detach()}
+    advantage = {"seen": {"3": [[0.1], [1 / 3]]}}
+    return State(iteration, weights, checkpoint.optimizer_tensors(optimizer), advantage)
+
+
+def test_round_trip_is_exact(tmp_path: Path) -> None:
+    saved = state(7)
+    assert checkpoint.save(tmp_path, saved).name == "000007"
+    found = checkpoint.restore(tmp_path)
+    assert found is not None and found.iteration == 7 and found.advantage == saved.advantage
+    for kind in ("weights", "optimizer"):
+        old, new = getattr(saved, kind), getattr(found, kind)
+        assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_an_optimizer_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+    def make() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
+        parameter = torch.nn.Parameter(torch.ones(3))
+        return parameter, torch.optim.AdamW([parameter], lr=0.1)
+
+    def step(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+        (parameter**3).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    (a, first), (b, second) = make(), make()
+    step(a, first)
+    b.data.copy_(a.data)
+    checkpoint.load_optimizer(second, checkpoint.optimizer_tensors(first))
+    step(a, first)
+    step(b, second)
+    assert torch.equal(a, b)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for iteration in (1, 2, 3):
+        checkpoint.save(tmp_path, state(iteration), keep=2)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["000002", "000003"]
+
+
+def test_nothing_there_is_none(tmp_path: Path) -> None:
+    assert checkpoint.restore(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "no state", "torn state", "foreign", "newer", "empty"])
+def test_a_damaged_or_foreign_one_is_skipped(tmp_path: Path, damage: str) -> None:
+    checkpoint.save(tmp_path, state(1))
+    newest = checkpoint.save(tmp_path, state(2))
+    tensors, about = newest / "tensors.safetensors", newest / "state.json"
+    if damage == "truncated":
+        tensors.write_bytes(tensors.read_bytes()[:-7])
+    elif damage == "changed":
+        tensors.write_bytes(tensors.read_bytes()[:-1] + b"\x01")
+    elif damage == "no state":
+        about.unlink()
+    elif damage == "torn state":
+        about.write_text(about.read_text()[:20])
+    elif damage == "foreign":
+        about.write_text('["something", "else"]')
+    elif damage == "newer":
+        about.write_text(about.read_text().replace('"format": 1', '"format": 99'))
+    elif damage == "empty":
+        tensors.write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"000002: .*; it is skipped"):
+        found = checkpoint.restore(tmp_path)
+    assert found is not None and found.iteration == 1
+    checkpoint.save(tmp_path, state(2), keep=1)
+    again = checkpoint.restore(tmp_path)
+    assert again is not None and again.iteration == 2, "the damaged one is replaced"
+
+
+def test_a_damaged_one_of_later_does_not_push_out_a_whole_one(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, state(9))
+    (tmp_path / "000009" / "state.json").unlink()
+    checkpoint.save(tmp_path, state(3), keep=1)
+    with pytest.warns(UserWarning, match="000009"):
+        found = checkpoint.restore(tmp_path)
+    assert found is not None and found.iteration == 3
+
+
+def test_all_damaged_is_an_error(tmp_path: Path) -> None:
+    (checkpoint.save(tmp_path, state(1)) / "state.json").unlink()
+    with (
+        pytest.warns(UserWarning, match="000001"),
+        pytest.raises(ValueError, match="none of its 1 checkpoints is whole; train again with another --out"),
+    ):
+        checkpoint.restore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "full",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: Exception) -> None:
+    checkpoint.save(tmp_path, state(1))
+
+    def half(tensors: dict, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise full
+
+    monkeypatch.setattr(checkpoint, "save_file", half)
+    with pytest.raises(OSError, match=r"000002 could not be written: the disk is full; .*free some space"):
+        checkpoint.save(tmp_path, state(2), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["000001"]
+    found = checkpoint.restore(tmp_path)
+    assert found is not None and found.iteration == 1

@@ -1,0 +1,207 @@
+"""The commands end to end on a tiny random pipeline: what they print, what they leave, how they fail and stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from burnish.cli import main, stopping
+from burnish.progress import Progress, duration, line
+
+RECORD = {
+    "iteration": 3,
+    "images": 8,
+    "rewards": {"jpeg": {"mean": -1.5, "std": 0.25}},
+    "ratio_deviation": 1.2e-7,
+    "clip_fraction": 0.125,
+    "approx_kl": 0.004,
+    "seconds_sampling": 2.0,
+    "seconds_scoring": 0.1,
+    "seconds_training": 4.0,
+}
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(arguments))
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.fixture
+def recipe(tiny_pipeline: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(
+        f"""
+        iterations = 2
+        [model]
+        id = {json.dumps(str(tiny_pipeline))}
+        device = "cpu"
+        [sampler]
+        steps = 3
+        [prompts]
+        use = "list"
+        texts = ["a cat", "a dog"]
+        [[rewards]]
+        use = "compressibility"
+        [batch]
+        prompts = 2
+        images_per_prompt = 2
+        [evaluation]
+        images_per_prompt = 1
+        [run]
+        sample_every = 1
+        sample_prompts = 4
+        """
+    )
+    return path
+
+
+def test_help_is_instant_and_teaches_by_example(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and "burnish train demo" in out
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "burnish.cli", "--help"], check=True, capture_output=True)
+    assert time.perf_counter() - started < 5  # about 0.4 s on a free machine; with torch imported it would not be
+    for command in ("train", "sample", "evaluate", "report", "check"):
+        _, out, _ = run(capsys, command, "--help")
+        assert f"burnish {command} " in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "--version")[1].strip().count(".") == 2
+
+
+def test_list_names_every_part(capsys: pytest.CaptureFixture[str]) -> None:
+    from burnish.catalog import BUILTIN
+    from burnish.config import recipes
+
+    code, out, _ = run(capsys, "list")
+    assert code == 0
+    assert all(f"  {name} " in out for table in BUILTIN.values() for name in table)
+    assert all(f"  {name} " in out for name in recipes())
+
+
+def test_from_a_recipe_to_a_report(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / "run")
+    code, out, err = run(capsys, "train", str(recipe), "--set", "seed=3", "--out", folder)
+    assert code == 0, err
+    assert "iteration 2/2  compressibility" in out and "paired gain" in out and f"burnish report {folder}" in out
+
+    code, out, _ = run(capsys, "report", folder)
+    assert code == 0 and "<svg" in Path(out.strip()).read_text()
+
+    code, out, _ = run(capsys, "evaluate", folder, "--images", "2")
+    assert code == 0 and "95 % interval" in out
+    assert len(json.loads((tmp_path / "run" / "evaluation.json").read_text())["train"]["ci95"]) == 2
+
+    grid, single = tmp_path / "grid.png", tmp_path / "single"
+    assert run(capsys, "sample", folder, "-p", "a cat", "-p", "a dog", "-n", "3", "--out", str(grid))[0] == 0
+    with Image.open(grid) as picture:
+        assert picture.size == (3 * 32, 2 * 32)
+    assert run(capsys, "sample", folder, "-p", "a cat", "-n", "1", "--before", "--out", str(single))[0] == 0
+    assert [path.name for path in single.iterdir()] == ["00-a-cat-00.png"]
+
+    code, out, err = run(capsys, "train", str(recipe), "--out", folder)
+    assert code == 2 and "already holds a run" in err and err.count("\n") == 1
+
+
+def test_sample_from_a_model_is_seeded(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = []
+    for name, seed in (("a.png", "1"), ("b.png", "1"), ("c.png", "2")):
+        out = str(tmp_path / name)
+        run(capsys, "sample", str(tiny_pipeline), "-p", "a cat", "--steps", "2", "--seed", seed, "--out", out)
+        pictures.append((tmp_path / name).read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_sigterm_saves_and_says_how_to_go_on(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reward = tmp_path / "reward.py"
+    reward.write_text(
+        "import os, signal, pathlib\n"
+        "flag = pathlib.Path(__file__).with_suffix('.done')\n"
+        "calls = [0]\n"
+        "def brightness(images, prompts):\n"
+        "    calls[0] += 1\n"
+        "    if calls[0] == 3 and not flag.exists():\n"  # 1: evaluation; 2, 3: the first two iterations
+        "        flag.touch()\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return images.mean((1, 2, 3))\n"
+    )
+    folder = tmp_path / "run"
+    more = ["--set", f"rewards.0.use={reward}:brightness", "--set", "iterations=4"]
+    code, out, err = run(capsys, "train", str(recipe), *more, "--out", str(folder))
+    assert code == 128 + signal.SIGTERM, err
+    assert "Finishing the step" in err and f"burnish train --resume --out {folder}" in out
+
+    code, out, err = run(capsys, "train", "--resume", "--out", str(folder))
+    assert code == 0, err
+    iterations = [json.loads(text)["iteration"] for text in (folder / "log.jsonl").read_text().splitlines()]
+    assert iterations == [1, 2, 3, 4]
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with stopping() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], "train needs a RECIPE"),
+        (["train", "dmo"], 'did you mean "demo"'),
+        (["train", "demo", "--set", "sampler.stps=3"], 'did you mean "steps"'),
+        (["train", "demo", "--set", "sampler.steps=0"], "sampler.steps = 0"),
+        (["train", "--resume", "--out", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere holds no run"),
+        (["evaluate", "nowhere"], "nowhere holds no run"),
+        (["sample", "zoo:emoji-sdd", "-p", "a cat"], "did you mean zoo:emoji-sd?"),
+        (["sample", "./nowhere", "-p", "a cat"], "nowhere does not exist"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and out == ""
+    assert err.startswith("burnish: ") and said in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plain_line_says_everything() -> None:
+    assert line(RECORD, 10, 125) == (
+        "iteration 3/10  jpeg -1.5 ± 0.25  ratio-1 1.2e-07  clipped 0.125  KL 0.004  "
+        "seconds 2.0 + 0.1 + 4.0  left 2 min"
+    )
+    assert "KL 0.5" in line({**RECORD, "kl": 0.5}, 10, None)
+
+
+def test_live_table_in_a_terminal() -> None:
+    console = Console(force_terminal=True, width=120, record=True)
+    with Progress(10, console) as progress:
+        progress(RECORD)
+        assert progress.left() == pytest.approx(7 * 6.1)
+        console.print(progress._view())
+    text = console.export_text()
+    assert all(word in text for word in ("jpeg", "-1.5 ± 0.25", "3/10", "left"))
+
+
+def test_duration() -> None:
+    assert [duration(seconds) for seconds in (4.2, 89, 150, 7500)] == ["4 s", "89 s", "2 min", "2 h 05 min"]

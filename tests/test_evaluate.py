@@ -1,0 +1,89 @@
+"""Paired evaluation: the same noise, the right numbers, an interval that means what it says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from burnish import evaluate as evaluation
+from burnish.evaluate import Evaluation, evaluate, interval, paired
+from burnish.guidance import cfg
+from burnish.kernels import ddim
+from burnish.policy import Policy
+from burnish.rollout import Sampler
+from burnish.types import Prompt
+
+PROMPTS = [Prompt("a cat"), Prompt("a dog")]
+REWARDS = {"bright": lambda images, prompts: images.mean((1, 2, 3))}
+WEIGHTS = torch.tensor([2.0])
+
+
+def judge(images: torch.Tensor, prompts: list[Prompt]) -> torch.Tensor:
+    return torch.tensor([prompt.text == "a cat" for prompt in prompts])
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_pipeline: Path) -> Policy:
+    return Policy.load(tiny_pipeline, device="cpu")
+
+
+def test_the_same_weights_are_no_gain_at_all(policy: Policy) -> None:
+    sampler = Sampler(ddim(1.0), 2, cfg(2.0))
+    options = {"judge": judge, "images_per_prompt": 3, "seed": 5, "chunk": 4}
+    before = evaluate(policy, sampler, PROMPTS, REWARDS, **options)
+    after = evaluate(policy, sampler, PROMPTS, REWARDS, **options)
+    assert before == after and len(before.parts) == 6 and before.judged == [True] * 3 + [False] * 3
+    assert len({row[0] for row in before.parts}) == 6, "every image has noise of its own"
+    result = paired(before, after, WEIGHTS)
+    assert result["paired_mean"] == 0 and result["ci95"] == [0, 0] and result["judge_before"] == 0.5
+    assert result["before"] == pytest.approx(2 * sum(row[0] for row in before.parts) / 6)
+    other = evaluate(policy, sampler, PROMPTS, REWARDS, **{**options, "seed": 6})
+    assert other.parts != before.parts
+    with pytest.raises(ValueError, match="different seed cannot be compared"):
+        paired(before, other, WEIGHTS)
+
+
+def test_poll_may_stop(policy: Policy) -> None:
+    def poll() -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        evaluate(policy, Sampler(ddim(1.0), 2, cfg(2.0)), PROMPTS, REWARDS, poll=poll)
+
+
+def make(parts: list[list[float]], judged: list[bool] | None = None) -> Evaluation:
+    return Evaluation(["a", "b"], len(parts) // 2, 0, 8, ["x", "y"], parts, judged)
+
+
+def test_paired_by_hand() -> None:
+    before, after = make([[1.0, 0], [2.0, 0], [3.0, 1], [4.0, 1]]), make([[2.0, 0], [3.0, 0], [5.0, 1], [6.0, 2]])
+    result = paired(before, after, torch.tensor([1.0, -1.0]))
+    assert result["before"] == 2.0 and result["after"] == 3.25 and result["paired_mean"] == 1.25
+    assert result["judge_before"] is None and 1.0 <= result["ci95"][0] < 1.25 < result["ci95"][1] <= 1.5
+    assert list(result) == ["before", "after", "paired_mean", "ci95", "judge_before", "judge_after"]
+    assert evaluation.compare({"train": before}, {"train": after}, torch.ones(2))["unseen"] is None
+
+
+def test_the_interval_is_the_clusters() -> None:
+    stream = torch.Generator().manual_seed(0)
+    clusters = torch.randn(40, generator=stream, dtype=torch.float64)
+    low, high = interval(clusters[:, None].expand(40, 8))  # images of a prompt all alike: 40 numbers, not 320
+    half = 1.96 * float(clusters.std(correction=0)) / 40**0.5
+    assert low == pytest.approx(float(clusters.mean()) - half, abs=0.05)
+    assert high == pytest.approx(float(clusters.mean()) + half, abs=0.05)
+    assert interval(clusters[None, :]) == pytest.approx([low, high]), "a single prompt: its images"
+
+
+def test_kept_and_read(tmp_path: Path) -> None:
+    measured = {"train": make([[0.1, 1 / 3]] * 4, [True, False, True, True])}
+    path = tmp_path / "000000.json"
+    assert evaluation.kept(path) is None
+    evaluation.keep(path, measured)
+    assert evaluation.kept(path) == measured
+    assert evaluation.kept(path) != {"train": replace(measured["train"], seed=1)}
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="not an evaluation of this version"):
+        evaluation.kept(path)

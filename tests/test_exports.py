@@ -1,0 +1,37 @@
+"""The public names: each one listed, found and documented; importing the package imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import burnish
+
+PUBLIC = """Config Gaussian Level Loss Policy Prompt Replay Sampler Scores Trajectory check_reward load_config score
+train""".split()
+
+
+def test_public_names_are_these() -> None:
+    assert burnish.__all__ == sorted(PUBLIC)
+    assert set(PUBLIC) <= set(dir(burnish))
+    assert re.fullmatch(r"\d+\.\d+\.\d+", burnish.__version__)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_name_exists_and_is_documented(name: str) -> None:
+    assert getattr(burnish, name).__doc__
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        burnish.trian  # noqa: B018
+
+
+@pytest.mark.parametrize("statement", ["import burnish", "import burnish.cli", "import burnish.report"])
+def test_import_is_light(statement: str) -> None:
+    code = f"{statement}; import sys; print([m for m in ('torch', 'diffusers', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

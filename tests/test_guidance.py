@@ -1,0 +1,60 @@
+"""Guidance: the formula, and how often the network is asked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from burnish.guidance import cfg, none
+from burnish.types import Cond
+
+
+class Network:
+    """Answers with a function of its input that tells conditions and times apart, and counts its calls."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.rows: list[int] = []
+        self.dtype = dtype
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        self.rows.append(len(x))
+        return (x * cond["text"].sum((1, 2))[:, None, None, None] + t[:, None, None, None]).to(self.dtype)
+
+
+X, T = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 6, 7])
+COND = {"text": torch.arange(6.0).view(3, 1, 2)}
+NULL = {"text": torch.ones(1, 1, 2).expand(3, -1, -1)}
+
+
+def test_none_asks_the_prompt_alone() -> None:
+    network = Network()
+    assert torch.equal(none()(network, X, T, COND, NULL), Network()(X, T, COND))
+    assert network.rows == [3]
+
+
+def test_cfg_is_the_formula_in_one_call() -> None:
+    network = Network()
+    out = cfg(5.0)(network, X, T, COND, NULL)
+    with_prompt, without = Network()(X, T, COND), Network()(X, T, NULL)
+    torch.testing.assert_close(out, without + 5 * (with_prompt - without))
+    assert network.rows == [6]
+
+
+def test_cfg_at_weight_one_does_not_ask_the_empty_prompt() -> None:
+    network = Network()
+    assert torch.equal(cfg(1.0)(network, X, T, COND, NULL), Network()(X, T, COND))
+    assert network.rows == [3]
+
+
+def test_cfg_at_weight_zero_is_the_empty_prompt() -> None:
+    torch.testing.assert_close(cfg(0.0)(Network(), X, T, COND, NULL), Network()(X, T, NULL))
+
+
+def test_cfg_combines_half_precision_in_float32() -> None:
+    assert cfg(5.0)(Network(torch.bfloat16), X, T, COND, NULL).dtype == torch.float32
+
+
+def test_weight_must_be_a_number() -> None:
+    with pytest.raises(ValueError, match="guidance.weight"):
+        cfg(float("nan"))

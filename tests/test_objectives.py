@@ -1,0 +1,123 @@
+"""Objectives: identities of their gradients, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from burnish import kernels
+from burnish.objectives import clipped, reinforce
+from burnish.types import Gaussian, Loss, Replay
+
+DIMS = 256
+C = 1.64 / DIMS
+ALL = [reinforce(), clipped(), reinforce(kl=0.1), clipped(kl=0.1)]
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def replay(change: Tensor | float = 0.0, kl: Tensor | None = None) -> Replay:
+    old = randn(6, 3)
+    return Replay((old + change).requires_grad_(), old, DIMS, None, kl)
+
+
+def gradient(objective: Callable[[Replay, Tensor], Loss], rows: Replay, adv: Tensor) -> Tensor:
+    (grad,) = torch.autograd.grad(objective(rows, adv).value, rows.logp)
+    return grad
+
+
+def test_reinforce_and_clipped_agree_at_ratio_one() -> None:
+    adv = randn(6, seed=1)
+    expected = (-adv[:, None] / 18).expand(6, 3)
+    torch.testing.assert_close(gradient(reinforce(), replay(), adv), expected)
+    torch.testing.assert_close(gradient(clipped(), replay(), adv), expected)
+
+
+@pytest.mark.parametrize(
+    ("sign", "change", "learns"),
+    [
+        (1, 2 * C, False),  # a good move that is already much likelier
+        (1, -2 * C, True),  # a good move that became unlikelier
+        (-1, 2 * C, True),  # a bad move that became likelier
+        (-1, -2 * C, False),  # a bad move that is already much unlikelier
+        (1, C / 2, True),
+        (-1, -C / 2, True),
+    ],
+)
+def test_clip_stops_only_the_side_that_went_too_far(sign: int, change: float, learns: bool) -> None:
+    grad = gradient(clipped(1.64), replay(change), torch.full((6,), float(sign)))
+    assert bool((grad != 0).all()) == learns and bool((grad == 0).all()) != learns
+
+
+def test_clip_fraction_and_deviation_count_both_sides() -> None:
+    change = torch.zeros(6, 3, dtype=torch.float64)
+    change[0], change[1, 0], change[2] = 2 * C, -3 * C, C / 2
+    metrics = clipped(1.64)(replay(change), randn(6)).metrics
+    assert metrics["clip_fraction"] == pytest.approx(4 / 18)
+    assert metrics["ratio_deviation"] == pytest.approx(3 * C, rel=0.02)
+    assert metrics["approx_kl"] == pytest.approx(0.5 * float(((change * DIMS) ** 2).mean()))
+
+
+@pytest.mark.parametrize("objective", [reinforce(), clipped()])
+def test_no_advantage_no_gradient(objective: Callable[[Replay, Tensor], Loss]) -> None:
+    assert not gradient(objective, replay(randn(6, 3, seed=2) * C), torch.zeros(6)).any()
+
+
+@pytest.mark.parametrize("objective", ALL)
+def test_micro_batches_add_up(objective: Callable[[Replay, Tensor], Loss]) -> None:
+    change, kl, adv = randn(6, 3, seed=2) * C, randn(6, 3, seed=3).abs(), randn(6, seed=1)
+    whole = gradient(objective, replay(change, kl), adv)
+    parts = []
+    for rows in (slice(0, 1), slice(1, 6)):
+        every = replay(change, kl)
+        part = Replay(every.logp[rows].detach().requires_grad_(), every.logp_old[rows], DIMS, None, kl[rows])
+        parts.append(gradient(objective, part, adv[rows]) * len(adv[rows]) / 6)
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def toy(mean: Tensor, first: Tensor, x: Tensor, old: Tensor) -> Replay:
+    """One-move policy: a Gaussian around ``mean`` that took the actions ``x``."""
+    std = torch.full((len(x), 1, 1, 1), 0.3, dtype=torch.float64)
+    now, before = Gaussian(mean.expand_as(x), std), Gaussian(first.expand_as(x), std)
+    return Replay(kernels.log_prob(now, x)[:, None], old[:, None], 36, None, kernels.kl(now, before)[:, None])
+
+
+@pytest.mark.parametrize("objective", ALL)
+def test_a_small_step_raises_the_weighted_density(objective: Callable[[Replay, Tensor], Loss]) -> None:
+    first = randn(1, 4, 3, 3)
+    x, adv = first + 0.3 * randn(16, 4, 3, 3, seed=1), randn(16, seed=2)
+    mean = first.clone().requires_grad_()
+    old = toy(mean, first, x, torch.zeros(16)).logp.detach()[:, 0]
+    objective(toy(mean, first, x, old), adv).value.backward()
+    assert mean.grad is not None
+    moved = mean.detach() - 1e-3 * mean.grad
+    gain = (adv * (toy(moved, first, x, old).logp[:, 0] - old)).mean()
+    assert gain > 0
+
+
+@pytest.mark.parametrize("kind", [reinforce, clipped])
+def test_kl_pulls_back_to_the_reference(kind: Callable[..., Callable[[Replay, Tensor], Loss]]) -> None:
+    first, mean = torch.zeros(1, 4, 3, 3, dtype=torch.float64), torch.full((1, 4, 3, 3), 0.1, dtype=torch.float64)
+    mean.requires_grad_()
+    loss = kind(kl=2.0)(toy(mean, first, mean.detach().expand(8, -1, -1, -1), torch.zeros(8)), torch.zeros(8))
+    (grad,) = torch.autograd.grad(loss.value, mean)
+    assert (grad > 0).all()
+    assert loss.metrics["kl"] == pytest.approx(36 * 0.1**2 / (2 * 0.3**2))
+    # per latent dimension: the unit in which published coefficients are given
+    assert loss.value.item() == pytest.approx(2.0 * loss.metrics["kl"] / 36)
+
+
+def test_kl_needs_a_reference() -> None:
+    with pytest.raises(ValueError, match="reference=True"):
+        clipped(kl=0.1)(replay(), randn(6))
+
+
+@pytest.mark.parametrize("make", [lambda: clipped(clip=0), lambda: clipped(clip=-1), lambda: reinforce(kl=-1)])
+def test_settings_out_of_range(make: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match="objective\\."):
+        make()

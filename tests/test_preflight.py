@@ -1,0 +1,93 @@
+"""The rehearsal finds what would waste hours, and has nothing to say against a sound configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from burnish import config as configuration
+from burnish.preflight import Finding, preflight
+
+REWARDS = """
+def bright(images, prompts):
+    return images.mean((1, 2, 3))
+def constant(images, prompts):
+    return images.mean((1, 2, 3)) * 0
+def by_prompt(images, prompts):
+    return [float(len(prompt.text)) for prompt in prompts]
+"""
+
+
+@pytest.fixture
+def look(tiny_pipeline: Path, tmp_path: Path):
+    (tmp_path / "reward.py").write_text(REWARDS)
+    path = tmp_path / "tiny.toml"
+    path.write_text(f"""
+model = {{ id = "{tiny_pipeline}", device = "cpu" }}
+sampler = {{ steps = 3, guidance = {{ use = "cfg", weight = 2.0 }} }}
+prompts = {{ use = "list", texts = ["a cat", "a goose"] }}
+rewards = [ {{ use = "{tmp_path}/reward.py:bright" }} ]
+batch = {{ prompts = 2, images_per_prompt = 4, sample = 8, replay = 6 }}
+""")
+
+    def run(*overrides: str) -> list[Finding]:
+        return preflight(configuration.load(path, [text.replace("HERE", str(tmp_path)) for text in overrides]))
+
+    return run
+
+
+def wrong(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.level != "ok"]
+
+
+def test_a_sound_configuration(look) -> None:
+    findings = look()
+    assert wrong(findings) == []
+    text = "\n".join(finding.text for finding in findings)
+    for said in (
+        "2 of 2 prompts x 4 images",
+        "finite at all 3",
+        "ratio - 1",
+        "trained towards higher",
+        "MiB",
+        "an iteration",
+    ):
+        assert said in text
+    assert all("\n" not in finding.text for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("override", "level", "said"),
+    [
+        ("batch.images_per_prompt=1", "error", "a group of one has no advantage"),
+        ("batch.images_per_prompt=2", "warning", "few to compare"),
+        ("rewards.0.use=HERE/reward.py:constant", "error", "0 to 0"),
+        ("rewards.0.use=HERE/reward.py:by_prompt", "warning", "std within a prompt up to 0"),
+        ("rewards.0.weight=0", "warning", "trained towards nothing"),
+    ],
+)
+def test_what_would_waste_hours(look, override: str, level: str, said: str) -> None:
+    found = wrong(look(override, "batch.updates=1"))
+    assert [finding.level for finding in found] == [level] and said in found[0].text and found[0].remedy
+
+
+def test_a_slow_tracker_and_a_negative_weight(look) -> None:
+    small = ["batch.images_per_prompt=1", "batch.prompts=1", "batch.updates=1"]
+    findings = look("advantage.use=tracker", "rewards.0.weight=-1", *small)
+    assert [finding.level for finding in wrong(findings)] == ["warning"]
+    assert "after about 32 iterations" in wrong(findings)[0].text
+    assert any("trained towards LOWER" in finding.text for finding in findings)
+
+
+def test_a_ratio_that_is_off_is_an_error(look, monkeypatch: pytest.MonkeyPatch) -> None:
+    from burnish.policy import Policy
+
+    right = Policy.predict
+    with monkeypatch.context() as patch:
+        calls = iter(range(100))
+        # the first three calls sample; whatever replays afterwards sees another network
+        patch.setattr(Policy, "predict", lambda *a: right(*a) * (1.0 if next(calls) < 3 else 1.05))
+        found = wrong(look())
+    assert [finding.level for finding in found] == ["error"] and "ratio - 1" in found[0].text
+    assert "float32" in found[0].remedy

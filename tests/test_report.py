@@ -1,0 +1,182 @@
+"""The report: complete, self-contained and well formed, from whatever a run has left so far."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from burnish.charts import HOVERED, Series, line_chart, number, ticks
+from burnish.report import FRAMES, write_report
+
+CONFIG = """
+[model]
+id = "zoo:emoji-sd"
+train = "lora"
+rank = 4
+[objective]
+use = "clipped"
+[advantage]
+use = "group"
+[[rewards]]
+use = "compressibility"
+name = "small <file>"
+"""
+PAIRED = {
+    "before": -2.5,
+    "after": -2.0,
+    "paired_mean": 0.5,
+    "ci95": [0.4, 0.6],
+    "judge_before": 0.8,
+    "judge_after": 0.7,
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A made-up run of 30 iterations."""
+    folder = tmp_path / "my & run"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "config.toml").write_text(CONFIG)
+    records = [
+        {
+            "iteration": i,
+            "images": 64,
+            "rewards": {"small <file>": {"mean": -2.5 + 0.01 * i, "std": 0.3}},
+            "ratio_deviation": 1e-7,
+            "clip_fraction": 0.2,
+            "approx_kl": 0.01,
+            "grad_norm": None if i == 7 else 0.5,
+            "seconds_sampling": 2.0,
+            "seconds_scoring": 0.1,
+            "seconds_training": 4.0,
+        }
+        for i in range(1, 31)
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for i in range(0, 31, 2):
+        Image.new("RGB", (16, 16), (8 * i, 100, 0)).save(folder / "samples" / f"{i:06d}.png")
+    (folder / "samples" / "prompts.json").write_text(
+        json.dumps({"texts": ["a cat", "a <b>dog</b>", "an ant", "a fox"], "columns": 2, "size": 8})
+    )
+    (folder / "evaluation.json").write_text(json.dumps({"train": PAIRED, "unseen": None}))
+    return folder
+
+
+class Tags(HTMLParser):
+    """Collects tags, and what could be loaded from elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "input", "line", "path", "circle", "rect"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def parse(page: str) -> Tags:
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    return tags
+
+
+def test_page_shows_everything_and_loads_nothing(run: Path) -> None:
+    path = write_report(run)
+    page = path.read_text("utf-8")
+    tags = parse(page)
+    assert path == run / "report.html"
+    assert tags.links == [] and "http" not in page.replace("http-equiv", "")
+    assert page.count("data:image/png;base64,") == FRAMES
+    assert tags.seen.count("svg") == 6  # reward, ratio, clip, approximate KL, gradient, seconds; no KL to a reference
+    for words in (
+        "my &amp; run",
+        "small &lt;file&gt;",
+        "+0.5",
+        "[0.4, 0.6]",
+        "80 %",
+        "70 %",
+        "a &lt;b&gt;dog",
+        "1 920",
+    ):
+        assert words in page, words
+    assert "<b>dog</b>" not in page and "$" not in page.split("<body>")[1]
+
+
+def test_page_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(CONFIG)
+    page = write_report(tmp_path, tmp_path / "elsewhere" / "page.html").read_text("utf-8")
+    assert parse(page).seen.count("svg") == 0 and "Configuration" in page
+
+
+def test_large_pictures_are_scaled_down(run: Path) -> None:
+    noise = Image.effect_noise((2000, 1000), 90).convert("RGB")
+    for path in (run / "samples").glob("*.png"):
+        path.unlink()
+    noise.save(run / "samples" / "000000.png")
+    noise.save(run / "samples" / "000004.png")
+    assert (run / "samples" / "000000.png").stat().st_size > 1_000_000
+    page = write_report(run).read_text("utf-8")
+    assert page.count("data:image/jpeg;base64,") == 2 and "aspect-ratio: 2000 / 1000" in page
+
+
+def test_no_run_and_broken_files_are_one_sentence(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        write_report(tmp_path)
+    (run / "evaluation.json").write_text("{")
+    with pytest.raises(ValueError, match=r"evaluation\.json: not a JSON object"):
+        write_report(run)
+
+
+def test_chart_is_well_formed_and_in_its_frame() -> None:
+    y = [1.0, 2.0, None, 4.0, math.nan, 3.0]
+    root = ElementTree.fromstring(
+        line_chart([1, 2, 3, 4, 5, 6], [Series("a < b", y, [0.5] * 6), Series("c", [2.0] * 6)])
+    )
+    lines = [e.attrib["d"] for e in root.iter("path") if e.attrib["class"] == "line series-0"]
+    assert [d.count("L") for d in lines] == [1, 0, 0]  # gaps at None and NaN split the curve
+    assert len([e for e in root.iter("path") if e.attrib["class"] == "band series-0"]) == 3
+    for circle in root.iter("circle"):
+        assert 0 <= float(circle.attrib["cx"]) <= 340 and 0 <= float(circle.attrib["cy"]) <= 190
+    heights = [float(e.attrib["cy"]) for e in root.iter("circle") if e.attrib["class"] == "series-0"]
+    assert heights[0] > heights[1] > heights[3] > heights[2]  # 1, 2, 4, 3: larger values lie higher
+
+
+def test_chart_of_nothing_and_of_one_point() -> None:
+    assert line_chart([], [Series("a", [])]) == ""
+    assert line_chart([1], [Series("a", [None])]) == ""
+    assert "h.01" in line_chart([1], [Series("a", [5.0])])
+
+
+def test_a_long_curve_stays_small() -> None:
+    root = ElementTree.fromstring(line_chart(range(5000), [Series("a", [float(i) for i in range(5000)])]))
+    assert len(list(root.iter("g"))) <= HOVERED
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (-2.6, -1.4, [-2.5, -2, -1.5]), (0, 1e-7, [0, 2e-8, 4e-8, 6e-8, 8e-8, 1e-7])],
+)
+def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_numbers_are_readable() -> None:
+    values = [0, 1.23456, -12.5, 2.5e-7, 12345678, None, math.inf]
+    assert [number(v) for v in values] == ["0", "1.235", "−12.5", "2.5e−7", "1.23e7", "–", "–"]

@@ -1,0 +1,179 @@
+"""Rewards against brute force, the contract checker against broken rewards, CLIP against its own processor."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from burnish.rewards import check_reward, score
+from burnish.rewards.clip import clip_similarity, prepare
+from burnish.rewards.pixels import compressibility, incompressibility
+from burnish.types import Prompt
+
+CATS = [Prompt("a cat")] * 4
+
+
+def redness(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+
+
+def test_jpeg_size_is_the_size_of_the_file() -> None:
+    images = torch.rand(4, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+    expected = []
+    for image in images:
+        buffer = io.BytesIO()
+        pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
+        expected.append(len(buffer.getvalue()) / 1000)
+    assert incompressibility()(images, CATS).tolist() == expected
+    assert compressibility()(images, CATS).tolist() == [-size for size in expected]
+
+
+def test_many_pixels_take_the_threaded_way_and_agree() -> None:
+    images = torch.rand(2, 3, 640, 640, generator=torch.Generator().manual_seed(0))
+    reward = incompressibility()
+    both = reward(images, CATS[:2])
+    assert both.tolist() == [reward(images[i : i + 1], CATS[:1]).item() for i in range(2)]
+
+
+def test_jpeg_quality_out_of_range_names_it() -> None:
+    with pytest.raises(ValueError, match="quality = 0"):
+        compressibility(quality=0)
+
+
+def test_good_rewards_pass_the_check() -> None:
+    for reward in (compressibility(), incompressibility(), redness):
+        assert check_reward(reward) == []
+
+
+def _scribbles(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    values = images.mean((1, 2, 3))
+    images.mul_(0.5)
+    return values
+
+
+def _fails_alone(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    return images.mean((2, 3)).squeeze().mean(1)
+
+
+def _raises(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    raise KeyError("nothing here")
+
+
+BROKEN: dict[str, tuple[Callable[..., object], str]] = {
+    "raises": (_raises, "raised KeyError"),
+    "one number": (lambda images, prompts: images.mean(), r"shape \(\)"),
+    "a column": (lambda images, prompts: images.mean((1, 2, 3))[:, None], r"shape \(8, 1\)"),
+    "text": (lambda images, prompts: "good", "returned a str"),
+    "NaN": (lambda images, prompts: images.mean((1, 2, 3)).log() * float("nan"), "nan for 8 of 8"),
+    "constant": (lambda images, prompts: torch.ones(len(images)), "nothing to learn"),
+    "chance": (lambda images, prompts: torch.rand(len(images)), "second time"),
+    "ranks": (lambda images, prompts: images.mean((1, 2, 3)) * torch.arange(1, len(images) + 1), "another order"),
+    "company": (lambda images, prompts: images.mean((1, 2, 3)) - images.mean(), "alone in its batch"),
+    "writes": (_scribbles, "images.clone"),
+    "batch of one": (_fails_alone, "then failed on 1"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_rewards_are_caught(name: str) -> None:
+    reward, words = BROKEN[name]
+    findings = check_reward(reward)  # type: ignore[arg-type]
+    assert any(re.search(words, finding) for finding in findings), findings
+
+
+def test_score_makes_one_float64_column_a_reward() -> None:
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    scores = score({"red": redness, "rank": lambda images, prompts: [1, 2, 3, 4]}, images, CATS)  # type: ignore[dict-item]
+    assert scores.names == ("red", "rank")
+    assert scores.parts.dtype == torch.float64 and scores.parts.shape == (4, 2)
+    assert scores.parts[:, 1].tolist() == [1, 2, 3, 4]
+
+
+def test_score_names_the_reward_the_row_and_the_prompt() -> None:
+    def holes(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return torch.tensor([1.0, 2.0, float("nan"), 3.0])
+
+    with pytest.raises(ValueError, match=r"'holes' returned nan for 1 of 4 images \(first: row 2, prompt 'a cat'\)"):
+        score({"holes": holes}, torch.rand(4, 3, 8, 8), CATS)
+
+
+@pytest.fixture(scope="module")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP of a few thousand parameters with a word tokenizer, saved as transformers saves it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("clip")
+    words = {word: i for i, word in enumerate(["<pad>", "<s>", "<e>", "<unk>", "a", "cat", "dog", "red", "ball"])}
+    text = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    text.pre_tokenizer = pre_tokenizers.Whitespace()
+    text.post_processor = processors.TemplateProcessing(
+        single="<s> $A <e>", special_tokens=[("<s>", words["<s>"]), ("<e>", words["<e>"])]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=text,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="<e>",
+        unk_token="<unk>",
+        model_max_length=8,
+    ).save_pretrained(folder)
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    CLIPModel(
+        CLIPConfig(
+            text_config={**tower, "vocab_size": 9, "max_position_embeddings": 8, "eos_token_id": 2, "pad_token_id": 0},
+            vision_config={**tower, "image_size": 16, "patch_size": 8},
+            projection_dim=8,
+        )
+    ).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+def test_clip_similarity_is_the_cosine_of_the_two_towers(tiny_clip: Path) -> None:
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    reward = clip_similarity(str(tiny_clip))
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    prompts = [Prompt("a cat"), Prompt("a red ball"), Prompt("a cat")]
+    values = reward(images, prompts)
+
+    model, tokenizer = CLIPModel.from_pretrained(tiny_clip).eval(), AutoTokenizer.from_pretrained(tiny_clip)
+    processor = CLIPImageProcessor.from_pretrained(tiny_clip)
+    arrays = [image.permute(1, 2, 0).numpy() for image in images]
+    pixels = processor(images=arrays, do_rescale=False, do_resize=False, return_tensors="pt")
+    tokens = tokenizer([p.text for p in prompts], padding="max_length", max_length=8, return_tensors="pt")
+    with torch.no_grad():
+        output = model(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], pixel_values=pixels["pixel_values"]
+        )
+    torch.testing.assert_close(values, (output.image_embeds * output.text_embeds).sum(-1), rtol=1e-5, atol=1e-6)
+    assert values.abs().max() <= 1
+
+
+def test_clip_similarity_passes_the_check(tiny_clip: Path) -> None:
+    assert check_reward(clip_similarity(str(tiny_clip)), size=24, prompts=["a cat", "a dog"]) == []
+
+
+def test_prepare_normalises_once_and_crops_the_middle() -> None:
+    images = torch.rand(1, 3, 16, 20)
+    out = prepare(images, 16, [0.5] * 3, [0.25] * 3)
+    np.testing.assert_allclose(out, (images[..., 2:18] - 0.5) / 0.25, rtol=1e-6)
+    assert prepare(images, 8, [0.5] * 3, [0.25] * 3).shape == (1, 3, 8, 8)
+
+
+def test_clip_similarity_without_a_model_says_so(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    with pytest.raises(ValueError, match="is not a folder with a CLIPModel"):
+        clip_similarity(str(tmp_path))

@@ -1,0 +1,210 @@
+"""Rollout against the stock pipeline; replay against rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import generator, perturb
+from diffusers import DDIMScheduler
+
+from burnish import kernels
+from burnish.guidance import cfg, none
+from burnish.kernels import ddim
+from burnish.objectives import clipped
+from burnish.policy import Policy
+from burnish.rollout import Sampler, join
+from burnish.schedule import Schedule
+from burnish.types import Prompt, Replay, Trajectory
+
+PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]
+GROUP = torch.tensor([0, 0, 1, 1])
+PREDICTIONS = ["epsilon", "v_prediction", "sample"]
+
+
+def roll(policy: Policy, sampler: Sampler, seed: int = 0) -> Trajectory:
+    return sampler.rollout(policy, policy.encode(PROMPTS), GROUP, generator(seed))
+
+
+def all_moves(policy: Policy, sampler: Sampler, traj: Trajectory, reference: bool = False) -> Replay:
+    steps = torch.arange(traj.logp.shape[1]).expand(len(traj.group), -1)
+    return sampler.replay(policy, traj, torch.arange(len(traj.group)), steps, reference)
+
+
+@pytest.mark.parametrize("weight", [1.0, 5.0])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_rollout_is_the_stock_pipeline_with_eta(
+    make_pipeline: Callable[..., Path], prediction: str, weight: float
+) -> None:
+    policy = Policy.load(make_pipeline(prediction))
+    traj = roll(policy, Sampler(ddim(0.8), 5, cfg(weight) if weight != 1 else none()), seed=3)
+    pipe = policy.pipe
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    stock = pipe(
+        [prompt.text for prompt in PROMPTS],
+        num_inference_steps=5,
+        guidance_scale=weight,
+        eta=0.8,
+        generator=generator(3),
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(traj.latent, stock, rtol=1e-4, atol=1e-4)
+
+
+def test_shapes_and_what_is_decoded(tiny_pipeline: Path) -> None:
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 5, none())
+    traj = roll(policy, sampler)
+    assert sampler.transitions(policy) == 5
+    assert traj.x.shape == (4, 6, 4, 8, 8) and traj.logp.shape == (4, 5) and traj.t.shape == (6,)
+    assert traj.t.tolist() == [801, 601, 401, 201, 1, -1]
+    assert torch.equal(traj.x[:, -1], traj.latent) and traj.x.dtype == torch.float32
+    assert not traj.logp.requires_grad and traj.logp.isfinite().all()
+
+
+def test_all_noise_comes_from_the_one_generator(tiny_pipeline: Path) -> None:
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 3, cfg(3.0))
+    first = roll(policy, sampler, seed=1)
+    torch.manual_seed(123)
+    assert torch.equal(roll(policy, sampler, seed=1).x, first.x)
+    assert not torch.allclose(roll(policy, sampler, seed=2).latent, first.latent)
+
+
+@pytest.mark.parametrize("guidance", [none(), cfg(5.0)], ids=["none", "cfg"])
+@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_a_fresh_trajectory_replays_to_ratio_one(
+    make_pipeline: Callable[..., Path], prediction: str, train: str, guidance: Callable[..., torch.Tensor]
+) -> None:
+    policy, sampler = Policy.load(make_pipeline(prediction), train=train), Sampler(ddim(), 10, guidance)
+    perturb(policy)
+    traj = roll(policy, sampler)
+    replay = all_moves(policy, sampler, traj)
+    assert replay.dims == 256 and replay.logp.requires_grad
+    assert torch.equal(replay.logp_old, traj.logp)
+    # a network that predicts x0 itself has its rounding divided by the last step's std, 0.02, after guidance's factor 5
+    least = 5e-6 if prediction == "sample" else 1e-6
+    assert (replay.logp - replay.logp_old).expm1().abs().max() < least
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ratio_one_in_bfloat16(make_pipeline: Callable[..., Path], prediction: str, train: str) -> None:
+    policy = Policy.load(make_pipeline(prediction), train=train, dtype="bfloat16")
+    sampler = Sampler(ddim(), 10, cfg(5.0))
+    perturb(policy)
+    traj = roll(policy, sampler)
+    metrics = clipped()(all_moves(policy, sampler, traj), torch.ones(4)).metrics
+    assert metrics["ratio_deviation"] < 0.1 * 1.64 / 256
+
+
+def test_replay_takes_any_moves_of_any_images(tiny_pipeline: Path) -> None:
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 6, cfg(2.0))
+    traj = roll(policy, sampler)
+    perturb(policy)
+    whole = all_moves(policy, sampler, traj, reference=True)
+    images, steps = torch.tensor([3, 1]), torch.tensor([[5, 0, 2], [1, 1, 4]])
+    some = sampler.replay(policy, traj, images, steps, reference=True)
+    for name in ("logp", "logp_old", "logp_ref", "kl"):
+        picked = getattr(whole, name)[images[:, None], steps]
+        torch.testing.assert_close(getattr(some, name), picked, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_kl_to_the_reference(tiny_pipeline: Path, train: str) -> None:
+    policy = Policy.load(tiny_pipeline, train=train, reference=True)
+    sampler = Sampler(ddim(), 4, cfg(2.0))
+    traj = roll(policy, sampler)
+    at_start = all_moves(policy, sampler, traj, reference=True)
+    assert at_start.kl is not None and at_start.logp_ref is not None
+    assert at_start.kl.abs().max() < 1e-6
+    torch.testing.assert_close(at_start.logp_ref, at_start.logp, rtol=0, atol=1e-6)
+    perturb(policy)
+    later = all_moves(policy, sampler, traj, reference=True)
+    assert later.kl is not None and later.logp_ref is not None
+    assert (later.kl > 0).all() and not later.logp_ref.requires_grad
+    torch.testing.assert_close(later.logp_ref, traj.logp, rtol=0, atol=1e-6)
+    grads = torch.autograd.grad(later.kl.mean(), policy.trainable, allow_unused=True)
+    assert sum(float(grad.abs().sum()) for grad in grads if grad is not None) > 0
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+def test_gradient_is_that_of_the_density(tiny_pipeline: Path, train: str) -> None:
+    """Along a random direction, against a central difference; the reference may be asked in between."""
+    policy = Policy.load(tiny_pipeline, train=train, reference=True)
+    sampler = Sampler(ddim(), 4, cfg(2.0))
+    perturb(policy, 0.1)
+    traj = roll(policy, sampler)
+    weights = torch.randn(4, 4, generator=generator(1))
+
+    grads = torch.autograd.grad(
+        (all_moves(policy, sampler, traj, reference=True).logp * weights).sum(), policy.trainable, allow_unused=True
+    )
+    norm = sum(float(grad.square().sum()) for grad in grads if grad is not None) ** 0.5
+    values = []
+    for step in (1e-3, -2e-3):
+        with torch.no_grad():
+            for p, grad in zip(policy.trainable, grads, strict=True):
+                if grad is not None:
+                    p.add_(grad / norm, alpha=step)
+            values.append(float((all_moves(policy, sampler, traj).logp * weights).sum()))
+    assert (values[0] - values[1]) / 2e-3 == pytest.approx(norm, rel=0.05)
+
+
+@pytest.mark.parametrize("config", [{"set_alpha_to_one": True}, {"steps_offset": 0}], ids=["alpha one", "offset 0"])
+def test_a_last_step_without_noise_is_no_action(make_pipeline: Callable[..., Path], config: dict[str, object]) -> None:
+    policy = Policy.load(make_pipeline("epsilon"))
+    policy.schedule = Schedule.of(DDIMScheduler.from_config(policy.pipe.scheduler.config, **config))
+    sampler = Sampler(ddim(), 5, none())
+    traj = roll(policy, sampler)
+    assert sampler.transitions(policy) == 4
+    assert traj.logp.shape == (4, 4) and traj.x.shape[1] == len(traj.t) == 5
+    assert traj.logp.isfinite().all() and traj.latent.isfinite().all()
+    if "set_alpha_to_one" in config:
+        last = policy.predict(traj.x[:, -1], traj.t[-1].expand(4), traj.cond, none())
+        torch.testing.assert_close(traj.latent, last)
+    assert (all_moves(policy, sampler, traj).logp - traj.logp).expm1().abs().max() < 1e-6
+
+
+def test_nothing_to_learn_from(make_pipeline: Callable[..., Path], tiny_pipeline: Path) -> None:
+    with pytest.raises(ValueError, match="sampler.steps must be at least 1"):
+        Sampler(ddim(), 0, none())
+    policy = Policy.load(make_pipeline("epsilon", set_alpha_to_one=True))
+    with pytest.raises(ValueError, match="only 0 of 1 steps have noise"):
+        roll(policy, Sampler(ddim(), 1, none()))
+    with pytest.raises(ValueError, match=r"larger sampler.kernel.eta"):
+        roll(policy, Sampler(ddim(1e-4), 5, none()))
+
+
+def test_join_is_one_batch(tiny_pipeline: Path) -> None:
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 3, none())
+    one, two = roll(policy, sampler, 1), roll(policy, sampler, 2)
+    both = join([one, two])
+    assert both.x.shape[0] == len(both.group) == len(both.cond["text"]) == 8
+    replay = all_moves(policy, sampler, both)
+    torch.testing.assert_close(replay.logp.detach(), torch.cat([one.logp, two.logp]), rtol=0, atol=1e-6)
+
+
+def test_a_few_updates_make_rewarded_moves_likelier(tiny_pipeline: Path) -> None:
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 4, cfg(2.0))
+    traj = roll(policy, sampler)
+    adv = torch.tensor([1.0, -1.0, 1.5, -1.5])
+    optimizer = torch.optim.Adam(policy.trainable, lr=1e-3)
+    for _ in range(3):
+        loss = clipped(clip=50)(all_moves(policy, sampler, traj), adv)
+        optimizer.zero_grad()
+        loss.value.backward()
+        optimizer.step()
+    change = all_moves(policy, sampler, traj).logp.detach() - traj.logp
+    assert (adv * change.mean(1)).mean() > 0
+
+
+def test_log_density_is_that_of_the_stored_move(tiny_pipeline: Path) -> None:
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 4, none())
+    traj = roll(policy, sampler)
+    t, s = traj.t[2].expand(4), traj.t[3].expand(4)
+    x0 = policy.predict(traj.x[:, 2], t, traj.cond, none())
+    move = ddim()(traj.x[:, 2], x0, policy.schedule.level(t), policy.schedule.level(s))
+    torch.testing.assert_close(kernels.log_prob(move, traj.x[:, 3]), traj.logp[:, 2])

@@ -1,0 +1,90 @@
+"""The schedule against diffusers' own tables and grids."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
+
+from burnish.schedule import FINAL, Schedule
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def ddim(**changes: object) -> DDIMScheduler:
+    return DDIMScheduler(**{**SD, "clip_sample": False, "set_alpha_to_one": False, **changes})
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("steps", [1, 7, 25, 50])
+def test_grid_is_diffusers_and_every_step_is_followed_by_the_next(spacing: str, steps: int) -> None:
+    scheduler = ddim(timestep_spacing=spacing)
+    times = Schedule.of(scheduler).times(steps)
+    scheduler.set_timesteps(steps)
+    assert times[:-1].tolist() == scheduler.timesteps.tolist()
+    assert times[-1] == max(times[-2] - 1000 // steps, FINAL)
+    if spacing == "leading" or (1000 % steps == 0 and spacing == "trailing"):
+        assert (times[:-2] - 1000 // steps).tolist() == times[1:-1].tolist(), "diffusers' own previous timestep"
+
+
+def test_stable_diffusion_grid() -> None:
+    times = Schedule.of(ddim()).times(50)
+    assert times[:2].tolist() == [981, 961] and times[-3:].tolist() == [21, 1, FINAL]
+
+
+def test_last_time_may_stay_on_the_schedule() -> None:
+    # 600 steps leave a stride of 1, so diffusers goes from t = 1 to t = 0, not to the final level
+    assert Schedule.of(ddim()).times(600)[-2:].tolist() == [1, 0]
+
+
+def test_levels_are_the_table_in_float64_and_one_per_image() -> None:
+    scheduler = ddim()
+    level = Schedule.of(scheduler).level(torch.tensor([981, 1, FINAL]))
+    abar = torch.stack([scheduler.alphas_cumprod[981], scheduler.alphas_cumprod[1], scheduler.final_alpha_cumprod])
+    assert level.alpha.shape == (3, 1, 1, 1)
+    torch.testing.assert_close(level.alpha.flatten(), abar.double().sqrt(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(level.sigma.flatten(), (1 - abar.double()).sqrt(), rtol=1e-14, atol=0)
+    clean = Schedule.of(ddim(set_alpha_to_one=True)).level(torch.tensor([FINAL]))
+    assert (clean.alpha.item(), clean.sigma.item()) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("other", [PNDMScheduler, EulerDiscreteScheduler])
+def test_other_schedulers_of_diffusion_models_are_read_as_ddim(other: type) -> None:
+    schedule = Schedule.of(other(**SD, prediction_type="v_prediction"))
+    assert schedule.prediction == "v_prediction"
+    assert torch.equal(schedule.alpha, Schedule.of(ddim()).alpha)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_true_predictions_give_back_x0(prediction: str) -> None:
+    schedule = Schedule.of(ddim(prediction_type=prediction))
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 3, 4, 8, 8, generator=generator, dtype=torch.float64)
+    t = torch.tensor([981, 500, 1])
+    level = schedule.level(t)
+    out = {"epsilon": eps, "v_prediction": level.alpha * eps - level.sigma * x0, "sample": x0}[prediction]
+    torch.testing.assert_close(schedule.x0(level.alpha * x0 + level.sigma * eps, t, out), x0)
+
+
+def test_x0_of_half_precision_is_float32() -> None:
+    x = torch.zeros(1, 4, 8, 8)
+    assert Schedule.of(ddim()).x0(x, torch.tensor([1]), x.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("steps", [0, -3, 1001])
+def test_impossible_step_counts(steps: int) -> None:
+    with pytest.raises(ValueError, match="sampler.steps must be between 1 and 1000"):
+        Schedule.of(ddim()).times(steps)
+
+
+def test_grid_beyond_the_table() -> None:
+    with pytest.raises(ValueError, match="asks for timestep 1000, beyond the model's last, 999"):
+        Schedule.of(ddim()).times(1000)
+
+
+def test_unsuitable_schedulers() -> None:
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler has no alphas_cumprod"):
+        Schedule.of(FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ValueError, match="x0 cannot be recovered from pure noise"):
+        Schedule.of(ddim(rescale_betas_zero_snr=True))
+    Schedule.of(ddim(rescale_betas_zero_snr=True, prediction_type="v_prediction"))

@@ -1,0 +1,226 @@
+"""The loop: what it leaves behind, that a killed run goes on bit for bit, and that learning learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from burnish import config as configuration
+from burnish.config import Config
+from burnish.journal import grid
+from burnish.runs import Run
+from burnish.trainer import minibatches, train
+
+BRIGHTNESS = '''
+import os, time
+def brightness(images, prompts):
+    """How bright; slow on demand, so that a test can kill the run in the middle of an iteration."""
+    time.sleep(float(os.environ.get("SLOW", "0")))
+    return images.mean((1, 2, 3))
+'''
+TIMING = ("seconds_sampling", "seconds_scoring", "seconds_training")
+
+
+@pytest.fixture
+def recipe(tiny_pipeline: Path, tmp_path: Path) -> Path:
+    (tmp_path / "reward.py").write_text(BRIGHTNESS)
+    path = tmp_path / "tiny.toml"
+    path.write_text(f"""
+iterations = 3
+model = {{ id = "{tiny_pipeline}", device = "cpu" }}
+sampler = {{ steps = 3, guidance = {{ use = "cfg", weight = 2.0 }} }}
+prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
+rewards = [ {{ use = "{tmp_path}/reward.py:brightness" }} ]
+advantage = {{ use = "tracker", buffer = 8, min_count = 4 }}
+optimizer = {{ lr = 1e-3 }}
+batch = {{ prompts = 2, images_per_prompt = 4, sample = 4, replay = 5, updates = 2, transitions = 2 }}
+evaluation = {{ images_per_prompt = 2, unseen = {{ use = "list", texts = ["a bee"] }} }}
+run = {{ sample_every = 2, sample_prompts = 4 }}
+""")
+    return path
+
+
+def load(recipe: Path, *overrides: str) -> Config:
+    return configuration.load(recipe, overrides)
+
+
+def log(out: Path) -> list[dict]:
+    """The log without what no two runs share."""
+    return [{key: value for key, value in one.items() if key not in TIMING} for one in Run(out).records()]
+
+
+def test_what_a_run_leaves_behind(recipe: Path, tmp_path: Path) -> None:
+    heard: list[dict] = []
+    run = Run(train(load(recipe), tmp_path / "run", on_record=heard.append))
+    records = run.records()
+    assert heard == records and [record["iteration"] for record in records] == [1, 2, 3]
+    assert records[0]["images"] == 8 and set(records[0]["rewards"]["brightness"]) == {"mean", "std", "min", "max"}
+    assert all(record["ratio_deviation"] < 1e-6 for record in records), "before the first update the ratio is 1"
+    assert all(record[key] >= 0 for record in records for key in (*TIMING, "clip_fraction", "approx_kl", "grad_norm"))
+    assert configuration.load(run.config) == load(recipe), "the resolved configuration can be run again"
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["000002", "000003"]
+    assert (run.adapter / "pytorch_lora_weights.safetensors").is_file()
+    assert [run.sample(n).is_file() for n in (0, 1, 2, 3)] == [True, False, True, True]
+    assert json.loads((run.samples / "prompts.json").read_text())["columns"] == 2
+    evaluation = json.loads(run.evaluation.read_text())
+    keys = {"before", "after", "paired_mean", "ci95", "judge_before", "judge_after"}
+    assert set(evaluation) == {"train", "unseen"} and all(set(one) == keys for one in evaluation.values())
+
+
+def test_the_same_seed_is_the_same_run(recipe: Path, tmp_path: Path) -> None:
+    first, again, other = (tmp_path / name for name in ("first", "again", "other"))
+    small = ["iterations=2", "evaluation.images_per_prompt=0", "run.sample_every=0"]
+    train(load(recipe, *small), first)
+    train(load(recipe, *small), again)
+    train(load(recipe, *small, "seed=1"), other)
+    assert log(first) == log(again) != log(other)
+
+
+def test_micro_batches_do_not_change_the_numbers(recipe: Path, tmp_path: Path) -> None:
+    small = ["iterations=2", "evaluation.images_per_prompt=0", "run.sample_every=0"]
+    train(load(recipe, *small), tmp_path / "a")
+    train(load(recipe, *small, "batch.replay=64"), tmp_path / "b")
+    for a, b in zip(log(tmp_path / "a"), log(tmp_path / "b"), strict=True):
+        assert a["rewards"]["brightness"] == pytest.approx(b["rewards"]["brightness"], abs=1e-6)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_minibatches_cover_every_image_once_an_epoch(recipe: Path, tmp_path: Path) -> None:
+    class Shape:
+        config = load(recipe, "batch.epochs=2", "batch.updates=3")
+        world = type("World", (), {"rank": 0})
+
+    found = list(minibatches(Shape, 8, 5, iteration=1))  # type: ignore[arg-type]
+    assert len(found) == 6
+    for epoch in (found[:3], found[3:]):
+        pairs = [(int(i), int(s)) for images, steps in epoch for i, s in zip(images, steps, strict=True)]
+        assert sorted({i for i, _ in pairs}) == list(range(8)) and len(set(pairs)) == len(pairs) == 16
+    assert not torch.equal(found[0][0], found[3][0]), "each epoch has its own order"
+
+
+def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path) -> None:
+    options = ["iterations=4", "run.checkpoint_every=2"]
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    train(load(recipe, *options), whole)
+    for asked in (3, 7, 4):  # before the first iteration, in the middle of two others
+        count = iter(range(1000))
+        train(
+            load(recipe, *options),
+            parted,
+            resume=(parted / "config.toml").exists(),
+            stop=lambda count=count, asked=asked: next(count) >= asked,
+        )
+        assert not Run(parted).evaluation.exists()
+    train(load(recipe, *options), parted, resume=True)
+    assert log(parted) == log(whole)
+    for place in ("evaluation.json", "samples/000004.png", "checkpoints/000004/tensors.safetensors"):
+        assert (parted / place).read_bytes() == (whole / place).read_bytes(), place
+    adapters = [load_file(out / "adapter" / "pytorch_lora_weights.safetensors") for out in (whole, parted)]
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+    train(load(recipe, *options), parted, resume=True)  # nothing is left to do
+    assert log(parted) == log(whole)
+
+
+def test_kill_minus_nine_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path) -> None:
+    code = f"""
+from burnish import config, trainer
+say = lambda record: print(record["iteration"], flush=True)
+trainer.train(config.load({str(recipe)!r}, ["iterations=4"]), {str(tmp_path / "killed")!r}, on_record=say)
+"""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(load(recipe, "iterations=4"), whole)
+    slow = {**os.environ, "SLOW": "0.15"}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=slow)
+    assert process.stdout is not None
+    while process.stdout.readline().strip() != b"2":
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)  # in the middle of iteration 3, whose rewards are slow
+    process.wait()
+    process.stdout.close()
+    with (killed / "log.jsonl").open("a") as file:
+        file.write('{"iteration": 3, "rew')  # a line torn by a crash
+    assert log(killed)[-1]["iteration"] == 2
+    train(load(recipe, "iterations=4"), killed, resume=True)
+    assert log(killed) == log(whole)
+    for place in ("evaluation.json", "samples/000004.png", "checkpoints/000004/tensors.safetensors"):
+        assert (killed / place).read_bytes() == (whole / place).read_bytes(), place
+
+
+def test_learning_learns_and_learning_rate_zero_does_not(recipe: Path, tmp_path: Path) -> None:
+    options = [
+        "iterations=8",
+        "model.train=full",  # an adapter on a random network's attention hardly changes a picture
+        "advantage={use='group'}",
+        "batch={prompts=3,images_per_prompt=8,sample=24,replay=72,updates=2}",
+        "evaluation.images_per_prompt=8",
+        "run={checkpoint_every=8,sample_every=0}",
+    ]
+    learned = Run(train(load(recipe, *options, "optimizer.lr=3e-3"), tmp_path / "learned"))
+    control = Run(train(load(recipe, *options, "optimizer.lr=0", "iterations=1"), tmp_path / "control"))
+    gains = json.loads(learned.evaluation.read_text())
+    assert gains["train"]["ci95"][0] > 0 and gains["unseen"]["paired_mean"] > 0
+    for one in json.loads(control.evaluation.read_text()).values():
+        assert one["paired_mean"] == 0 and one["ci95"] == [0, 0] and one["before"] == one["after"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "weights"),
+    [("{use='reinforce'}", "full"), ("{use='reinforce',kl=0.1}", "lora"), ("{use='clipped',kl=0.1}", "full")],
+)
+def test_every_objective_runs(recipe: Path, tmp_path: Path, objective: str, weights: str) -> None:
+    run = Run(
+        train(
+            load(
+                recipe,
+                "iterations=2",
+                f"objective={objective}",
+                f"model.train={weights}",
+                "evaluation.images_per_prompt=0",
+                "run.sample_every=0",
+            ),
+            tmp_path / "run",
+        )
+    )
+    last = run.records()[1]
+    assert ("kl" in last) == ("kl" in objective) and last["grad_norm"] > 0
+    assert last["ratio_deviation"] < 1e-6
+
+
+def test_every_prompt_is_drawn_equally_often(recipe: Path) -> None:
+    from burnish.trainer import draw
+
+    class Shape:
+        config = load(recipe, "batch.prompts=4", "batch.images_per_prompt=2")
+        world = type("World", (), {"rank": 0, "count": 1})
+        parts = type("Parts", (), {"prompts": [None] * 3})
+
+    drawn = torch.cat([draw(Shape, iteration) for iteration in range(1, 7)])  # type: ignore[arg-type]
+    assert drawn.bincount().tolist() == [16, 16, 16]
+    assert all((rows := draw(Shape, n)).sort().values.equal(rows) for n in range(1, 4))  # type: ignore[arg-type]
+
+
+def test_half_precision_runs(recipe: Path, tmp_path: Path) -> None:
+    options = ["iterations=2", "evaluation.images_per_prompt=0", "run.sample_every=0"]
+    for dtype in ("bfloat16", "float16"):
+        run = Run(train(load(recipe, *options, f"model.dtype={dtype}"), tmp_path / dtype))
+        assert all(record["ratio_deviation"] < 1e-5 and record["grad_norm"] > 0 for record in run.records())
+        train(load(recipe, *options, f"model.dtype={dtype}", "iterations=3"), run.folder, resume=True)
+        assert len(run.records()) == 3
+
+
+def test_a_tracker_that_is_not_there(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r'"tensorbord" is unknown; accepted: tensorboard, wandb, trackio'):
+        train(load(recipe, "run.trackers=['tensorbord']"), tmp_path / "run")
+
+
+def test_grid() -> None:
+    picture, columns = grid(torch.rand(5, 3, 4, 4))
+    assert columns == 3 and picture.startswith(b"\x89PNG")
