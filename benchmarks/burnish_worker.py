@@ -1,14 +1,15 @@
 """Burnish's own `train`, held between iterations until the next request.
 
-    {"config": {...}, "out"}    the configuration as its TOML would be read, and a run directory; first line
-    {"do": "iterate"}           -> {"seconds", "sampling", "training", "reward", "ratio_deviation"}
+{"do": "start", "config": {...}, "out"}    the configuration as its TOML would be read, and a run directory
+{"do": "iterate"}    -> {"seconds", "cpu_seconds", "sampling", "training", "reward", "ratio_deviation"}
 
-The first iteration includes loading.
+The first iteration's seconds leave out loading, as TRL's do.
 """
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from benchmarks.line import Line
 from burnish import config as configuration
@@ -16,27 +17,43 @@ from burnish.runs import Record
 from burnish.trainer import train
 
 
-def main() -> None:
-    line = Line()
-    settings = line.receive()
-    ended = line.receive()["do"] == "end"
-    started, busy = time.perf_counter(), time.process_time()
+class Gate:
+    """What `train` calls after each iteration and asks whether to stop."""
 
-    def gate(record: Record) -> None:
-        nonlocal ended, started, busy
-        taken = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - busy}
-        line.send(
-            **taken,
-            sampling=record["seconds_sampling"],
-            training=record["seconds_training"],
+    def __init__(self, line: Line) -> None:
+        self.line = line
+        self.request: dict[str, Any] = line.receive()
+
+    def next(self) -> None:
+        """Wait for a request, then start the clock."""
+        self.request = self.line.receive()
+        self._started, self._busy = time.perf_counter(), time.process_time()
+
+    def __call__(self, record: Record) -> None:
+        """Answer with what the iteration took."""
+        seconds, busy = time.perf_counter() - self._started, time.process_time() - self._busy
+        parts = {"sampling": record["seconds_sampling"], "training": record["seconds_training"]}
+        self.line.send(
+            seconds=sum(parts.values()) if record["iteration"] == 1 else seconds,
+            cpu_seconds=busy,
+            **parts,
             reward=next(iter(record["rewards"].values()))["mean"],
             ratio_deviation=record["ratio_deviation"],
         )
-        ended = line.receive()["do"] == "end"
-        started, busy = time.perf_counter(), time.process_time()
+        self.next()
 
-    if not ended:
-        train(configuration.parse(settings["config"]), settings["out"], on_record=gate, stop=lambda: ended)
+    def stop(self) -> bool:
+        return self.request["do"] != "iterate"
+
+
+def main() -> None:
+    gate = Gate(Line())
+    while gate.request["do"] == "start":
+        settings = gate.request
+        gate.line.send()
+        gate.next()
+        if not gate.stop():
+            train(configuration.parse(settings["config"]), settings["out"], on_record=gate, stop=gate.stop)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The network alone: what an iteration would cost if nothing but the UNet had to be computed.
 
-    {"model", "rank", "guided"}                           settings, first line
+    {"do": "start", "model", "rank"}
     {"do": "forward", "images", "batch"}   -> {"seconds", ...}  calls without gradient, the adapter merged: sampling
     {"do": "backward", "images", "batch"}  -> {"seconds", ...}  calls with gradient for the adapter: replay
 
@@ -45,6 +45,7 @@ def inputs(policy: Policy, batch: int) -> tuple[torch.Tensor, ...]:
 def main() -> None:
     line = Line()
     settings = line.receive()
+    line.send()
     policy = Policy.load(settings["model"], rank=settings["rank"], alpha=settings["rank"], device="cpu")
     work = {"forward": forward, "backward": backward}
     while (request := line.receive())["do"] != "end":

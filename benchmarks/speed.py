@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,6 +12,7 @@ from benchmarks import setting
 from benchmarks.line import ROOT, Worker
 
 BATCHES = (4, 8, 16, 32)  # images a sampling call, or (image, timestep) pairs a training call
+GROUP = 8  # images of a prompt in Burnish; TRL draws a prompt for each image
 TRL_PYTHON = ROOT / "benchmarks" / ".venv-trl" / "bin" / "python"
 
 
@@ -25,19 +26,22 @@ class Bench:
     steps: int = setting.STEPS
     rounds: int = 4
 
-    def trl(self, sample: int, train: int, **more: Any) -> Worker:
-        """TRL with these batch sizes. Its samples come in whole batches, and each is split into whole ones."""
+    def trl(self, sample: int, train: int, **more: Any) -> dict[str, Any]:
+        """TRL's settings with these batch sizes. Its samples come in whole batches, each split into whole ones."""
         model = setting.for_old_transformers(self.model, self.work / "model")
-        settings = {"images": self.images, "steps": self.steps, "updates": setting.UPDATES, **more}
-        return Worker(
-            TRL_PYTHON,
-            "trl_worker",
-            self.work / "trl.log",
-            **{"model": str(model), "guidance": setting.GUIDANCE, "sample": sample, "train": train, **settings},
-        )
+        return {
+            "model": str(model),
+            "guidance": setting.GUIDANCE,
+            "images": self.images,
+            "steps": self.steps,
+            "updates": setting.UPDATES,
+            "sample": sample,
+            "train": train,
+            **more,
+        }
 
-    def burnish(self, name: str, sample: int, replay: int, **sections: Any) -> Worker:
-        """Burnish with these batch sizes; `sections` of its configuration go over those of the workload."""
+    def burnish(self, name: str, sample: int, replay: int, **sections: Any) -> dict[str, Any]:
+        """Burnish's settings with these batch sizes; `sections` of its configuration go over those of the workload."""
         prompts = self.work / "prompts.txt"
         prompts.write_text("\n".join(setting.PROMPTS) + "\n")
         config: dict[str, Any] = {
@@ -49,8 +53,8 @@ class Bench:
             "objective": {"use": "clipped"},
             "advantage": {"use": "batch"},
             "batch": {
-                "prompts": self.images // 8,
-                "images_per_prompt": 8,
+                "prompts": self.images // GROUP,
+                "images_per_prompt": GROUP,
                 "updates": setting.UPDATES,
                 "sample": sample,
                 "replay": replay,
@@ -61,44 +65,57 @@ class Bench:
         for section, values in sections.items():
             old = config.get(section)
             config[section] = {**old, **values} if isinstance(old, dict) and "use" not in values else values
-        log = self.work / f"{name}.log"
-        return Worker(sys.executable, "burnish_worker", log, config=config, out=str(self.work / name))
+        return {"config": config, "out": str(self.work / name)}
+
+    def worker(self, module: str, settings: dict[str, Any]) -> Worker:
+        """A process started with some settings."""
+        python = TRL_PYTHON if module == "trl_worker" else sys.executable
+        return Worker(python, module, self.work / f"{module}.log", settings)
 
     def floor(self) -> Worker:
         """The network alone."""
-        return Worker(
-            sys.executable, "floor_worker", self.work / "floor.log", model=str(self.model), rank=setting.RANK
-        )
+        return self.worker("floor_worker", {"model": str(self.model), "rank": setting.RANK})
 
 
 def sweep(bench: Bench) -> dict[str, dict[str, int]]:
     """The best batch sizes, from one short iteration each after one to warm up."""
-    short = Bench(bench.model, bench.work, bench.images, steps=3)
-    seconds: dict[str, dict[str, dict[int, float]]] = {
-        name: {"sampling": {}, "training": {}} for name in ("trl", "burnish", "floor")
+    short = replace(bench, steps=3)
+    batches = [batch for batch in BATCHES if batch <= bench.images // setting.UPDATES]
+    settings = {
+        "trl": [short.trl(batch, batch) for batch in batches],
+        "burnish": [short.burnish(f"sweep-{batch}", batch, batch) for batch in batches],
     }
-    for batch in (b for b in BATCHES if b <= bench.images // setting.UPDATES):
-        for name, worker in (("trl", short.trl(batch, batch)), ("burnish", short.burnish(f"sweep-{batch}", batch, batch))):
+    seconds: dict[str, dict[str, dict[int, float]]] = {
+        name: {"sampling": {}, "training": {}} for name in (*settings, "floor")
+    }
+    for name, several in settings.items():
+        worker = bench.worker(f"{name}_worker", several[0])
+        for batch, one in zip(batches, several, strict=True):
+            worker.ask("start", **one)
             worker.ask("iterate")
             answer = worker.ask("iterate")
             for part in ("sampling", "training"):
                 seconds[name][part][batch] = answer[part]
-            worker.end()
+        worker.end()
     floor = bench.floor()
     for part, work in (("sampling", "forward"), ("training", "backward")):
         for batch in BATCHES:
             floor.ask(work, images=batch, batch=batch)
             seconds["floor"][part][batch] = floor.ask(work, images=3 * max(BATCHES), batch=batch)["seconds"]
     floor.end()
-    best = {name: {part: min(times, key=times.__getitem__) for part, times in parts.items()} for name, parts in seconds.items()}
+    best = {
+        name: {part: min(times, key=times.__getitem__) for part, times in parts.items()}
+        for name, parts in seconds.items()
+    }
     best["trl"]["training"] = min(best["trl"].values())  # it splits a sampling batch into training batches
     return best
 
 
 def compare(bench: Bench, best: dict[str, dict[str, int]]) -> dict[str, Any]:
     """Alternate whole iterations; medians over the rounds."""
-    trl = bench.trl(best["trl"]["sampling"], best["trl"]["training"])
-    own = bench.burnish("speed", best["burnish"]["sampling"], best["burnish"]["training"])
+    trl = bench.worker("trl_worker", bench.trl(best["trl"]["sampling"], best["trl"]["training"]))
+    settings = bench.burnish("speed", best["burnish"]["sampling"], best["burnish"]["training"])
+    own = bench.worker("burnish_worker", settings)
     floor = bench.floor()
     calls = bench.images * bench.steps
     seconds: dict[str, list[float]] = {"trl": [], "burnish": [], "floor": []}
@@ -111,9 +128,10 @@ def compare(bench: Bench, best: dict[str, dict[str, int]]) -> dict[str, Any]:
         )
         deviation = max(deviation, ours["ratio_deviation"])
         if number:
-            for name, value in (("trl", theirs["seconds"]), ("burnish", ours["seconds"]), ("floor", alone)):
+            taken = {"trl": theirs["seconds"], "burnish": ours["seconds"], "floor": alone}
+            for name, value in taken.items():
                 seconds[name].append(value)
-            print(f"  round {number}: trl {theirs['seconds']:.2f} s, burnish {ours['seconds']:.2f} s, network alone {alone:.2f} s", flush=True)
+            print(f"  round {number}:", *(f"{name} {value:.2f} s" for name, value in taken.items()), flush=True)
     for worker in (trl, own, floor):
         worker.end()
     middle = {name: median(values) for name, values in seconds.items()}

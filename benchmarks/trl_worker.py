@@ -1,8 +1,8 @@
 """TRL's DDPOTrainer, one epoch of sampling and training for each request. Runs in TRL's own environment.
 
-    {"model", "images", "steps", "updates", "sample", "train", ...}      settings, first line
-    {"do": "iterate"}           -> {"seconds", "sampling", "training", "reward"}
-    {"do": "save", "folder"}    -> {}: the adapter in diffusers' format
+{"do": "start", "model", "images", "steps", "updates", "sample", "train", ...}
+{"do": "iterate"}           -> {"seconds", "cpu_seconds", "sampling", "training", "reward"}
+{"do": "save", "folder"}    writes the adapter in diffusers' format
 """
 
 from __future__ import annotations
@@ -98,12 +98,16 @@ def save(trainer: Any, folder: str) -> None:
 def main() -> None:
     line = Line()
     rewards: list[float] = []
-    trainer = build(line.receive(), rewards)
     spent: dict[str, float] = {}
-    trainer._generate_samples = timed(trainer._generate_samples, spent, "sampling")
-    trainer._train_batched_samples = timed(trainer._train_batched_samples, spent, "training")
+    trainer: Any = None
     epoch = steps = 0
     while (request := line.receive())["do"] != "end":
+        if request["do"] == "start":
+            trainer, epoch, steps = build(request, rewards), 0, 0
+            trainer._generate_samples = timed(trainer._generate_samples, spent, "sampling")
+            trainer._train_batched_samples = timed(trainer._train_batched_samples, spent, "training")
+            line.send()
+            continue
         if request["do"] == "save":
             save(trainer, request["folder"])
             line.send()

@@ -48,6 +48,35 @@ class Slot:
         return delta
 
 
+class Switch:
+    """Which weights a network computes with: ``State``; "adapter" unless told otherwise.
+
+    ``first``: after full fine-tuning, the weights of ``trainable`` before it, if these were kept.
+    """
+
+    def __init__(self, network: nn.Module, trainable: list[nn.Parameter], first: list[Tensor] | None) -> None:
+        self._slots, self._trainable, self._first = slots(network), trainable, first
+        self._state: State = "adapter"
+
+    @contextmanager
+    def at(self, state: State) -> Iterator[None]:
+        """Within it the network is in ``state``; afterwards it is as it was before. May be nested."""
+        before = self._state
+        self._set(state)
+        try:
+            yield
+        finally:
+            self._set(before)
+
+    def _set(self, state: State) -> None:
+        if self._first is not None and (state == "reference") != (self._state == "reference"):
+            for i, p in enumerate(self._trainable):
+                p.data, self._first[i] = self._first[i], p.data
+        for slot in self._slots:
+            slot.fill(state)
+        self._state = state
+
+
 def slots(network: nn.Module) -> list[Slot]:
     """The places of all adapter layers in the network; none where it has no adapter."""
     from peft.tuners.lora import Linear, LoraLayer
@@ -63,7 +92,8 @@ def slots(network: nn.Module) -> list[Slot]:
 
 
 def _fold(layer: Any, x: Tensor) -> Tensor:
-    """What peft's layer computes, x W + (x A) B scale, as x (W + A B scale): the very weight that ``merged`` samples with.
+    """What peft's layer computes, x W + (x A) B scale, as x (W + A B scale), with the very weight ``merged`` samples
+    with.
 
     One large product forwards and two backwards instead of eight thin ones, which are slow everywhere.
     """
@@ -74,8 +104,7 @@ def _fold(layer: Any, x: Tensor) -> Tensor:
 
 
 def add(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:
-    """Adds a fresh adapter, float32, to the layers whose names end in one of ``targets``. It changes nothing yet (B =
-    0).
+    """Adds a fresh adapter, float32, to the layers whose names end in one of ``targets``; B = 0, so it is silent yet.
 
     A is drawn from a generator of its own, so that a policy is the same whenever it is loaded.
     """
@@ -85,8 +114,8 @@ def add(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> 
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in modules):
             raise ValueError(f"model.targets: the network has no layer whose name ends in '{target}'.")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):  # peft draws on the CPU
+        torch.default_generator.manual_seed(0)
         config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets))
         network.add_adapter(config)  # type: ignore[operator]
     for parameter in network.parameters():

@@ -16,6 +16,8 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ def save(folder: Path, state: State, keep: int = 2) -> Path:
     final = folder / f"{state.iteration:06d}"
     temporary = folder / f".{final.name}.part"
     try:
-        with said(final):
+        with saving(final):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             digest = _write_tensors(temporary / "tensors.safetensors", state)
@@ -108,6 +110,26 @@ def read(path: Path) -> State:
         raise ValueError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from error
 
 
+def whole(path: Path) -> bool:
+    """Whether the checkpoint in one folder is there and undamaged."""
+    try:
+        read(path)
+    except ValueError:
+        return False
+    return True
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """`runs.said`, also for tensors: their library wraps the system's error in a text."""
+    with said(path):
+        try:
+            yield
+        except SafetensorError as error:
+            full = "os error 28" in str(error) or "No space" in str(error)
+            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What the optimizer remembers, flat: "index.key" -> tensor, on the CPU."""
     memory = optimizer.state_dict()["state"]
@@ -130,11 +152,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
 def _write_tensors(path: Path, state: State) -> str:
     tensors = {f"weights.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.weights.items()}
     tensors |= {f"optimizer.{name}": tensor.contiguous() for name, tensor in state.optimizer.items()}
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # the library wraps the system's error in a text
-        full = "os error 28" in str(error) or "No space" in str(error)
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+    save_file(tensors, path)
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
     return _digest(path)

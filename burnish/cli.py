@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,8 +69,11 @@ def train(
     config = load(recipe or Run.open(folder).config, change or [])
     from burnish import trainer
 
-    with stopping() as stop, Progress(config.iterations) as progress:
+    main_process = os.environ.get("RANK", "0") == "0"  # only one of those launched together speaks
+    with stopping() as stop, Progress(config.iterations) if main_process else nullcontext() as progress:
         trainer.train(config, folder, resume=resume, on_record=progress, stop=stop)
+    if not main_process:
+        return
     if stop.signals:
         records = Run(folder).records()
         done = records[-1]["iteration"] if records else 0
@@ -120,27 +123,10 @@ def evaluate(
     burnish evaluate runs/jpeg --images 16
     """
     quiet()
-    from burnish import checkpoint, config, runs
-    from burnish.evaluate import compare, kept, measure
-    from burnish.parts import assemble
-    from burnish.seeds import seed_globals
+    from burnish.evaluate import evaluate_run
+    from burnish.runs import Run
 
-    opened = runs.Run.open(run)
-    with opened.lock():
-        recipe = config.load(opened.config)
-        count, seed = images or recipe.evaluation.images_per_prompt or 4, recipe.evaluation.seed
-        state = checkpoint.restore(opened.checkpoints)
-        if state is None:
-            raise FileNotFoundError(f"{run} has no checkpoint yet, so there is nothing to compare; train it first")
-        seed_globals(recipe.seed, "weights")
-        parts = assemble(recipe)
-        before = kept(opened.measured(0))
-        if before is None or before["train"].images_per_prompt != count:
-            before = measure(parts, count, seed, recipe.batch.sample)
-        parts.policy.load_state(state.weights)
-        comparison = compare(before, measure(parts, count, seed, before["train"].chunk), parts.weights)
-        runs.write(opened.evaluation, runs.dumps(comparison, indent=1))
-    show_evaluation(comparison)
+    show_evaluation(evaluate_run(Run.open(run), images))
 
 
 @app.command()

@@ -1,9 +1,9 @@
-"""Faster kernels for the same arithmetic on a CPU.
+"""Faster kernels for the same arithmetic on a CPU. What a network's layers are computed with there:
 
-    linear layers    as 1x1 convolutions: torch multiplies float32 matrices with MKL, which on AMD's processors reaches
-                     half the speed of oneDNN, the library behind convolutions; the results are equal up to rounding
-    convolutions     in channels-last layout: no copies between them and attention, and no slow upsampling
-    attention        plain matrix products: the fused kernel is slow for few tokens, above all backwards
+linear layers    as 1x1 convolutions: torch multiplies float32 matrices with MKL, which on AMD's processors reaches
+                 half the speed of oneDNN, the library behind convolutions; the results are equal up to rounding
+convolutions     in channels-last layout: no copies between them and attention, and no slow upsampling
+attention        plain matrix products: the fused kernel is slow for few tokens, above all backwards
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+WITH_ONEDNN = torch.backends.mkldnn.is_available()
 MANY_TOKENS = 1024
 """Beyond this many latent pixels the B x heads x tokens^2 matrix of plain attention gets too large."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear``. On a CPU, tokens (B, tokens, C) in float32 take the way through a convolution."""
-    if x.dim() != 3 or x.device.type != "cpu" or weight.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+    if x.dim() != 3 or x.device.type != "cpu" or weight.dtype != torch.float32 or not WITH_ONEDNN:
         return F.linear(x, weight, bias)
     pixels = x.unsqueeze(2).permute(0, 3, 1, 2)  # (B, C, tokens, 1), channels last: a view
     return F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1).squeeze(2)

@@ -18,12 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.parts import Judge, Parts
+from burnish import checkpoint
+from burnish import config as configuration
+from burnish.parts import Judge, Parts, assemble
 from burnish.policy import Policy
 from burnish.rewards import score
 from burnish.rollout import Sampler
-from burnish.runs import dumps, write
-from burnish.seeds import generator
+from burnish.runs import Run, dumps, write
+from burnish.seeds import generator, seed_globals
 from burnish.types import Prompt, Reward
 from burnish.world import World
 
@@ -144,6 +146,31 @@ def interval(gain: Tensor) -> list[float]:
     drawn = torch.randint(len(clusters), (RESAMPLES, len(clusters)), generator=generator("bootstrap"))
     means = clusters[drawn].mean(1)
     return [float(means.quantile(q)) for q in (0.025, 0.975)]
+
+
+def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
+    """Compare a run's newest checkpoint with the model it started from; writes its evaluation.json and returns that.
+
+    `images` for each prompt; 0: as its configuration says.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint.
+    """
+    with run.lock():
+        config = configuration.load(run.config)
+        count, seed = images or config.evaluation.images_per_prompt or 4, config.evaluation.seed
+        state = checkpoint.restore(run.checkpoints)
+        if state is None:
+            raise FileNotFoundError(f"{run.folder} has no checkpoint yet, so there is nothing to compare; train first")
+        seed_globals(config.seed, "weights")
+        parts = assemble(config)
+        before = kept(run.measured(0))
+        if before is None or before["train"].images_per_prompt != count:
+            before = measure(parts, count, seed, config.batch.sample)
+        parts.policy.load_state(state.weights)
+        comparison = compare(before, measure(parts, count, seed, before["train"].chunk), parts.weights)
+        write(run.evaluation, dumps(comparison, indent=1))
+    return comparison
 
 
 def compare(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation], weights: Tensor) -> dict[str, Any]:

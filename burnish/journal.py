@@ -50,7 +50,7 @@ class Job:
 
 def save(job: Job, iteration: int) -> None:
     """A checkpoint after `iteration`, and the weights in diffusers' format."""
-    if not job.world.main or iteration == 0 or (job.run.checkpoints / f"{iteration:06d}").exists():
+    if not job.world.main or iteration == 0 or checkpoint.whole(job.run.checkpoints / f"{iteration:06d}"):
         return
     state = checkpoint.State(
         iteration=iteration,
@@ -60,7 +60,8 @@ def save(job: Job, iteration: int) -> None:
         scaler=job.scaler.state_dict(),
     )
     checkpoint.save(job.run.checkpoints, state, job.config.run.keep)
-    job.parts.policy.save_adapter(job.run.adapter)
+    with checkpoint.saving(job.run.adapter):
+        job.parts.policy.save_adapter(job.run.adapter)
 
 
 def restore(job: Job) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,8 @@ class Policy:
         self._named = {name: p for name, p in self._network.named_parameters() if p.requires_grad}
         self.trainable = list(self._named.values())
         self.device = next(self._network.parameters()).device
-        self._slots, self._first = lora.slots(self._network), first
-        self._state: lora.State = "adapter"
+        self._first = first
+        self._switch = lora.Switch(self._network, self.trainable, first)
         self._texts: dict[str, Cond] = {}
 
     @classmethod
@@ -152,24 +152,39 @@ class Policy:
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond, guidance: Callable[..., Tensor]) -> Tensor:
         """The network's guided guess of x0, (B, *latent) float32, at ``x`` and times ``t`` (B,) int64 on the CPU."""
+
+        def raw(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+            return self._family.call(self.pipe, x.to(self.dtype), t, cond)
+
+        null = self.null(len(x))  # encoded outside of autocast, like every other prompt
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            out = guidance(self._call, x, t.to(self.device, non_blocking=True), cond, self.null(len(x)))
+            out = guidance(raw, x, t.to(self.device, non_blocking=True), cond, null)
         return self.schedule.x0(x, t, out)
 
     @torch.no_grad()
     def decode(self, latent: Tensor) -> Tensor:
-        """Images (B, 3, H, W) float32 in [0, 1]."""
-        return self._family.decode(self.pipe, latent)
+        """Images (B, 3, H, W) float32 in [0, 1].
+
+        Raises:
+            RuntimeError: they are not finite; as black pictures they would please many a reward.
+        """
+        images = self._family.decode(self.pipe, latent)
+        if not images.isfinite().all():
+            raise RuntimeError(
+                "the decoded images are not finite: the weights have diverged (lower optimizer.lr), or the decoder "
+                "overflows in float16 (set model.dtype to bfloat16 or float32)."
+            )
+        return images
 
     def reference(self) -> AbstractContextManager[None]:
         """Within it the network is the one before training."""
         if self.train == "full" and self._first is None:
             raise RuntimeError("a fully trained policy has a reference only if it was loaded with reference=True.")
-        return self._as("reference")
+        return self._switch.at("reference")
 
     def merged(self) -> AbstractContextManager[None]:
         """Within it the adapter costs nothing and cannot be trained. The base weights come back bit for bit."""
-        return self._as("merged")
+        return self._switch.at("merged")
 
     def state(self) -> dict[str, Tensor]:
         """A copy of what was learned by parameter name, float32 on the CPU."""
@@ -195,26 +210,6 @@ class Policy:
                 os.replace(file, folder / file.name)
         finally:
             shutil.rmtree(made)
-
-    def _call(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self._family.call(self.pipe, x.to(self.dtype), t, cond)
-
-    @contextmanager
-    def _as(self, state: lora.State) -> Iterator[None]:
-        before = self._state
-        self._switch(state)
-        try:
-            yield
-        finally:
-            self._switch(before)
-
-    def _switch(self, state: lora.State) -> None:
-        if self._first is not None and (state == "reference") != (self._state == "reference"):
-            for i, p in enumerate(self.trainable):
-                p.data, self._first[i] = self._first[i], p.data
-        for slot in self._slots:
-            slot.fill(state)
-        self._state = state
 
 
 def _check(train: str, rank: int, alpha: float, dtype: str) -> None:

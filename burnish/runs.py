@@ -31,11 +31,28 @@ Record = dict[str, Any]
 """One line of log.jsonl."""
 
 
+class Place:
+    """A path in a run directory, by its name there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: Run, kind: object = None) -> Path:
+        return run.folder / self.name
+
+
 @dataclass(frozen=True)
 class Run:
     """The paths in a run directory, and what is done to its log."""
 
     folder: Path
+
+    config = Place("config.toml")
+    log = Place("log.jsonl")
+    samples = Place("samples")
+    checkpoints = Place("checkpoints")
+    evaluation = Place("evaluation.json")
+    adapter = Place("adapter")
 
     @staticmethod
     def create(folder: str | os.PathLike[str]) -> Run:
@@ -63,36 +80,6 @@ class Run:
     def exists(self) -> bool:
         """Whether a run lies here."""
         return self.config.is_file()
-
-    @property
-    def config(self) -> Path:
-        """The resolved configuration."""
-        return self.folder / "config.toml"
-
-    @property
-    def log(self) -> Path:
-        """One JSON object an iteration."""
-        return self.folder / "log.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        """The folder of the sample grids; see `sample`."""
-        return self.folder / "samples"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.folder / "checkpoints"
-
-    @property
-    def evaluation(self) -> Path:
-        """The paired comparison of after with before."""
-        return self.folder / "evaluation.json"
-
-    @property
-    def adapter(self) -> Path:
-        """The trained weights in diffusers' format."""
-        return self.folder / "adapter"
 
     def sample(self, iteration: int) -> Path:
         """The sample grid after so many iterations."""

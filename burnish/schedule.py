@@ -101,7 +101,7 @@ class Schedule:
         sigma = torch.where(t < 0, self.sigma_final, self.sigma[inside])
         # mps is the one device without float64
         dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
-        alpha, sigma = (table.view(-1, 1, 1, 1).to(device, dtype, non_blocking=True) for table in (alpha, sigma))
+        alpha, sigma = (table.view(-1, 1, 1, 1).to(dtype).to(device, non_blocking=True) for table in (alpha, sigma))
         return Level(alpha, sigma)
 
     def x0(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:

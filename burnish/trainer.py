@@ -46,9 +46,11 @@ def train(
 ) -> Path:
     """Fine-tune as `config` says and leave everything in the run directory `out`; returns it.
 
+    If anything fails on the way, a reward for example, what is done is saved first: mend it and resume.
+
     Args:
         resume: go on with the run in `out` from its newest checkpoint.
-        on_record: called with each iteration's record, which is also a line of RUN/log.jsonl.
+        on_record: called in the main process with each iteration's record, which is also a line of RUN/log.jsonl.
         stop: asked often; once it says True, a running update phase is finished, the run saved, and `train` returns.
 
     Raises:
@@ -66,7 +68,7 @@ def train(
         seed_globals(config.seed, "weights")
         job = prepare(config, run, world, stop)
         parts = job.parts
-        done = journal.restore(job) if resume else 0
+        done, whole = journal.restore(job) if resume else 0, True  # whole: the weights are those after `done`
         if world.main:
             write(run.config, configuration.dump(config))
             run.forget(done)
@@ -86,10 +88,12 @@ def train(
                 group = draw(job, iteration)
                 trajectory, own_scores, seconds_scoring = explore(job, group, iteration)
                 sampled = time.perf_counter()
+                job.poll()  # the last chance before the updates
 
                 # 4. Scores -> advantages: over the images of all processes.
                 scores = Scores(world.gather(own_scores.parts), own_scores.names)
                 check_spread(scores, iteration)
+                whole = False
                 everyone = parts.advantage(scores, parts.weights, world.gather(group))
                 adv = everyone[world.rank * len(group) :][: len(group)]
 
@@ -98,7 +102,6 @@ def train(
                 updates = [update(job, trajectory, adv, images, steps) for images, steps in pairs]
 
                 # 6. The record, on the disk before anybody hears of it.
-                done = iteration
                 record = {
                     "iteration": iteration,
                     "images": len(scores.parts),
@@ -111,10 +114,11 @@ def train(
                 }
                 if world.main:
                     run.append(record)
+                done, whole = iteration, True
                 world.log(record)
                 if iteration % config.run.checkpoint_every == 0 or iteration == config.iterations:
                     journal.save(job, iteration)
-                if on_record is not None:
+                if on_record is not None and world.main:
                     on_record(record)
                 job.poll()
                 if config.run.sample_every and iteration % config.run.sample_every == 0:
@@ -127,8 +131,11 @@ def train(
             journal.draw_samples(job, done)
             if before and world.any(not run.measured(done).exists()):
                 journal.after(job, before, done)
-        except Stopped:
-            journal.save(job, done)
+        except Exception as error:
+            if whole:
+                journal.save(job, done)
+            if not isinstance(error, Stopped):
+                raise
         world.end()
     return run.folder
 
@@ -185,7 +192,8 @@ def explore(job: Job, group: Tensor, iteration: int) -> tuple[Trajectory, Scores
     parts, policy = job.parts, job.parts.policy
     noise = generator(job.config.seed, iteration, "noise", job.world.rank)
     trajectories, answers = [], []
-    with ThreadPoolExecutor(1) as thread:
+    thread = ThreadPoolExecutor(1)
+    try:
         for numbers in group.split(job.config.batch.sample):
             job.poll()
             prompts = [parts.prompts[number] for number in numbers.tolist()]
@@ -195,13 +203,15 @@ def explore(job: Job, group: Tensor, iteration: int) -> tuple[Trajectory, Scores
             for answer in answers:
                 if answer.done():
                     answer.result()  # a reward that failed is told now, not after the last chunk
+        scores = [answer.result()[0] for answer in answers]
+    finally:
+        thread.shutdown(cancel_futures=True)  # after a failure no other chunk is scored
     everything = join(trajectories)
     if not everything.logp.isfinite().all():
         raise RuntimeError(
             f"a log-probability of iteration {iteration} is not finite; use model.dtype float32 or bfloat16, or a "
             "lower optimizer.lr, and find out more with `burnish check`"
         )
-    scores = [answer.result()[0] for answer in answers]
     seconds = sum(answer.result()[1] for answer in answers)
     return everything, Scores(torch.cat([one.parts for one in scores]), scores[0].names), seconds
 
@@ -248,11 +258,13 @@ def update(job: Job, trajectory: Trajectory, adv: Tensor, images: Tensor, steps:
         job.scaler.scale(loss.value * share).backward()
         for name, value in loss.metrics.items():  # the largest deviation, the mean of everything else
             old = metrics.get(name, 0.0)
-            metrics[name] = max(old, value) if name == "ratio_deviation" else old + share * value
+            largest = old if value <= old else value  # NaN too
+            metrics[name] = largest if name == "ratio_deviation" else old + share * value
     job.world.average_gradients(policy.trainable)
     job.scaler.unscale_(job.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(policy.trainable, job.config.optimizer.max_grad_norm)
-    if not job.scaler.is_enabled() and not norm.isfinite():
+    # in float16 a step may be left out now and then, until the gradients' scale fits; at a scale of 1 it never will
+    if not norm.isfinite() and job.scaler.get_scale() <= 1:
         raise RuntimeError(
             "the gradient is not finite any more, so training ends here; earlier checkpoints are kept: start again "
             "with a lower optimizer.lr"

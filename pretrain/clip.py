@@ -1,15 +1,15 @@
-"""``zoo:emoji-clip``: a small CLIP trained contrastively on scenes; its text tower becomes the generator's text encoder.
+"""``zoo:emoji-clip``: a small CLIP trained contrastively on scenes; its text tower is the generator's text encoder.
 
-``python -m pretrain.clip --minutes 16``; then, while a generator already learns to read its text tower, the image tower alone goes
-on with ``python -m pretrain.clip --image-only --minutes 20`` (job ``clip-image``). All seven icon sets, mild image noise, and a
-background that a caption sometimes leaves unsaid, so that similarity tells nouns first. Two scenes of one batch that a caption
-cannot tell apart are not negatives.
+``python -m pretrain.clip --minutes 16``; then, while a generator already learns to read its text tower, the image tower
+alone goes on with ``python -m pretrain.clip --image-only --minutes 20`` (job ``clip-image``). All seven icon sets, mild
+image noise, and a background that a caption sometimes leaves unsaid, so that similarity tells nouns first. Two scenes
+of one batch that a caption cannot tell apart are not negatives.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -25,11 +25,14 @@ from pretrain import loop
 LENGTH = 24  # tokens of a prompt, its two marks included
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 START, END = "<|startoftext|>", "<|endoftext|>"
-EXTRA = "the of with big small happy four five six seven eight one washing dishes riding bike playing picture emoji".split()
+EXTRA = (
+    "the of with big small happy four five six seven eight one washing dishes riding bike playing picture emoji".split()
+)
 
 
 def tokenizer() -> CLIPTokenizer:
-    """A byte-level BPE in CLIP's format whose merges make every word of the vocabulary one token; others fall to pieces."""
+    """A byte-level BPE in CLIP's format whose merges make every word of the vocabulary one token; others fall to
+    pieces."""
     words: Counter[str] = Counter()
     for scene in Scenes(0).draw(4000)[1]:
         words.update(scene.caption.split())
@@ -52,16 +55,23 @@ def tokenizer() -> CLIPTokenizer:
 
 def build(words: CLIPTokenizer) -> CLIPModel:
     """Text tower 4 x 128, image tower (8-pixel patches) 4 x 128: 1.8 M parameters together."""
-    special = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
+    special = {
+        "bos_token_id": words.bos_token_id,
+        "eos_token_id": words.eos_token_id,
+        "pad_token_id": words.pad_token_id,
+    }
     text = {
         "vocab_size": len(words), "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "max_position_embeddings": LENGTH, "projection_dim": 128, "hidden_act": "quick_gelu", **special,
+        "num_attention_heads": 4, "max_position_embeddings": LENGTH, "projection_dim": 128, "hidden_act": "quick_gelu",
+        **special,
     }  # fmt: skip
     vision = {
-        "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4, "image_size": 64,
-        "patch_size": 8, "projection_dim": 128, "hidden_act": "quick_gelu",
+        "hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+        "image_size": 64, "patch_size": 8, "projection_dim": 128, "hidden_act": "quick_gelu",
     }  # fmt: skip
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128, logit_scale_init_value=2.6592))
+    return CLIPModel(
+        CLIPConfig(text_config=text, vision_config=vision, projection_dim=128, logit_scale_init_value=2.6592)
+    )
 
 
 def same(a: Scene, b: Scene) -> bool:
@@ -83,13 +93,15 @@ def disturb(x: Tensor) -> Tensor:
     return x * (1 + 0.1 * torch.randn(len(x), 1, 1, 1)) + 0.05 * torch.randn(len(x), 1, 1, 1)
 
 
-def batches(batch: int, words: CLIPTokenizer):
+def batches(
+    batch: int, words: CLIPTokenizer, unsaid: float
+) -> Callable[[int], Iterator[tuple[Tensor, Tensor, Tensor]]]:
     def endless(seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         scenes = Scenes(seed, tuple(vocabulary()["sets"]))
         rng = scenes.rng
         while True:
             images, shown = scenes.draw(batch)
-            said = [replace(s, colour="white") if rng.random() < 0.15 else s for s in shown]
+            said = [replace(s, colour="white") if rng.random() < unsaid else s for s in shown]
             ids = words([s.caption for s in said], padding="max_length", truncation=True, return_tensors="pt").input_ids
             keys: dict[tuple, list[int]] = {}
             for i, s in enumerate(shown):
@@ -98,8 +110,8 @@ def batches(batch: int, words: CLIPTokenizer):
             for rows in keys.values():
                 for i in rows:
                     for j in rows:
-                        unsaid = said[i] is not shown[i] or said[j] is not shown[j]
-                        ignore[i, j] = i != j and (unsaid or same(shown[i], shown[j]))
+                        quiet = said[i] is not shown[i] or said[j] is not shown[j]
+                        ignore[i, j] = i != j and (quiet or same(shown[i], shown[j]))
             yield disturb(normalise(images)), ids, ignore
 
     return endless
@@ -117,7 +129,9 @@ def accuracy(model: CLIPModel, words: CLIPTokenizer, images: Tensor, scenes: lis
 
 def main() -> None:
     parser = loop.arguments(__doc__, minutes=35, batch=128, lr=1e-3)
-    parser.add_argument("--image-only", action="store_true", help="go on from the finished job with a frozen text tower")
+    parser.add_argument(
+        "--image-only", action="store_true", help="go on from the finished job with a frozen text tower"
+    )
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
@@ -151,7 +165,17 @@ def main() -> None:
         model.save_pretrained(folder)
         words.save_pretrained(folder)
 
-    loop.train(name, model, batches(options.batch, words), loss_of, options, picture=picture, finish=finish, decay=0.998, weight_decay=0.05)
+    loop.train(
+        name,
+        model,
+        batches(options.batch, words, 0.4 if options.image_only else 0.15),
+        loss_of,
+        options,
+        picture=picture,
+        finish=finish,
+        decay=0.998,
+        weight_decay=0.05,
+    )
 
 
 if __name__ == "__main__":

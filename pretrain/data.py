@@ -1,7 +1,7 @@
 """Icon sets -> sprites: downloads the pinned SVG sets with npm and renders the vocabulary into one atlas a set.
 
-``python -m pretrain.data`` writes ``burnish/zoo/sprites/<set>.png`` (RGBA, one 56-pixel sprite a noun, in the order of the
-vocabulary) and ``burnish/zoo/vocabulary.json``. A noun that a set does not have stays transparent there.
+``python -m pretrain.data`` writes ``burnish/zoo/sprites/<set>.png`` (RGBA, one 56-pixel sprite a noun, in the order of
+the vocabulary) and ``burnish/zoo/vocabulary.json``. A noun that a set does not have stays transparent there.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ PACKAGES = {  # set -> version; licences in docs/zoo.md. The share-alike sets ar
 STYLES = {"noto": "noto", "twemoji": "twemoji", "fluent": "fluent-emoji"}  # style word -> set
 
 ANIMALS = (  # the 45 common animals of DDPO, in its order
-    "cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf lizard beetle ant "
-    "butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog chicken duck goose bee pig turkey fly llama "
-    "camel bat gorilla hedgehog kangaroo"
+    "cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf lizard beetle "
+    "ant butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog chicken duck goose bee pig turkey fly "
+    "llama camel bat gorilla hedgehog kangaroo"
 ).split()
 OBJECTS = (  # everything else the generator knows; RL trains on the animals and tests on these
     "penguin elephant panda koala owl octopus crab snail giraffe unicorn "
-    "pizza hamburger apple banana strawberry watermelon lemon carrot mushroom cheese doughnut cookie cake pineapple avocado "
+    "pizza hamburger apple banana strawberry watermelon lemon carrot mushroom cheese doughnut cookie cake pineapple "
+    "avocado "
     "guitar trumpet violin drum umbrella hammer key gift candle bell crown camera robot ghost balloon trophy "
     "rocket car bus bicycle train airplane sailboat helicopter tractor "
     "cactus sunflower rose tulip tree cloud rainbow castle house chess basketball"
@@ -66,9 +67,9 @@ ICONS = {  # noun -> icon names to try in order, where the noun itself is not th
 }
 BORROWED = {("fluent-emoji", "bird"), ("fluent-emoji", "turkey")}  # resvg drops parts of these; the flat set's stand in
 PLURALS = {  # where adding "s" is wrong
-    "sheep": "sheep", "deer": "deer", "fish": "fish", "fox": "foxes", "wolf": "wolves", "mouse": "mice", "goose": "geese",
-    "fly": "flies", "butterfly": "butterflies", "octopus": "octopuses", "strawberry": "strawberries", "bus": "buses",
-    "cactus": "cacti", "chess": "chess pieces",
+    "sheep": "sheep", "deer": "deer", "fish": "fish", "fox": "foxes", "wolf": "wolves", "mouse": "mice",
+    "goose": "geese", "fly": "flies", "butterfly": "butterflies", "octopus": "octopuses",
+    "strawberry": "strawberries", "bus": "buses", "cactus": "cacti", "chess": "chess pieces",
 }  # fmt: skip
 COLOURS = {
     "white": (255, 255, 255),

@@ -1,4 +1,7 @@
-"""Puts what was trained into the package: ``python -m pretrain.export`` copies ``build/`` to ``burnish/zoo/`` as float16."""
+"""Puts what was trained into the package: ``python -m pretrain.export``.
+
+Copies ``build/`` to ``burnish/zoo/`` as float16.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from pretrain.data import ZOO
 
 
 def export_sd(build: Path, target: Path) -> None:
-    StableDiffusionPipeline.from_pretrained(build / "sd", dtype=torch.float16, safety_checker=None).save_pretrained(target)
+    StableDiffusionPipeline.from_pretrained(build / "sd", dtype=torch.float16, safety_checker=None).save_pretrained(
+        target
+    )
 
 
 def export_clip(build: Path, target: Path) -> None:
@@ -24,7 +29,9 @@ def export_clip(build: Path, target: Path) -> None:
     CLIPModel.from_pretrained(source, dtype=torch.float16).save_pretrained(target)
     words = CLIPTokenizer.from_pretrained(source)
     side = {"height": 64, "width": 64}
-    images = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size=side, image_mean=list(MEAN), image_std=list(STD))
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": 64}, crop_size=side, image_mean=list(MEAN), image_std=list(STD)
+    )
     CLIPProcessor(images, words).save_pretrained(target)
 
 

@@ -1,12 +1,12 @@
 """``zoo:emoji-judge``: a small residual network that names nouns, background colour and count of a scene.
 
-``python -m pretrain.judge --minutes 15``. All seven icon sets; noise, blur, contrast and, once ``pretrain.vae`` has run, a trip
-through the autoencoder with disturbed latents, because generated pictures are never clean sprites.
+``python -m pretrain.judge --minutes 15``. All seven icon sets; noise, blur, contrast and, once ``pretrain.vae`` has
+run, a trip through the autoencoder with disturbed latents, because generated pictures are never clean sprites.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ def targets(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
     return noun, colour, torch.tensor([s.count * len(s.nouns) - 1 for s in scenes])
 
 
-def batches(batch: int, vae: AutoencoderKL | None):
+def batches(batch: int, vae: AutoencoderKL | None) -> Callable[[int], Iterator[tuple[Tensor, ...]]]:
     def endless(seed: int) -> Iterator[tuple[Tensor, ...]]:
         scenes = Scenes(seed, tuple(vocabulary()["sets"]))
         while True:
@@ -68,7 +68,10 @@ def main() -> None:
     model = build().to(device, memory_format=torch.channels_last).train()
     path = options.build / "vae" / "model"
     vae = AutoencoderKL.from_pretrained(path).eval() if path.exists() else None
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; autoencoder: {vae is not None}", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; autoencoder: {vae is not None}",
+        flush=True,
+    )
 
     def loss_of(batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, float]]:
         x, noun, colour, count = (part.to(device) for part in batch)
@@ -88,17 +91,24 @@ def main() -> None:
         verdict = Judge(model).classify(images.permute(0, 3, 1, 2).float() / 255)
         model.train()
         right = [set(s.nouns) == verdict.names(i, len(s.nouns)) for i, s in enumerate(scenes)]
-        by = {k: [r for r, s in zip(right, scenes, strict=True) if (s.count, len(s.nouns)) == k] for k in ((1, 1), (2, 1), (3, 1), (1, 2))}
+        by = {
+            k: [r for r, s in zip(right, scenes, strict=True) if (s.count, len(s.nouns)) == k]
+            for k in ((1, 1), (2, 1), (3, 1), (1, 2))
+        }
         print("nouns right by (count, nouns):", {k: round(sum(v) / len(v), 3) for k, v in by.items()}, flush=True)
         counts = [s.count * len(s.nouns) == c for s, c in zip(scenes, verdict.count.tolist(), strict=True)]
-        colours = [list(vocabulary()["colours"])[c] == s.colour for s, c in zip(scenes, verdict.colour.tolist(), strict=True)]
+        colours = [
+            list(vocabulary()["colours"])[c] == s.colour for s, c in zip(scenes, verdict.colour.tolist(), strict=True)
+        ]
         print(f"counts right: {sum(counts) / 1024:.3f}; colours right: {sum(colours) / 1024:.3f}", flush=True)
         return loop.grid(images[:32], 16)
 
     def finish() -> None:
         model.save_pretrained(options.build / "judge" / "model")
 
-    loop.train("judge", model, batches(options.batch, vae), loss_of, options, picture=picture, finish=finish, decay=0.998)
+    loop.train(
+        "judge", model, batches(options.batch, vae), loss_of, options, picture=picture, finish=finish, decay=0.998
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The one training loop of all embedded models: a time budget, cosine decay, EMA, checkpoints, a curve and pictures.
 
-A job is resumable: run the same command again and it goes on from its last checkpoint, counting the minutes already spent.
+A job is resumable: run the same command again and it goes on from its last checkpoint, counting the minutes already
+spent.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402  (the backend must be chosen before)
+from matplotlib import pyplot  # the backend must be chosen before
 
 
 def arguments(doc: str, *, minutes: float, batch: int, lr: float) -> argparse.ArgumentParser:
     """The options every pretraining command has."""
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=minutes, help="training time in all, earlier runs counted in")
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--lr", type=float, default=lr, help="peak learning rate; 2%% warm-up, then cosine to zero")
@@ -63,7 +66,9 @@ def save(folder: Path, module: nn.Module, average: Average, optimizer: torch.opt
         tensors |= {f"adam.{index}.{key}": value.contiguous() for key, value in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "checkpoint.safetensors"
-    save_file(tensors, target.with_suffix(".part"), metadata={"facts": json.dumps(facts | {"ema_steps": average.steps})})
+    save_file(
+        tensors, target.with_suffix(".part"), metadata={"facts": json.dumps(facts | {"ema_steps": average.steps})}
+    )
     os.replace(target.with_suffix(".part"), target)
 
 
@@ -106,9 +111,9 @@ def train(
 ) -> None:
     """Train ``module`` for ``options.minutes``.
 
-    ``batches(seed)`` yields batches for ever; ``loss_of(batch)`` gives the loss and what to record. Every ``every`` minutes, and at
-    the end, the checkpoint, the curve and ``picture()`` (drawn with the EMA weights) are written to ``build/<name>``.
-    ``finish()`` is called with the EMA weights in place: it exports the model.
+    ``batches(seed)`` yields batches for ever; ``loss_of(batch)`` gives the loss and what to record. Every ``every``
+    minutes, and at the end, the checkpoint, the curve and ``picture()`` (drawn with the EMA weights) are written to
+    ``build/<name>``. ``finish()`` is called with the EMA weights in place: it exports the model.
     """
     folder = options.build / name
     optimizer = torch.optim.AdamW(module.parameters(), lr=options.lr, weight_decay=weight_decay, betas=(0.9, 0.99))
@@ -116,7 +121,8 @@ def train(
     facts = restore(folder, module, average, optimizer)
     spent, step, curve = facts.get("minutes", 0.0), facts.get("step", 0), facts.get("curve", [])
     source = batches(options.seed + step)
-    mark, saved, sums, count = time.monotonic(), spent, {}, 0
+    sums: dict[str, float] = {}
+    mark, saved, count = time.monotonic(), spent, 0
 
     def write() -> None:
         save(folder, module, average, optimizer, {"minutes": spent, "step": step, "curve": curve})

@@ -1,7 +1,8 @@
 """``zoo:emoji-sd``: the diffusion model over the latents of ``pretrain.vae`` and the text states of ``pretrain.clip``.
 
-``python -m pretrain.unet --minutes 80``. v-prediction on Stable Diffusion's noise schedule, one caption in ten dropped for
-classifier-free guidance, EMA weights. Scenes are encoded once into a pool of latents; every batch draws new noise and times.
+``python -m pretrain.unet --minutes 75``; later, ``--warm`` goes on from the package's own weights. v-prediction on
+Stable Diffusion's noise schedule, one caption in ten dropped for classifier-free guidance, EMA weights. Scenes
+are encoded once into a pool of latents; every batch draws new noise and times.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from burnish.zoo.scenes import Scenes
 from pretrain import loop
+from pretrain.data import ZOO
 
 DROP = 0.1  # share of captions replaced by the empty one
 PROMPTS = (
-    "a cat|a dog|a lion|a frog|a bee|a zebra|a whale|a turtle|a penguin|a unicorn|a pizza|a guitar|a rocket|a cactus|a castle|a robot|"
-    "a fox on a blue background|a pig on a black background|a shark on a yellow background|a rose on a pink background|"
-    "two cats|three bees|two rockets on a red background|three apples|a fox and a guitar|a cat and a pizza|a bear and a cake|"
-    "a frog and a crown on a purple background|a cat in noto style|a cat in twemoji style|a cat in fluent style|an owl"
+    "a cat|a dog|a lion|a frog|a bee|a zebra|a whale|a turtle|a penguin|a unicorn|"
+    "a pizza|a guitar|a rocket|a cactus|a castle|a robot|"
+    "a fox on a blue background|a pig on a black background|a shark on a yellow background|"
+    "a rose on a pink background|"
+    "two cats|three bees|two rockets on a red background|three apples|a fox and a guitar|a cat and a pizza|"
+    "a bear and a cake|a frog and a crown on a purple background|a cat in noto style|a cat in twemoji style|"
+    "a cat in fluent style|an owl"
 ).split("|")
 
 
@@ -46,8 +51,8 @@ def build(width: int) -> UNet2DConditionModel:
 def scheduler() -> DDIMScheduler:
     """Stable Diffusion's noise schedule, with v-prediction as in SD 2."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-        prediction_type="v_prediction",
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction",
     )  # fmt: skip
 
 
@@ -68,20 +73,34 @@ def encode_pool(vae: AutoencoderKL, n: int, seed: int, device: torch.device) -> 
 def main() -> None:
     parser = loop.arguments(__doc__, minutes=80, batch=64, lr=1e-3)
     parser.add_argument("--pool", type=int, default=60000, help="scenes encoded once")
+    parser.add_argument(
+        "--warm", action="store_true", help="go on from the weights in the package, with a fresh optimizer"
+    )
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
-    vae = AutoencoderKL.from_pretrained(options.build / "vae" / "model").to(device).eval()
-    words = CLIPTokenizer.from_pretrained(options.build / "clip" / "model")
-    text = CLIPTextModel.from_pretrained(options.build / "clip" / "model").to(device).eval()
-    unet = build(text.config.hidden_size).to(device, memory_format=torch.channels_last)
+    parts = {"vae": options.build / "vae" / "model", "text": options.build / "clip" / "model"}
+    parts["words"] = parts["text"]
+    if options.warm:
+        parts = {
+            "vae": ZOO / "emoji-sd/vae",
+            "text": ZOO / "emoji-sd/text_encoder",
+            "words": ZOO / "emoji-sd/tokenizer",
+        }
+    vae = AutoencoderKL.from_pretrained(parts["vae"], dtype=torch.float32).to(device).eval()
+    words = CLIPTokenizer.from_pretrained(parts["words"])
+    text = CLIPTextModel.from_pretrained(parts["text"], dtype=torch.float32).to(device).eval()
+    unet = build(text.config.hidden_size)
+    if options.warm:
+        unet = UNet2DConditionModel.from_pretrained(ZOO / "emoji-sd" / "unet", dtype=torch.float32)
+    unet = unet.to(device, memory_format=torch.channels_last)
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward is slow on CPU for so few tokens
     noise = scheduler()
     alphas = noise.alphas_cumprod.to(device)
 
     def batches(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        pool, captions = encode_pool(vae, options.pool, seed, device)
+        pool, captions = encode_pool(vae, options.pool, seed, device)  # a resumed job draws other scenes
         kinds = {caption: i for i, caption in enumerate(dict.fromkeys(["", *captions]))}
         ids = words(list(kinds), padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
@@ -112,10 +131,21 @@ def main() -> None:
     def picture() -> Image.Image:
         generator = torch.Generator().manual_seed(0)
         with torch.autocast(device.type, torch.bfloat16):
-            x = pipe(PROMPTS, num_inference_steps=25, eta=1.0, guidance_scale=4.0, generator=generator, output_type="pt").images
+            x = pipe(
+                PROMPTS, num_inference_steps=25, eta=1.0, guidance_scale=4.0, generator=generator, output_type="pt"
+            ).images
         return loop.grid(x, 8)
 
-    loop.train("unet", unet, batches, loss_of, options, picture=picture, finish=lambda: pipe.save_pretrained(options.build / "sd"), decay=0.999)
+    loop.train(
+        "unet",
+        unet,
+        batches,
+        loss_of,
+        options,
+        picture=picture,
+        finish=lambda: pipe.save_pretrained(options.build / "sd"),
+        decay=0.999,
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """The autoencoder of ``zoo:emoji-sd``: 64x64 pixels <-> 16x16x4 latents, a small KL-VAE.
 
-``python -m pretrain.vae --minutes 25``. Loss: L2 + 0.1 L1 on pixels in [-1, 1] plus a light KL. The scaling factor is measured
-at the end, so that scaled latents have unit variance.
+``python -m pretrain.vae --minutes 25``. Loss: L2 + 0.1 L1 on pixels in [-1, 1] plus a light KL. The scaling factor is
+measured at the end, so that scaled latents have unit variance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from torch import Tensor
 
 from burnish.zoo.scenes import Scenes
@@ -35,7 +36,7 @@ def build() -> AutoencoderKL:
     )
 
 
-def batches(batch: int):
+def batches(batch: int) -> Callable[[int], Iterator[Tensor]]:
     def endless(seed: int) -> Iterator[Tensor]:
         scenes = Scenes(seed)
         while True:
@@ -58,6 +59,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     vae = build().to(device, memory_format=torch.channels_last)
+
     def loss_of(x: Tensor) -> tuple[Tensor, dict[str, float]]:
         x = x.to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
@@ -66,13 +68,16 @@ def main() -> None:
             y = vae.decode(z).sample
         error = y.float() - x
         square = error.square().mean((1, 2, 3))
-        kl = 0.5 * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).sum((1, 2, 3)).mean()
+        kl = (
+            0.5
+            * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).sum((1, 2, 3)).mean()
+        )
         loss = square.mean() + 0.1 * error.abs().mean() + KL * kl / (3 * 64 * 64) * 1024
         return loss, {"psnr": (10 * torch.log10(4 / square)).mean().item(), "kl": kl.item()}
 
     test = next(batches(64)(10**6)).to(device)
 
-    def picture():
+    def picture() -> Image.Image:
         with torch.no_grad():
             y = vae.decode(vae.encode(test[:16]).latent_dist.mean).sample
         print("psnr of the EMA weights, styles of the generator:", round(psnr(vae, test), 2), flush=True)
@@ -80,11 +85,23 @@ def main() -> None:
 
     def finish() -> None:
         with torch.no_grad():
-            latents = torch.cat([vae.encode(part.to(device)).latent_dist.mean for part in next(batches(512)(7)).split(64)])
+            latents = torch.cat(
+                [vae.encode(part.to(device)).latent_dist.mean for part in next(batches(512)(7)).split(64)]
+            )
         vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
         vae.save_pretrained(options.build / "vae" / "model")
 
-    loop.train("vae", vae, batches(options.batch), loss_of, options, picture=picture, finish=finish, decay=0.998, weight_decay=0.0)
+    loop.train(
+        "vae",
+        vae,
+        batches(options.batch),
+        loss_of,
+        options,
+        picture=picture,
+        finish=finish,
+        decay=0.998,
+        weight_decay=0.0,
+    )
 
 
 if __name__ == "__main__":

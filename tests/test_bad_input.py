@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from burnish import checkpoint, cli
 from burnish import config as configuration
+from burnish.policy import Policy
 from burnish.runs import Run
 from burnish.trainer import train
 
@@ -172,6 +174,17 @@ def test_full_disk(trained: Path, fails: Attempt, monkeypatch: pytest.MonkeyPatc
     assert "checkpoints/000002 could not be written: the disk is full" in said and "--resume" in said
     assert {name: files(trained)[name] for name in before} == before
     assert not [name for name in files(trained) if "part" in name]
+
+
+def test_full_disk_under_the_adapter(trained: Path, fails: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (Run(trained).adapter / "pytorch_lora_weights.safetensors").read_bytes()
+
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(Policy, "save_adapter", full)
+    assert "out/adapter could not be written: the disk is full" in fails("iterations=2", resume=True)
+    assert (Run(trained).adapter / "pytorch_lora_weights.safetensors").read_bytes() == before
 
 
 def test_output_directory_in_use(trained: Path, fails: Attempt) -> None:

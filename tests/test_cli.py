@@ -116,6 +116,14 @@ def test_from_a_recipe_to_a_report(recipe: Path, tmp_path: Path, capsys: pytest.
     assert code == 2 and "already holds a run" in err and err.count("\n") == 1
 
 
+def test_only_the_first_of_several_processes_speaks(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    code, out, _ = run(capsys, "train", str(recipe), "--set", "iterations=1", "--out", str(tmp_path / "run"))
+    assert code == 0 and out == ""
+
+
 def test_sample_from_a_model_is_seeded(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = []
     for name, seed in (("a.png", "1"), ("b.png", "1"), ("c.png", "2")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def policy(tiny_pipeline: Path) -> Policy:
 
 def test_the_same_weights_are_no_gain_at_all(policy: Policy) -> None:
     sampler = Sampler(ddim(1.0), 2, cfg(2.0))
-    options = {"judge": judge, "images_per_prompt": 3, "seed": 5, "chunk": 4}
+    options: dict[str, Any] = {"judge": judge, "images_per_prompt": 3, "seed": 5, "chunk": 4}
     before = evaluate(policy, sampler, PROMPTS, REWARDS, **options)
     after = evaluate(policy, sampler, PROMPTS, REWARDS, **options)
     assert before == after and len(before.parts) == 6 and before.judged == [True] * 3 + [False] * 3

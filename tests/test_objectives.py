@@ -8,13 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from burnish import kernels
+from burnish import catalog, kernels
 from burnish.objectives import clipped, reinforce
 from burnish.types import Gaussian, Loss, Replay
 
 DIMS = 256
 C = 1.64 / DIMS
-ALL = [reinforce(), clipped(), reinforce(kl=0.1), clipped(kl=0.1)]
+ALL = [
+    catalog.build("objective", {"use": name, **more})
+    for name in catalog.BUILTIN["objective"]
+    for more in ({}, {"kl": 0.1})
+]
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -63,7 +67,7 @@ def test_clip_fraction_and_deviation_count_both_sides() -> None:
     assert metrics["approx_kl"] == pytest.approx(0.5 * float(((change * DIMS) ** 2).mean()))
 
 
-@pytest.mark.parametrize("objective", [reinforce(), clipped()])
+@pytest.mark.parametrize("objective", ALL[::2])
 def test_no_advantage_no_gradient(objective: Callable[[Replay, Tensor], Loss]) -> None:
     assert not gradient(objective, replay(randn(6, 3, seed=2) * C), torch.zeros(6)).any()
 

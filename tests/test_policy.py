@@ -101,6 +101,27 @@ def test_decode_is_the_vae(policy: Policy) -> None:
     assert images.shape == (2, 3, 32, 32) and images.dtype == torch.float32
 
 
+def test_large_pictures_are_decoded_one_by_one(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    latent = policy.noise(3, generator())
+    together, decode, rows = policy.decode(latent), policy.pipe.vae.decode, []
+
+    def counted(x: Tensor, **more: object) -> object:
+        rows.append(len(x))
+        return decode(x, **more)
+
+    monkeypatch.setattr(policy.pipe.vae, "decode", counted)
+    monkeypatch.setattr("burnish.families.LARGE", 63)
+    torch.testing.assert_close(policy.decode(latent), together)
+    assert rows == [1, 1, 1]
+
+
+def test_pictures_that_are_not_finite_are_no_pictures(policy: Policy) -> None:
+    latent = policy.noise(2, generator())
+    latent[1, 0, 0, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="decoded images are not finite"):
+        policy.decode(latent)
+
+
 def test_merged_is_the_same_policy_and_gives_the_base_back_bit_for_bit(policy: Policy) -> None:
     before = {name: p.clone() for name, p in policy.pipe.unet.named_parameters()}
     perturb(policy)
@@ -143,7 +164,9 @@ def test_state_round_trip(tiny_pipeline: Path, train: str) -> None:
     two.load_state(state)
     assert torch.equal(guess(one), guess(two))
     perturb(one)
-    assert torch.equal(guess(two), (two.load_state(state), guess(two))[1]), "a state is a copy"
+    learned = guess(two)
+    two.load_state(state)
+    assert torch.equal(guess(two), learned), "a state is a copy"
 
 
 def test_state_that_does_not_fit(tiny_pipeline: Path, policy: Policy) -> None:
@@ -218,6 +241,9 @@ def test_half_precision_keeps_what_learns_in_float32_and_unmerged(tiny_pipeline:
     with policy.merged():
         assert torch.equal(guess(policy), apart)
     assert apart.dtype == policy.decode(policy.noise(1, generator())).dtype == torch.float32
+    guided, fresh = guess(policy, cfg(2.0)), Policy.load(tiny_pipeline, dtype="bfloat16")
+    assert guided.isfinite().all()
+    assert torch.equal(policy.null(1)["text"], fresh.encode([Prompt("")])["text"]), "asked for without autocast too"
     full = Policy.load(tiny_pipeline, dtype="bfloat16", train="full")
     assert {p.dtype for p in full.trainable} == {torch.float32} and full.pipe.vae.dtype == torch.bfloat16
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from burnish import config as configuration
 from burnish.preflight import Finding, preflight
 
+Look = Callable[..., list[Finding]]
 REWARDS = """
 def bright(images, prompts):
     return images.mean((1, 2, 3))
@@ -20,7 +22,7 @@ def by_prompt(images, prompts):
 
 
 @pytest.fixture
-def look(tiny_pipeline: Path, tmp_path: Path):
+def look(tiny_pipeline: Path, tmp_path: Path) -> Look:
     (tmp_path / "reward.py").write_text(REWARDS)
     path = tmp_path / "tiny.toml"
     path.write_text(f"""
@@ -41,7 +43,7 @@ def wrong(findings: list[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.level != "ok"]
 
 
-def test_a_sound_configuration(look) -> None:
+def test_a_sound_configuration(look: Look) -> None:
     findings = look()
     assert wrong(findings) == []
     text = "\n".join(finding.text for finding in findings)
@@ -67,12 +69,12 @@ def test_a_sound_configuration(look) -> None:
         ("rewards.0.weight=0", "warning", "trained towards nothing"),
     ],
 )
-def test_what_would_waste_hours(look, override: str, level: str, said: str) -> None:
+def test_what_would_waste_hours(look: Look, override: str, level: str, said: str) -> None:
     found = wrong(look(override, "batch.updates=1"))
     assert [finding.level for finding in found] == [level] and said in found[0].text and found[0].remedy
 
 
-def test_a_slow_tracker_and_a_negative_weight(look) -> None:
+def test_a_slow_tracker_and_a_negative_weight(look: Look) -> None:
     small = ["batch.images_per_prompt=1", "batch.prompts=1", "batch.updates=1"]
     findings = look("advantage.use=tracker", "rewards.0.weight=-1", *small)
     assert [finding.level for finding in wrong(findings)] == ["warning"]
@@ -80,7 +82,7 @@ def test_a_slow_tracker_and_a_negative_weight(look) -> None:
     assert any("trained towards LOWER" in finding.text for finding in findings)
 
 
-def test_a_ratio_that_is_off_is_an_error(look, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ratio_that_is_off_is_an_error(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
     from burnish.policy import Policy
 
     right = Policy.predict

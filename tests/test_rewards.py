@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from burnish import catalog
 from burnish.rewards import check_reward, score
 from burnish.rewards.clip import clip_similarity, prepare
 from burnish.rewards.pixels import compressibility, incompressibility
@@ -50,9 +51,8 @@ def test_jpeg_quality_out_of_range_names_it() -> None:
         compressibility(quality=0)
 
 
-def test_good_rewards_pass_the_check() -> None:
-    for reward in (compressibility(), incompressibility(), redness):
-        assert check_reward(reward) == []
+def test_a_good_reward_passes_the_check() -> None:
+    assert check_reward(redness) == []
 
 
 def _scribbles(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -93,7 +93,7 @@ def test_broken_rewards_are_caught(name: str) -> None:
 
 def test_score_makes_one_float64_column_a_reward() -> None:
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    scores = score({"red": redness, "rank": lambda images, prompts: [1, 2, 3, 4]}, images, CATS)  # type: ignore[dict-item]
+    scores = score({"red": redness, "rank": lambda images, prompts: [1, 2, 3, 4]}, images, CATS)  # type: ignore[dict-item,return-value]
     assert scores.names == ("red", "rank")
     assert scores.parts.dtype == torch.float64 and scores.parts.shape == (4, 2)
     assert scores.parts[:, 1].tolist() == [1, 2, 3, 4]
@@ -162,8 +162,11 @@ def test_clip_similarity_is_the_cosine_of_the_two_towers(tiny_clip: Path) -> Non
     assert values.abs().max() <= 1
 
 
-def test_clip_similarity_passes_the_check(tiny_clip: Path) -> None:
-    assert check_reward(clip_similarity(str(tiny_clip)), size=24, prompts=["a cat", "a dog"]) == []
+@pytest.mark.parametrize("name", catalog.BUILTIN["reward"])
+def test_every_listed_reward_passes_the_check(name: str, tiny_clip: Path) -> None:
+    needed = {"clip_similarity": {"model": str(tiny_clip)}}
+    reward = catalog.build("reward", {"use": name, **needed.get(name, {})})
+    assert check_reward(reward, size=24, prompts=["a cat", "a dog"]) == []
 
 
 def test_prepare_normalises_once_and_crops_the_middle() -> None:

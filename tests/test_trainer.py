@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from burnish import config as configuration
+from burnish.catalog import BUILTIN
 from burnish.config import Config
 from burnish.journal import grid
 from burnish.runs import Run
@@ -111,13 +114,8 @@ def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path)
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     train(load(recipe, *options), whole)
     for asked in (3, 7, 4):  # before the first iteration, in the middle of two others
-        count = iter(range(1000))
-        train(
-            load(recipe, *options),
-            parted,
-            resume=(parted / "config.toml").exists(),
-            stop=lambda count=count, asked=asked: next(count) >= asked,
-        )
+        answers = chain([False] * asked, repeat(True))
+        train(load(recipe, *options), parted, resume=Run(parted).exists(), stop=partial(next, answers))
         assert not Run(parted).evaluation.exists()
     train(load(recipe, *options), parted, resume=True)
     assert log(parted) == log(whole)
@@ -154,8 +152,14 @@ trainer.train(config.load({str(recipe)!r}, ["iterations=4"]), {str(tmp_path / "k
         assert (killed / place).read_bytes() == (whole / place).read_bytes(), place
 
 
-def test_learning_learns_and_learning_rate_zero_does_not(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kernel", BUILTIN["kernel"])
+@pytest.mark.parametrize("objective", BUILTIN["objective"])
+def test_learning_learns_and_learning_rate_zero_does_not(
+    recipe: Path, tmp_path: Path, objective: str, kernel: str
+) -> None:
     options = [
+        f"objective.use={objective}",
+        f"sampler.kernel.use={kernel}",
         "iterations=8",
         "model.train=full",  # an adapter on a random network's attention hardly changes a picture
         "advantage={use='group'}",
@@ -214,6 +218,39 @@ def test_half_precision_runs(recipe: Path, tmp_path: Path) -> None:
         assert all(record["ratio_deviation"] < 1e-5 and record["grad_norm"] > 0 for record in run.records())
         train(load(recipe, *options, f"model.dtype={dtype}", "iterations=3"), run.folder, resume=True)
         assert len(run.records()) == 3
+
+
+def test_a_reward_that_fails_later_loses_nothing(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text(f"""
+import pathlib
+calls, mended = [], pathlib.Path({str(tmp_path / "mended")!r})
+def brightness(images, prompts):
+    calls.append(len(images))
+    if len(calls) == 6 and not mended.exists():  # in the second chunk of iteration 3
+        raise ConnectionError("the server is gone")
+    return images.mean((1, 2, 3))
+""")
+    options = ["iterations=4", "run={checkpoint_every=4,sample_every=0}", "evaluation.images_per_prompt=0"]
+    options += [f"rewards.0.use={tmp_path}/fails.py:brightness"]
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    with pytest.raises(ValueError, match="reward 'brightness' raised ConnectionError: the server is gone"):
+        train(load(recipe, *options), broken)
+    assert [path.name for path in Run(broken).checkpoints.iterdir()] == ["000002"]
+    (tmp_path / "mended").touch()
+    train(load(recipe, *options), broken, resume=True)
+    train(load(recipe, *options), whole)
+    assert log(broken) == log(whole)
+
+
+def test_a_damaged_checkpoint_is_made_anew(recipe: Path, tmp_path: Path) -> None:
+    options = ["iterations=2", "run.sample_every=0", "evaluation.images_per_prompt=0"]
+    run = Run(train(load(recipe, *options), tmp_path / "run"))
+    tensors = run.checkpoints / "000002" / "tensors.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[:-50])
+    with pytest.warns(UserWarning, match="000002: damaged"):
+        train(load(recipe, *options), run.folder, resume=True)
+    assert tensors.read_bytes() == whole
 
 
 def test_a_tracker_that_is_not_there(recipe: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ train(config.load({str(recipe)!r}), {str(tmp_path / "two")!r})
     processes = [subprocess.Popen([sys.executable, code], env=env, stderr=subprocess.PIPE) for env in ranks]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=300)
             assert process.returncode == 0, errors.decode()[-2000:]
     finally:
         for process in processes:

@@ -1,7 +1,8 @@
 """The judge: a plain classifier of scenes, for evaluation only, never a reward.
 
-It says which nouns a picture shows, on which background colour, and how many things there are, so that a run can tell whether
-its pictures still show what was asked while a reward climbs. It was trained apart from every other embedded model.
+It says which nouns a picture shows, on which background colour, and how many things there are, so that a run can tell
+whether its pictures still show what was asked while a reward climbs. It was trained apart from every other embedded
+model.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -31,8 +33,8 @@ def parse(text: str) -> Scene | None:
     ground = re.search(r"on an? ([a-z]+) background", text.lower())
     plurals = {plural: noun for noun, plural in vocabulary()["plurals"].items()}
     number = {"two": 2, "three": 3}
-    pairs = [*words, *(f"{a} {b}" for a, b in zip(words, words[1:], strict=False))]
-    counts = {plurals[w]: number[before] for before, w in zip(words, words[1:], strict=False) if before in number and w in plurals}
+    pairs = [*words, *(f"{a} {b}" for a, b in pairwise(words))]
+    counts = {plurals[w]: number[before] for before, w in pairwise(words) if before in number and w in plurals}
     if "chess" in words and (before := words[words.index("chess") - 1]) in number:
         counts["chess"] = number[before]
     known = set(nouns())
@@ -99,5 +101,7 @@ def load(folder: str | Path | None = None, device: str = "cpu") -> Judge:
     """The embedded judge, or one that lies in ``folder``."""
     where = Path(folder) if folder else Path(__file__).parent / "emoji-judge"
     if not (where / "config.json").exists():
-        raise FileNotFoundError(f"{where} holds no judge (config.json is missing): reinstall burnish or run pretrain.judge")
+        raise FileNotFoundError(
+            f"{where} holds no judge (config.json is missing): reinstall burnish or run pretrain.judge"
+        )
     return Judge(ResNetForImageClassification.from_pretrained(where).float().to(device))

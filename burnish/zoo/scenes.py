@@ -1,7 +1,7 @@
 """Emoji scenes with their captions: what the embedded models were trained on, composed on the fly.
 
-A scene is one sprite, two or three of the same ("two cats"), or a pair ("a fox and a guitar"), on white or on a named colour
-("on a blue background"), sometimes in a named style ("in noto style"). Sprites and words are package data.
+A scene is one sprite, two or three of the same ("two cats"), or a pair ("a fox and a guitar"), on white or on a named
+colour ("on a blue background"), sometimes in a named style ("in noto style"). Sprites and words are package data.
 """
 
 from __future__ import annotations
@@ -61,13 +61,15 @@ class Scene:
         else:
             subject = article(self.nouns[0])
         style = f" in {self.style} style" if self.style else ""
-        ground = f" on a{'n' if self.colour[0] == 'o' else ''} {self.colour} background" if self.colour != "white" else ""
+        ground = (
+            f" on a{'n' if self.colour[0] == 'o' else ''} {self.colour} background" if self.colour != "white" else ""
+        )
         return subject + style + ground
 
 
 @cache
 def _sprites(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sprites of one set, premultiplied RGBA float32 in [0, 1]: (N, 56, 56, 4), (N, 30, 30, 4); and which exist (N,)."""
+    """Sprites of one set, premultiplied RGBA float32 in [0, 1], (N, 56, 56, 4) and (N, 30, 30, 4); which exist."""
     sheet = Image.open(Path(__file__).parent / "sprites" / f"{name}.png").convert("RGBA")
     large, small = [], []
     for place in range(len(nouns())):
@@ -76,14 +78,15 @@ def _sprites(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         large.append(np.asarray(sprite))
         small.append(np.asarray(sprite.resize((SMALL, SMALL), Image.Resampling.BOX)))
     big = np.stack(large).astype(np.float32) / 255
-    return big, np.stack(small).astype(np.float32) / 255, big[..., 3].any((1, 2))
+    exist = np.asarray(big[..., 3].any((1, 2)))
+    return big, np.stack(small).astype(np.float32) / 255, exist
 
 
 class Scenes:
     """An endless, seeded source of scenes.
 
-    ``sets`` are the icon sets to draw from: by default those with a style word. A scene names its style only where its set has
-    a word, and then half the time.
+    ``sets`` are the icon sets to draw from: by default those with a style word. A scene names its style only where its
+    set has a word, and then half the time.
     """
 
     def __init__(self, seed: int = 0, sets: tuple[str, ...] | None = None) -> None:
@@ -96,7 +99,8 @@ class Scenes:
     def draw(
         self, n: int, kind: str = "any", *, background: str | None = None, noun: str | None = None
     ) -> tuple[Tensor, list[Scene]]:
-        """Draw ``n`` scenes of ``kind`` ("single", "count", "pair" or "any"): uint8 images (n, 64, 64, 3), and what they show.
+        """Draw ``n`` scenes of ``kind`` ("single", "count", "pair" or "any"): uint8 images (n, 64, 64, 3), and what
+        they show.
 
         ``background`` and ``noun`` fix the colour and the (first) noun.
         """

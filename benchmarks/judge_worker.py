@@ -1,0 +1,33 @@
+"""The measure of the race: the mean reward of fixed prompts from fixed noise under any adapter, for both libraries.
+
+{"do": "start", "model", "steps", "guidance", "prompts", "images"}    `images` of each prompt
+{"do": "judge", "adapter": FOLDER or ""}  -> {"reward"}
+"""
+
+from __future__ import annotations
+
+from benchmarks import setting
+from benchmarks.line import Line
+from burnish.evaluate import evaluate
+from burnish.guidance import cfg
+from burnish.kernels import ddim
+from burnish.policy import Policy
+from burnish.rewards.pixels import compressibility
+from burnish.rollout import Sampler
+from burnish.types import Prompt
+
+
+def main() -> None:
+    line = Line()
+    settings = line.receive()
+    line.send()
+    sampler = Sampler(ddim(), settings["steps"], cfg(settings["guidance"]))
+    prompts, rewards = [Prompt(text) for text in settings["prompts"]], {"size": compressibility(setting.QUALITY)}
+    while (request := line.receive())["do"] != "end":
+        policy = Policy.load(settings["model"], train="none", adapter=request["adapter"] or None, device="cpu")
+        measured = evaluate(policy, sampler, prompts, rewards, images_per_prompt=settings["images"], chunk=30)
+        line.send(reward=sum(value for (value,) in measured.parts) / len(measured.parts))
+
+
+if __name__ == "__main__":
+    main()

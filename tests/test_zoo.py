@@ -1,0 +1,102 @@
+"""The embedded models: stock libraries load them, they are small, they draw what is asked; and the scenes they learned
+from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPModel, CLIPProcessor
+
+from burnish import zoo
+from burnish.guidance import cfg
+from burnish.kernels import ddim
+from burnish.policy import Policy
+from burnish.rollout import Sampler
+from burnish.types import Prompt
+from burnish.zoo import check, judge
+from burnish.zoo.scenes import Scenes, article, nouns, vocabulary
+
+
+@pytest.fixture(scope="module")
+def policy() -> Iterator[Policy]:
+    yield Policy.load("zoo:emoji-sd", train="none", device="cpu")
+
+
+def test_scenes_are_seeded_and_say_what_they_show() -> None:
+    images, shown = Scenes(3).draw(64)
+    again, same = Scenes(3).draw(64)
+    assert torch.equal(images, again) and shown == same
+    assert images.shape == (64, 64, 64, 3) and images.dtype == torch.uint8
+    for scene in shown:
+        asked = judge.parse(scene.caption)
+        assert asked is not None
+        assert (asked.nouns, asked.count, asked.colour or "white") == (scene.nouns, scene.count, scene.colour)
+
+
+def test_backgrounds_are_exact() -> None:
+    for colour, value in vocabulary()["colours"].items():
+        images, _ = Scenes(0).draw(4, "single", background=colour)
+        assert images[:, 0, 0].tolist() == [value] * 4
+
+
+def test_words() -> None:
+    assert len(vocabulary()["animals"]) == 45 and len(vocabulary()["objects"]) >= 40
+    assert len(vocabulary()["styles"]) >= 3 and len(vocabulary()["colours"]) >= 9
+    assert article("ant") == "an ant" and article("unicorn") == "a unicorn"
+    assert judge.parse("a capybara") is None
+    assert judge.parse("three chess pieces on a red background").count == 3  # type: ignore[union-attr]
+
+
+def test_the_judge_knows_clean_scenes_and_is_not_easily_pleased() -> None:
+    images, shown = Scenes(11).draw(128, "single")
+    pixels = images.permute(0, 3, 1, 2).float() / 255
+    prompts = [Prompt(scene.caption) for scene in shown]
+    assert judge.load()(pixels, prompts).float().mean() >= 0.97
+    assert judge.load()(pixels, prompts[1:] + prompts[:1]).float().mean() <= 0.1
+    assert not judge.load()(pixels, [Prompt("a capybara")] * 128).any()
+    assert judge.load()(torch.rand(64, 3, 64, 64), prompts[:64]).float().mean() <= 0.1
+
+
+def test_stock_libraries_load_them() -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(zoo.path("emoji-sd"), dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a cat", num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    assert image.shape == (1, 3, 64, 64)
+    clip = CLIPModel.from_pretrained(zoo.path("emoji-clip"), dtype=torch.float32)
+    processor = CLIPProcessor.from_pretrained(zoo.path("emoji-clip"))
+    images, shown = Scenes(5).draw(8, "single")
+    inputs = processor(text=[s.caption for s in shown], images=list(images.numpy()), return_tensors="pt", padding=True)
+    assert clip(**inputs).logits_per_image.shape == (8, 8)
+
+
+def test_the_generator_reads_the_clip_text_tower() -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(zoo.path("emoji-sd"))
+    clip = CLIPModel.from_pretrained(zoo.path("emoji-clip"))
+    ids = pipe.tokenizer("a fox and a guitar", return_tensors="pt").input_ids
+    assert torch.equal(pipe.text_encoder(ids)[0], clip.text_model(ids)[0])
+
+
+def test_small(policy: Policy) -> None:
+    assert zoo.weights_mb() <= 40
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        policy.pipe.unet(torch.zeros(1, 4, 16, 16), torch.tensor([1]), policy.encode([Prompt("a cat")])["text"])
+    assert counter.get_total_flops() <= 0.7e9
+
+
+def test_the_check_measures(policy: Policy) -> None:
+    assert check.vae_psnr(policy, Scenes(77), 64) >= 27
+    assert check.clip_top1(Scenes(78), 256) >= 0.9
+
+
+def test_the_generator_draws_what_is_asked(policy: Policy) -> None:
+    prompts = [Prompt(article(noun)) for noun in nouns()[::4]]
+    sampler = Sampler(ddim(), check.STEPS, cfg(check.WEIGHT))
+    images = check.generate(policy, sampler, prompts, torch.Generator().manual_seed(0))
+    right = judge.load()(images, prompts).float().mean()
+    wrong = judge.load()(images, prompts[1:] + prompts[:1]).float().mean()
+    assert right >= 0.6 > 0.1 >= wrong
