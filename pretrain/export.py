@@ -6,6 +6,7 @@ Copies ``build/`` to ``burnish/zoo/`` as float16.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -39,6 +40,14 @@ def export_judge(build: Path, target: Path) -> None:
     ResNetForImageClassification.from_pretrained(build / "judge" / "model", dtype=torch.float16).save_pretrained(target)
 
 
+def spread_vocabulary(folder: Path) -> None:
+    """Beside tokenizer.json, the vocabulary in the two files that transformers 4 reads."""
+    words = json.loads((folder / "tokenizer.json").read_text())["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in words["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(words["vocab"]))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+
+
 MODELS = {"emoji-sd": export_sd, "emoji-clip": export_clip, "emoji-judge": export_judge}
 
 
@@ -51,6 +60,8 @@ def main() -> None:
         target = ZOO / name
         shutil.rmtree(target, ignore_errors=True)
         MODELS[name](options.build, target)
+        for file in target.rglob("tokenizer.json"):
+            spread_vocabulary(file.parent)
         size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
         print(f"{target.name}: {size / 1e6:.2f} MB")
 

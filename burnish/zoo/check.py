@@ -31,7 +31,7 @@ from burnish.types import Prompt
 from burnish.zoo import judge as judging
 from burnish.zoo.scenes import Scene, Scenes, nouns, vocabulary
 
-STEPS, WEIGHT, CHUNK = 25, 5.0, 64
+STEPS, WEIGHT, CHUNK = 25, 4.0, 64
 GOALS: dict[str, tuple[str, str, float]] = {  # what it is, whether it must be at least or at most, the value
     "vae_psnr_db": ("VAE reconstruction, PSNR in dB", ">=", 27.0),
     "clip_top1": ("CLIP finds the noun of a scene", ">=", 0.90),
