@@ -21,6 +21,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from burnish.zoo.scenes import Scene, Scenes, article, nouns, vocabulary
 from pretrain import loop
+from pretrain.data import ZOO
 
 LENGTH = 24  # tokens of a prompt, its two marks included
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -136,8 +137,10 @@ def main() -> None:
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     first, name = options.build / "clip" / "model", "clip-image" if options.image_only else "clip"
+    first = first if first.exists() else ZOO / "emoji-clip"  # on another machine the package's own goes on
     words = CLIPTokenizer.from_pretrained(first) if options.image_only else tokenizer()
-    model = (CLIPModel.from_pretrained(first) if options.image_only else build(words)).to(device)
+    model = CLIPModel.from_pretrained(first, dtype=torch.float32) if options.image_only else build(words)
+    model = model.to(device)
     if device.type == "cpu":
         model.set_attn_implementation("eager")  # the fused kernel's backward is slow on CPU for so few tokens
     model.text_model.requires_grad_(not options.image_only)
