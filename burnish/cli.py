@@ -258,6 +258,9 @@ def quiet() -> None:
     """Keep the loading chatter of other libraries out of the output; their errors still come through."""
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # reading weights from the disk takes a moment; downloads keep their own bars
 
 
 def main(argv: list[str] | None = None) -> None:
