@@ -1,7 +1,7 @@
 """``zoo:emoji-clip``: a small CLIP trained contrastively on scenes; its text tower is the generator's text encoder.
 
 ``python -m pretrain.clip --minutes 16``; then, while a generator already learns to read its text tower, the image tower
-alone goes on with ``python -m pretrain.clip --image-only --minutes 20`` (job ``clip-image``). All seven icon sets, mild
+alone goes on with ``python -m pretrain.clip --image-only --minutes 38`` (job ``clip-image``). All seven icon sets, mild
 image noise, and a background that a caption sometimes leaves unsaid, so that similarity tells nouns first. Two scenes
 of one batch that a caption cannot tell apart are not negatives.
 """
