@@ -8,6 +8,7 @@ are encoded once into a pool of latents; every batch draws new noise and times.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -70,6 +71,20 @@ def encode_pool(vae: AutoencoderKL, n: int, seed: int, device: torch.device) -> 
     return torch.cat(latents), captions
 
 
+def load(
+    build_folder: Path, warm: bool, device: torch.device
+) -> tuple[AutoencoderKL, CLIPTokenizer, CLIPTextModel, UNet2DConditionModel]:
+    """The frozen parts from their finished jobs and a new network; or, with ``warm``, all four from the package."""
+    home = ZOO / "emoji-sd"
+    clip = build_folder / "clip" / "model"
+    vae = AutoencoderKL.from_pretrained(home / "vae" if warm else build_folder / "vae" / "model", dtype=torch.float32)
+    words = CLIPTokenizer.from_pretrained(home / "tokenizer" if warm else clip)
+    text = CLIPTextModel.from_pretrained(home / "text_encoder" if warm else clip, dtype=torch.float32)
+    width = text.config.hidden_size
+    unet = UNet2DConditionModel.from_pretrained(home / "unet", dtype=torch.float32) if warm else build(width)
+    return vae.to(device).eval(), words, text.to(device).eval(), unet.to(device, memory_format=torch.channels_last)
+
+
 def main() -> None:
     parser = loop.arguments(__doc__, minutes=80, batch=64, lr=1e-3)
     parser.add_argument("--pool", type=int, default=60000, help="scenes encoded once")
@@ -79,21 +94,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
-    parts = {"vae": options.build / "vae" / "model", "text": options.build / "clip" / "model"}
-    parts["words"] = parts["text"]
-    if options.warm:
-        parts = {
-            "vae": ZOO / "emoji-sd/vae",
-            "text": ZOO / "emoji-sd/text_encoder",
-            "words": ZOO / "emoji-sd/tokenizer",
-        }
-    vae = AutoencoderKL.from_pretrained(parts["vae"], dtype=torch.float32).to(device).eval()
-    words = CLIPTokenizer.from_pretrained(parts["words"])
-    text = CLIPTextModel.from_pretrained(parts["text"], dtype=torch.float32).to(device).eval()
-    unet = build(text.config.hidden_size)
-    if options.warm:
-        unet = UNet2DConditionModel.from_pretrained(ZOO / "emoji-sd" / "unet", dtype=torch.float32)
-    unet = unet.to(device, memory_format=torch.channels_last)
+    vae, words, text, unet = load(options.build, options.warm, device)
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward is slow on CPU for so few tokens
     noise = scheduler()
