@@ -80,17 +80,20 @@ class Bench:
 def sweep(bench: Bench) -> dict[str, dict[str, int]]:
     """The best batch sizes, from one short iteration each after one to warm up."""
     short = replace(bench, steps=3)
-    batches = [batch for batch in BATCHES if batch <= bench.images // setting.UPDATES]
+    batches = {  # TRL trains on whole sampling batches
+        "trl": [batch for batch in BATCHES if batch <= bench.images // setting.UPDATES],
+        "burnish": [batch for batch in BATCHES if batch <= bench.images],
+    }
     settings = {
-        "trl": [short.trl(batch, batch) for batch in batches],
-        "burnish": [short.burnish(f"sweep-{batch}", batch, batch) for batch in batches],
+        "trl": [short.trl(batch, batch) for batch in batches["trl"]],
+        "burnish": [short.burnish(f"sweep-{batch}", batch, batch) for batch in batches["burnish"]],
     }
     seconds: dict[str, dict[str, dict[int, float]]] = {
         name: {"sampling": {}, "training": {}} for name in (*settings, "floor")
     }
     for name, several in settings.items():
         worker = bench.worker(f"{name}_worker", several[0])
-        for batch, one in zip(batches, several, strict=True):
+        for batch, one in zip(batches[name], several, strict=True):
             worker.ask("start", **one)
             worker.ask("iterate")
             answer = worker.ask("iterate")

@@ -55,6 +55,7 @@ def build(settings: dict[str, Any], rewards: list[float]) -> Any:
         train_timestep_fraction=settings.get("fraction", 1.0),
         per_prompt_stat_tracking=settings.get("tracker", False),
         per_prompt_stat_tracking_buffer_size=32,
+        per_prompt_stat_tracking_min_count=4,  # 16 by default, which 64 images of 45 prompts reach after 11 rounds
         mixed_precision="no",
         allow_tf32=False,
         save_freq=10**9,

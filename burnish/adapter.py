@@ -60,9 +60,12 @@ class Switch:
 
     @contextmanager
     def at(self, state: State) -> Iterator[None]:
-        """Within it the network is in ``state``; afterwards it is as it was before. May be nested."""
+        """Within it the network is in ``state``; afterwards it is as it was before. May be nested.
+
+        "merged" within "reference" stays the reference: sampling must not bring an adapter back.
+        """
         before = self._state
-        self._set(state)
+        self._set(before if (before, state) == ("reference", "merged") else state)
         try:
             yield
         finally:
@@ -187,6 +190,18 @@ def read(pipe: Any, part: str, folder: Path, train: str, alpha: float) -> None:
     theirs = (metadata or {}).get(f"{part}.lora_alpha", alpha)
     if theirs != alpha:
         raise ValueError(f"{folder} was trained with alpha {theirs}: set model.alpha = {theirs}.")
+
+
+def fuse(pipe: Any, source: str | Path) -> None:
+    """Merges a LoRA (folder, file or hub id) into the pipeline's weights for good."""
+    try:
+        with _without_warnings():
+            pipe.load_lora_weights(source)
+            pipe.fuse_lora()
+            pipe.unload_lora_weights()
+    except Exception as error:  # network, damaged file, other architecture: the libraries below raise anything
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"model.fused: the LoRA {source} cannot be merged: {first}") from error
 
 
 @contextmanager

@@ -10,6 +10,11 @@ differ in what "expected" means:
     group     the mean of the images of the same prompt               (GRPO, arXiv 2402.03300)
     tracker   the running mean of the same prompt over iterations     (DDPO, arXiv 2305.13301, appendix)
 
+``per_move`` then tells the moves of an image apart. All of them share its advantage (DDPO), though a move late in a
+trajectory has no part in what was settled before it. What the reward says of the network's guess of the picture
+before a move, x0 at x_t, is a baseline that depends on the move's state alone, so subtracting it leaves the expected
+gradient as it is and takes out of its variance what was settled (a control variate).
+
 Standard deviations are the population's (ddof 0), in float64. Where all rewards are equal the advantage is exactly 0
 rather than rounding noise over epsilon. Rows with a score that is not finite get 0 and enter no statistic.
 """
@@ -94,6 +99,31 @@ class tracker:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what ``state_dict`` gave."""
         self._seen = {int(number): deque(rows, maxlen=self.buffer) for number, rows in state["seen"].items()}
+
+
+def per_move(adv: Tensor, previews: Tensor, weights: Tensor, group: Tensor) -> Tensor:
+    """The advantage of each move: ``adv`` less what the picture expected before the move explains of it.
+
+    In every column of moves z is the preview's z-score among the images of its prompt, and c the least-squares slope
+    of ``adv`` on z over all images; the move's advantage is adv - c z.
+
+    Args:
+        adv: (B,) of the images.
+        previews: (B, T, K) what the rewards say of the guess before each move; NaN where nobody asked.
+        weights: (K,) of the rewards.
+        group: (B,) prompts.
+
+    Returns:
+        (B, T) float32; ``adv`` itself where there is no preview.
+    """
+    result = adv.detach().cpu().double()[:, None].repeat(1, previews.shape[1])
+    for move, column in enumerate(previews.detach().cpu().double().unbind(1)):
+        valid = column.isfinite().all(1)
+        z = _by_group(torch.where(valid[:, None], column, 0.0), valid, group)
+        z = _combine(z, valid, weights, clip=torch.inf).double()
+        slope = (result[:, move] * z).sum() / (z**2).sum().clamp(min=1e-12)
+        result[:, move] -= slope * z
+    return result.float()
 
 
 def _positive(name: str, value: float) -> float:

@@ -34,9 +34,14 @@ BUILTIN: dict[str, dict[str, str]] = {
     "objective": {
         "reinforce": "burnish.objectives:reinforce",
         "clipped": "burnish.objectives:clipped",
+        "rebel": "burnish.objectives:rebel",
     },
-    "kernel": {"ddim": "burnish.kernels:ddim"},
-    "guidance": {"none": "burnish.guidance:none", "cfg": "burnish.guidance:cfg"},
+    "kernel": {"ddim": "burnish.kernels:ddim", "lcm": "burnish.kernels:lcm"},
+    "guidance": {
+        "none": "burnish.guidance:none",
+        "cfg": "burnish.guidance:cfg",
+        "embedded": "burnish.guidance:embedded",
+    },
     "prompts": {
         "animals": "burnish.prompts:animals",
         "imagenet_animals": "burnish.prompts:imagenet_animals",

@@ -45,6 +45,10 @@ class Model:
     gradient_checkpointing: bool = False  # less memory in training, about a third more time
     revision: str = ""  # of a hub id: branch, tag or commit
     variant: str = ""  # of a hub id: weight files' variant, such as "fp16"
+    scheduler: str = ""  # "lcm": sample with an LCMScheduler, as an LCM-LoRA needs; "": as the model comes
+    fused: str = (
+        ""  # a LoRA merged into the model for good before anything else, such as an LCM-LoRA (hub id or folder)
+    )
     adapter: str = ""  # a LoRA adapter to start from (same rank and targets), such as another run's RUN/adapter
 
 
@@ -62,6 +66,8 @@ class Optimizer:
     """AdamW."""
 
     lr: float = 3e-4
+    warmup: int = 0  # optimizer steps in which the rate rises to lr: Adam's first steps move every weight by all of it
+    final_lr: float = 1.0  # share of lr that is left after the last iteration; on the way it falls in a straight line
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 1e-4
     eps: float = 1e-8
@@ -79,6 +85,9 @@ class Batch:
     updates: int = 2  # optimizer steps in one pass over the images
     epochs: int = 1  # passes over the images
     transitions: int = 0  # trained transitions an image, drawn anew each epoch; 0: all of them
+    previews: bool = (
+        False  # credit each move with what came after it: its guess of the picture is scored, as a baseline
+    )
 
 
 @dataclass(frozen=True)
@@ -199,10 +208,13 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.alpha", lambda n: n >= 1, "at least 1"),
     ("model.targets", bool, 'at least one layer name, such as "to_q"'),
     ("model.dtype", lambda s: s in ("float32", "float16", "bfloat16"), '"float32", "float16" or "bfloat16"'),
+    ("model.scheduler", lambda s: s in ("", "lcm"), '"lcm", or "" for the model\'s own'),
     ("sampler.steps", lambda n: n >= 1, "at least 1 network call"),
     ("prompts", bool, 'a source of prompts: [prompts] with use = "animals"'),
     ("rewards", bool, 'at least one reward: [[rewards]] with use = "compressibility"'),
     ("optimizer.lr", lambda x: x >= 0, "0 or more (0 changes nothing: a control)"),
+    ("optimizer.warmup", lambda n: n >= 0, "0 (none) or more"),
+    ("optimizer.final_lr", lambda x: 0 <= x <= 1, "between 0 and 1"),
     ("optimizer.betas", lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)"),
     ("optimizer.weight_decay", lambda x: x >= 0, "0 or more"),
     ("optimizer.eps", lambda x: x > 0, "more than 0"),

@@ -38,7 +38,20 @@ def _encode_sd(pipe: Any, texts: list[str]) -> Cond:
 
 
 def _call_sd(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-    return pipe.unet(x, t, encoder_hidden_states=cond["text"], return_dict=False)[0]
+    width, weight = pipe.unet.config.time_cond_proj_dim, cond.get("guidance")
+    if (width is None) != (weight is None):
+        raise ValueError(
+            "this network has no input for a guidance weight, so guidance 'embedded' cannot be used: take 'cfg' or "
+            "'none'."
+            if width is None
+            else "this network takes its guidance weight as an input: use guidance 'embedded'."
+        )
+    embedding = None
+    if weight is not None:
+        # once for all rows, on the CPU: the same numbers on every device
+        embedding = pipe.get_guidance_scale_embedding(weight[:1].cpu() - 1, embedding_dim=width)
+        embedding = embedding.to(x.device, x.dtype).expand(len(x), -1)
+    return pipe.unet(x, t, timestep_cond=embedding, encoder_hidden_states=cond["text"], return_dict=False)[0]
 
 
 def _decode_sd(pipe: Any, latent: Tensor) -> Tensor:
@@ -60,6 +73,7 @@ SD = Family("unet", _encode_sd, _call_sd, _decode_sd, _latent_sd)
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": SD,  # Stable Diffusion 1.x and 2.x
+    "LatentConsistencyModelPipeline": SD,  # the same networks, distilled; the guidance weight is an input
 }
 """By the name of the diffusers pipeline."""
 

@@ -30,6 +30,25 @@ class none:
 
 
 @dataclass(frozen=True)
+class embedded:
+    """The weight as an input of the network, as consistency models learn it: one network row an image.
+
+    ``weight`` is what diffusers calls ``guidance_scale``; the paper of the models (arXiv 2310.04378) counts from 0, one
+    less.
+    """
+
+    weight: float = 8.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.weight) and self.weight >= 0):
+            raise ValueError(f"guidance.weight must be a finite number, at least 0, not {self.weight}.")
+
+    def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
+        """``raw``'s output (B, *latent) for the prompts at this weight."""
+        return raw(x, t, {**cond, "guidance": x.new_full((len(x),), self.weight, dtype=torch.float32)})
+
+
+@dataclass(frozen=True)
 class cfg:
     """Classifier-free guidance (arXiv 2207.12598): out = null + weight * (prompt - null), two network rows an image."""
 

@@ -8,6 +8,13 @@ DDIM (arXiv 2010.02502, eq. 12 and 16), with x_t = alpha_t x0 + sigma_t eps and 
     std  = eta * sigma_s / sigma_t * sqrt(1 - abar_t / abar_s)
     mean = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps,       eps = (x_t - alpha_t x0) / sigma_t
 
+LCM (arXiv 2310.04378, algorithm 3), where a consistency model gives x0 at once and the sampler noises it again:
+
+    std  = sigma_s,        mean = alpha_s x0
+
+The last move of a consistency model ends in x0 itself: it has no noise, so it is no action. (An action whose noise the
+image never shows would add nothing but variance: its expected policy gradient is zero.)
+
 Everything is computed in at least float32, whatever the network's precision: in half precision the last steps, whose
 std is 0.02 to 0.04, lose their log-density. Autocast leaves elementwise operations alone, so nothing has to be
 switched off.
@@ -49,6 +56,17 @@ class ddim:
         towards_x0 = level_s.alpha - towards_eps * level_t.alpha
         mean = towards_x0.to(dtype) * x0.to(dtype) + towards_eps.to(dtype) * x_t.to(dtype)
         return Gaussian(mean, std.to(dtype))
+
+
+@dataclass(frozen=True)
+class lcm:
+    """The re-noising step of latent consistency models; RLCM's policy (arXiv 2404.03673)."""
+
+    def __call__(self, x_t: Tensor, x0: Tensor, level_t: Level, level_s: Level) -> Gaussian:
+        """The move from level t to level s; ``x_t`` matters only through ``x0`` (B, *latent)."""
+        dtype = torch.promote_types(x_t.dtype, torch.float32)
+        std = level_s.sigma.to(dtype).expand(len(x0), *[1] * (x0.dim() - 1))
+        return Gaussian(level_s.alpha.to(dtype) * x0.to(dtype), std)
 
 
 def sample(gaussian: Gaussian, generator: torch.Generator) -> Tensor:

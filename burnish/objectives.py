@@ -5,10 +5,12 @@ dimension, l_old the same under the weights that sampled, A the image's advantag
 
     reinforce   -A * l                                                    (DDPO-SF, arXiv 2305.13301)
     clipped     max(-A * rho, -A * clip(rho, 1 - c, 1 + c))               (DDPO-IS: PPO, arXiv 1707.06347)
+    rebel       (k (S_i - S_j) - (A_i - A_j))^2, the mean over all pairs i, j of a prompt's images, with S the
+                sum of l - l_old over an image's moves                    (REBEL, arXiv 2404.16767; RLCM's code)
 
-Both may add kl * KL(policy || reference) / D. Dividing by the latent's D dimensions puts it in the unit of l, so that
-the coefficients of Flow-GRPO (arXiv 2505.05470) mean the same here; the record shows it in nats. Metrics of every
-objective:
+The first two may add kl * KL(policy || reference) / D. Dividing by the latent's D dimensions puts it in the unit of l,
+so that the coefficients of Flow-GRPO (arXiv 2505.05470) mean the same here; the record shows it in nats. Metrics of
+every objective:
 
     ratio_deviation   max |rho - 1|: 0 up to rounding before the first update of an iteration
     approx_kl         mean of 0.5 * (D * (l - l_old))^2, the KL to the sampling weights in nats per image and move
@@ -63,6 +65,44 @@ class clipped:
         value = torch.maximum(-a * ratio, -a * ratio.clamp(1 - c, 1 + c)).mean()
         outside = ((ratio.detach() - 1).abs() > c).double().mean()
         return Loss(value + _penalty(self.kl, replay), {**_metrics(replay), "clip_fraction": float(outside)})
+
+
+@dataclass(frozen=True)
+class rebel:
+    """Regression of reward differences: what a policy says about two images of a prompt shall differ as they do.
+
+    ``rate``: k above, 1 / eta of the paper, on mean log-densities as in RLCM's code. The loss needs all moves of all
+    images of a prompt at once. Its gradient does not: with d_i = k (S_i - mean S) - (A_i - mean A) over the n images of
+    a prompt, the loss is the mean over prompts of 2 / (n - 1) sum d_i^2, and its gradient 4 k / (n - 1) sum d_i grad
+    S_i. So ``targets`` turns S, computed without gradient, into weights, and the call weighs the log-densities with
+    them, some moves at a time: no more memory than any other objective, for one more pass without gradient. Before
+    the first update of an iteration S is 0 and costs nothing.
+    """
+
+    rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.rate > 0 and math.isfinite(self.rate)):
+            raise ValueError(f"objective.rate must be > 0, not {self.rate}.")
+
+    def targets(self, change: Tensor, adv: Tensor, group: Tensor, moves: int) -> Tensor:
+        """What stands in for the advantages (b,): ``change`` (b,) is S, ``group`` (b,) the prompts, ``moves`` those of
+        an image.
+
+        Raises:
+            ValueError: a prompt has a single image.
+        """
+        _, place, count = group.unique(return_inverse=True, return_counts=True)
+        if bool((count < 2).any()):
+            raise ValueError("objective 'rebel' compares images of a prompt: set batch.images_per_prompt to 2 or more.")
+        error = self.rate * change - adv
+        mean = error.new_zeros(len(count)).index_add_(0, place, error) / count
+        n = count[place]
+        return -4 * self.rate * moves * (error - mean[place]) * n / (n - 1)
+
+    def __call__(self, replay: Replay, adv: Tensor) -> Loss:
+        """``adv``: (b,), what ``targets`` made of the advantages."""
+        return Loss(-(_column(adv, replay) * replay.logp).mean(), _metrics(replay))
 
 
 def _check(name: str, value: float, good: bool) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from burnish import catalog
 from burnish.config import Config, Table, reward_arguments, reward_names
+from burnish.kernels import lcm
 from burnish.policy import Policy
 from burnish.rollout import Sampler
 from burnish.types import Objective, Prompt, Reward
@@ -43,7 +44,7 @@ def assemble(config: Config, device: str = "") -> Parts:
     objective = catalog.build("objective", config.objective)
     sampler = load_sampler(config)
     policy = load_policy(config, device)
-    check_transitions(config, policy, sampler)
+    check_transitions(config, policy, sampler, objective)
     return Parts(
         policy=policy,
         sampler=sampler,
@@ -83,6 +84,8 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
         gradient_checkpointing=model.gradient_checkpointing,
         revision=model.revision or None,
         variant=model.variant or None,
+        scheduler=model.scheduler,
+        fused=model.fused or None,
         adapter=adapter or model.adapter or None,
         reference=model.train == "full" and config.objective.get("kl", 0) > 0,
     )
@@ -106,9 +109,29 @@ def load_judge(config: Config) -> Judge | None:
     return judge.load()
 
 
-def check_transitions(config: Config, policy: Policy, sampler: Sampler) -> None:
-    """ValueError if the sampler has fewer moves to train on than are asked for."""
+def check_transitions(config: Config, policy: Policy, sampler: Sampler, objective: Objective) -> None:
+    """ValueError if the sampler does not fit the model, or has fewer moves to train on than are asked for."""
+    if isinstance(sampler.kernel, lcm) and not policy.schedule.consistency:
+        raise ValueError(
+            f"kernel 'lcm' wants a consistency model, which {config.model.id} is not by its scheduler; with an "
+            "LCM-LoRA in model.fused set model.scheduler = \"lcm\", otherwise use kernel 'ddim'"
+        )
     moves = sampler.transitions(policy)
+    if config.batch.previews and config.batch.images_per_prompt < 2:
+        raise ValueError(
+            "batch.previews compares the images of a prompt; set batch.images_per_prompt to 4 or more, or "
+            "batch.previews to false"
+        )
+    if hasattr(objective, "targets"):
+        if config.batch.transitions not in (0, moves):
+            raise ValueError("this objective needs all moves of an image; set batch.transitions = 0")
+        if config.batch.previews:
+            raise ValueError("this objective has one advantage for all moves of an image; set batch.previews = false")
+        if config.batch.images_per_prompt < 2 or config.batch.updates > config.batch.prompts:
+            raise ValueError(
+                "this objective compares the images of a prompt; set batch.images_per_prompt to 2 or more, and "
+                "batch.updates to at most batch.prompts"
+            )
     if config.batch.transitions > moves:
         raise ValueError(
             f"batch.transitions = {config.batch.transitions}, but an image of {config.sampler.steps} steps has only "

@@ -71,6 +71,8 @@ class Policy:
         gradient_checkpointing: bool = False,
         revision: str | None = None,
         variant: str | None = None,
+        scheduler: str = "",
+        fused: str | Path | None = None,
         adapter: str | Path | None = None,
         reference: bool = False,
     ) -> Policy:
@@ -87,6 +89,8 @@ class Policy:
             gradient_checkpointing: less memory, a third more time.
             revision: of the hub.
             variant: of the weight files, such as "fp16".
+            scheduler: "lcm" samples it as a consistency model; "" as it comes.
+            fused: a LoRA (folder or hub id) that becomes part of the model, also of ``reference()``: an LCM-LoRA.
             adapter: a folder that ``save_adapter`` wrote, to start from.
             reference: with "full", keep a copy of the first weights for ``reference()``; an adapter needs none.
 
@@ -108,6 +112,12 @@ class Policy:
             variant=variant,
         )
         family = family_of(type(pipe).__name__)
+        if scheduler == "lcm":
+            from diffusers import LCMScheduler
+
+            pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+        if fused is not None:
+            lora.fuse(pipe, fused)
         network = getattr(pipe, family.network)
         for part in pipe.components.values():
             if isinstance(part, nn.Module):
@@ -116,7 +126,8 @@ class Policy:
             lora.add(network, rank, alpha, targets)
         elif train == "full":
             network.requires_grad_(True)
-        suit(network, family.latent_shape(pipe))
+        for part in (network, pipe.vae):
+            suit(part, family.latent_shape(pipe))
         first = [p.detach().clone() for p in network.parameters()] if train == "full" and reference else None
         if adapter is not None:
             lora.read(pipe, family.network, Path(adapter), train, alpha)

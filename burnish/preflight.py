@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from burnish import advantages
 from burnish.config import Config
 from burnish.parts import Parts, assemble
 from burnish.rewards import score
@@ -23,6 +24,8 @@ from burnish.seeds import generator, seed_globals
 from burnish.types import Prompt, Scores, Trajectory
 
 LEAST_IMAGES = 4  # a prompt, for a group's mean and spread to mean anything
+PREVIEWED = 4  # moves whose previews are looked at
+LEAST_SETTLED = 0.1  # of the advantages' variance, for previews to be worth their time
 SLOW_TRACKER = 10  # iterations until a running mean is used
 MIB = 1 << 20
 
@@ -52,7 +55,8 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
         torch.cuda.reset_peak_memory_stats(policy.device)
     prompts, group = _some_prompts(config, parts)
     started = time.perf_counter()
-    trajectory = sampler.rollout(policy, policy.encode(prompts), group, generator(config.seed, "preflight"))
+    cond, noise = policy.encode(prompts), generator(config.seed, "preflight")
+    trajectory = sampler.rollout(policy, cond, group, noise, guesses=config.batch.previews)
     images = policy.decode(trajectory.latent)
     sampling = _since(started, parts) / len(prompts)
     yield from _finite(trajectory)
@@ -61,6 +65,7 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
     scores = score(parts.rewards, images, prompts)
     scoring = _since(started, parts) / len(prompts)
     yield from _spread(scores, group, config)
+    preview = (yield from _previews(parts, prompts, trajectory, scores)) if config.batch.previews else 0.0
 
     pairs = config.batch.replay
     rows = torch.arange(pairs) % len(prompts)
@@ -74,7 +79,7 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
         parameter.grad = None
     yield from _ratio(config, parts, sampler, trajectory)
     yield _memory(parts)
-    yield _time(config, parts, sampling, scoring, training, trajectory.logp.shape[1])
+    yield _time(config, parts, sampling, scoring, training + preview, trajectory.logp.shape[1])
 
 
 def _some_prompts(config: Config, parts: Parts) -> tuple[list[Prompt], torch.Tensor]:
@@ -155,6 +160,27 @@ def _spread(scores: Scores, group: torch.Tensor, config: Config) -> Iterator[Fin
             yield Finding("warning", text, remedy)
         else:
             yield Finding("ok", text) if weight else Finding("warning", text, "give it a weight or leave it out")
+
+
+def _previews(
+    parts: Parts, prompts: list[Prompt], trajectory: Trajectory, scores: Scores
+) -> Generator[Finding, None, float]:
+    """Do the guesses before the moves tell what the pictures will score? Returns the seconds a guess costs."""
+    assert trajectory.guess is not None
+    count, moves = trajectory.logp.shape
+    looked = torch.linspace(0, moves - 1, min(moves, PREVIEWED)).round().long().tolist()
+    seen = torch.full((count, moves, len(parts.weights)), torch.nan, dtype=torch.float64)
+    started = time.perf_counter()
+    for move in looked:
+        seen[:, move] = score(parts.rewards, parts.policy.decode(trajectory.guess[:, move]), prompts).parts
+    seconds = _since(started, parts) / (count * len(looked))
+    adv = advantages.group()(scores, parts.weights, trajectory.group)
+    left = advantages.per_move(adv, seen, parts.weights, trajectory.group)[:, looked].square().mean()
+    settled = float(1 - left / adv.square().mean()) if adv.any() else 0.0
+    text = f"previews: {settled:.0%} of the advantages' variance is settled before a move, at {_duration(seconds)} each"
+    useless = settled < LEAST_SETTLED
+    yield Finding("warning" if useless else "ok", text, "batch.previews = false saves that time" if useless else "")
+    return seconds
 
 
 def _memory(parts: Parts) -> Finding:

@@ -36,7 +36,9 @@ DIAGNOSTICS = (
     ("Clip fraction", ("clip_fraction",), "share of transitions outside the trust region; 0.1 to 0.5 is healthy"),
     ("Approximate KL", ("approx_kl",), "to the weights that sampled, in nats per image and transition"),
     ("KL to the reference", ("kl",), "how far the model has gone, in nats per image and transition"),
+    ("Settled before", ("settled",), "share of the advantages' variance that previews leave out of the gradient"),
     ("Gradient norm", ("grad_norm",), "before clipping"),
+    ("Learning rate", ("lr",), ""),
     ("Seconds", ("seconds_sampling", "seconds_scoring", "seconds_training"), "of an iteration"),
 )
 

@@ -46,29 +46,42 @@ class Sampler:
         noisy = self.kernel(nothing, nothing, level_t, level_s).std.flatten() > kernels.LEAST_STD
         count = int(noisy.sum())
         if count == 0 or not bool(noisy[:count].all()) or count < self.steps - 1:
+            remedy = " or a larger sampler.kernel.eta"
+            if policy.schedule.consistency:
+                remedy = ", at least 2, because a consistency model's last call ends in the image and is no action"
             raise ValueError(
                 f"only {count} of {self.steps} steps have noise, so there is nothing to learn from: use more "
-                "sampler.steps or a larger sampler.kernel.eta."
+                f"sampler.steps{remedy}."
             )
         return count
 
     @torch.no_grad()
-    def rollout(self, policy: Policy, cond: Cond, group: Tensor, generator: torch.Generator) -> Trajectory:
-        """Draws one image a row of ``cond`` (B rows) and ``group`` (B,). All noise comes from the CPU ``generator``."""
+    def rollout(
+        self, policy: Policy, cond: Cond, group: Tensor, generator: torch.Generator, guesses: bool = False
+    ) -> Trajectory:
+        """Draws one image a row of ``cond`` (B rows) and ``group`` (B,). All noise comes from the CPU ``generator``.
+
+        ``guesses`` keeps x0 as the network saw it before each move.
+        """
         times, count, rows = self.times(policy), self.transitions(policy), len(group)
         x = policy.noise(rows, generator)
         states, logp = x.new_empty(rows, count + 1, *policy.latent_shape), x.new_empty(rows, count)
         states[:, 0] = x
+        seen = states.new_empty(rows, count, *policy.latent_shape) if guesses else None
         with policy.merged():
             for i in range(self.steps):
-                move = self._transition(policy, x, times[i].expand(rows), times[i + 1].expand(rows), cond)
+                move, x0 = self._transition(policy, x, times[i].expand(rows), times[i + 1].expand(rows), cond)
                 if i == count:
                     x = move.mean
                     break
                 x = kernels.sample(move, generator)
                 states[:, i + 1], logp[:, i] = x, kernels.log_prob(move, x)
+                if seen is not None:
+                    seen[:, i] = x0
         # kept on the CPU: 256 trajectories of Stable Diffusion at 50 steps are 0.9 GB, and a replay needs a few moves
-        return Trajectory(states.cpu(), times[: count + 1], logp.cpu(), x, cond, group)
+        return Trajectory(
+            states.cpu(), times[: count + 1], logp.cpu(), x, cond, group, None if seen is None else seen.cpu()
+        )
 
     def replay(
         self, policy: Policy, traj: Trajectory, images: Tensor, steps: Tensor, reference: bool = False
@@ -88,19 +101,20 @@ class Sampler:
         x, y, logp_old = (part.to(policy.device) for part in (traj.x[i, j], traj.x[i, j + 1], traj.logp[i, j]))
         cond = {name: value[i].to(policy.device) for name, value in traj.cond.items()}
 
-        now = self._transition(policy, x, t, s, cond)
+        now, _ = self._transition(policy, x, t, s, cond)
         logp = kernels.log_prob(now, y).view(shape)
         if not reference:
             return Replay(logp, logp_old.view(shape), x[0].numel())
         with torch.no_grad(), policy.reference():
-            first = self._transition(policy, x, t, s, cond)
+            first, _ = self._transition(policy, x, t, s, cond)
         logp_ref, kl = kernels.log_prob(first, y).view(shape), kernels.kl(now, first).view(shape)
         return Replay(logp, logp_old.view(shape), x[0].numel(), logp_ref, kl)
 
-    def _transition(self, policy: Policy, x: Tensor, t: Tensor, s: Tensor, cond: Cond) -> Gaussian:
-        """The move of each row of ``x`` from time ``t`` (B,) to ``s`` (B,), both on the CPU."""
+    def _transition(self, policy: Policy, x: Tensor, t: Tensor, s: Tensor, cond: Cond) -> tuple[Gaussian, Tensor]:
+        """The move of each row of ``x`` from time ``t`` (B,) to ``s`` (B,), both on the CPU; and the x0 it aims at."""
         x0 = policy.predict(x, t, cond, self.guidance)
-        return self.kernel(x, x0, policy.schedule.level(t, policy.device), policy.schedule.level(s, policy.device))
+        level_t, level_s = policy.schedule.level(t, policy.device), policy.schedule.level(s, policy.device)
+        return self.kernel(x, x0, level_t, level_s), x0
 
 
 def join(parts: Sequence[Trajectory]) -> Trajectory:
@@ -113,4 +127,5 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
         latent=torch.cat([part.latent for part in parts]),
         cond={name: torch.cat([part.cond[name] for part in parts]) for name in first.cond},
         group=torch.cat([part.group for part in parts]),
+        guess=None if first.guess is None else torch.cat([part.guess for part in parts if part.guess is not None]),
     )

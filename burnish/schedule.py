@@ -7,6 +7,12 @@ sigma = sqrt(1 - abar). Networks predict one of three things, all turned into x0
     epsilon        x0 = (x_t - sigma * eps) / alpha
     v_prediction   x0 = alpha * x_t - sigma * v          (arXiv 2202.00512)
     sample         x0 itself
+
+A consistency model (arXiv 2303.01469), told by its ``LCMScheduler``, has in place of x0 the consistency function
+
+    f = c_out * x0 + c_skip * x_t,    c_skip = s^2 / ((k t)^2 + s^2),  c_out = k t / sqrt((k t)^2 + s^2)
+
+with s = 0.5 and k the scheduler's ``timestep_scaling``; after its last call comes f itself, without noise.
 """
 
 from __future__ import annotations
@@ -22,6 +28,9 @@ from burnish.types import Level
 FINAL = -1
 """The time after the last step: the data itself, or the least noisy level of the model (``set_alpha_to_one``)."""
 
+SIGMA_DATA = 0.5
+"""s above; a constant of diffusers' ``LCMScheduler``."""
+
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -35,6 +44,7 @@ class Schedule:
     sigma_final: float
     prediction: str  # one of PREDICTIONS
     config: Any = field(repr=False, compare=False)  # the diffusers configuration the sampling grid is made from
+    consistency: bool = False  # whether the network is asked for the consistency function f
 
     @classmethod
     def of(cls, scheduler: Any) -> Schedule:
@@ -44,16 +54,17 @@ class Schedule:
         Raises:
             ValueError: the scheduler belongs to another kind of model, or its prediction cannot give x0.
         """
-        from diffusers import DDIMScheduler
+        from diffusers import DDIMScheduler, LCMScheduler
 
         if not hasattr(scheduler, "alphas_cumprod"):
             raise ValueError(
                 f"the scheduler {type(scheduler).__name__} has no alphas_cumprod: only diffusion models (epsilon, "
                 "v or sample prediction) can be sampled here."
             )
-        ddim = DDIMScheduler.from_config(scheduler.config)
-        abar, abar_final = ddim.alphas_cumprod.double(), float(ddim.final_alpha_cumprod)
-        prediction = ddim.config.prediction_type
+        consistency = isinstance(scheduler, LCMScheduler)
+        same = (LCMScheduler if consistency else DDIMScheduler).from_config(scheduler.config)
+        abar, abar_final = same.alphas_cumprod.double(), 1.0 if consistency else float(same.final_alpha_cumprod)
+        prediction = same.config.prediction_type
         if prediction not in PREDICTIONS:
             raise ValueError(f"the scheduler's prediction_type {prediction!r} is not one of {', '.join(PREDICTIONS)}.")
         if prediction == "epsilon" and bool((abar <= 0).any()):
@@ -67,7 +78,8 @@ class Schedule:
             alpha_final=abar_final**0.5,
             sigma_final=(1 - abar_final) ** 0.5,
             prediction=prediction,
-            config=ddim.config,
+            config=same.config,
+            consistency=consistency,
         )
 
     def times(self, steps: int) -> Tensor:
@@ -75,10 +87,13 @@ class Schedule:
 
         The first ``steps`` are exactly diffusers' DDIM timesteps. Each is followed by the next one of the list, not by
         ``t - N // steps``, which misses the grid for linspace and trailing spacing. After the last one comes
-        what diffusers takes there, ``t - N // steps``, or FINAL where that is negative.
+        what diffusers takes there, ``t - N // steps``, or FINAL where that is negative. Of a consistency model: the
+        timesteps of diffusers' LCMScheduler, and FINAL.
         """
         from diffusers import DDIMScheduler
 
+        if self.consistency:
+            return self._consistency_times(steps)
         count = len(self.alpha)
         if not 1 <= steps <= count:
             raise ValueError(f"sampler.steps must be between 1 and {count}, the training timesteps, not {steps}.")
@@ -92,6 +107,18 @@ class Schedule:
             )
         last = max(int(grid[-1]) - count // steps, FINAL)
         return torch.cat([grid, grid.new_tensor([last])])
+
+    def _consistency_times(self, steps: int) -> Tensor:
+        from diffusers import LCMScheduler
+
+        lcm, most = LCMScheduler.from_config(self.config), self.config.original_inference_steps
+        if not 1 <= steps <= most:
+            raise ValueError(
+                f"sampler.steps must be between 1 and {most}, the steps this consistency model was distilled from, "
+                f"not {steps}."
+            )
+        lcm.set_timesteps(steps)
+        return torch.cat([lcm.timesteps.cpu(), torch.tensor([FINAL])])
 
     def level(self, t: Tensor, device: torch.device | str = "cpu") -> Level:
         """The noise levels at times ``t`` (B,), which may hold FINAL; each (B, 1, 1, 1)."""
@@ -110,9 +137,17 @@ class Schedule:
         Never clipped: latents have no fixed range.
         """
         dtype = torch.promote_types(x.dtype, torch.float32)
-        x, out = x.to(dtype), out.to(dtype)
+        x0 = self._denoised(x.to(dtype), t, out.to(dtype))
+        if not self.consistency:
+            return x0
+        time = t.to(x.device).view(-1, 1, 1, 1).to(dtype) * self.config.timestep_scaling
+        square = time**2 + SIGMA_DATA**2
+        return time / square.sqrt() * x0 + SIGMA_DATA**2 / square * x.to(dtype)
+
+    def _denoised(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
         if self.prediction == "sample":
             return out
+        dtype = x.dtype
         level = self.level(t, x.device)
         alpha, sigma = level.alpha.to(dtype), level.sigma.to(dtype)
         if self.prediction == "epsilon":

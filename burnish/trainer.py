@@ -21,6 +21,7 @@ from torch import Tensor
 
 from burnish import config as configuration
 from burnish import journal
+from burnish.advantages import per_move
 from burnish.config import Config
 from burnish.journal import Job
 from burnish.parts import Parts, assemble
@@ -98,8 +99,14 @@ def train(
                 adv = everyone[world.rank * len(group) :][: len(group)]
 
                 # 5. Updates. Once begun they are finished, even if somebody asks to stop.
-                pairs = minibatches(job, *trajectory.logp.shape, iteration=iteration)
-                updates = [update(job, trajectory, adv, images, steps) for images, steps in pairs]
+                pairs = list(minibatches(job, *trajectory.logp.shape, iteration=iteration))
+                more: dict[str, float] = {}
+                if config.batch.previews:
+                    adv, more["settled"] = credit(job, trajectory, adv, pairs)
+                updates = []
+                for number, (images, steps) in enumerate(pairs):
+                    set_rate(job, iteration, number)
+                    updates.append(update(job, trajectory, adv, images, steps, first=number == 0))
 
                 # 6. The record, on the disk before anybody hears of it.
                 record = {
@@ -107,6 +114,7 @@ def train(
                     "images": len(scores.parts),
                     "rewards": describe(scores),
                     "idle": float((everyone == 0).float().mean()),  # share of images that teach nothing
+                    **more,
                     **summary(updates),
                     "seconds_sampling": sampled - started,
                     "seconds_scoring": seconds_scoring,  # meanwhile, in a thread: part of the sampling's seconds
@@ -197,7 +205,8 @@ def explore(job: Job, group: Tensor, iteration: int) -> tuple[Trajectory, Scores
         for numbers in group.split(job.config.batch.sample):
             job.poll()
             prompts = [parts.prompts[number] for number in numbers.tolist()]
-            trajectory = parts.sampler.rollout(policy, policy.encode(prompts), numbers, noise)
+            cond, previews = policy.encode(prompts), job.config.batch.previews
+            trajectory = parts.sampler.rollout(policy, cond, numbers, noise, guesses=previews)
             trajectories.append(trajectory)
             answers.append(thread.submit(timed_score, parts, policy.decode(trajectory.latent), prompts))
             for answer in answers:
@@ -235,26 +244,79 @@ def check_spread(scores: Scores, iteration: int) -> None:
 def minibatches(job: Job, images: int, moves: int, *, iteration: int) -> Iterator[tuple[Tensor, Tensor]]:
     """For each optimizer step the flat (image, move) pairs it learns from: two int64 tensors of one length.
 
-    Each epoch shuffles the images, and draws `batch.transitions` different ones of its `moves` for each image.
+    Each epoch shuffles the images, and draws `batch.transitions` different ones of its `moves` for each image; with
+    previews the same for all images of a prompt, so that these can be compared. An objective that compares the
+    images of a prompt gets them together.
     """
-    count = job.config.batch.transitions or moves
+    count, company = job.config.batch.transitions or moves, job.config.batch.images_per_prompt
+    block = company if hasattr(job.parts.objective, "targets") else 1
+    alike = company if job.config.batch.previews else 1
     for epoch in range(job.config.batch.epochs):
         stream = generator(job.config.seed, iteration, "order", epoch, job.world.rank)
-        order = torch.randperm(images, generator=stream)
-        chosen = torch.rand(images, moves, generator=stream).argsort(1)[:, :count]
-        for rows in order.tensor_split(job.config.batch.updates):
+        order = torch.randperm(images // block, generator=stream)
+        chosen = torch.rand(images // alike, moves, generator=stream).argsort(1)[:, :count].repeat_interleave(alike, 0)
+        for blocks in order.tensor_split(job.config.batch.updates):
+            rows = (blocks[:, None] * block + torch.arange(block)).flatten()
             yield rows.repeat_interleave(count), chosen[rows].flatten()
 
 
-def update(job: Job, trajectory: Trajectory, adv: Tensor, images: Tensor, steps: Tensor) -> dict[str, float]:
-    """One optimizer step on the mean loss over all (image, move) pairs, some at a time; returns what it measured."""
+def credit(job: Job, trajectory: Trajectory, adv: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, float]:
+    """The advantage of each move (B, T), from the score of the picture that the network expected before it.
+
+    Also the share of the advantages' variance that was settled before the moves and is left out.
+    """
+    parts, (count, moves) = job.parts, trajectory.logp.shape
+    assert trajectory.guess is not None  # asked for, because the configuration says so
+    previews = torch.full((count * moves, len(parts.weights)), torch.nan, dtype=torch.float64)
+    chosen = torch.cat([images * moves + steps for images, steps in pairs]).unique()
+    for places in chosen.split(job.config.batch.sample):
+        images, steps = places // moves, places % moves
+        prompts = [parts.prompts[number] for number in trajectory.group[images].tolist()]
+        previews[places] = score(parts.rewards, parts.policy.decode(trajectory.guess[images, steps]), prompts).parts
+    left = per_move(adv, previews.view(count, moves, -1), parts.weights, trajectory.group)
+    before = adv[chosen // moves].square().sum()
+    return left, float(1 - left.flatten()[chosen].square().sum() / before) if before > 0 else 0.0
+
+
+def set_rate(job: Job, iteration: int, number: int) -> None:
+    """Gives the optimizer the learning rate of an iteration's update ``number``, the first being 0."""
+    settings, batch = job.config.optimizer, job.config.batch
+    step = (iteration - 1) * batch.updates * batch.epochs + number + 1
+    fallen = 1 - (1 - settings.final_lr) * (iteration - 1) / job.config.iterations
+    for group in job.optimizer.param_groups:
+        group["lr"] = settings.lr * fallen * min(1.0, step / max(1, settings.warmup))
+
+
+def targets(job: Job, trajectory: Trajectory, adv: Tensor, images: Tensor, steps: Tensor, first: bool) -> Tensor:
+    """What an objective that compares whole images makes of the advantages (B,), for the ``images`` of one update."""
+    change, parts = torch.zeros_like(adv), job.parts
+    with torch.no_grad():
+        for rows, columns in zip(*(each.split(job.config.batch.replay) for each in (images, steps)), strict=True):
+            if not first:  # before the first update nothing has changed
+                replay = parts.sampler.replay(parts.policy, trajectory, rows, columns[:, None])
+                change.index_add_(0, rows, (replay.logp - replay.logp_old)[:, 0].to(adv))
+    rows, result = images.unique(), torch.zeros_like(adv)
+    group = trajectory.group[rows]
+    result[rows] = parts.objective.targets(change[rows], adv[rows], group, trajectory.logp.shape[1])  # type: ignore[attr-defined]
+    return result
+
+
+def update(
+    job: Job, trajectory: Trajectory, adv: Tensor, images: Tensor, steps: Tensor, first: bool
+) -> dict[str, float]:
+    """One optimizer step on the mean loss over all (image, move) pairs, some at a time; returns what it measured.
+
+    `first`: of its iteration, so that the weights are still those that sampled.
+    """
     parts, policy = job.parts, job.parts.policy
     pieces = math.ceil(len(images) / job.config.batch.replay)
     needs_reference = getattr(parts.objective, "kl", 0) > 0
+    adv = targets(job, trajectory, adv, images, steps, first) if hasattr(parts.objective, "targets") else adv
     metrics: dict[str, float] = {}
     for rows, columns in zip(images.tensor_split(pieces), steps.tensor_split(pieces), strict=True):
         replay = parts.sampler.replay(policy, trajectory, rows, columns[:, None], reference=needs_reference)
-        loss, share = parts.objective(replay, adv[rows]), len(rows) / len(images)
+        own = adv[rows] if adv.dim() == 1 else adv[rows, columns]
+        loss, share = parts.objective(replay, own), len(rows) / len(images)
         job.scaler.scale(loss.value * share).backward()
         for name, value in loss.metrics.items():  # the largest deviation, the mean of everything else
             old = metrics.get(name, 0.0)
@@ -272,7 +334,7 @@ def update(job: Job, trajectory: Trajectory, adv: Tensor, images: Tensor, steps:
     job.scaler.step(job.optimizer)
     job.scaler.update()
     job.optimizer.zero_grad(set_to_none=True)
-    return {**metrics, "grad_norm": float(norm)}
+    return {**metrics, "grad_norm": float(norm), "lr": job.optimizer.param_groups[0]["lr"]}
 
 
 def describe(scores: Scores) -> dict[str, dict[str, float]]:

@@ -50,6 +50,7 @@ class Trajectory:
     latent: Tensor  # (B, *latent) what is decoded; no noise is added after it
     cond: Cond
     group: Tensor  # (B,) same number = same prompt; groups are contiguous
+    guess: Tensor | None = None  # (B, T, *latent) the network's x0 before each move, where it was asked for
 
 
 @dataclass(frozen=True)

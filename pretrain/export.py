@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer, ResNetForImageClassification
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -23,6 +23,10 @@ def export_sd(build: Path, target: Path) -> None:
     StableDiffusionPipeline.from_pretrained(build / "sd", dtype=torch.float16, safety_checker=None).save_pretrained(
         target
     )
+
+
+def export_decoder(build: Path, target: Path) -> None:
+    AutoencoderKL.from_pretrained(build / "vae-decoder" / "model", dtype=torch.float16).save_pretrained(target)
 
 
 def export_clip(build: Path, target: Path) -> None:
@@ -48,15 +52,19 @@ def spread_vocabulary(folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
 
 
-MODELS = {"emoji-sd": export_sd, "emoji-clip": export_clip, "emoji-judge": export_judge}
+MODELS = {"emoji-sd": export_sd, "emoji-sd/vae": export_decoder, "emoji-clip": export_clip, "emoji-judge": export_judge}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", default=list(MODELS), help=f"which of {', '.join(MODELS)}")
+    names = ", ".join(MODELS)
+    parser.add_argument(
+        "models", nargs="*", help=f"which of {names} (emoji-sd/vae: what pretrain.vae --decoder made); all"
+    )
     parser.add_argument("--build", type=Path, default=Path("build"))
     options = parser.parse_args()
-    for name in options.models:
+    trained = [name for name in MODELS if name != "emoji-sd/vae" or (options.build / "vae-decoder").exists()]
+    for name in options.models or trained:
         target = ZOO / name
         shutil.rmtree(target, ignore_errors=True)
         MODELS[name](options.build, target)

@@ -19,6 +19,7 @@ from burnish.zoo.judge import Judge, split
 from burnish.zoo.scenes import Scene, Scenes, nouns, vocabulary
 from pretrain import loop
 from pretrain.clip import disturb, normalise
+from pretrain.data import ZOO
 
 
 def build() -> ResNetForImageClassification:
@@ -48,30 +49,34 @@ def batches(batch: int, vae: AutoencoderKL | None) -> Callable[[int], Iterator[t
     def endless(seed: int) -> Iterator[tuple[Tensor, ...]]:
         scenes = Scenes(seed, tuple(vocabulary()["sets"]))
         while True:
-            images, shown = scenes.draw(batch)
+            some, more = scenes.draw(batch // 4, "pair"), scenes.draw(batch - batch // 4)
+            images, shown = torch.cat([some[0], more[0]]), some[1] + more[1]
             x = disturb(normalise(images))
             if vae is not None:
-                part = batch // 4
                 with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                    z = vae.encode(x[:part]).latent_dist.mean
-                    z = z + 0.15 * torch.rand(part, 1, 1, 1) * torch.randn_like(z) / vae.config.scaling_factor
-                    x = torch.cat([vae.decode(z).sample.float(), x[part:]])
+                    z = vae.encode(x[::4]).latent_dist.mean
+                    z = z + 0.15 * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z) / vae.config.scaling_factor
+                    x[::4] = vae.decode(z).sample.float()
             yield x, *targets(shown)
 
     return endless
 
 
 def main() -> None:
-    options = loop.arguments(__doc__, minutes=15, batch=64, lr=2e-3).parse_args()
+    parser = loop.arguments(__doc__, minutes=15, batch=64, lr=2e-3)
+    parser.add_argument("--warm", action="store_true", help="go on from the weights in the package")
+    options = parser.parse_args()
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
-    model = build().to(device, memory_format=torch.channels_last).train()
+    home = ZOO / "emoji-judge"
+    model = ResNetForImageClassification.from_pretrained(home, dtype=torch.float32) if options.warm else build()
+    model.to(device, memory_format=torch.channels_last).train()
     path = options.build / "vae" / "model"
-    vae = AutoencoderKL.from_pretrained(path).eval() if path.exists() else None
-    print(
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; autoencoder: {vae is not None}",
-        flush=True,
-    )
+    if options.warm and not path.exists():
+        path = ZOO / "emoji-sd" / "vae"
+    vae = AutoencoderKL.from_pretrained(path, dtype=torch.float32).eval() if path.exists() else None
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{count:.2f} M parameters; autoencoder: {vae is not None}", flush=True)
 
     def loss_of(batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, float]]:
         x, noun, colour, count = (part.to(device) for part in batch)

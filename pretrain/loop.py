@@ -1,7 +1,11 @@
 """The one training loop of all embedded models: a time budget, cosine decay, EMA, checkpoints, a curve and pictures.
 
 A job is resumable: run the same command again and it goes on from its last checkpoint, counting the minutes already
-spent.
+spent. On a CPU, one process a core is faster than one process with a thread a core:
+
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m pretrain.unet
+
+Each process draws batches of its own, and gradients are averaged.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+import torch.distributed as dist
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -36,6 +41,29 @@ def arguments(doc: str, *, minutes: float, batch: int, lr: float) -> argparse.Ar
     parser.add_argument("--build", type=Path, default=Path("build"), help="where checkpoints, curves and grids go")
     parser.add_argument("--seed", type=int, default=0)
     return parser
+
+
+def rank() -> tuple[int, int]:
+    """This process's number and how many there are; the first call in a process of several joins the others."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return (dist.get_rank() if count > 1 else 0), count
+
+
+def average_gradients(module: nn.Module, count: int, spent: float) -> float:
+    """Averages the gradients over all processes; returns the first one's ``spent``, so that all agree on the time."""
+    if count == 1:
+        return spent
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = torch.cat(
+        [g.flatten() for g in grads] + [grads[0].new_tensor([count * spent if dist.get_rank() == 0 else 0])]
+    )
+    dist.all_reduce(flat)
+    flat /= count
+    for grad, part in zip(grads, flat[:-1].split([g.numel() for g in grads]), strict=True):
+        grad.copy_(part.view(grad.shape))
+    return float(flat[-1])
 
 
 class Average:
@@ -115,16 +143,23 @@ def train(
     minutes, and at the end, the checkpoint, the curve and ``picture()`` (drawn with the EMA weights) are written to
     ``build/<name>``. ``finish()`` is called with the EMA weights in place: it exports the model.
     """
-    folder = options.build / name
-    optimizer = torch.optim.AdamW(module.parameters(), lr=options.lr, weight_decay=weight_decay, betas=(0.9, 0.99))
+    folder, (me, processes) = options.build / name, rank()
+    optimizer = torch.optim.AdamW(
+        module.parameters(), lr=options.lr, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
+    )
     average = Average(module, decay)
     facts = restore(folder, module, average, optimizer)
     spent, step, curve = facts.get("minutes", 0.0), facts.get("step", 0), facts.get("curve", [])
-    source = batches(options.seed + step)
+    torch.manual_seed(
+        options.seed + step * processes + me
+    )  # the noise of each process, and after each start, is its own
+    source = batches(options.seed + step * processes + me)
     sums: dict[str, float] = {}
     mark, saved, count = time.monotonic(), spent, 0
 
     def write() -> None:
+        if me:
+            return
         save(folder, module, average, optimizer, {"minutes": spent, "step": step, "curve": curve})
         draw_curve(curve, folder / "curve.png")
         with swapped(module, average):
@@ -140,6 +175,7 @@ def train(
         loss, record = loss_of(next(source))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        spent = average_gradients(module, processes, spent)
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         average.update(module)
@@ -151,7 +187,8 @@ def train(
         if step % 100 == 0:
             point = {"step": step, "minutes": round(spent, 3)} | {key: value / count for key, value in sums.items()}
             curve.append(point)
-            print(json.dumps({k: round(v, 4) for k, v in point.items()}), flush=True)
+            if not me:
+                print(json.dumps({k: round(v, 4) for k, v in point.items()}), flush=True)
             sums, count = {}, 0
         if spent - saved > every:
             write()

@@ -7,7 +7,9 @@ are encoded once into a pool of latents; every batch draws new noise and times.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -31,6 +33,14 @@ PROMPTS = (
     "a bear and a cake|a frog and a crown on a purple background|a cat in noto style|a cat in twemoji style|"
     "a cat in fluent style|an owl"
 ).split("|")
+
+
+def pool_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``batches``."""
+    parser.add_argument("--pool", type=int, default=60000, help="scenes encoded once")
+    parser.add_argument(
+        "--pairs", type=float, default=0.5, help='share of scenes that show two nouns ("a fox and a cake")'
+    )
 
 
 def build(width: int) -> UNet2DConditionModel:
@@ -57,13 +67,41 @@ def scheduler() -> DDIMScheduler:
     )  # fmt: skip
 
 
+def batches(
+    vae: AutoencoderKL,
+    words: CLIPTokenizer,
+    text: CLIPTextModel,
+    options: argparse.Namespace,
+    device: torch.device,
+    drop: float = DROP,
+) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
+    """Endless batches of latents (B, 4, 16, 16) and text states (B, tokens, width), from a pool of each seed's own."""
+
+    def endless(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        pool, captions = encode_pool(vae, options.pool // loop.rank()[1], options.pairs, seed, device)
+        kinds = {caption: i for i, caption in enumerate(dict.fromkeys(["", *captions]))}
+        ids = words(list(kinds), padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            states = torch.cat([text(part.to(device))[0].bfloat16() for part in ids.split(1000)])
+        of = torch.tensor([kinds[c] for c in captions])
+        generator = torch.Generator().manual_seed(seed)
+        print(f"{len(pool)} latents, {len(kinds)} captions", flush=True)
+        while True:
+            rows = torch.randint(len(pool), (options.batch,), generator=generator)
+            said = torch.where(torch.rand(options.batch, generator=generator) < drop, 0, of[rows])
+            yield pool[rows].float().to(device), states[said.to(device)]
+
+    return endless
+
+
 @torch.no_grad()
-def encode_pool(vae: AutoencoderKL, n: int, seed: int, device: torch.device) -> tuple[Tensor, list[str]]:
-    """``n`` scenes as scaled latents (n, 4, 16, 16) float16, and their captions."""
-    scenes = Scenes(seed)
+def encode_pool(vae: AutoencoderKL, n: int, pairs: float, seed: int, device: torch.device) -> tuple[Tensor, list[str]]:
+    """``n`` scenes, a share of them ``pairs``, as scaled latents (n, 4, 16, 16) float16, and their captions."""
+    scenes, rng = Scenes(seed), random.Random(seed)
+    kinds = {"pair": pairs, "single": (1 - pairs) * 0.6, "count": (1 - pairs) * 0.4}
     latents, captions = [], []
     for _ in range(n // 250):
-        images, shown = scenes.draw(250)
+        images, shown = scenes.draw(250, rng.choices(list(kinds), list(kinds.values()))[0])
         x = (images.permute(0, 3, 1, 2).float() / 127.5 - 1).to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16):
             latents.append((vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half().cpu())
@@ -87,7 +125,7 @@ def load(
 
 def main() -> None:
     parser = loop.arguments(__doc__, minutes=80, batch=64, lr=1e-3)
-    parser.add_argument("--pool", type=int, default=60000, help="scenes encoded once")
+    pool_arguments(parser)
     parser.add_argument(
         "--warm", action="store_true", help="go on from the weights in the package, with a fresh optimizer"
     )
@@ -99,20 +137,6 @@ def main() -> None:
         unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward is slow on CPU for so few tokens
     noise = scheduler()
     alphas = noise.alphas_cumprod.to(device)
-
-    def batches(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        pool, captions = encode_pool(vae, options.pool, seed, device)  # a resumed job draws other scenes
-        kinds = {caption: i for i, caption in enumerate(dict.fromkeys(["", *captions]))}
-        ids = words(list(kinds), padding="max_length", truncation=True, return_tensors="pt").input_ids
-        with torch.no_grad():
-            states = torch.cat([text(part.to(device))[0].bfloat16() for part in ids.split(1000)])
-        of = torch.tensor([kinds[c] for c in captions])
-        generator = torch.Generator().manual_seed(seed)
-        print(f"{len(pool)} latents, {len(kinds)} captions", flush=True)
-        while True:
-            rows = torch.randint(len(pool), (options.batch,), generator=generator)
-            said = torch.where(torch.rand(options.batch, generator=generator) < DROP, 0, of[rows])
-            yield pool[rows].float().to(device), states[said.to(device)]
 
     def loss_of(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
         x0, states = batch
@@ -140,7 +164,7 @@ def main() -> None:
     loop.train(
         "unet",
         unet,
-        batches,
+        batches(vae, words, text, options, device),  # a resumed job draws other scenes
         loss_of,
         options,
         picture=picture,

@@ -1,7 +1,8 @@
 """The autoencoder of ``zoo:emoji-sd``: 64x64 pixels <-> 16x16x4 latents, a small KL-VAE.
 
 ``python -m pretrain.vae --minutes 25``. Loss: L2 + 0.1 L1 on pixels in [-1, 1] plus a light KL. The scaling factor is
-measured at the end, so that scaled latents have unit variance.
+measured at the end, so that scaled latents have unit variance. ``--decoder`` goes on from the package's weights with
+the decoder alone: pictures get sharper, and the latents, so every model of them, stay as they are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from burnish.zoo.scenes import Scenes
 from pretrain import loop
+from pretrain.data import ZOO
 
 KL = 1e-6  # per latent scalar relative to the per-pixel loss: keeps the latents bounded, hardly costs sharpness
 
@@ -55,10 +57,25 @@ def psnr(vae: AutoencoderKL, x: Tensor) -> float:
 
 def main() -> None:
     parser = loop.arguments(__doc__, minutes=25, batch=16, lr=1.5e-3)
+    parser.add_argument("--decoder", action="store_true", help="train the decoder of the package's autoencoder alone")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
-    vae = build().to(device, memory_format=torch.channels_last)
+    vae = AutoencoderKL.from_pretrained(ZOO / "emoji-sd" / "vae", dtype=torch.float32) if options.decoder else build()
+    vae.to(device, memory_format=torch.channels_last)
+    if options.decoder:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+
+    def decoder_loss_of(x: Tensor) -> tuple[Tensor, dict[str, float]]:
+        x = x.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad():
+                z = vae.encode(x).latent_dist.mean
+            y = vae.decode(z).sample
+        error = y.float() - x
+        square = error.square().mean((1, 2, 3))
+        return square.mean() + 0.02 * error.abs().mean(), {"psnr": (10 * torch.log10(4 / square)).mean().item()}
 
     def loss_of(x: Tensor) -> tuple[Tensor, dict[str, float]]:
         x = x.to(device, memory_format=torch.channels_last)
@@ -84,6 +101,9 @@ def main() -> None:
         return loop.grid(torch.cat([test[:16], y]) / 2 + 0.5, 16)
 
     def finish() -> None:
+        if options.decoder:
+            vae.save_pretrained(options.build / "vae-decoder" / "model")
+            return
         with torch.no_grad():
             latents = torch.cat(
                 [vae.encode(part.to(device)).latent_dist.mean for part in next(batches(512)(7)).split(64)]
@@ -92,10 +112,10 @@ def main() -> None:
         vae.save_pretrained(options.build / "vae" / "model")
 
     loop.train(
-        "vae",
-        vae,
+        "vae-decoder" if options.decoder else "vae",
+        vae.decoder if options.decoder else vae,
         batches(options.batch),
-        loss_of,
+        decoder_loss_of if options.decoder else loss_of,
         options,
         picture=picture,
         finish=finish,

@@ -108,6 +108,39 @@ def build_pipeline(prediction: str = "epsilon", scheduler: str = "ddim", **chang
         )
 
 
+def build_lcm() -> object:
+    """A fresh in-memory tiny latent consistency model, like LCM_Dreamshaper_v7: four blocks, guidance an input."""
+    from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
+
+    parts = dict(build_pipeline().components)  # type: ignore[attr-defined]
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        parts["unet"] = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 8, 16, 16),
+            down_block_types=(*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+            up_block_types=("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+            layers_per_block=1,
+            attention_head_dim=4,
+            cross_attention_dim=8,
+            norm_num_groups=4,
+            time_cond_proj_dim=16,
+        ).eval()
+    # at random weights the guidance embedding must show
+    torch.nn.init.normal_(parts["unet"].time_embedding.cond_proj.weight, generator=generator())
+    parts["scheduler"] = LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    parts = {name: part for name, part in parts.items() if name not in ("image_encoder",)}
+    return LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_lcm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny latent consistency model. Shared: do not write into it."""
+    folder = tmp_path_factory.mktemp("tiny-lcm")
+    build_lcm().save_pretrained(folder)  # type: ignore[attr-defined]
+    return folder
+
+
 @pytest.fixture(scope="session")
 def make_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """``make_pipeline(prediction="epsilon", scheduler="ddim", **scheduler_config) -> folder``, each built once."""

@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 
 from burnish import catalog, kernels
-from burnish.objectives import clipped, reinforce
+from burnish.objectives import clipped, rebel, reinforce
 from burnish.types import Gaussian, Loss, Replay
 
 DIMS = 256
 C = 1.64 / DIMS
 ALL = [
-    catalog.build("objective", {"use": name, **more})
-    for name in catalog.BUILTIN["objective"]
-    for more in ({}, {"kl": 0.1})
+    *(
+        catalog.build("objective", {"use": name, **more})
+        for name in catalog.BUILTIN["objective"]
+        if name != "rebel"
+        for more in ({}, {"kl": 0.1})
+    ),
+    rebel(),
 ]
 
 
@@ -125,3 +129,40 @@ def test_kl_needs_a_reference() -> None:
 def test_settings_out_of_range(make: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="objective\\."):
         make()
+
+
+def pairs_loss(s: Tensor, adv: Tensor, group: Tensor, rate: float) -> Tensor:
+    """REBEL as it is written: every pair of images of a prompt, the mean over prompts of the mean over pairs."""
+    means = []
+    for number in group.unique():
+        rows = (group == number).nonzero()[:, 0].tolist()
+        square = [(rate * (s[i] - s[j]) - (adv[i] - adv[j])) ** 2 for i in rows for j in rows if i < j]
+        means.append(torch.stack(square).mean())
+    return torch.stack(means).mean()
+
+
+@pytest.mark.parametrize("images", [2, 3, 5])
+@pytest.mark.parametrize("rate", [1.0, 7.0])
+def test_rebel_has_the_gradient_of_all_pairs(images: int, rate: float) -> None:
+    group = torch.tensor([4, 1, 9]).repeat_interleave(images)
+    logp = (randn(3 * images, 2) * 0.1).requires_grad_()
+    old, adv = randn(3 * images, 2, seed=1) * 0.1, randn(3 * images, seed=2)
+    change = (logp - old).sum(1)
+    (expected,) = torch.autograd.grad(pairs_loss(change, adv, group, rate), logp)
+    targets = rebel(rate).targets(change.detach(), adv, group, moves=2)
+    loss = rebel(rate)(Replay(logp, old, DIMS), targets)
+    (grad,) = torch.autograd.grad(loss.value, logp)
+    torch.testing.assert_close(grad, expected)
+
+
+def test_rebel_rests_where_differences_agree() -> None:
+    group, adv = torch.tensor([0, 0, 1, 1]), randn(4, seed=2)
+    offset = torch.tensor([3.0, 3.0, -1.0, -1.0], dtype=torch.float64)  # only differences within a prompt count
+    assert rebel(2.0).targets((adv + offset) / 2, adv, group, 3).abs().max() < 1e-12
+
+
+def test_rebel_needs_company() -> None:
+    with pytest.raises(ValueError, match="images_per_prompt to 2 or more"):
+        rebel().targets(torch.zeros(3), torch.zeros(3), torch.tensor([0, 0, 1]), 1)
+    with pytest.raises(ValueError, match="objective.rate must be > 0"):
+        rebel(0.0)

@@ -145,8 +145,8 @@ def test_reference_is_the_model_before_training(tiny_pipeline: Path, train: str)
     assert not torch.allclose(learned, first, atol=1e-3)
     with policy.merged(), policy.reference():
         assert torch.equal(guess(policy), first)
-        with policy.merged():
-            torch.testing.assert_close(guess(policy), learned, rtol=1e-5, atol=2e-6)
+        with policy.merged():  # a rollout of the reference
+            assert torch.equal(guess(policy), first)
         assert torch.equal(guess(policy), first)
     assert torch.equal(guess(policy), learned)
 

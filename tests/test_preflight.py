@@ -12,10 +12,13 @@ from burnish.preflight import Finding, preflight
 
 Look = Callable[..., list[Finding]]
 REWARDS = """
+import torch
 def bright(images, prompts):
     return images.mean((1, 2, 3))
 def constant(images, prompts):
     return images.mean((1, 2, 3)) * 0
+def chance(images, prompts):
+    return torch.rand(len(images))
 def by_prompt(images, prompts):
     return [float(len(prompt.text)) for prompt in prompts]
 """
@@ -72,6 +75,13 @@ def test_a_sound_configuration(look: Look) -> None:
 def test_what_would_waste_hours(look: Look, override: str, level: str, said: str) -> None:
     found = wrong(look(override, "batch.updates=1"))
     assert [finding.level for finding in found] == [level] and said in found[0].text and found[0].remedy
+
+
+def test_previews_that_tell_something_and_nothing(look: Look) -> None:
+    assert any("of the advantages' variance is settled" in finding.text for finding in look("batch.previews=true"))
+    many = ("batch.prompts=2", "batch.images_per_prompt=32", "batch.sample=64", "batch.previews=true")
+    found = wrong(look("rewards.0.use=HERE/reward.py:chance", *many))
+    assert [finding.level for finding in found] == ["warning"] and found[0].text.startswith("previews: ")
 
 
 def test_a_slow_tracker_and_a_negative_weight(look: Look) -> None:

@@ -20,7 +20,8 @@ from burnish.catalog import BUILTIN
 from burnish.config import Config
 from burnish.journal import grid
 from burnish.runs import Run
-from burnish.trainer import minibatches, train
+from burnish.trainer import credit, explore, minibatches, prepare, train
+from burnish.world import World
 
 BRIGHTNESS = '''
 import os, time
@@ -99,7 +100,8 @@ def test_micro_batches_do_not_change_the_numbers(recipe: Path, tmp_path: Path) -
 def test_minibatches_cover_every_image_once_an_epoch(recipe: Path, tmp_path: Path) -> None:
     class Shape:
         config = load(recipe, "batch.epochs=2", "batch.updates=3")
-        world = type("World", (), {"rank": 0})
+        world = World()
+        parts = type("Parts", (), {"objective": None})
 
     found = list(minibatches(Shape, 8, 5, iteration=1))  # type: ignore[arg-type]
     assert len(found) == 6
@@ -107,6 +109,28 @@ def test_minibatches_cover_every_image_once_an_epoch(recipe: Path, tmp_path: Pat
         pairs = [(int(i), int(s)) for images, steps in epoch for i, s in zip(images, steps, strict=True)]
         assert sorted({i for i, _ in pairs}) == list(range(8)) and len(set(pairs)) == len(pairs) == 16
     assert not torch.equal(found[0][0], found[3][0]), "each epoch has its own order"
+
+
+def test_previews_train_the_same_moves_of_a_prompts_images(recipe: Path, tmp_path: Path) -> None:
+    done = Run(train(load(recipe, "batch.previews=true", "iterations=2"), tmp_path / "run")).records()
+    assert all(one["ratio_deviation"] < 1e-6 and one["grad_norm"] > 0 for one in done)
+    config = load(recipe, "batch.previews=true", "batch.updates=1")
+    job = prepare(config, Run.create(tmp_path / "job"), World(), None)
+    ((images, steps),) = minibatches(job, 8, 3, iteration=1)
+    moves = [sorted(steps[images == i].tolist()) for i in range(8)]
+    assert moves[:4] == [moves[0]] * 4 and moves[4:] == [moves[4]] * 4 and all(len(set(m)) == 2 for m in moves)
+
+
+def test_previews_tell_the_moves_apart(recipe: Path, tmp_path: Path) -> None:
+    job = prepare(load(recipe, "batch.previews=true"), Run.create(tmp_path / "job"), World(), None)
+    trajectory, scores, _ = explore(job, group := torch.tensor([0] * 4 + [1] * 4), 1)
+    assert trajectory.guess is not None and trajectory.guess.shape == (8, 3, 4, 8, 8)
+    adv = job.parts.advantage(scores, job.parts.weights, group)
+    images, steps = torch.arange(8).repeat_interleave(2), torch.tensor([0, 2] * 8)
+    moves, settled = credit(job, trajectory, adv, [(images, steps)])
+    assert 0 < settled < 1
+    assert moves.shape == (8, 3) and torch.equal(moves[:, 1], adv), "nobody asked about the move between"
+    assert (moves[:, 2] ** 2).sum() < (adv**2).sum(), "before the last move most is settled"
 
 
 def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path) -> None:
@@ -160,10 +184,11 @@ def test_learning_learns_and_learning_rate_zero_does_not(
     options = [
         f"objective.use={objective}",
         f"sampler.kernel.use={kernel}",
+        f"model.scheduler={'lcm' if kernel == 'lcm' else ''}",
         "iterations=8",
         "model.train=full",  # an adapter on a random network's attention hardly changes a picture
         "advantage={use='group'}",
-        "batch={prompts=3,images_per_prompt=8,sample=24,replay=72,updates=2}",
+        "batch={prompts=3,images_per_prompt=8,sample=24,replay=72,updates=2,transitions=0}",
         "evaluation.images_per_prompt=8",
         "run={checkpoint_every=8,sample_every=0}",
     ]
