@@ -90,9 +90,9 @@ def test_small(policy: Policy) -> None:
 
 
 def test_the_check_measures_what_it_says(policy: Policy) -> None:
-    # floors against a regression; the goals, some not reached yet, are in check.GOALS and docs/zoo.md
-    assert 25.5 <= check.vae_psnr(policy, Scenes(77), 64) <= 40
-    assert 0.8 <= check.clip_top1(Scenes(78), 256) <= 1
+    # few scenes: floors against a regression, a little under the goals in check.GOALS
+    assert 26.5 <= check.vae_psnr(policy, Scenes(77), 128) <= 40
+    assert 0.85 <= check.clip_top1(Scenes(78), 256) <= 1
 
 
 def test_the_generator_draws_what_is_asked(policy: Policy) -> None:
@@ -101,4 +101,4 @@ def test_the_generator_draws_what_is_asked(policy: Policy) -> None:
     images = check.generate(policy, sampler, prompts, torch.Generator().manual_seed(0))
     right = judge.load()(images, prompts).float().mean()
     wrong = judge.load()(images, prompts[1:] + prompts[:1]).float().mean()
-    assert right >= 0.6 > 0.1 >= wrong
+    assert right >= 0.85 > 0.1 >= wrong
