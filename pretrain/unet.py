@@ -44,7 +44,7 @@ def pool_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build(width: int) -> UNet2DConditionModel:
-    """6.7 M parameters, 0.71 GFLOP a call. (``attention_head_dim`` of this class is the number of heads.)"""
+    """6.7 M parameters, 0.675 GFLOP a call. (``attention_head_dim`` of this class is the number of heads.)"""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
