@@ -4,7 +4,7 @@
     {"do": "forward", "images", "batch"}   -> {"seconds", ...}  calls without gradient, the adapter merged: sampling
     {"do": "backward", "images", "batch"}  -> {"seconds", ...}  calls with gradient for the adapter: replay
 
-`images` counts guided calls, `batch` how many of them go into one call of twice as many rows. The network is the one
+`images` counts guided calls, `batch` how many of them go into one call with twice as many texts. The network is the one
 that Burnish trains, with the kernels it chooses; no sampler, loss, decoder, reward or optimizer.
 """
 
@@ -37,9 +37,8 @@ def backward(policy: Policy, images: int, batch: int) -> float:
 
 
 def inputs(policy: Policy, batch: int) -> tuple[torch.Tensor, ...]:
-    rows = 2 * batch
     text = policy.encode([Prompt("")] * batch + [Prompt("a cat")] * batch)["text"]
-    return torch.randn(rows, *policy.latent_shape), torch.randint(1000, (rows,)), text
+    return torch.randn(batch, *policy.latent_shape), torch.randint(1000, (batch,)), text
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ class Family:
 
     network: str  # the pipeline's attribute that is trained
     encode: Callable[[Any, list[str]], Cond]  # (pipe, texts) -> states, one row a text
-    call: Callable[[Any, Tensor, Tensor, Cond], Tensor]  # (pipe, x, t (B,), cond) -> the network's output
+    call: Callable[[Any, Tensor, Tensor, Cond], Tensor]
+    # (pipe, x, t (B,), cond of B or k * B rows) -> the network's output, one row a row of cond; see `trunk`
     decode: Callable[[Any, Tensor], Tensor]  # (pipe, latent) -> images (B, 3, H, W) in [0, 1], float32
     latent_shape: Callable[[Any], tuple[int, ...]]  # (pipe) -> (C, h, w)
 

@@ -1,9 +1,10 @@
 """Guidance: how a network is asked, so that its answer follows the prompt.
 
 Called with (raw, x, t, cond, null), where ``raw(x, t, cond)`` is the bare network and ``null`` the empty prompt for
-as many rows; returns the network's output. Sampling and training go through the same call: DDPO (arXiv 2305.13301,
-section 4) found that training only the conditional half lets the two drift apart until the guidance weight no longer
-fits.
+as many rows; returns the network's output. ``raw`` takes k times as many rows of ``cond`` as of ``x`` and ``t``,
+answers as if these were repeated k times, and computes what the answers share once (``trunk``). Sampling and training
+go through the same call: DDPO (arXiv 2305.13301, section 4) found that training only the conditional half lets the two
+drift apart until the guidance weight no longer fits.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class cfg:
         if self.weight == 1:
             return raw(x, t, cond)
         both = {name: torch.cat([null[name], value]) for name, value in cond.items()}
-        out = raw(torch.cat([x, x]), torch.cat([t, t]), both)
+        out = raw(x, t, both)
         # the difference of two near answers is magnified, so it is taken in float32
         without, with_prompt = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(2)
         return without + self.weight * (with_prompt - without)

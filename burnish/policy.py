@@ -21,6 +21,7 @@ from burnish import adapter as lora
 from burnish.cpu import suit
 from burnish.families import Family, family_of, load_pipeline
 from burnish.schedule import Schedule
+from burnish.trunk import share
 from burnish.types import Cond, Prompt
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -128,6 +129,7 @@ class Policy:
             network.requires_grad_(True)
         for part in (network, pipe.vae):
             suit(part, family.latent_shape(pipe))
+        share(network)
         first = [p.detach().clone() for p in network.parameters()] if train == "full" and reference else None
         if adapter is not None:
             lora.read(pipe, family.network, Path(adapter), train, alpha)

@@ -1,7 +1,8 @@
 """The one training loop of all embedded models: a time budget, cosine decay, EMA, checkpoints, a curve and pictures.
 
 A job is resumable: run the same command again and it goes on from its last checkpoint, counting the minutes already
-spent. On a CPU, one process a core is faster than one process with a thread a core:
+spent; while it is suspended (SIGSTOP) they stand still. On a CPU, one process a core is faster than one process with a
+thread a core:
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m pretrain.unet
 
@@ -155,7 +156,7 @@ def train(
     )  # the noise of each process, and after each start, is its own
     source = batches(options.seed + step * processes + me)
     sums: dict[str, float] = {}
-    mark, saved, count = time.monotonic(), spent, 0
+    mark, saved, count, usual = time.monotonic(), spent, 0, math.inf
 
     def write() -> None:
         if me:
@@ -183,7 +184,9 @@ def train(
         for key, value in ({"loss": loss.item()} | record).items():
             sums[key] = sums.get(key, 0.0) + value
         now = time.monotonic()
-        spent, mark = spent + (now - mark) / 60, now
+        took, mark = now - mark, now
+        usual = min(took, 10 * usual)  # longer: the job was suspended meanwhile
+        spent += usual / 60
         if step % 100 == 0:
             point = {"step": step, "minutes": round(spent, 3)} | {key: value / count for key, value in sums.items()}
             curve.append(point)

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "burnish"
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("types", "runs", "seeds", "charts", "progress", "zoo", "cpu"),
+    ("types", "runs", "seeds", "charts", "progress", "zoo", "cpu", "trunk"),
     ("kernels", "schedule", "guidance", "advantages", "objectives"),
     ("prompts", "rewards", "adapter", "world", "zoo.scenes"),
     ("rewards.pixels", "rewards.clip", "families", "zoo.judge"),
