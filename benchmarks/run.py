@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import speed
+from benchmarks import consistency, speed
 from benchmarks.line import ROOT
 from benchmarks.speed import Bench
 
@@ -19,14 +19,18 @@ ROWS = (
     ("ratio_trl", "Burnish / TRL", "{:.2f} x", ">= 1.15"),
     ("ratio_floor", "iteration / network alone", "{:.2f} x", "<= 1.10"),
     ("ratio_time_to_reward", "TRL's time to the same reward / Burnish's", "{:.2f} x", ">= 3"),
+    ("lcm_iteration_s", "RLCM: an iteration of 64 images, 4 calls, s", "{:.2f}", "<= 4"),
+    ("lcm_ratio_floor", "the same / network alone", "{:.2f} x", "<= 1.10"),
     ("peak_mb", "Burnish, peak memory, MB", "{:.0f}", ""),
     ("trl_peak_mb", "TRL, peak memory, MB", "{:.0f}", ""),
 )
 
+PARTS = ("speed", "lcm", "reward")
+
 
 def main() -> None:
     options = arguments()
-    if not speed.TRL_PYTHON.exists():
+    if {"speed", "reward"} & set(options.only) and not speed.TRL_PYTHON.exists():
         raise SystemExit(f"{speed.TRL_PYTHON.relative_to(ROOT)} is missing: make TRL's environment as README.md says.")
     file = options.out
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
@@ -37,6 +41,9 @@ def main() -> None:
             best = speed.sweep(bench)
             print(f"whole iterations at {best} ...", flush=True)
             result.update(speed.compare(bench, best))
+        if "lcm" in options.only:
+            print("iterations of the consistency model ...", flush=True)
+            result.update(consistency.measure(Path(work), rounds=3 if options.quick else 6))
         if "reward" in options.only:
             from benchmarks import reward
 
@@ -52,7 +59,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.run")
     parser.add_argument("--model", default="zoo:emoji-sd", help="zoo:NAME or a StableDiffusionPipeline's folder")
-    parser.add_argument("--only", nargs="+", choices=("speed", "reward"), default=("speed", "reward"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, and the race ends earlier")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "result.json")
     return parser.parse_args()

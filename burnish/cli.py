@@ -90,7 +90,12 @@ def sample(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, zoo:NAME, a folder or a hub id.")],
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw; one row of the grid for each.")],
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Images for each prompt.")] = 4,
-    steps: Annotated[int, typer.Option(min=0, help="Network calls an image. [dim]0: the run's, else 50[/dim]")] = 0,
+    steps: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Network calls an image. [dim]0: the run's, else 50, or 4 of a consistency model[/dim]"
+        ),
+    ] = 0,
     guidance: Annotated[float, typer.Option(help="Guidance weight. [dim]below 0: the run's, else 5[/dim]")] = -1.0,
     seed: Annotated[int, typer.Option(help="The same seed draws the same noise.")] = 0,
     before: Annotated[bool, typer.Option("--before", help="The run's model before it was trained.")] = False,
@@ -103,6 +108,7 @@ def sample(
     burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out after.png
     burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out before.png --before
     burnish sample zoo:emoji-sd --prompt "two cats on a blue background" --steps 25
+    burnish sample zoo:emoji-lcm --prompt "a fox" --steps 2
     """
     quiet()
     from burnish.gallery import draw, open_source, save
@@ -181,8 +187,7 @@ def zoo_list() -> None:
     from burnish import zoo
 
     for name in zoo.names():
-        size = sum(file.stat().st_size for file in zoo.path(name).rglob("*") if file.is_file()) / 1e6
-        print(f"zoo:{name:<14} {size:5.1f} MB   {zoo.path(name)}")
+        print(f"zoo:{name:<14} {zoo.size_mb(name):5.1f} MB   {zoo.path(name)}")
 
 
 @zoo_app.command("check")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from burnish import config as configuration
-from burnish.guidance import cfg
-from burnish.kernels import ddim
+from burnish.guidance import cfg, embedded
+from burnish.kernels import ddim, lcm
 from burnish.parts import load_policy, load_sampler
 from burnish.policy import Policy
 from burnish.rollout import Sampler
@@ -28,8 +29,8 @@ def open_source(source: str, *, steps: int = 0, guidance: float = -1.0, before: 
 
     Args:
         source: a run directory, `zoo:NAME`, a model folder or a hub id.
-        steps: network calls an image; 0 takes the run's, or 50.
-        guidance: weight of classifier-free guidance; negative takes the run's, or 5.
+        steps: network calls an image; 0 takes the run's, or 50, or 4 of a consistency model.
+        guidance: its weight, if the model is guided; negative takes the run's, or 5.
         before: a run's model before it was trained.
     """
     run = Run(Path(source))
@@ -39,10 +40,15 @@ def open_source(source: str, *, steps: int = 0, guidance: float = -1.0, before: 
             raise FileNotFoundError(f"{run.adapter} is missing: train {source} first, or draw with --before")
         policy = load_policy(config, adapter="" if before else str(run.adapter))
         sampler = load_sampler(config)
-        steps = steps or sampler.steps
-        return policy, Sampler(sampler.kernel, steps, sampler.guidance if guidance < 0 else cfg(guidance))
+        if guidance >= 0:
+            kind = embedded if isinstance(sampler.guidance, embedded) else cfg
+            sampler = replace(sampler, guidance=kind(guidance))
+        return policy, replace(sampler, steps=steps or sampler.steps)
     policy = Policy.load(source, train="none")
-    return policy, Sampler(ddim(), steps or 50, cfg(5.0 if guidance < 0 else guidance))
+    weight = 5.0 if guidance < 0 else guidance
+    if not policy.schedule.consistency:
+        return policy, Sampler(ddim(), steps or 50, cfg(weight))
+    return policy, Sampler(lcm(), steps or 4, embedded(weight) if policy.takes_weight else cfg(weight))
 
 
 def draw(policy: Policy, sampler: Sampler, texts: Sequence[str], count: int, seed: int = 0) -> Tensor:

@@ -155,6 +155,11 @@ class Policy:
             del self._texts[next(iter(self._texts))]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
+    @property
+    def takes_weight(self) -> bool:
+        """Whether the network has an input for the guidance weight: guidance "embedded"."""
+        return getattr(self._network.config, "time_cond_proj_dim", None) is not None
+
     def null(self, n: int) -> Cond:
         """The empty prompt for ``n`` rows."""
         return {name: value.expand(n, *value.shape[1:]) for name, value in self.encode([Prompt("")]).items()}

@@ -39,19 +39,31 @@ class Sampler:
         return policy.schedule.times(self.steps)
 
     def transitions(self, policy: Policy) -> int:
-        """T: how many moves have noise. All of them, or all but the last."""
+        """T: how many moves have noise, so that they can be learned from. All of them, or all but the last.
+
+        Raises:
+            ValueError: no move has.
+        """
+        count = self._noisy(policy)
+        if count == 0:
+            remedy = " or a larger sampler.kernel.eta"
+            if policy.schedule.consistency:
+                remedy = ", at least 2, because a consistency model's last call ends in the image and is no action"
+            raise ValueError(
+                f"none of {self.steps} steps has noise, so there is nothing to learn from: use more "
+                f"sampler.steps{remedy}."
+            )
+        return count
+
+    def _noisy(self, policy: Policy) -> int:
         times = self.times(policy)
         nothing = torch.zeros(self.steps, 1, 1, 1)
         level_t, level_s = policy.schedule.level(times[:-1]), policy.schedule.level(times[1:])
         noisy = self.kernel(nothing, nothing, level_t, level_s).std.flatten() > kernels.LEAST_STD
         count = int(noisy.sum())
-        if count == 0 or not bool(noisy[:count].all()) or count < self.steps - 1:
-            remedy = " or a larger sampler.kernel.eta"
-            if policy.schedule.consistency:
-                remedy = ", at least 2, because a consistency model's last call ends in the image and is no action"
+        if not bool(noisy[:count].all()) or count < self.steps - 1:
             raise ValueError(
-                f"only {count} of {self.steps} steps have noise, so there is nothing to learn from: use more "
-                f"sampler.steps{remedy}."
+                f"only {count} of {self.steps} steps have noise: use more sampler.steps or a larger sampler.kernel.eta."
             )
         return count
 
@@ -61,9 +73,10 @@ class Sampler:
     ) -> Trajectory:
         """Draws one image a row of ``cond`` (B rows) and ``group`` (B,). All noise comes from the CPU ``generator``.
 
-        ``guesses`` keeps x0 as the network saw it before each move.
+        ``guesses`` keeps x0 as the network saw it before each move. Where no move has noise (T = 0: a consistency
+        model's only call), the images are there, but nothing can be learned from them.
         """
-        times, count, rows = self.times(policy), self.transitions(policy), len(group)
+        times, count, rows = self.times(policy), self._noisy(policy), len(group)
         x = policy.noise(rows, generator)
         states, logp = x.new_empty(rows, count + 1, *policy.latent_shape), x.new_empty(rows, count)
         states[:, 0] = x

@@ -11,10 +11,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, LatentConsistencyModelPipeline, StableDiffusionPipeline
 from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer, ResNetForImageClassification
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from burnish.zoo import SHARED
 from pretrain.clip import MEAN, STD
 from pretrain.data import ZOO
 
@@ -23,6 +24,14 @@ def export_sd(build: Path, target: Path) -> None:
     StableDiffusionPipeline.from_pretrained(build / "sd", dtype=torch.float16, safety_checker=None).save_pretrained(
         target
     )
+
+
+def export_lcm(build: Path, target: Path) -> None:
+    """Without the parts that it shares with the generator."""
+    pipe = LatentConsistencyModelPipeline.from_pretrained(build / "lcm" / "model", dtype=torch.float16)
+    pipe.save_pretrained(target)
+    for part in SHARED[target.name]:
+        shutil.rmtree(target / part)
 
 
 def export_decoder(build: Path, target: Path) -> None:
@@ -52,7 +61,14 @@ def spread_vocabulary(folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
 
 
-MODELS = {"emoji-sd": export_sd, "emoji-sd/vae": export_decoder, "emoji-clip": export_clip, "emoji-judge": export_judge}
+MODELS = {
+    "emoji-sd": export_sd,
+    "emoji-sd/vae": export_decoder,
+    "emoji-lcm": export_lcm,
+    "emoji-clip": export_clip,
+    "emoji-judge": export_judge,
+}
+LATER = {"emoji-sd/vae": "vae-decoder", "emoji-lcm": "lcm"}  # exported only where these jobs were run
 
 
 def main() -> None:
@@ -63,7 +79,7 @@ def main() -> None:
     )
     parser.add_argument("--build", type=Path, default=Path("build"))
     options = parser.parse_args()
-    trained = [name for name in MODELS if name != "emoji-sd/vae" or (options.build / "vae-decoder").exists()]
+    trained = [name for name in MODELS if name not in LATER or (options.build / LATER[name]).exists()]
     for name in options.models or trained:
         target = ZOO / name
         shutil.rmtree(target, ignore_errors=True)

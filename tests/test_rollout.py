@@ -172,8 +172,9 @@ def test_nothing_to_learn_from(make_pipeline: Callable[..., Path], tiny_pipeline
     with pytest.raises(ValueError, match="sampler.steps must be at least 1"):
         Sampler(ddim(), 0, none())
     policy = Policy.load(make_pipeline("epsilon", set_alpha_to_one=True))
-    with pytest.raises(ValueError, match="only 0 of 1 steps have noise"):
-        roll(policy, Sampler(ddim(), 1, none()))
+    with pytest.raises(ValueError, match="none of 1 steps has noise"):
+        Sampler(ddim(), 1, none()).transitions(policy)
+    assert roll(policy, Sampler(ddim(), 1, none())).logp.shape == (4, 0)
     with pytest.raises(ValueError, match=r"larger sampler.kernel.eta"):
         roll(policy, Sampler(ddim(1e-4), 5, none()))
 

@@ -4,16 +4,17 @@ from."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import LatentConsistencyModelPipeline, StableDiffusionPipeline
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPModel, CLIPProcessor
 
 from burnish import zoo
-from burnish.guidance import cfg
-from burnish.kernels import ddim
+from burnish.guidance import cfg, embedded
+from burnish.kernels import ddim, lcm
 from burnish.policy import Policy
 from burnish.rollout import Sampler
 from burnish.types import Prompt
@@ -102,3 +103,41 @@ def test_the_generator_draws_what_is_asked(policy: Policy) -> None:
     right = judge.load()(images, prompts).float().mean()
     wrong = judge.load()(images, prompts[1:] + prompts[:1]).float().mean()
     assert right >= 0.85 > 0.1 >= wrong
+
+
+@pytest.fixture(scope="module")
+def consistent() -> Iterator[Policy]:
+    yield Policy.load("zoo:emoji-lcm", train="none", device="cpu")
+
+
+@pytest.mark.parametrize(("steps", "least"), [(4, 0.85), (2, 0.7)])
+def test_the_consistency_model_needs_a_few_calls(consistent: Policy, steps: int, least: float) -> None:
+    prompts = [Prompt(article(noun)) for noun in nouns()[::4]]
+    sampler = Sampler(lcm(), steps, embedded(check.WEIGHT))
+    images = check.generate(consistent, sampler, prompts, torch.Generator().manual_seed(0))
+    right = judge.load()(images, prompts).float().mean()
+    wrong = judge.load()(images, prompts[1:] + prompts[:1]).float().mean()
+    assert right >= least > 0.1 >= wrong
+
+
+def test_shared_parts_are_in_the_package_once_and_load_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = zoo.path("zoo:emoji-lcm")
+    assert folder == zoo.path("emoji-lcm") and folder.parent == tmp_path / "cache" / "burnish"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing half made is left"
+    assert zoo.size_mb("emoji-lcm") <= 15
+    pipe = LatentConsistencyModelPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.unet.config.time_cond_proj_dim
+    assert pipe("a cat", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 64, 64)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "copies"))
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    copied = zoo.path("zoo:emoji-lcm")
+    assert not (copied / "vae").is_symlink() and (copied / "vae" / "config.json").is_file()
+    assert copied.name == folder.name, "the same files, the same name"

@@ -1,18 +1,27 @@
 """The zoo: small models shipped with the package, so that every algorithm runs end to end on a laptop CPU.
 
     zoo:emoji-sd      a Stable Diffusion pipeline about emoji, 64x64 pixels, v-prediction
+    zoo:emoji-lcm     the same, distilled into a latent consistency model: pictures in two to eight network calls
     zoo:emoji-clip    the CLIP model it reads its prompts with; as a reward
     zoo:emoji-judge   a classifier (noun, colour, count), trained apart: for evaluation only, never a reward
 
 A `zoo:` id stands wherever a hub id or a folder does. How the models were made: `pretrain/`. Standard library only.
+
+Models share parts: the consistency model reads and decodes with the diffusion model's, which are in the package once.
+Its whole folder is put together, of links where the system has them, in the user's cache.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from difflib import get_close_matches
+from hashlib import sha256
 from pathlib import Path
 
-NAMES = ("emoji-sd", "emoji-clip", "emoji-judge")
+NAMES = ("emoji-sd", "emoji-lcm", "emoji-clip", "emoji-judge")
+SHARED = {"emoji-lcm": {part: f"emoji-sd/{part}" for part in ("vae", "text_encoder", "tokenizer")}}
 _HOME = Path(__file__).parent
 
 
@@ -36,7 +45,43 @@ def path(name: str) -> Path:
     folder = _HOME / bare
     if not folder.is_dir():
         raise FileNotFoundError(f"zoo:{bare} belongs in {folder}, which is missing: reinstall burnish with its weights")
+    return _whole(bare) if bare in SHARED else folder
+
+
+def _whole(name: str) -> Path:
+    """The folder of a model that shares parts, made once for every state of their files."""
+    parts = {part.name: part for part in sorted((_HOME / name).iterdir())}
+    parts |= {part: _HOME / source for part, source in SHARED[name].items()}
+    files = sorted(file for part in parts.values() for file in (part.rglob("*") if part.is_dir() else [part]))
+    state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "burnish"
+    folder = cache / f"{name}-{sha256(repr(state).encode()).hexdigest()[:16]}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+    try:
+        for part, source in parts.items():
+            _link(source, made / part)
+        made.chmod(0o755)
+        made.rename(folder)
+    except OSError:
+        shutil.rmtree(made, ignore_errors=True)
+        if not folder.is_dir():  # otherwise another process was faster
+            raise
     return folder
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source, target_is_directory=source.is_dir())
+    except OSError:  # Windows without the right to make links
+        (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+
+
+def size_mb(name: str) -> float:
+    """What a model alone takes up in the package, in MB of 1,000,000 bytes; shared parts count where they are."""
+    return sum(file.stat().st_size for file in (_HOME / name).rglob("*") if file.is_file()) / 1e6
 
 
 def resolve(model: str) -> str:

@@ -7,6 +7,8 @@ background       generated "a {noun} on a {colour} background" in which the judg
 counts           generated "two/three {nouns}" in which the judge sees that noun and that number
 pairs            generated "a {noun} and a {noun}" in which the judge sees both nouns first
 sample_seconds   16 images at 25 steps with guidance, decoded
+lcm_4_steps      the consistency model's judge_nouns at 4 network calls, as a share of the generator's at 25 steps
+lcm_2_steps      the same at 2
 weights_mb       all weights of the zoo together
 """
 
@@ -21,8 +23,8 @@ import torch
 from torch import Tensor
 
 from burnish import zoo
-from burnish.guidance import cfg
-from burnish.kernels import ddim
+from burnish.guidance import cfg, embedded
+from burnish.kernels import ddim, lcm
 from burnish.policy import Policy
 from burnish.rewards.clip import Clip
 from burnish.rollout import Sampler
@@ -41,6 +43,8 @@ GOALS: dict[str, tuple[str, str, float]] = {  # what it is, whether it must be a
     "counts": ('"two/three {nouns}" right', ">=", 0.60),
     "pairs": ("both nouns of a pair right", ">=", 0.35),
     "sample_seconds": ("16 images at 25 steps, seconds", "<=", 10.0),
+    "lcm_4_steps": ("the same in 4 calls, of the above", ">=", 0.85),
+    "lcm_2_steps": ("the same in 2 calls", ">=", 0.70),
     "weights_mb": ("all weights, MB", "<=", 40.0),
 }
 
@@ -53,11 +57,19 @@ def measure(images: int = 4, seed: int = 1) -> dict[str, float]:
     scenes = Scenes(seed * 1_000_003 + 17)  # far from the small seeds that training draws its scenes with
     asked = questions(seed, 24 * images)
     asked["nouns"] = [Scene((noun,)) for noun in nouns() for _ in range(images)]
-    right = {}
-    for name, wanted in asked.items():
-        prompts = [Prompt(scene.caption) for scene in wanted]
+
+    def judged(policy: Policy, sampler: Sampler, name: str) -> Tensor:
+        prompts = [Prompt(scene.caption) for scene in asked[name]]
         verdict = judge.classify(generate(policy, sampler, prompts, generator(seed, "zoo check", name)))
-        right[name] = torch.tensor([_shows(verdict, row, scene, name) for row, scene in enumerate(wanted)]).double()
+        return torch.tensor([_shows(verdict, row, scene, name) for row, scene in enumerate(asked[name])]).double()
+
+    right = {name: judged(policy, sampler, name) for name in asked}
+    few = Policy.load("zoo:emoji-lcm", train="none")
+    shares = {
+        f"lcm_{steps}_steps": judged(few, Sampler(lcm(), steps, embedded(WEIGHT)), "nouns").mean()
+        / right["nouns"].mean()
+        for steps in (4, 2)
+    }
     animals = len(vocabulary()["animals"]) * images
     return {
         "vae_psnr_db": round(vae_psnr(policy, scenes), 2),
@@ -66,6 +78,7 @@ def measure(images: int = 4, seed: int = 1) -> dict[str, float]:
         "judge_animals": round(float(right["nouns"][:animals].mean()), 4),
         **{name: round(float(right[name].mean()), 4) for name in ("background", "counts", "pairs")},
         "sample_seconds": round(sample_seconds(policy, sampler), 2),
+        **{name: round(float(share), 4) for name, share in shares.items()},
         "weights_mb": round(zoo.weights_mb(), 2),
     }
 

@@ -1,0 +1,102 @@
+"""RLCM against DDPO on the embedded models: trains, measures, draws. Run it again and it goes on where it was.
+
+    python -m experiments.rlcm_vs_ddpo                  # everything: two hours on two cores
+    python -m experiments.rlcm_vs_ddpo --only report    # the figure and result.json from what is there
+
+Three stages. ``train``: every run of `plan.py`, through `burnish train`, several at once with a thread each. ``time``:
+what an iteration of each arm and a picture cost, measured in turns while nothing else runs; a run's seconds are its
+iterations times that, so that the load of the other runs does not count. ``report``: `result.json`, `curves.json`, and
+the figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+from burnish.runs import Run, dumps, write
+from experiments.rlcm_vs_ddpo import plan
+
+BURNISH = (sys.executable, "-c", "from burnish.cli import main; main()")
+
+
+def burnish(*words: str, log: Path, threads: int = 0) -> None:
+    """One command of Burnish's command line; what it prints goes to a file."""
+    limit = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        done = subprocess.run([*BURNISH, *words], stdout=file, stderr=file, env={**os.environ, **limit}, check=False)
+    if done.returncode:
+        last = (log.read_text().strip().splitlines() or ["(nothing)"])[-1]
+        raise SystemExit(f"burnish {' '.join(words)} failed; {log} ends with: {last}")
+
+
+def train(out: Path, parallel: int) -> None:
+    """All runs that are not finished yet."""
+
+    def one(job: plan.Job) -> None:
+        folder, arm = out / job.name, plan.ARMS[job.arm]
+        if not Run(folder).measured(arm.iterations).exists():
+            started = time.monotonic()
+            sets = [word for change in job.changes() for word in ("--set", change)]
+            again = ["--resume"] if Run(folder).exists() else []
+            words = ["train", arm.recipe, *sets, "--out", str(folder), *again]
+            burnish(*words, log=out / "logs" / f"{job.name.replace('/', '-')}.log", threads=1 if parallel > 1 else 0)
+            print(f"{job.name}: {(time.monotonic() - started) / 60:.1f} min", flush=True)
+        if job.arm in ("ddpo", "rlcm") and not (folder / "steps.json").exists():
+            burnish_steps(folder)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        list(pool.map(one, plan.jobs()))
+
+
+def burnish_steps(folder: Path) -> None:
+    """The reward of a trained run with fewer and more network calls an image, in a process of its own."""
+    subprocess.run([sys.executable, "-m", "experiments.rlcm_vs_ddpo.steps", str(folder)], check=True)
+
+
+def measure_time(out: Path, rounds: int = 2, iterations: int = 4) -> None:
+    """Median seconds of an iteration of each arm, in turns; the first iteration of each run warms up."""
+    if (out / "time.json").exists():
+        return
+    seconds: dict[str, list[float]] = {name: [] for name in plan.ARMS}
+    for number in range(rounds):
+        for name, arm in plan.ARMS.items():
+            folder = out / "time" / f"{name}-{number}-{os.getpid()}"
+            sets = (*arm.changes, f"iterations={iterations}", "evaluation.images_per_prompt=0", "run.sample_every=0")
+            words = [word for change in sets for word in ("--set", change)]
+            burnish("train", arm.recipe, *words, "--out", str(folder), log=out / "logs" / "time.log")
+            seconds[name] += [r["seconds_sampling"] + r["seconds_training"] for r in Run(folder).records()[1:]]
+            print(f"{name}: {median(seconds[name]):.2f} s an iteration", flush=True)
+    pictures = subprocess.run(
+        [sys.executable, "-m", "experiments.rlcm_vs_ddpo.steps", "--time"], check=True, capture_output=True, text=True
+    )
+    answer = {"iteration": {name: median(each) for name, each in seconds.items()}, "all": seconds}
+    write(out / "time.json", dumps(answer | {"picture": json.loads(pictures.stdout)}, indent=1))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/rlcm_vs_ddpo"), help="where the runs go")
+    parser.add_argument("--parallel", type=int, default=2, help="runs at once, with one thread each if several")
+    parser.add_argument("--only", choices=("train", "time", "report"), help="one stage")
+    options = parser.parse_args()
+    if options.only in (None, "train"):
+        train(options.out, options.parallel)
+    if options.only in (None, "time"):
+        measure_time(options.out)
+    if options.only in (None, "report"):
+        from experiments.rlcm_vs_ddpo.result import report
+
+        report(options.out)
+
+
+if __name__ == "__main__":
+    main()

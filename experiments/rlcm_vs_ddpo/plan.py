@@ -1,0 +1,78 @@
+"""What is compared: tasks, arms, seeds, and how each run is configured, as changes of two recipes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SEEDS = (0, 1, 2)
+CLIP = ("rewards.0.use=clip_similarity", "rewards.0.model=zoo:emoji-clip")
+TASKS: dict[str, tuple[str, ...]] = {
+    "compressibility": (),
+    "incompressibility": ("rewards.0.use=incompressibility",),
+    "alignment": CLIP,
+}
+STEPS = (2, 4, 8)  # network calls of an image after training
+COMMON = ("evaluation.images_per_prompt=1", "run.sample_every=0", "run.checkpoint_every=4")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train."""
+
+    recipe: str
+    calls: int  # network calls of an image while sampling
+    rows: int  # network rows of a call: two with classifier-free guidance
+    trained: int  # moves of an image that are trained, each of which costs a preview too
+    iterations: int
+    every: int  # iterations between two evaluations
+    changes: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = tuple(TASKS)
+
+    @property
+    def queries(self) -> int:
+        """Scored pictures for an image of an iteration: itself, and a preview for each trained move."""
+        return 1 + self.trained
+
+    @property
+    def network(self) -> int:
+        """Network rows for an image of an iteration, sampling and training together."""
+        return self.rows * (self.calls + self.trained)
+
+
+def rlcm(calls: int, iterations: int, every: int, tasks: tuple[str, ...] = tuple(TASKS)) -> Arm:
+    """RLCM with so many network calls an image."""
+    return Arm("emoji-lcm-compressibility", calls, 1, calls - 1, iterations, every, (f"sampler.steps={calls}",), tasks)
+
+
+ARMS: dict[str, Arm] = {
+    "ddpo": Arm("demo", calls=10, rows=2, trained=4, iterations=12, every=4),
+    "rlcm": rlcm(4, 16, 2),
+    "rlcm-2": rlcm(2, 16, 4, ("compressibility",)),
+    "rlcm-8": rlcm(8, 12, 4, ("compressibility",)),
+}
+IMAGES = 64  # of an iteration, in every arm
+HORIZON = ("rlcm-2", "rlcm", "rlcm-8")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run."""
+
+    task: str
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}/{self.arm}-{self.seed}"
+
+    def changes(self) -> list[str]:
+        """Everything that its configuration changes of the arm's recipe."""
+        arm = ARMS[self.arm]
+        length = (f"iterations={arm.iterations}", f"evaluation.every={arm.every}", f"seed={self.seed}")
+        return [*COMMON, *TASKS[self.task], *arm.changes, *length]
+
+
+def jobs() -> list[Job]:
+    """All runs, seed by seed, so that an interrupted experiment has whole seeds."""
+    return [Job(task, name, seed) for seed in SEEDS for name, arm in ARMS.items() for task in arm.tasks]
