@@ -25,6 +25,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "compressibility": "burnish.rewards.pixels:compressibility",
         "incompressibility": "burnish.rewards.pixels:incompressibility",
         "clip_similarity": "burnish.rewards.clip:clip_similarity",
+        "aesthetic": "burnish.rewards.aesthetic:aesthetic",
     },
     "advantage": {
         "batch": "burnish.advantages:batch",

@@ -12,7 +12,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "runs", "seeds", "charts", "progress", "zoo", "cpu", "trunk"),
     ("kernels", "schedule", "guidance", "advantages", "objectives"),
     ("prompts", "rewards", "adapter", "world", "zoo.scenes"),
-    ("rewards.pixels", "rewards.clip", "families", "zoo.judge"),
+    ("rewards.pixels", "rewards.clip", "families", "zoo.judge", "zoo.taste"),
+    ("rewards.aesthetic",),
     ("policy",),
     ("rollout",),
     ("catalog", "checkpoint"),
@@ -38,6 +39,7 @@ ONLY = {
     "schedule": {"types"},
     "rewards.pixels": {"types"},
     "rewards.clip": {"types", "zoo"},
+    "rewards.aesthetic": {"types", "zoo", "rewards.clip"},
     "report": {"runs", "charts"},
 }
 NEVER_TORCH = ("runs", "charts", "progress", "report", "zoo", "catalog", "cli")

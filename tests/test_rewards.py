@@ -16,6 +16,7 @@ from torch import Tensor
 
 from burnish import catalog
 from burnish.rewards import check_reward, score
+from burnish.rewards.aesthetic import aesthetic
 from burnish.rewards.clip import clip_similarity, prepare
 from burnish.rewards.pixels import compressibility, incompressibility
 from burnish.types import Prompt
@@ -162,9 +163,67 @@ def test_clip_similarity_is_the_cosine_of_the_two_towers(tiny_clip: Path) -> Non
     assert values.abs().max() <= 1
 
 
+def laion_head(path: Path, width: int) -> Path:
+    """A random head in the form of LAION's file: five linear layers, counted with the dropouts between them."""
+    noise, widths, names = torch.Generator().manual_seed(3), (width, 10, 7, 5, 3, 1), (0, 2, 4, 6, 7)
+    state = {}
+    for number, into, out in zip(names, widths, widths[1:], strict=False):
+        state[f"layers.{number}.weight"] = torch.randn(out, into, generator=noise)
+        state[f"layers.{number}.bias"] = torch.randn(out, generator=noise)
+    torch.save(state, path)
+    return path
+
+
+def test_aesthetic_is_the_stack_on_the_unit_embedding(tiny_clip: Path, tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    path = laion_head(tmp_path / "aesthetic-model.pth", 8)
+    state = torch.load(path, weights_only=True)
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    pixels = (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    model = CLIPModel.from_pretrained(tiny_clip).eval()
+    with torch.no_grad():
+        output = model.get_image_features(pixel_values=pixels)
+    x = torch.nn.functional.normalize(output if isinstance(output, torch.Tensor) else output.pooler_output, dim=-1)
+    for number in (0, 2, 4, 6, 7):
+        x = x @ state[f"layers.{number}.weight"].T + state[f"layers.{number}.bias"]
+    prompts = [Prompt("a cat")] * 3
+    torch.testing.assert_close(aesthetic(str(tiny_clip), str(path))(images, prompts), x[:, 0], rtol=1e-4, atol=1e-5)
+    folder = aesthetic(str(tiny_clip), str(tmp_path))
+    torch.testing.assert_close(folder(images, prompts), x[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_aesthetic_says_what_is_wrong_with_a_head(tiny_clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="takes 6 numbers, but .* gives 8"):
+        aesthetic(str(tiny_clip), str(laion_head(tmp_path / "narrow.pth", 6)))
+    with pytest.raises(ValueError, match=r"has no aesthetic-model\.pth"):
+        aesthetic(str(tiny_clip), str(tmp_path))
+    (tmp_path / "cut.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="is no head of linear layers"):
+        aesthetic(str(tiny_clip), str(tmp_path / "cut.safetensors"))
+    torch.save({"layers.0.weight": torch.ones(2, 8), "layers.0.bias": torch.ones(2)}, tmp_path / "two.pth")
+    with pytest.raises(ValueError, match="end in one number"):
+        aesthetic(str(tiny_clip), str(tmp_path / "two.pth"))
+
+
+def test_a_head_cannot_run_code(tiny_clip: Path, tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "harmed",))
+
+    torch.save({"layers.0.weight": Harmful()}, tmp_path / "harmful.pth")
+    with pytest.raises(ValueError, match="is no head of linear layers"):
+        aesthetic(str(tiny_clip), str(tmp_path / "harmful.pth"))
+    assert not (tmp_path / "harmed").exists()
+
+
 @pytest.mark.parametrize("name", catalog.BUILTIN["reward"])
 def test_every_listed_reward_passes_the_check(name: str, tiny_clip: Path) -> None:
-    needed = {"clip_similarity": {"model": str(tiny_clip)}}
+    needed = {
+        "clip_similarity": {"model": str(tiny_clip)},
+        "aesthetic": {"model": str(tiny_clip), "head": str(laion_head(tiny_clip.parent / "head.pth", 8))},
+    }
     reward = catalog.build("reward", {"use": name, **needed.get(name, {})})
     assert check_reward(reward, size=24, prompts=["a cat", "a dog"]) == []
 

@@ -16,10 +16,12 @@ from burnish import zoo
 from burnish.guidance import cfg, embedded
 from burnish.kernels import ddim, lcm
 from burnish.policy import Policy
+from burnish.rewards.aesthetic import aesthetic
 from burnish.rollout import Sampler
 from burnish.types import Prompt
 from burnish.zoo import check, judge
 from burnish.zoo.scenes import Scenes, article, nouns, vocabulary
+from burnish.zoo.taste import taste
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +143,27 @@ def test_shared_parts_are_in_the_package_once_and_load_anywhere(
     copied = zoo.path("zoo:emoji-lcm")
     assert not (copied / "vae").is_symlink() and (copied / "vae" / "config.json").is_file()
     assert copied.name == folder.name, "the same files, the same name"
+
+
+def disc(hue: tuple[float, float, float], x: int = 32) -> torch.Tensor:
+    """One even disc on white."""
+    rows, columns = torch.meshgrid(torch.arange(64) - 31.5, torch.arange(64) - (x - 0.5), indexing="ij")
+    inside = torch.hypot(rows, columns) < 14
+    return torch.where(inside, torch.tensor(hue)[:, None, None], torch.ones(3, 64, 64))
+
+
+def test_taste_is_its_formula() -> None:
+    red, pink, aside, nothing = disc((1, 0, 0)), disc((1, 0.5, 0.5)), disc((1, 0, 0), 40), torch.ones(3, 64, 64)
+    noisy = torch.where(red < 1, torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) * 0.5, red)
+    values = taste(torch.stack([red, pink, aside, nothing, noisy]))
+    torch.testing.assert_close(values[:3], torch.tensor([10.0, 1 + 9 * 0.75, 1 + 9 * (0.75 + 0.25 * 0.5)]))
+    assert values[3] == 1 and values[4] < 8.5
+
+
+def test_the_aesthetic_head_predicts_taste_and_is_not_it(policy: Policy) -> None:
+    images, shown = Scenes(91).draw(256)
+    pixels = images.permute(0, 3, 1, 2).float() / 255
+    predicted = aesthetic("zoo:emoji-clip", "zoo:emoji-aesthetic")(pixels, [Prompt(s.caption) for s in shown])
+    truth = taste(pixels)
+    assert 0.6 < float(torch.corrcoef(torch.stack([predicted, truth]))[0, 1]) < 0.99
+    assert float(truth.min()) >= 1 and float(truth.max()) <= 10

@@ -1,9 +1,10 @@
 """The zoo: small models shipped with the package, so that every algorithm runs end to end on a laptop CPU.
 
-    zoo:emoji-sd      a Stable Diffusion pipeline about emoji, 64x64 pixels, v-prediction
-    zoo:emoji-lcm     the same, distilled into a latent consistency model: pictures in two to eight network calls
-    zoo:emoji-clip    the CLIP model it reads its prompts with; as a reward
-    zoo:emoji-judge   a classifier (noun, colour, count), trained apart: for evaluation only, never a reward
+    zoo:emoji-sd         a Stable Diffusion pipeline about emoji, 64x64 pixels, v-prediction
+    zoo:emoji-lcm        the same, distilled into a latent consistency model: pictures in one to eight network calls
+    zoo:emoji-clip       the CLIP model it reads its prompts with; as a reward
+    zoo:emoji-aesthetic  a head on it that predicts a stated taste; as a reward that can be fooled
+    zoo:emoji-judge      a classifier (noun, colour, count), trained apart: for evaluation only, never a reward
 
 A `zoo:` id stands wherever a hub id or a folder does. How the models were made: `pretrain/`. Standard library only.
 
@@ -20,7 +21,7 @@ from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 
-NAMES = ("emoji-sd", "emoji-lcm", "emoji-clip", "emoji-judge")
+NAMES = ("emoji-sd", "emoji-lcm", "emoji-clip", "emoji-aesthetic", "emoji-judge")
 SHARED = {"emoji-lcm": {part: f"emoji-sd/{part}" for part in ("vae", "text_encoder", "tokenizer")}}
 _HOME = Path(__file__).parent
 

@@ -22,16 +22,17 @@ class Arm:
     recipe: str
     calls: int  # network calls of an image while sampling
     rows: int  # network rows of a call: two with classifier-free guidance
-    trained: int  # moves of an image that are trained, each of which costs a preview too
+    trained: int  # moves of an image that are trained
     iterations: int
     every: int  # iterations between two evaluations
     changes: tuple[str, ...] = ()
     tasks: tuple[str, ...] = tuple(TASKS)
+    previews: bool = False  # whether each trained move is credited by a scored preview
 
     @property
     def queries(self) -> int:
-        """Scored pictures for an image of an iteration: itself, and a preview for each trained move."""
-        return 1 + self.trained
+        """Scored pictures for an image of an iteration: itself, and perhaps a preview for each trained move."""
+        return 1 + self.previews * self.trained
 
     @property
     def network(self) -> int:
@@ -39,19 +40,19 @@ class Arm:
         return self.rows * (self.calls + self.trained)
 
 
-def rlcm(calls: int, iterations: int, every: int, tasks: tuple[str, ...] = tuple(TASKS)) -> Arm:
+def rlcm(calls: int, trained: int, every: int, tasks: tuple[str, ...] = tuple(TASKS)) -> Arm:
     """RLCM with so many network calls an image."""
-    return Arm("emoji-lcm-compressibility", calls, 1, calls - 1, iterations, every, (f"sampler.steps={calls}",), tasks)
+    changes = (f"sampler.steps={calls}", f"batch.transitions={trained}")
+    return Arm("emoji-lcm-compressibility", calls, 1, trained, 8, every, changes, tasks)
 
 
 ARMS: dict[str, Arm] = {
-    "ddpo": Arm("demo", calls=10, rows=2, trained=4, iterations=12, every=4),
-    "rlcm": rlcm(4, 16, 2),
-    "rlcm-2": rlcm(2, 16, 4, ("compressibility",)),
-    "rlcm-8": rlcm(8, 12, 4, ("compressibility",)),
+    "ddpo": Arm("demo", calls=10, rows=2, trained=4, iterations=12, every=4, previews=True),
+    "rlcm": rlcm(4, 2, 1),
+    "rlcm-2": rlcm(2, 1, 4, ("compressibility",)),
+    "rlcm-8": rlcm(8, 4, 4, ("compressibility",)),
 }
 IMAGES = 64  # of an iteration, in every arm
-HORIZON = ("rlcm-2", "rlcm", "rlcm-8")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ rliable's 95 % stratified bootstrap (arXiv 2108.13264): of three seeds by 45 pro
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from rliable import library, metrics
 
 from burnish.evaluate import Evaluation, kept
 from burnish.runs import Run, dumps, write
+from experiments.reach import Curve, compare
 from experiments.rlcm_vs_ddpo import plan
 
 matplotlib.use("Agg")
@@ -26,7 +26,6 @@ HERE = Path(__file__).parent
 FIGURE = HERE.parent.parent / "docs" / "images" / "rlcm_vs_ddpo.png"
 COLOURS = {"ddpo": "#555555", "rlcm": "#b4501e", "rlcm-2": "#e0a030", "rlcm-8": "#6a51a3"}
 REPEATS = 2000  # of the bootstrap
-Curve = list[dict[str, Any]]
 
 
 def interval(values: np.ndarray) -> list[float]:
@@ -83,29 +82,6 @@ def _measured(run: Run, iteration: int) -> dict[str, Evaluation]:
     if found is None:
         raise SystemExit(f"{run.measured(iteration)} is missing: run the experiment again, it goes on where it was")
     return found
-
-
-def reached(seconds: Sequence[float], values: Sequence[float], target: float) -> float | None:
-    """When a curve first comes to ``target``, in a straight line between its points; None if never."""
-    for i, value in enumerate(values):
-        if value >= target:
-            if i == 0:
-                return seconds[0]
-            part = (target - values[i - 1]) / (value - values[i - 1])
-            return seconds[i - 1] + part * (seconds[i] - seconds[i - 1])
-    return None
-
-
-def compare(ddpo: Curve, rlcm: Curve, value: str) -> dict[str, Any]:
-    """The seconds both need for DDPO's last reward (or gain), and their ratio: None if RLCM never comes there, or was
-    there before it began."""
-    target = ddpo[-1]["train"][value]
-    taken = {
-        name: reached([p["seconds"] for p in points], [p["train"][value] for p in points], target)
-        for name, points in (("ddpo", ddpo), ("rlcm", rlcm))
-    }
-    ratio = taken["ddpo"] / taken["rlcm"] if taken["ddpo"] and taken["rlcm"] else None
-    return {"target": target, "ddpo_seconds": taken["ddpo"], "rlcm_seconds": taken["rlcm"], "ratio": ratio}
 
 
 def report(out: Path) -> None:

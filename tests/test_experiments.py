@@ -1,0 +1,53 @@
+"""The experiments: every planned run is a configuration, and what is said about its cost is true."""
+
+from __future__ import annotations
+
+import pytest
+
+from burnish import config as configuration
+from experiments.reach import compare, reached
+from experiments.rlcm_vs_ddpo import plan
+
+
+@pytest.mark.parametrize("job", plan.jobs(), ids=lambda job: job.name)
+def test_every_planned_run_is_what_its_arm_says(job: plan.Job) -> None:
+    arm, config = plan.ARMS[job.arm], configuration.load(plan.ARMS[job.arm].recipe, job.changes())
+    assert config.batch.prompts * config.batch.images_per_prompt == plan.IMAGES
+    assert (config.sampler.steps, config.batch.transitions, config.iterations) == (
+        arm.calls,
+        arm.trained,
+        arm.iterations,
+    )
+    assert config.batch.previews == arm.previews and config.batch.epochs == 1
+    assert arm.rows == {"cfg": 2, "embedded": 1}[config.sampler.guidance["use"]]
+    assert arm.iterations % arm.every == 0, "the last evaluation is after the last iteration"
+    assert config.seed == job.seed and config.evaluation.judge
+    assert config.rewards[0]["use"] == {"alignment": "clip_similarity"}.get(job.task, job.task)
+
+
+def test_names_of_runs_differ() -> None:
+    names = [job.name for job in plan.jobs()]
+    assert len(set(names)) == len(names) == len(plan.SEEDS) * 8
+
+
+def test_reached() -> None:
+    seconds, values = [0.0, 10.0, 20.0], [1.0, 2.0, 1.5]
+    assert reached(seconds, values, 1.5) == 5 and reached(seconds, values, 2.0) == 10
+    assert reached(seconds, values, 0.5) == 0 and reached(seconds, values, 2.1) is None
+
+
+def test_compare() -> None:
+    def curve(seconds: list[float], values: list[float]) -> list[dict[str, object]]:
+        return [{"seconds": s, "train": {"reward": v, "gain": v}} for s, v in zip(seconds, values, strict=True)]
+
+    slow = curve([0, 100, 200], [0, 1, 2])
+    assert compare(slow, curve([0, 10, 20], [0, 4, 5]), "gain") == {
+        "target": 2,
+        "ddpo_seconds": 200,
+        "rlcm_seconds": 5,
+        "ratio": 40,
+    }
+    assert compare(slow, curve([0, 10], [0, 1.9]), "reward")["ratio"] is None, "never there"
+    assert compare(slow, curve([0, 10], [3, 4]), "reward")["ratio"] is None, "there before it began"
+    risen_and_fallen = curve([0, 100, 200], [0, 3, 1.5])
+    assert compare(risen_and_fallen, slow, "gain")["ddpo_seconds"] == 50, "the first time it was there"
