@@ -1,11 +1,14 @@
 """``zoo:emoji-lcm``: the generator distilled into a latent consistency model, pictures in two to eight calls.
 
-``python -m pretrain.lcm --minutes 30``. Latent consistency distillation (arXiv 2310.04378): with the guidance weight
+``python -m pretrain.lcm --minutes 27``. Latent consistency distillation (arXiv 2310.04378): with the guidance weight
 drawn anew for each image and given to the network as an input, the consistency function f at time t shall equal the
 averaged network's f one step of the teacher's guided DDIM solver further down, 20 of 1000 timesteps. Huber loss.
 """
 
 from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
 
 import torch
 from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
@@ -41,81 +44,108 @@ def solve(schedule: Schedule, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Te
     return then.alpha.float() * x0 + then.sigma.float() * noise
 
 
-def main() -> None:
-    parser = loop.arguments(__doc__, minutes=30, batch=64, lr=3e-4)
-    pool_arguments(parser)
-    parser.add_argument("--warm", action="store_true", help="the teacher is the package's generator, not build/sd's")
-    options = parser.parse_args()
-    device = torch.device(options.device)
+@dataclass(frozen=True)
+class Distillation:
+    """The teacher, the network that learns, and its running average, which gives the targets."""
+
+    pipe: LatentConsistencyModelPipeline
+    teacher: UNet2DConditionModel
+    target: UNet2DConditionModel
+    diffusion: Schedule
+    consistency: Schedule
+    nothing: Tensor  # text states of the empty prompt (1, tokens, width)
+
+    @property
+    def student(self) -> UNet2DConditionModel:
+        return self.pipe.unet
+
+    def f(self, network: UNet2DConditionModel, x: Tensor, t: Tensor, states: Tensor, weight: Tensor) -> Tensor:
+        """The consistency function at ``x`` (B, 4, 16, 16), float32; ``weight`` is embedded."""
+        with torch.autocast(x.device.type, torch.bfloat16):
+            out = network(x, t.to(x.device), states, timestep_cond=weight).sample
+        return self.consistency.x0(x, t, out)
+
+    def guided(self, x: Tensor, t: Tensor, states: Tensor, weight: Tensor) -> Tensor:
+        """What the teacher predicts with classifier-free guidance of ``weight`` (B,), float32."""
+        with torch.autocast(x.device.type, torch.bfloat16):
+            both = torch.cat([self.nothing.expand_as(states).to(states), states])
+            out = self.teacher(torch.cat([x, x]), torch.cat([t, t]).to(x.device), both).sample
+        without, with_prompt = out.float().chunk(2)
+        return without + weight.to(x.device).view(-1, 1, 1, 1) * (with_prompt - without)
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Huber's distance of f at t from the averaged network's f at s, one guided step of the teacher further on."""
+        x0, states = batch
+        stride = len(self.diffusion.alpha) // SOLVER
+        t = torch.randint(1, SOLVER + 1, (len(x0),)) * stride - 1
+        s = (t - stride).clamp(min=0)
+        level = self.diffusion.level(t, x0.device)
+        x = level.alpha.float() * x0 + level.sigma.float() * torch.randn_like(x0)
+        x = x.to(memory_format=torch.channels_last)
+        weight = torch.empty(len(x0)).uniform_(*WEIGHTS)
+        embedding = self.pipe.get_guidance_scale_embedding(weight - 1, embedding_dim=WIDTH).to(x0.device)
+        with torch.no_grad():
+            aim = self.diffusion.x0(x, t, self.guided(x, t, states, weight))
+            y = solve(self.diffusion, x, aim, t, s).to(memory_format=torch.channels_last)
+            wanted = self.f(self.target, y, s, states, embedding)
+            torch._foreach_lerp_(list(self.target.parameters()), list(self.student.parameters()), 1 - TARGET)
+        error = self.f(self.student, x, t, states, embedding) - wanted
+        return ((error**2 + HUBER**2).sqrt() - HUBER).mean(), {"square": error.detach().square().mean().item()}
+
+    def picture(self) -> Image.Image:
+        """Sixteen prompts with two, four and eight network calls."""
+        rows = []
+        for steps in (2, 4, 8):
+            generator = torch.Generator().manual_seed(0)
+            with torch.autocast(self.student.device.type, torch.bfloat16):
+                drawn = self.pipe(
+                    list(PROMPTS[:16]),
+                    num_inference_steps=steps,
+                    guidance_scale=4.0,
+                    generator=generator,
+                    output_type="pt",
+                )
+            rows.append(drawn.images)
+        return loop.grid(torch.cat(rows), 16)
+
+
+def prepare(options: argparse.Namespace, device: torch.device) -> Distillation:
+    """Everything on the device, the networks equal to the teacher."""
     vae, words, text, teacher = load(options.build, options.warm, device)
     if not options.warm:
         teacher = UNet2DConditionModel.from_pretrained(options.build / "sd" / "unet", dtype=torch.float32).to(device)
-    teacher.requires_grad_(False)
     student, target = student_of(teacher), student_of(teacher)
     for network in (teacher, student, target):
         network.to(device, memory_format=torch.channels_last)
         if device.type == "cpu":
             network.set_attn_processor(AttnProcessor())
-    noise_schedule = scheduler()
-    lcm = LCMScheduler.from_config(noise_schedule.config, original_inference_steps=SOLVER)
-    diffusion, consistency = Schedule.of(noise_schedule), Schedule.of(lcm)
+    teacher.requires_grad_(False)
+    noise = scheduler()
+    lcm = LCMScheduler.from_config(noise.config, original_inference_steps=SOLVER)
     pipe = LatentConsistencyModelPipeline(
         vae, text, words, student, lcm, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
     pipe.set_progress_bar_config(disable=True)
     with torch.no_grad():
         nothing = text(words([""], padding="max_length", return_tensors="pt").input_ids.to(device))[0]
-    stride = len(diffusion.alpha) // SOLVER
+    return Distillation(pipe, teacher, target, Schedule.of(noise), Schedule.of(lcm), nothing)
 
-    def f(network: UNet2DConditionModel, x: Tensor, t: Tensor, states: Tensor, weight: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16):
-            out = network(x, t.to(device), states, timestep_cond=weight).sample
-        return consistency.x0(x, t, out)
 
-    def loss_of(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        x0, states = batch
-        t = torch.randint(1, SOLVER + 1, (len(x0),)) * stride - 1
-        s = (t - stride).clamp(min=0)
-        level = diffusion.level(t, device)
-        x = level.alpha.float() * x0 + level.sigma.float() * torch.randn_like(x0)
-        x = x.to(memory_format=torch.channels_last)
-        weight = torch.empty(len(x0)).uniform_(*WEIGHTS)
-        embedding = pipe.get_guidance_scale_embedding(weight - 1, embedding_dim=WIDTH).to(device)
-        with torch.no_grad():
-            with torch.autocast(device.type, torch.bfloat16):
-                both = torch.cat([nothing.expand_as(states).to(states), states])
-                v = teacher(torch.cat([x, x]), torch.cat([t, t]).to(device), both).sample
-            without, with_prompt = v.float().chunk(2)
-            guided = without + weight.to(device).view(-1, 1, 1, 1) * (with_prompt - without)
-            y = solve(diffusion, x, diffusion.x0(x, t, guided), t, s).to(memory_format=torch.channels_last)
-            wanted = f(target, y, s, states, embedding)
-            torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - TARGET)
-        error = f(student, x, t, states, embedding) - wanted
-        return ((error**2 + HUBER**2).sqrt() - HUBER).mean(), {"square": error.detach().square().mean().item()}
-
-    def picture() -> Image.Image:
-        rows = []
-        for steps in (2, 4, 8):
-            with torch.autocast(device.type, torch.bfloat16):
-                rows.append(
-                    pipe(
-                        list(PROMPTS[:16]),
-                        num_inference_steps=steps,
-                        guidance_scale=4.0,
-                        generator=torch.Generator().manual_seed(0),
-                        output_type="pt",
-                    ).images
-                )
-        return loop.grid(torch.cat(rows), 16)
-
+def main() -> None:
+    parser = loop.arguments(__doc__, minutes=27, batch=32, lr=4e-4)
+    pool_arguments(parser)
+    parser.add_argument("--warm", action="store_true", help="the teacher is the package's generator, not build/sd's")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    job = prepare(options, device)
     loop.train(
         "lcm",
-        student,
-        batches(vae, words, text, options, device, drop=0.0),
-        loss_of,
+        job.student,
+        batches(job.pipe.vae, job.pipe.tokenizer, job.pipe.text_encoder, options, device, drop=0.0),
+        job.loss,
         options,
-        picture=picture,
-        finish=lambda: pipe.save_pretrained(options.build / "lcm" / "model"),
+        picture=job.picture,
+        finish=lambda: job.pipe.save_pretrained(options.build / "lcm" / "model"),
         decay=0.995,
         weight_decay=0.0,
     )

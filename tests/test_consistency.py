@@ -13,6 +13,7 @@ from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffus
 
 from burnish import config as configuration
 from burnish import kernels
+from burnish.gallery import draw, open_source
 from burnish.guidance import cfg, embedded, none
 from burnish.kernels import ddim, lcm
 from burnish.policy import Policy
@@ -264,3 +265,18 @@ def test_the_kernel_of_another_kind_of_model(
     with pytest.raises(ValueError, match=r"set model.scheduler = .lcm., otherwise use kernel 'ddim'"):
         train(recipe('use = "clipped"', *changes), tmp_path / "run")
     train(recipe('use = "clipped"', *changes, "model.scheduler=lcm", "iterations=1"), tmp_path / "other")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_sampling_from_a_consistency_model_by_its_name(tiny_lcm: Path, steps: int) -> None:
+    policy, sampler = open_source(str(tiny_lcm), steps=steps, guidance=7.0)
+    assert isinstance(sampler.kernel, lcm) and sampler.guidance == embedded(7.0) and sampler.steps == steps
+    pictures = draw(policy, sampler, ["a cat", "a dog"], 2)
+    assert pictures.shape == (4, 3, 32, 32)
+    assert open_source(str(tiny_lcm))[1].steps == 4
+
+
+def test_sampling_a_run_keeps_its_kind_of_guidance(recipe: Callable[..., configuration.Config], tmp_path: Path) -> None:
+    folder = train(recipe('use = "clipped"', "iterations=1"), tmp_path / "run")
+    _, sampler = open_source(str(folder), steps=1, guidance=3.0)
+    assert sampler.guidance == embedded(3.0) and sampler.steps == 1 and isinstance(sampler.kernel, lcm)

@@ -51,15 +51,20 @@ def train(out: Path, parallel: int) -> None:
             burnish(*words, log=out / "logs" / f"{job.name.replace('/', '-')}.log", threads=1 if parallel > 1 else 0)
             print(f"{job.name}: {(time.monotonic() - started) / 60:.1f} min", flush=True)
         if job.arm in ("ddpo", "rlcm") and not (folder / "steps.json").exists():
-            burnish_steps(folder)
+            other_steps(folder)
 
     with ThreadPoolExecutor(parallel) as pool:
         list(pool.map(one, plan.jobs()))
 
 
-def burnish_steps(folder: Path) -> None:
+def other_steps(folder: Path) -> None:
     """The reward of a trained run with fewer and more network calls an image, in a process of its own."""
-    subprocess.run([sys.executable, "-m", "experiments.rlcm_vs_ddpo.steps", str(folder)], check=True)
+    log = folder / "steps.log"
+    with log.open("w") as file:
+        command = [sys.executable, "-m", "experiments.rlcm_vs_ddpo.steps", str(folder)]
+        done = subprocess.run(command, stdout=file, stderr=file, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[1:])} failed; {log} says why")
 
 
 def measure_time(out: Path, rounds: int = 2, iterations: int = 4) -> None:
