@@ -20,6 +20,9 @@ from burnish.types import Cond
 LARGE = 32 * 32
 """Latent pixels beyond which a decoder is given one picture at a time."""
 
+SMALL_ONES = 32
+"""Smaller pictures decoded at a time: from 64 on, diffusers' upsampling copies its input into another layout."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -59,7 +62,7 @@ def _decode_sd(pipe: Any, latent: Tensor) -> Tensor:
     vae = pipe.vae
     scaled = latent.to(vae.device, vae.dtype) / vae.config.scaling_factor
     # large pictures one by one: together they gain no speed, and each takes a gigabyte at 512 pixels
-    chunks = scaled.split(1 if scaled[0, 0].numel() > LARGE else max(1, len(scaled)))
+    chunks = scaled.split(1 if scaled[0, 0].numel() > LARGE else SMALL_ONES)
     images = torch.cat([vae.decode(chunk, return_dict=False)[0].float() for chunk in chunks])
     return (images / 2 + 0.5).clamp(0, 1)
 
