@@ -21,9 +21,11 @@ def reached(seconds: Sequence[float], values: Sequence[float], target: float) ->
 
 
 def compare(ddpo: Curve, rlcm: Curve, value: str) -> dict[str, Any]:
-    """The seconds both need for DDPO's last ``value`` ("reward" or "gain"), and their ratio: None if RLCM never comes
-    there, or was there before it began."""
+    """The seconds both need for DDPO's last ``value`` ("reward" or "gain"), and their ratio: None if DDPO gained
+    nothing, or RLCM never comes there, or was there before it began."""
     target = ddpo[-1]["train"][value]
+    if target <= ddpo[0]["train"][value]:  # nothing was gained, so there is nothing to come to
+        return {"target": target, "ddpo_seconds": None, "rlcm_seconds": None, "ratio": None}
     taken = {
         name: reached([p["seconds"] for p in points], [p["train"][value] for p in points], target)
         for name, points in (("ddpo", ddpo), ("rlcm", rlcm))

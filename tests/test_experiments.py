@@ -49,5 +49,7 @@ def test_compare() -> None:
     }
     assert compare(slow, curve([0, 10], [0, 1.9]), "reward")["ratio"] is None, "never there"
     assert compare(slow, curve([0, 10], [3, 4]), "reward")["ratio"] is None, "there before it began"
+    sunk = curve([0, 100], [2, 1])
+    assert compare(sunk, slow, "gain") == {"target": 1, "ddpo_seconds": None, "rlcm_seconds": None, "ratio": None}
     risen_and_fallen = curve([0, 100, 200], [0, 3, 1.5])
     assert compare(risen_and_fallen, slow, "gain")["ddpo_seconds"] == 50, "the first time it was there"

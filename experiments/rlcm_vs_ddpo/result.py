@@ -166,7 +166,7 @@ def draw(curves: dict[str, dict[str, Curve]], steps: dict[str, Any], picture: di
             column[4].plot(x, y, color=COLOURS[name], marker="o", label=name)
             for seconds, value, calls in zip(x, y, found, strict=True):
                 column[4].annotate(calls, (seconds, value), textcoords="offset points", xytext=(3, 4), fontsize=7)
-        column[4].set(xlabel="seconds a picture, by network calls", ylabel="reward after training", xscale="log")
+        column[4].set(xlabel="seconds a picture, by network calls", ylabel="reward after training")
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2)
