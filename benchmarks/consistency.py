@@ -17,7 +17,7 @@ OFF = ["evaluation.images_per_prompt=0", "run.sample_every=0", "run.checkpoint_e
 
 
 def measure(work: Path, rounds: int, changes: list[str] | None = None) -> dict[str, Any]:
-    """Medians over the rounds; the first only warms up. The floor has no previews: they ask no network."""
+    """Medians over the rounds; the first only warms up. ``changes`` are made to the recipe."""
     config = configuration.load(RECIPE, [*OFF, *(changes or [])])
     images = config.batch.prompts * config.batch.images_per_prompt
     moves = config.batch.transitions or config.sampler.steps - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def open_source(source: str, *, steps: int = 0, guidance: float = -1.0, before: 
     Args:
         source: a run directory, `zoo:NAME`, a model folder or a hub id.
         steps: network calls an image; 0 takes the run's, or 50, or 4 of a consistency model.
-        guidance: its weight, if the model is guided; negative takes the run's, or 5.
+        guidance: its weight, if the model is guided; negative takes the run's, or 5 (1.5 of an LCM-LoRA).
         before: a run's model before it was trained.
     """
     run = Run(Path(source))
@@ -45,10 +45,14 @@ def open_source(source: str, *, steps: int = 0, guidance: float = -1.0, before: 
             sampler = replace(sampler, guidance=kind(guidance))
         return policy, replace(sampler, steps=steps or sampler.steps)
     policy = Policy.load(source, train="none")
-    weight = 5.0 if guidance < 0 else guidance
-    if not policy.schedule.consistency:
-        return policy, Sampler(ddim(), steps or 50, cfg(weight))
-    return policy, Sampler(lcm(), steps or 4, embedded(weight) if policy.takes_weight else cfg(weight))
+    if policy.takes_weight:
+        asked: Callable[..., Tensor] = embedded(5.0 if guidance < 0 else guidance)
+    else:  # a consistency model without that input has learned guidance already and bears little on top
+        usual = 1.5 if policy.schedule.consistency else 5.0
+        asked = cfg(usual if guidance < 0 else guidance)
+    if policy.schedule.consistency:
+        return policy, Sampler(lcm(), steps or 4, asked)
+    return policy, Sampler(ddim(), steps or 50, asked)
 
 
 def draw(policy: Policy, sampler: Sampler, texts: Sequence[str], count: int, seed: int = 0) -> Tensor:

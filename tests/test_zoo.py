@@ -145,6 +145,13 @@ def test_shared_parts_are_in_the_package_once_and_load_anywhere(
     assert copied.name == folder.name, "the same files, the same name"
 
 
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OSError, match="put together in .* set XDG_CACHE_HOME to a folder that can"):
+        zoo.path("zoo:emoji-lcm")
+
+
 def disc(hue: tuple[float, float, float], x: int = 32) -> torch.Tensor:
     """One even disc on white."""
     rows, columns = torch.meshgrid(torch.arange(64) - 31.5, torch.arange(64) - (x - 0.5), indexing="ij")

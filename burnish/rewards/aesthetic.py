@@ -64,7 +64,7 @@ def aesthetic(
     return reward
 
 
-def read_head(head: str, file: str = "head.safetensors") -> list[tuple[Tensor, Tensor]]:
+def read_head(head: str, file: str) -> list[tuple[Tensor, Tensor]]:
     """The weights (out, in) and biases (out,) of the head's linear layers, first to last, float32.
 
     Raises:

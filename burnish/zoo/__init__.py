@@ -37,6 +37,7 @@ def path(name: str) -> Path:
     Raises:
         ValueError: there is no such model; the message lists what there is.
         FileNotFoundError: the model belongs to the zoo, but this installation came without its weights.
+        OSError: the folder of a model that shares parts cannot be made in the cache.
     """
     bare = name.removeprefix("zoo:")
     if bare not in NAMES:
@@ -59,8 +60,14 @@ def _whole(name: str) -> Path:
     folder = cache / f"{name}-{sha256(repr(state).encode()).hexdigest()[:16]}"
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+    except OSError as error:
+        raise OSError(
+            f"zoo:{name} is put together in {cache}, which cannot be written ({error.strerror}): set XDG_CACHE_HOME to "
+            "a folder that can"
+        ) from error
     try:
         for part, source in parts.items():
             _link(source, made / part)

@@ -43,8 +43,8 @@ GOALS: dict[str, tuple[str, str, float]] = {  # what it is, whether it must be a
     "counts": ('"two/three {nouns}" right', ">=", 0.60),
     "pairs": ("both nouns of a pair right", ">=", 0.35),
     "sample_seconds": ("16 images at 25 steps, seconds", "<=", 10.0),
-    "lcm_4_steps": ("the same in 4 calls, of the above", ">=", 0.85),
-    "lcm_2_steps": ("the same in 2 calls", ">=", 0.70),
+    "lcm_4_steps": ("emoji-lcm's nouns in 4 calls, share", ">=", 0.85),
+    "lcm_2_steps": ("emoji-lcm's nouns in 2 calls, share", ">=", 0.70),
     "weights_mb": ("all weights, MB", "<=", 40.0),
 }
 

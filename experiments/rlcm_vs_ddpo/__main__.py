@@ -1,6 +1,6 @@
 """RLCM against DDPO on the embedded models: trains, measures, draws. Run it again and it goes on where it was.
 
-    python -m experiments.rlcm_vs_ddpo                  # everything: two hours on two cores
+    python -m experiments.rlcm_vs_ddpo                  # everything: an hour and a half on two cores
     python -m experiments.rlcm_vs_ddpo --only report    # the figure and result.json from what is there
 
 Three stages. ``train``: every run of `plan.py`, through `burnish train`, several at once with a thread each. ``time``:
