@@ -10,6 +10,12 @@ differ in what "expected" means:
     group     the mean of the images of the same prompt               (GRPO, arXiv 2402.03300)
     tracker   the running mean of the same prompt over iterations     (DDPO, arXiv 2305.13301, appendix)
 
+For an objective that imitates (RWR) there are weights instead, none below 0 and 1 in the mean, of the weighted sum
+R of the raw rewards (DDPO, arXiv 2305.13301, section 4.1):
+
+    softmax        n softmax(beta R) over the images of the same prompt, or of the whole batch (``within``)
+    top_fraction   n / k for the k best of n images, 0 for the others
+
 ``per_move`` then tells the moves of an image apart. All of them share its advantage (DDPO), though a move late in a
 trajectory has no part in what was settled before it. What the reward says of the network's guess of the picture
 before a move, x0 at x_t, is a baseline that depends on the move's state alone, so subtracting it leaves the expected
@@ -101,6 +107,49 @@ class tracker:
         self._seen = {int(number): deque(rows, maxlen=self.buffer) for number, rows in state["seen"].items()}
 
 
+class softmax:
+    """RWR's weights. ``beta`` is an inverse temperature: per unit of reward, or per standard deviation of it with
+    ``standardise``. ``within`` is "prompt" or "batch"."""
+
+    imitates = True
+
+    def __init__(self, beta: float = 0.2, within: str = "prompt", standardise: bool = False) -> None:
+        if not 0 <= beta < torch.inf:
+            raise ValueError(f"advantage.beta must be 0 or more, not {beta}.")
+        self.beta, self.within, self.standardise = beta, _within(within), standardise
+
+    def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
+        """(B,) float32; in each group of rows with a finite score their mean is 1, 0 in all other rows."""
+        total, result = _total(scores, weights), torch.zeros(len(group))
+        for rows in _groups(total, group, self.within):
+            rewards = total[rows]
+            if self.standardise:
+                rewards = rewards / _moments(rewards[:, None])[1]
+            result[rows] = (len(rows) * (self.beta * rewards).softmax(0)).float()
+        return result
+
+
+class top_fraction:
+    """Sparse RWR's weights: only the best ``fraction`` of the images of a prompt (or of the batch, by ``within``) is
+    imitated, at least one; of equal images the first."""
+
+    imitates = True
+
+    def __init__(self, fraction: float = 0.1, within: str = "prompt") -> None:
+        if not 0 < fraction <= 1:
+            raise ValueError(f"advantage.fraction must lie in (0, 1], not {fraction}.")
+        self.fraction, self.within = fraction, _within(within)
+
+    def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
+        """(B,) float32; in each group of rows with a finite score their mean is 1, 0 in all other rows."""
+        total, result = _total(scores, weights), torch.zeros(len(group))
+        for rows in _groups(total, group, self.within):
+            count = max(1, round(self.fraction * len(rows)))
+            best = total[rows].sort(descending=True, stable=True).indices[:count]
+            result[rows[best]] = len(rows) / count
+        return result
+
+
 def per_move(adv: Tensor, previews: Tensor, weights: Tensor, group: Tensor) -> Tensor:
     """The advantage of each move: ``adv`` less what the picture expected before the move explains of it.
 
@@ -130,6 +179,26 @@ def _positive(name: str, value: float) -> float:
     if not value > 0:
         raise ValueError(f"advantage.{name} must be > 0, not {value}.")
     return value
+
+
+def _within(name: str) -> str:
+    if name not in ("prompt", "batch"):
+        raise ValueError(f'advantage.within must be "prompt" or "batch", not "{name}".')
+    return name
+
+
+def _total(scores: Scores, weights: Tensor) -> Tensor:
+    """The weighted sum of the raw rewards (B,) float64; NaN where one is missing."""
+    if len(weights) != scores.parts.shape[1]:
+        raise ValueError(f"{len(weights)} reward weights were given for {scores.parts.shape[1]} rewards.")
+    return scores.parts.detach().cpu().double() @ weights.detach().cpu().double()
+
+
+def _groups(total: Tensor, group: Tensor, within: str) -> list[Tensor]:
+    """The rows of each group that have a finite total."""
+    numbers, valid = group.cpu() if within == "prompt" else torch.zeros(len(total)), total.isfinite()
+    found = [((numbers == number) & valid).nonzero().flatten() for number in numbers.unique()]
+    return [rows for rows in found if len(rows)]
 
 
 def _valid(scores: Scores) -> tuple[Tensor, Tensor]:

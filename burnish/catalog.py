@@ -31,11 +31,15 @@ BUILTIN: dict[str, dict[str, str]] = {
         "batch": "burnish.advantages:batch",
         "group": "burnish.advantages:group",
         "tracker": "burnish.advantages:tracker",
+        "softmax": "burnish.advantages:softmax",
+        "top_fraction": "burnish.advantages:top_fraction",
     },
     "objective": {
         "reinforce": "burnish.objectives:reinforce",
         "clipped": "burnish.objectives:clipped",
         "rebel": "burnish.objectives:rebel",
+        "rwr": "burnish.objectives:rwr",
+        "awm": "burnish.objectives:awm",
     },
     "kernel": {"ddim": "burnish.kernels:ddim", "lcm": "burnish.kernels:lcm"},
     "guidance": {

@@ -84,10 +84,20 @@ class Batch:
     replay: int = 32  # (image, transition) pairs in one training call: memory and speed only
     updates: int = 2  # optimizer steps in one pass over the images
     epochs: int = 1  # passes over the images
-    transitions: int = 0  # trained transitions an image, drawn anew each epoch; 0: all of them
+    transitions: int = 0  # trained transitions an image, drawn anew each epoch; 0: all (renoised: as many as steps)
     previews: bool = (
         False  # credit each move with what came after it: its guess of the picture is scored, as a baseline
     )
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What happens when a reward raises, hangs, or gives no finite number for an image."""
+
+    retries: int = 0  # times it is asked again about what is missing, after a pause that doubles
+    timeout: float = 0.0  # seconds for one answer about batch.sample images; 0: wait for ever
+    missing: str = "stop"  # then "stop" saves the run and ends it; "mask" leaves those images out of the update
+    patience: int = 3  # with "mask": iterations in a row without a single image to learn from before the run stops
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,7 @@ class Config:
     sampler: Sampling = field(default_factory=Sampling)
     prompts: Table = field(default_factory=dict)
     rewards: list[Table] = field(default_factory=list)  # use, weight (1.0), name (of the curve), and its arguments
+    scoring: Scoring = field(default_factory=Scoring)
     advantage: Table = field(default_factory=lambda: {"use": "group"})
     objective: Table = field(default_factory=lambda: {"use": "clipped"})
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -212,6 +223,10 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("sampler.steps", lambda n: n >= 1, "at least 1 network call"),
     ("prompts", bool, 'a source of prompts: [prompts] with use = "animals"'),
     ("rewards", bool, 'at least one reward: [[rewards]] with use = "compressibility"'),
+    ("scoring.retries", lambda n: n >= 0, "0 (none) or more"),
+    ("scoring.timeout", lambda x: x >= 0, "0 (none) or more seconds"),
+    ("scoring.missing", lambda s: s in ("stop", "mask"), '"stop" or "mask"'),
+    ("scoring.patience", lambda n: n >= 1, "at least 1"),
     ("optimizer.lr", lambda x: x >= 0, "0 or more (0 changes nothing: a control)"),
     ("optimizer.warmup", lambda n: n >= 0, "0 (none) or more"),
     ("optimizer.final_lr", lambda x: 0 <= x <= 1, "between 0 and 1"),
@@ -251,10 +266,15 @@ def _check_numbers(config: Config) -> None:
 
 def _check_names(config: Config) -> None:
     """Everything named by `use` exists and takes its arguments. What is cheap to build is built, for its own checks."""
-    catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
+    kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
     catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
     catalog.build("advantage", config.advantage, "advantage")
-    catalog.build("objective", config.objective, "objective")
+    objective = catalog.build("objective", config.objective, "objective")
+    if getattr(kernel, "eta", 1.0) == 0 and not getattr(objective, "forward", False):
+        raise ValueError(
+            "sampler.kernel.eta must be > 0: without noise a move has no probability, and a policy gradient nothing to "
+            "learn from; only the objectives 'rwr' and 'awm' can do without"
+        )
     catalog.check("prompts", config.prompts, "prompts")
     for name in ("prompts", "unseen"):
         if table := getattr(config.evaluation, name):

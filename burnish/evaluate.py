@@ -10,6 +10,7 @@ are added with their weights, in their own units.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from burnish import checkpoint
 from burnish import config as configuration
 from burnish.parts import Judge, Parts, assemble
 from burnish.policy import Policy
-from burnish.rewards import score
+from burnish.rewards import STRICT, Tolerance, score
 from burnish.rollout import Sampler
 from burnish.runs import Run, dumps, write
 from burnish.seeds import generator, seed_globals
@@ -41,12 +42,13 @@ class Evaluation:
     seed: int
     chunk: int  # images sampled at once: decides which noise an image gets
     rewards: list[str]  # names
-    parts: list[list[float]]  # an image's rewards, unweighted
+    parts: list[list[float | None]]  # an image's rewards, unweighted; None where a reward gave no answer
     judged: list[bool] | None  # whether the judge found what was asked
 
     def total(self, weights: Tensor) -> Tensor:
-        """The weighted reward of each image, (prompts, images per prompt) float64."""
-        return (torch.tensor(self.parts, dtype=torch.float64) @ weights.double()).view(len(self.prompts), -1)
+        """The weighted reward of each image, (prompts, images per prompt) float64; NaN where one is missing."""
+        rows = [[math.nan if value is None else value for value in row] for row in self.parts]
+        return (torch.tensor(rows, dtype=torch.float64) @ weights.double()).view(len(self.prompts), -1)
 
 
 def evaluate(
@@ -56,6 +58,7 @@ def evaluate(
     rewards: Mapping[str, Reward],
     *,
     judge: Judge | None = None,
+    tolerance: Tolerance = STRICT,
     images_per_prompt: int = 4,
     seed: int = 1234,
     chunk: int = 32,
@@ -69,7 +72,7 @@ def evaluate(
     """
     world = world or World()
     asked = [prompt for prompt in prompts for _ in range(images_per_prompt)]
-    rows: list[tuple[int, list[float], bool | None]] = []
+    rows: list[tuple[int, list[float | None], bool | None]] = []
     for number, start in enumerate(range(0, len(asked), chunk)):
         if number % world.count == 0:
             poll()  # all processes together, then each takes one chunk
@@ -79,7 +82,7 @@ def evaluate(
         group = torch.arange(start, start + len(some)) // images_per_prompt
         trajectory = sampler.rollout(policy, policy.encode(some), group, generator(seed, "evaluation", start))
         images = policy.decode(trajectory.latent)
-        parts = score(rewards, images, some).parts.tolist()
+        parts = score(rewards, images, some, tolerance).parts.tolist()
         judged = judge(images, some).tolist() if judge else [None] * len(some)
         rows += zip(range(start, start + len(some)), parts, judged, strict=True)
     rows = sorted(world.gather_list(rows))
@@ -110,6 +113,7 @@ def measure(
             prompts,
             parts.rewards,
             judge=parts.judge,
+            tolerance=parts.tolerance,
             images_per_prompt=images_per_prompt,
             seed=seed,
             chunk=chunk,
@@ -124,25 +128,31 @@ def paired(before: Evaluation, after: Evaluation, weights: Tensor) -> dict[str, 
     """The comparison of two evaluations on the same prompts and noise; a positive gain is a better reward.
 
     Returns `before, after, paired_mean, ci95: [low, high], judge_before, judge_after`; the judge's are shares of images
-    found right, None without a judge. Raises ValueError if the two cannot be compared.
+    found right, None without a judge; and `missing`, if any, images without a reward before or after, which are in no
+    number but the judge's. Raises ValueError if the two cannot be compared.
     """
     for key in ("prompts", "images_per_prompt", "seed", "chunk", "rewards"):
         if getattr(before, key) != getattr(after, key):
             raise ValueError(f"two evaluations with different {key} cannot be compared; evaluate both anew")
     old, new = before.total(weights), after.total(weights)
+    there = (new - old).isfinite()
+    if not there.any():
+        raise ValueError("no image has a reward both before and after training; mend the reward and evaluate again")
     return {
-        "before": float(old.mean()),
-        "after": float(new.mean()),
-        "paired_mean": float((new - old).mean()),
+        "before": float(old[there].mean()),
+        "after": float(new[there].mean()),
+        "paired_mean": float((new - old)[there].mean()),
         "ci95": interval(new - old),
         "judge_before": _share(before.judged),
         "judge_after": _share(after.judged),
+        **({} if there.all() else {"missing": int((~there).sum())}),
     }
 
 
 def interval(gain: Tensor) -> list[float]:
     """The 95 % interval of the mean of `gain` (prompts, images per prompt), by bootstrap over prompts; seeded."""
-    clusters = gain.mean(1) if len(gain) > 1 else gain[0]
+    clusters = gain.nanmean(1) if len(gain) > 1 else gain[0]
+    clusters = clusters[clusters.isfinite()]
     drawn = torch.randint(len(clusters), (RESAMPLES, len(clusters)), generator=generator("bootstrap"))
     means = clusters[drawn].mean(1)
     return [float(means.quantile(q)) for q in (0.025, 0.975)]

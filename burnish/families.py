@@ -34,6 +34,8 @@ class Family:
     # (pipe, x, t (B,), cond of B or k * B rows) -> the network's output, one row a row of cond; see `trunk`
     decode: Callable[[Any, Tensor], Tensor]  # (pipe, latent) -> images (B, 3, H, W) in [0, 1], float32
     latent_shape: Callable[[Any], tuple[int, ...]]  # (pipe) -> (C, h, w)
+    embed: Callable[[Any, Tensor, torch.Generator], Tensor]
+    # (pipe, images (B, 3, H, W) in [0, 1], CPU generator) -> latents drawn from the autoencoder's posterior, float32
 
 
 def _encode_sd(pipe: Any, texts: list[str]) -> Cond:
@@ -67,13 +69,23 @@ def _decode_sd(pipe: Any, latent: Tensor) -> Tensor:
     return (images / 2 + 0.5).clamp(0, 1)
 
 
+def _embed_sd(pipe: Any, images: Tensor, generator: torch.Generator) -> Tensor:
+    vae = pipe.vae
+    scaled = (images * 2 - 1).to(vae.device, vae.dtype)
+    chunks = scaled.split(1 if scaled[0, 0].numel() > 64 * LARGE else SMALL_ONES)
+    posteriors = [vae.encode(chunk).latent_dist for chunk in chunks]
+    mean, std = (torch.cat([getattr(one, name).float() for one in posteriors]) for name in ("mean", "std"))
+    # noise from the CPU: the same on every device
+    return (mean + std * torch.randn(mean.shape, generator=generator).to(mean)) * vae.config.scaling_factor
+
+
 def _latent_sd(pipe: Any) -> tuple[int, ...]:
     size = pipe.unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return (pipe.unet.config.in_channels, height, width)
 
 
-SD = Family("unet", _encode_sd, _call_sd, _decode_sd, _latent_sd)
+SD = Family("unet", _encode_sd, _call_sd, _decode_sd, _latent_sd, _embed_sd)
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": SD,  # Stable Diffusion 1.x and 2.x

@@ -32,6 +32,7 @@ MAY_CHANGE: dict[str, tuple[str, ...]] = {
     "model": ("device", "gradient_checkpointing"),
     "batch": ("sample", "replay"),
     "evaluation": ("every",),
+    "scoring": ("retries", "timeout", "missing", "patience"),
 }
 
 

@@ -36,16 +36,14 @@ LEAST_STD = 1e-4
 
 @dataclass(frozen=True)
 class ddim:
-    """The DDIM step. ``eta`` in (0, 1]: the share of DDPM's noise that each move adds; 1 is ancestral sampling."""
+    """The DDIM step. ``eta`` in [0, 1]: the share of DDPM's noise that each move adds; 1 is ancestral sampling, 0 adds
+    none, so that the moves have no density and only an objective on the forward process can learn."""
 
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.eta <= 1:
-            raise ValueError(
-                f"kernel.eta must be > 0 and at most 1, not {self.eta}: without noise a move has no probability, and "
-                "a policy gradient nothing to learn from."
-            )
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"kernel.eta must lie between 0 and 1, not {self.eta}.")
 
     def __call__(self, x_t: Tensor, x0: Tensor, level_t: Level, level_s: Level) -> Gaussian:
         """The move from level t to level s. ``x_t``, ``x0``: (B, *latent); levels: one a row, t noisier than s."""

@@ -8,9 +8,16 @@ dimension, l_old the same under the weights that sampled, A the image's advantag
     rebel       (k (S_i - S_j) - (A_i - A_j))^2, the mean over all pairs i, j of a prompt's images, with S the
                 sum of l - l_old over an image's moves                    (REBEL, arXiv 2404.16767; RLCM's code)
 
-The first two may add kl * KL(policy || reference) / D. Dividing by the latent's D dimensions puts it in the unit of l,
-so that the coefficients of Flow-GRPO (arXiv 2505.05470) mean the same here; the record shows it in nats. Metrics of
-every objective:
+Two more look at the forward process (``forward``): the finished images are noised again, and l is minus the mean
+squared error of the network's prediction (see ``Sampler.renoise``). No move needs a likelihood, any sampler will do:
+
+    rwr         -w * l with weights w >= 0: imitation of the better images       (RWR, DDPO section 4.1)
+    awm         clipped, as above, with this l: the evidence lower bound stands in for the likelihood
+                                                                            (AWM, arXiv 2509.25050)
+
+All but rebel may add kl * KL(policy || reference) / D. Dividing by the latent's D dimensions puts it in the
+unit of l, so that the coefficients of Flow-GRPO (arXiv 2505.05470) mean the same here; the record shows it in nats.
+Metrics of every objective but rwr, which has ``denoising_error``:
 
     ratio_deviation   max |rho - 1|: 0 up to rounding before the first update of an iteration
     approx_kl         mean of 0.5 * (D * (l - l_old))^2, the KL to the sampling weights in nats per image and move
@@ -103,6 +110,53 @@ class rebel:
     def __call__(self, replay: Replay, adv: Tensor) -> Loss:
         """``adv``: (b,), what ``targets`` made of the advantages."""
         return Loss(-(_column(adv, replay) * replay.logp).mean(), _metrics(replay))
+
+
+@dataclass(frozen=True)
+class rwr:
+    """Weighted denoising: the advantage must give weights (softmax, top_fraction). Made for many updates a batch.
+
+    ``data``: "latent" denoises the latents that were sampled; "encoded", as in DDPO's code, those that the autoencoder
+    makes of the decoded pictures, drawn once an iteration: what a data set of pictures would hold. ``kl``: KL
+    coefficient.
+    """
+
+    data: str = "latent"
+    kl: float = 0.0
+    forward = True
+    imitates = True
+
+    def __post_init__(self) -> None:
+        if self.data not in ("latent", "encoded"):
+            raise ValueError(f'objective.data must be "latent" or "encoded", not "{self.data}".')
+        _check("kl", self.kl, self.kl >= 0)
+
+    def __call__(self, replay: Replay, adv: Tensor) -> Loss:
+        """``adv``: (b,) weights >= 0.
+
+        Raises:
+            ValueError: there is a negative weight.
+        """
+        if bool((adv < 0).any()):
+            raise ValueError(
+                "objective 'rwr' imitates, so it needs weights: set advantage.use to softmax or top_fraction."
+            )
+        value = -(_column(adv, replay) * replay.logp).mean()
+        metrics = {"denoising_error": float(-replay.logp.detach().double().mean())}
+        if replay.kl is not None:
+            metrics["kl"] = float(replay.kl.detach().mean())
+        return Loss(value + _penalty(self.kl, replay), metrics)
+
+
+@dataclass(frozen=True)
+class awm(clipped):
+    """Policy gradient on the forward process: ``clipped`` with minus the denoising error for the log-density.
+
+    ``clip`` is the largest change of that error times D; the published 1e-5 at D = 65536 is 0.66.
+    """
+
+    clip: float = 0.66
+    forward = True
 
 
 def _check(name: str, value: float, good: bool) -> None:

@@ -13,6 +13,7 @@ from burnish import catalog
 from burnish.config import Config, Table, reward_arguments, reward_names
 from burnish.kernels import lcm
 from burnish.policy import Policy
+from burnish.rewards import Tolerance
 from burnish.rollout import Sampler
 from burnish.types import Objective, Prompt, Reward
 
@@ -28,6 +29,7 @@ class Parts:
     prompts: list[Prompt]
     rewards: dict[str, Reward]
     weights: Tensor  # (K,) of the rewards
+    tolerance: Tolerance  # of rewards that fail
     advantage: Any  # an Advantage; one that remembers has state_dict and load_state_dict
     objective: Objective
     judge: Judge | None
@@ -44,13 +46,14 @@ def assemble(config: Config, device: str = "") -> Parts:
     objective = catalog.build("objective", config.objective)
     sampler = load_sampler(config)
     policy = load_policy(config, device)
-    check_transitions(config, policy, sampler, objective)
+    check_transitions(config, policy, sampler, objective, advantage)
     return Parts(
         policy=policy,
         sampler=sampler,
         prompts=prompts,
         rewards=load_rewards(config),
         weights=torch.tensor([float(table.get("weight", 1.0)) for table in config.rewards]),
+        tolerance=Tolerance(config.scoring.retries, config.scoring.timeout, config.scoring.missing == "mask"),
         advantage=advantage,
         objective=objective,
         judge=load_judge(config),
@@ -109,13 +112,25 @@ def load_judge(config: Config) -> Judge | None:
     return judge.load()
 
 
-def check_transitions(config: Config, policy: Policy, sampler: Sampler, objective: Objective) -> None:
+def check_transitions(config: Config, policy: Policy, sampler: Sampler, objective: Objective, advantage: Any) -> None:
     """ValueError if the sampler does not fit the model, or has fewer moves to train on than are asked for."""
     if isinstance(sampler.kernel, lcm) and not policy.schedule.consistency:
         raise ValueError(
             f"kernel 'lcm' wants a consistency model, which {config.model.id} is not by its scheduler; with an "
             "LCM-LoRA in model.fused set model.scheduler = \"lcm\", otherwise use kernel 'ddim'"
         )
+    if getattr(objective, "imitates", False) != getattr(advantage, "imitates", False):
+        raise ValueError(
+            "objective 'rwr' and the advantages 'softmax' and 'top_fraction' go together: set objective.use or "
+            "advantage.use"
+        )
+    if getattr(objective, "forward", False):
+        if policy.schedule.consistency or config.batch.previews:
+            raise ValueError(
+                "an objective on the forward process noises finished images again: it cannot train a consistency "
+                "model, and has no moves to preview; take objective 'clipped', or set batch.previews = false"
+            )
+        return
     moves = sampler.transitions(policy)
     if config.batch.previews and config.batch.images_per_prompt < 2:
         raise ValueError(

@@ -194,6 +194,11 @@ class Policy:
             )
         return images
 
+    @torch.no_grad()
+    def embed(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Latents (B, *latent) float32 of images (B, 3, H, W) in [0, 1]: drawn from the autoencoder's posterior."""
+        return self._family.embed(self.pipe, images, generator)
+
     def reference(self) -> AbstractContextManager[None]:
         """Within it the network is the one before training."""
         if self.train == "full" and self._first is None:

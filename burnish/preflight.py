@@ -18,6 +18,7 @@ import torch
 from burnish import advantages
 from burnish.config import Config
 from burnish.parts import Parts, assemble
+from burnish.process import Forward, Process, Reverse
 from burnish.rewards import score
 from burnish.rollout import Sampler
 from burnish.seeds import generator, seed_globals
@@ -59,27 +60,35 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
     trajectory = sampler.rollout(policy, cond, group, noise, guesses=config.batch.previews)
     images = policy.decode(trajectory.latent)
     sampling = _since(started, parts) / len(prompts)
-    yield from _finite(trajectory)
+    forward = getattr(parts.objective, "forward", False)
+    if not forward:
+        yield from _finite(trajectory)
 
     started = time.perf_counter()
-    scores = score(parts.rewards, images, prompts)
+    scores = score(parts.rewards, images, prompts, parts.tolerance)
     scoring = _since(started, parts) / len(prompts)
     yield from _spread(scores, group, config)
     preview = (yield from _previews(parts, prompts, trajectory, scores)) if config.batch.previews else 0.0
 
     pairs = config.batch.replay
     rows = torch.arange(pairs) % len(prompts)
-    moves = (torch.arange(pairs) * 7) % trajectory.logp.shape[1]  # spread over the trajectory
+    process: Process = Reverse(policy, sampler, trajectory)
+    count = trajectory.logp.shape[1]
+    if forward:
+        count = config.batch.transitions or sampler.steps
+        process = Forward(policy, sampler, trajectory, trajectory.latent.float().cpu(), (config.seed, "preflight"))
+    moves = (torch.arange(pairs) * 7) % count  # spread over the trajectory
     started = time.perf_counter()
-    replay = sampler.replay(policy, trajectory, rows, moves[:, None], reference=getattr(parts.objective, "kl", 0) > 0)
+    replay = process.replay(rows, moves, reference=getattr(parts.objective, "kl", 0) > 0)
     loss = parts.objective(replay, torch.ones(pairs))
     loss.value.backward()
     training = _since(started, parts) / pairs
     for parameter in policy.trainable:
         parameter.grad = None
-    yield from _ratio(config, parts, sampler, trajectory)
+    if not forward:
+        yield from _ratio(config, parts, sampler, trajectory)
     yield _memory(parts)
-    yield _time(config, parts, sampling, scoring, training + preview, trajectory.logp.shape[1])
+    yield _time(config, parts, sampling, scoring, training + preview, count)
 
 
 def _some_prompts(config: Config, parts: Parts) -> tuple[list[Prompt], torch.Tensor]:
@@ -142,10 +151,19 @@ def _ratio(config: Config, parts: Parts, sampler: Sampler, trajectory: Trajector
         yield Finding("error", f"{text}, at timestep {int(trajectory.t[where])}", remedy)
 
 
-def _spread(scores: Scores, group: torch.Tensor, config: Config) -> Iterator[Finding]:
+def _spread(scores: Scores, everyone: torch.Tensor, config: Config) -> Iterator[Finding]:
     """Does each reward tell images apart, also images of one prompt? Is it plain which way is better?"""
     for place, name in enumerate(scores.names):
-        column = scores.parts[:, place]
+        there = scores.parts[:, place].isfinite()
+        if not there.all():
+            lost, why = int((~there).sum()), "; ".join(scores.problems)
+            yield Finding(
+                "error" if not there.any() else "warning",
+                f"reward {name}: {lost} of {len(there)} images got none: {why}",
+            )
+            if not there.any():
+                continue
+        column, group = scores.parts[there, place], everyone[there]
         within = max(float(column[group == number].std(correction=0)) for number in group.unique())
         weight = float(config.rewards[place].get("weight", 1.0))
         better = "higher" if weight > 0 else "LOWER (its weight is negative)" if weight < 0 else "nothing (weight 0)"
@@ -172,7 +190,8 @@ def _previews(
     seen = torch.full((count, moves, len(parts.weights)), torch.nan, dtype=torch.float64)
     started = time.perf_counter()
     for move in looked:
-        seen[:, move] = score(parts.rewards, parts.policy.decode(trajectory.guess[:, move]), prompts).parts
+        pictures = parts.policy.decode(trajectory.guess[:, move])
+        seen[:, move] = score(parts.rewards, pictures, prompts, parts.tolerance).parts
     seconds = _since(started, parts) / (count * len(looked))
     adv = advantages.group()(scores, parts.weights, trajectory.group)
     left = advantages.per_move(adv, seen, parts.weights, trajectory.group)[:, looked].square().mean()

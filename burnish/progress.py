@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -67,7 +68,9 @@ class Progress:
             ProgressBar(self.iterations, done, width=30),
             Text(f"{duration(time.monotonic() - self.started)}, {rest}  (Ctrl+C: save and stop)", style="dim"),
         )
-        return Group(self._table(), status) if self.records else status
+        last = self.records[-1] if self.records else {}
+        told = [Text(f"missing {lost(last)}", style="yellow")] if "missing" in last else []
+        return Group(self._table(), *told, status) if self.records else status
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -97,8 +100,14 @@ def line(record: Mapping[str, Any], iterations: int, left: float | None) -> str:
         f"clipped {short(record.get('clip_fraction'))}",
         f"KL {short(kl(record))}",
         "seconds " + " + ".join(f"{record.get(key) or 0:.1f}" for key in PHASES),
+        *([f"missing {lost(record)}"] if "missing" in record else []),
     ]
     return "  ".join(parts if left is None else [*parts, f"left {duration(left)}"])
+
+
+def lost(record: Mapping[str, Any]) -> str:
+    """How many images have no score, and the first reason."""
+    return f"{max(record['missing'].values())} of {record['images']} ({(record.get('problems') or ['?'])[0]})"
 
 
 def kl(record: Mapping[str, Any]) -> float | None:
@@ -109,7 +118,7 @@ def kl(record: Mapping[str, Any]) -> float | None:
 
 def short(value: float | None) -> str:
     """Three digits that matter."""
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None or math.isnan(value) else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:

@@ -61,7 +61,7 @@ class Sampler:
         level_t, level_s = policy.schedule.level(times[:-1]), policy.schedule.level(times[1:])
         noisy = self.kernel(nothing, nothing, level_t, level_s).std.flatten() > kernels.LEAST_STD
         count = int(noisy.sum())
-        if not bool(noisy[:count].all()) or count < self.steps - 1:
+        if count and (not bool(noisy[:count].all()) or count < self.steps - 1):
             raise ValueError(
                 f"only {count} of {self.steps} steps have noise: use more sampler.steps or a larger sampler.kernel.eta."
             )
@@ -73,8 +73,8 @@ class Sampler:
     ) -> Trajectory:
         """Draws one image a row of ``cond`` (B rows) and ``group`` (B,). All noise comes from the CPU ``generator``.
 
-        ``guesses`` keeps x0 as the network saw it before each move. Where no move has noise (T = 0: a consistency
-        model's only call), the images are there, but nothing can be learned from them.
+        ``guesses`` keeps x0 as the network saw it before each move. Where no move has noise (T = 0: eta = 0, or a
+        consistency model's only call), the images are there, but no move can be learned from.
         """
         times, count, rows = self.times(policy), self._noisy(policy), len(group)
         x = policy.noise(rows, generator)
@@ -84,9 +84,9 @@ class Sampler:
         with policy.merged():
             for i in range(self.steps):
                 move, x0 = self._transition(policy, x, times[i].expand(rows), times[i + 1].expand(rows), cond)
-                if i == count:
+                if i >= count:
                     x = move.mean
-                    break
+                    continue
                 x = kernels.sample(move, generator)
                 states[:, i + 1], logp[:, i] = x, kernels.log_prob(move, x)
                 if seen is not None:
@@ -123,11 +123,48 @@ class Sampler:
         logp_ref, kl = kernels.log_prob(first, y).view(shape), kernels.kl(now, first).view(shape)
         return Replay(logp, logp_old.view(shape), x[0].numel(), logp_ref, kl)
 
+    def renoise(
+        self, policy: Policy, cond: Cond, clean: Tensor, t: Tensor, noise: Tensor, reference: bool = False
+    ) -> Replay:
+        """The forward process: how well the current weights denoise ``clean`` (b, *latent) noised to times ``t`` (b,).
+
+        In the record, each entry (b, 1), stands in place of a log-density minus the mean squared error per dimension of
+        what the network was trained to predict (epsilon, v or the sample), guidance included; ``logp_old`` is the same
+        number without gradient, and ``kl`` half the squared distance of that prediction to the reference's, summed over
+        the dimensions.
+
+        Args:
+            policy: the current weights.
+            cond: b encoded prompts.
+            clean: finished latents, float32.
+            t: (b,) int64 training timesteps, on the CPU.
+            noise: (b, *latent) standard normal.
+            reference: also ask the weights before training, for ``logp_ref`` and ``kl``.
+        """
+        clean, noise = clean.to(policy.device), noise.to(policy.device)
+        cond = {name: value.to(policy.device) for name, value in cond.items()}
+        level = policy.schedule.level(t, policy.device)
+        scale = policy.schedule.error_scale(level)
+        x = (level.alpha * clean + level.sigma * noise).float()
+        guess = policy.predict(x, t, cond, self.guidance)
+        logp = -_mean_square(scale * (guess - clean))
+        if not reference:
+            return Replay(logp, logp.detach(), clean[0].numel())
+        with torch.no_grad(), policy.reference():
+            first = policy.predict(x, t, cond, self.guidance)
+        kl = _mean_square(scale * (guess - first)) * clean[0].numel() / 2
+        return Replay(logp, logp.detach(), clean[0].numel(), -_mean_square(scale * (first - clean)), kl)
+
     def _transition(self, policy: Policy, x: Tensor, t: Tensor, s: Tensor, cond: Cond) -> tuple[Gaussian, Tensor]:
         """The move of each row of ``x`` from time ``t`` (B,) to ``s`` (B,), both on the CPU; and the x0 it aims at."""
         x0 = policy.predict(x, t, cond, self.guidance)
         level_t, level_s = policy.schedule.level(t, policy.device), policy.schedule.level(s, policy.device)
         return self.kernel(x, x0, level_t, level_s), x0
+
+
+def _mean_square(error: Tensor) -> Tensor:
+    """(b, *latent) -> (b, 1) float32."""
+    return error.square().flatten(1).mean(1, keepdim=True).float()
 
 
 def join(parts: Sequence[Trajectory]) -> Trajectory:

@@ -131,6 +131,15 @@ class Schedule:
         alpha, sigma = (table.view(-1, 1, 1, 1).to(dtype).to(device, non_blocking=True) for table in (alpha, sigma))
         return Level(alpha, sigma)
 
+    def error_scale(self, level: Level) -> Tensor:
+        """What an error of x0 is times this is the error of the network's own output: the loss it was trained with.
+
+        With x_t fixed, eps = (x_t - alpha x0) / sigma and v = (alpha x_t - x0) / sigma.
+        """
+        if self.prediction == "epsilon":
+            return level.alpha / level.sigma
+        return 1 / level.sigma if self.prediction == "v_prediction" else torch.ones_like(level.sigma)
+
     def x0(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
         """The clean latent that a network's output ``out`` stands for at ``x`` and times ``t`` (B,); at least float32.
 

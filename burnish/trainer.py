@@ -2,6 +2,8 @@
 
     prompts -> rollout -> decode -> score -> advantage -> (replay -> objective -> backward -> step)* -> record
 
+A replay looks at the moves that were sampled, or at the finished images noised again (see `process`).
+
 One direction: nothing downstream writes into anything upstream. Chance is derived from (seed, iteration, purpose),
 never carried over, so a run that was killed goes on bit for bit as if it had not been.
 """
@@ -10,18 +12,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from burnish import config as configuration
 from burnish import journal
-from burnish.advantages import per_move
 from burnish.config import Config
 from burnish.journal import Job
 from burnish.parts import Parts, assemble
@@ -30,6 +32,7 @@ from burnish.rollout import join
 from burnish.runs import Record, Run, write
 from burnish.seeds import generator, seed_globals
 from burnish.types import Prompt, Scores, Trajectory
+from burnish.updates import credit, imitates, look, minibatches, moves, set_rate, share, summary, update
 from burnish.world import World
 
 
@@ -70,6 +73,7 @@ def train(
         job = prepare(config, run, world, stop)
         parts = job.parts
         done, whole = journal.restore(job) if resume else 0, True  # whole: the weights are those after `done`
+        barren = 0  # iterations in a row without one image that has its scores
         if world.main:
             write(run.config, configuration.dump(config))
             run.forget(done)
@@ -92,21 +96,28 @@ def train(
                 job.poll()  # the last chance before the updates
 
                 # 4. Scores -> advantages: over the images of all processes.
-                scores = Scores(world.gather(own_scores.parts), own_scores.names)
+                problems = sorted(set(world.gather_list(list(own_scores.problems))))
+                scores = Scores(world.gather(own_scores.parts), own_scores.names, tuple(problems))
+                there = scores.parts.isfinite().all(1)  # the images that have all their scores
+                barren = 0 if there.any() else barren + 1
                 check_spread(scores, iteration)
+                check_patience(config, scores, barren)
                 whole = False
                 everyone = parts.advantage(scores, parts.weights, world.gather(group))
-                adv = everyone[world.rank * len(group) :][: len(group)]
+                own = slice(world.rank * len(group), (world.rank + 1) * len(group))
+                adv = (everyone * share(everyone, there, imitates(job)))[own]
 
                 # 5. Updates. Once begun they are finished, even if somebody asks to stop.
-                pairs = list(minibatches(job, *trajectory.logp.shape, iteration=iteration))
-                more: dict[str, float] = {}
-                if config.batch.previews:
-                    adv, more["settled"] = credit(job, trajectory, adv, pairs)
-                updates = []
+                more: dict[str, Any] = {}
+                updates: list[dict[str, float]] = []
+                pairs = list(minibatches(job, len(adv), moves(job, trajectory), iteration=iteration, adv=adv))
+                pairs = pairs if there.any() else []
+                if config.batch.previews and pairs:
+                    adv, more["settled"] = credit(job, trajectory, adv, there[own], pairs)
+                process = look(job, trajectory, pairs, iteration)
                 for number, (images, steps) in enumerate(pairs):
                     set_rate(job, iteration, number)
-                    updates.append(update(job, trajectory, adv, images, steps, first=number == 0))
+                    updates.append(update(job, process, adv, there[own], images, steps, first=number == 0))
 
                 # 6. The record, on the disk before anybody hears of it.
                 record = {
@@ -114,6 +125,7 @@ def train(
                     "images": len(scores.parts),
                     "rewards": describe(scores),
                     "idle": float((everyone == 0).float().mean()),  # share of images that teach nothing
+                    **missing(scores),
                     **more,
                     **summary(updates),
                     "seconds_sampling": sampled - started,
@@ -222,135 +234,56 @@ def explore(job: Job, group: Tensor, iteration: int) -> tuple[Trajectory, Scores
             "lower optimizer.lr, and find out more with `burnish check`"
         )
     seconds = sum(answer.result()[1] for answer in answers)
-    return everything, Scores(torch.cat([one.parts for one in scores]), scores[0].names), seconds
+    problems = tuple(problem for one in scores for problem in one.problems)
+    return everything, Scores(torch.cat([one.parts for one in scores]), scores[0].names, problems), seconds
 
 
 def timed_score(parts: Parts, images: Tensor, prompts: list[Prompt]) -> tuple[Scores, float]:
     """The scores of a chunk and the seconds they took."""
     started = time.perf_counter()
-    scores = score(parts.rewards, images, prompts)
+    scores = score(parts.rewards, images, prompts, parts.tolerance)
     return scores, time.perf_counter() - started
 
 
 def check_spread(scores: Scores, iteration: int) -> None:
     """A reward that is the same for every image of the first iteration is a mistake; later it may be a success."""
-    if iteration == 1 and len(scores.parts) > 1 and bool((scores.parts == scores.parts[0]).all()):
+    scored = scores.parts[scores.parts.isfinite().all(1)]
+    if iteration == 1 and len(scored) > 1 and bool((scored == scored[0]).all()):
         raise ValueError(
-            f"reward '{', '.join(scores.names)}' gave {scores.parts[0].tolist()} to all {len(scores.parts)} images of "
+            f"reward '{', '.join(scores.names)}' gave {scored[0].tolist()} to all {len(scored)} images of "
             "the first iteration, so there is nothing to learn from; try it alone with burnish.check_reward"
         )
 
 
-def minibatches(job: Job, images: int, moves: int, *, iteration: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each optimizer step the flat (image, move) pairs it learns from: two int64 tensors of one length.
-
-    Each epoch shuffles the images, and draws `batch.transitions` different ones of its `moves` for each image; with
-    previews the same for all images of a prompt, so that these can be compared. An objective that compares the
-    images of a prompt gets them together.
-    """
-    count, company = job.config.batch.transitions or moves, job.config.batch.images_per_prompt
-    block = company if hasattr(job.parts.objective, "targets") else 1
-    alike = company if job.config.batch.previews else 1
-    for epoch in range(job.config.batch.epochs):
-        stream = generator(job.config.seed, iteration, "order", epoch, job.world.rank)
-        order = torch.randperm(images // block, generator=stream)
-        chosen = torch.rand(images // alike, moves, generator=stream).argsort(1)[:, :count].repeat_interleave(alike, 0)
-        for blocks in order.tensor_split(job.config.batch.updates):
-            rows = (blocks[:, None] * block + torch.arange(block)).flatten()
-            yield rows.repeat_interleave(count), chosen[rows].flatten()
-
-
-def credit(job: Job, trajectory: Trajectory, adv: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, float]:
-    """The advantage of each move (B, T), from the score of the picture that the network expected before it.
-
-    Also the share of the advantages' variance that was settled before the moves and is left out.
-    """
-    parts, (count, moves) = job.parts, trajectory.logp.shape
-    assert trajectory.guess is not None  # asked for, because the configuration says so
-    previews = torch.full((count * moves, len(parts.weights)), torch.nan, dtype=torch.float64)
-    chosen = torch.cat([images * moves + steps for images, steps in pairs]).unique()
-    for places in chosen.split(job.config.batch.sample):
-        images, steps = places // moves, places % moves
-        prompts = [parts.prompts[number] for number in trajectory.group[images].tolist()]
-        previews[places] = score(parts.rewards, parts.policy.decode(trajectory.guess[images, steps]), prompts).parts
-    left = per_move(adv, previews.view(count, moves, -1), parts.weights, trajectory.group)
-    before = adv[chosen // moves].square().sum()
-    return left, float(1 - left.flatten()[chosen].square().sum() / before) if before > 0 else 0.0
-
-
-def set_rate(job: Job, iteration: int, number: int) -> None:
-    """Gives the optimizer the learning rate of an iteration's update ``number``, the first being 0."""
-    settings, batch = job.config.optimizer, job.config.batch
-    step = (iteration - 1) * batch.updates * batch.epochs + number + 1
-    fallen = 1 - (1 - settings.final_lr) * (iteration - 1) / job.config.iterations
-    for group in job.optimizer.param_groups:
-        group["lr"] = settings.lr * fallen * min(1.0, step / max(1, settings.warmup))
-
-
-def targets(job: Job, trajectory: Trajectory, adv: Tensor, images: Tensor, steps: Tensor, first: bool) -> Tensor:
-    """What an objective that compares whole images makes of the advantages (B,), for the ``images`` of one update."""
-    change, parts = torch.zeros_like(adv), job.parts
-    with torch.no_grad():
-        for rows, columns in zip(*(each.split(job.config.batch.replay) for each in (images, steps)), strict=True):
-            if not first:  # before the first update nothing has changed
-                replay = parts.sampler.replay(parts.policy, trajectory, rows, columns[:, None])
-                change.index_add_(0, rows, (replay.logp - replay.logp_old)[:, 0].to(adv))
-    rows, result = images.unique(), torch.zeros_like(adv)
-    group = trajectory.group[rows]
-    result[rows] = parts.objective.targets(change[rows], adv[rows], group, trajectory.logp.shape[1])  # type: ignore[attr-defined]
-    return result
-
-
-def update(
-    job: Job, trajectory: Trajectory, adv: Tensor, images: Tensor, steps: Tensor, first: bool
-) -> dict[str, float]:
-    """One optimizer step on the mean loss over all (image, move) pairs, some at a time; returns what it measured.
-
-    `first`: of its iteration, so that the weights are still those that sampled.
-    """
-    parts, policy = job.parts, job.parts.policy
-    pieces = math.ceil(len(images) / job.config.batch.replay)
-    needs_reference = getattr(parts.objective, "kl", 0) > 0
-    adv = targets(job, trajectory, adv, images, steps, first) if hasattr(parts.objective, "targets") else adv
-    metrics: dict[str, float] = {}
-    for rows, columns in zip(images.tensor_split(pieces), steps.tensor_split(pieces), strict=True):
-        replay = parts.sampler.replay(policy, trajectory, rows, columns[:, None], reference=needs_reference)
-        own = adv[rows] if adv.dim() == 1 else adv[rows, columns]
-        loss, share = parts.objective(replay, own), len(rows) / len(images)
-        job.scaler.scale(loss.value * share).backward()
-        for name, value in loss.metrics.items():  # the largest deviation, the mean of everything else
-            old = metrics.get(name, 0.0)
-            largest = old if value <= old else value  # NaN too
-            metrics[name] = largest if name == "ratio_deviation" else old + share * value
-    job.world.average_gradients(policy.trainable)
-    job.scaler.unscale_(job.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(policy.trainable, job.config.optimizer.max_grad_norm)
-    # in float16 a step may be left out now and then, until the gradients' scale fits; at a scale of 1 it never will
-    if not norm.isfinite() and job.scaler.get_scale() <= 1:
+def check_patience(config: Config, scores: Scores, barren: int) -> None:
+    """RuntimeError after too many iterations without a single image that has its scores."""
+    if barren >= config.scoring.patience:
         raise RuntimeError(
-            "the gradient is not finite any more, so training ends here; earlier checkpoints are kept: start again "
-            "with a lower optimizer.lr"
+            f"no image of the last {barren} iterations got its rewards ({'; '.join(scores.problems)}); mend the "
+            "reward, then go on with --resume"
         )
-    job.scaler.step(job.optimizer)
-    job.scaler.update()
-    job.optimizer.zero_grad(set_to_none=True)
-    return {**metrics, "grad_norm": float(norm), "lr": job.optimizer.param_groups[0]["lr"]}
 
 
 def describe(scores: Scores) -> dict[str, dict[str, float]]:
-    """What each reward gave in an iteration."""
-    return {
-        name: {
+    """What each reward gave in an iteration; NaN where it gave nothing."""
+
+    def four(column: Tensor) -> dict[str, float]:
+        if len(column) == 0:
+            return dict.fromkeys(("mean", "std", "min", "max"), math.nan)
+        low, high = column.aminmax()
+        return {
             "mean": float(column.mean()),
             "std": float(column.std(correction=0)),
-            "min": float(column.min()),
-            "max": float(column.max()),
+            "min": float(low),
+            "max": float(high),
         }
-        for name, column in zip(scores.names, scores.parts.T, strict=True)
-    }
+
+    return {name: four(column[column.isfinite()]) for name, column in zip(scores.names, scores.parts.T, strict=True)}
 
 
-def summary(updates: list[dict[str, float]]) -> dict[str, float]:
-    """The mean over an iteration's updates; the ratio's deviation only before the first, where it must be 0."""
-    means = {name: sum(one[name] for one in updates) / len(updates) for name in updates[0]}
-    return {name: updates[0][name] if name == "ratio_deviation" else mean for name, mean in means.items()}
+def missing(scores: Scores) -> dict[str, Any]:
+    """How many images have no score by reward, and why; nothing if all have."""
+    counts = (~scores.parts.isfinite()).sum(0).tolist()
+    if not any(counts):
+        return {}
+    return {"missing": dict(zip(scores.names, counts, strict=True)), "problems": list(scores.problems[:5])}

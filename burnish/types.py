@@ -68,8 +68,9 @@ class Replay:
 class Scores:
     """What the rewards said about B images: one column a reward, unweighted."""
 
-    parts: Tensor  # (B, K) float64
+    parts: Tensor  # (B, K) float64; NaN where a reward gave no answer
     names: tuple[str, ...]
+    problems: tuple[str, ...] = ()  # why answers are missing
 
 
 @dataclass(frozen=True)

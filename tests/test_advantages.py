@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.advantages import batch, group, per_move, tracker
+from burnish.advantages import batch, group, per_move, softmax, top_fraction, tracker
 from burnish.types import Scores
 
 GROUP = torch.tensor([7, 7, 7, 7, 2, 2, 2, 2, 9, 9, 9, 9])
@@ -184,3 +184,45 @@ def test_per_move_keeps_the_expected_gradient_and_takes_out_variance() -> None:
     assert (mean["image"] - mean["move"])[1].abs() < 4 * error["image"][1]
     assert mean["move"][0] / mean["move"][1] == pytest.approx(3, rel=0.05)
     assert error["move"][1] < 0.6 * error["image"][1]
+
+
+@pytest.mark.parametrize("within", ["prompt", "batch"])
+def test_softmax_weights_by_brute_force(within: str) -> None:
+    parts, weights = rewards(2), torch.tensor([1.0, -0.5])
+    parts[5, 1] = math.nan
+    got = softmax(beta=0.3, within=within)(scores(parts), weights, GROUP)
+    total = (parts.numpy() * weights.numpy()).sum(1)
+    for i in range(12):
+        rows = [j for j in range(12) if j != 5 and (within == "batch" or GROUP[i] == GROUP[j])]
+        expected = len(rows) * math.exp(0.3 * total[i]) / sum(math.exp(0.3 * total[j]) for j in rows) if i != 5 else 0
+        assert got[i].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_softmax_at_its_ends() -> None:
+    parts = rewards()
+    assert softmax(beta=0.0)(scores(parts), ONE, GROUP).tolist() == [1.0] * 12
+    greedy = softmax(beta=1e4)(scores(parts), ONE, GROUP)
+    assert greedy.tolist() == top_fraction(fraction=0.01)(scores(parts), ONE, GROUP).tolist()
+    scaled = softmax(beta=1.0, standardise=True)
+    assert torch.allclose(scaled(scores(parts), ONE, GROUP), scaled(scores(parts * 100 + 7), ONE, GROUP))
+    assert scaled(scores(torch.ones(12, 1)), ONE, GROUP).tolist() == [1.0] * 12
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.1, 1), (0.5, 2), (1.0, 4)])
+def test_top_fraction_keeps_the_best_of_each_prompt(fraction: float, count: int) -> None:
+    parts = rewards()
+    got = top_fraction(fraction)(scores(parts), ONE, GROUP)
+    for number in (7, 2, 9):
+        rows = (number == GROUP).nonzero().flatten().tolist()
+        best = sorted(rows, key=lambda row: -float(parts[row, 0]))[:count]
+        assert [got[row].item() for row in rows] == [4 / count if row in best else 0 for row in rows]
+    ties = top_fraction(0.25)(scores(torch.ones(12, 1)), ONE, GROUP)
+    assert ties.tolist() == [4.0, 0, 0, 0] * 3
+
+
+def test_weights_say_what_is_wrong() -> None:
+    for make in (lambda: softmax(beta=-1), lambda: top_fraction(0), lambda: softmax(within="image")):
+        with pytest.raises(ValueError, match="advantage"):
+            make()
+    with pytest.raises(ValueError, match="2 reward weights were given for 1"):
+        softmax()(scores(rewards()), torch.ones(2), GROUP)

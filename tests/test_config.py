@@ -64,7 +64,7 @@ def test_overrides(file: Path) -> None:
         ("batch.updates=65", "batch.updates = 65, but an iteration has only 64 images"),
         ("sampler.steps=0", "sampler.steps = 0; it must be at least 1 network call"),
         ("sampler.kernel.eta=0", "eta"),
-        ("sampler.kernel={eta=0.0}", "sampler.kernel: .*eta"),
+        ("sampler.kernel={eta=0.0}", "sampler.kernel.eta must be > 0"),
         ("evaluation.unseen={noun=['a']}", "evaluation.unseen: say which one by use"),
         ("optimizer.lr=-1e-4", "optimizer.lr = -0.0001; it must be 0 or more"),
         ("optimizer.lr=nan", "optimizer.lr = nan; it must be"),

@@ -29,6 +29,11 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def fitting(objective: object, adv: Tensor) -> Tensor:
+    """Advantages, or weights where the objective imitates."""
+    return adv.abs() if getattr(objective, "imitates", False) else adv
+
+
 def replay(change: Tensor | float = 0.0, kl: Tensor | None = None) -> Replay:
     old = randn(6, 3)
     return Replay((old + change).requires_grad_(), old, DIMS, None, kl)
@@ -78,7 +83,7 @@ def test_no_advantage_no_gradient(objective: Callable[[Replay, Tensor], Loss]) -
 
 @pytest.mark.parametrize("objective", ALL)
 def test_micro_batches_add_up(objective: Callable[[Replay, Tensor], Loss]) -> None:
-    change, kl, adv = randn(6, 3, seed=2) * C, randn(6, 3, seed=3).abs(), randn(6, seed=1)
+    change, kl, adv = randn(6, 3, seed=2) * C, randn(6, 3, seed=3).abs(), fitting(objective, randn(6, seed=1))
     whole = gradient(objective, replay(change, kl), adv)
     parts = []
     for rows in (slice(0, 1), slice(1, 6)):
@@ -98,7 +103,7 @@ def toy(mean: Tensor, first: Tensor, x: Tensor, old: Tensor) -> Replay:
 @pytest.mark.parametrize("objective", ALL)
 def test_a_small_step_raises_the_weighted_density(objective: Callable[[Replay, Tensor], Loss]) -> None:
     first = randn(1, 4, 3, 3)
-    x, adv = first + 0.3 * randn(16, 4, 3, 3, seed=1), randn(16, seed=2)
+    x, adv = first + 0.3 * randn(16, 4, 3, 3, seed=1), fitting(objective, randn(16, seed=2))
     mean = first.clone().requires_grad_()
     old = toy(mean, first, x, torch.zeros(16)).logp.detach()[:, 0]
     objective(toy(mean, first, x, old), adv).value.backward()

@@ -176,7 +176,9 @@ def test_nothing_to_learn_from(make_pipeline: Callable[..., Path], tiny_pipeline
         Sampler(ddim(), 1, none()).transitions(policy)
     assert roll(policy, Sampler(ddim(), 1, none())).logp.shape == (4, 0)
     with pytest.raises(ValueError, match=r"larger sampler.kernel.eta"):
-        roll(policy, Sampler(ddim(1e-4), 5, none()))
+        Sampler(ddim(0.0), 5, none()).transitions(policy)
+    with pytest.raises(ValueError, match=r"only . of 5 steps have noise: .* larger sampler.kernel.eta"):
+        roll(policy, Sampler(ddim(5e-4), 5, none()))
 
 
 def test_join_is_one_batch(tiny_pipeline: Path) -> None:

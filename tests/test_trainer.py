@@ -20,7 +20,9 @@ from burnish.catalog import BUILTIN
 from burnish.config import Config
 from burnish.journal import grid
 from burnish.runs import Run
-from burnish.trainer import credit, explore, minibatches, prepare, train
+from burnish.trainer import explore, prepare, train
+from burnish.types import Scores
+from burnish.updates import credit, look, minibatches, share, update
 from burnish.world import World
 
 BRIGHTNESS = '''
@@ -127,7 +129,7 @@ def test_previews_tell_the_moves_apart(recipe: Path, tmp_path: Path) -> None:
     assert trajectory.guess is not None and trajectory.guess.shape == (8, 3, 4, 8, 8)
     adv = job.parts.advantage(scores, job.parts.weights, group)
     images, steps = torch.arange(8).repeat_interleave(2), torch.tensor([0, 2] * 8)
-    moves, settled = credit(job, trajectory, adv, [(images, steps)])
+    moves, settled = credit(job, trajectory, adv, torch.ones(8).bool(), [(images, steps)])
     assert 0 < settled < 1
     assert moves.shape == (8, 3) and torch.equal(moves[:, 1], adv), "nobody asked about the move between"
     assert (moves[:, 2] ** 2).sum() < (adv**2).sum(), "before the last move most is settled"
@@ -176,8 +178,13 @@ trainer.train(config.load({str(recipe)!r}, ["iterations=4"]), {str(tmp_path / "k
         assert (killed / place).read_bytes() == (whole / place).read_bytes(), place
 
 
-@pytest.mark.parametrize("kernel", BUILTIN["kernel"])
-@pytest.mark.parametrize("objective", BUILTIN["objective"])
+FORWARD = ("rwr", "awm")
+
+
+@pytest.mark.parametrize(
+    ("objective", "kernel"),
+    [(o, k) for o in BUILTIN["objective"] for k in BUILTIN["kernel"] if not (o in FORWARD and k == "lcm")],
+)
 def test_learning_learns_and_learning_rate_zero_does_not(
     recipe: Path, tmp_path: Path, objective: str, kernel: str
 ) -> None:
@@ -187,7 +194,7 @@ def test_learning_learns_and_learning_rate_zero_does_not(
         f"model.scheduler={'lcm' if kernel == 'lcm' else ''}",
         "iterations=8",
         "model.train=full",  # an adapter on a random network's attention hardly changes a picture
-        "advantage={use='group'}",
+        "advantage={use='softmax',beta=2,standardise=true}" if objective == "rwr" else "advantage={use='group'}",
         "batch={prompts=3,images_per_prompt=8,sample=24,replay=72,updates=2,transitions=0}",
         "evaluation.images_per_prompt=8",
         "run={checkpoint_every=8,sample_every=0}",
@@ -265,6 +272,62 @@ def brightness(images, prompts):
     train(load(recipe, *options), broken, resume=True)
     train(load(recipe, *options), whole)
     assert log(broken) == log(whole)
+
+
+HOLES = """
+import torch
+calls = []
+def holes(images, prompts):
+    \"\"\"Raises in the first iteration's second chunk, misses one image in the next, and then all.\"\"\"
+    calls.append(len(images))
+    if len(calls) == 2:
+        raise ConnectionError("gone")
+    values = images.mean((1, 2, 3))
+    values[{0: [], 1: [], 2: [], 3: [1]}.get(len(calls) - 1, slice(None))] = torch.nan
+    return values
+"""
+
+
+@pytest.mark.parametrize("objective", ["clipped", "rebel", "rwr", "awm"])
+def test_what_has_no_score_is_left_out_of_the_update(recipe: Path, tmp_path: Path, objective: str) -> None:
+    (tmp_path / "holes.py").write_text(HOLES)
+    options = [f"rewards.0.use={tmp_path}/holes.py:holes", "evaluation.images_per_prompt=0", "run.sample_every=0"]
+    options += [f"objective.use={objective}", "scoring={missing='mask',patience=2}", "batch.transitions=0"]
+    options += ["advantage={use='top_fraction',fraction=0.25}" if objective == "rwr" else "advantage={use='group'}"]
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="no image of the last 2 iterations got its rewards .holes: 4 numbers were"):
+        train(load(recipe, *options, "iterations=9"), out)
+    first, second, third = Run(out).records()
+    assert first["missing"] == {"holes": 4} and first["problems"] == ["holes: ConnectionError: gone"]
+    assert second["missing"] == {"holes": 1} and second["grad_norm"] > 0
+    assert third["missing"] == {"holes": 8} and "grad_norm" not in third and third["rewards"]["holes"]["mean"] is None
+    assert [path.name for path in Run(out).checkpoints.iterdir()] == ["000002", "000003"]
+    weights = [load_file(Run(out).checkpoints / f"00000{i}" / "tensors.safetensors") for i in (2, 3)]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0]), "nothing was learned from nothing"
+
+
+def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(recipe: Path, tmp_path: Path) -> None:
+    """The gradient with four of eight images masked is the gradient of the other four alone."""
+    options = ["batch={prompts=2,images_per_prompt=4,sample=8,replay=24,updates=1}", "advantage={use='group'}"]
+    job = prepare(
+        load(recipe, *options, "objective={use='reinforce'}", "optimizer.lr=0"),
+        Run.create(tmp_path / "job"),
+        World(),
+        None,
+    )
+    trajectory, scores, _ = explore(job, group := torch.tensor([0] * 4 + [1] * 4), 1)
+    norms = []
+    for rows in (torch.arange(8), torch.arange(4, 8)):
+        parts = scores.parts.clone()
+        parts[:4] = torch.nan
+        kept = Scores(parts[rows], scores.names)
+        there = kept.parts.isfinite().all(1)
+        adv = job.parts.advantage(kept, job.parts.weights, group[rows])
+        adv = torch.zeros(8).index_copy(0, rows, adv * share(adv, there, False))
+        pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
+        process = look(job, trajectory, [pairs], 1)
+        norms.append(update(job, process, adv, torch.ones(8).bool(), *pairs, first=True)["grad_norm"])
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
 def test_a_damaged_checkpoint_is_made_anew(recipe: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ A reward is any callable `(images, prompts) -> (B,)`: images (B, 3, H, W) float3
     print(burnish.check_reward(redness))        # [] or what is wrong with it, one sentence each
 
 `score` is the one place where a reward is called during training, so it is the one place where what it returns is
-checked.
+checked. NaN says "no answer" for an image; see `tolerance` for what becomes of it.
 """
 
 from __future__ import annotations
@@ -19,64 +19,39 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from burnish.rewards.tolerance import Tolerance
 from burnish.types import Prompt, Reward, Scores
 
-__all__ = ["check_reward", "score"]
+__all__ = ["STRICT", "Tolerance", "check_reward", "score"]
+
+STRICT = Tolerance()
+"""A reward that fails is an error at once."""
 
 
-def score(rewards: Mapping[str, Reward], images: Tensor, prompts: Sequence[Prompt]) -> Scores:
+def score(
+    rewards: Mapping[str, Reward], images: Tensor, prompts: Sequence[Prompt], tolerance: Tolerance = STRICT
+) -> Scores:
     """Ask every reward about every image.
 
     Args:
         rewards: reward by name; the order gives the columns.
         images: (B, 3, H, W) float32 in [0, 1].
         prompts: B prompts.
+        tolerance: what happens if one fails; by default that is an error at once.
 
     Returns:
-        Scores with parts (B, K) float64 on the CPU.
+        Scores with parts (B, K) float64 on the CPU; NaN where a number is missing and `tolerance` masks it.
 
     Raises:
-        ValueError: a reward raised, or returned something other than B finite numbers; the message names it.
+        ValueError: a reward failed beyond `tolerance`, or returned something other than B numbers; the message names
+            it.
     """
-    columns = [_column(name, reward, images, prompts) for name, reward in rewards.items()]
-    return Scores(parts=torch.stack(columns, dim=1), names=tuple(rewards))
-
-
-def _column(name: str, reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-    try:
-        with torch.no_grad():
-            values = reward(images, prompts)
-    except Exception as error:
-        raise ValueError(
-            f"reward '{name}' raised {type(error).__name__}: {error} -- try it alone with burnish.check_reward"
-        ) from error
-    if not isinstance(values, Tensor):
-        try:
-            values = torch.as_tensor(values, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(
-                f"reward '{name}' returned {_describe(values)}; it must return {len(prompts)} numbers, one an image"
-            ) from None
-    if values.is_complex() or values.shape != (len(prompts),):
-        raise ValueError(
-            f"reward '{name}' returned {_describe(values)} for {len(prompts)} images; "
-            f"it must return shape ({len(prompts)},), one number an image"
-        )
-    values = values.detach().to(device="cpu", dtype=torch.float64)
-    bad = (~values.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        row = bad[0]
-        raise ValueError(
-            f"reward '{name}' returned {values[row].item()} for {len(bad)} of {len(prompts)} images "
-            f"(first: row {row}, prompt '{prompts[row].text}'); return a finite number for every image"
-        )
-    return values
-
-
-def _describe(values: object) -> str:
-    if isinstance(values, Tensor):
-        return f"a {str(values.dtype).removeprefix('torch.')} tensor of shape {tuple(values.shape)}"
-    return f"a {type(values).__name__}"
+    columns, problems = [], []
+    for name, reward in rewards.items():
+        column, problem = tolerance.ask(name, reward, images, prompts)
+        columns.append(column)
+        problems += [f"{name}: {problem}"] if problem else []
+    return Scores(torch.stack(columns, dim=1), tuple(rewards), tuple(problems))
 
 
 def check_reward(reward: Reward, size: int = 64, prompts: Sequence[str] | None = None) -> list[str]:
@@ -95,7 +70,7 @@ def check_reward(reward: Reward, size: int = 64, prompts: Sequence[str] | None =
     images, asked = _samples(size, prompts)
     kept = images.clone()
     try:
-        first = _column("reward", reward, images, asked)
+        first = STRICT.ask("reward", reward, images, asked)[0]
     except ValueError as error:
         return [str(error)]
     findings = []
@@ -110,7 +85,7 @@ def check_reward(reward: Reward, size: int = 64, prompts: Sequence[str] | None =
         (everything[:1], "alone in its batch an image gets another value: judge each image alone"),
     ):
         try:
-            again = _column("reward", reward, kept[rows].clone(), [asked[i] for i in rows.tolist()])
+            again = STRICT.ask("reward", reward, kept[rows].clone(), [asked[i] for i in rows.tolist()])[0]
         except ValueError as error:
             findings.append(f"it worked on {len(asked)} images, then failed on {len(rows)}: {error}")
             break
