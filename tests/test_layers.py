@@ -13,7 +13,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("kernels", "schedule", "guidance", "advantages", "objectives"),
     ("prompts", "rewards", "adapter", "world", "zoo.scenes"),
     ("rewards.pixels", "rewards.clip", "families", "zoo.judge", "zoo.taste"),
-    ("rewards.aesthetic",),
+    ("rewards.aesthetic", "rewards.wire"),
+    ("rewards.endpoint",),
     ("policy",),
     ("rollout",),
     ("catalog", "checkpoint"),
@@ -40,6 +41,8 @@ ONLY = {
     "rewards.pixels": {"types"},
     "rewards.clip": {"types", "zoo"},
     "rewards.aesthetic": {"types", "zoo", "rewards.clip"},
+    "rewards.wire": set(),
+    "rewards.endpoint": {"rewards.pixels", "rewards.wire"},
     "report": {"runs", "charts"},
 }
 NEVER_TORCH = ("runs", "charts", "progress", "report", "zoo", "catalog", "cli")
