@@ -6,8 +6,11 @@ punctuation).
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +164,59 @@ def make_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 def tiny_pipeline(make_pipeline: Callable[..., Path]) -> Path:
     """The folder of a tiny v-prediction Stable Diffusion for ``Policy.load``. Shared: do not write into it."""
     return make_pipeline("v_prediction")
+
+
+class LocalServer:
+    """A real HTTP server on this machine; `answer(body)` returns (status, JSON or bytes) or (..., ..., headers)."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[Any], tuple] = lambda body: (200, {})
+        self.asked: list[Any] = []  # the bodies, in the order of their arrival
+        self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
+        outer, lock = self, threading.Lock()
+
+        class Answers(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    outer.asked.append(body)
+                    outer.headers.append(dict(self.headers))
+                    outer.paths.append(self.path)
+                status, content, *more = outer.answer(body)
+                sent = content if isinstance(content, bytes) else json.dumps(content).encode()
+                try:
+                    self.send_response(status)
+                    for name, value in {"Content-Length": str(len(sent)), **(more[0] if more else {})}.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(sent)
+                except (BrokenPipeError, ConnectionResetError):  # a client that no longer waits is part of the tests
+                    self.close_connection = True
+
+            def log_message(self, *words: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
+    """A local HTTP server whose answers a test chooses; requests reach it past any proxy."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    local = LocalServer()
+    threading.Thread(target=local.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield local
+    local.http.shutdown()
+    local.http.server_close()
+
+
+@pytest.fixture
+def closed_port(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A URL at which nobody listens."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as http:
+        return f"http://127.0.0.1:{http.server_address[1]}"

@@ -14,7 +14,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("prompts", "rewards.tolerance", "adapter", "world", "zoo.scenes"),
     ("rewards",),
     ("rewards.pixels", "rewards.clip", "families", "zoo.judge", "zoo.taste"),
-    ("rewards.aesthetic",),
+    ("rewards.aesthetic", "rewards.wire"),
+    ("rewards.endpoint",),
     ("policy",),
     ("rollout",),
     ("process",),
@@ -44,6 +45,8 @@ ONLY = {
     "rewards.pixels": {"types"},
     "rewards.clip": {"types", "zoo"},
     "rewards.aesthetic": {"types", "zoo", "rewards.clip"},
+    "rewards.wire": set(),
+    "rewards.endpoint": {"rewards.pixels", "rewards.wire"},
     "report": {"runs", "charts"},
 }
 NEVER_TORCH = ("runs", "charts", "progress", "report", "zoo", "catalog", "cli")

@@ -12,11 +12,17 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from burnish.types import Prompt, Reward
+
+
+def eight_bit(images: Tensor) -> np.ndarray:
+    """Images (B, 3, H, W) in [0, 1] as bytes (B, H, W, 3): rounded, as they would be in a file, not cut off."""
+    return images.detach().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
@@ -29,7 +35,7 @@ def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
     Returns:
         (B,) float64, in kilobytes of 1000 bytes.
     """
-    pixels = images.detach().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    pixels = eight_bit(images)
 
     def size(image: object) -> int:
         buffer = io.BytesIO()
