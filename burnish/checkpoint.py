@@ -43,8 +43,8 @@ class State:
     scaler: dict[str, Any] = field(default_factory=dict)  # loss scaling in float16; JSON-able
 
 
-def save(folder: Path, state: State, keep: int = 2) -> Path:
-    """Write `state` as `folder/<iteration>`, then delete all but the `keep` newest checkpoints.
+def save(folder: Path, state: State, keep: int = 2, spared: int = 0) -> Path:
+    """Write `state` as `folder/<iteration>`, then delete all but the `keep` newest checkpoints and the `spared` one.
 
     Raises OSError with one sentence when the disk is full; the checkpoints that were there stay.
     """
@@ -70,8 +70,16 @@ def save(folder: Path, state: State, keep: int = 2) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
     # One with a higher number is damaged, or it would have been resumed from: it must not push out a whole one.
     for old in [path for path in _numbered(folder) if int(path.name) <= state.iteration][:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        if int(old.name) != spared:
+            shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def forget(folder: Path, iteration: int) -> None:
+    """Delete the checkpoints after `iteration`."""
+    for path in _numbered(folder):
+        if int(path.name) > iteration:
+            shutil.rmtree(path)
 
 
 def restore(folder: Path) -> State | None:

@@ -80,6 +80,8 @@ def train(
         print(f"Stopped after iteration {done}. Go on with: burnish train --resume --out {folder}")
         raise typer.Exit(128 + stop.signals[0])
     print(f"Done: {folder}")
+    if (folder / "guard.json").is_file():
+        show_guard(json.loads((folder / "guard.json").read_text("utf-8")))
     if (folder / "evaluation.json").is_file():
         show_evaluation(json.loads((folder / "evaluation.json").read_text("utf-8")))
     print(f"Next: burnish report {folder}, or burnish sample {folder} --prompt 'a cat'")
@@ -257,6 +259,14 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         print(f"paired gain {one['paired_mean']:+.4g}, 95 % interval [{low:.4g}, {high:.4g}]", end="")
         judged = one["judge_before"] is not None
         print(f"  judged right {one['judge_before']:.1%} -> {one['judge_after']:.1%}" if judged else "")
+        if held_out := one.get("panel"):
+            print(" " * 8 + "  ".join(f"{n} {v['before']:.4g} -> {v['after']:.4g}" for n, v in held_out.items()))
+
+
+def show_guard(about: Mapping[str, Any]) -> None:
+    """What the guard did, and why."""
+    went = f", and went back to iteration {about['best']}" if about["action"] == "rollback" else ""
+    print(f"The guard ended the run after iteration {about['iteration']}{went}: {'; '.join(about['reasons'])}")
 
 
 def quiet() -> None:

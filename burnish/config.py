@@ -113,6 +113,18 @@ class Measuring:
 
 
 @dataclass(frozen=True)
+class Guarding:
+    """Over-optimisation: held-out measures, taken at every evaluation, that must not fall while the reward climbs."""
+
+    action: str = "none"  # when they do: "none", "warn", "stop", or "rollback" to the last good state and stop
+    panel: list[Table] = field(default_factory=list)  # rewards that are not trained on: use, name, and its arguments
+    diversity: str = ""  # a CLIP model that tells how alike the images of a prompt are: "zoo:emoji-clip"; "": none
+    kl: float = 0.0  # budget: nats an image that the policy may be from the untrained one; 0: none
+    drop: float = 0.3  # a fall that counts, in standard deviations of the measure among images before training
+    patience: int = 1  # evaluations in a row
+
+
+@dataclass(frozen=True)
 class Keeping:
     """What is left in the run directory, and how often."""
 
@@ -139,6 +151,7 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     batch: Batch = field(default_factory=Batch)
     evaluation: Measuring = field(default_factory=Measuring)
+    guard: Guarding = field(default_factory=Guarding)
     run: Keeping = field(default_factory=Keeping)
 
 
@@ -165,6 +178,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
     config = _section(Config, tree, "")
     _check_numbers(config)
     _check_names(config)
+    _check_guard(config)
     return config
 
 
@@ -245,6 +259,10 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("evaluation.images_per_prompt", lambda n: n >= 0, "0 (no evaluation) or more"),
     ("evaluation.seed", lambda n: 0 <= n < 2**31, "between 0 and 2147483647"),
     ("evaluation.judge", lambda s: s in ("", "zoo:emoji-judge"), '"zoo:emoji-judge", or "" for none'),
+    ("guard.action", lambda s: s in ("none", "warn", "stop", "rollback"), '"none", "warn", "stop" or "rollback"'),
+    ("guard.kl", lambda x: x >= 0, "0 (no budget) or more nats"),
+    ("guard.drop", lambda x: x >= 0, "0 or more standard deviations"),
+    ("guard.patience", lambda n: n >= 1, "at least 1"),
     ("run.checkpoint_every", lambda n: n >= 1, "at least 1"),
     ("run.keep", lambda n: n >= 1, "at least 1"),
     ("run.sample_every", lambda n: n >= 0, "0 (none) or more"),
@@ -282,9 +300,29 @@ def _check_names(config: Config) -> None:
     for place, table in enumerate(config.rewards):
         if not catalog.fits(table.get("weight", 1.0), float):
             raise ValueError(f"rewards.{place}.weight = {table['weight']!r} is of the wrong type; it wants a number")
-        catalog.check("reward", reward_arguments(table), f"rewards.{place}")
-    if len(set(reward_names(config))) < len(config.rewards):
-        raise ValueError('two rewards have the same name; give each a name = "..." of its own')
+    for where, tables in (("rewards", config.rewards), ("guard.panel", config.guard.panel)):
+        for place, table in enumerate(tables):
+            catalog.check("reward", reward_arguments(table), f"{where}.{place}")
+        if len(set(reward_names(tables))) < len(tables):
+            raise ValueError(f'{where}: two rewards have the same name; give each a name = "..." of its own')
+    if taken := {"judge", "diversity", "kl"}.intersection(reward_names(config.guard.panel)):
+        raise ValueError(f'guard.panel: "{taken.pop()}" is a measure of its own; give the reward another name = "..."')
+
+
+def _check_guard(config: Config) -> None:
+    guard, evaluation = config.guard, config.evaluation
+    if guard.action == "none":
+        return
+    if not evaluation.images_per_prompt or not evaluation.every:
+        raise ValueError(
+            "guard.action looks at evaluations: set evaluation.every and evaluation.images_per_prompt to 1 or more"
+        )
+    if not (guard.panel or guard.diversity or guard.kl or evaluation.judge):
+        raise ValueError(
+            "guard.action needs something to watch: guard.panel, guard.diversity, guard.kl or evaluation.judge"
+        )
+    if guard.diversity and evaluation.images_per_prompt < 2:
+        raise ValueError("guard.diversity compares images of a prompt; set evaluation.images_per_prompt to 2 or more")
 
 
 def reward_arguments(table: Table) -> Table:
@@ -292,9 +330,9 @@ def reward_arguments(table: Table) -> Table:
     return {key: value for key, value in table.items() if key not in ("weight", "name")}
 
 
-def reward_names(config: Config) -> tuple[str, ...]:
+def reward_names(tables: Sequence[Table]) -> tuple[str, ...]:
     """What each reward is called in logs: its `name`, or what it uses without the file."""
-    return tuple(str(table.get("name") or str(table["use"]).rpartition(":")[2]) for table in config.rewards)
+    return tuple(str(table.get("name") or str(table["use"]).rpartition(":")[2]) for table in tables)
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from burnish import checkpoint
 from burnish import config as configuration
+from burnish.panel import Panel
 from burnish.parts import Judge, Parts, assemble
 from burnish.policy import Policy
 from burnish.rewards import STRICT, Tolerance, score
@@ -44,11 +45,17 @@ class Evaluation:
     rewards: list[str]  # names
     parts: list[list[float | None]]  # an image's rewards, unweighted; None where a reward gave no answer
     judged: list[bool] | None  # whether the judge found what was asked
+    panel: Mapping[str, Sequence[float | None]] = field(default_factory=dict)  # held-out measures of each image
 
     def total(self, weights: Tensor) -> Tensor:
         """The weighted reward of each image, (prompts, images per prompt) float64; NaN where one is missing."""
         rows = [[math.nan if value is None else value for value in row] for row in self.parts]
         return (torch.tensor(rows, dtype=torch.float64) @ weights.double()).view(len(self.prompts), -1)
+
+    def measures(self) -> dict[str, list[float]]:
+        """What was not trained on, one number an image, NaN where there is none: the panel and the judge."""
+        found = {name: [math.nan if v is None else v for v in values] for name, values in self.panel.items()}
+        return found if self.judged is None else {"judge": [float(right) for right in self.judged], **found}
 
 
 def evaluate(
@@ -59,6 +66,7 @@ def evaluate(
     *,
     judge: Judge | None = None,
     tolerance: Tolerance = STRICT,
+    panel: Panel | None = None,
     images_per_prompt: int = 4,
     seed: int = 1234,
     chunk: int = 32,
@@ -70,9 +78,9 @@ def evaluate(
     `chunk` images are sampled at once; the noise depends on it, so compare only evaluations with the same number.
     `poll` is called before each chunk and may raise to stop.
     """
-    world = world or World()
+    world, panel = world or World(), panel or Panel()
     asked = [prompt for prompt in prompts for _ in range(images_per_prompt)]
-    rows: list[tuple[int, list[float | None], bool | None]] = []
+    rows: list[tuple[int, list[float | None], bool | None, dict[str, float], list[float]]] = []
     for number, start in enumerate(range(0, len(asked), chunk)):
         if number % world.count == 0:
             poll()  # all processes together, then each takes one chunk
@@ -84,16 +92,19 @@ def evaluate(
         images = policy.decode(trajectory.latent)
         parts = score(rewards, images, some, tolerance).parts.tolist()
         judged = judge(images, some).tolist() if judge else [None] * len(some)
-        rows += zip(range(start, start + len(some)), parts, judged, strict=True)
-    rows = sorted(world.gather_list(rows))
+        held_out = panel.measure(policy, sampler, trajectory, images, some, start)
+        rows += zip(range(start, start + len(some)), parts, judged, *held_out, strict=True)
+    rows = sorted(world.gather_list(rows), key=lambda row: row[0])
+    _, columns, found, measured, embeddings = zip(*rows, strict=True)
     return Evaluation(
         prompts=[prompt.text for prompt in prompts],
         images_per_prompt=images_per_prompt,
         seed=seed,
         chunk=chunk,
         rewards=list(rewards),
-        parts=[parts for _, parts, _ in rows],
-        judged=[bool(judged) for _, _, judged in rows] if judge else None,
+        parts=list(columns),
+        judged=[bool(judged) for judged in found] if judge else None,
+        panel=panel.columns(measured, embeddings, images_per_prompt),
     )
 
 
@@ -114,6 +125,7 @@ def measure(
             parts.rewards,
             judge=parts.judge,
             tolerance=parts.tolerance,
+            panel=parts.panel,
             images_per_prompt=images_per_prompt,
             seed=seed,
             chunk=chunk,
@@ -128,8 +140,9 @@ def paired(before: Evaluation, after: Evaluation, weights: Tensor) -> dict[str, 
     """The comparison of two evaluations on the same prompts and noise; a positive gain is a better reward.
 
     Returns `before, after, paired_mean, ci95: [low, high], judge_before, judge_after`; the judge's are shares of images
-    found right, None without a judge; and `missing`, if any, images without a reward before or after, which are in no
-    number but the judge's. Raises ValueError if the two cannot be compared.
+    found right, None without a judge. If there are any, `missing` are images without a reward before or after, which
+    are in no number but the judge's, and `panel` has the first four numbers of each held-out measure. Raises ValueError
+    if the two cannot be compared.
     """
     for key in ("prompts", "images_per_prompt", "seed", "chunk", "rewards"):
         if getattr(before, key) != getattr(after, key):
@@ -146,6 +159,7 @@ def paired(before: Evaluation, after: Evaluation, weights: Tensor) -> dict[str, 
         "judge_before": _share(before.judged),
         "judge_after": _share(after.judged),
         **({} if there.all() else {"missing": int((~there).sum())}),
+        **({"panel": panel} if (panel := _panel(before, after)) else {}),
     }
 
 
@@ -203,6 +217,34 @@ def kept(path: Path) -> dict[str, Evaluation] | None:
         return {name: Evaluation(**fields) for name, fields in json.loads(path.read_text("utf-8")).items()}
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not an evaluation of this version of Burnish; delete it and go on") from error
+
+
+def _panel(before: Evaluation, after: Evaluation) -> dict[str, dict[str, Any]]:
+    """The comparison of every held-out measure that both evaluations have."""
+    first, last = before.measures(), after.measures()
+    return {
+        name: described
+        for name in first
+        if name != "judge" and name in last
+        for described in [change(first[name], last[name], before.images_per_prompt)]
+        if described
+    }
+
+
+def change(first: Sequence[float], last: Sequence[float], each: int) -> dict[str, Any]:
+    """The paired change of a measure over the images that have it both times, ``each`` of a prompt being neighbours:
+    `before, after, paired_mean, ci95`, and `spread`, its standard deviation among images before; {} if none has."""
+    old, new = (torch.tensor(values, dtype=torch.float64).view(-1, each) for values in (first, last))
+    there = (new - old).isfinite()
+    if not there.any():
+        return {}
+    return {
+        "before": float(old[there].mean()),
+        "after": float(new[there].mean()),
+        "paired_mean": float((new - old)[there].mean()),
+        "ci95": interval(new - old),
+        "spread": float(old[there].std(correction=0)),
+    }
 
 
 def _share(judged: list[bool] | None) -> float | None:

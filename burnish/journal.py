@@ -6,6 +6,7 @@ Only the main process writes. Everything here can be asked for twice: what is al
 from __future__ import annotations
 
 import io
+import json
 import math
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from burnish import checkpoint
 from burnish import config as configuration
 from burnish.config import Config
 from burnish.evaluate import Evaluation, compare, keep, kept, measure
+from burnish.guard import remember, verdict
 from burnish.parts import Parts
 from burnish.runs import Run, dumps, write
 from burnish.seeds import generator
@@ -33,6 +35,7 @@ MAY_CHANGE: dict[str, tuple[str, ...]] = {
     "batch": ("sample", "replay"),
     "evaluation": ("every",),
     "scoring": ("retries", "timeout", "missing", "patience"),
+    "guard": ("action", "kl", "drop", "patience"),
 }
 
 
@@ -47,6 +50,7 @@ class Job:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # idle unless the arithmetic is float16
     poll: Callable[[], None]  # raises if somebody asked to stop
+    first: dict[str, Tensor] | None  # the weights before training, where the guard may go back to them
 
 
 def save(job: Job, iteration: int) -> None:
@@ -60,9 +64,20 @@ def save(job: Job, iteration: int) -> None:
         advantage=job.parts.advantage.state_dict() if hasattr(job.parts.advantage, "state_dict") else {},
         scaler=job.scaler.state_dict(),
     )
-    checkpoint.save(job.run.checkpoints, state, job.config.run.keep)
+    checkpoint.save(job.run.checkpoints, state, job.config.run.keep, spared=best(job, iteration))
+    save_adapter(job)
+
+
+def save_adapter(job: Job) -> None:
+    """The weights in diffusers' format."""
     with checkpoint.saving(job.run.adapter):
         job.parts.policy.save_adapter(job.run.adapter)
+
+
+def best(job: Job, iteration: int) -> int:
+    """The iteration to which the guard would go back; 0 without one."""
+    first = kept(job.run.measured(0)) if job.config.guard.action == "rollback" else None
+    return verdict(job.run, job.config, job.parts.weights, first["train"], iteration).best if first else 0
 
 
 def restore(job: Job) -> int:
@@ -108,6 +123,45 @@ def after(job: Job, first: dict[str, Evaluation], iteration: int) -> None:
         write(job.run.evaluation, dumps(compare(first, measured, job.parts.weights), indent=1))
 
 
+def watch(job: Job, first: dict[str, Evaluation], iteration: int) -> bool:
+    """Ask the guard after an evaluation; whether it ends the run. With "rollback" the weights are the best ones then.
+
+    All processes read the same evaluations, which the main one has written, and so come to the same verdict.
+    """
+    action = job.config.guard.action
+    if action == "none":
+        return False
+    job.world.any(False)  # wait until the main process has written
+    said = verdict(job.run, job.config, job.parts.weights, first["train"], iteration)
+    if not said.tripped:
+        return False
+    if action == "warn":
+        if job.world.main:
+            warnings.warn(f"over-optimisation after iteration {iteration}: {'; '.join(said.reasons)}", stacklevel=3)
+        return False
+    draw_samples(job, iteration)
+    if action == "rollback":
+        go_back(job, first, said.best)
+    if job.world.main:
+        remember(job.run, said, action)
+    return True
+
+
+def go_back(job: Job, first: dict[str, Evaluation], iteration: int) -> None:
+    """Make the state after ``iteration`` the run's last: its weights, its comparison, its checkpoint."""
+    state = checkpoint.read(job.run.checkpoints / f"{iteration:06d}").weights if iteration else job.first
+    assert state is not None  # kept since the start, because the guard may roll back
+    job.parts.policy.load_state(state)
+    draw_samples(job, iteration)
+    if not job.world.main:
+        return
+    measured = kept(job.run.measured(iteration))
+    assert measured is not None
+    write(job.run.evaluation, dumps(compare(first, measured, job.parts.weights), indent=1))
+    save_adapter(job)
+    checkpoint.forget(job.run.checkpoints, iteration)
+
+
 def draw_samples(job: Job, iteration: int) -> None:
     """One grid of pictures, from the same prompts and noise each time."""
     if not job.world.main or not job.config.run.sample_every or job.run.sample(iteration).exists():
@@ -142,6 +196,17 @@ def grid(images: Tensor) -> tuple[bytes, int]:
     file = io.BytesIO()
     Image.fromarray(pixels.mul(255).round().to(torch.uint8).numpy()).save(file, format="PNG")
     return file.getvalue(), columns
+
+
+def check_guard(run: Run) -> None:
+    """ValueError if the guard has ended the run."""
+    if not run.guard.exists():
+        return
+    about = json.loads(run.guard.read_text("utf-8"))
+    raise ValueError(
+        f"{run.folder}: the guard ended this run after iteration {about['iteration']} ({'; '.join(about['reasons'])}); "
+        f'to go on all the same, delete {run.guard} and set guard.action = "none" or a larger guard.drop'
+    )
 
 
 def check_same(config: Config, run: Run) -> None:

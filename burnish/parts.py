@@ -12,6 +12,7 @@ from torch import Tensor
 from burnish import catalog
 from burnish.config import Config, Table, reward_arguments, reward_names
 from burnish.kernels import lcm
+from burnish.panel import Panel
 from burnish.policy import Policy
 from burnish.rewards import Tolerance
 from burnish.rollout import Sampler
@@ -33,6 +34,7 @@ class Parts:
     advantage: Any  # an Advantage; one that remembers has state_dict and load_state_dict
     objective: Objective
     judge: Judge | None
+    panel: Panel  # held-out measures of the evaluations
     judged: dict[str, list[Prompt]]  # evaluation prompts: "train" and, if there are any, "unseen"
 
 
@@ -47,16 +49,18 @@ def assemble(config: Config, device: str = "") -> Parts:
     sampler = load_sampler(config)
     policy = load_policy(config, device)
     check_transitions(config, policy, sampler, objective, advantage)
+    tolerance = Tolerance(config.scoring.retries, config.scoring.timeout, config.scoring.missing == "mask")
     return Parts(
         policy=policy,
         sampler=sampler,
         prompts=prompts,
-        rewards=load_rewards(config),
+        rewards=load_rewards(config.rewards, "rewards"),
         weights=torch.tensor([float(table.get("weight", 1.0)) for table in config.rewards]),
-        tolerance=Tolerance(config.scoring.retries, config.scoring.timeout, config.scoring.missing == "mask"),
+        tolerance=tolerance,
         advantage=advantage,
         objective=objective,
         judge=load_judge(config),
+        panel=load_panel(config, tolerance),
         judged=judged,
     )
 
@@ -90,17 +94,28 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
         scheduler=model.scheduler,
         fused=model.fused or None,
         adapter=adapter or model.adapter or None,
-        reference=model.train == "full" and config.objective.get("kl", 0) > 0,
+        reference=model.train == "full" and (config.objective.get("kl", 0) > 0 or config.guard.kl > 0),
     )
 
 
-def load_rewards(config: Config) -> dict[str, Reward]:
+def load_rewards(tables: Sequence[Table], where: str) -> dict[str, Reward]:
     """Reward by name, in the order of the configuration."""
-    tables = zip(reward_names(config), config.rewards, strict=True)
+    named = zip(reward_names(tables), tables, strict=True)
     return {
-        name: catalog.build("reward", reward_arguments(table), f"rewards.{place}")
-        for place, (name, table) in enumerate(tables)
+        name: catalog.build("reward", reward_arguments(table), f"{where}.{place}")
+        for place, (name, table) in enumerate(named)
     }
+
+
+def load_panel(config: Config, tolerance: Tolerance) -> Panel:
+    """What the guard watches beside the judge; nothing without a guard."""
+    guard = config.guard
+    if guard.action == "none":
+        return Panel()
+    from burnish.rewards.clip import Clip
+
+    clip = Clip.load(guard.diversity) if guard.diversity else None
+    return Panel(load_rewards(guard.panel, "guard.panel"), clip, guard.kl > 0, tolerance)
 
 
 def load_judge(config: Config) -> Judge | None:

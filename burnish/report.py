@@ -73,7 +73,7 @@ def page(run: runs.Run) -> str:
         "subtitle": escape(_subtitle(tomllib.loads(source))),
         "pictures_css": css,
         "tiles": _tiles(records, evaluation),
-        "evaluation": _evaluation(evaluation),
+        "evaluation": _evaluation(evaluation) + _panel(evaluation) + _guard(_json(run.guard)),
         "pictures": _pictures(grids),
         "strips": _strips(run, _spread(list(grids), STRIP)),
         "rewards": _rewards(records),
@@ -140,6 +140,36 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
         + "</tr>"
         + "".join(f"<tr>{row}</tr>" for row in rows)
         + "</table></div>"
+    )
+
+
+def _panel(evaluation: Mapping[str, Any]) -> str:
+    """The measures that were not trained on."""
+    rows = []
+    for key, one in evaluation.items():
+        for name, seen in ((one or {}).get("panel") or {}).items():
+            low, high = seen["ci95"]
+            change = f"{_signed(seen['paired_mean'])} [{number(low)}, {number(high)}]"
+            cells = (escape(name), f"{key} prompts", number(seen["before"]), number(seen["after"]), change)
+            rows.append("".join(f"<td>{cell}</td>" for cell in cells))
+    if not rows:
+        return ""
+    heads = "".join(f"<th>{head}</th>" for head in ("held out", "", "before", "after", "change, 95 % interval"))
+    return (
+        "<p class='soft small'>Measures that were not trained on: where they fall while the reward climbs, the reward "
+        f"is being fooled.</p><div class='sheet'><table><tr>{heads}</tr>"
+        + "".join(f"<tr>{row}</tr>" for row in rows)
+        + "</table></div>"
+    )
+
+
+def _guard(about: Mapping[str, Any]) -> str:
+    if not about:
+        return ""
+    went = f" and went back to iteration {about['best']}" if about["action"] == "rollback" else ""
+    return (
+        f"<p><b class='bad'>The guard ended the run after iteration {about['iteration']}{went}:</b> "
+        f"{escape('; '.join(about['reasons']))}.</p>"
     )
 
 

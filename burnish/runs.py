@@ -8,6 +8,7 @@
     RUN/evaluations/000012.json  each image's rewards in an evaluation after 12 iterations (train and unseen prompts)
     RUN/evaluation.json        the paired comparison of the last evaluation with the one before training
     RUN/adapter/               the trained weights in diffusers' LoRA format (a model folder after full fine-tuning)
+    RUN/guard.json             when and why the guard ended the run, and to which iteration it went back
     RUN/lock                   who is writing here
 
 Every file is written beside its final place, flushed to the disk and moved there, so a crash leaves the old or the new.
@@ -53,6 +54,7 @@ class Run:
     checkpoints = Place("checkpoints")
     evaluation = Place("evaluation.json")
     adapter = Place("adapter")
+    guard = Place("guard.json")
 
     @staticmethod
     def create(folder: str | os.PathLike[str]) -> Run:

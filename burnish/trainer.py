@@ -69,11 +69,12 @@ def train(
         # 1. Everything the configuration names, and where an earlier start left it.
         if resume:
             journal.check_same(config, run)
+            journal.check_guard(run)
         seed_globals(config.seed, "weights")
         job = prepare(config, run, world, stop)
         parts = job.parts
         done, whole = journal.restore(job) if resume else 0, True  # whole: the weights are those after `done`
-        barren = 0  # iterations in a row without one image that has its scores
+        barren, guarded = 0, False  # iterations in a row without one image that has its scores; did the guard end it?
         if world.main:
             write(run.config, configuration.dump(config))
             run.forget(done)
@@ -136,20 +137,25 @@ def train(
                     run.append(record)
                 done, whole = iteration, True
                 world.log(record)
-                if iteration % config.run.checkpoint_every == 0 or iteration == config.iterations:
+                due = config.evaluation.every and iteration % config.evaluation.every == 0
+                last = iteration == config.iterations
+                # a state that is evaluated is one that the guard may go back to
+                if iteration % config.run.checkpoint_every == 0 or last or (due and config.guard.action == "rollback"):
                     journal.save(job, iteration)
                 if on_record is not None and world.main:
                     on_record(record)
                 job.poll()
                 if config.run.sample_every and iteration % config.run.sample_every == 0:
                     journal.draw_samples(job, iteration)
-                due = config.evaluation.every and iteration % config.evaluation.every == 0
-                if before and due and iteration < config.iterations:
+                if before and (due or last):
                     journal.after(job, before, iteration)
+                    if guarded := journal.watch(job, before, iteration):
+                        break
 
             # 7. What the pictures are now.
-            journal.draw_samples(job, done)
-            if before and world.any(not run.measured(done).exists()):
+            if not guarded:
+                journal.draw_samples(job, done)
+            if before and not guarded and world.any(not run.measured(done).exists()):
                 journal.after(job, before, done)
         except Exception as error:
             if whole:
@@ -184,7 +190,8 @@ def prepare(config: Config, run: Run, world: World, stop: Callable[[], bool] | N
     )
     # Half-precision gradients of a log-density averaged over 16384 dimensions would vanish without scaling.
     scaler = torch.amp.GradScaler(parts.policy.device.type, enabled=config.model.dtype == "float16")
-    return Job(config, run, world, parts, optimizer, scaler, poll)
+    first = parts.policy.state() if config.guard.action == "rollback" else None
+    return Job(config, run, world, parts, optimizer, scaler, poll, first)
 
 
 def draw(job: Job, iteration: int) -> Tensor:

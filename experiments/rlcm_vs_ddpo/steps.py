@@ -37,7 +37,7 @@ def measure(run: Run) -> None:
             policy,
             replace(sampler, steps=steps),
             load_prompts(config.prompts, "prompts"),
-            load_rewards(config),
+            load_rewards(config.rewards, "rewards"),
             judge=load_judge(config),
             images_per_prompt=1,
         )

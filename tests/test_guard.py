@@ -1,0 +1,190 @@
+"""The guard: a reward that is hacked on purpose is caught, and undone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import generator
+from safetensors.torch import load_file
+
+from burnish import config as configuration
+from burnish.config import Config
+from burnish.evaluate import Evaluation, keep
+from burnish.guard import over_optimised, verdict
+from burnish.guidance import cfg
+from burnish.kernels import ddim
+from burnish.panel import Panel, divergence, diversity
+from burnish.policy import Policy
+from burnish.report import page
+from burnish.rollout import Sampler
+from burnish.runs import Run
+from burnish.trainer import train
+from burnish.types import Prompt
+
+REWARDS = """
+def brightness(images, prompts):
+    return images.mean((1, 2, 3))
+def darkness(images, prompts):
+    return -images.mean((1, 2, 3))
+"""
+ONE = torch.ones(1)
+
+
+def seen(reward: list[float], judged: list[bool] | None = None, **panel: list[float | None]) -> Evaluation:
+    return Evaluation(["a", "b", "c", "d"], 2, 0, 8, ["r"], [[value] for value in reward], judged, panel)
+
+
+def guarded(**changes: object) -> Config:
+    config = configuration.load("demo")
+    return replace(config, guard=replace(config.guard, **changes))  # type: ignore[arg-type]
+
+
+LOW, HIGH = [0.0] * 8, [1.0] * 8
+SPREAD = [1.0, 3.0] * 4  # mean 2, standard deviation 1
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (seen(LOW, m=SPREAD), seen(HIGH, m=[v - 0.5 for v in SPREAD]), "m fell from 2 to 1.5 while the reward rose"),
+        (seen(LOW, m=SPREAD), seen(HIGH, m=[v - 0.2 for v in SPREAD]), ""),  # too little
+        (seen(LOW, m=SPREAD), seen(HIGH, m=[v + 0.5 for v in SPREAD]), ""),  # it rose
+        (seen(HIGH, m=SPREAD), seen(LOW, m=[v - 0.5 for v in SPREAD]), ""),  # the reward fell too: not hacking
+        (seen(LOW, m=SPREAD), seen(HIGH, m=[-3.0, -1.0, 3, 5, 3, 5, 1, 3]), ""),  # one prompt only: not significant
+        (seen(LOW, [True] * 8), seen(HIGH, [False] * 8), "judge fell from 1 to 0"),
+        (seen(LOW), seen(HIGH, kl=[3.0, 5.0, *[None] * 6]), "the KL to the untrained model is 4 nats .* budget of 3"),
+        (seen(LOW), seen(LOW, kl=[2.0, 3.0, *[None] * 6]), ""),
+        (seen(LOW, m=[1.0, None] * 4), seen(HIGH, m=[None, 1.0] * 4), ""),  # never both times
+    ],
+)
+def test_what_counts_as_over_optimised(before: Evaluation, now: Evaluation, said: str) -> None:
+    reasons = over_optimised(before, now, ONE, guarded(kl=3.0, drop=0.3))
+    assert bool(reasons) == bool(said) and (not said or __import__("re").search(said, reasons[0]))
+
+
+def test_the_verdict_is_in_the_files(tmp_path: Path) -> None:
+    run, before = Run(tmp_path), seen(LOW, m=SPREAD)
+    for iteration, fall in {2: 0.0, 4: 1.0, 6: 0.0, 8: 1.0, 10: 1.0, 12: 0.0}.items():
+        keep(run.measured(iteration), {"train": seen(HIGH, m=[value - fall for value in SPREAD])})
+    patient = guarded(patience=2)
+    said = {i: verdict(run, patient, ONE, before, i) for i in (2, 4, 6, 8, 10)}
+    assert [i for i, one in said.items() if one.tripped] == [10]
+    assert [one.best for one in said.values()] == [2, 2, 6, 6, 6]
+    assert verdict(run, guarded(patience=1), ONE, before, 4).tripped
+
+
+def test_diversity_by_brute_force() -> None:
+    points = torch.nn.functional.normalize(torch.randn(6, 5, generator=generator()), dim=1)
+    got = diversity(points, 3)
+    for i in range(6):
+        others = [j for j in range(6) if j // 3 == i // 3 and j != i]
+        expected = sum(1 - float(points[i] @ points[j]) for j in others) / 2
+        assert float(got[i]) == pytest.approx(expected, abs=1e-6)
+    assert diversity(points[:1].expand(4, 5), 2).abs().max() < 1e-6
+
+
+def test_divergence_is_the_mean_log_ratio_of_trajectories(tiny_pipeline: Path) -> None:
+    """KL = E[log p/q] over trajectories of p: by Monte Carlo on 256 of them, within four standard errors."""
+    policy, sampler = Policy.load(tiny_pipeline, train="full", reference=True), Sampler(ddim(), 3, cfg(2.0))
+    assert divergence(policy, sampler, roll(policy, sampler, 2)).tolist() == [0, 0]
+    with torch.no_grad():
+        for i, p in enumerate(policy.trainable):
+            p.add_(0.02 * p.abs().mean() * torch.randn(p.shape, generator=generator(i)))
+    trajectory = roll(policy, sampler, 256)
+    kl, ratio = divergence(policy, sampler, trajectory), torch.zeros(256, dtype=torch.float64)
+    for move in range(3):
+        replay = sampler.replay(policy, trajectory, torch.arange(256), torch.full((256, 1), move), reference=True)
+        assert replay.logp_ref is not None
+        ratio += ((replay.logp - replay.logp_ref).detach() * replay.dims)[:, 0].double()
+    error = float((ratio - kl).std()) / 256**0.5
+    assert float(kl.mean()) > 5 * error and abs(float((ratio - kl).mean())) < 4 * error
+
+
+def roll(policy: Policy, sampler: Sampler, count: int) -> object:
+    cond = policy.encode([Prompt("a cat")] * count)
+    return sampler.rollout(policy, cond, torch.zeros(count, dtype=torch.long), generator())
+
+
+@pytest.fixture
+def recipe(tiny_pipeline: Path, tmp_path: Path) -> Path:
+    """Brightness is rewarded and darkness watched, so that success is a fall."""
+    (tmp_path / "reward.py").write_text(REWARDS)
+    path = tmp_path / "tiny.toml"
+    path.write_text(f"""
+iterations = 12
+model = {{ id = "{tiny_pipeline}", device = "cpu", train = "full" }}
+sampler = {{ steps = 3, guidance = {{ use = "cfg", weight = 2.0 }} }}
+prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
+rewards = [ {{ use = "{tmp_path}/reward.py:brightness" }} ]
+optimizer = {{ lr = 3e-3 }}
+batch = {{ prompts = 3, images_per_prompt = 8, sample = 24, replay = 72, updates = 2 }}
+evaluation = {{ images_per_prompt = 4, every = 2, unseen = {{ use = "list", texts = ["a bee"] }} }}
+guard = {{ action = "rollback", drop = 0.8, panel = [ {{ use = "{tmp_path}/reward.py:darkness" }} ] }}
+run = {{ sample_every = 4, sample_prompts = 4, checkpoint_every = 1, keep = 1 }}
+""")
+    return path
+
+
+def test_rollback_leaves_the_last_good_state(recipe: Path, tmp_path: Path) -> None:
+    run = Run(train(configuration.load(recipe), tmp_path / "run"))
+    about = json.loads(run.guard.read_text())
+    assert about["action"] == "rollback" and (about["best"], about["iteration"]) == (4, 6)
+    assert len(run.records()) == about["iteration"] and "darkness fell" in about["reasons"][0]
+    comparison = json.loads(run.evaluation.read_text())["train"]
+    fallen = -comparison["panel"]["darkness"]["paired_mean"]
+    assert fallen <= 0.8 * comparison["panel"]["darkness"]["spread"] or comparison["panel"]["darkness"]["ci95"][1] >= 0
+    kept = sorted(path.name for path in run.checkpoints.iterdir())
+    assert kept == [f"{about['best']:06d}"]
+    options = ["guard.action=none", f"iterations={about['best']}", "evaluation.images_per_prompt=0"]
+    plain = Run(train(configuration.load(recipe, options), tmp_path / "plain"))
+    name = "diffusion_pytorch_model.safetensors"  # the same model as a run of so many iterations ends with
+    ours, theirs = load_file(run.adapter / name), load_file(plain.adapter / name)
+    assert all(ours[key].equal(theirs[key]) for key in theirs)
+    with pytest.raises(
+        ValueError, match=r"the guard ended this run after iteration .*darkness fell .*delete .*guard.json"
+    ):
+        train(configuration.load(recipe), run.folder, resume=True)
+    assert "The guard ended the run" in page(run) and "darkness" in page(run)
+
+
+def test_stop_keeps_the_last_state_and_warn_goes_on(recipe: Path, tmp_path: Path) -> None:
+    stopped = Run(train(configuration.load(recipe, ["guard.action=stop"]), tmp_path / "stop"))
+    about = json.loads(stopped.guard.read_text())
+    assert [int(path.name) for path in stopped.checkpoints.iterdir()] == [about["iteration"]]
+    with pytest.warns(UserWarning, match="over-optimisation after iteration .*darkness fell"):
+        warned = Run(train(configuration.load(recipe, ["guard.action=warn", "iterations=8"]), tmp_path / "warn"))
+    assert len(warned.records()) == 8 and not warned.guard.exists()
+
+
+def test_a_kl_budget_is_kept(recipe: Path, tmp_path: Path) -> None:
+    options = ["guard.panel=[]", "guard.kl=1e-9", "guard.action=stop"]
+    run = Run(train(configuration.load(recipe, options), tmp_path / "run"))
+    about = json.loads(run.guard.read_text())
+    assert about["iteration"] == 2 and "over the budget of 1e-09" in about["reasons"][0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("evaluation.every=0", "guard.action looks at evaluations: set evaluation.every"),
+        ("guard.panel=[]", "guard.action needs something to watch"),
+        ("guard.panel=[{use='compressibility',name='kl'}]", '"kl" is a measure of its own'),
+        (
+            "guard.panel=[{use='compressibility'},{use='compressibility'}]",
+            "guard.panel: two rewards have the same name",
+        ),
+        ("guard={action='rollback',diversity='zoo:emoji-clip'}", "guard.diversity compares images of a prompt"),
+    ],
+)
+def test_a_guard_that_cannot_work_says_so(recipe: Path, change: str, said: str) -> None:
+    more = ["evaluation.images_per_prompt=1"] if "diversity" in change else []
+    with pytest.raises(ValueError, match=said):
+        configuration.load(recipe, [change, *more])
+
+
+def test_an_empty_panel_measures_nothing() -> None:
+    assert Panel().columns([{}, {}], [[], []], 2) == {}
