@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime, timezone
@@ -181,10 +184,30 @@ def encode(pixels: np.ndarray, kind: str = "png", quality: int = 80) -> str:
     """One image (H, W, 3) of bytes as a PNG (exact) or JPEG file in base64."""
     buffer = io.BytesIO()
     if kind == "png":
-        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)  # as exact as 6, and several times faster
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)  # as exact as 6 in half the time
     else:
         Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def tell(failures: Sequence[NoAnswer], count: int) -> None:
+    """What becomes of `failures` among `count` images: a warning; where there was no answer at all, a NoAnswer."""
+    if failures and len(failures) == count:
+        raise NoAnswer(f"none of {count} images got an answer: {failures[-1]}")
+    if failures:
+        warnings.warn(f"{len(failures)} of {count} images got no answer; the last reason: {failures[-1]}", stacklevel=3)
+
+
+def token(variable: str, needed: bool = True) -> str:
+    """The API key in an environment variable; a ValueError if it is not set but needed. "" stands for no key."""
+    if not variable:
+        return ""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):  # most likely the key itself: it is not repeated here
+        raise ValueError("key_variable names an environment variable such as OPENAI_API_KEY; it is not the key itself")
+    found = os.environ.get(variable, "").strip()
+    if needed and not found:
+        raise ValueError(f"the environment variable {variable} is not set; export your API key in it")
+    return found
 
 
 def _asked(header: str | None) -> float | None:
