@@ -26,6 +26,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "incompressibility": "burnish.rewards.pixels:incompressibility",
         "clip_similarity": "burnish.rewards.clip:clip_similarity",
         "aesthetic": "burnish.rewards.aesthetic:aesthetic",
+        "preference": "burnish.rewards.preference:preference",
+        "remote": "burnish.rewards.remote:remote",
     },
     "advantage": {
         "batch": "burnish.advantages:batch",

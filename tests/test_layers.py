@@ -14,8 +14,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("prompts", "rewards.tolerance", "adapter", "world", "zoo.scenes"),
     ("rewards",),
     ("rewards.pixels", "rewards.clip", "families", "zoo.judge", "zoo.taste"),
-    ("rewards.aesthetic", "rewards.wire"),
-    ("rewards.endpoint",),
+    ("rewards.aesthetic", "rewards.preference", "rewards.wire"),
+    ("rewards.endpoint", "rewards.remote"),
     ("policy",),
     ("rollout",),
     ("process", "panel"),
@@ -46,8 +46,10 @@ ONLY = {
     "rewards.pixels": {"types"},
     "rewards.clip": {"types", "zoo"},
     "rewards.aesthetic": {"types", "zoo", "rewards.clip"},
+    "rewards.preference": {"types", "rewards.clip"},
     "rewards.wire": set(),
     "rewards.endpoint": {"rewards.pixels", "rewards.wire"},
+    "rewards.remote": {"types", "rewards.pixels", "rewards.wire"},
     "report": {"runs", "charts"},
 }
 NEVER_TORCH = ("runs", "charts", "progress", "report", "zoo", "catalog", "cli")

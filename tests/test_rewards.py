@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -17,9 +18,13 @@ from torch import Tensor
 from burnish import catalog
 from burnish.rewards import check_reward, score
 from burnish.rewards.aesthetic import aesthetic
-from burnish.rewards.clip import clip_similarity, prepare
+from burnish.rewards.clip import Clip, clip_similarity, prepare
 from burnish.rewards.pixels import compressibility, incompressibility
+from burnish.rewards.preference import preference
 from burnish.types import Prompt
+
+if TYPE_CHECKING:
+    from conftest import LocalServer
 
 CATS = [Prompt("a cat")] * 4
 
@@ -218,9 +223,55 @@ def test_a_head_cannot_run_code(tiny_clip: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "harmed").exists()
 
 
+def test_preference_is_the_models_own_logit_of_each_pair(tiny_clip: Path, tmp_path: Path) -> None:
+    """With the weights in one folder and the processor in another, as PickScore's are."""
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    model = CLIPModel.from_pretrained(tiny_clip).eval()
+    model.logit_scale.data.fill_(np.log(37.0))
+    model.save_pretrained(tmp_path / "weights")
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    prompts = [Prompt("a cat"), Prompt("a red ball"), Prompt("a dog")]
+    values = preference(str(tmp_path / "weights"), str(tiny_clip))(images, prompts)
+
+    tokens = AutoTokenizer.from_pretrained(tiny_clip)([p.text for p in prompts], padding=True, return_tensors="pt")
+    arrays = [image.permute(1, 2, 0).numpy() for image in images]
+    processor = CLIPImageProcessor.from_pretrained(tiny_clip)
+    pixels = processor(images=arrays, do_rescale=False, do_resize=False, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        output = model(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], pixel_values=pixels.float()
+        )
+    torch.testing.assert_close(values, output.logits_per_image.diagonal(), rtol=1e-5, atol=1e-5)
+    assert values.abs().max() > 1, "the scale is in it"
+
+
+def test_preference_knows_where_pickscores_processor_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load(name: str, processor: str = "") -> Clip:
+        asked.append((name, processor))
+        raise ValueError
+
+    monkeypatch.setattr(Clip, "load", load)
+    for arguments in ({}, {"model": "mine"}, {"model": "mine", "processor": "other"}):
+        with pytest.raises(ValueError):
+            preference(**arguments)
+    pickscore = ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
+    assert asked == [pickscore, ("mine", ""), ("mine", "other")]
+
+
+def test_preference_without_its_processor_says_so(tiny_clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"clip0' is not a folder with .* \(these two in '{tmp_path}'\)"):
+        preference(str(tiny_clip), str(tmp_path))
+
+
 @pytest.mark.parametrize("name", catalog.BUILTIN["reward"])
-def test_every_listed_reward_passes_the_check(name: str, tiny_clip: Path) -> None:
+def test_every_listed_reward_passes_the_check(name: str, tiny_clip: Path, server: LocalServer) -> None:
+    server.answer = lambda body: (200, {"scores": [len(file) for file in body["images"]]})
     needed = {
+        "preference": {"model": str(tiny_clip)},
+        "remote": {"url": server.url},
         "clip_similarity": {"model": str(tiny_clip)},
         "aesthetic": {"model": str(tiny_clip), "head": str(laion_head(tiny_clip.parent / "head.pth", 8))},
     }

@@ -31,7 +31,11 @@ def clip_similarity(model: str = "openai/clip-vit-large-patch14", device: str = 
     Raises:
         ValueError: the model cannot be found or is not a CLIP model.
     """
-    clip = Clip.load(model)
+    return cosine(Clip.load(model), device)
+
+
+def cosine(clip: Clip, device: str = "auto") -> Reward:
+    """The similarity of each image with its own prompt, on the device of the images unless another is named."""
     known: dict[str, Tensor] = {}  # the text tower is frozen: each text passes through it once
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -56,26 +60,26 @@ class Clip:
     size: int  # pixels of the pictures' side
 
     @classmethod
-    def load(cls, name: str) -> Clip:
-        """From a hub id, a folder or the zoo; a ValueError says what is missing."""
+    def load(cls, name: str, processor: str = "") -> Clip:
+        """From a hub id, a folder or the zoo; a ValueError says what is missing. `processor` is another such place
+        for the tokenizer and the image processor, where the model has none beside it."""
         from transformers import AutoTokenizer, CLIPConfig, CLIPModel, ImageProcessingMixin
 
-        source = zoo.resolve(name)
+        source, beside = zoo.resolve(name), zoo.resolve(processor or name)
         try:
             model = CLIPModel.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(beside)
             # Only its numbers: the processor's class would ask for torchvision.
-            processor, _ = ImageProcessingMixin.get_image_processor_dict(source)
+            numbers, _ = ImageProcessingMixin.get_image_processor_dict(beside)
         except (OSError, ValueError, KeyError) as error:
             kind = "folder" if Path(source).is_dir() else "model id"
+            rest = "its tokenizer and its image processor" + (f" (these two in '{processor}')" if processor else "")
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(
-                f"'{name}' is not a {kind} with a CLIPModel, its tokenizer and its image processor: {reason}"
-            ) from error
+            raise ValueError(f"'{name}' is not a {kind} with a CLIPModel, {rest}: {reason}") from error
         if not isinstance(model.config, CLIPConfig):
             raise ValueError(f"'{name}' is a {type(model.config).__name__}, not a CLIPModel; take one with two towers")
         size = int(model.config.vision_config.image_size)
-        return cls(model, tokenizer, processor["image_mean"], processor["image_std"], size)
+        return cls(model, tokenizer, numbers["image_mean"], numbers["image_std"], size)
 
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:

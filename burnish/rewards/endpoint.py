@@ -11,8 +11,6 @@ most 64 tokens about JPEG files of quality 80; PNG is the default here, as the p
 from __future__ import annotations
 
 import hashlib
-import logging
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -24,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from burnish.rewards.pixels import eight_bit
-from burnish.rewards.wire import NoAnswer, Wire, encode, shown
+from burnish.rewards.wire import NoAnswer, Wire, encode, shown, tell, token
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 Key = tuple[bytes, str]  # the hash of an image, its question
@@ -71,7 +69,7 @@ class Endpoint:
             raise ValueError(f"quality = {quality}: a JPEG quality lies between 1 and 95")
         self.wire = Wire(
             completions(url),
-            token=_token(key_variable),
+            token=token(key_variable, needed=key_variable != KEY_VARIABLE),
             timeout=timeout,
             retries=retries,
             workers=workers,
@@ -91,7 +89,8 @@ class Endpoint:
             questions: B of them.
 
         Returns:
-            B texts without space around them; None where there is no answer: all tries failed, or it was empty.
+            B texts without space around them; None where there is no answer: all tries failed, or it was empty. A
+            warning tells how many and why.
 
         Raises:
             ValueError: not as many questions as images.
@@ -107,13 +106,8 @@ class Endpoint:
         asked = [key for key in rows if key not in answers]
         answers |= zip(asked, self.wire.each(lambda key: self._ask(pixels[rows[key]], key[1]), asked), strict=True)
         failed = [answer for key in keys if isinstance(answer := answers[key], NoAnswer)]
-        if keys and len(failed) == len(keys):
-            raise NoAnswer(f"none of {len(keys)} images got an answer: {failed[-1]}")
-        if failed:
-            logging.getLogger(__name__).warning(
-                "%d of %d images got no answer; the last reason: %s", len(failed), len(keys), failed[-1]
-            )
         self._remember({key: answer for key, answer in answers.items() if isinstance(answer, str)})
+        tell(failed, len(keys))
         return [None if isinstance(answer := answers[key], NoAnswer) else answer for key in keys]
 
     def _ask(self, pixels: np.ndarray, question: str) -> str:
@@ -154,17 +148,6 @@ def completions(url: str) -> str:
     if not path.endswith("/chat/completions"):
         path += "/chat/completions" if re.search(r"/v\d", path) else "/v1/chat/completions"
     return parts._replace(path=path).geturl()
-
-
-def _token(variable: str) -> str:
-    if not variable:
-        return ""
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):  # most likely the key itself: it is not repeated here
-        raise ValueError("key_variable names an environment variable such as OPENAI_API_KEY; it is not the key itself")
-    token = os.environ.get(variable, "").strip()
-    if not token and variable != KEY_VARIABLE:
-        raise ValueError(f"the environment variable {variable} is not set; export your API key in it")
-    return token
 
 
 def _text(answer: Any, url: str) -> str:

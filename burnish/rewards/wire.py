@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from threading import Event
+from queue import Empty, SimpleQueue
+from threading import Event, Thread, local
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -74,7 +77,7 @@ class Wire:
                 raise ValueError(f"{name} = {value}: give at least {least:g}")
         self.timeout, self.retries, self.workers, self.backoff = timeout, retries, workers, backoff
         self._token = token
-        self._stopped = Event()
+        self._thread = local()  # .ended, in a thread of `each`: set when nobody waits for it any more
         self._session = requests.Session()  # its pool of connections may be shared by threads
         pool = requests.adapters.HTTPAdapter(pool_maxsize=workers)
         self._session.mount("http://", pool)
@@ -82,13 +85,12 @@ class Wire:
 
     def post(self, body: Mapping[str, Any]) -> Any:
         """What the server answers to `body`; a NoAnswer when all tries are used up or another would not help."""
+        ended = getattr(self._thread, "ended", None) or Event()
         again = tenacity.Retrying(
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, NoAnswer) and error.again),
-            stop=tenacity.stop_any(
-                tenacity.stop_after_attempt(self.retries + 1), tenacity.stop_when_event_set(self._stopped)
-            ),
+            stop=tenacity.stop_after_attempt(self.retries + 1) | tenacity.stop_when_event_set(ended),
             wait=self._wait,
-            sleep=tenacity.sleep_using_event(self._stopped),
+            sleep=tenacity.sleep_using_event(ended),
             reraise=True,
         )
         return again(self._post, body)
@@ -99,35 +101,42 @@ class Wire:
         As long as nobody has answered, as many silences as there are workers (at least two) are enough: the rest is
         not sent, so a server that is down is found in the time of one request. Any other exception of `ask` ends all.
         """
-        if not items:
-            return []
-        self._stopped.clear()
-        silences, heard, lost = 0, False, NoAnswer(f"{self.shown} was not asked")
-        given_up = Event()
+        results: list[R | NoAnswer] = [NoAnswer(f"{self.shown} was not asked")] * len(items)
+        left: SimpleQueue[int] = SimpleQueue()
+        done: SimpleQueue[tuple[int, R | BaseException]] = SimpleQueue()
+        ended = Event()
 
-        def one(item: T) -> R | NoAnswer:
-            try:
-                return lost if given_up.is_set() else ask(item)
-            except NoAnswer as error:
-                return error
+        def work() -> None:
+            self._thread.ended = ended
+            while not ended.is_set():
+                try:
+                    row = left.get_nowait()
+                except Empty:
+                    return
+                try:
+                    done.put((row, ask(items[row])))
+                except BaseException as error:
+                    done.put((row, error))
 
-        pool = ThreadPoolExecutor(min(self.workers, len(items)))
-        futures = [pool.submit(one, item) for item in items]
+        for row in range(len(items)):
+            left.put(row)
+        # Daemons, unlike a pool's threads: a server that hangs must not keep the program from ending.
+        for _ in range(min(self.workers, len(items))):
+            Thread(target=work, name="wire", daemon=True).start()
+        silences, heard = 0, False
         try:
-            for future in as_completed(futures):
-                result = future.result()
-                if isinstance(result, NoAnswer) and result.silent:
-                    silences, lost = silences + 1, result
-                else:
-                    heard = True
+            for _ in items:
+                row, result = done.get()
+                if isinstance(result, BaseException) and not isinstance(result, NoAnswer):
+                    raise result
+                results[row] = result
+                silent = isinstance(result, NoAnswer) and result.silent
+                silences, heard = silences + silent, heard or not silent
                 if silences >= max(2, self.workers) and not heard:
-                    given_up.set()
-        except BaseException:  # Ctrl+C too: nobody waits for what is still asked
-            self._stopped.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        pool.shutdown()
-        return [future.result() for future in futures]
+                    return [result] * len(items)
+            return results
+        finally:  # also after Ctrl+C: nobody waits for what is still asked, or for another try
+            ended.set()
 
     def _post(self, body: Mapping[str, Any]) -> Any:
         try:
@@ -181,10 +190,30 @@ def encode(pixels: np.ndarray, kind: str = "png", quality: int = 80) -> str:
     """One image (H, W, 3) of bytes as a PNG (exact) or JPEG file in base64."""
     buffer = io.BytesIO()
     if kind == "png":
-        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)  # as exact as 6, and several times faster
+        Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)  # as exact as 6 in half the time
     else:
         Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def tell(failures: Sequence[NoAnswer], count: int) -> None:
+    """What becomes of `failures` among `count` images: a warning; where there was no answer at all, a NoAnswer."""
+    if failures and len(failures) == count:
+        raise NoAnswer(f"none of {count} images got an answer: {failures[-1]}")
+    if failures:
+        warnings.warn(f"{len(failures)} of {count} images got no answer; the last reason: {failures[-1]}", stacklevel=3)
+
+
+def token(variable: str, needed: bool = True) -> str:
+    """The API key in an environment variable; a ValueError if it is not set but needed. "" stands for no key."""
+    if not variable:
+        return ""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):  # most likely the key itself: it is not repeated here
+        raise ValueError("key_variable names an environment variable such as OPENAI_API_KEY; it is not the key itself")
+    found = os.environ.get(variable, "").strip()
+    if needed and not found:
+        raise ValueError(f"the environment variable {variable} is not set; export your API key in it")
+    return found
 
 
 def _asked(header: str | None) -> float | None:
