@@ -126,6 +126,15 @@ def add(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> 
             parameter.data = parameter.data.float()
 
 
+def scale(network: nn.Module, strength: float) -> None:
+    """Multiplies what every adapter layer adds: 0 the base model, 1 as trained, between them a mixture."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer):
+            layer.scale_layer(strength)
+
+
 @torch.no_grad()
 def fill(named: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
     """Copies ``state`` into the parameters ``named``; nothing changes if it does not fit."""

@@ -101,6 +101,9 @@ def sample(
     guidance: Annotated[float, typer.Option(help="Guidance weight. [dim]below 0: the run's, else 5[/dim]")] = -1.0,
     seed: Annotated[int, typer.Option(help="The same seed draws the same noise.")] = 0,
     before: Annotated[bool, typer.Option("--before", help="The run's model before it was trained.")] = False,
+    strength: Annotated[
+        float, typer.Option(help="Of what a run has learned: 0 is before training, 1 as trained. LoRA only.")
+    ] = 1.0,
     out: Annotated[Path, typer.Option(help="A .png for a grid, anything else for a folder of single files.")] = Path(
         "samples.png"
     ),
@@ -109,13 +112,14 @@ def sample(
 
     burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out after.png
     burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out before.png --before
+    burnish sample runs/jpeg --prompt "a cat" --strength 0.5
     burnish sample zoo:emoji-sd --prompt "two cats on a blue background" --steps 25
     burnish sample zoo:emoji-lcm --prompt "a fox" --steps 2
     """
     quiet()
     from burnish.gallery import draw, open_source, save
 
-    policy, sampler = open_source(source, steps=steps, guidance=guidance, before=before)
+    policy, sampler = open_source(source, steps=steps, guidance=guidance, before=before, strength=strength)
     images = draw(policy, sampler, prompt, n, seed)
     print(save(images, prompt, n, out))
 

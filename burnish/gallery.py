@@ -24,7 +24,9 @@ from burnish.types import Prompt
 CHUNK = 16  # images sampled at once
 
 
-def open_source(source: str, *, steps: int = 0, guidance: float = -1.0, before: bool = False) -> tuple[Policy, Sampler]:
+def open_source(
+    source: str, *, steps: int = 0, guidance: float = -1.0, before: bool = False, strength: float = 1.0
+) -> tuple[Policy, Sampler]:
     """A policy and a sampler from a run directory (as it was trained) or from any model id.
 
     Args:
@@ -32,6 +34,7 @@ def open_source(source: str, *, steps: int = 0, guidance: float = -1.0, before: 
         steps: network calls an image; 0 takes the run's, or 50, or 4 of a consistency model.
         guidance: its weight, if the model is guided; negative takes the run's, or 5 (1.5 of an LCM-LoRA).
         before: a run's model before it was trained.
+        strength: of a run's adapter, from 0 (as before training) to 1 (as trained); beyond 1 it is exaggerated.
     """
     run = Run(Path(source))
     if run.exists():
@@ -39,11 +42,15 @@ def open_source(source: str, *, steps: int = 0, guidance: float = -1.0, before: 
         if not before and not run.adapter.is_dir():
             raise FileNotFoundError(f"{run.adapter} is missing: train {source} first, or draw with --before")
         policy = load_policy(config, adapter="" if before else str(run.adapter))
+        if strength != 1:
+            policy.weaken(strength)
         sampler = load_sampler(config)
         if guidance >= 0:
             kind = embedded if isinstance(sampler.guidance, embedded) else cfg
             sampler = replace(sampler, guidance=kind(guidance))
         return policy, replace(sampler, steps=steps or sampler.steps)
+    if strength != 1:
+        raise ValueError(f"--strength is the strength of what a run has learned, and {source} is no run")
     policy = Policy.load(source, train="none")
     if policy.takes_weight:
         asked: Callable[..., Tensor] = embedded(5.0 if guidance < 0 else guidance)

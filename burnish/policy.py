@@ -209,6 +209,16 @@ class Policy:
         """Within it the adapter costs nothing and cannot be trained. The base weights come back bit for bit."""
         return self._switch.at("merged")
 
+    def weaken(self, strength: float) -> None:
+        """Multiplies the adapter's effect, for drawing: a dial from the model before training (0) to the trained one (1).
+
+        Raises:
+            ValueError: there is no adapter, because the whole network was trained.
+        """
+        if self.train == "full":
+            raise ValueError("a strength other than 1 needs a LoRA adapter; this model was trained whole.")
+        lora.scale(self._network, strength)
+
     def state(self) -> dict[str, Tensor]:
         """A copy of what was learned by parameter name, float32 on the CPU."""
         return {name: p.detach().cpu().clone(memory_format=torch.contiguous_format) for name, p in self._named.items()}

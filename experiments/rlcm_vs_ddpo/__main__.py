@@ -16,49 +16,18 @@ import json
 import os
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
 from burnish.runs import Run, dumps, write
 from experiments.rlcm_vs_ddpo import plan
-
-BURNISH = (sys.executable, "-c", "from burnish.cli import main; main()")
-
-
-def burnish(*words: str, log: Path, threads: int = 0) -> None:
-    """One command of Burnish's command line; what it prints goes to a file."""
-    limit = {"OMP_NUM_THREADS": str(threads)} if threads else {}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
-        done = subprocess.run([*BURNISH, *words], stdout=file, stderr=file, env={**os.environ, **limit}, check=False)
-    if done.returncode:
-        last = (log.read_text().strip().splitlines() or ["(nothing)"])[-1]
-        raise SystemExit(f"burnish {' '.join(words)} failed; {log} ends with: {last}")
+from experiments.running import Job, burnish, train
 
 
-def train(out: Path, parallel: int) -> None:
-    """All runs that are not finished yet."""
-
-    def one(job: plan.Job) -> None:
-        folder, arm = out / job.name, plan.ARMS[job.arm]
-        if not Run(folder).measured(arm.iterations).exists():
-            started = time.monotonic()
-            sets = [word for change in job.changes() for word in ("--set", change)]
-            again = ["--resume"] if Run(folder).exists() else []
-            words = ["train", arm.recipe, *sets, "--out", str(folder), *again]
-            burnish(*words, log=out / "logs" / f"{job.name.replace('/', '-')}.log", threads=1 if parallel > 1 else 0)
-            print(f"{job.name}: {(time.monotonic() - started) / 60:.1f} min", flush=True)
-        if job.arm in ("ddpo", "rlcm") and not (folder / "steps.json").exists():
-            other_steps(folder)
-
-    with ThreadPoolExecutor(parallel) as pool:
-        list(pool.map(one, plan.jobs()))
-
-
-def other_steps(folder: Path) -> None:
+def other_steps(job: Job, folder: Path) -> None:
     """The reward of a trained run with fewer and more network calls an image, in a process of its own."""
+    if not (isinstance(job, plan.Job) and job.arm in ("ddpo", "rlcm")) or (folder / "steps.json").exists():
+        return
     log = folder / "steps.log"
     with log.open("w") as file:
         command = [sys.executable, "-m", "experiments.rlcm_vs_ddpo.steps", str(folder)]
@@ -94,7 +63,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("train", "time", "report"), help="one stage")
     options = parser.parse_args()
     if options.only in (None, "train"):
-        train(options.out, options.parallel)
+        train(plan.jobs(), options.out, options.parallel, after=other_steps)
     if options.only in (None, "time"):
         measure_time(options.out)
     if options.only in (None, "report"):

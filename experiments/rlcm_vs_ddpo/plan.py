@@ -67,6 +67,14 @@ class Job:
     def name(self) -> str:
         return f"{self.task}/{self.arm}-{self.seed}"
 
+    @property
+    def recipe(self) -> str:
+        return ARMS[self.arm].recipe
+
+    @property
+    def iterations(self) -> int:
+        return ARMS[self.arm].iterations
+
     def changes(self) -> list[str]:
         """Everything that its configuration changes of the arm's recipe."""
         arm = ARMS[self.arm]

@@ -12,48 +12,26 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib import pyplot
-from rliable import library, metrics
 
-from burnish.evaluate import Evaluation, kept
 from burnish.runs import Run, dumps, write
 from experiments.reach import Curve, compare
+from experiments.reading import interval, measured, rewards, share
 from experiments.rlcm_vs_ddpo import plan
 
 matplotlib.use("Agg")
 HERE = Path(__file__).parent
 FIGURE = HERE.parent.parent / "docs" / "images" / "rlcm_vs_ddpo.png"
 COLOURS = {"ddpo": "#555555", "rlcm": "#b4501e", "rlcm-2": "#e0a030", "rlcm-8": "#6a51a3"}
-REPEATS = 2000  # of the bootstrap
-
-
-def interval(values: np.ndarray) -> list[float]:
-    """rliable's 95 % interval of the mean of (seeds, prompts)."""
-    np.random.seed(0)  # its bootstrap draws from the global stream, whatever random_state it is given
-    _, limits = library.get_interval_estimates(
-        {"": values}, lambda x: np.array([metrics.aggregate_mean(x)]), reps=REPEATS
-    )
-    return [float(limits[""][0, 0]), float(limits[""][1, 0])]
-
-
-def rewards(seen: Evaluation) -> np.ndarray:
-    """(prompts,)"""
-    return seen.total(torch.ones(1)).mean(1).numpy()
-
-
-def share(seen: Evaluation) -> float:
-    """Judged right."""
-    return float(np.mean(seen.judged or [np.nan]))
 
 
 def curve(out: Path, task: str, name: str, seconds: float) -> Curve:
     """Every evaluation of an arm: over the seeds, the reward, its paired gain, and what had been spent until then."""
     arm, points = plan.ARMS[name], []
     runs = [Run(out / plan.Job(task, name, seed).name) for seed in plan.SEEDS]
-    first = [_measured(run, 0) for run in runs]
+    first = [measured(run, 0) for run in runs]
     for iteration in range(0, arm.iterations + 1, arm.every):
-        seen = [_measured(run, iteration) for run in runs]
+        seen = [measured(run, iteration) for run in runs]
         point: dict[str, Any] = {
             "iteration": iteration,
             "seconds": iteration * seconds,
@@ -73,13 +51,6 @@ def curve(out: Path, task: str, name: str, seconds: float) -> Curve:
             }
         points.append(point)
     return points
-
-
-def _measured(run: Run, iteration: int) -> dict[str, Evaluation]:
-    found = kept(run.measured(iteration))
-    if found is None:
-        raise SystemExit(f"{run.measured(iteration)} is missing: run the experiment again, it goes on where it was")
-    return found
 
 
 def report(out: Path) -> None:

@@ -1,0 +1,68 @@
+"""Training runs of an experiment: through `burnish train`, several at once, resumable."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from burnish.runs import Run
+
+BURNISH = (sys.executable, "-c", "from burnish.cli import main; main()")
+
+
+class Job(Protocol):
+    """One training run."""
+
+    @property
+    def name(self) -> str:
+        """Where it goes, below the experiment's folder."""
+
+    @property
+    def recipe(self) -> str:
+        """What it starts from."""
+
+    @property
+    def iterations(self) -> int:
+        """After which it is finished."""
+
+    def changes(self) -> list[str]:
+        """What its configuration changes of the recipe."""
+
+
+def burnish(*words: str, log: Path, threads: int = 0) -> None:
+    """One command of Burnish's command line; what it prints goes to a file."""
+    limit = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        done = subprocess.run([*BURNISH, *words], stdout=file, stderr=file, env={**os.environ, **limit}, check=False)
+    if done.returncode:
+        last = (log.read_text().strip().splitlines() or ["(nothing)"])[-1]
+        raise SystemExit(f"burnish {' '.join(words)} failed; {log} ends with: {last}")
+
+
+def train(
+    jobs: Sequence[Job], out: Path, parallel: int, after: Callable[[Job, Path], None] = lambda job, folder: None
+) -> None:
+    """All runs that are not finished yet; ``after`` is called with each finished one."""
+
+    def one(job: Job) -> None:
+        folder = out / job.name
+        run = Run(folder)
+        if not (run.measured(job.iterations).exists() or run.guard.exists()):
+            started = time.monotonic()
+            sets = [word for change in job.changes() for word in ("--set", change)]
+            again = ["--resume"] if run.exists() else []
+            log = out / "logs" / f"{job.name.replace('/', '-')}.log"
+            words = ["train", job.recipe, *sets, "--out", str(folder), *again]
+            burnish(*words, log=log, threads=1 if parallel > 1 else 0)
+            print(f"{job.name}: {(time.monotonic() - started) / 60:.1f} min", flush=True)
+        after(job, folder)
+
+    with ThreadPoolExecutor(parallel) as pool:
+        list(pool.map(one, jobs))
