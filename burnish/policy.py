@@ -210,7 +210,7 @@ class Policy:
         return self._switch.at("merged")
 
     def weaken(self, strength: float) -> None:
-        """Multiplies the adapter's effect, for drawing: a dial from the model before training (0) to the trained one (1).
+        """Multiplies the adapter's effect, for drawing: a dial from the untrained model (0) to the trained one (1).
 
         Raises:
             ValueError: there is no adapter, because the whole network was trained.

@@ -14,7 +14,7 @@ from experiments.guard.truth import taste, truth
 
 
 def turn(out: Path) -> None:
-    """Writes `dial.json` into each run without a guard: {strength: {"aesthetic", "taste", "truth"}}, means over images."""
+    """Writes `dial.json` into each run without a guard: {strength: {"aesthetic", "taste", "truth"}}, each a mean."""
     for seed in plan.SEEDS:
         folder = out / plan.Job("free", seed).name
         if (folder / "dial.json").exists():
