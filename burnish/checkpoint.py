@@ -1,6 +1,6 @@
 """Checkpoints: everything needed to go on with a run as if it had never stopped. Safetensors and JSON, never pickle.
 
-    checkpoints/000012/tensors.safetensors    the trained weights and the optimizer's moments
+    checkpoints/000012/tensors.safetensors    the trained weights, their average if any, and the optimizer's moments
     checkpoints/000012/state.json             the iteration, the advantage's memory, and the SHA-256 of the tensors
 
 A checkpoint is written into a temporary folder, flushed to the disk and renamed, so one that can be seen is whole; the
@@ -41,6 +41,8 @@ class State:
     optimizer: dict[str, Tensor]  # "index.key": the optimizer's memory of the parameter of that place
     advantage: dict[str, Any] = field(default_factory=dict)  # JSON-able
     scaler: dict[str, Any] = field(default_factory=dict)  # loss scaling in float16; JSON-able
+    average: dict[str, Tensor] = field(default_factory=dict)  # a moving average of the weights, if there is one
+    averaged: int = 0  # optimizer steps in it
 
 
 def save(folder: Path, state: State, keep: int = 2, spared: int = 0) -> Path:
@@ -61,6 +63,7 @@ def save(folder: Path, state: State, keep: int = 2, spared: int = 0) -> Path:
                 "sha256": digest,
                 "advantage": state.advantage,
                 "scaler": state.scaler,
+                "averaged": state.averaged,
                 "torch": str(torch.__version__),
             }
             write(temporary / "state.json", dumps(about, indent=1))
@@ -113,6 +116,8 @@ def read(path: Path) -> State:
             optimizer=_under("optimizer.", tensors),
             advantage=about["advantage"],
             scaler=about["scaler"],
+            average=_under("average.", tensors),
+            averaged=int(about.get("averaged", 0)),
         )
     except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from error
@@ -159,6 +164,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
 
 def _write_tensors(path: Path, state: State) -> str:
     tensors = {f"weights.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.weights.items()}
+    tensors |= {f"average.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.average.items()}
     tensors |= {f"optimizer.{name}": tensor.contiguous() for name, tensor in state.optimizer.items()}
     save_file(tensors, path)
     with open(path, "rb+") as file:

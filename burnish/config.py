@@ -72,6 +72,8 @@ class Optimizer:
     weight_decay: float = 1e-4
     eps: float = 1e-8
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+    ema: float = 0.0  # share that a moving average of the weights keeps at each step, after a warm-up; it is what is
+    # evaluated, drawn and exported; 0: none
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("optimizer.betas", lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)"),
     ("optimizer.weight_decay", lambda x: x >= 0, "0 or more"),
     ("optimizer.eps", lambda x: x > 0, "more than 0"),
+    ("optimizer.ema", lambda x: 0 <= x < 1, "at least 0 (none) and less than 1"),
     ("optimizer.max_grad_norm", lambda x: x > 0, "more than 0"),
     ("batch.prompts", lambda n: n >= 1, "at least 1"),
     ("batch.images_per_prompt", lambda n: n >= 1, "at least 1"),

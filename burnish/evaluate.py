@@ -191,7 +191,7 @@ def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
         before = kept(run.measured(0))
         if before is None or before["train"].images_per_prompt != count:
             before = measure(parts, count, seed, config.batch.sample)
-        parts.policy.load_state(state.weights)
+        parts.policy.load_state(state.average or state.weights)
         comparison = compare(before, measure(parts, count, seed, before["train"].chunk), parts.weights)
         write(run.evaluation, dumps(comparison, indent=1))
     return comparison

@@ -9,8 +9,10 @@ import io
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -51,6 +53,7 @@ class Job:
     scaler: torch.amp.GradScaler  # idle unless the arithmetic is float16
     poll: Callable[[], None]  # raises if somebody asked to stop
     first: dict[str, Tensor] | None  # the weights before training, where the guard may go back to them
+    average: Any = None  # diffusers' EMAModel of the trained weights, if there is one
 
 
 def save(job: Job, iteration: int) -> None:
@@ -63,15 +66,38 @@ def save(job: Job, iteration: int) -> None:
         optimizer=checkpoint.optimizer_tensors(job.optimizer),
         advantage=job.parts.advantage.state_dict() if hasattr(job.parts.advantage, "state_dict") else {},
         scaler=job.scaler.state_dict(),
+        **average_state(job),
     )
     checkpoint.save(job.run.checkpoints, state, job.config.run.keep, spared=best(job, iteration))
     save_adapter(job)
 
 
 def save_adapter(job: Job) -> None:
-    """The weights in diffusers' format."""
-    with checkpoint.saving(job.run.adapter):
+    """The weights in diffusers' format, averaged if there is an average."""
+    with averaged(job), checkpoint.saving(job.run.adapter):
         job.parts.policy.save_adapter(job.run.adapter)
+
+
+@contextmanager
+def averaged(job: Job) -> Iterator[None]:
+    """Within it the policy has the moving average of its weights, if there is one."""
+    if job.average is None:
+        yield
+        return
+    job.average.store(job.parts.policy.trainable)
+    job.average.copy_to(job.parts.policy.trainable)
+    try:
+        yield
+    finally:
+        job.average.restore(job.parts.policy.trainable)
+
+
+def average_state(job: Job) -> dict[str, Any]:
+    """The moving average, as a checkpoint's fields."""
+    if job.average is None:
+        return {}
+    with averaged(job):
+        return {"average": job.parts.policy.state(), "averaged": job.average.optimization_step}
 
 
 def best(job: Job, iteration: int) -> int:
@@ -86,6 +112,10 @@ def restore(job: Job) -> int:
     if state is None:
         return 0
     try:
+        if job.average is not None:
+            job.parts.policy.load_state(state.average)
+            shadow = [parameter.detach().clone() for parameter in job.parts.policy.trainable]
+            job.average.load_state_dict({"shadow_params": shadow, "optimization_step": state.averaged})
         job.parts.policy.load_state(state.weights)
     except ValueError as error:
         raise ValueError(f"{job.run.checkpoints} does not fit the configuration: {error}") from error
@@ -117,7 +147,8 @@ def before(job: Job, done: int) -> dict[str, Evaluation] | None:
 def after(job: Job, first: dict[str, Evaluation], iteration: int) -> None:
     """Measure again with the same noise, and write the comparison with `first`."""
     settings, chunk = job.config.evaluation, first["train"].chunk
-    measured = measure(job.parts, settings.images_per_prompt, settings.seed, chunk, job.world, job.poll)
+    with averaged(job):
+        measured = measure(job.parts, settings.images_per_prompt, settings.seed, chunk, job.world, job.poll)
     if job.world.main:
         keep(job.run.measured(iteration), measured)
         write(job.run.evaluation, dumps(compare(first, measured, job.parts.weights), indent=1))
@@ -149,9 +180,12 @@ def watch(job: Job, first: dict[str, Evaluation], iteration: int) -> bool:
 
 def go_back(job: Job, first: dict[str, Evaluation], iteration: int) -> None:
     """Make the state after ``iteration`` the run's last: its weights, its comparison, its checkpoint."""
-    state = checkpoint.read(job.run.checkpoints / f"{iteration:06d}").weights if iteration else job.first
+    kept_state = checkpoint.read(job.run.checkpoints / f"{iteration:06d}") if iteration else None
+    state = job.first if kept_state is None else kept_state.average or kept_state.weights
     assert state is not None  # kept since the start, because the guard may roll back
     job.parts.policy.load_state(state)
+    if job.average is not None:
+        job.average.load_state_dict({"shadow_params": [p.detach().clone() for p in job.parts.policy.trainable]})
     draw_samples(job, iteration)
     if not job.world.main:
         return
@@ -168,10 +202,11 @@ def draw_samples(job: Job, iteration: int) -> None:
         return
     parts, prompts = job.parts, spread(job.parts.prompts, job.config.run.sample_prompts)
     noise, images = generator(job.config.seed, "samples"), []
-    for start in range(0, len(prompts), job.config.batch.sample):
-        some = prompts[start : start + job.config.batch.sample]
-        trajectory = parts.sampler.rollout(parts.policy, parts.policy.encode(some), torch.arange(len(some)), noise)
-        images.append(parts.policy.decode(trajectory.latent).cpu())
+    with averaged(job):
+        for start in range(0, len(prompts), job.config.batch.sample):
+            some = prompts[start : start + job.config.batch.sample]
+            trajectory = parts.sampler.rollout(parts.policy, parts.policy.encode(some), torch.arange(len(some)), noise)
+            images.append(parts.policy.decode(trajectory.latent).cpu())
     picture, columns = grid(torch.cat(images))
     layout = {"texts": [prompt.text for prompt in prompts], "columns": columns, "size": images[0].shape[-1]}
     write(job.run.samples / "prompts.json", dumps(layout))

@@ -191,7 +191,12 @@ def prepare(config: Config, run: Run, world: World, stop: Callable[[], bool] | N
     # Half-precision gradients of a log-density averaged over 16384 dimensions would vanish without scaling.
     scaler = torch.amp.GradScaler(parts.policy.device.type, enabled=config.model.dtype == "float16")
     first = parts.policy.state() if config.guard.action == "rollback" else None
-    return Job(config, run, world, parts, optimizer, scaler, poll, first)
+    average = None
+    if settings.ema:
+        from diffusers.training_utils import EMAModel
+
+        average = EMAModel(parts.policy.trainable, decay=settings.ema)  # its decay rises as (1 + n) / (10 + n)
+    return Job(config, run, world, parts, optimizer, scaler, poll, first, average)
 
 
 def draw(job: Job, iteration: int) -> Tensor:

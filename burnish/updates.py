@@ -165,6 +165,8 @@ def update(
         )
     job.scaler.step(job.optimizer)
     job.scaler.update()
+    if job.average is not None:
+        job.average.step(policy.trainable)
     job.optimizer.zero_grad(set_to_none=True)
     return {**metrics, "grad_norm": float(norm), "lr": job.optimizer.param_groups[0]["lr"]}
 

@@ -274,6 +274,31 @@ def brightness(images, prompts):
     assert log(broken) == log(whole)
 
 
+def test_the_average_is_what_is_measured_and_exported_and_survives_a_resume(recipe: Path, tmp_path: Path) -> None:
+    """Against the same average made by hand from the checkpoints of a run without one."""
+    options = ["model.train=full", "run={checkpoint_every=1,keep=9,sample_every=0}", "batch.updates=1", "iterations=4"]
+    plain = Run(train(load(recipe, *options), tmp_path / "plain"))
+    run = Run(train(load(recipe, *options, "optimizer.ema=0.5"), tmp_path / "ema"))
+    key = "weights.conv_in.weight"
+    states = [load_file(plain.checkpoints / f"{i:06d}" / "tensors.safetensors")[key] for i in range(1, 5)]
+    first = prepare(load(recipe, *options), Run.create(tmp_path / "job"), World(), None).parts.policy.state()
+    average = first["conv_in.weight"]
+    for step, state in enumerate(states, 1):
+        keep = min(0.5, (1 + step - 1) / (10 + step - 1)) if step > 1 else 0.0  # diffusers' warm-up
+        average = keep * average + (1 - keep) * state
+    mine = load_file(run.checkpoints / "000004" / "tensors.safetensors")
+    assert mine[key].equal(states[-1]), "the training itself is the same"
+    torch.testing.assert_close(mine["average.conv_in.weight"], average)
+    assert load_file(run.adapter / "diffusion_pytorch_model.safetensors")["conv_in.weight"].equal(
+        mine["average.conv_in.weight"]
+    )
+    assert run.evaluation.read_text() != plain.evaluation.read_text()
+    again = train(load(recipe, *options, "optimizer.ema=0.5", "iterations=2"), tmp_path / "again")
+    train(load(recipe, *options, "optimizer.ema=0.5"), again, resume=True)
+    theirs = load_file(again / "checkpoints" / "000004" / "tensors.safetensors")
+    assert all(theirs[name].equal(mine[name]) for name in mine)
+
+
 HOLES = """
 import torch
 calls = []

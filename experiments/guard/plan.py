@@ -1,4 +1,4 @@
-"""What is trained: the learned aesthetic reward, far beyond what is good for the pictures; and the same with the guard."""
+"""What is trained: the learned aesthetic reward, far beyond what is good for the pictures; the same with the guard."""
 
 from __future__ import annotations
 

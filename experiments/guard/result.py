@@ -1,4 +1,4 @@
-"""From the runs to `result.json` and the figure: where the reward and the truth part, and what the guard makes of it."""
+"""From the runs to `result.json` and the figure: where the reward and the truth part, and what the guard does then."""
 
 from __future__ import annotations
 
