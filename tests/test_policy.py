@@ -110,7 +110,7 @@ def test_large_pictures_are_decoded_one_by_one(policy: Policy, monkeypatch: pyte
         return decode(x, **more)
 
     monkeypatch.setattr(policy.pipe.vae, "decode", counted)
-    monkeypatch.setattr("burnish.families.LARGE", 63)
+    monkeypatch.setattr("burnish.policy.LARGE", 63)
     torch.testing.assert_close(policy.decode(latent), together)
     assert rows == [1, 1, 1]
 
