@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("process",),
     ("catalog", "checkpoint"),
     ("config",),
-    ("parts",),
+    ("parts", "optimizer"),
     ("evaluate",),
     ("journal",),
     ("updates",),
