@@ -97,7 +97,7 @@ def _embed_vae(pipe: Any, images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
-    """latent = (what the autoencoder gives - shift) * spread; some models of the SDXL kind have both for each channel."""
+    """latent = (what the autoencoder gives - shift) * spread; some models of the SDXL kind have them by channel."""
     config = vae.config
     if config.latents_mean is None or config.latents_std is None:
         return 0.0, config.scaling_factor

@@ -24,6 +24,7 @@ from burnish.types import Prompt, Trajectory
 PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]
 TEXTS = [prompt.text for prompt in PROMPTS]
 GROUP = torch.tensor([0, 0, 1, 1])
+MEAN, STD = [0.1, -0.2, 0.3, 0.0], [1.5, 0.5, 2.0, 1.0]  # of an autoencoder's latents
 
 
 @pytest.fixture(params=["tiny_sd2", "tiny_sdxl"])
@@ -206,12 +207,18 @@ def test_the_decoder_of_a_float16_sdxl(upcast: bool, dtype: torch.dtype, tmp_pat
 def test_pictures_are_the_stock_pipelines(statistics: bool, tmp_path: Path) -> None:
     pipe: Any = build_sdxl()
     if statistics:
-        pipe.vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.5, 2.0, 1.0])
+        pipe.vae.register_to_config(latents_mean=MEAN, latents_std=STD)
     pipe.save_pretrained(tmp_path)
     policy = Policy.load(tmp_path)
     traj = roll(policy, Sampler(ddim(0.8), 2, none()))
     expected = latents(stock(tmp_path), 1.0, 2, eta=0.8, output_type="pt")
-    torch.testing.assert_close(policy.decode(traj.latent), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(images := policy.decode(traj.latent), expected, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        posterior = policy.pipe.vae.encode(images * 2 - 1).latent_dist
+    drawn = posterior.mean + posterior.std * torch.randn(4, 4, 8, 8, generator=generator(1))
+    if statistics:
+        drawn = (drawn - torch.tensor(MEAN).view(4, 1, 1)) / torch.tensor(STD).view(4, 1, 1)
+    torch.testing.assert_close(policy.embed(images, generator(1)), drawn * 0.13025, rtol=1e-4, atol=1e-5)
 
 
 def test_an_iteration_from_end_to_end(model: Path, tmp_path: Path) -> None:
