@@ -155,7 +155,7 @@ SDXL = Family("unet", _encode_sdxl, _null_sdxl, _call_sdxl, _decode_vae, _latent
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": SD,  # Stable Diffusion 1.x and 2.x
     "LatentConsistencyModelPipeline": SD,  # the same networks, distilled; the guidance weight is an input
-    "StableDiffusionXLPipeline": SDXL,  # and what is distilled from it: Turbo, Lightning, Segmind's
+    "StableDiffusionXLPipeline": SDXL,  # and what keeps its pipeline: Turbo, SSD-1B
 }
 """By the name of the diffusers pipeline."""
 

@@ -103,6 +103,15 @@ def test_a_fresh_trajectory_replays_to_ratio_one(schedule: Path) -> None:
         assert (moves(policy, sampler, roll(policy, sampler)) - 1).abs().max() < 1e-5, "merged and apart are the same"
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_replays_to_ratio_one(model: Path, dtype: str) -> None:
+    policy, sampler = Policy.load(model, dtype=dtype), Sampler(ddim(), 3, cfg(5.0))
+    perturb(policy, 0.1)
+    traj = roll(policy, sampler)
+    assert (moves(policy, sampler, traj) - 1).abs().max() < 1e-5 and traj.x.dtype == torch.float32
+    assert policy.decode(traj.latent).isfinite().all()
+
+
 def test_gradient_checkpointing_replays_bit_for_bit(model: Path) -> None:
     """The same log-densities and the same gradients: nothing is dropped out, so nothing is drawn anew."""
     answers = []

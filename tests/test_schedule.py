@@ -101,15 +101,17 @@ def test_unsuitable_schedulers() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # a scheduler of diffusers with numpy 2
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])  # SDXL's and Turbo's
 @pytest.mark.parametrize("steps", [4, 25, 50])
-def test_the_scheduler_of_sdxl_is_ddim_in_other_coordinates(steps: int) -> None:
+def test_the_scheduler_of_sdxl_is_ddim_in_other_coordinates(steps: int, spacing: str) -> None:
     """Euler's ancestral step in x / alpha is DDIM's with eta = 1; only its very last one, which goes on to x0 itself,
     is not compared."""
-    scheduler = EulerAncestralDiscreteScheduler.from_config(SDXL_SCHEDULER)
+    config = {**SDXL_SCHEDULER, "timestep_spacing": spacing}
+    scheduler = EulerAncestralDiscreteScheduler.from_config(config)
     scheduler.set_timesteps(steps)
-    schedule = Schedule.of(EulerDiscreteScheduler.from_config(SDXL_SCHEDULER))
+    schedule = Schedule.of(EulerDiscreteScheduler.from_config(config))
     times = schedule.times(steps)
-    assert times[:-1].tolist() == scheduler.timesteps.tolist() and times[-2:].tolist() == [1, FINAL]
+    assert times[:-1].tolist() == scheduler.timesteps.tolist() and times[-1] == FINAL
     level = schedule.level(times[:-1])
     ratio = (level.sigma / level.alpha).flatten()
     torch.testing.assert_close(ratio, scheduler.sigmas[:-1].double(), rtol=1e-4, atol=0)
@@ -125,4 +127,5 @@ def test_the_scheduler_of_sdxl_is_ddim_in_other_coordinates(steps: int) -> None:
         ).prev_sample
         torch.testing.assert_close(mine / level_s.alpha, theirs.double(), rtol=1e-4, atol=1e-3)
         x = mine
-    assert scheduler.init_noise_sigma.item() == pytest.approx(float((1 / level.alpha[0]).squeeze()), rel=1e-5)
+    if spacing == "leading":  # otherwise diffusers starts with 0.2 % less noise than there is at that time
+        assert scheduler.init_noise_sigma.item() == pytest.approx(float((1 / level.alpha[0]).squeeze()), rel=1e-5)
