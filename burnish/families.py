@@ -206,8 +206,6 @@ def load_pipeline(
             )
         except Exception as error:  # a damaged file makes the libraries below raise anything
             raise ValueError(f"the model {model} cannot be loaded: {_first_line(error)}") from error
-    if family.upcast and dtype == torch.float16 and pipe.vae.config.force_upcast:
-        pipe.vae.to(torch.float32)  # it overflows in float16; the stock pipeline does the same, picture by picture
     return pipe.to(device)
 
 

@@ -248,8 +248,10 @@ def _check(train: str, rank: int, alpha: float, dtype: str, decode_at_once: int)
 
 
 def _open(pipe: Any, family: Family, train: str, rank: int, alpha: float, targets: Sequence[str]) -> Any:
-    """The pipeline's network, with what learns in it and nothing else that does, and its faster layers."""
+    """The pipeline's network, with what learns in it, and nothing else that does; layers that are fast and precise."""
     network = getattr(pipe, family.network)
+    if family.upcast and pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
+        pipe.vae.to(torch.float32)  # it overflows in float16; the stock pipeline does the same, picture by picture
     for part in _networks(pipe):
         part.requires_grad_(False)
     if train == "lora":

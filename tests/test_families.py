@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, LCMScheduler, UNet2DCond
 from torch import Tensor
 
 from burnish import config as configuration
-from burnish.families import SDXL, load_pipeline
+from burnish.families import SDXL
 from burnish.guidance import cfg, embedded, none
 from burnish.kernels import ddim, lcm
 from burnish.policy import Policy
@@ -207,9 +207,9 @@ def test_the_decoder_of_a_float16_sdxl(upcast: bool, dtype: torch.dtype, tmp_pat
     pipe: Any = build_sdxl()
     pipe.vae.register_to_config(force_upcast=upcast)
     pipe.save_pretrained(tmp_path)
-    half = load_pipeline(tmp_path, dtype=torch.float16)
+    half = Policy.load(tmp_path, dtype="float16").pipe
     assert half.vae.dtype == dtype and half.unet.dtype == half.text_encoder_2.dtype == torch.float16
-    assert load_pipeline(tmp_path, dtype=torch.bfloat16).vae.dtype == torch.bfloat16
+    assert Policy.load(tmp_path, dtype="bfloat16").pipe.vae.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("statistics", [False, True])
