@@ -144,21 +144,26 @@ def saving(path: Path) -> Iterator[None]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimizer remembers, flat: "index.key" -> tensor, on the CPU."""
-    memory = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{key}": torch.as_tensor(value).detach().cpu().clone()
-        for index, entries in memory.items()
-        for key, value in entries.items()
-    }
+    """What the optimizer remembers, flat: "index.key" -> tensor, on the CPU.
+
+    An 8-bit one wraps some of it in a table of its own, which is laid flat too: it takes it back either way.
+    """
+    tensors: dict[str, Tensor] = {}
+    for index, entries in optimizer.state_dict()["state"].items():
+        flat = dict(entries)
+        for key in [key for key, value in entries.items() if isinstance(value, dict)]:
+            flat |= flat.pop(key)
+        tensors |= {f"{index}.{key}": torch.as_tensor(value).detach().cpu().clone() for key, value in flat.items()}
+    return tensors
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Give the optimizer back what `optimizer_tensors` took from it; its settings stay its own."""
-    memory: dict[int, dict[str, Tensor]] = {}
+    memory: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        memory.setdefault(int(index), {})[key] = tensor
+        counter = not tensor.dim() and tensor.dtype == torch.int64  # was a plain number
+        memory.setdefault(int(index), {})[key] = int(tensor) if counter else tensor
     optimizer.load_state_dict({"state": memory, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

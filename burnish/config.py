@@ -43,6 +43,7 @@ class Model:
     dtype: str = "float32"  # of the frozen weights: float32, float16, bfloat16; trained weights are always float32
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     gradient_checkpointing: bool = False  # less memory in training, about a third more time
+    decode_at_once: int = 0  # pictures decoded at once: memory and speed only; 0: one above 256 pixels, otherwise 32
     revision: str = ""  # of a hub id: branch, tag or commit
     variant: str = ""  # of a hub id: weight files' variant, such as "fp16"
     scheduler: str = ""  # "lcm": sample with an LCMScheduler, as an LCM-LoRA needs; "": as the model comes
@@ -71,6 +72,7 @@ class Optimizer:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 1e-4
     eps: float = 1e-8
+    eight_bit: bool = False  # a quarter of the memory for Adam's moments, for train = "full"; wants burnish[eight-bit]
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     ema: float = 0.0  # share that a moving average of the weights keeps at each step, after a warm-up; it is what is
     # evaluated, drawn and exported; 0: none
@@ -235,6 +237,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.alpha", lambda n: n >= 1, "at least 1"),
     ("model.targets", bool, 'at least one layer name, such as "to_q"'),
     ("model.dtype", lambda s: s in ("float32", "float16", "bfloat16"), '"float32", "float16" or "bfloat16"'),
+    ("model.decode_at_once", lambda n: n >= 0, "0 (as their size suggests) or more"),
     ("model.scheduler", lambda s: s in ("", "lcm"), '"lcm", or "" for the model\'s own'),
     ("sampler.steps", lambda n: n >= 1, "at least 1 network call"),
     ("prompts", bool, 'a source of prompts: [prompts] with use = "animals"'),

@@ -18,7 +18,12 @@ from torch import Tensor
 from burnish.types import Cond
 
 LARGE = 32 * 32
-"""Latent pixels beyond which a decoder is given one picture at a time."""
+"""Latent pixels beyond which an autoencoder is given one picture at a time: together they gain no speed, and each takes
+a gigabyte at 512 pixels.
+
+Never a part of one, as diffusers' tiling would: every tile is normalised by its own statistics, so tiles differ in
+colour and contrast, and a reward would judge, and the model learn, where the seams are.
+"""
 
 SMALL_ONES = 32
 """Smaller pictures decoded at a time: from 64 on, diffusers' upsampling copies its input into another layout."""
@@ -30,12 +35,14 @@ class Family:
 
     network: str  # the pipeline's attribute that is trained
     encode: Callable[[Any, list[str]], Cond]  # (pipe, texts) -> states, one row a text
+    null: Callable[[Any], Cond]  # (pipe) -> what guidance asks in place of a prompt, one row
     call: Callable[[Any, Tensor, Tensor, Cond], Tensor]
     # (pipe, x, t (B,), cond of B or k * B rows) -> the network's output, one row a row of cond; see `trunk`
     decode: Callable[[Any, Tensor], Tensor]  # (pipe, latent) -> images (B, 3, H, W) in [0, 1], float32
     latent_shape: Callable[[Any], tuple[int, ...]]  # (pipe) -> (C, h, w)
     embed: Callable[[Any, Tensor, torch.Generator], Tensor]
     # (pipe, images (B, 3, H, W) in [0, 1], CPU generator) -> latents drawn from the autoencoder's posterior, float32
+    upcast: bool = False  # whether `force_upcast` in the decoder's configuration means: float32 where float16 was asked
 
 
 def _encode_sd(pipe: Any, texts: list[str]) -> Cond:
@@ -43,7 +50,17 @@ def _encode_sd(pipe: Any, texts: list[str]) -> Cond:
     return {"text": text}
 
 
+def _null_sd(pipe: Any) -> Cond:
+    return _encode_sd(pipe, [""])
+
+
 def _call_sd(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    weight = _weight(pipe, x, cond)
+    return pipe.unet(x, t, timestep_cond=weight, encoder_hidden_states=cond["text"], return_dict=False)[0]
+
+
+def _weight(pipe: Any, x: Tensor, cond: Cond) -> Tensor | None:
+    """The guidance weight as the UNet of a consistency model takes it, one row a row of ``x``; None for others."""
     width, weight = pipe.unet.config.time_cond_proj_dim, cond.get("guidance")
     if (width is None) != (weight is None):
         raise ValueError(
@@ -52,44 +69,93 @@ def _call_sd(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
             if width is None
             else "this network takes its guidance weight as an input: use guidance 'embedded'."
         )
-    embedding = None
-    if weight is not None:
-        # once for all rows, on the CPU: the same numbers on every device
-        embedding = pipe.get_guidance_scale_embedding(weight[:1].cpu() - 1, embedding_dim=width)
-        embedding = embedding.to(x.device, x.dtype).expand(len(x), -1)
-    return pipe.unet(x, t, timestep_cond=embedding, encoder_hidden_states=cond["text"], return_dict=False)[0]
+    if weight is None:
+        return None
+    # once for all rows, on the CPU: the same numbers on every device
+    embedding = pipe.get_guidance_scale_embedding(weight[:1].cpu() - 1, embedding_dim=width)
+    result: Tensor = embedding.to(x.device, x.dtype).expand(len(x), -1)
+    return result
 
 
-def _decode_sd(pipe: Any, latent: Tensor) -> Tensor:
-    vae = pipe.vae
-    scaled = latent.to(vae.device, vae.dtype) / vae.config.scaling_factor
-    # large pictures one by one: together they gain no speed, and each takes a gigabyte at 512 pixels
-    chunks = scaled.split(1 if scaled[0, 0].numel() > LARGE else SMALL_ONES)
-    images = torch.cat([vae.decode(chunk, return_dict=False)[0].float() for chunk in chunks])
-    return (images / 2 + 0.5).clamp(0, 1)
+def _decode_vae(pipe: Any, latent: Tensor) -> Tensor:
+    vae, latent = pipe.vae, latent.to(pipe.vae.device, torch.float32)
+    shift, spread = _statistics(vae, latent)
+    image = vae.decode((latent / spread + shift).to(vae.dtype), return_dict=False)[0].float()
+    return (image / 2 + 0.5).clamp(0, 1)
 
 
-def _embed_sd(pipe: Any, images: Tensor, generator: torch.Generator) -> Tensor:
+def _embed_vae(pipe: Any, images: Tensor, generator: torch.Generator) -> Tensor:
     vae = pipe.vae
     scaled = (images * 2 - 1).to(vae.device, vae.dtype)
     chunks = scaled.split(1 if scaled[0, 0].numel() > 64 * LARGE else SMALL_ONES)
     posteriors = [vae.encode(chunk).latent_dist for chunk in chunks]
     mean, std = (torch.cat([getattr(one, name).float() for one in posteriors]) for name in ("mean", "std"))
     # noise from the CPU: the same on every device
-    return (mean + std * torch.randn(mean.shape, generator=generator).to(mean)) * vae.config.scaling_factor
+    drawn = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
+    shift, spread = _statistics(vae, drawn)
+    return (drawn - shift) * spread
 
 
-def _latent_sd(pipe: Any) -> tuple[int, ...]:
+def _statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """latent = (what the autoencoder gives - shift) * spread; some models of the SDXL kind have them by channel."""
+    config = vae.config
+    if config.latents_mean is None or config.latents_std is None:
+        return 0.0, config.scaling_factor
+    shift, std = (like.new_tensor(value).view(1, -1, 1, 1) for value in (config.latents_mean, config.latents_std))
+    return shift, config.scaling_factor / std
+
+
+def _latent_unet(pipe: Any) -> tuple[int, ...]:
     size = pipe.unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return (pipe.unet.config.in_channels, height, width)
 
 
-SD = Family("unet", _encode_sd, _call_sd, _decode_sd, _latent_sd, _embed_sd)
+def _encode_sdxl(pipe: Any, texts: list[str]) -> Cond:
+    """The states of two text encoders side by side, the second one's summary, and the picture's size.
+
+    SDXL (arXiv 2307.01952, section 2.2) is told the size a picture had, where it was cropped and the size it is to
+    have: here always that of the pictures it was made for, whole.
+    """
+    text, _, pooled, _ = pipe.encode_prompt(
+        texts, device=pipe.text_encoder_2.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    height, width = (side * pipe.vae_scale_factor for side in _latent_unet(pipe)[1:])
+    summary = pipe.text_encoder_2.config.projection_dim
+    size = pipe._get_add_time_ids((height, width), (0, 0), (height, width), text.dtype, summary)
+    return {"text": text, "pooled": pooled, "size": size.to(text.device).expand(len(texts), -1)}
+
+
+def _null_sdxl(pipe: Any) -> Cond:
+    """No prompt: zeros, if the model was trained so, and not the states of an empty text."""
+    cond = _encode_sdxl(pipe, [""])
+    if not pipe.config.force_zeros_for_empty_prompt:
+        return cond
+    return {**cond, "text": torch.zeros_like(cond["text"]), "pooled": torch.zeros_like(cond["pooled"])}
+
+
+def _call_sdxl(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    # the summary enters with the time, in the first block: nothing to speak of is the same for two rows of a picture
+    times = len(cond["text"]) // len(x)
+    x, t = torch.cat([x] * times), t.repeat(times)
+    added = {"text_embeds": cond["pooled"], "time_ids": cond["size"]}
+    return pipe.unet(
+        x,
+        t,
+        timestep_cond=_weight(pipe, x, cond),
+        encoder_hidden_states=cond["text"],
+        added_cond_kwargs=added,
+        return_dict=False,
+    )[0]
+
+
+SD = Family("unet", _encode_sd, _null_sd, _call_sd, _decode_vae, _latent_unet, _embed_vae)
+SDXL = Family("unet", _encode_sdxl, _null_sdxl, _call_sdxl, _decode_vae, _latent_unet, _embed_vae, upcast=True)
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": SD,  # Stable Diffusion 1.x and 2.x
     "LatentConsistencyModelPipeline": SD,  # the same networks, distilled; the guidance weight is an input
+    "StableDiffusionXLPipeline": SDXL,  # and what keeps its pipeline: Turbo, SSD-1B
 }
 """By the name of the diffusers pipeline."""
 

@@ -89,6 +89,7 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
         dtype=model.dtype,
         device=device or model.device,
         gradient_checkpointing=model.gradient_checkpointing,
+        decode_at_once=model.decode_at_once,
         revision=model.revision or None,
         variant=model.variant or None,
         scheduler=model.scheduler,

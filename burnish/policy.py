@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from burnish import adapter as lora
 from burnish.cpu import suit
-from burnish.families import Family, family_of, load_pipeline
+from burnish.families import LARGE, SMALL_ONES, Family, family_of, load_pipeline
 from burnish.schedule import Schedule
 from burnish.trunk import share
 from burnish.types import Cond, Prompt
@@ -27,7 +27,7 @@ from burnish.types import Cond, Prompt
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 TEXTS_KEPT = 1024
-"""Encoded prompts that are remembered; at Stable Diffusion's 77 x 768 states, 0.24 MB each."""
+"""Encoded prompts that are remembered; in float32 one takes 0.24 MB of Stable Diffusion 1.x, 0.64 MB of SDXL."""
 
 
 class Policy:
@@ -40,23 +40,32 @@ class Policy:
         trainable: the parameters that learn, float32; empty with ``train="none"``.
         device, dtype: where and in which precision the network computes.
         train: "lora", "full" or "none".
+        takes_weight: whether the network has an input for the guidance weight: guidance "embedded".
     """
 
     def __init__(
-        self, pipe: Any, family: Family, train: str, dtype: torch.dtype, first: list[Tensor] | None = None
+        self,
+        pipe: Any,
+        family: Family,
+        train: str,
+        dtype: torch.dtype,
+        first: list[Tensor] | None = None,
+        decode_at_once: int = 0,
     ) -> None:
         """``first``: with "full", a copy of the weights before training, in the order of ``trainable``."""
         self.pipe, self.train, self.dtype = pipe, train, dtype
         self.schedule = Schedule.of(pipe.scheduler)
         self.latent_shape = family.latent_shape(pipe)
-        self._family = family
+        self._family, self._decode_at_once = family, decode_at_once
         self._network: nn.Module = getattr(pipe, family.network)
+        self.takes_weight = getattr(self._network.config, "time_cond_proj_dim", None) is not None
         self._named = {name: p for name, p in self._network.named_parameters() if p.requires_grad}
         self.trainable = list(self._named.values())
         self.device = next(self._network.parameters()).device
         self._first = first
         self._switch = lora.Switch(self._network, self.trainable, first)
         self._texts: dict[str, Cond] = {}
+        self._null: Cond = {}
 
     @classmethod
     def load(
@@ -70,6 +79,7 @@ class Policy:
         dtype: str = "float32",
         device: str | torch.device = "auto",
         gradient_checkpointing: bool = False,
+        decode_at_once: int = 0,
         revision: str | None = None,
         variant: str | None = None,
         scheduler: str = "",
@@ -88,6 +98,7 @@ class Policy:
             dtype: "float32", "float16" or "bfloat16".
             device: "auto" takes the GPU where there is one.
             gradient_checkpointing: less memory, a third more time.
+            decode_at_once: pictures decoded at a time; 0 takes one if they are large, ``SMALL_ONES`` otherwise.
             revision: of the hub.
             variant: of the weight files, such as "fp16".
             scheduler: "lcm" samples it as a consistency model; "" as it comes.
@@ -103,7 +114,7 @@ class Policy:
             >>> policy = Policy.load("zoo:emoji-sd")                                      # doctest: +SKIP
             >>> policy.encode([Prompt("a fox")])["text"].shape                           # doctest: +SKIP
         """
-        _check(train, rank, alpha, dtype)
+        _check(train, rank, alpha, dtype, decode_at_once)
         pipe = load_pipeline(
             model,
             dtype=DTYPES[dtype],
@@ -119,26 +130,15 @@ class Policy:
             pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
         if fused is not None:
             lora.fuse(pipe, fused)
-        network = getattr(pipe, family.network)
-        for part in pipe.components.values():
-            if isinstance(part, nn.Module):
-                part.requires_grad_(False)
-        if train == "lora":
-            lora.add(network, rank, alpha, targets)
-        elif train == "full":
-            network.requires_grad_(True)
-        for part in (network, pipe.vae):
-            suit(part, family.latent_shape(pipe))
-        share(network)
+        network = _open(pipe, family, train, rank, alpha, targets)
         first = [p.detach().clone() for p in network.parameters()] if train == "full" and reference else None
         if adapter is not None:
             lora.read(pipe, family.network, Path(adapter), train, alpha)
         if gradient_checkpointing:
             network.enable_gradient_checkpointing()
-        for part in pipe.components.values():
-            if isinstance(part, nn.Module):
-                part.eval()  # the adapter's layers too
-        return cls(pipe, family, train, DTYPES[dtype], first)
+        for part in _networks(pipe):
+            part.eval()  # the adapter's layers too
+        return cls(pipe, family, train, DTYPES[dtype], first, decode_at_once)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> Cond:
@@ -155,14 +155,14 @@ class Policy:
             del self._texts[next(iter(self._texts))]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
-    @property
-    def takes_weight(self) -> bool:
-        """Whether the network has an input for the guidance weight: guidance "embedded"."""
-        return getattr(self._network.config, "time_cond_proj_dim", None) is not None
-
+    @torch.no_grad()
     def null(self, n: int) -> Cond:
-        """The empty prompt for ``n`` rows."""
-        return {name: value.expand(n, *value.shape[1:]) for name, value in self.encode([Prompt("")]).items()}
+        """What guidance asks in place of a prompt, for ``n`` rows: an empty text, or what the model was trained with.
+
+        Encoded once and remembered.
+        """
+        self._null = self._null or self._family.null(self.pipe)
+        return {name: value.expand(n, *value.shape[1:]) for name, value in self._null.items()}
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Where ``n`` trajectories start: (n, *latent) float32, drawn from the CPU ``generator``."""
@@ -186,7 +186,8 @@ class Policy:
         Raises:
             RuntimeError: they are not finite; as black pictures they would please many a reward.
         """
-        images = self._family.decode(self.pipe, latent)
+        at_once = self._decode_at_once or (1 if latent[0, 0].numel() > LARGE else SMALL_ONES)
+        images = torch.cat([self._family.decode(self.pipe, chunk) for chunk in latent.split(at_once)])
         if not images.isfinite().all():
             raise RuntimeError(
                 "the decoded images are not finite: the weights have diverged (lower optimizer.lr), or the decoder "
@@ -245,13 +246,36 @@ class Policy:
             shutil.rmtree(made)
 
 
-def _check(train: str, rank: int, alpha: float, dtype: str) -> None:
+def _check(train: str, rank: int, alpha: float, dtype: str, decode_at_once: int) -> None:
     if train not in ("lora", "full", "none"):
         raise ValueError(f"model.train must be 'lora', 'full' or 'none', not '{train}'.")
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, not '{dtype}'.")
     if rank < 1 or not alpha > 0:
         raise ValueError(f"model.rank must be at least 1 and model.alpha > 0, not {rank} and {alpha}.")
+    if decode_at_once < 0:
+        raise ValueError(f"model.decode_at_once must be 0 (as their size suggests) or more, not {decode_at_once}.")
+
+
+def _open(pipe: Any, family: Family, train: str, rank: int, alpha: float, targets: Sequence[str]) -> Any:
+    """The pipeline's network, with what learns in it, and nothing else that does; layers that are fast and precise."""
+    network = getattr(pipe, family.network)
+    if family.upcast and pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
+        pipe.vae.to(torch.float32)  # it overflows in float16; the stock pipeline does the same, picture by picture
+    for part in _networks(pipe):
+        part.requires_grad_(False)
+    if train == "lora":
+        lora.add(network, rank, alpha, targets)
+    elif train == "full":
+        network.requires_grad_(True)
+    for part in (network, pipe.vae):
+        suit(part, family.latent_shape(pipe))
+    share(network)
+    return network
+
+
+def _networks(pipe: Any) -> list[nn.Module]:
+    return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
 
 
 def _device(name: str | torch.device) -> torch.device:

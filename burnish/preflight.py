@@ -17,6 +17,7 @@ import torch
 
 from burnish import advantages
 from burnish.config import Config
+from burnish.optimizer import adamw
 from burnish.parts import Parts, assemble
 from burnish.process import Forward, Process, Reverse
 from burnish.rewards import score
@@ -42,6 +43,7 @@ class Finding:
 
 def preflight(config: Config) -> list[Finding]:
     """Rehearse a part of one iteration of `config`. What cannot even be loaded raises, as in training."""
+    adamw(config.optimizer)  # can be made
     seed_globals(config.seed, "weights")
     parts = assemble(config)
     try:

@@ -26,6 +26,7 @@ from burnish import config as configuration
 from burnish import journal
 from burnish.config import Config
 from burnish.journal import Job
+from burnish.optimizer import adamw
 from burnish.parts import Parts, assemble
 from burnish.rewards import score
 from burnish.rollout import join
@@ -180,22 +181,17 @@ def prepare(config: Config, run: Run, world: World, stop: Callable[[], bool] | N
         raise ValueError(
             f"batch.prompts = {config.batch.prompts} cannot be shared by {world.count} processes; make it a multiple"
         )
-    parts, settings = assemble(config, world.device(config.model.device)), config.optimizer
-    optimizer = torch.optim.AdamW(
-        parts.policy.trainable,
-        lr=settings.lr,
-        betas=(settings.betas[0], settings.betas[1]),
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-    )
+    make = adamw(config.optimizer)
+    parts = assemble(config, world.device(config.model.device))
+    optimizer = make(parts.policy.trainable)
     # Half-precision gradients of a log-density averaged over 16384 dimensions would vanish without scaling.
     scaler = torch.amp.GradScaler(parts.policy.device.type, enabled=config.model.dtype == "float16")
     first = parts.policy.state() if config.guard.action == "rollback" else None
     average = None
-    if settings.ema:
+    if config.optimizer.ema:
         from diffusers.training_utils import EMAModel
 
-        average = EMAModel(parts.policy.trainable, decay=settings.ema)  # its decay rises as (1 + n) / (10 + n)
+        average = EMAModel(parts.policy.trainable, decay=config.optimizer.ema)  # its decay rises as (1 + n) / (10 + n)
     return Job(config, run, world, parts, optimizer, scaler, poll, first, average)
 
 

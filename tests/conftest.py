@@ -1,4 +1,5 @@
-"""A complete Stable Diffusion pipeline of some 20,000 random parameters, written to disk once a session.
+"""Complete pipelines of some 20,000 random parameters, written to disk once a session: Stable Diffusion 1.x and 2.x,
+SDXL, a consistency model.
 
 Latents are 4x8x8, images 32x32, prompts are read letter by letter (22 letters at most; lower case, digits,
 punctuation).
@@ -34,13 +35,30 @@ def perturb(policy: Any, size: float = 0.3) -> None:
             p.add_(size * scale * torch.randn(p.shape, generator=generator(i)))
 
 
-def _tokenizer() -> object:
+def _tokenizer(**changes: object) -> object:
     from transformers import CLIPTokenizer
 
     letters = [chr(c) for c in range(ord("!"), ord("~") + 1) if not chr(c).isupper()]
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
     vocab = {word: number for number, word in enumerate(words)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TOKENS)
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TOKENS, **changes)
+
+
+def _text_config(**changes: object) -> Any:
+    from transformers import CLIPTextConfig
+
+    config = {
+        "vocab_size": len(_tokenizer()),  # type: ignore[arg-type]
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": TOKENS,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
+    return CLIPTextConfig(**{**config, **changes})
 
 
 def _scheduler(kind: str, prediction: str, **changes: object) -> object:
@@ -63,22 +81,10 @@ def _scheduler(kind: str, prediction: str, **changes: object) -> object:
 def build_pipeline(prediction: str = "epsilon", scheduler: str = "ddim", **changes: object) -> object:
     """A fresh in-memory tiny pipeline; ``changes`` go into the scheduler's configuration."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tokenizer = _tokenizer()
-        text = CLIPTextConfig(
-            vocab_size=len(tokenizer),  # type: ignore[arg-type]
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=TOKENS,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        )
         unet = UNet2DConditionModel(
             sample_size=8,
             block_out_channels=(8, 8),
@@ -101,8 +107,8 @@ def build_pipeline(prediction: str = "epsilon", scheduler: str = "ddim", **chang
         )
         return StableDiffusionPipeline(
             vae=vae.eval(),
-            text_encoder=CLIPTextModel(text).eval(),
-            tokenizer=tokenizer,
+            text_encoder=CLIPTextModel(_text_config()).eval(),
+            tokenizer=_tokenizer(),
             unet=unet.eval(),
             scheduler=_scheduler(scheduler, prediction, **changes),
             safety_checker=None,
@@ -136,6 +142,120 @@ def build_lcm() -> object:
     return LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
 
 
+def build_sd2(**changes: object) -> object:
+    """A fresh in-memory tiny Stable Diffusion 2.x: v-prediction, OpenCLIP's text tower, heads by block, linear layers.
+
+    ``changes`` go into the scheduler's configuration.
+    """
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    parts = dict(build_pipeline().components)  # type: ignore[attr-defined]
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        text = _text_config(hidden_size=12, num_hidden_layers=3, hidden_act="gelu", projection_dim=6)
+        parts["text_encoder"] = CLIPTextModel(text).eval()
+        parts["unet"] = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=(2, 4),
+            cross_attention_dim=12,
+            norm_num_groups=4,
+            use_linear_projection=True,
+            upcast_attention=True,
+        ).eval()
+    parts["tokenizer"] = _tokenizer(pad_token="!")
+    parts["scheduler"] = _scheduler("ddim", "v_prediction", **changes)
+    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
+
+
+def build_sdxl(**changes: object) -> object:
+    """A fresh in-memory tiny SDXL: two text encoders, the second one's summary, sizes, and the scheduler it ships.
+
+    ``changes`` go into the pipeline.
+    """
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    vae = build_pipeline().vae  # type: ignore[attr-defined]
+    vae.register_to_config(force_upcast=True, scaling_factor=0.13025)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        second = _text_config(hidden_size=12, num_hidden_layers=2, hidden_act="gelu", projection_dim=6)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=(2, 2, 4),
+            cross_attention_dim=8 + 12,
+            transformer_layers_per_block=(1, 1, 2),
+            norm_num_groups=4,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=6 + 6 * 4,
+        )
+        pipe = StableDiffusionXLPipeline(
+            vae=vae,
+            text_encoder=CLIPTextModel(_text_config(num_hidden_layers=2)).eval(),
+            text_encoder_2=CLIPTextModelWithProjection(second).eval(),
+            tokenizer=_tokenizer(),
+            tokenizer_2=_tokenizer(pad_token="!"),
+            unet=unet.eval(),
+            scheduler=EulerDiscreteScheduler.from_config(SDXL_SCHEDULER),
+            **changes,
+        )
+    return pipe
+
+
+SDXL_SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "interpolation_type": "linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "sample_max_value": 1.0,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+    "use_karras_sigmas": False,
+}
+"""What stands in SDXL's scheduler_config.json, keys of other schedulers included."""
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Stable Diffusion 2.x. Shared: do not write into it."""
+    folder = tmp_path_factory.mktemp("tiny-sd2")
+    build_sd2().save_pretrained(folder)  # type: ignore[attr-defined]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_zero_snr(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Stable Diffusion 2.x whose schedule begins in pure noise. Shared: do not write into it."""
+    folder = tmp_path_factory.mktemp("tiny-zero-snr")
+    build_sd2(rescale_betas_zero_snr=True, timestep_spacing="trailing").save_pretrained(folder)  # type: ignore[attr-defined]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny SDXL. Shared: do not write into it."""
+    folder = tmp_path_factory.mktemp("tiny-sdxl")
+    build_sdxl().save_pretrained(folder)  # type: ignore[attr-defined]
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_lcm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny latent consistency model. Shared: do not write into it."""
@@ -158,6 +278,12 @@ def make_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_sd1(make_pipeline: Callable[..., Path]) -> Path:
+    """The folder of a tiny Stable Diffusion 1.x with the scheduler it ships. Shared: do not write into it."""
+    return make_pipeline("epsilon", "pndm")
 
 
 @pytest.fixture(scope="session")

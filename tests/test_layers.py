@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("process", "panel"),
     ("catalog", "checkpoint"),
     ("config",),
-    ("parts",),
+    ("parts", "optimizer"),
     ("evaluate",),
     ("guard",),
     ("journal",),

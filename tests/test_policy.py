@@ -101,18 +101,26 @@ def test_decode_is_the_vae(policy: Policy) -> None:
     assert images.shape == (2, 3, 32, 32) and images.dtype == torch.float32
 
 
-def test_large_pictures_are_decoded_one_by_one(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    latent = policy.noise(3, generator())
-    together, decode, rows = policy.decode(latent), policy.pipe.vae.decode, []
+@pytest.mark.parametrize(
+    ("asked", "large", "expected"),
+    [(0, False, [3]), (0, True, [1, 1, 1]), (2, False, [2, 1]), (2, True, [2, 1])],
+)
+def test_how_many_pictures_are_decoded_at_once(
+    tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch, asked: int, large: bool, expected: list[int]
+) -> None:
+    policy = Policy.load(tiny_pipeline, train="none", decode_at_once=asked)
+    latent, decode, rows = policy.noise(3, generator()), policy.pipe.vae.decode, []
+    with torch.no_grad():
+        together = policy.pipe.vae.decode(latent / policy.pipe.vae.config.scaling_factor).sample
 
     def counted(x: Tensor, **more: object) -> object:
         rows.append(len(x))
         return decode(x, **more)
 
     monkeypatch.setattr(policy.pipe.vae, "decode", counted)
-    monkeypatch.setattr("burnish.families.LARGE", 63)
-    torch.testing.assert_close(policy.decode(latent), together)
-    assert rows == [1, 1, 1]
+    monkeypatch.setattr("burnish.policy.LARGE", 63 if large else 64)
+    torch.testing.assert_close(policy.decode(latent), (together / 2 + 0.5).clamp(0, 1))
+    assert rows == expected
 
 
 def test_pictures_that_are_not_finite_are_no_pictures(policy: Policy) -> None:
@@ -314,6 +322,7 @@ def test_damaged_or_foreign_models(tiny_pipeline: Path, tmp_path: Path) -> None:
         ({"train": "some"}, "model.train must be"),
         ({"dtype": "float8"}, "model.dtype must be one of"),
         ({"rank": 0}, "model.rank must be at least 1"),
+        ({"decode_at_once": -1}, "model.decode_at_once must be 0"),
         ({"targets": ["to_nothing"]}, "no layer whose name ends in 'to_nothing'"),
     ],
 )

@@ -103,3 +103,21 @@ def test_a_ratio_that_is_off_is_an_error(look: Look, monkeypatch: pytest.MonkeyP
         found = wrong(look())
     assert [finding.level for finding in found] == ["error"] and "ratio - 1" in found[0].text
     assert "float32" in found[0].remedy
+
+
+REAL = [name for name in configuration.recipes() if not configuration.load(name).model.id.startswith("zoo:")]
+TINY = {"sd15": "tiny_sd1", "lcm": "tiny_lcm", "sd21": "tiny_sd2", "sdxl": "tiny_sdxl"}
+"""A model of the same architecture, by the first word of a recipe's name."""
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_recipes_hold_on_a_tiny_model_of_their_architecture(name: str, request: pytest.FixtureRequest) -> None:
+    """All but their size is rehearsed; rewards that would download a model are left to their own tests."""
+    model = request.getfixturevalue(TINY[name.partition("-")[0]])
+    small = ("batch.sample=4", "batch.replay=3", "batch.transitions=0", "sampler.steps=4")
+    here = (f"model.id={model}", "model.device=cpu", "model.dtype=float32", "model.variant=''")
+    config = configuration.load(name, [*here, *small])
+    if config.rewards[0]["use"] not in ("compressibility", "incompressibility"):
+        config = configuration.load(name, [*here, *small, 'rewards=[{use="compressibility"}]'])
+    findings = preflight(config)
+    assert len(findings) > 5 and [one.text for one in findings if one.level == "error"] == []

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
+from conftest import SDXL_SCHEDULER
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+)
 
+from burnish.kernels import ddim as ddim_kernel
 from burnish.schedule import FINAL, Schedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -88,3 +98,34 @@ def test_unsuitable_schedulers() -> None:
     with pytest.raises(ValueError, match="x0 cannot be recovered from pure noise"):
         Schedule.of(ddim(rescale_betas_zero_snr=True))
     Schedule.of(ddim(rescale_betas_zero_snr=True, prediction_type="v_prediction"))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # a scheduler of diffusers with numpy 2
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])  # SDXL's and Turbo's
+@pytest.mark.parametrize("steps", [4, 25, 50])
+def test_the_scheduler_of_sdxl_is_ddim_in_other_coordinates(steps: int, spacing: str) -> None:
+    """Euler's ancestral step in x / alpha is DDIM's with eta = 1; only its very last one, which goes on to x0 itself,
+    is not compared."""
+    config = {**SDXL_SCHEDULER, "timestep_spacing": spacing}
+    scheduler = EulerAncestralDiscreteScheduler.from_config(config)
+    scheduler.set_timesteps(steps)
+    schedule = Schedule.of(EulerDiscreteScheduler.from_config(config))
+    times = schedule.times(steps)
+    assert times[:-1].tolist() == scheduler.timesteps.tolist() and times[-1] == FINAL
+    level = schedule.level(times[:-1])
+    ratio = (level.sigma / level.alpha).flatten()
+    torch.testing.assert_close(ratio, scheduler.sigmas[:-1].double(), rtol=1e-4, atol=0)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for i, (t, s) in enumerate(pairwise(times[:-1].split(1))):
+        eps = torch.tanh(x).roll(1, 2)  # stands in for the network
+        level_t, level_s = schedule.level(t), schedule.level(s)
+        move = ddim_kernel(1.0)(x, schedule.x0(x, t, eps), level_t, level_s)
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float32)
+        mine = move.mean + move.std * noise
+        theirs = scheduler.step(
+            eps.float(), scheduler.timesteps[i], (x / level_t.alpha).float(), generator=torch.Generator().manual_seed(i)
+        ).prev_sample
+        torch.testing.assert_close(mine / level_s.alpha, theirs.double(), rtol=1e-4, atol=1e-3)
+        x = mine
+    if spacing == "leading":  # otherwise diffusers starts with 0.2 % less noise than there is at that time
+        assert scheduler.init_noise_sigma.item() == pytest.approx(float((1 / level.alpha[0]).squeeze()), rel=1e-5)

@@ -1,0 +1,146 @@
+"""What the options for less memory save, and what they cost, measured on this machine's CPU.
+
+    python -m benchmarks.memory [--quick]
+
+A network of Stable Diffusion 1.5's layers at 0.4 of its width, a decoder at half of its own, random weights, float32,
+latents of 48 x 48 (pictures of 384 x 384). Every row is a process of its own with one thread: the most memory it holds
+while it works, above what it holds before, and the processor's seconds.
+
+    replay        one guided replay of `replay` moves and its backward, LoRA rank 4
+    decode        four pictures, `at once` in a call
+    optimizer     the first AdamW step of the whole network, whose moments are allocated in it
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+SIDE, PICTURES = 48, 4
+ROWS: tuple[dict[str, Any], ...] = (
+    *({"do": "replay", "replay": n, "checkpointing": on} for n in (1, 2, 4) for on in (False, True)),
+    *({"do": "decode", "at once": n} for n in (1, 2, 4)),
+    *({"do": "optimizer", "eight_bit": on} for on in (False, True)),
+)
+
+
+def build(folder: Path) -> None:
+    """The pipeline, its small text encoder from the zoo."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from burnish.families import load_pipeline
+
+    pipe = load_pipeline("zoo:emoji-sd")
+    torch.manual_seed(0)
+    pipe.unet = UNet2DConditionModel(
+        sample_size=SIDE,
+        block_out_channels=(128, 256, 512, 512),
+        attention_head_dim=8,
+        cross_attention_dim=pipe.text_encoder.config.hidden_size,
+    )
+    pipe.vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(64, 128, 256, 256),
+        layers_per_block=2,
+        latent_channels=4,
+    )
+    pipe.save_pretrained(folder)
+
+
+def measure(folder: Path, row: dict[str, Any]) -> dict[str, float]:
+    """One row, in this process."""
+    work = {"replay": _replay, "decode": _decode, "optimizer": _optimizer}[row["do"]](folder, row)
+    Path("/proc/self/clear_refs").write_text("5")  # from here on the highest use counts anew
+    before, started = _status("VmRSS"), time.process_time()
+    work()
+    return {"MiB": (_status("VmHWM") - before) / MIB, "seconds": time.process_time() - started}
+
+
+def _replay(folder: Path, row: dict[str, Any]) -> Any:
+    import torch
+
+    from burnish.guidance import cfg
+    from burnish.kernels import ddim
+    from burnish.policy import Policy
+    from burnish.rollout import Sampler
+    from burnish.types import Prompt, Trajectory
+
+    policy, count = Policy.load(folder, device="cpu", gradient_checkpointing=row["checkpointing"]), row["replay"]
+    x, cond = torch.randn(count, 2, *policy.latent_shape), policy.encode([Prompt("a cat")] * count)
+    traj = Trajectory(x, torch.tensor([601, 581]), torch.zeros(count, 1), x[:, 1], cond, torch.arange(count))
+    policy.null(1)
+    _touch(policy.pipe.unet)
+    moves = torch.arange(count), torch.zeros(count, 1, dtype=torch.long)
+    return lambda: Sampler(ddim(), 50, cfg(5.0)).replay(policy, traj, *moves).logp.sum().backward()
+
+
+def _decode(folder: Path, row: dict[str, Any]) -> Any:
+    import torch
+
+    from burnish.policy import Policy
+
+    policy = Policy.load(folder, device="cpu", train="none", decode_at_once=row["at once"])
+    latent = policy.noise(PICTURES, torch.Generator().manual_seed(0))
+    _touch(policy.pipe.vae)
+    return lambda: policy.decode(latent)
+
+
+def _optimizer(folder: Path, row: dict[str, Any]) -> Any:
+    import torch
+
+    from burnish.config import Optimizer
+    from burnish.optimizer import adamw
+    from burnish.policy import Policy
+
+    policy = Policy.load(folder, device="cpu", train="full")
+    optimizer = adamw(Optimizer(eight_bit=row["eight_bit"]))(policy.trainable)
+    for parameter in policy.trainable:
+        parameter.grad = torch.randn(parameter.shape).contiguous()
+    return optimizer.step
+
+
+def _touch(network: Any) -> None:
+    """Weights lie in a mapped file and are read when they are first used: that is no memory of the work."""
+    for parameter in network.parameters():
+        parameter.sum()
+
+
+def _status(name: str) -> int:
+    """Bytes, from what Linux says about this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="only the smallest row of each kind")
+    parser.add_argument("--one", nargs=2, metavar=("FOLDER", "ROW"), help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.one:
+        print(json.dumps(measure(Path(chosen.one[0]), json.loads(chosen.one[1]))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder))
+        print("| what | MiB above what was held before | CPU seconds |\n|---|---|---|")
+        for row in (ROWS[0], ROWS[1], ROWS[6]) if chosen.quick else ROWS:
+            command = [sys.executable, "-m", "benchmarks.memory", "--one", folder, json.dumps(row)]
+            one = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            if one.returncode:
+                sys.exit(one.stderr)
+            found = json.loads(one.stdout.splitlines()[-1])
+            what = ", ".join(f"{key} {value}" for key, value in row.items() if key != "do")
+            print(f"| {row['do']}: {what} | {found['MiB']:,.0f} | {found['seconds']:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""What is compared: the paper's tasks and algorithms, RLCM beside them, at equal numbers of scored pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SEEDS = (0, 1, 2)
+QUERIES = 640  # scored pictures of a run
+EVALUATIONS = 5  # of a run, after the one before training
+PAIRS = {  # of an animal and an object: what is trained on, and what is not
+    "prompts": (
+        ["cat", "dog", "horse", "rabbit", "bird", "bear", "fox", "fish", "frog"],
+        ["guitar", "apple", "car", "umbrella", "crown"],
+    ),
+    "evaluation.unseen": (
+        ["pig", "duck", "lion", "turtle", "monkey", "whale"],
+        ["violin", "banana", "sailboat", "key", "rocket", "candle"],
+    ),
+}
+
+
+def pairs(where: str) -> str:
+    """The prompts of the caption task."""
+    animals, objects = PAIRS[where]
+    return f'{where}={{use="template",text="a {{animal}} and a {{object}}",animal={animals},object={objects}}}'
+
+
+TASKS: dict[str, tuple[str, ...]] = {
+    "compressibility": (),
+    "incompressibility": ("rewards.0.use=incompressibility",),
+    "aesthetic": ('rewards=[{use="aesthetic",model="zoo:emoji-clip",head="zoo:emoji-aesthetic"}]',),
+    "caption": ('rewards=[{use="caption",model="zoo:emoji-captioner"}]', *map(pairs, PAIRS)),
+}
+COMMON = (
+    "batch.previews=false",  # they would be further queries, and the paper has none
+    "evaluation.images_per_prompt=1",
+    "run.sample_every=0",
+    "run.checkpoint_every=2",
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One algorithm."""
+
+    recipe: str
+    images: int  # of an iteration
+    changes: tuple[str, ...] = ()
+
+    @property
+    def iterations(self) -> int:
+        return QUERIES // self.images
+
+    @property
+    def every(self) -> int:
+        """Iterations between two evaluations."""
+        return max(1, self.iterations // EVALUATIONS)
+
+
+IMITATE = ("objective.use=rwr", "batch.prompts=16", "batch.transitions=4", "optimizer.warmup=4")
+ARMS: dict[str, Arm] = {
+    "ddpo_is": Arm("demo", 64),
+    "ddpo_sf": Arm("demo", 64, ("objective.use=reinforce", "batch.updates=1")),
+    "rwr": Arm(
+        "demo",
+        128,
+        (*IMITATE, 'advantage={use="softmax",beta=2.0,standardise=true}', "batch.updates=8", "optimizer.lr=2e-3"),
+    ),
+    "rwr_sparse": Arm(
+        "demo",
+        128,
+        (
+            *IMITATE,
+            'advantage={use="top_fraction",fraction=0.25}',
+            "batch.epochs=4",
+            "batch.updates=2",
+            "optimizer.lr=2e-3",
+        ),
+    ),
+    "rlcm": Arm("emoji-lcm-compressibility", 64),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run."""
+
+    task: str
+    arm: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}/{self.arm}-{self.seed}"
+
+    @property
+    def recipe(self) -> str:
+        return ARMS[self.arm].recipe
+
+    @property
+    def iterations(self) -> int:
+        return ARMS[self.arm].iterations
+
+    def changes(self) -> list[str]:
+        """Everything that its configuration changes of the recipe."""
+        arm = ARMS[self.arm]
+        length = (f"iterations={arm.iterations}", f"evaluation.every={arm.every}", f"seed={self.seed}")
+        return [*COMMON, *TASKS[self.task], *arm.changes, *length]
+
+
+def jobs() -> list[Job]:
+    """All runs, seed by seed, so that an interrupted experiment has whole seeds."""
+    return [Job(task, name, seed) for seed in SEEDS for task in TASKS for name in ARMS]
