@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Protocol
 
 from burnish.runs import Run
@@ -66,3 +67,20 @@ def train(
 
     with ThreadPoolExecutor(parallel) as pool:
         list(pool.map(one, jobs))
+
+
+def iteration_seconds(
+    arms: Mapping[str, tuple[str, Sequence[str]]], out: Path, rounds: int = 2, iterations: int = 4
+) -> dict[str, list[float]]:
+    """The seconds of single iterations of each arm (recipe, changes), in turns while nothing else runs. The first of each
+    run warms up and does not count, nor do evaluations, pictures and saving."""
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for number in range(rounds):
+        for name, (recipe, changes) in arms.items():
+            folder = out / "time" / f"{name}-{number}-{os.getpid()}"
+            sets = (*changes, f"iterations={iterations}", "evaluation.images_per_prompt=0", "run.sample_every=0")
+            words = [word for change in sets for word in ("--set", change)]
+            burnish("train", recipe, *words, "--out", str(folder), log=out / "logs" / "time.log")
+            seconds[name] += [r["seconds_sampling"] + r["seconds_training"] for r in Run(folder).records()[1:]]
+            print(f"{name}: {median(seconds[name]):.2f} s an iteration", flush=True)
+    return seconds

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from statistics import median
 
-from burnish.runs import Run, dumps, write
+from burnish.runs import dumps, write
 from experiments.rlcm_vs_ddpo import plan
-from experiments.running import Job, burnish, train
+from experiments.running import Job, iteration_seconds, train
 
 
 def other_steps(job: Job, folder: Path) -> None:
@@ -36,19 +35,11 @@ def other_steps(job: Job, folder: Path) -> None:
         raise SystemExit(f"{' '.join(command[1:])} failed; {log} says why")
 
 
-def measure_time(out: Path, rounds: int = 2, iterations: int = 4) -> None:
-    """Median seconds of an iteration of each arm, in turns; the first iteration of each run warms up."""
+def measure_time(out: Path) -> None:
+    """Median seconds of an iteration of each arm, and of a picture."""
     if (out / "time.json").exists():
         return
-    seconds: dict[str, list[float]] = {name: [] for name in plan.ARMS}
-    for number in range(rounds):
-        for name, arm in plan.ARMS.items():
-            folder = out / "time" / f"{name}-{number}-{os.getpid()}"
-            sets = (*arm.changes, f"iterations={iterations}", "evaluation.images_per_prompt=0", "run.sample_every=0")
-            words = [word for change in sets for word in ("--set", change)]
-            burnish("train", arm.recipe, *words, "--out", str(folder), log=out / "logs" / "time.log")
-            seconds[name] += [r["seconds_sampling"] + r["seconds_training"] for r in Run(folder).records()[1:]]
-            print(f"{name}: {median(seconds[name]):.2f} s an iteration", flush=True)
+    seconds = iteration_seconds({name: (arm.recipe, arm.changes) for name, arm in plan.ARMS.items()}, out)
     pictures = subprocess.run(
         [sys.executable, "-m", "experiments.rlcm_vs_ddpo.steps", "--time"], check=True, capture_output=True, text=True
     )
