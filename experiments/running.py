@@ -72,7 +72,7 @@ def train(
 def iteration_seconds(
     arms: Mapping[str, tuple[str, Sequence[str]]], out: Path, rounds: int = 2, iterations: int = 4
 ) -> dict[str, list[float]]:
-    """The seconds of single iterations of each arm (recipe, changes), in turns while nothing else runs. The first of each
+    """Seconds of single iterations of each arm (recipe, changes), in turns while nothing else runs. The first of each
     run warms up and does not count, nor do evaluations, pictures and saving."""
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(rounds):
