@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from burnish.config import Config
     from burnish.config import load as load_config
+    from burnish.parts import Given
     from burnish.policy import Policy
     from burnish.rewards import check_reward, score
     from burnish.rollout import Sampler
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Config",
     "Gaussian",
+    "Given",
     "Level",
     "Loss",
     "Policy",
@@ -44,6 +46,7 @@ __all__ = [
 _HOMES = {
     "Config": "config:Config",
     "load_config": "config:load",
+    "Given": "parts:Given",
     "Policy": "policy:Policy",
     "Sampler": "rollout:Sampler",
     "check_reward": "rewards:check_reward",

@@ -137,6 +137,9 @@ class Keeping:
     sample_every: int = 5  # iterations between sample grids; 0: none
     sample_prompts: int = 16  # pictures in a sample grid, on prompts spread over the training prompts
     trackers: list[str] = field(default_factory=list)  # "tensorboard", "wandb", "trackio" (each an extra to install)
+    tracker_project: str = "burnish"  # the name under which they file the run
+    tracker_folder: str = ""  # where they write files; "": the run directory
+    tracker_options: Table = field(default_factory=dict)  # for each one's start: { wandb = { entity = "..." } }
 
 
 @dataclass(frozen=True)

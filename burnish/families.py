@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from burnish.types import Cond
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 LARGE = 32 * 32
 """Latent pixels beyond which an autoencoder is given one picture at a time: together they gain no speed, and each takes
@@ -168,7 +171,7 @@ def family_of(name: str) -> Family:
 
 
 def load_pipeline(
-    model: str | Path,
+    model: str | Path | DiffusionPipeline,
     *,
     dtype: torch.dtype = torch.float32,
     network_dtype: torch.dtype | None = None,
@@ -178,12 +181,15 @@ def load_pipeline(
 ) -> Any:
     """A diffusers pipeline from ``zoo:NAME``, a folder or a hub id, without safety checker, from safetensors only.
 
+    One that is in memory already is taken over as it is, but for its safety checker, the types and the device.
     ``network_dtype`` is the precision of the network that is trained, where it differs from ``dtype``.
 
     Raises:
         FileNotFoundError: there is no such model, or the folder misses a part (which is named).
         ValueError: the model is of an unsupported kind, or its files cannot be read.
     """
+    if not isinstance(model, (str, Path)):
+        return _taken_over(model, dtype, network_dtype or dtype, device)
     source = _source(str(model))
     # downloads show their progress
     with _quiet() if isinstance(source, Path) else nullcontext():
@@ -206,7 +212,38 @@ def load_pipeline(
             )
         except Exception as error:  # a damaged file makes the libraries below raise anything
             raise ValueError(f"the model {model} cannot be loaded: {_first_line(error)}") from error
+    _check_whole(pipe, str(model))
     return pipe.to(device)
+
+
+def _taken_over(pipe: Any, dtype: torch.dtype, network_dtype: torch.dtype, device: torch.device | str) -> Any:
+    """A pipeline in memory, as ``load_pipeline`` would have made it."""
+    trained = family_of(type(pipe).__name__).network
+    if getattr(getattr(pipe, trained), "peft_config", None):
+        raise ValueError(
+            f"the given pipeline's {trained} has an adapter already: take it out by pipe.unload_lora_weights(), and "
+            "name its folder as `adapter` to start from it"
+        )
+    if getattr(pipe, "safety_checker", None) is not None:
+        pipe.safety_checker = None
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module):
+            wanted = network_dtype if name == trained else dtype
+            part.to(device)
+            if getattr(part, "dtype", None) != wanted:  # or diffusers warns of a cast that is none
+                part.to(wanted)
+    return pipe
+
+
+def _check_whole(pipe: Any, model: str) -> None:
+    """diffusers only logs which weights a file lacks, and leaves them empty."""
+    for name, part in pipe.components.items():
+        empty = [key for key, value in part.named_parameters() if value.is_meta] if isinstance(part, nn.Module) else []
+        if empty:
+            raise ValueError(
+                f"the model {model} lacks {len(empty)} weights of its {name}, such as {empty[0]}; if it was saved with "
+                "a LoRA inside, as TRL does, load the model that it was made from, and that LoRA as an adapter"
+            )
 
 
 def _source(model: str) -> Path | str:

@@ -1,10 +1,10 @@
 """Guidance: how a network is asked, so that its answer follows the prompt.
 
-Called with (raw, x, t, cond, null), where ``raw(x, t, cond)`` is the bare network and ``null`` the empty prompt for
-as many rows; returns the network's output. ``raw`` takes k times as many rows of ``cond`` as of ``x`` and ``t``,
-answers as if these were repeated k times, and computes what the answers share once (``trunk``). Sampling and training
-go through the same call: DDPO (arXiv 2305.13301, section 4) found that training only the conditional half lets the two
-drift apart until the guidance weight no longer fits.
+Called with (raw, x, t, cond, null), where ``raw(x, t, cond)`` is the bare network and ``null`` the empty prompt, or a
+negative one, for as many rows; returns the network's output. ``raw`` takes k times as many rows of ``cond`` as of ``x``
+and ``t``, answers as if these were repeated k times, and computes what the answers share once (``trunk``). Sampling and
+training go through the same call: DDPO (arXiv 2305.13301, section 4) found that training only the conditional half lets
+the two drift apart until the guidance weight no longer fits.
 """
 
 from __future__ import annotations
@@ -51,9 +51,13 @@ class embedded:
 
 @dataclass(frozen=True)
 class cfg:
-    """Classifier-free guidance (arXiv 2207.12598): out = null + weight * (prompt - null), two network rows an image."""
+    """Classifier-free guidance (arXiv 2207.12598): out = null + weight * (prompt - null), two network rows an image.
+
+    ``negative`` is what ``null`` says in place of nothing: what the pictures shall move away from.
+    """
 
     weight: float = 5.0
+    negative: str = ""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):

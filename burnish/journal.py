@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from burnish import checkpoint
 from burnish import config as configuration
-from burnish.config import Config
+from burnish.config import Config, Keeping
 from burnish.evaluate import Evaluation, compare, keep, kept, measure
 from burnish.guard import remember, verdict
 from burnish.parts import Parts
@@ -32,7 +32,7 @@ from burnish.world import World
 # What may differ from the first start on resume: how long, how fast and what is kept, but not what is learned.
 MAY_CHANGE: dict[str, tuple[str, ...]] = {
     "iterations": (),
-    "run": ("checkpoint_every", "keep", "sample_every", "sample_prompts", "trackers"),
+    "run": tuple(one.name for one in fields(Keeping)),
     "model": ("device", "gradient_checkpointing"),
     "batch": ("sample", "replay"),
     "evaluation": ("every",),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -13,12 +13,44 @@ from burnish import catalog
 from burnish.config import Config, Table, reward_arguments, reward_names
 from burnish.kernels import lcm
 from burnish.panel import Panel
-from burnish.policy import Policy
+from burnish.policy import DTYPES, Policy
 from burnish.rewards import Tolerance
 from burnish.rollout import Sampler
 from burnish.types import Objective, Prompt, Reward
 
 Judge = Callable[[Tensor, Sequence[Prompt]], Tensor]  # images, prompts -> (B,) bool: shows what was asked
+
+
+Source = Callable[[int], Sequence[Prompt]]  # how many are wanted -> that many prompts, drawn anew each time
+OBJECT = "burnish.parts:absent"
+"""What a run's configuration says in place of the name of something that has none: an object of a Python program."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a Python program has in its hands and gives to `train` in place of what the configuration names.
+
+    Only that program can resume such a run: its config.toml says where an object stood, but cannot hold it.
+    """
+
+    policy: Policy | None = None  # in place of [model], which should say how it was made; it is trained as it is
+    rewards: Mapping[str, Reward] = field(default_factory=dict)  # by name, in place of [[rewards]]
+    # in place of [prompts]: called in each iteration by every process for its share, while Python's, numpy's and
+    # torch's random numbers follow from (seed, iteration, process)
+    source: Source | None = None
+
+    def described(self, config: Config) -> Config:
+        """The configuration with what is given in it; a reward keeps the weight that its name has there."""
+        changes: dict[str, Any] = {}
+        if self.rewards:
+            names = reward_names(config.rewards)
+            weights = {name: table.get("weight", 1.0) for name, table in zip(names, config.rewards, strict=True)}
+            changes["rewards"] = [
+                {"use": OBJECT, "name": name, "weight": float(weights.get(name, 1.0))} for name in self.rewards
+            ]
+        if self.source is not None:
+            changes["prompts"] = {"use": OBJECT}
+        return replace(config, **changes)
 
 
 @dataclass(frozen=True)
@@ -27,7 +59,7 @@ class Parts:
 
     policy: Policy
     sampler: Sampler
-    prompts: list[Prompt]
+    prompts: list[Prompt]  # that are trained on; with a `source` those that samples and evaluations show
     rewards: dict[str, Reward]
     weights: Tensor  # (K,) of the rewards
     tolerance: Tolerance  # of rewards that fail
@@ -36,25 +68,37 @@ class Parts:
     judge: Judge | None
     panel: Panel  # held-out measures of the evaluations
     judged: dict[str, list[Prompt]]  # evaluation prompts: "train" and, if there are any, "unseen"
+    source: Source | None = None  # draws each iteration's prompts, if they are no fixed list
 
 
-def assemble(config: Config, device: str = "") -> Parts:
-    """Load and build everything; what takes longest comes last, so that a slip is told soon."""
-    prompts = load_prompts(config.prompts, "prompts")
+def assemble(config: Config, device: str = "", given: Given | None = None) -> Parts:
+    """Load and build everything but what is `given`; what takes longest comes last, so that a slip is told soon."""
+    given = given or Given()
+    prompts = [] if given.source else load_prompts(config.prompts, "prompts")
     judged = {"train": load_prompts(config.evaluation.prompts, "evaluation.prompts") or prompts}
+    if not judged["train"] and (config.evaluation.images_per_prompt or config.run.sample_every):
+        raise ValueError(
+            "the prompts are drawn by a function, but evaluations and sample grids want some that stay: set "
+            "evaluation.prompts, or evaluation.images_per_prompt = 0 and run.sample_every = 0"
+        )
     if config.evaluation.unseen:
         judged["unseen"] = load_prompts(config.evaluation.unseen, "evaluation.unseen")
     advantage = catalog.build("advantage", config.advantage)
     objective = catalog.build("objective", config.objective)
     sampler = load_sampler(config)
-    policy = load_policy(config, device)
+    policy = given.policy or load_policy(config, device)
+    if (policy.train, policy.dtype) != (config.model.train, DTYPES[config.model.dtype]):
+        raise ValueError(
+            f'the given policy has train = "{policy.train}" and computes in {str(policy.dtype)[6:]}; make model.train '
+            "and model.dtype say the same"
+        )
     check_transitions(config, policy, sampler, objective, advantage)
     tolerance = Tolerance(config.scoring.retries, config.scoring.timeout, config.scoring.missing == "mask")
     return Parts(
         policy=policy,
         sampler=sampler,
-        prompts=prompts,
-        rewards=load_rewards(config.rewards, "rewards"),
+        prompts=prompts or judged["train"],
+        rewards=dict(given.rewards) or load_rewards(config.rewards, "rewards"),
         weights=torch.tensor([float(table.get("weight", 1.0)) for table in config.rewards]),
         tolerance=tolerance,
         advantage=advantage,
@@ -62,7 +106,13 @@ def assemble(config: Config, device: str = "") -> Parts:
         judge=load_judge(config),
         panel=load_panel(config, tolerance),
         judged=judged,
+        source=given.source,
     )
+
+
+def absent(**arguments: Any) -> NoReturn:
+    """What `OBJECT` names: the error of a run whose object is not given."""
+    raise ValueError("this was an object of a Python program, which no file holds: go on with the program that gave it")
 
 
 def load_prompts(table: Table, where: str) -> list[Prompt]:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from burnish.families import LARGE, SMALL_ONES, Family, family_of, load_pipeline
 from burnish.schedule import Schedule
 from burnish.trunk import share
 from burnish.types import Cond, Prompt
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -70,7 +73,7 @@ class Policy:
     @classmethod
     def load(
         cls,
-        model: str | Path,
+        model: str | Path | DiffusionPipeline,
         *,
         train: str = "lora",
         rank: int = 4,
@@ -87,10 +90,10 @@ class Policy:
         adapter: str | Path | None = None,
         reference: bool = False,
     ) -> Policy:
-        """A policy from ``zoo:NAME``, a pipeline's folder or a hub id.
+        """A policy from ``zoo:NAME``, a pipeline's folder, a hub id, or a diffusers pipeline in memory.
 
         Args:
-            model: what to load.
+            model: what to load. A pipeline is taken over: moved, cast, frozen and given the adapter as it is.
             train: "lora", "full" or "none" (evaluation only).
             rank: of a new LoRA adapter.
             alpha: its scale times its rank.
@@ -156,13 +159,14 @@ class Policy:
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     @torch.no_grad()
-    def null(self, n: int) -> Cond:
+    def null(self, n: int, text: str = "") -> Cond:
         """What guidance asks in place of a prompt, for ``n`` rows: an empty text, or what the model was trained with.
 
-        Encoded once and remembered.
+        With ``text`` a negative prompt. Encoded once and remembered.
         """
         self._null = self._null or self._family.null(self.pipe)
-        return {name: value.expand(n, *value.shape[1:]) for name, value in self._null.items()}
+        row = self.encode([Prompt(text)]) if text else self._null
+        return {name: value.expand(n, *value.shape[1:]) for name, value in row.items()}
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Where ``n`` trajectories start: (n, *latent) float32, drawn from the CPU ``generator``."""
@@ -174,7 +178,8 @@ class Policy:
         def raw(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
             return self._family.call(self.pipe, x.to(self.dtype), t, cond)
 
-        null = self.null(len(x))  # encoded outside of autocast, like every other prompt
+        # encoded outside of autocast, like every other prompt
+        null = self.null(len(x), getattr(guidance, "negative", ""))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             out = guidance(raw, x, t.to(self.device, non_blocking=True), cond, null)
         return self.schedule.x0(x, t, out)

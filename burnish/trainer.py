@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,27 @@ from burnish import journal
 from burnish.config import Config
 from burnish.journal import Job
 from burnish.optimizer import adamw
-from burnish.parts import Parts, assemble
+from burnish.parts import Given, Parts, assemble
 from burnish.rewards import score
 from burnish.rollout import join
 from burnish.runs import Record, Run, write
 from burnish.seeds import generator, seed_globals
+from burnish.seeds import number as seed_of
 from burnish.types import Prompt, Scores, Trajectory
 from burnish.updates import credit, imitates, look, minibatches, moves, set_rate, share, summary, update
 from burnish.world import World
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One process's images of an iteration, as they were scored."""
+
+    iteration: int
+    images: Tensor  # (B, 3, H, W) float32 in [0, 1], where the policy computes
+    prompts: list[Prompt]  # B
+    scores: Scores
+    rank: int  # of the process; the main one is 0
+    trackers: list[Any]  # accelerate's open trackers, in the main process: trackers[0].log_images(...)
 
 
 class Stopped(Exception):
@@ -48,6 +61,8 @@ def train(
     resume: bool = False,
     on_record: Callable[[Record], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    given: Given | None = None,
+    on_images: Callable[[Pictures], None] | None = None,
 ) -> Path:
     """Fine-tune as `config` says and leave everything in the run directory `out`; returns it.
 
@@ -57,14 +72,20 @@ def train(
         resume: go on with the run in `out` from its newest checkpoint.
         on_record: called in the main process with each iteration's record, which is also a line of RUN/log.jsonl.
         stop: asked often; once it says True, a running update phase is finished, the run saved, and `train` returns.
+        given: objects in place of what `config` names: a policy, rewards, a function that draws prompts.
+        on_images: called in each process with its own images of each iteration before anything is learned from them.
 
     Raises:
         ValueError, OSError, RuntimeError: one sentence that says what is wrong and what to do.
 
     Example:
         >>> train(configuration.load("demo", ["iterations=2"]), "runs/try")                # doctest: +SKIP
+        >>> redness = lambda images, prompts: images[:, 0].mean((1, 2)) - images.mean((1, 2, 3))
+        >>> train(configuration.load("demo"), "runs/red", given=Given(rewards={"redness": redness}))  # doctest: +SKIP
     """
-    world = World.start(config.run.trackers, Path(out), config.model.device)
+    given = given or Given()
+    config = given.described(config)
+    world = World.start(config.run.trackers, Path(config.run.tracker_folder or out), config.model.device)
     run = Run(Path(out)) if not world.main else Run.open(out) if resume else Run.create(out)
     with run.lock() if world.main else nullcontext():
         # 1. Everything the configuration names, and where an earlier start left it.
@@ -72,14 +93,14 @@ def train(
             journal.check_same(config, run)
             journal.check_guard(run)
         seed_globals(config.seed, "weights")
-        job = prepare(config, run, world, stop)
+        job = prepare(config, run, world, stop, given)
         parts = job.parts
         done, whole = journal.restore(job) if resume else 0, True  # whole: the weights are those after `done`
         barren, guarded = 0, False  # iterations in a row without one image that has its scores; did the guard end it?
         if world.main:
             write(run.config, configuration.dump(config))
             run.forget(done)
-        world.track(asdict(config))
+        world.track(asdict(config), config.run.tracker_project, config.run.tracker_options)
 
         try:
             # 2. What the pictures are before training, to compare with.
@@ -92,8 +113,8 @@ def train(
 
                 # 3. Prompts -> images -> scores: whole prompt groups, each process its own.
                 started = time.perf_counter()
-                group = draw(job, iteration)
-                trajectory, own_scores, seconds_scoring = explore(job, group, iteration)
+                prompts, group = choose(job, iteration)
+                trajectory, own_scores, seconds_scoring = explore(job, prompts, group, iteration, on_images)
                 sampled = time.perf_counter()
                 job.poll()  # the last chance before the updates
 
@@ -115,7 +136,7 @@ def train(
                 pairs = list(minibatches(job, len(adv), moves(job, trajectory), iteration=iteration, adv=adv))
                 pairs = pairs if there.any() else []
                 if config.batch.previews and pairs:
-                    adv, more["settled"] = credit(job, trajectory, adv, there[own], pairs)
+                    adv, more["settled"] = credit(job, prompts, trajectory, adv, there[own], pairs)
                 process = look(job, trajectory, pairs, iteration)
                 for number, (images, steps) in enumerate(pairs):
                     set_rate(job, iteration, number)
@@ -170,8 +191,8 @@ def train(
 # The pieces, in the order of the loop ---------------------------------------------------------------------------------
 
 
-def prepare(config: Config, run: Run, world: World, stop: Callable[[], bool] | None) -> Job:
-    """Load what the configuration names and give it an optimizer."""
+def prepare(config: Config, run: Run, world: World, stop: Callable[[], bool] | None, given: Given | None = None) -> Job:
+    """Load what the configuration names, but for what is given, and give it an optimizer."""
 
     def poll() -> None:
         if world.any(bool(stop and stop())):
@@ -182,7 +203,7 @@ def prepare(config: Config, run: Run, world: World, stop: Callable[[], bool] | N
             f"batch.prompts = {config.batch.prompts} cannot be shared by {world.count} processes; make it a multiple"
         )
     make = adamw(config.optimizer)
-    parts = assemble(config, world.device(config.model.device))
+    parts = assemble(config, world.device(config.model.device), given)
     optimizer = make(parts.policy.trainable)
     # Half-precision gradients of a log-density averaged over 16384 dimensions would vanish without scaling.
     scaler = torch.amp.GradScaler(parts.policy.device.type, enabled=config.model.dtype == "float16")
@@ -212,23 +233,50 @@ def draw(job: Job, iteration: int) -> Tensor:
     return own.repeat_interleave(job.config.batch.images_per_prompt)
 
 
-def explore(job: Job, group: Tensor, iteration: int) -> tuple[Trajectory, Scores, float]:
-    """Sample an image for each of `group`, chunk by chunk, scoring one chunk while the next is sampled.
+def choose(job: Job, iteration: int) -> tuple[list[Prompt], Tensor]:
+    """This process's prompts in an iteration, one an image, and their numbers (images,): the same text, the same one.
 
-    Returns the trajectories, the scores, and the seconds spent in the rewards.
+    Images of one drawn prompt are neighbours. What a function draws has numbers that follow from the texts, so that
+    they mean the same in every process and after a resume.
+    """
+    if job.parts.source is None:
+        group = draw(job, iteration)
+        return [job.parts.prompts[number] for number in group.tolist()], group
+    count, each = job.config.batch.prompts // job.world.count, job.config.batch.images_per_prompt
+    drawn = list(job.parts.source(count))
+    if len(drawn) != count:
+        raise ValueError(f"the function that draws prompts gave {len(drawn)}, but was asked for {count}")
+    numbers = torch.tensor([seed_of("prompt", prompt.text) for prompt in drawn])
+    return [prompt for prompt in drawn for _ in range(each)], numbers.repeat_interleave(each)
+
+
+def explore(
+    job: Job,
+    prompts: list[Prompt],
+    group: Tensor,
+    iteration: int,
+    on_images: Callable[[Pictures], None] | None = None,
+) -> tuple[Trajectory, Scores, float]:
+    """Sample an image for each of `prompts`, chunk by chunk, scoring one chunk while the next is sampled.
+
+    Returns the trajectories, the scores, and the seconds spent in the rewards. All images are kept, for `on_images`,
+    only where somebody wants them.
     """
     parts, policy = job.parts, job.parts.policy
     noise = generator(job.config.seed, iteration, "noise", job.world.rank)
-    trajectories, answers = [], []
+    trajectories, answers, kept = [], [], []
     thread = ThreadPoolExecutor(1)
     try:
-        for numbers in group.split(job.config.batch.sample):
+        for rows in torch.arange(len(group)).split(job.config.batch.sample):
             job.poll()
-            prompts = [parts.prompts[number] for number in numbers.tolist()]
-            cond, previews = policy.encode(prompts), job.config.batch.previews
-            trajectory = parts.sampler.rollout(policy, cond, numbers, noise, guesses=previews)
+            some = [prompts[row] for row in rows.tolist()]
+            cond, previews = policy.encode(some), job.config.batch.previews
+            trajectory = parts.sampler.rollout(policy, cond, group[rows], noise, guesses=previews)
             trajectories.append(trajectory)
-            answers.append(thread.submit(timed_score, parts, policy.decode(trajectory.latent), prompts))
+            images = policy.decode(trajectory.latent)
+            answers.append(thread.submit(timed_score, parts, images, some))
+            if on_images is not None:
+                kept.append(images)
             for answer in answers:
                 if answer.done():
                     answer.result()  # a reward that failed is told now, not after the last chunk
@@ -243,7 +291,10 @@ def explore(job: Job, group: Tensor, iteration: int) -> tuple[Trajectory, Scores
         )
     seconds = sum(answer.result()[1] for answer in answers)
     problems = tuple(problem for one in scores for problem in one.problems)
-    return everything, Scores(torch.cat([one.parts for one in scores]), scores[0].names, problems), seconds
+    everyone = Scores(torch.cat([one.parts for one in scores]), scores[0].names, problems)
+    if on_images is not None:
+        on_images(Pictures(iteration, torch.cat(kept), prompts, everyone, job.world.rank, job.world.trackers))
+    return everything, everyone, seconds
 
 
 def timed_score(parts: Parts, images: Tensor, prompts: list[Prompt]) -> tuple[Scores, float]:

@@ -14,7 +14,7 @@ from burnish.journal import Job
 from burnish.process import Forward, Process, Reverse
 from burnish.rewards import score
 from burnish.seeds import generator
-from burnish.types import Trajectory
+from burnish.types import Prompt, Trajectory
 
 
 def imitates(job: Job) -> bool:
@@ -77,7 +77,12 @@ def look(job: Job, trajectory: Trajectory, pairs: list[tuple[Tensor, Tensor]], i
 
 
 def credit(
-    job: Job, trajectory: Trajectory, adv: Tensor, there: Tensor, pairs: list[tuple[Tensor, Tensor]]
+    job: Job,
+    prompts: list[Prompt],
+    trajectory: Trajectory,
+    adv: Tensor,
+    there: Tensor,
+    pairs: list[tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, float]:
     """The advantage of each move (B, T), from the score of the picture that the network expected before it.
 
@@ -90,9 +95,9 @@ def credit(
     chosen = torch.cat([images * moves + steps for images, steps in pairs]).unique()
     for places in chosen.split(job.config.batch.sample):
         images, steps = places // moves, places % moves
-        prompts = [parts.prompts[number] for number in trajectory.group[images].tolist()]
+        asked = [prompts[image] for image in images.tolist()]
         pictures = parts.policy.decode(trajectory.guess[images, steps])
-        previews[places] = score(parts.rewards, pictures, prompts, parts.tolerance).parts
+        previews[places] = score(parts.rewards, pictures, asked, parts.tolerance).parts
     previews.view(count, moves, -1)[~there] = torch.nan
     left = per_move(adv, previews.view(count, moves, -1), parts.weights, trajectory.group)
     before = adv[chosen // moves].square().sum()

@@ -81,10 +81,15 @@ class World:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.copy_(self.accelerator.reduce(parameter.grad, reduction="mean"))
 
-    def track(self, settings: Mapping[str, Any]) -> None:
-        """Open the trackers, if there are any, for a run with these settings."""
+    @property
+    def trackers(self) -> list[Any]:
+        """accelerate's open trackers; only the main process has any."""
+        return list(self.accelerator.trackers) if self.accelerator is not None and self.main else []
+
+    def track(self, settings: Mapping[str, Any], project: str, options: Mapping[str, Any]) -> None:
+        """Open the trackers, if there are any, for a run with these settings; ``options`` by tracker."""
         if self.accelerator is not None and self.accelerator.log_with:
-            self.accelerator.init_trackers("burnish", config=flat(settings))
+            self.accelerator.init_trackers(project, config=flat(settings), init_kwargs=dict(options))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Send the numbers of a record to the trackers."""

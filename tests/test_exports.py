@@ -10,8 +10,8 @@ import pytest
 
 import burnish
 
-PUBLIC = """Config Gaussian Level Loss Policy Prompt Replay Sampler Scores Trajectory check_reward load_config score
-train""".split()
+PUBLIC = """Config Gaussian Given Level Loss Policy Prompt Replay Sampler Scores Trajectory check_reward load_config
+score train""".split()
 
 
 def test_public_names_are_these() -> None:

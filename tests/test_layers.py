@@ -27,8 +27,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("journal",),
     ("updates",),
     ("trainer",),
-    ("preflight", "gallery", "zoo.check", "report"),
-    ("cli",),
+    ("preflight", "gallery", "zoo.check", "report", "compat.trl.options", "compat.trl.pipeline", "compat.trl.calls"),
+    ("cli", "compat.trl.trainer"),
+    ("compat", "compat.trl"),
 )
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 # Modules that see less than their layer: the ideas stay pure, rewards never see a policy, a report needs no torch.

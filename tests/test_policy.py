@@ -329,3 +329,45 @@ def test_damaged_or_foreign_models(tiny_pipeline: Path, tmp_path: Path) -> None:
 def test_settings_out_of_range(tiny_pipeline: Path, settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Policy.load(tiny_pipeline, **settings)  # type: ignore[arg-type]
+
+
+def test_a_negative_prompt_stands_where_the_empty_one_would(tiny_pipeline: Path) -> None:
+    policy = Policy.load(tiny_pipeline, train="none", device="cpu")
+    x, t, cond = (
+        policy.noise(2, generator()),
+        torch.tensor([501, 21]),
+        policy.encode([Prompt("a cat"), Prompt("a dog")]),
+    )
+    with torch.no_grad():
+        out = policy.predict(x, t, cond, cfg(3.0, negative="ugly"))
+        text, negative = policy.pipe.encode_prompt("a cat", "cpu", 1, True, negative_prompt="ugly")
+        against = policy.pipe.unet(x[:1], t[:1], encoder_hidden_states=negative).sample
+        towards = policy.pipe.unet(x[:1], t[:1], encoder_hidden_states=text).sample
+    expected = policy.schedule.x0(x[:1], t[:1], against + 3 * (towards - against))
+    torch.testing.assert_close(out[:1], expected)
+    assert not torch.equal(out, policy.predict(x, t, cond, cfg(3.0)))
+
+
+def test_a_pipeline_in_memory_is_taken_over(tiny_pipeline: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(tiny_pipeline)
+    pipe.safety_checker = torch.nn.Identity()
+    policy = Policy.load(pipe, device="cpu", train="full", dtype="bfloat16")
+    assert policy.pipe is pipe and pipe.safety_checker is None
+    assert pipe.vae.dtype == pipe.text_encoder.dtype == torch.bfloat16 and pipe.unet.dtype == torch.float32
+    Policy.load(adapted := DiffusionPipeline.from_pretrained(tiny_pipeline), device="cpu")
+    with pytest.raises(ValueError, match=r"the given pipeline's unet has an adapter already: take it out by"):
+        Policy.load(adapted, device="cpu")
+    with pytest.raises(ValueError, match="models of the kind Identity are not supported"):
+        Policy.load(torch.nn.Identity())  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_pipeline_saved_with_its_adapter_inside_is_told(tiny_pipeline: Path, tmp_path: Path) -> None:
+    policy = Policy.load(tiny_pipeline, device="cpu")
+    policy.pipe.save_pretrained(tmp_path / "model")  # as TRL's trainer does
+    with pytest.raises(
+        ValueError, match=r"lacks \d+ weights of its unet, such as .*to_q.weight; if it was saved with a"
+    ):
+        Policy.load(tmp_path / "model", device="cpu")

@@ -20,7 +20,7 @@ from burnish.catalog import BUILTIN
 from burnish.config import Config
 from burnish.journal import grid
 from burnish.runs import Run
-from burnish.trainer import explore, prepare, train
+from burnish.trainer import choose, explore, prepare, train
 from burnish.types import Scores
 from burnish.updates import credit, look, minibatches, share, update
 from burnish.world import World
@@ -125,11 +125,12 @@ def test_previews_train_the_same_moves_of_a_prompts_images(recipe: Path, tmp_pat
 
 def test_previews_tell_the_moves_apart(recipe: Path, tmp_path: Path) -> None:
     job = prepare(load(recipe, "batch.previews=true"), Run.create(tmp_path / "job"), World(), None)
-    trajectory, scores, _ = explore(job, group := torch.tensor([0] * 4 + [1] * 4), 1)
+    prompts, group = choose(job, 1)
+    trajectory, scores, _ = explore(job, prompts, group, 1)
     assert trajectory.guess is not None and trajectory.guess.shape == (8, 3, 4, 8, 8)
     adv = job.parts.advantage(scores, job.parts.weights, group)
     images, steps = torch.arange(8).repeat_interleave(2), torch.tensor([0, 2] * 8)
-    moves, settled = credit(job, trajectory, adv, torch.ones(8).bool(), [(images, steps)])
+    moves, settled = credit(job, prompts, trajectory, adv, torch.ones(8).bool(), [(images, steps)])
     assert 0 < settled < 1
     assert moves.shape == (8, 3) and torch.equal(moves[:, 1], adv), "nobody asked about the move between"
     assert (moves[:, 2] ** 2).sum() < (adv**2).sum(), "before the last move most is settled"
@@ -340,7 +341,8 @@ def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(recipe: Path
         World(),
         None,
     )
-    trajectory, scores, _ = explore(job, group := torch.tensor([0] * 4 + [1] * 4), 1)
+    prompts, group = choose(job, 1)
+    trajectory, scores, _ = explore(job, prompts, group, 1)
     norms = []
     for rows in (torch.arange(8), torch.arange(4, 8)):
         parts = scores.parts.clone()

@@ -1,0 +1,154 @@
+"""TRL's DefaultDDPOStableDiffusionPipeline: a diffusers pipeline with the calls that TRL's scripts make on it.
+
+TRL's has its own sampler and its own way to make an adapter; Burnish's loop has both, so methods that TRL's trainer
+called are refused rather than left for nobody to call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from burnish import adapter as lora
+from burnish.adapter import FILE
+from burnish.families import family_of, load_pipeline
+from burnish.policy import TARGETS, Policy
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+TRAINERS = ("scheduler_step", "get_trainable_layers", "save_checkpoint", "load_checkpoint", "rgb_with_grad", "autocast")
+"""What TRL's own trainers ask of a pipeline."""
+
+
+class DefaultDDPOStableDiffusionPipeline:
+    """A Stable Diffusion to fine-tune.
+
+    A LoRA that lies beside the model as `pytorch_lora_weights.safetensors`, which `save_pretrained` leaves there, is
+    loaded, and trained further.
+
+    Args:
+        pretrained_model_name: a hub id, a folder, or zoo:NAME.
+        pretrained_model_revision: branch, tag or commit of a hub id.
+        use_lora: train an adapter, else every weight of the network.
+        rank, alpha, targets: of the adapter. Not in TRL, where they took a subclass.
+        adapter: a folder with a LoRA to go on from, such as one of TRL's checkpoints. Not in TRL.
+
+    Attributes:
+        sd_pipeline: diffusers' StableDiffusionPipeline.
+
+    Example:
+        >>> pipeline = DefaultDDPOStableDiffusionPipeline("zoo:emoji-sd")                  # doctest: +SKIP
+        >>> pipeline(["a fox", "a crab"]).images[0].save("fox.png")                        # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        pretrained_model_name: str,
+        *,
+        pretrained_model_revision: str = "main",
+        use_lora: bool = True,
+        rank: int = 4,
+        alpha: int = 4,
+        targets: Sequence[str] = TARGETS,
+        adapter: str | Path | None = None,
+    ) -> None:
+        from diffusers import DDIMScheduler
+
+        self.pretrained_model, self.pretrained_revision = str(pretrained_model_name), pretrained_model_revision
+        self.sd_pipeline: StableDiffusionPipeline = load_pipeline(self.pretrained_model, revision=self.revision or None)
+        self.sd_pipeline.scheduler = DDIMScheduler.from_config(self.sd_pipeline.scheduler.config)
+        self.adapter = Path(adapter) if adapter else self._adapter_beside()
+        self.use_lora = use_lora or self.adapter is not None
+        self.rank, self.alpha, self.targets = rank, alpha, list(targets)
+        self.policy: Policy | None = None
+        if self.adapter:
+            lora.read(self.sd_pipeline, "unet", self.adapter, "none", alpha)
+
+    def __init_subclass__(cls) -> None:
+        for name in TRAINERS:
+            if name in vars(cls):
+                raise TypeError(
+                    f"{cls.__name__}.{name} would never be called: an adapter is set by rank, alpha and targets, and "
+                    "sampling is Burnish's own; leave it out"
+                )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Draws pictures as diffusers does: `pipeline(prompts).images`."""
+        return self.sd_pipeline(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """The parts: unet, vae, tokenizer, text_encoder, scheduler, and set_progress_bar_config."""
+        if name in TRAINERS:
+            raise AttributeError(f"{name} belongs to TRL's own trainers; Burnish's loop does that itself")
+        if name == "sd_pipeline":  # it could not be loaded
+            raise AttributeError(name)
+        return getattr(self.sd_pipeline, name)
+
+    @property
+    def revision(self) -> str:
+        """What to ask of the hub; nothing for TRL's default."""
+        return "" if self.pretrained_revision == "main" else self.pretrained_revision
+
+    @property
+    def dims(self) -> int:
+        """Scalars in a latent."""
+        return math.prod(family_of(type(self.sd_pipeline).__name__).latent_shape(self.sd_pipeline))
+
+    def learner(self, dtype: str, device: str) -> Policy:
+        """This pipeline as a policy: on the device, with its adapter, in `dtype`. ValueError if it is one already."""
+        if self.policy is not None:
+            raise ValueError("this pipeline belongs to another DDPOTrainer already; make a new one of the same model")
+        if self.adapter:
+            self.sd_pipeline.unload_lora_weights()
+        self.policy = Policy.load(
+            self.sd_pipeline,
+            train="lora" if self.use_lora else "full",
+            rank=self.rank,
+            alpha=self.alpha,
+            targets=self.targets,
+            dtype=dtype,
+            device=device,
+            adapter=self.adapter,
+        )
+        return self.policy
+
+    def save_pretrained(self, output_dir: str | Path) -> None:
+        """Writes the whole pipeline, and beside it the LoRA that was trained.
+
+        `StableDiffusionPipeline.from_pretrained(output_dir)` gives the model before training,
+        `load_lora_weights(output_dir)` what it learned. After full fine-tuning the pipeline itself has learned.
+        """
+        if self.policy is None:
+            self._save_untrained(Path(output_dir))
+            return
+        # without the adapter, whose layers no loader would look for in a network
+        with self.policy.reference() if self.use_lora else nullcontext():
+            self.sd_pipeline.save_pretrained(output_dir)
+        if self.use_lora:
+            self.policy.save_adapter(output_dir)
+
+    def _save_untrained(self, folder: Path) -> None:
+        if self.adapter is None:
+            self.sd_pipeline.save_pretrained(folder)
+            return
+        self.sd_pipeline.unload_lora_weights()
+        self.sd_pipeline.save_pretrained(folder)
+        (folder / FILE).write_bytes((self.adapter / FILE).read_bytes())
+        lora.read(self.sd_pipeline, "unet", self.adapter, "none", self.alpha)
+
+    def _adapter_beside(self) -> Path | None:
+        """The folder of the model's LoRA, if it has one: its own, or the hub's cache."""
+        folder = Path(self.pretrained_model).expanduser()
+        if folder.is_dir() or self.pretrained_model.startswith("zoo:"):
+            return folder if (folder / FILE).is_file() else None
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            return Path(hf_hub_download(self.pretrained_model, FILE, revision=self.revision or None)).parent
+        except EntryNotFoundError:
+            return None

@@ -1,0 +1,151 @@
+"""Objects of a Python program in a run: they are used as they are, and the run says so."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from burnish import config as configuration
+from burnish.config import Config
+from burnish.parts import OBJECT, Given
+from burnish.policy import Policy
+from burnish.runs import Run
+from burnish.trainer import Pictures, train
+from burnish.types import Prompt
+from burnish.world import World
+
+
+def brightness(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    return images.mean((1, 2, 3))
+
+
+def draw(count: int) -> list[Prompt]:
+    return [Prompt(random.choice(["a cat", "a dog", "an ox"]), {"place": place}) for place in range(count)]
+
+
+@pytest.fixture
+def config(tiny_pipeline: Path, tmp_path: Path) -> Config:
+    (tmp_path / "reward.py").write_text("def brightness(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    return configuration.parse(
+        {
+            "iterations": 2,
+            "model": {"id": str(tiny_pipeline), "device": "cpu"},
+            "sampler": {"steps": 3, "guidance": {"use": "cfg", "weight": 2.0}},
+            "prompts": {"use": "list", "texts": ["a cat", "a dog", "an ox"]},
+            "rewards": [{"use": f"{tmp_path}/reward.py:brightness"}],
+            "advantage": {"use": "tracker", "buffer": 8, "min_count": 2},
+            "batch": {"prompts": 6, "images_per_prompt": 1, "sample": 4, "updates": 2},
+            "evaluation": {"images_per_prompt": 0},
+            "run": {"sample_every": 0},
+        }
+    )
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in one.items() if not k.startswith("seconds")} for one in Run(out).records()]
+
+
+def test_objects_are_what_their_names_would_have_made(config: Config, tmp_path: Path) -> None:
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(config.model.id)
+    train(config, tmp_path / "named")
+    given = Given(policy=Policy.load(pipe, device="cpu"), rewards={"brightness": brightness})
+    train(config, tmp_path / "given", given=given)
+    assert log(tmp_path / "given") == log(tmp_path / "named")
+    assert pipe.unet is given.policy.pipe.unet, "the pipeline that was given is the one that learned"
+    assert any(p.abs().sum() > 0 for name, p in pipe.unet.named_parameters() if "lora_B" in name)
+
+
+def test_prompts_drawn_by_a_function(config: Config, tmp_path: Path) -> None:
+    seen: list[Pictures] = []
+    train(config, tmp_path / "run", given=Given(source=draw), on_images=seen.append)
+    records = Run(tmp_path / "run").records()
+    assert [one.iteration for one in seen] == [1, 2]
+    for one, record in zip(seen, records, strict=True):
+        assert [prompt.metadata["place"] for prompt in one.prompts] == list(range(6)), "in the order they were drawn"
+        assert one.images.shape == (6, 3, 32, 32) and one.trackers == []
+        torch.testing.assert_close(one.scores.parts[:, 0], one.images.mean((1, 2, 3)).double())
+        assert record["rewards"]["brightness"]["mean"] == pytest.approx(float(one.scores.parts.mean()))
+    texts = [prompt.text for one in seen for prompt in one.prompts]
+    assert len(set(texts)) == 3 and texts[:6] != texts[6:]
+
+
+def test_the_tracker_knows_a_drawn_prompt_by_its_text(config: Config, tmp_path: Path) -> None:
+    train(config, tmp_path / "run", given=Given(source=draw))
+    from burnish.checkpoint import restore
+
+    state = restore(Run(tmp_path / "run").checkpoints)
+    assert state is not None
+    counts = sorted(len(rows) for rows in state.advantage["seen"].values())
+    assert len(counts) <= 3 and sum(counts) == 12
+
+
+def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(config: Config, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    given = Given(source=draw, rewards={"brightness": brightness})
+    train(config, tmp_path / "whole", given=given)
+    train(replace(config, iterations=1), tmp_path / "parted", given=given)
+    train(config, tmp_path / "parted", given=given, resume=True)
+    assert log(tmp_path / "whole") == log(tmp_path / "parted")
+
+
+def test_the_run_directory_says_what_it_cannot_hold(config: Config, tmp_path: Path) -> None:
+    run = Run(train(config, tmp_path / "run", given=Given(source=draw, rewards={"mine": brightness})))
+    kept = configuration.load(run.config)
+    assert kept.prompts == {"use": OBJECT} and kept.rewards == [{"use": OBJECT, "name": "mine", "weight": 1.0}]
+    with pytest.raises(ValueError, match="prompts: this was an object of a Python program"):
+        train(kept, run.folder, resume=True)
+
+
+def test_a_given_reward_keeps_the_weight_of_its_name(config: Config) -> None:
+    weighted = configuration.parse({**_tree(config), "rewards": [{**config.rewards[0], "weight": 3.0}]})
+    said = Given(rewards={"brightness": brightness, "other": brightness}).described(weighted)
+    assert [(table["name"], table["weight"]) for table in said.rewards] == [("brightness", 3.0), ("other", 1.0)]
+
+
+@pytest.mark.parametrize(
+    "changes, given, message",
+    [
+        ({"run": {"sample_every": 1}}, Given(source=draw), "want some that stay: set evaluation.prompts"),
+        ({}, Given(source=lambda count: draw(count - 1)), "gave 5, but was asked for 6"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(
+    config: Config, tmp_path: Path, changes: dict[str, Any], given: Given, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(configuration.parse({**_tree(config), **changes}), tmp_path / "run", given=given)
+
+
+def test_a_policy_of_another_kind_than_the_configuration_says(config: Config, tmp_path: Path) -> None:
+    given = Given(policy=Policy.load(config.model.id, train="full", device="cpu"))
+    with pytest.raises(ValueError, match='the given policy has train = "full" and computes in float32; make'):
+        train(config, tmp_path / "run", given=given)
+
+
+def test_trackers_are_opened_with_their_project_and_options() -> None:
+    class Accelerator:
+        log_with = ("wandb",)
+        trackers = ("open",)
+
+        def init_trackers(self, project: str, config: Any, init_kwargs: Any) -> None:
+            self.opened = project, config, init_kwargs
+
+    world = World(accelerator=Accelerator())
+    world.track({"a": {"b": 1}}, "mine", {"wandb": {"entity": "me"}})
+    assert world.accelerator.opened == ("mine", {"a/b": 1}, {"wandb": {"entity": "me"}})
+    assert world.trackers == ["open"] and World(rank=1, accelerator=Accelerator()).trackers == []
+
+
+def _tree(config: Config) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(config)
