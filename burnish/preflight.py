@@ -70,6 +70,10 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
     scores = score(parts.rewards, images, prompts, parts.tolerance)
     scoring = _since(started, parts) / len(prompts)
     yield from _spread(scores, group, config)
+    if config.guard.action != "none":
+        seen, _ = parts.panel.measure(policy, sampler, trajectory, images, prompts, 0)
+        watched = [*(["judge"] if parts.judge else []), *seen[0], *(["diversity"] if parts.panel.clip else [])]
+        yield Finding("ok", f"the guard watches {', '.join(watched)} every {config.evaluation.every} iterations")
     preview = (yield from _previews(parts, prompts, trajectory, scores)) if config.batch.previews else 0.0
 
     pairs = config.batch.replay
