@@ -193,7 +193,7 @@ def zoo_list() -> None:
     from burnish import zoo
 
     for name in zoo.names():
-        print(f"zoo:{name:<14} {zoo.size_mb(name):5.1f} MB   {zoo.path(name)}")
+        print(f"zoo:{name:<16} {zoo.size_mb(name):5.1f} MB   {zoo.path(name)}")
 
 
 @zoo_app.command("check")

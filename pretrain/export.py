@@ -12,7 +12,14 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, LatentConsistencyModelPipeline, StableDiffusionPipeline
-from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer, ResNetForImageClassification
+from transformers import (
+    AutoProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTokenizer,
+    LlavaForConditionalGeneration,
+    ResNetForImageClassification,
+)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from burnish.zoo import SHARED
@@ -53,9 +60,17 @@ def export_judge(build: Path, target: Path) -> None:
     ResNetForImageClassification.from_pretrained(build / "judge" / "model", dtype=torch.float16).save_pretrained(target)
 
 
+def export_captioner(build: Path, target: Path) -> None:
+    source = build / "captioner" / "model"
+    LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float16).save_pretrained(target)
+    AutoProcessor.from_pretrained(source).save_pretrained(target)
+
+
 def spread_vocabulary(folder: Path) -> None:
-    """Beside tokenizer.json, the vocabulary in the two files that transformers 4 reads."""
+    """Beside the tokenizer.json of a byte-pair encoding, the vocabulary in the two files that transformers 4 reads."""
     words = json.loads((folder / "tokenizer.json").read_text())["model"]
+    if words["type"] != "BPE":
+        return
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in words["merges"]]
     (folder / "vocab.json").write_text(json.dumps(words["vocab"]))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
@@ -66,9 +81,14 @@ MODELS = {
     "emoji-sd/vae": export_decoder,
     "emoji-lcm": export_lcm,
     "emoji-clip": export_clip,
+    "emoji-captioner": export_captioner,
     "emoji-judge": export_judge,
 }
-LATER = {"emoji-sd/vae": "vae-decoder", "emoji-lcm": "lcm"}  # exported only where these jobs were run
+LATER = {
+    "emoji-sd/vae": "vae-decoder",
+    "emoji-lcm": "lcm",
+    "emoji-captioner": "captioner",
+}  # exported only where these jobs were run
 
 
 def main() -> None:
