@@ -28,6 +28,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "aesthetic": "burnish.rewards.aesthetic:aesthetic",
         "preference": "burnish.rewards.preference:preference",
         "remote": "burnish.rewards.remote:remote",
+        "caption": "burnish.rewards.caption:caption",
+        "question": "burnish.rewards.question:question",
     },
     "advantage": {
         "batch": "burnish.advantages:batch",
@@ -53,6 +55,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "animals": "burnish.prompts:animals",
         "imagenet_animals": "burnish.prompts:imagenet_animals",
         "activities": "burnish.prompts:activities",
+        "counting": "burnish.prompts:counting",
         "zoo_nouns": "burnish.prompts:zoo_nouns",
         "template": "burnish.prompts:template",
         "lines": "burnish.prompts:lines",

@@ -1,7 +1,8 @@
 """Prompt sources: each returns the list of prompts that an iteration draws from.
 
 The sets of DDPO (arXiv 2305.13301): 45 common animals, the 398 animals of ImageNet-1k, 45 animals x 3 activities. Then
-the nouns of the embedded models, a list, a text file, a JSONL file, and a template with all combinations of its fields.
+its counts of animals, the nouns of the embedded models, a list, a text file, a JSONL file, and a template with all
+combinations of its fields.
 ``{noun}`` in a text is replaced; ``a {noun}`` also gets the right article (``an ant``, ``a unicorn``).
 """
 
@@ -23,6 +24,13 @@ ANIMALS: tuple[str, ...] = tuple(
     llama camel bat gorilla hedgehog kangaroo""".split()
 )
 ACTIVITIES: tuple[str, ...] = ("washing the dishes", "riding a bike", "playing chess")
+NUMBERS: tuple[str, ...] = tuple("one two three four five six seven eight nine ten".split())
+PLURALS: Mapping[str, str] = {  # that no rule gives
+    "mouse": "mice", "goose": "geese", "sheep": "sheep", "deer": "deer", "fish": "fish", "bison": "bison",
+    "moose": "moose", "wolf": "wolves", "calf": "calves", "leaf": "leaves", "knife": "knives", "person": "people",
+    "man": "men", "woman": "women", "child": "children", "tooth": "teeth", "foot": "feet", "ox": "oxen",
+    "cactus": "cacti", "cookie": "cookies",
+}  # fmt: skip
 LONGEST_LINE = 2000  # characters: a text encoder reads 77 tokens, so a longer line is a mistake, not a prompt
 
 
@@ -40,6 +48,59 @@ def imagenet_animals(text: str = "{noun}") -> list[Prompt]:
 def activities(text: str = "a {noun} {activity}") -> list[Prompt]:
     """DDPO's 45 animals x 3 activities: "a cat washing the dishes", "an ant riding a bike", ..."""
     return template(text, noun=list(ANIMALS), activity=list(ACTIVITIES))
+
+
+def counting(numbers: list | None = None, nouns: Any = "animals", text: str = "{number} {nouns}") -> list[Prompt]:
+    """DDPO's counting task: "two cats", ..., "eight kangaroos", with what to ask about each for the reward `question`.
+
+    `numbers` are words from "one" to "ten", by default two to eight; `nouns` are singular: a list, `"animals"` (the 45;
+    the paper's 22 are not published) or a text file with one a line.
+
+    >>> counting(["two"], ["wolf"])[0].metadata["answers"]
+    ['two', 'wolf']
+    """
+    numbers = list(NUMBERS[1:8]) if numbers is None else numbers
+    if not numbers or not set(numbers) <= set(NUMBERS):
+        raise ValueError(f"prompts: numbers = {numbers!r} must be words from {NUMBERS[0]} to {NUMBERS[-1]}")
+    for name in ("number", "nouns"):
+        if f"{{{name}}}" not in text:
+            raise ValueError(f"prompts: {text!r} must contain {{{name}}}")
+    return [
+        Prompt(text.replace("{number}", number).replace("{nouns}", plural(noun)), _count(number, noun))
+        for number, noun in product(numbers, _values("nouns", nouns))
+    ]
+
+
+def counted(text: str) -> dict[str, Any] | None:
+    """What `counting` says about a prompt such as "three wolves on a hill"; None where there is no number and noun."""
+    found = re.search(rf"\b({'|'.join(NUMBERS)}) ([a-z]+)\b", text.lower())
+    return _count(found[1], found[2] if found[1] == "one" else singular(found[2])) if found else None
+
+
+def _count(number: str, noun: str) -> dict[str, Any]:
+    asked = [f"How many {plural(noun)} are there in this image?", "What animal is in this image?"]
+    return {"number": number, "noun": noun, "questions": asked, "answers": [number, noun]}
+
+
+def plural(noun: str) -> str:
+    """More than one of an English noun: cats, foxes, butterflies, mice."""
+    if noun in PLURALS:
+        return PLURALS[noun]
+    if re.search(r"[^aeiou]y$", noun):
+        return f"{noun[:-1]}ies"
+    return f"{noun}es" if re.search(r"(s|x|z|ch|sh)$", noun) else f"{noun}s"
+
+
+def singular(nouns: str) -> str:
+    """One of what a plural means: the way back from `plural` for usual nouns."""
+    for noun, many in PLURALS.items():
+        if nouns == many:
+            return noun
+    if nouns.endswith("ies"):
+        return f"{nouns[:-3]}y"
+    if re.search(r"(x|z|ch|sh|ss|[^oa]us)es$", nouns):  # boxes, but houses and horses
+        return nouns[:-2]
+    return nouns.removesuffix("s")
 
 
 def zoo_nouns(split: str = "animals", text: str = "a {noun}") -> list[Prompt]:

@@ -13,9 +13,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("kernels", "schedule", "guidance", "advantages", "objectives"),
     ("prompts", "rewards.tolerance", "adapter", "world", "zoo.scenes"),
     ("rewards",),
-    ("rewards.pixels", "rewards.clip", "families", "zoo.judge", "zoo.taste"),
+    ("rewards.pixels", "rewards.clip", "families", "zoo.judge", "zoo.taste", "zoo.questions"),
     ("rewards.aesthetic", "rewards.preference", "rewards.wire"),
     ("rewards.endpoint", "rewards.remote"),
+    ("rewards.vlm",),
+    ("rewards.caption", "rewards.question"),
     ("policy",),
     ("rollout",),
     ("process", "panel"),
@@ -51,6 +53,9 @@ ONLY = {
     "rewards.wire": set(),
     "rewards.endpoint": {"rewards.pixels", "rewards.wire"},
     "rewards.remote": {"types", "rewards.pixels", "rewards.wire"},
+    "rewards.vlm": {"rewards.endpoint", "rewards.pixels", "zoo"},
+    "rewards.caption": {"types", "rewards.vlm", "zoo"},
+    "rewards.question": {"types", "rewards.vlm", "prompts"},
     "report": {"runs", "charts"},
 }
 NEVER_TORCH = ("runs", "charts", "progress", "report", "zoo", "catalog", "cli")

@@ -274,9 +274,12 @@ def test_every_listed_reward_passes_the_check(name: str, tiny_clip: Path, server
         "remote": {"url": server.url},
         "clip_similarity": {"model": str(tiny_clip)},
         "aesthetic": {"model": str(tiny_clip), "head": str(laion_head(tiny_clip.parent / "head.pth", 8))},
+        "caption": {"model": "zoo:emoji-captioner", "encoder": "zoo:emoji-clip"},
+        "question": {"model": "zoo:emoji-captioner"},
     }
     reward = catalog.build("reward", {"use": name, **needed.get(name, {})})
-    assert check_reward(reward, size=24, prompts=["a cat", "a dog"]) == []
+    asked = {"question": ["two cats", "ten none"]}  # "What animal is in this image?" "none", as these show no animal
+    assert check_reward(reward, size=24, prompts=asked.get(name, ["a cat", "a dog"])) == []
 
 
 def test_prepare_normalises_once_and_crops_the_middle() -> None:

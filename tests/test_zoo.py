@@ -3,9 +3,11 @@ from."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import LatentConsistencyModelPipeline, StableDiffusionPipeline
@@ -20,7 +22,8 @@ from burnish.rewards.aesthetic import aesthetic
 from burnish.rollout import Sampler
 from burnish.types import Prompt
 from burnish.zoo import check, judge
-from burnish.zoo.scenes import Scenes, article, nouns, vocabulary
+from burnish.zoo.questions import Shown, about_all, how_many, whether, which, write, written
+from burnish.zoo.scenes import Scene, Scenes, article, nouns, vocabulary
 from burnish.zoo.taste import taste
 
 
@@ -96,6 +99,36 @@ def test_the_check_measures_what_it_says(policy: Policy) -> None:
     # few scenes: floors against a regression, a little under the goals in check.GOALS
     assert 26.5 <= check.vae_psnr(policy, Scenes(77), 128) <= 40
     assert 0.85 <= check.clip_top1(Scenes(78), 256) <= 1
+
+
+def test_the_captioner_sees_what_there_is() -> None:
+    right = check.captioner(Scenes(79), 64)  # floors against a regression: with few scenes well under what was measured
+    assert right["caption_nouns"] >= 0.65 and right["caption_pairs"] >= 0.2 and right["caption_counts"] >= 0.65
+
+
+def test_questions_have_one_answer() -> None:
+    rng = np.random.default_rng(0)
+    pair, nothing = Shown(Scene(("cat", "guitar"), colour="red", style="noto"), "two"), Shown(None)
+    for _ in range(50):
+        assert about_all(pair, rng)[1] == "a cat and a guitar on a red background"
+        assert about_all(nothing, rng)[1] == "nothing" and which(nothing, rng)[1] == "none"
+        assert written(pair, rng)[1] == "yes" and written(nothing, rng)[1] == "no"
+        asked, answer = how_many(pair, rng)
+        there = any(word in asked.split() for word in ("cats", "guitars", "animals"))
+        assert answer == ("two" if "things" in asked else "one" if there else "zero")
+        asked, answer = which(pair, rng)
+        assert answer == ("cat" if "animal" in asked else "cat and guitar")
+        asked, answer = whether(pair, rng)
+        assert answer == ("yes" if {"cat", "guitar"} & set(re.findall("[a-z]+", asked)) else "no")
+
+
+def test_words_are_drawn_where_they_can_be_seen() -> None:
+    rng = np.random.default_rng(0)
+    for colour in (0, 128, 255):
+        plain = np.full((64, 64, 3), colour, np.uint8)
+        drawn = write(plain, "SIX TURTLES", rng)
+        changed = np.abs(drawn.astype(int) - plain).max(2)
+        assert (plain == colour).all() and changed.max() > 100 and 20 < (changed > 50).sum() < 1000
 
 
 def test_the_generator_draws_what_is_asked(policy: Policy) -> None:

@@ -9,6 +9,11 @@ pairs            generated "a {noun} and a {noun}" in which the judge sees both 
 sample_seconds   16 images at 25 steps with guidance, decoded
 lcm_4_steps      the consistency model's judge_nouns at 4 network calls, as a share of the generator's at 25 steps
 lcm_2_steps      the same at 2
+caption_nouns    scenes of one noun whose caption by the captioner names it and nothing else
+caption_pairs    scenes of two nouns whose caption names both
+caption_counts   scenes of one to three of a noun about which "how many {nouns} are there?" is answered right
+caption_text     "is there any text in this image?" answered right on scenes, half of which have words drawn on them
+caption_drawn    generated "a {noun}" whose caption names the noun that the judge sees first
 weights_mb       all weights of the zoo together
 """
 
@@ -27,11 +32,13 @@ from burnish.guidance import cfg, embedded
 from burnish.kernels import ddim, lcm
 from burnish.policy import Policy
 from burnish.rewards.clip import Clip
+from burnish.rewards.vlm import Local
 from burnish.rollout import Sampler
 from burnish.seeds import generator
 from burnish.types import Prompt
 from burnish.zoo import judge as judging
-from burnish.zoo.scenes import Scene, Scenes, nouns, vocabulary
+from burnish.zoo import questions as asking
+from burnish.zoo.scenes import NUMBERS, Scene, Scenes, nouns, vocabulary
 
 STEPS, WEIGHT, CHUNK = 25, 4.0, 64
 GOALS: dict[str, tuple[str, str, float]] = {  # what it is, whether it must be at least or at most, the value
@@ -45,6 +52,11 @@ GOALS: dict[str, tuple[str, str, float]] = {  # what it is, whether it must be a
     "sample_seconds": ("16 images at 25 steps, seconds", "<=", 10.0),
     "lcm_4_steps": ("emoji-lcm's nouns in 4 calls, share", ">=", 0.85),
     "lcm_2_steps": ("emoji-lcm's nouns in 2 calls, share", ">=", 0.70),
+    "caption_nouns": ("captions name the noun of a scene", ">=", 0.90),
+    "caption_pairs": ("captions name both nouns of a pair", ">=", 0.60),
+    "caption_counts": ("the captioner counts to three", ">=", 0.90),
+    "caption_text": ("the captioner notices text", ">=", 0.95),
+    "caption_drawn": ("captions agree with the judge, nouns", ">=", 0.90),
     "weights_mb": ("all weights, MB", "<=", 40.0),
 }
 
@@ -58,15 +70,19 @@ def measure(images: int = 4, seed: int = 1) -> dict[str, float]:
     asked = questions(seed, 24 * images)
     asked["nouns"] = [Scene((noun,)) for noun in nouns() for _ in range(images)]
 
-    def judged(policy: Policy, sampler: Sampler, name: str) -> Tensor:
+    def drawn(policy: Policy, sampler: Sampler, name: str) -> Tensor:
         prompts = [Prompt(scene.caption) for scene in asked[name]]
-        verdict = judge.classify(generate(policy, sampler, prompts, generator(seed, "zoo check", name)))
+        return generate(policy, sampler, prompts, generator(seed, "zoo check", name))
+
+    def judged(pictures: Tensor, name: str) -> Tensor:
+        verdict = judge.classify(pictures)
         return torch.tensor([_shows(verdict, row, scene, name) for row, scene in enumerate(asked[name])]).double()
 
-    right = {name: judged(policy, sampler, name) for name in asked}
+    pictures = {name: drawn(policy, sampler, name) for name in asked}
+    right = {name: judged(pictures[name], name) for name in asked}
     few = Policy.load("zoo:emoji-lcm", train="none")
     shares = {
-        f"lcm_{steps}_steps": judged(few, Sampler(lcm(), steps, embedded(WEIGHT)), "nouns").mean()
+        f"lcm_{steps}_steps": judged(drawn(few, Sampler(lcm(), steps, embedded(WEIGHT)), "nouns"), "nouns").mean()
         / right["nouns"].mean()
         for steps in (4, 2)
     }
@@ -79,6 +95,8 @@ def measure(images: int = 4, seed: int = 1) -> dict[str, float]:
         **{name: round(float(right[name].mean()), 4) for name in ("background", "counts", "pairs")},
         "sample_seconds": round(sample_seconds(policy, sampler), 2),
         **{name: round(float(share), 4) for name, share in shares.items()},
+        **{name: round(share, 4) for name, share in captioner(scenes).items()},
+        "caption_drawn": round(agreement(pictures["nouns"], 1), 4),
         "weights_mb": round(zoo.weights_mb(), 2),
     }
 
@@ -130,6 +148,45 @@ def clip_top1(scenes: Scenes, count: int = 512) -> float:
     texts = clip.texts([Scene((noun,)).caption for noun in words])
     best = (clip.images(images.permute(0, 3, 1, 2).float().div(255)) @ texts.T).argmax(1).tolist()
     return sum(words[i] == scene.nouns[0] for i, scene in zip(best, shown, strict=True)) / count
+
+
+def captioner(scenes: Scenes, count: int = 256) -> dict[str, float]:
+    """How often the captioner is right about fresh scenes, `count` for each of the four questions."""
+    ask = Local.load("zoo:emoji-captioner")
+
+    def replies(images: Tensor, questions: Sequence[str]) -> list[str]:
+        return [reply or "" for reply in ask(images.permute(0, 3, 1, 2).float().div(255), questions)]
+
+    right: dict[str, list[bool]] = {}
+    for name, kind in (("caption_nouns", "single"), ("caption_pairs", "pair")):
+        images, shown = scenes.draw(count, kind)
+        said = replies(images, [asking.CAPTION] * count)
+        right[name] = [named(text) == set(scene.nouns) for text, scene in zip(said, shown, strict=True)]
+    halves = [scenes.draw(count // 2, kind) for kind in ("single", "count")]
+    images, shown = torch.cat([images for images, _ in halves]), [scene for _, some in halves for scene in some]
+    many = [f"how many {vocabulary()['plurals'][scene.nouns[0]]} are there?" for scene in shown]
+    said = replies(images, many)
+    right["caption_counts"] = [text == NUMBERS[scene.count] for text, scene in zip(said, shown, strict=True)]
+    images, _ = scenes.draw(count)
+    for row in range(0, count, 2):
+        word = str(scenes.rng.choice(asking.NUMBERS[1:]))
+        images[row] = torch.from_numpy(asking.write(images[row].numpy(), word, scenes.rng))
+    said = replies(images, [asking.TEXT] * count)
+    right["caption_text"] = [text == ("no" if row % 2 else "yes") for row, text in enumerate(said)]
+    return {name: sum(each) / len(each) for name, each in right.items()}
+
+
+def agreement(pictures: Tensor, things: int) -> float:
+    """Share of pictures of one or two things whose caption names just those that the judge finds likeliest."""
+    said = Local.load("zoo:emoji-captioner")(pictures, [asking.CAPTION] * len(pictures))
+    verdict = judging.load().classify(pictures)
+    return sum(named(text or "") == verdict.names(row, things) for row, text in enumerate(said)) / len(said)
+
+
+def named(caption: str) -> set[str]:
+    """The nouns of the vocabulary that a caption names."""
+    scene = judging.parse(caption)
+    return set(scene.nouns) if scene else set()
 
 
 def sample_seconds(policy: Policy, sampler: Sampler, count: int = 16) -> float:

@@ -1,0 +1,104 @@
+"""The counting reward: shares of right replies, where questions come from, and pictures that write the answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from burnish.prompts import counted, counting
+from burnish.rewards import vlm
+from burnish.rewards.question import TEXT, question, questions
+from burnish.types import Prompt
+
+TWO_CATS = Prompt("two cats")
+
+
+def replying(replies: dict[str, str | None], asked: list[str] | None = None) -> vlm.Vlm:
+    """A model that has a reply to each question, for pictures that are not black; "no" to any other."""
+
+    def ask(images: Tensor, questions: Sequence[str]) -> list[str | None]:
+        if asked is not None:
+            asked.extend(questions)
+        return [replies.get(q, "no") if image.any() else "nothing" for image, q in zip(images, questions, strict=True)]
+
+    return ask
+
+
+HOW_MANY, WHICH = "How many cats are there in this image?", "What animal is in this image?"
+IMAGES = torch.stack([torch.ones(3, 8, 8), torch.zeros(3, 8, 8)])
+
+
+@pytest.mark.parametrize(
+    ("replies", "expected"),
+    [
+        ({HOW_MANY: "There are Two cats.", WHICH: "a CAT"}, 1.0),
+        ({HOW_MANY: "three", WHICH: "cat"}, 0.5),
+        ({HOW_MANY: "three", WHICH: "dog"}, 0.0),
+        ({HOW_MANY: "two", WHICH: "cat", TEXT: "Yes, there is."}, 0.0),
+    ],
+)
+def test_the_share_of_right_replies(
+    monkeypatch: pytest.MonkeyPatch, replies: dict[str, str | None], expected: float
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(vlm, "load", lambda *_, **__: replying(replies, asked))
+    assert question("m")(IMAGES, [TWO_CATS, TWO_CATS]).tolist() == [expected, 0]
+    assert asked == [TEXT, HOW_MANY, WHICH] * 2
+
+
+def test_a_missing_reply_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vlm, "load", lambda *_, **__: replying({HOW_MANY: None, WHICH: "cat"}))
+    values = question("m")(IMAGES, [TWO_CATS, TWO_CATS])
+    assert values.isnan().tolist() == [True, False]
+    with pytest.raises(ValueError, match="m has no reply about any of 1 images"):
+        question("m")(IMAGES[:1], [TWO_CATS])
+
+
+def test_written_answers_are_counted_in_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(vlm, "load", lambda *_, **__: replying({HOW_MANY: "two", WHICH: "cat", TEXT: "yes"}))
+    with caplog.at_level(logging.WARNING):
+        assert question("m")(IMAGES, [TWO_CATS, TWO_CATS]).tolist() == [0, 0]
+        assert question("m", writing="keep")(IMAGES, [TWO_CATS, TWO_CATS]).tolist() == [1, 0]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and all("1 of 2 images have text in them" in line for line in said)
+
+
+def test_questions_come_from_the_prompt_or_its_metadata() -> None:
+    brought = {"questions": ["What colour is the dog?"], "answers": ["red"]}
+    assert questions(Prompt("a dog", brought)) == [("What colour is the dog?", "red")]
+    assert questions(TWO_CATS) == [(HOW_MANY, "two"), (WHICH, "cat")]
+    for prompt in counting():
+        assert questions(prompt) == questions(Prompt(prompt.text)), "read off the text they are the same"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        (Prompt("a cat"), "prompt 'a cat' has no questions: give them in its metadata"),
+        (Prompt("x", {"questions": ["Why?"]}), "prompt 'x': questions = .* and answers = None"),
+        (Prompt("x", {"questions": ["Why?"], "answers": ["a", "b"]}), "one answer a question"),
+        (Prompt("x", {"questions": "Why?", "answers": "a"}), "must be lists of texts"),
+    ],
+)
+def test_a_prompt_that_cannot_be_asked_about(prompt: Prompt, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        questions(prompt)
+
+
+def test_counting() -> None:
+    prompts = counting(["two", "ten"], ["wolf", "mouse"])
+    assert [prompt.text for prompt in prompts] == ["two wolves", "two mice", "ten wolves", "ten mice"]
+    assert prompts[0].metadata["answers"] == ["two", "wolf"] and len(counting()) == 7 * 45
+    assert counted("a photo of Eight Horses on a hill")["answers"] == ["eight", "horse"]  # type: ignore[index]
+    assert counted("one glass")["noun"] == "glass"  # type: ignore[index]
+    assert counted("a cat") is None and counted("someone cats") is None
+    with pytest.raises(ValueError, match=r"numbers = \['many'\] must be words from one to ten"):
+        counting(["many"])
+    with pytest.raises(ValueError, match=r"must contain \{nouns\}"):
+        counting(text="{number} cats")
