@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SEEDS = (0, 1, 2)
-QUERIES = 640  # scored pictures of a run
-EVALUATIONS = 5  # of a run, after the one before training
+QUERIES = 512  # scored pictures of a run
+EVALUATIONS = 2  # of a run, after the one before training
 PAIRS = {  # of an animal and an object: what is trained on, and what is not
     "prompts": (
         ["cat", "dog", "horse", "rabbit", "bird", "bear", "fox", "fish", "frog"],
@@ -29,7 +29,10 @@ TASKS: dict[str, tuple[str, ...]] = {
     "compressibility": (),
     "incompressibility": ("rewards.0.use=incompressibility",),
     "aesthetic": ('rewards=[{use="aesthetic",model="zoo:emoji-clip",head="zoo:emoji-aesthetic"}]',),
-    "caption": ('rewards=[{use="caption",model="zoo:emoji-captioner"}]', *map(pairs, PAIRS)),
+    "caption": (
+        'rewards=[{use="caption",model="zoo:emoji-captioner",encoder="zoo:emoji-clip",reference="{prompt}",batch=64}]',
+        *map(pairs, PAIRS),
+    ),
 }
 COMMON = (
     "batch.previews=false",  # they would be further queries, and the paper has none
