@@ -37,9 +37,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ddpo_tasks"), help="where the runs go")
     parser.add_argument("--parallel", type=int, default=2, help="runs at once, with one thread each if several")
     parser.add_argument("--only", choices=("train", "time", "report"), help="one stage")
+    parser.add_argument("--task", action="append", choices=tuple(plan.TASKS), help="train these only")
     options = parser.parse_args()
     if options.only in (None, "train"):
-        train(plan.jobs(), options.out, options.parallel)
+        wanted = options.task or list(plan.TASKS)
+        train([job for job in plan.jobs() if job.task in wanted], options.out, options.parallel)
     if options.only in (None, "time"):
         measure_time(options.out)
     if options.only in (None, "report"):

@@ -67,7 +67,7 @@ ARMS: dict[str, Arm] = {
     "rwr": Arm(
         "demo",
         128,
-        (*IMITATE, 'advantage={use="softmax",beta=2.0,standardise=true}', "batch.updates=8", "optimizer.lr=2e-3"),
+        (*IMITATE, 'advantage={use="softmax",beta=2.0,standardise=true}', "batch.updates=8", "optimizer.lr=1e-3"),
     ),
     "rwr_sparse": Arm(
         "demo",
@@ -77,7 +77,7 @@ ARMS: dict[str, Arm] = {
             'advantage={use="top_fraction",fraction=0.25}',
             "batch.epochs=4",
             "batch.updates=2",
-            "optimizer.lr=2e-3",
+            "optimizer.lr=1e-3",
         ),
     ),
     "rlcm": Arm("emoji-lcm-compressibility", 64),

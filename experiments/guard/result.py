@@ -103,7 +103,7 @@ def draw(seeds: list[dict[str, Any]]) -> None:
         for axis, name in ((axes[1], "clip_similarity"), (axes[2], "kl")):
             axis.plot(x, [point[name] for point in each["curve"]], color="#555555")
             axis.axvline(each["tripped"], color="#3a7d44", linestyle=":", linewidth=1)
-            axis.set(xlabel="iteration", ylabel={"kl": "KL to the untrained model, nats an image"}.get(name, name))
+            axis.set(xlabel="iteration", ylabel={"kl": "KL, nats an image"}.get(name, name))
         strengths = [float(value) for value in each["dial"]]
         for name, colour in (("aesthetic", "#b4501e"), ("truth", "#333333")):
             axes[3].plot(strengths, [point[name] for point in each["dial"].values()], color=colour, marker="o")
