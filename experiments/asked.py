@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -31,7 +32,11 @@ from burnish.zoo import check, judge
 from burnish.zoo.questions import TEXT, write
 from burnish.zoo.scenes import NUMBERS, Scene, Scenes, vocabulary
 
-REFERENCES = {"paper": "The image contains {prompt}", "prompt alone": "{prompt}"}
+REFERENCES: dict[str, Callable[[str], str]] = {
+    "paper": lambda prompt: f"The image contains {prompt}",
+    "prompt alone": lambda prompt: prompt,
+    "nouns alone": lambda prompt: " ".join(word for word in prompt.split() if word not in ("a", "an", "and")),
+}
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -43,7 +48,7 @@ def scored(ask: Vlm, encoder: Encoder, images: Tensor, prompts: list[str]) -> di
     """The reward with each reference; every answer of the captioner is a text."""
     answers = [answer or "nothing" for answer in ask(images, [QUESTION] * len(images))]
     return {
-        name: encoder.recall(answers, [reference.replace("{prompt}", prompt) for prompt in prompts])
+        name: encoder.recall(answers, [reference(prompt) for prompt in prompts])
         for name, reference in REFERENCES.items()
     }
 

@@ -124,6 +124,11 @@ def test_the_prompt_stands_in_the_reference(bert: Path, monkeypatch: pytest.Monk
     images, prompts = torch.rand(1, 3, 8, 8), [Prompt("{two} cats")]
     assert math.isclose(float(caption("m", encoder=str(bert))(images, prompts)), 1, abs_tol=1e-6)
     assert caption("m", encoder=str(bert), reference="a dog {prompt}")(images, prompts) < 0.999
+    known = [Prompt(prompt.text, {"animal": "dog"}) for prompt in prompts]
+    by_name = caption("m", encoder=str(bert), reference="a {animal} {prompt}")(images, known)
+    assert by_name.equal(caption("m", encoder=str(bert), reference="a dog {prompt}")(images, prompts))
+    with pytest.raises(ValueError, match=r"has no \{animal\}; it has prompt"):
+        caption("m", encoder=str(bert), reference="a {animal}")(images, prompts)
     with pytest.raises(ValueError, match=r'reference = "a cat" must contain \{prompt\}'):
         caption("m", encoder=str(bert), reference="a cat")
 

@@ -15,6 +15,7 @@ band (RLCM's figures: about 0.76 to 0.78), so normalise them per prompt. For the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from burnish.types import Prompt, Reward
 QUESTION = "Answer concisely: what is going on in this image?"
 LAYERS = {"microsoft/deberta-xlarge-mnli": 40, "zoo:emoji-clip": 0}
 LONGEST = 512  # tokens of a text
+FIELD = re.compile(r"{(\w+)}")
 CHUNK = 64
 
 
@@ -54,7 +56,8 @@ def caption(
         encoder: whose states compare the texts: a hub id, a folder or `zoo:emoji-clip`.
         layer: after which layer; 0 means the word embeddings alone. By default 40 for deberta-xlarge-mnli, 0 for
             zoo:emoji-clip, and the last of any other.
-        reference: what the description is compared with; {prompt} stands for the prompt.
+        reference: what the description is compared with; {prompt} stands for the prompt, and other names for its
+            metadata: "{animal} {object}" of a template leaves out the words that every description has.
         device: of both models; `auto` takes the device of the images.
         batch: pictures that a local model is asked about at once.
         endpoint: further arguments of a server's `Endpoint`, such as `{model = "llava", timeout = 30}`.
@@ -62,7 +65,7 @@ def caption(
     Raises:
         ValueError: a model cannot be found, or an argument does not fit; when called, there is no answer at all.
     """
-    if "{prompt}" not in reference:
+    if not FIELD.search(reference):
         raise ValueError(f'reference = "{reference}" must contain {{prompt}}; write for example "{{prompt}}"')
     ask = vlm.load(model, device=device, batch=batch, endpoint=endpoint)
     compared = Encoder.load(encoder, layer, device)
@@ -72,12 +75,23 @@ def caption(
         said = [row for row, answer in enumerate(answers) if answer]
         if answers and not said:
             raise ValueError(f"{model} has no answer for any of {len(answers)} images; try another question or model")
-        references = [reference.replace("{prompt}", prompts[row].text) for row in said]
+        references = [_filled(reference, prompts[row]) for row in said]
         values = torch.full((len(prompts),), torch.nan)
         values[said] = compared.recall([str(answers[row]) for row in said], references, images.device)
         return values
 
     return reward
+
+
+def _filled(reference: str, prompt: Prompt) -> str:
+    """The reference with the prompt, and what its source said about it, in place of the names."""
+    known = {**prompt.metadata, "prompt": prompt.text}
+    for name in FIELD.findall(reference):
+        if name not in known:
+            raise ValueError(
+                f"reference = \"{reference}\": the prompt '{prompt.text}' has no {{{name}}}; it has {', '.join(known)}"
+            )
+    return FIELD.sub(lambda match: str(known[match[1]]), reference)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ TASKS: dict[str, tuple[str, ...]] = {
     "incompressibility": ("rewards.0.use=incompressibility",),
     "aesthetic": ('rewards=[{use="aesthetic",model="zoo:emoji-clip",head="zoo:emoji-aesthetic"}]',),
     "caption": (
-        'rewards=[{use="caption",model="zoo:emoji-captioner",encoder="zoo:emoji-clip",reference="{prompt}",batch=64}]',
+        'rewards=[{use="caption",model="zoo:emoji-captioner",encoder="zoo:emoji-clip",batch=64,'
+        'reference="{animal} {object}"}]',
         *map(pairs, PAIRS),
     ),
 }
