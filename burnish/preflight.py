@@ -91,7 +91,12 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
     training = _since(started, parts) / pairs
     for parameter in policy.trainable:
         parameter.grad = None
-    if not forward:
+    if forward:
+        error = float(-replay.logp.detach().mean())
+        level: Literal["ok", "error"] = "ok" if math.isfinite(error) else "error"
+        remedy = "" if level == "ok" else "use model.dtype float32 or bfloat16"
+        yield Finding(level, f"denoising error {error:.3g} on finished images noised again", remedy)
+    else:
         yield from _ratio(config, parts, sampler, trajectory)
     yield _memory(parts)
     yield _time(config, parts, sampling, scoring, training + preview, count)

@@ -120,4 +120,4 @@ def test_recipes_hold_on_a_tiny_model_of_their_architecture(name: str, request: 
     if config.rewards[0]["use"] not in ("compressibility", "incompressibility"):
         config = configuration.load(name, [*here, *small, 'rewards=[{use="compressibility"}]'])
     findings = preflight(config)
-    assert len(findings) > 5 and [one.text for one in findings if one.level == "error"] == []
+    assert len(findings) > 4 and [one.text for one in findings if one.level == "error"] == []
