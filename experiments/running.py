@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Protocol
 
 from burnish.runs import Run
 
+Stage = Callable[[argparse.Namespace], None]
 BURNISH = (sys.executable, "-c", "from burnish.cli import main; main()")
 
 
@@ -34,6 +37,48 @@ class Job(Protocol):
 
     def changes(self) -> list[str]:
         """What its configuration changes of the recipe."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One arm on one task with one seed."""
+
+    task: str
+    arm: str
+    seed: int
+    recipe: str
+    iterations: int
+    every: int  # iterations between two evaluations
+    settings: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Where it goes."""
+        return place(self.task, self.arm, self.seed)
+
+    def changes(self) -> list[str]:
+        """Everything that its configuration changes of the recipe."""
+        length = (f"iterations={self.iterations}", f"evaluation.every={self.every}", f"seed={self.seed}")
+        return [*self.settings, *length]
+
+
+def place(task: str, arm: str, seed: int) -> str:
+    """The folder of a trial, below the experiment's."""
+    return f"{task}/{arm}-{seed}"
+
+
+def command(doc: str | None, out: str, stages: Mapping[str, Stage], tasks: Sequence[str] = ()) -> None:
+    """The command line of an experiment: all its stages in order, or one; they get the options."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(out), help="where the runs go")
+    parser.add_argument("--parallel", type=int, default=2, help="runs at once, with one thread each if several")
+    parser.add_argument("--only", choices=tuple(stages), help="one stage")
+    if tasks:
+        parser.add_argument("--task", action="append", choices=tuple(tasks), help="train these only")
+    options = parser.parse_args()
+    for name, stage in stages.items():
+        if options.only in (None, name):
+            stage(options)
 
 
 def burnish(*words: str, log: Path, threads: int = 0) -> None:

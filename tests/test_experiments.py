@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from burnish import config as configuration
+from experiments.ddpo_tasks import plan as tasks
+from experiments.guard import plan as guard
 from experiments.reach import compare, reached
 from experiments.rlcm_vs_ddpo import plan
+from experiments.running import Trial
 
 
 @pytest.mark.parametrize("job", plan.jobs(), ids=lambda job: job.name)
-def test_every_planned_run_is_what_its_arm_says(job: plan.Job) -> None:
+def test_every_planned_run_is_what_its_arm_says(job: Trial) -> None:
     arm, config = plan.ARMS[job.arm], configuration.load(plan.ARMS[job.arm].recipe, job.changes())
     assert config.batch.prompts * config.batch.images_per_prompt == plan.IMAGES
     assert (config.sampler.steps, config.batch.transitions, config.iterations) == (
@@ -23,6 +26,28 @@ def test_every_planned_run_is_what_its_arm_says(job: plan.Job) -> None:
     assert arm.iterations % arm.every == 0, "the last evaluation is after the last iteration"
     assert config.seed == job.seed and config.evaluation.judge
     assert config.rewards[0]["use"] == {"alignment": "clip_similarity"}.get(job.task, job.task)
+
+
+@pytest.mark.parametrize("job", tasks.jobs(), ids=lambda job: job.name)
+def test_every_algorithm_scores_as_many_pictures(job: Trial) -> None:
+    config = configuration.load(job.recipe, job.changes())
+    assert config.batch.prompts * config.batch.images_per_prompt * config.iterations == tasks.QUERIES
+    assert not config.batch.previews and config.iterations % config.evaluation.every == 0
+    imitates = config.objective["use"] == "rwr"
+    assert imitates == (config.advantage["use"] in ("softmax", "top_fraction")) == job.arm.startswith("rwr")
+    assert config.seed == job.seed and config.evaluation.judge and config.evaluation.unseen
+    assert config.rewards[0]["use"] == job.task
+
+
+@pytest.mark.parametrize("job", guard.jobs(), ids=lambda job: job.name)
+def test_the_guard_sees_nothing_of_the_truth(job: guard.Job) -> None:
+    config = configuration.load(job.recipe, job.changes())
+    watched = str(config.guard.panel)
+    if job.arm == "guarded":
+        assert config.guard.action == "rollback" and not config.evaluation.judge and "truth" not in watched
+    else:
+        assert config.guard.action == "warn" and "truth:truth" in watched and "truth:taste" in watched
+    assert config.iterations % config.evaluation.every == 0
 
 
 def test_names_of_runs_differ() -> None:

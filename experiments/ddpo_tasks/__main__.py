@@ -11,16 +11,16 @@ figure, and a grid of pictures.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from statistics import median
 
 from burnish.runs import dumps, write
 from experiments.ddpo_tasks import plan
-from experiments.running import iteration_seconds, train
+from experiments.running import Stage, command, iteration_seconds, train
 
 
-def measure_time(out: Path) -> None:
+def measure_time(options: argparse.Namespace) -> None:
     """Median seconds of an iteration of each arm on each task, whose rewards differ in what they cost."""
+    out = options.out
     if (out / "time.json").exists():
         return
     arms = {
@@ -32,23 +32,19 @@ def measure_time(out: Path) -> None:
     write(out / "time.json", dumps({name: median(each) for name, each in seconds.items()}, indent=1))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/ddpo_tasks"), help="where the runs go")
-    parser.add_argument("--parallel", type=int, default=2, help="runs at once, with one thread each if several")
-    parser.add_argument("--only", choices=("train", "time", "report"), help="one stage")
-    parser.add_argument("--task", action="append", choices=tuple(plan.TASKS), help="train these only")
-    options = parser.parse_args()
-    if options.only in (None, "train"):
-        wanted = options.task or list(plan.TASKS)
-        train([job for job in plan.jobs() if job.task in wanted], options.out, options.parallel)
-    if options.only in (None, "time"):
-        measure_time(options.out)
-    if options.only in (None, "report"):
-        from experiments.ddpo_tasks.result import report
+def run(options: argparse.Namespace) -> None:
+    """Every run of the plan, or those of some tasks."""
+    wanted = options.task or list(plan.TASKS)
+    train([job for job in plan.jobs() if job.task in wanted], options.out, options.parallel)
 
-        report(options.out)
+
+def report(options: argparse.Namespace) -> None:
+    """What came out."""
+    from experiments.ddpo_tasks import result
+
+    result.report(options.out)
 
 
 if __name__ == "__main__":
-    main()
+    stages: dict[str, Stage] = {"train": run, "time": measure_time, "report": report}
+    command(__doc__, "runs/ddpo_tasks", stages, tasks=tuple(plan.TASKS))

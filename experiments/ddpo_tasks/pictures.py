@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from burnish.gallery import draw, open_source
 from experiments.ddpo_tasks import plan
+from experiments.running import place
 
 SIDE = 96  # pixels of a picture in the grid
 MARGIN = 100  # on the left, for the names
@@ -20,7 +21,7 @@ def grids(out: Path, folder: Path) -> None:
     """Writes `ddpo_tasks_TASK.png` for every task."""
     for task in plan.TASKS:
         texts = TEXTS.get(task, USUAL)
-        runs = {name: str(out / plan.Job(task, name, 0).name) for name in plan.ARMS}
+        runs = {name: str(out / place(task, name, 0)) for name in plan.ARMS}
         rows = {"before": (runs["ddpo_is"], True), **{name: (run, False) for name, run in runs.items()}}
         rows["rlcm, before"] = (runs["rlcm"], True)
         sheet = Image.new("RGB", (MARGIN + 8 * SIDE, len(rows) * SIDE), "white")
@@ -28,7 +29,7 @@ def grids(out: Path, folder: Path) -> None:
             policy, sampler = open_source(run, before=before)
             pictures = draw(policy, sampler, texts, 8 // len(texts), seed=1)
             ImageDraw.Draw(sheet).text((4, line * SIDE + SIDE // 2), name, fill="black")
-            for place, picture in enumerate(pictures):
+            for column, picture in enumerate(pictures):
                 pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-                sheet.paste(Image.fromarray(pixels).resize((SIDE, SIDE)), (MARGIN + place * SIDE, line * SIDE))
+                sheet.paste(Image.fromarray(pixels).resize((SIDE, SIDE)), (MARGIN + column * SIDE, line * SIDE))
         sheet.save(folder / f"ddpo_tasks_{task}.png")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from experiments.running import Trial
+
 SEEDS = (0, 1, 2)
 QUERIES = 512  # scored pictures of a run
 EVALUATIONS = 2  # of a run, after the one before training
@@ -85,33 +87,11 @@ ARMS: dict[str, Arm] = {
 }
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training run."""
-
-    task: str
-    arm: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.task}/{self.arm}-{self.seed}"
-
-    @property
-    def recipe(self) -> str:
-        return ARMS[self.arm].recipe
-
-    @property
-    def iterations(self) -> int:
-        return ARMS[self.arm].iterations
-
-    def changes(self) -> list[str]:
-        """Everything that its configuration changes of the recipe."""
-        arm = ARMS[self.arm]
-        length = (f"iterations={arm.iterations}", f"evaluation.every={arm.every}", f"seed={self.seed}")
-        return [*COMMON, *TASKS[self.task], *arm.changes, *length]
-
-
-def jobs() -> list[Job]:
+def jobs() -> list[Trial]:
     """All runs, seed by seed, so that an interrupted experiment has whole seeds."""
-    return [Job(task, name, seed) for seed in SEEDS for task in TASKS for name in ARMS]
+    return [
+        Trial(task, name, seed, arm.recipe, arm.iterations, arm.every, (*COMMON, *TASKS[task], *arm.changes))
+        for seed in SEEDS
+        for name, arm in ARMS.items()
+        for task in TASKS
+    ]

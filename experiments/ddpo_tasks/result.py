@@ -18,6 +18,7 @@ from burnish.runs import Run, dumps, write
 from experiments.ddpo_tasks import plan
 from experiments.ddpo_tasks.pictures import grids
 from experiments.reading import interval, measured, rewards, share
+from experiments.running import place
 
 matplotlib.use("Agg")
 HERE = Path(__file__).parent
@@ -28,7 +29,7 @@ COLOURS = {"ddpo_is": "#333333", "ddpo_sf": "#888888", "rwr": "#3a7d44", "rwr_sp
 def curve(out: Path, task: str, name: str, seconds: float) -> list[dict[str, Any]]:
     """Every evaluation of an arm: over the seeds, the reward, its paired gain, and what had been spent until then."""
     arm, points = plan.ARMS[name], []
-    runs = [Run(out / plan.Job(task, name, seed).name) for seed in plan.SEEDS]
+    runs = [Run(out / place(task, name, seed)) for seed in plan.SEEDS]
     first = [measured(run, 0) for run in runs]
     for iteration in range(0, arm.iterations + 1, arm.every):
         seen = [measured(run, iteration) for run in runs]

@@ -12,29 +12,30 @@ that only measures, and again with the guard. ``dial``: the hacked models with t
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from experiments.guard import plan
-from experiments.running import train
+from experiments.running import Stage, command, train
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/guard"), help="where the runs go")
-    parser.add_argument("--parallel", type=int, default=2, help="runs at once, with one thread each if several")
-    parser.add_argument("--only", choices=("train", "dial", "report"), help="one stage")
-    options = parser.parse_args()
-    if options.only in (None, "train"):
-        train(plan.jobs(), options.out, options.parallel)
-    if options.only in (None, "dial"):
-        from experiments.guard.dial import turn
+def run(options: argparse.Namespace) -> None:
+    """Every run of the plan."""
+    train(plan.jobs(), options.out, options.parallel)
 
-        turn(options.out)
-    if options.only in (None, "report"):
-        from experiments.guard.result import report
 
-        report(options.out)
+def dial(options: argparse.Namespace) -> None:
+    """The hacked adapters at lower strength."""
+    from experiments.guard.dial import turn
+
+    turn(options.out)
+
+
+def report(options: argparse.Namespace) -> None:
+    """What came out."""
+    from experiments.guard import result
+
+    result.report(options.out)
 
 
 if __name__ == "__main__":
-    main()
+    stages: dict[str, Stage] = {"train": run, "dial": dial, "report": report}
+    command(__doc__, "runs/guard", stages)

@@ -20,12 +20,12 @@ from statistics import median
 
 from burnish.runs import dumps, write
 from experiments.rlcm_vs_ddpo import plan
-from experiments.running import Job, iteration_seconds, train
+from experiments.running import Job, Stage, Trial, command, iteration_seconds, train
 
 
 def other_steps(job: Job, folder: Path) -> None:
     """The reward of a trained run with fewer and more network calls an image, in a process of its own."""
-    if not (isinstance(job, plan.Job) and job.arm in ("ddpo", "rlcm")) or (folder / "steps.json").exists():
+    if not (isinstance(job, Trial) and job.arm in ("ddpo", "rlcm")) or (folder / "steps.json").exists():
         return
     log = folder / "steps.log"
     with log.open("w") as file:
@@ -35,8 +35,9 @@ def other_steps(job: Job, folder: Path) -> None:
         raise SystemExit(f"{' '.join(command[1:])} failed; {log} says why")
 
 
-def measure_time(out: Path) -> None:
+def measure_time(options: argparse.Namespace) -> None:
     """Median seconds of an iteration of each arm, and of a picture."""
+    out = options.out
     if (out / "time.json").exists():
         return
     seconds = iteration_seconds({name: (arm.recipe, arm.changes) for name, arm in plan.ARMS.items()}, out)
@@ -47,21 +48,18 @@ def measure_time(out: Path) -> None:
     write(out / "time.json", dumps(answer | {"picture": json.loads(pictures.stdout)}, indent=1))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/rlcm_vs_ddpo"), help="where the runs go")
-    parser.add_argument("--parallel", type=int, default=2, help="runs at once, with one thread each if several")
-    parser.add_argument("--only", choices=("train", "time", "report"), help="one stage")
-    options = parser.parse_args()
-    if options.only in (None, "train"):
-        train(plan.jobs(), options.out, options.parallel, after=other_steps)
-    if options.only in (None, "time"):
-        measure_time(options.out)
-    if options.only in (None, "report"):
-        from experiments.rlcm_vs_ddpo.result import report
+def run(options: argparse.Namespace) -> None:
+    """Every run of the plan."""
+    train(plan.jobs(), options.out, options.parallel, after=other_steps)
 
-        report(options.out)
+
+def report(options: argparse.Namespace) -> None:
+    """What came out."""
+    from experiments.rlcm_vs_ddpo import result
+
+    result.report(options.out)
 
 
 if __name__ == "__main__":
-    main()
+    stages: dict[str, Stage] = {"train": run, "time": measure_time, "report": report}
+    command(__doc__, "runs/rlcm_vs_ddpo", stages)

@@ -18,6 +18,7 @@ from burnish.runs import Run, dumps, write
 from experiments.reach import Curve, compare
 from experiments.reading import interval, measured, rewards, share
 from experiments.rlcm_vs_ddpo import plan
+from experiments.running import place
 
 matplotlib.use("Agg")
 HERE = Path(__file__).parent
@@ -28,7 +29,7 @@ COLOURS = {"ddpo": "#555555", "rlcm": "#b4501e", "rlcm-2": "#e0a030", "rlcm-8": 
 def curve(out: Path, task: str, name: str, seconds: float) -> Curve:
     """Every evaluation of an arm: over the seeds, the reward, its paired gain, and what had been spent until then."""
     arm, points = plan.ARMS[name], []
-    runs = [Run(out / plan.Job(task, name, seed).name) for seed in plan.SEEDS]
+    runs = [Run(out / place(task, name, seed)) for seed in plan.SEEDS]
     first = [measured(run, 0) for run in runs]
     for iteration in range(0, arm.iterations + 1, arm.every):
         seen = [measured(run, iteration) for run in runs]
@@ -87,7 +88,7 @@ def report(out: Path) -> None:
 
 def _steps(out: Path, task: str, name: str) -> dict[str, dict[str, float]]:
     """Reward and judge by number of network calls, means over the seeds."""
-    each = [json.loads((out / plan.Job(task, name, seed).name / "steps.json").read_text()) for seed in plan.SEEDS]
+    each = [json.loads((out / place(task, name, seed) / "steps.json").read_text()) for seed in plan.SEEDS]
     return {
         calls: {key: float(np.mean([one[calls][key] for one in each])) for key in ("reward", "judge")}
         for calls in each[0]
