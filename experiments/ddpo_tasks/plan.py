@@ -83,6 +83,12 @@ ARMS: dict[str, Arm] = {
             "optimizer.lr=1e-3",
         ),
     ),
+    # all weights equal: what imitation does without any reward, so what the two above must beat
+    "rwr_control": Arm(
+        "demo",
+        128,
+        (*IMITATE, 'advantage={use="softmax",beta=0.0}', "batch.updates=8", "optimizer.lr=1e-3"),
+    ),
     "rlcm": Arm("emoji-lcm-compressibility", 64),
 }
 

@@ -23,7 +23,14 @@ from experiments.running import place
 matplotlib.use("Agg")
 HERE = Path(__file__).parent
 PICTURES = HERE.parent.parent / "docs" / "images"
-COLOURS = {"ddpo_is": "#333333", "ddpo_sf": "#888888", "rwr": "#3a7d44", "rwr_sparse": "#90c090", "rlcm": "#b4501e"}
+COLOURS = {
+    "ddpo_is": "#333333",
+    "ddpo_sf": "#888888",
+    "rwr": "#3a7d44",
+    "rwr_sparse": "#90c090",
+    "rwr_control": "#c0a0d0",
+    "rlcm": "#b4501e",
+}
 
 
 def curve(out: Path, task: str, name: str, seconds: float) -> list[dict[str, Any]]:
