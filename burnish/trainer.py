@@ -34,7 +34,7 @@ from burnish.runs import Record, Run, write
 from burnish.seeds import generator, seed_globals
 from burnish.seeds import number as seed_of
 from burnish.types import Prompt, Scores, Trajectory
-from burnish.updates import credit, imitates, look, minibatches, moves, set_rate, share, summary, update
+from burnish.updates import credit, look, minibatches, moves, set_rate, share, summary, update
 from burnish.world import World
 
 
@@ -128,7 +128,7 @@ def train(
                 whole = False
                 everyone = parts.advantage(scores, parts.weights, world.gather(group))
                 own = slice(world.rank * len(group), (world.rank + 1) * len(group))
-                adv = (everyone * share(everyone, there, imitates(job)))[own]
+                adv = (everyone * share(job, everyone, there))[own]
 
                 # 5. Updates. Once begun they are finished, even if somebody asks to stop.
                 more: dict[str, Any] = {}

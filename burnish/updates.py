@@ -22,11 +22,14 @@ def imitates(job: Job) -> bool:
     return getattr(job.parts.objective, "imitates", False)
 
 
-def share(adv: Tensor, there: Tensor, imitates: bool) -> float:
+def share(job: Job, adv: Tensor, there: Tensor) -> float:
     """What advantages are multiplied with, so that losses are means over the images that count: those with a score, or,
-    where images are imitated, those with a weight, because the others are left out of the batches."""
+    where images are imitated, those with a weight, because the others are left out of the batches. An objective that
+    compares images regresses on the advantages as they are; `targets` sees to its mean."""
+    if hasattr(job.parts.objective, "targets"):
+        return 1.0
     count = max(1, int(there.sum()))
-    return float((adv != 0).sum()) / count if imitates else len(there) / count
+    return float((adv != 0).sum()) / count if imitates(job) else len(there) / count
 
 
 def moves(job: Job, trajectory: Trajectory) -> int:
@@ -118,7 +121,7 @@ def targets(
 ) -> Tensor:
     """What an objective that compares whole images makes of the advantages (B,), for the ``images`` of one update.
 
-    Compared are only images ``there`` (B,), and only where a prompt has two of them.
+    Compared are only images ``there`` (B,), and only where a prompt has two of them; the loss is their mean.
     """
     assert isinstance(process, Reverse)
     change, group, moves = torch.zeros_like(adv), process.trajectory.group, process.trajectory.logp.shape[1]
@@ -127,12 +130,12 @@ def targets(
             if not first:  # before the first update nothing has changed
                 replay = process.replay(rows, columns)
                 change.index_add_(0, rows, (replay.logp - replay.logp_old)[:, 0].to(adv))
-    rows, result = images.unique(), torch.zeros_like(adv)
-    rows = rows[there[rows]]
+    asked, result = images.unique(), torch.zeros_like(adv)
+    rows = asked[there[asked]]
     rows = rows[(group[rows][:, None] == group[rows]).sum(1) > 1]
     if len(rows):
         objective: Any = job.parts.objective
-        result[rows] = objective.targets(change[rows], adv[rows], group[rows], moves)
+        result[rows] = objective.targets(change[rows], adv[rows], group[rows], moves) * (len(asked) / len(rows))
     return result
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 from rliable import library, metrics
 
 from burnish.evaluate import Evaluation, kept
 from burnish.runs import Run
+from experiments.running import place
 
 REPEATS = 2000  # of the bootstrap
 
@@ -29,6 +33,11 @@ def rewards(seen: Evaluation) -> np.ndarray:
 def share(seen: Evaluation) -> float:
     """Judged right."""
     return float(np.mean(seen.judged or [np.nan]))
+
+
+def evaluations(out: Path, task: str, arm: str, seeds: Sequence[int], iteration: int) -> list[dict[str, Evaluation]]:
+    """An evaluation of an arm's run with each seed."""
+    return [measured(Run(out / place(task, arm, seed)), iteration) for seed in seeds]
 
 
 def measured(run: Run, iteration: int) -> dict[str, Evaluation]:

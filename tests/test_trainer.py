@@ -332,7 +332,10 @@ def test_what_has_no_score_is_left_out_of_the_update(recipe: Path, tmp_path: Pat
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0]), "nothing was learned from nothing"
 
 
-def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", ["reinforce", "rebel"])
+def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(
+    recipe: Path, tmp_path: Path, objective: str
+) -> None:
     """The gradient with four of eight images masked is the gradient of the other four alone."""
     options = ["batch={prompts=2,images_per_prompt=4,sample=8,replay=24,updates=1}", "advantage={use='group'}"]
     job = prepare(
@@ -350,10 +353,11 @@ def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(recipe: Path
         kept = Scores(parts[rows], scores.names)
         there = kept.parts.isfinite().all(1)
         adv = job.parts.advantage(kept, job.parts.weights, group[rows])
-        adv = torch.zeros(8).index_copy(0, rows, adv * share(adv, there, False))
+        adv = torch.zeros(8).index_copy(0, rows, adv * share(job, adv, there))
         pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
         process = look(job, trajectory, [pairs], 1)
-        norms.append(update(job, process, adv, torch.ones(8).bool(), *pairs, first=True)["grad_norm"])
+        scored = torch.zeros(8, dtype=torch.bool).index_copy(0, rows, there)
+        norms.append(update(job, process, adv, scored, *pairs, first=True)["grad_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 

@@ -14,11 +14,10 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot
 
-from burnish.runs import Run, dumps, write
+from burnish.runs import dumps, write
 from experiments.ddpo_tasks import plan
 from experiments.ddpo_tasks.pictures import grids
-from experiments.reading import interval, measured, rewards, share
-from experiments.running import place
+from experiments.reading import evaluations, interval, rewards, share
 
 matplotlib.use("Agg")
 HERE = Path(__file__).parent
@@ -36,10 +35,9 @@ COLOURS = {
 def curve(out: Path, task: str, name: str, seconds: float) -> list[dict[str, Any]]:
     """Every evaluation of an arm: over the seeds, the reward, its paired gain, and what had been spent until then."""
     arm, points = plan.ARMS[name], []
-    runs = [Run(out / place(task, name, seed)) for seed in plan.SEEDS]
-    first = [measured(run, 0) for run in runs]
+    first = evaluations(out, task, name, plan.SEEDS, 0)
     for iteration in range(0, arm.iterations + 1, arm.every):
-        seen = [measured(run, iteration) for run in runs]
+        seen = evaluations(out, task, name, plan.SEEDS, iteration)
         point: dict[str, Any] = {
             "iteration": iteration,
             "seconds": iteration * seconds,

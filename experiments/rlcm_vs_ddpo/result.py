@@ -14,9 +14,9 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot
 
-from burnish.runs import Run, dumps, write
+from burnish.runs import dumps, write
 from experiments.reach import Curve, compare
-from experiments.reading import interval, measured, rewards, share
+from experiments.reading import evaluations, interval, rewards, share
 from experiments.rlcm_vs_ddpo import plan
 from experiments.running import place
 
@@ -29,10 +29,9 @@ COLOURS = {"ddpo": "#555555", "rlcm": "#b4501e", "rlcm-2": "#e0a030", "rlcm-8": 
 def curve(out: Path, task: str, name: str, seconds: float) -> Curve:
     """Every evaluation of an arm: over the seeds, the reward, its paired gain, and what had been spent until then."""
     arm, points = plan.ARMS[name], []
-    runs = [Run(out / place(task, name, seed)) for seed in plan.SEEDS]
-    first = [measured(run, 0) for run in runs]
+    first = evaluations(out, task, name, plan.SEEDS, 0)
     for iteration in range(0, arm.iterations + 1, arm.every):
-        seen = [measured(run, iteration) for run in runs]
+        seen = evaluations(out, task, name, plan.SEEDS, iteration)
         point: dict[str, Any] = {
             "iteration": iteration,
             "seconds": iteration * seconds,
