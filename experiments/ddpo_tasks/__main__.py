@@ -1,6 +1,6 @@
 """DDPO-IS, DDPO-SF, RWR, sparse RWR and RLCM on the DDPO paper's tasks. Run it again and it goes on where it was.
 
-    python -m experiments.ddpo_tasks                  # everything: about three hours on two cores
+    python -m experiments.ddpo_tasks                  # everything: some hours on two cores (an estimate)
     python -m experiments.ddpo_tasks --only report    # the figures and result.json from what is there
 
 ``train``: every run of `plan.py`, through `burnish train`, several at once with a thread each. ``time``: what an

@@ -1,6 +1,6 @@
 """Over-optimisation on a learned reward whose ground truth is known, and the guard. Run it again and it goes on.
 
-    python -m experiments.guard                  # everything: ten minutes on two cores
+    python -m experiments.guard                  # everything: 33 minutes on two busy cores
     python -m experiments.guard --only report    # the figure and result.json from what is there
 
 The reward is `zoo:emoji-aesthetic`, a head on CLIP fitted to a stated taste. The truth is that taste of a picture that
