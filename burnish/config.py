@@ -89,6 +89,7 @@ class Batch:
     updates: int = 2  # optimizer steps in one pass over the images
     epochs: int = 1  # passes over the images
     transitions: int = 0  # trained transitions an image, drawn anew each epoch; 0: all (renoised: as many as steps)
+    least_noise: float = 0.0  # moves with a smaller std are not trained: they change no picture, but drown the others
     previews: bool = (
         False  # credit each move with what came after it: its guess of the picture is scored, as a baseline
     )
@@ -264,6 +265,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("batch.updates", lambda n: n >= 1, "at least 1"),
     ("batch.epochs", lambda n: n >= 1, "at least 1"),
     ("batch.transitions", lambda n: n >= 0, "0 (all) or more"),
+    ("batch.least_noise", lambda x: 0 <= x < 1, "at least 0 (all moves) and less than 1"),
     ("evaluation.every", lambda n: n >= 0, "0 (only first and last) or more"),
     ("evaluation.images_per_prompt", lambda n: n >= 0, "0 (no evaluation) or more"),
     ("evaluation.seed", lambda n: 0 <= n < 2**31, "between 0 and 2147483647"),

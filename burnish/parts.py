@@ -197,7 +197,7 @@ def check_transitions(config: Config, policy: Policy, sampler: Sampler, objectiv
                 "model, and has no moves to preview; take objective 'clipped', or set batch.previews = false"
             )
         return
-    moves = sampler.transitions(policy)
+    moves = sampler.transitions(policy, config.batch.least_noise)
     if config.batch.previews and config.batch.images_per_prompt < 2:
         raise ValueError(
             "batch.previews compares the images of a prompt; set batch.images_per_prompt to 4 or more, or "
@@ -214,7 +214,8 @@ def check_transitions(config: Config, policy: Policy, sampler: Sampler, objectiv
                 "batch.updates to at most batch.prompts"
             )
     if config.batch.transitions > moves:
+        enough = f" with the noise that batch.least_noise = {config.batch.least_noise} asks for"
         raise ValueError(
             f"batch.transitions = {config.batch.transitions}, but an image of {config.sampler.steps} steps has only "
-            f"{moves} noisy moves; lower it, or take 0 for all"
+            f"{moves} noisy moves{enough if config.batch.least_noise else ''}; lower it, or take 0 for all"
         )

@@ -79,7 +79,7 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
     pairs = config.batch.replay
     rows = torch.arange(pairs) % len(prompts)
     process: Process = Reverse(policy, sampler, trajectory)
-    count = trajectory.logp.shape[1]
+    count = trajectory.logp.shape[1] if forward else sampler.transitions(policy, config.batch.least_noise)
     if forward:
         count = config.batch.transitions or sampler.steps
         process = Forward(policy, sampler, trajectory, trajectory.latent.float().cpu(), (config.seed, "preflight"))

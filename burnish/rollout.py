@@ -38,13 +38,23 @@ class Sampler:
         """The grid (steps + 1,), noisiest first; the last may be -1, the data itself."""
         return policy.schedule.times(self.steps)
 
-    def transitions(self, policy: Policy) -> int:
-        """T: how many moves have noise, so that they can be learned from. All of them, or all but the last.
+    def transitions(self, policy: Policy, least_noise: float = 0.0) -> int:
+        """How many moves, from the first on, have noise to learn from: by default all T of a trajectory.
+
+        ``least_noise``: the std from which on a move counts. A guess of x0 shifts a move by up to 24 times its std at
+        the end of a DDIM schedule and by about 1 before, so there the density's gradient is 24 times as large; the
+        noise itself is hardly seen in the picture, so what it adds to a policy gradient is variance. Others leave these
+        moves out too (the last one in Flow-GRPO and DanceGRPO).
 
         Raises:
             ValueError: no move has.
         """
         count = self._noisy(policy)
+        if count and least_noise:
+            enough = self._std(policy)[:count] >= least_noise
+            count = int(enough.cumprod(0).sum())
+            if count == 0:
+                raise ValueError(f"no move has noise of batch.least_noise = {least_noise}; lower it")
         if count == 0:
             remedy = " or a larger sampler.kernel.eta"
             if policy.schedule.consistency:
@@ -56,16 +66,20 @@ class Sampler:
         return count
 
     def _noisy(self, policy: Policy) -> int:
-        times = self.times(policy)
-        nothing = torch.zeros(self.steps, 1, 1, 1)
-        level_t, level_s = policy.schedule.level(times[:-1]), policy.schedule.level(times[1:])
-        noisy = self.kernel(nothing, nothing, level_t, level_s).std.flatten() > kernels.LEAST_STD
+        noisy = self._std(policy) > kernels.LEAST_STD
         count = int(noisy.sum())
         if count and (not bool(noisy[:count].all()) or count < self.steps - 1):
             raise ValueError(
                 f"only {count} of {self.steps} steps have noise: use more sampler.steps or a larger sampler.kernel.eta."
             )
         return count
+
+    def _std(self, policy: Policy) -> Tensor:
+        """(steps,) the noise of each move."""
+        times, nothing = self.times(policy), torch.zeros(self.steps, 1, 1, 1)
+        return self.kernel(
+            nothing, nothing, policy.schedule.level(times[:-1]), policy.schedule.level(times[1:])
+        ).std.flatten()
 
     @torch.no_grad()
     def rollout(

@@ -133,7 +133,7 @@ def train(
                 # 5. Updates. Once begun they are finished, even if somebody asks to stop.
                 more: dict[str, Any] = {}
                 updates: list[dict[str, float]] = []
-                pairs = list(minibatches(job, len(adv), moves(job, trajectory), iteration=iteration, adv=adv))
+                pairs = list(minibatches(job, len(adv), moves(job), iteration=iteration, adv=adv))
                 pairs = pairs if there.any() else []
                 if config.batch.previews and pairs:
                     adv, more["settled"] = credit(job, prompts, trajectory, adv, there[own], pairs)

@@ -32,10 +32,11 @@ def share(job: Job, adv: Tensor, there: Tensor) -> float:
     return float((adv != 0).sum()) / count if imitates(job) else len(there) / count
 
 
-def moves(job: Job, trajectory: Trajectory) -> int:
+def moves(job: Job) -> int:
     """How many moves an image has to learn from; noised again, as many as are asked for."""
-    forward = getattr(job.parts.objective, "forward", False)
-    return job.config.batch.transitions or job.config.sampler.steps if forward else trajectory.logp.shape[1]
+    if getattr(job.parts.objective, "forward", False):
+        return job.config.batch.transitions or job.config.sampler.steps
+    return job.parts.sampler.transitions(job.parts.policy, job.config.batch.least_noise)
 
 
 def minibatches(
@@ -124,13 +125,14 @@ def targets(
     Compared are only images ``there`` (B,), and only where a prompt has two of them; the loss is their mean.
     """
     assert isinstance(process, Reverse)
-    change, group, moves = torch.zeros_like(adv), process.trajectory.group, process.trajectory.logp.shape[1]
+    change, group = torch.zeros_like(adv), process.trajectory.group
     with torch.no_grad():
         for rows, columns in zip(*(each.split(job.config.batch.replay) for each in (images, steps)), strict=True):
             if not first:  # before the first update nothing has changed
                 replay = process.replay(rows, columns)
                 change.index_add_(0, rows, (replay.logp - replay.logp_old)[:, 0].to(adv))
     asked, result = images.unique(), torch.zeros_like(adv)
+    moves = len(images) // len(asked)
     rows = asked[there[asked]]
     rows = rows[(group[rows][:, None] == group[rows]).sum(1) > 1]
     if len(rows):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-from burnish.runs import Run
+from burnish import config as configuration
+from burnish.runs import Run, write
 
 Stage = Callable[[argparse.Namespace], None]
 BURNISH = (sys.executable, "-c", "from burnish.cli import main; main()")
@@ -102,16 +106,35 @@ def train(
         run = Run(folder)
         if not (run.measured(job.iterations).exists() or run.guard.exists()):
             started = time.monotonic()
+            start = begin(job, run, out)
             sets = [word for change in job.changes() for word in ("--set", change)]
             again = ["--resume"] if run.exists() else []
             log = out / "logs" / f"{job.name.replace('/', '-')}.log"
             words = ["train", job.recipe, *sets, "--out", str(folder), *again]
             burnish(*words, log=log, threads=1 if parallel > 1 else 0)
+            if run.measured(0).exists() and not start.exists():
+                write(start, run.measured(0).read_text())
             print(f"{job.name}: {(time.monotonic() - started) / 60:.1f} min", flush=True)
         after(job, folder)
 
     with ThreadPoolExecutor(parallel) as pool:
         list(pool.map(one, jobs))
+
+
+def begin(job: Job, run: Run, out: Path) -> Path:
+    """Where the evaluation before training is kept for all runs that start from the same; a run that does not exist yet
+    begins with it. It depends on neither the algorithm nor its settings, so one measurement serves every arm."""
+    config = configuration.load(job.recipe, job.changes())
+    sections = {name: asdict(config)[name] for name in ("seed", "model", "sampler", "prompts", "rewards", "evaluation")}
+    sections["evaluation"].pop("every")
+    digest = sha256(json.dumps(sections, sort_keys=True, default=str).encode()).hexdigest()
+    start = out / "start" / f"{digest[:16]}.json"
+    if start.exists() and not run.exists():
+        Run.create(run.folder)
+        run.measured(0).parent.mkdir(exist_ok=True)
+        shutil.copyfile(start, run.measured(0))
+        write(run.config, configuration.dump(config))
+    return start
 
 
 def iteration_seconds(

@@ -98,6 +98,8 @@ def test_eta_zero_with_a_policy_gradient(fails: Attempt) -> None:
 
 def test_more_transitions_than_there_are(fails: Attempt) -> None:
     assert "batch.transitions = 9, but an image of 2 steps has only 2 noisy moves" in fails("batch.transitions=9")
+    said = fails("batch.transitions=2", "batch.least_noise=0.03")
+    assert "only 1 noisy moves with the noise that batch.least_noise = 0.03 asks for" in said
 
 
 @pytest.mark.parametrize(

@@ -168,6 +168,17 @@ def test_a_last_step_without_noise_is_no_action(make_pipeline: Callable[..., Pat
     assert (all_moves(policy, sampler, traj).logp - traj.logp).expm1().abs().max() < 1e-6
 
 
+def test_moves_whose_noise_nobody_sees_can_be_left_out(tiny_pipeline: Path) -> None:
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 5, none())
+    scheduler = DDIMScheduler.from_config(policy.pipe.scheduler.config)
+    scheduler.set_timesteps(5)
+    std = [scheduler._get_variance(t, t - 200).sqrt() for t in scheduler.timesteps.tolist()]
+    for least in (0.01, 0.03, 0.1, 0.5, 0.8):
+        assert sampler.transitions(policy, least) == sum(value >= least for value in std)
+    with pytest.raises(ValueError, match=r"no move has noise of batch.least_noise = 0.9; lower it"):
+        sampler.transitions(policy, 0.9)
+
+
 def test_nothing_to_learn_from(make_pipeline: Callable[..., Path], tiny_pipeline: Path) -> None:
     with pytest.raises(ValueError, match="sampler.steps must be at least 1"):
         Sampler(ddim(), 0, none())
