@@ -27,6 +27,7 @@ def measure_time(options: argparse.Namespace) -> None:
         f"{task}/{name}": (arm.recipe, (*plan.COMMON, *changes, *arm.changes))
         for task, changes in plan.TASKS.items()
         for name, arm in plan.ARMS.items()
+        if task in arm.tasks
     }
     seconds = iteration_seconds(arms, out, rounds=1, iterations=3)
     write(out / "time.json", dumps({name: median(each) for name, each in seconds.items()}, indent=1))

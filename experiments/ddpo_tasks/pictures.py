@@ -21,7 +21,7 @@ def grids(out: Path, folder: Path) -> None:
     """Writes `ddpo_tasks_TASK.png` for every task."""
     for task in plan.TASKS:
         texts = TEXTS.get(task, USUAL)
-        runs = {name: str(out / place(task, name, 0)) for name in plan.ARMS}
+        runs = {name: str(out / place(task, name, 0)) for name, arm in plan.ARMS.items() if task in arm.tasks}
         rows = {"before": (runs["ddpo_is"], True), **{name: (run, False) for name, run in runs.items()}}
         rows["rlcm, before"] = (runs["rlcm"], True)
         sheet = Image.new("RGB", (MARGIN + 8 * SIDE, len(rows) * SIDE), "white")

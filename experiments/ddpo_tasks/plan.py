@@ -52,6 +52,7 @@ class Arm:
     recipe: str
     images: int  # of an iteration
     changes: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = tuple(TASKS)
 
     @property
     def iterations(self) -> int:
@@ -63,10 +64,12 @@ class Arm:
         return max(1, self.iterations // EVALUATIONS)
 
 
-IMITATE = ("objective.use=rwr", "batch.prompts=16", "batch.transitions=4", "optimizer.warmup=4")
+FEW = ("sampler.steps=5",)  # of the diffusion model; it draws what is asked for as often as with ten (judged 100 %)
+MOVES = (*FEW, "batch.transitions=0", "batch.least_noise=0.1")  # three of the five, like the consistency model's three
+IMITATE = (*FEW, "objective.use=rwr", "batch.prompts=16", "batch.transitions=4", "optimizer.warmup=4")
 ARMS: dict[str, Arm] = {
-    "ddpo_is": Arm("demo", 64),
-    "ddpo_sf": Arm("demo", 64, ("objective.use=reinforce", "batch.updates=1")),
+    "ddpo_is": Arm("demo", 64, MOVES),
+    "ddpo_sf": Arm("demo", 64, (*MOVES, "objective.use=reinforce", "batch.updates=1")),
     "rwr": Arm(
         "demo",
         128,
@@ -88,6 +91,13 @@ ARMS: dict[str, Arm] = {
         "demo",
         128,
         (*IMITATE, 'advantage={use="softmax",beta=0.0}', "batch.updates=8", "optimizer.lr=1e-3"),
+        ("compressibility", "aesthetic", "caption"),  # on incompressibility it is the first with the other sign
+    ),
+    "awm": Arm(  # a policy gradient on the forward process
+        "demo",
+        64,
+        (*FEW, 'objective={use="awm",clip=5.0}', "batch.transitions=4"),
+        ("compressibility", "incompressibility"),
     ),
     "rlcm": Arm("emoji-lcm-compressibility", 64),
 }
@@ -99,5 +109,5 @@ def jobs() -> list[Trial]:
         Trial(task, name, seed, arm.recipe, arm.iterations, arm.every, (*COMMON, *TASKS[task], *arm.changes))
         for seed in SEEDS
         for name, arm in ARMS.items()
-        for task in TASKS
+        for task in arm.tasks
     ]

@@ -28,6 +28,7 @@ COLOURS = {
     "rwr": "#3a7d44",
     "rwr_sparse": "#90c090",
     "rwr_control": "#c0a0d0",
+    "awm": "#3060b0",
     "rlcm": "#b4501e",
 }
 
@@ -60,7 +61,12 @@ def curve(out: Path, task: str, name: str, seconds: float) -> list[dict[str, Any
 def report(out: Path) -> None:
     """Everything that is written down."""
     time = json.loads((out / "time.json").read_text())
-    curves = {task: {name: curve(out, task, name, time[f"{task}/{name}"]) for name in plan.ARMS} for task in plan.TASKS}
+    curves = {
+        task: {
+            name: curve(out, task, name, time[f"{task}/{name}"]) for name, arm in plan.ARMS.items() if task in arm.tasks
+        }
+        for task in plan.TASKS
+    }
     result: dict[str, Any] = {"seeds": list(plan.SEEDS), "queries": plan.QUERIES}
     for key, split in (("paired_gain", "train"), ("unseen", "unseen")):
         result[key] = {
