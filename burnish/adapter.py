@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from burnish.cpu import linear
 State = Literal["adapter", "merged", "reference"]
 
 FILE = "pytorch_lora_weights.safetensors"
+CONTROLNET = "controlnet"
+"""The pipeline's attribute with the ControlNet."""
 
 
 @dataclass(frozen=True)
@@ -152,13 +155,24 @@ def fill(named: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) 
         parameter.copy_(state[name])
 
 
-def write(pipe: Any, part: str, folder: Path) -> None:
-    """Writes the adapter of the pipeline's ``part`` for ``pipe.load_lora_weights(folder)``."""
+def write(pipe: Any, part: str, folder: Path, whole: bool = False) -> None:
+    """Writes the adapter of the pipeline's ``part`` for ``pipe.load_lora_weights(folder)``, a ControlNet's for
+    ``load_lora_adapter``; or the ``whole`` network."""
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
 
     network = getattr(pipe, part)
+    if whole:
+        network.save_pretrained(folder)
+        return
     config = network.peft_config["default"].to_dict()
+    if part == CONTROLNET:  # the pipelines' own files have no place for it; as its save_lora_adapter, without a cast
+        layers = {name: value.detach().contiguous().cpu() for name, value in get_peft_model_state_dict(network).items()}
+        about = json.dumps(config, sort_keys=True, default=list)  # a set in it becomes a list
+        save_file(layers, folder / FILE, metadata={"format": "pt", LORA_ADAPTER_METADATA_KEY: about})
+        return
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
     layers = {name: value.detach().contiguous().cpu() for name, value in layers.items()}
     # without its configuration diffusers would take alpha = rank
@@ -185,18 +199,23 @@ def read(pipe: Any, part: str, folder: Path, train: str, alpha: float) -> None:
             state = type(network).from_pretrained(folder, use_safetensors=True).state_dict()
         elif train == "none":
             with _without_warnings():
-                pipe.load_lora_weights(folder, weight_name=FILE)
+                if part == CONTROLNET:
+                    network.load_lora_adapter(folder, prefix=None, weight_name=FILE)
+                else:
+                    pipe.load_lora_weights(folder, weight_name=FILE)
             return
+        elif part == CONTROLNET:
+            state, theirs = _controlnet_lora(folder / FILE)
         else:
-            state, _, metadata = pipe.lora_state_dict(folder, weight_name=FILE, return_lora_metadata=True)
+            found, _, metadata = pipe.lora_state_dict(folder, weight_name=FILE, return_lora_metadata=True)
+            state, theirs = _peft_names(found, part), (metadata or {}).get(f"{part}.lora_alpha", alpha)
     except Exception as error:  # a damaged file makes the libraries below raise anything
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"the adapter in {folder} cannot be read: {first}") from error
     if whole:
         fill(dict(network.state_dict(keep_vars=True)), state, str(folder))
         return
-    fill({n: p for n, p in network.named_parameters() if p.requires_grad}, _peft_names(state, part), str(folder))
-    theirs = (metadata or {}).get(f"{part}.lora_alpha", alpha)
+    fill({n: p for n, p in network.named_parameters() if p.requires_grad}, state, str(folder))
     if theirs != alpha:
         raise ValueError(f"{folder} was trained with alpha {theirs}: set model.alpha = {theirs}.")
 
@@ -224,6 +243,18 @@ def _without_warnings() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+def _controlnet_lora(file: Path) -> tuple[dict[str, Tensor], float]:
+    """The tensors under the names of the ControlNet's parameters, and alpha."""
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    with safe_open(file, "pt") as opened:
+        about = json.loads(opened.metadata()[LORA_ADAPTER_METADATA_KEY])
+    tensors = load_file(file)
+    return {name.replace(".weight", ".default.weight"): value for name, value in tensors.items()}, about["lora_alpha"]
 
 
 def _peft_names(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

@@ -50,7 +50,18 @@ class Model:
     fused: str = (
         ""  # a LoRA merged into the model for good before anything else, such as an LCM-LoRA (hub id or folder)
     )
+    controlnet: str = ""  # a ControlNet whose pictures are followed: "zoo:emoji-qr", a folder or a hub id
+    learns: str = ""  # "controlnet", "both", or "" for the model's own network
     adapter: str = ""  # a LoRA adapter to start from (same rank and targets), such as another run's RUN/adapter
+
+
+@dataclass(frozen=True)
+class Controlling:
+    """How closely a ControlNet is followed."""
+
+    scale: float = 1.0  # what its output is multiplied with
+    start: float = 0.0  # share of the steps before it acts
+    end: float = 1.0  # share of the steps after which it no longer does
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,7 @@ class Sampling:
     steps: int = 50  # network calls an image (each with guidance twice as wide)
     kernel: Table = field(default_factory=lambda: {"use": "ddim", "eta": 1.0})
     guidance: Table = field(default_factory=lambda: {"use": "cfg", "weight": 5.0})
+    control: Controlling = field(default_factory=Controlling)
 
 
 @dataclass(frozen=True)
@@ -243,6 +255,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.dtype", lambda s: s in ("float32", "float16", "bfloat16"), '"float32", "float16" or "bfloat16"'),
     ("model.decode_at_once", lambda n: n >= 0, "0 (as their size suggests) or more"),
     ("model.scheduler", lambda s: s in ("", "lcm"), '"lcm", or "" for the model\'s own'),
+    ("model.learns", lambda s: s in ("", "controlnet", "both"), '"controlnet", "both", or "" for the model\'s own'),
     ("sampler.steps", lambda n: n >= 1, "at least 1 network call"),
     ("prompts", bool, 'a source of prompts: [prompts] with use = "animals"'),
     ("rewards", bool, 'at least one reward: [[rewards]] with use = "compressibility"'),

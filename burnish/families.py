@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from burnish.control import strength
 from burnish.types import Cond
 
 if TYPE_CHECKING:
@@ -60,6 +61,31 @@ def _null_sd(pipe: Any) -> Cond:
 def _call_sd(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
     weight = _weight(pipe, x, cond)
     return pipe.unet(x, t, timestep_cond=weight, encoder_hidden_states=cond["text"], return_dict=False)[0]
+
+
+def _call_sd_control(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+    x, t = _repeated(x, t, cond)
+    return pipe.unet(x, t, encoder_hidden_states=cond["text"], return_dict=False, **_steered(pipe, x, t, cond))[0]
+
+
+def _steered(pipe: Any, x: Tensor, t: Tensor, cond: Cond, **more: Any) -> dict[str, Any]:
+    """What the ControlNet adds to the network's inner states, each row with its own scale."""
+    if "control" not in cond:
+        raise ValueError("this model has a ControlNet, but the prompts were encoded without a control picture.")
+    down, middle = pipe.controlnet(
+        x, t, cond["text"], controlnet_cond=cond["control"].to(x.dtype), return_dict=False, **more
+    )
+    share = strength(cond, t).to(x.dtype).view(-1, 1, 1, 1)
+    return {
+        "down_block_additional_residuals": [state * share for state in down],
+        "mid_block_additional_residual": middle * share,
+    }
+
+
+def _repeated(x: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+    """Pictures and times as often as there are texts for them, where nothing to speak of can be shared."""
+    times = len(cond["text"]) // len(x)
+    return torch.cat([x] * times), t.repeat(times)
 
 
 def _weight(pipe: Any, x: Tensor, cond: Cond) -> Tensor | None:
@@ -139,9 +165,9 @@ def _null_sdxl(pipe: Any) -> Cond:
 
 def _call_sdxl(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
     # the summary enters with the time, in the first block: nothing to speak of is the same for two rows of a picture
-    times = len(cond["text"]) // len(x)
-    x, t = torch.cat([x] * times), t.repeat(times)
+    x, t = _repeated(x, t, cond)
     added = {"text_embeds": cond["pooled"], "time_ids": cond["size"]}
+    steered = _steered(pipe, x, t, cond, added_cond_kwargs=added) if hasattr(pipe, "controlnet") else {}
     return pipe.unet(
         x,
         t,
@@ -149,6 +175,7 @@ def _call_sdxl(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         encoder_hidden_states=cond["text"],
         added_cond_kwargs=added,
         return_dict=False,
+        **steered,
     )[0]
 
 
@@ -159,8 +186,16 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": SD,  # Stable Diffusion 1.x and 2.x
     "LatentConsistencyModelPipeline": SD,  # the same networks, distilled; the guidance weight is an input
     "StableDiffusionXLPipeline": SDXL,  # and what keeps its pipeline: Turbo, SSD-1B
+    "StableDiffusionControlNetPipeline": replace(SD, call=_call_sd_control),
+    "StableDiffusionXLControlNetPipeline": SDXL,
 }
 """By the name of the diffusers pipeline."""
+
+STEERED = {
+    "StableDiffusionPipeline": "StableDiffusionControlNetPipeline",
+    "StableDiffusionXLPipeline": "StableDiffusionXLControlNetPipeline",
+}
+"""The pipeline that takes a ControlNet beside, of those that have none."""
 
 
 def family_of(name: str) -> Family:
@@ -214,6 +249,43 @@ def load_pipeline(
             raise ValueError(f"the model {model} cannot be loaded: {_first_line(error)}") from error
     _check_whole(pipe, str(model))
     return pipe.to(device)
+
+
+def steer(pipe: Any, source: str, dtype: torch.dtype, device: torch.device | str) -> Any:
+    """The pipeline with the ControlNet from ``zoo:NAME``, a folder or a hub id beside it.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the pipeline takes none, or the ControlNet cannot be read or was made for another network.
+    """
+    import diffusers
+
+    name = type(pipe).__name__
+    if name not in STEERED:
+        raise ValueError(f"model.controlnet: a {name} takes none here; these do: {', '.join(STEERED)}")
+    home = _source(source)
+    try:
+        with _quiet() if isinstance(home, Path) else nullcontext():
+            controlnet = diffusers.ControlNetModel.from_pretrained(home, dtype=dtype, use_safetensors=True)
+    except Exception as error:  # a damaged file makes the libraries below raise anything
+        raise ValueError(f"model.controlnet: {source} cannot be loaded: {_first_line(error)}") from error
+    theirs, ours = controlnet.config, pipe.unet.config
+    for key in ("cross_attention_dim", "block_out_channels", "in_channels", "layers_per_block"):
+        if theirs[key] != ours[key]:
+            raise ValueError(
+                f"model.controlnet: {source} was made for another network: its {key} is {theirs[key]}, that of the "
+                f"model {ours[key]}"
+            )
+    shrinks = 2 ** (len(theirs.conditioning_embedding_out_channels) - 1)
+    if shrinks != pipe.vae_scale_factor:
+        raise ValueError(
+            f"model.controlnet: {source} reads pictures {shrinks} times as large as its latents, but the model's "
+            f"autoencoder makes them {pipe.vae_scale_factor} times as large"
+        )
+    # not by from_pipe, which would cast everything to float32
+    wanted = ("force_zeros_for_empty_prompt", "requires_safety_checker")
+    settings = {key: pipe.config[key] for key in wanted if key in pipe.config}
+    return getattr(diffusers, STEERED[name])(**pipe.components, controlnet=controlnet.to(device), **settings)
 
 
 def _taken_over(pipe: Any, dtype: torch.dtype, network_dtype: torch.dtype, device: torch.device | str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from burnish import catalog
 from burnish.config import Config, Table, reward_arguments, reward_names
+from burnish.control import Control
 from burnish.kernels import lcm
 from burnish.panel import Panel
 from burnish.policy import DTYPES, Policy
@@ -124,7 +125,8 @@ def load_sampler(config: Config) -> Sampler:
     """Kernel, steps and guidance."""
     kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
     guidance = catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
-    return Sampler(kernel, config.sampler.steps, guidance)
+    control = Control(**asdict(config.sampler.control))
+    return Sampler(kernel, config.sampler.steps, guidance, control)
 
 
 def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
@@ -144,6 +146,8 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
         variant=model.variant or None,
         scheduler=model.scheduler,
         fused=model.fused or None,
+        controlnet=model.controlnet,
+        learns=model.learns,
         adapter=adapter or model.adapter or None,
         reference=model.train == "full" and (config.objective.get("kl", 0) > 0 or config.guard.kl > 0),
     )

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from burnish import adapter as lora
+from burnish import control
 from burnish.cpu import suit
-from burnish.families import LARGE, SMALL_ONES, Family, family_of, load_pipeline
+from burnish.families import LARGE, SMALL_ONES, Family, family_of, load_pipeline, steer
 from burnish.schedule import Schedule
 from burnish.trunk import share
 from burnish.types import Cond, Prompt
@@ -39,6 +40,7 @@ class Policy:
     Attributes:
         pipe: the diffusers pipeline, usable as it is.
         schedule: its noise schedule.
+        steered: whether it has a ControlNet, so that prompts need a control picture.
         latent_shape: (C, h, w).
         trainable: the parameters that learn, float32; empty with ``train="none"``.
         device, dtype: where and in which precision the network computes.
@@ -54,19 +56,24 @@ class Policy:
         dtype: torch.dtype,
         first: list[Tensor] | None = None,
         decode_at_once: int = 0,
+        learns: str = "",
     ) -> None:
         """``first``: with "full", a copy of the weights before training, in the order of ``trainable``."""
         self.pipe, self.train, self.dtype = pipe, train, dtype
         self.schedule = Schedule.of(pipe.scheduler)
         self.latent_shape = family.latent_shape(pipe)
         self._family, self._decode_at_once = family, decode_at_once
-        self._network: nn.Module = getattr(pipe, family.network)
-        self.takes_weight = getattr(self._network.config, "time_cond_proj_dim", None) is not None
-        self._named = {name: p for name, p in self._network.named_parameters() if p.requires_grad}
+        network = getattr(pipe, family.network)
+        self.takes_weight = getattr(network.config, "time_cond_proj_dim", None) is not None
+        self.steered, self.device = hasattr(pipe, "controlnet"), network.device
+        self._learners = _learners(pipe, family, learns)
+        self._whole: nn.Module = next(iter(self._learners.values()))
+        if len(self._learners) > 1:
+            self._whole = nn.ModuleDict(self._learners)
+        self._named = {name: p for name, p in self._whole.named_parameters() if p.requires_grad}
         self.trainable = list(self._named.values())
-        self.device = next(self._network.parameters()).device
         self._first = first
-        self._switch = lora.Switch(self._network, self.trainable, first)
+        self._switch = lora.Switch(self._whole, self.trainable, first)
         self._texts: dict[str, Cond] = {}
         self._null: Cond = {}
 
@@ -89,6 +96,8 @@ class Policy:
         fused: str | Path | None = None,
         adapter: str | Path | None = None,
         reference: bool = False,
+        controlnet: str = "",
+        learns: str = "",
     ) -> Policy:
         """A policy from ``zoo:NAME``, a pipeline's folder, a hub id, or a diffusers pipeline in memory.
 
@@ -108,6 +117,8 @@ class Policy:
             fused: a LoRA (folder or hub id) that becomes part of the model, also of ``reference()``: an LCM-LoRA.
             adapter: a folder that ``save_adapter`` wrote, to start from.
             reference: with "full", keep a copy of the first weights for ``reference()``; an adapter needs none.
+            controlnet: ``zoo:NAME``, a folder or a hub id of a ControlNet that the pictures follow.
+            learns: "controlnet", "both", or "" for the model's own network.
 
         Raises:
             FileNotFoundError: there is no such model, or it or the adapter misses a part, which is named.
@@ -118,45 +129,60 @@ class Policy:
             >>> policy.encode([Prompt("a fox")])["text"].shape                           # doctest: +SKIP
         """
         _check(train, rank, alpha, dtype, decode_at_once)
+        whole = torch.float32 if train == "full" else DTYPES[dtype]
         pipe = load_pipeline(
             model,
             dtype=DTYPES[dtype],
-            network_dtype=torch.float32 if train == "full" else None,
+            network_dtype=DTYPES[dtype] if learns == "controlnet" else whole,
             device=_device(device),
             revision=revision,
             variant=variant,
         )
-        family = family_of(type(pipe).__name__)
         if scheduler == "lcm":
             from diffusers import LCMScheduler
 
             pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
         if fused is not None:
             lora.fuse(pipe, fused)
-        network = _open(pipe, family, train, rank, alpha, targets)
-        first = [p.detach().clone() for p in network.parameters()] if train == "full" and reference else None
+        if controlnet:
+            pipe = steer(pipe, controlnet, whole if learns else DTYPES[dtype], pipe.unet.device)
+        family = family_of(type(pipe).__name__)
+        learners = _learners(pipe, family, learns)
+        _open(pipe, family, learners, train, rank, alpha, targets)
+        keep = train == "full" and reference
+        first = [p.detach().clone() for part in learners.values() for p in part.parameters()] if keep else None
         if adapter is not None:
-            lora.read(pipe, family.network, Path(adapter), train, alpha)
+            for name in learners:
+                lora.read(pipe, name, _home(Path(adapter), name, family), train, alpha)
         if gradient_checkpointing:
-            network.enable_gradient_checkpointing()
+            for part in _networks(pipe):
+                if hasattr(part, "enable_gradient_checkpointing") and part is not pipe.vae:
+                    part.enable_gradient_checkpointing()
         for part in _networks(pipe):
             part.eval()  # the adapter's layers too
-        return cls(pipe, family, train, DTYPES[dtype], first, decode_at_once)
+        return cls(pipe, family, train, DTYPES[dtype], first, decode_at_once, learns)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> Cond:
         """The prompts as the network reads them, one row a prompt; each text is encoded once and remembered.
 
-        One by one, so that a text's states do not depend, in the last bit, on its neighbours.
+        One by one, so that a text's states do not depend, in the last bit, on its neighbours. With a ControlNet, also
+        each prompt's control picture (see ``control``).
         """
-        rows = []
-        for prompt in prompts:
-            if prompt.text not in self._texts:
-                self._texts[prompt.text] = self._family.encode(self.pipe, [prompt.text])
-            rows.append(self._texts[prompt.text])
+        rows = [self._states(prompt.text) for prompt in prompts]
         while len(self._texts) > TEXTS_KEPT:
             del self._texts[next(iter(self._texts))]
-        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        cond = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        if self.steered:
+            _, height, width = self.latent_shape
+            scale = self.pipe.vae_scale_factor
+            cond["control"] = control.pictures(prompts, height * scale, width * scale).to(self.device)
+        return cond
+
+    def _states(self, text: str) -> Cond:
+        if text not in self._texts:
+            self._texts[text] = self._family.encode(self.pipe, [text])
+        return self._texts[text]
 
     @torch.no_grad()
     def null(self, n: int, text: str = "") -> Cond:
@@ -165,7 +191,7 @@ class Policy:
         With ``text`` a negative prompt. Encoded once and remembered.
         """
         self._null = self._null or self._family.null(self.pipe)
-        row = self.encode([Prompt(text)]) if text else self._null
+        row = self._states(text) if text else self._null
         return {name: value.expand(n, *value.shape[1:]) for name, value in row.items()}
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
@@ -180,6 +206,7 @@ class Policy:
 
         # encoded outside of autocast, like every other prompt
         null = self.null(len(x), getattr(guidance, "negative", ""))
+        null |= {name: cond[name] for name in control.KEYS if name in cond}  # without the prompt, not without control
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             out = guidance(raw, x, t.to(self.device, non_blocking=True), cond, null)
         return self.schedule.x0(x, t, out)
@@ -223,7 +250,7 @@ class Policy:
         """
         if self.train == "full":
             raise ValueError("a strength other than 1 needs a LoRA adapter; this model was trained whole.")
-        lora.scale(self._network, strength)
+        lora.scale(self._whole, strength)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of what was learned by parameter name, float32 on the CPU."""
@@ -234,19 +261,25 @@ class Policy:
         lora.fill(self._named, state, "the checkpoint")
 
     def save_adapter(self, folder: str | Path) -> None:
-        """Writes what was learned: a LoRA for diffusers' ``pipe.load_lora_weights(folder)``, or the whole network."""
+        """Writes what was learned: a LoRA for diffusers' ``pipe.load_lora_weights(folder)``, or the whole network.
+
+        What a ControlNet learned goes to ``folder/controlnet``, for ``ControlNetModel``'s ``load_lora_adapter`` or
+        ``from_pretrained``.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=".adapter-", dir=folder))
         try:
-            if self.train == "full":
-                self._network.save_pretrained(made)  # type: ignore[operator]
-            else:
-                lora.write(self.pipe, self._family.network, made)
-            for file in sorted(made.iterdir()):
+            for name in self._learners:
+                home = _home(made, name, self._family)
+                home.mkdir(exist_ok=True)
+                lora.write(self.pipe, name, home, whole=self.train == "full")
+            for file in sorted(path for path in made.rglob("*") if path.is_file()):
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
-                os.replace(file, folder / file.name)
+                target = folder / file.relative_to(made)
+                target.parent.mkdir(exist_ok=True)
+                os.replace(file, target)
         finally:
             shutil.rmtree(made)
 
@@ -262,21 +295,45 @@ def _check(train: str, rank: int, alpha: float, dtype: str, decode_at_once: int)
         raise ValueError(f"model.decode_at_once must be 0 (as their size suggests) or more, not {decode_at_once}.")
 
 
-def _open(pipe: Any, family: Family, train: str, rank: int, alpha: float, targets: Sequence[str]) -> Any:
-    """The pipeline's network, with what learns in it, and nothing else that does; layers that are fast and precise."""
-    network = getattr(pipe, family.network)
+def _learners(pipe: Any, family: Family, learns: str) -> dict[str, nn.Module]:
+    """The parts of the pipeline that learn, by name."""
+    names = {"": (family.network,), "controlnet": ("controlnet",), "both": (family.network, "controlnet")}
+    if learns not in names:
+        raise ValueError(f"model.learns must be 'controlnet', 'both' or '' (the model's own), not '{learns}'.")
+    if learns and not hasattr(pipe, "controlnet"):
+        raise ValueError(f"model.learns = '{learns}' needs a ControlNet: set model.controlnet.")
+    return {name: getattr(pipe, name) for name in names[learns]}
+
+
+def _home(folder: Path, part: str, family: Family) -> Path:
+    """Where in an adapter's folder what ``part`` learned lies."""
+    return folder if part == family.network else folder / part
+
+
+def _open(
+    pipe: Any,
+    family: Family,
+    learners: Mapping[str, nn.Module],
+    train: str,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str],
+) -> None:
+    """Gives the learners what learns in them, and nothing else anything; layers that are fast and precise."""
     if family.upcast and pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
         pipe.vae.to(torch.float32)  # it overflows in float16; the stock pipeline does the same, picture by picture
     for part in _networks(pipe):
         part.requires_grad_(False)
-    if train == "lora":
-        lora.add(network, rank, alpha, targets)
-    elif train == "full":
-        network.requires_grad_(True)
-    for part in (network, pipe.vae):
-        suit(part, family.latent_shape(pipe))
+    for learner in learners.values():
+        if train == "lora":
+            lora.add(learner, rank, alpha, targets)
+        elif train == "full":
+            learner.requires_grad_(True)
+    network = getattr(pipe, family.network)
+    for part in (network, pipe.vae, getattr(pipe, "controlnet", None)):
+        if part is not None:
+            suit(part, family.latent_shape(pipe))
     share(network)
-    return network
 
 
 def _networks(pipe: Any) -> list[nn.Module]:

@@ -12,12 +12,13 @@ is taken, but it is no action: nothing is learned from it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from burnish import kernels
+from burnish.control import Control
 from burnish.policy import Policy
 from burnish.types import Cond, Gaussian, Kernel, Replay, Trajectory
 
@@ -29,6 +30,7 @@ class Sampler:
     kernel: Kernel
     steps: int
     guidance: Callable[..., Tensor]
+    control: Control = field(default_factory=Control)  # of a model with a ControlNet
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -91,6 +93,7 @@ class Sampler:
         consistency model's only call), the images are there, but no move can be learned from.
         """
         times, count, rows = self.times(policy), self._noisy(policy), len(group)
+        cond = self.control.over(cond, times)
         x = policy.noise(rows, generator)
         states, logp = x.new_empty(rows, count + 1, *policy.latent_shape), x.new_empty(rows, count)
         states[:, 0] = x

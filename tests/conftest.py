@@ -346,3 +346,32 @@ def closed_port(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as http:
         return f"http://127.0.0.1:{http.server_address[1]}"
+
+
+def build_controlnet(pipe: Any) -> Any:
+    """A tiny ControlNet for a tiny pipeline; its outputs, silent in a new one, are random and large enough to show."""
+    from diffusers import ControlNetModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8, 8)).eval()
+        for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
+            torch.nn.init.normal_(layer.weight, std=0.5)
+        torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=10.0)  # what enters it is small
+    return net
+
+
+@pytest.fixture(scope="session")
+def tiny_controlnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a ControlNet for ``make_pipeline``'s models. Shared: do not write into it."""
+    folder = tmp_path_factory.mktemp("tiny-controlnet")
+    build_controlnet(build_pipeline()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl_controlnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a ControlNet for ``tiny_sdxl``. Shared: do not write into it."""
+    folder = tmp_path_factory.mktemp("tiny-sdxl-controlnet")
+    build_controlnet(build_sdxl()).save_pretrained(folder)
+    return folder

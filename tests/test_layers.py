@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "burnish"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "runs", "seeds", "charts", "progress", "zoo", "cpu", "trunk"),
-    ("kernels", "schedule", "guidance", "advantages", "objectives"),
+    ("kernels", "schedule", "guidance", "advantages", "objectives", "qr"),
+    ("control",),
     ("prompts", "rewards.tolerance", "adapter", "world", "zoo.scenes"),
     ("rewards",),
     ("rewards.pixels", "rewards.clip", "families", "zoo.judge", "zoo.taste", "zoo.questions"),
@@ -44,6 +45,7 @@ ONLY = {
     "catalog": set(),
     "zoo": set(),
     **{idea: {"types"} for idea in ("kernels", "guidance", "advantages", "objectives", "prompts", "rewards.tolerance")},
+    "control": {"types", "qr"},
     "rewards": {"types", "rewards.tolerance"},
     "schedule": {"types"},
     "rewards.pixels": {"types"},

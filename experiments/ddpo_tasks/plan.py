@@ -91,23 +91,36 @@ ARMS: dict[str, Arm] = {
         "demo",
         128,
         (*IMITATE, 'advantage={use="softmax",beta=0.0}', "batch.updates=8", "optimizer.lr=1e-3"),
-        ("compressibility", "aesthetic", "caption"),  # on incompressibility it is the first with the other sign
+        ("compressibility", "caption"),
     ),
     "awm": Arm(  # a policy gradient on the forward process
         "demo",
         64,
         (*FEW, 'objective={use="awm",clip=5.0}', "batch.transitions=4"),
-        ("compressibility", "incompressibility"),
+        ("compressibility",),
     ),
     "rlcm": Arm("emoji-lcm-compressibility", 64),
 }
+PAPERS = ("ddpo_is", "ddpo_sf", "rwr", "rwr_sparse", "rlcm")  # the algorithms compared; the others explain
+BORROWED = ("incompressibility", "aesthetic")
+"""Tasks on which the control is the very run of compressibility, seen by another reward: it has the same prompts, and
+with equal weights no reward has a say."""
 
 
 def jobs() -> list[Trial]:
-    """All runs, seed by seed, so that an interrupted experiment has whole seeds."""
+    """All runs, seed by seed, the papers' algorithms first, so that an interrupted experiment has whole seeds."""
+    names = sorted(ARMS, key=lambda name: name not in PAPERS)
     return [
-        Trial(task, name, seed, arm.recipe, arm.iterations, arm.every, (*COMMON, *TASKS[task], *arm.changes))
+        trial(task, name, seed)
+        for group in (PAPERS, tuple(set(names) - set(PAPERS)))
         for seed in SEEDS
-        for name, arm in ARMS.items()
-        for task in arm.tasks
+        for name in names
+        if name in group
+        for task in ARMS[name].tasks
     ]
+
+
+def trial(task: str, name: str, seed: int) -> Trial:
+    """One run."""
+    arm = ARMS[name]
+    return Trial(task, name, seed, arm.recipe, arm.iterations, arm.every, (*COMMON, *TASKS[task], *arm.changes))

@@ -1,0 +1,262 @@
+"""ControlNets: rollout against the stock pipelines, replay against rollout, and what they learn, saved and read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import generator, perturb
+from diffusers import (
+    ControlNetModel,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
+)
+from PIL import Image
+from torch import Tensor
+
+from burnish.adapter import FILE
+from burnish.control import Control, pictures
+from burnish.guidance import cfg, none
+from burnish.kernels import ddim
+from burnish.policy import Policy
+from burnish.rollout import Sampler
+from burnish.types import Prompt, Trajectory
+
+GROUP = torch.tensor([0, 0, 1])
+TEXTS = ["a cat", "a cat", "two dogs"]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> list[Prompt]:
+    """Three prompts with a control picture each."""
+    chance = np.random.default_rng(0)
+    for number in range(3):
+        pixels = chance.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((32, 32), Image.Resampling.NEAREST).save(tmp_path / f"{number}.png")
+    return [Prompt(text, {"control": str(tmp_path / f"{i}.png")}) for i, text in enumerate(TEXTS)]
+
+
+@pytest.fixture(params=["sd", "sdxl"])
+def model(request: pytest.FixtureRequest) -> tuple[Path, Path]:
+    """A pipeline and its ControlNet."""
+    names = {"sd": ("tiny_pipeline", "tiny_controlnet"), "sdxl": ("tiny_sdxl", "tiny_sdxl_controlnet")}[request.param]
+    base, controlnet = (request.getfixturevalue(name) for name in names)
+    return base, controlnet
+
+
+def load(model: tuple[Path, Path], **settings: Any) -> Policy:
+    return Policy.load(model[0], controlnet=str(model[1]), **settings)
+
+
+def roll(policy: Policy, sampler: Sampler, prompts: list[Prompt]) -> Trajectory:
+    return sampler.rollout(policy, policy.encode(prompts), GROUP, generator(3))
+
+
+def ratios(policy: Policy, sampler: Sampler, traj: Trajectory) -> Tensor:
+    """Of every move: its density in replay over that in rollout."""
+    steps = torch.arange(traj.logp.shape[1]).expand(3, -1)
+    return (sampler.replay(policy, traj, torch.arange(3), steps).logp - traj.logp).exp()
+
+
+def stock(model: tuple[Path, Path]) -> Any:
+    plain = DiffusionPipeline.from_pretrained(model[0])
+    kind = (
+        StableDiffusionXLControlNetPipeline if hasattr(plain, "text_encoder_2") else StableDiffusionControlNetPipeline
+    )
+    pipe = kind(**plain.components, controlnet=ControlNetModel.from_pretrained(model[1]))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    return pipe
+
+
+@pytest.mark.parametrize("control", [Control(), Control(0.7), Control(1.3, 0.2, 0.8), Control(2.0, 0.0, 0.41)])
+@pytest.mark.parametrize("weight", [1.0, 5.0])
+def test_a_rollout_is_the_stock_pipeline(
+    model: tuple[Path, Path], prompts: list[Prompt], control: Control, weight: float
+) -> None:
+    policy = load(model)
+    traj = roll(policy, Sampler(ddim(0.8), 5, cfg(weight), control), prompts)
+    expected = stock(model)(
+        TEXTS,
+        image=pictures(prompts, 32, 32),
+        num_inference_steps=5,
+        guidance_scale=weight,
+        eta=0.8,
+        generator=generator(3),
+        output_type="latent",
+        controlnet_conditioning_scale=control.scale,
+        control_guidance_start=control.start,
+        control_guidance_end=control.end,
+    ).images
+    torch.testing.assert_close(traj.latent, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_the_control_shows_and_its_scale_too(model: tuple[Path, Path], prompts: list[Prompt]) -> None:
+    policy = load(model)
+
+    def drawn(scale: float, prompts: list[Prompt]) -> Tensor:
+        return roll(policy, Sampler(ddim(), 3, none(), Control(scale)), prompts).latent
+
+    swapped = [Prompt(one.text, other.metadata) for one, other in zip(prompts, prompts[::-1], strict=True)]
+    torch.testing.assert_close(drawn(0.0, prompts), drawn(0.0, swapped))
+    torch.testing.assert_close(
+        drawn(0.0, prompts), roll(Policy.load(model[0]), Sampler(ddim(), 3, none()), prompts).latent
+    )
+    for scale in (0.5, 1.0):
+        assert (drawn(scale, prompts) - drawn(scale, swapped)).abs().max() > 0.05
+    assert (drawn(0.5, prompts) - drawn(1.0, prompts)).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize("learns", ["", "controlnet", "both"])
+def test_a_fresh_trajectory_replays_to_ratio_one(
+    model: tuple[Path, Path], prompts: list[Prompt], train: str, learns: str
+) -> None:
+    policy = load(model, train=train, learns=learns, reference=True)
+    trained = {name for name, part in policy.pipe.components.items() if any(map(_learns, _parameters(part)))}
+    assert trained == {"": {"unet"}, "controlnet": {"controlnet"}, "both": {"unet", "controlnet"}}[learns]
+    sampler = Sampler(ddim(), 4, cfg(5.0), Control(1.2, 0.0, 0.8))
+    first = roll(policy, sampler, prompts)
+    perturb(policy, 0.1)
+    traj = roll(policy, sampler, prompts)
+    assert (traj.latent - first.latent).abs().max() > 1e-3, "what learns has a say"
+    assert (ratios(policy, sampler, traj) - 1).abs().max() < 1e-5
+    elsewhere = Sampler(ddim(), 4, cfg(5.0), Control(0.3))
+    assert torch.equal(ratios(policy, elsewhere, traj), ratios(policy, sampler, traj)), "the stored scale counts"
+    with policy.reference():
+        torch.testing.assert_close(roll(policy, sampler, prompts).latent, first.latent)
+
+
+def _parameters(part: Any) -> list[Tensor]:
+    return list(part.parameters()) if hasattr(part, "parameters") else []
+
+
+def _learns(parameter: Tensor) -> bool:
+    return parameter.requires_grad
+
+
+def test_the_gradient_reaches_all_that_learns(model: tuple[Path, Path], prompts: list[Prompt]) -> None:
+    policy = load(model, learns="both", gradient_checkpointing=True)
+    perturb(policy, 0.1)
+    sampler = Sampler(ddim(), 3, cfg(3.0), Control(1.0))
+    steps = torch.arange(3).expand(3, -1)
+    sampler.replay(policy, roll(policy, sampler, prompts), torch.arange(3), steps).logp.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in policy.trainable)
+
+
+def test_each_image_has_a_scale_of_its_own(model: tuple[Path, Path], prompts: list[Prompt]) -> None:
+    """Trajectories of several scales, joined, are replayed together."""
+    from burnish.rollout import join
+
+    policy = load(model)
+    samplers = [Sampler(ddim(), 3, cfg(3.0), Control(scale)) for scale in (0.5, 1.5)]
+    one, two = (roll(policy, sampler, prompts) for sampler in samplers)
+    both, steps = join([one, two]), torch.arange(3).expand(6, -1)
+    logp = samplers[0].replay(policy, both, torch.arange(6), steps).logp
+    torch.testing.assert_close(logp, torch.cat([one.logp, two.logp]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("train", ["lora", "full"])
+@pytest.mark.parametrize("learns", ["controlnet", "both"])
+def test_what_was_learned_is_saved_and_read(
+    model: tuple[Path, Path], prompts: list[Prompt], tmp_path: Path, train: str, learns: str
+) -> None:
+    policy, sampler = load(model, train=train, learns=learns), Sampler(ddim(), 3, cfg(3.0))
+    perturb(policy, 0.1)
+    latent = roll(policy, sampler, prompts).latent
+    policy.save_adapter(tmp_path / "adapter")
+    for how in (train, "none"):
+        again = load(model, train=how, learns=learns, adapter=tmp_path / "adapter")
+        torch.testing.assert_close(roll(again, sampler, prompts).latent, latent, rtol=1e-4, atol=1e-4)
+    pipe = stock(model)  # and diffusers reads it
+    if train == "full":
+        pipe.controlnet = ControlNetModel.from_pretrained(tmp_path / "adapter" / "controlnet")
+        if learns == "both":
+            pipe.unet = type(pipe.unet).from_pretrained(tmp_path / "adapter")
+    else:
+        pipe.controlnet.load_lora_adapter(tmp_path / "adapter" / "controlnet", prefix=None, weight_name=FILE)
+        if learns == "both":
+            pipe.load_lora_weights(tmp_path / "adapter")
+    drawn = pipe(
+        TEXTS,
+        image=pictures(prompts, 32, 32),
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        eta=1.0,
+        generator=generator(3),
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(drawn, latent, rtol=1e-4, atol=2e-4)
+
+
+def test_state_and_checkpoint_names(model: tuple[Path, Path]) -> None:
+    policy = load(model, learns="both")
+    perturb(policy)
+    state = policy.state()
+    assert {name.split(".")[0] for name in state} == {"unet", "controlnet"}
+    other = load(model, learns="both")
+    other.load_state(state)
+    assert all(torch.equal(a, b) for a, b in zip(policy.trainable, other.trainable, strict=True))
+
+
+def test_windows() -> None:
+    """Step i of n acts if start <= i/n and (i+1)/n <= end."""
+    times = torch.tensor([801, 601, 401, 201, 1, -1])
+
+    def acts(start: float, end: float) -> list[int]:
+        highest, below = Control(1.0, start, end).window(times)
+        return [t for t in [999, *times[:-1].tolist(), 0] if below < t <= highest]
+
+    assert acts(0, 1) == [999, 801, 601, 401, 201, 1, 0]
+    assert acts(0.2, 0.8) == [601, 401, 201] and acts(0.1, 0.85) == [601, 401, 201]
+    assert acts(0.0, 0.4) == [999, 801, 601] and acts(0.6, 1.0) == [201, 1, 0]
+    with pytest.raises(ValueError, match=r"no step of 5 lies between sampler.control.start = 0.5 and end = 0.6"):
+        acts(0.5, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"scale": -1.0}, "sampler.control.scale must be a finite number, at least 0, not -1.0"),
+        ({"scale": float("nan")}, "sampler.control.scale must be a finite number"),
+        ({"start": 0.5, "end": 0.5}, "0 <= start < end <= 1, not 0.5 and 0.5"),
+        ({"end": 1.1}, "0 <= start < end <= 1, not 0.0 and 1.1"),
+    ],
+)
+def test_settings_that_mean_nothing(settings: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Control(**settings)
+
+
+def test_prompts_without_a_picture(model: tuple[Path, Path], tmp_path: Path) -> None:
+    policy = load(model)
+    with pytest.raises(ValueError, match=r'the prompt "a cat" has nothing for the ControlNet to follow: give it a'):
+        policy.encode([Prompt("a cat")])
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG")
+    for name in ("none.png", "torn.png"):
+        with pytest.raises(ValueError, match=rf'{name} of the prompt "a cat" cannot be read'):
+            policy.encode([Prompt("a cat", {"control": str(tmp_path / name)})])
+
+
+def test_models_that_do_not_fit(
+    tiny_sd1: Path, tiny_lcm: Path, tiny_controlnet: Path, tiny_sdxl_controlnet: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"was made for another network: its cross_attention_dim is 20, that of the"):
+        Policy.load(tiny_sd1, controlnet=str(tiny_sdxl_controlnet))
+    with pytest.raises(
+        ValueError, match="a LatentConsistencyModelPipeline takes none here; these do: StableDiffusionP"
+    ):
+        Policy.load(tiny_lcm, controlnet=str(tiny_controlnet))
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        Policy.load(tiny_sd1, controlnet=str(tiny_sd1))
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        Policy.load(tiny_sd1, controlnet="./nowhere")
+    with pytest.raises(ValueError, match=r"model.learns = 'controlnet' needs a ControlNet: set model.controlnet"):
+        Policy.load(tiny_sd1, learns="controlnet")
+    with pytest.raises(ValueError, match=r"model.learns must be 'controlnet', 'both' or ''"):
+        Policy.load(tiny_sd1, learns="vae")
