@@ -6,8 +6,8 @@
     random = 200                                        # or payloads = [...], or payloads = "payloads.txt"
     base = "bases/{noun}.png"
 
-Random payloads are sorted into two parts by a hash of each, a quarter of them into "unseen": what is drawn for one part,
-with any seed, is never drawn for the other.
+Random payloads are sorted into two parts by a hash of each, a quarter of them into "unseen": what is drawn for one
+part, with any seed, is never drawn for the other.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What reads the code in a picture of any origin: `burnish qr --verify`.
 
 Nothing is known of such a picture: the size of the modules, by which conditions are measured, comes from the code that
-zxing-cpp finds, softened and under every condition if it must; where it finds none, a code is taken to fill the picture.
+zxing-cpp finds, softened and under every condition if need be; without one, a code is taken to fill the picture.
 """
 
 from __future__ import annotations

@@ -116,8 +116,13 @@ class Scanner:
         def look(row: int) -> tuple[np.ndarray, np.ndarray]:
             return self.look(pictures[row], layouts[row].payload, layouts[row].module, layouts[row].micro)
 
-        with ThreadPoolExecutor(self.workers) as pool:  # zxing-cpp, OpenCV and PIL leave Python's lock while they work
-            tables = list(pool.map(look, range(len(layouts))))
+        # zxing-cpp, OpenCV and PIL leave Python's lock while they work, but on small pictures they work so briefly that
+        # handing out a few costs more than it saves.
+        if images.shape[-2:].numel() * len(images) < 500_000:
+            tables = list(map(look, range(len(layouts))))
+        else:
+            with ThreadPoolExecutor(self.workers) as pool:
+                tables = list(pool.map(look, range(len(layouts))))
         shape = (len(layouts), len(self.decoders), len(self.conditions))
         plain, softened = (
             torch.tensor(np.array([pair[kind] for pair in tables], dtype=bool).reshape(shape)) for kind in (0, 1)
