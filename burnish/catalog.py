@@ -30,6 +30,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "remote": "burnish.rewards.remote:remote",
         "caption": "burnish.rewards.caption:caption",
         "question": "burnish.rewards.question:question",
+        "qr_scan": "burnish.rewards.qr:scan",
+        "picture_similarity": "burnish.rewards.picture:picture_similarity",
+        "code_distance": "burnish.rewards.picture:code_distance",
     },
     "advantage": {
         "batch": "burnish.advantages:batch",
@@ -61,6 +64,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "lines": "burnish.prompts:lines",
         "jsonl": "burnish.prompts:jsonl",
         "list": "burnish.prompts:listed",
+        "qr": "burnish.payloads:qr",
     },
 }
 CALLED_WITH: dict[str, tuple[str, ...]] = {

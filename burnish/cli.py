@@ -173,6 +173,32 @@ def check(recipe: Recipe, change: Overrides = None) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def qr(
+    verify: Annotated[Path, typer.Option("--verify", metavar="IMAGE", help="The picture whose code is to be read.")],
+    payload: Annotated[str, typer.Option(help="What it must say. [dim]default: whatever it says[/dim]")] = "",
+    decoder: Annotated[
+        list[str] | None,
+        typer.Option(help="zxing, zxing-global, zxing-fixed, opencv or pyzbar; repeatable. [dim]default: zxing[/dim]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+) -> None:
+    """Read the QR or Micro QR code in a picture: by which decoders, under which conditions. Exit code 1: by none.
+
+    strict: every decoder reads it under every condition. phone: under every condition some decoder reads it, or would
+    if the picture were softened. lenient: it is read at all.
+
+      burnish qr --verify art.png
+      burnish qr --verify art.png --payload https://example.org --decoder zxing --decoder opencv
+    """
+    from burnish.verify import verify as read
+
+    verdict = read(verify, payload, tuple(decoder or ["zxing"]))
+    print(json.dumps(verdict.json(), indent=1) if as_json else verdict.text())
+    if not verdict.lenient:
+        raise typer.Exit(1)
+
+
 @app.command("list")
 def list_parts() -> None:
     """Show every recipe, reward, advantage, objective, kernel, guidance and prompt set."""

@@ -21,6 +21,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from burnish import qr
 from burnish.types import Cond, Prompt
 
 KEYS = ("control", "control_scale", "control_window")
@@ -96,12 +97,10 @@ def pictures(prompts: Sequence[Prompt], height: int, width: int) -> Tensor:
 def _picture(prompt: Prompt, height: int, width: int) -> Tensor:
     if path := prompt.metadata.get("control"):
         return _read(Path(path), prompt, height, width)
-    if payload := prompt.metadata.get("payload"):
+    if prompt.metadata.get("payload"):
         if height != width:
             raise ValueError(f"a QR code wants a square picture, not one of {width} x {height} pixels.")
-        from burnish.qr import fit
-
-        return fit(payload, width, **prompt.metadata.get("qr", {})).draw()
+        return qr.of(prompt, width).draw()
     raise ValueError(
         f'the prompt "{prompt.text}" has nothing for the ControlNet to follow: give it a "payload" (prompts.use = '
         '"qr") or a "control", the path of a picture (prompts.use = "jsonl")'

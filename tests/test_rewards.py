@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from burnish import catalog
+from burnish.qr import fit
 from burnish.rewards import check_reward, score
 from burnish.rewards.aesthetic import aesthetic
 from burnish.rewards.clip import Clip, clip_similarity, prepare
-from burnish.rewards.pixels import compressibility, incompressibility
+from burnish.rewards.picture import code_distance, code_similarity, picture_similarity
+from burnish.rewards.pixels import compressibility, incompressibility, opened
 from burnish.rewards.preference import preference
 from burnish.types import Prompt
 
@@ -267,19 +269,82 @@ def test_preference_without_its_processor_says_so(tiny_clip: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", catalog.BUILTIN["reward"])
-def test_every_listed_reward_passes_the_check(name: str, tiny_clip: Path, server: LocalServer) -> None:
+def test_every_listed_reward_passes_the_check(name: str, tiny_clip: Path, server: LocalServer, tmp_path: Path) -> None:
     server.answer = lambda body: (200, {"scores": [len(file) for file in body["images"]]})
     needed = {
         "preference": {"model": str(tiny_clip)},
         "remote": {"url": server.url},
         "clip_similarity": {"model": str(tiny_clip)},
+        "picture_similarity": {"model": str(tiny_clip)},
+        "code_distance": {"model": str(tiny_clip)},
         "aesthetic": {"model": str(tiny_clip), "head": str(laion_head(tiny_clip.parent / "head.pth", 8))},
         "caption": {"model": "zoo:emoji-captioner", "encoder": "zoo:emoji-clip"},
         "question": {"model": "zoo:emoji-captioner"},
     }
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "base.png")
+    coded = [
+        Prompt("a cat", {"payload": payload, "base": str(tmp_path / "base.png")}) for payload in ("AB12C", "12345")
+    ]
     reward = catalog.build("reward", {"use": name, **needed.get(name, {})})
-    asked = {"question": ["two cats", "ten none"]}  # "What animal is in this image?" "none", as these show no animal
-    assert check_reward(reward, size=24, prompts=asked.get(name, ["a cat", "a dog"])) == []
+    asked: dict[str, list] = {
+        "question": ["two cats", "ten none"],  # "What animal is in this image?" "none", as these show no animal
+        **dict.fromkeys(("qr_scan", "picture_similarity", "code_distance"), coded),
+    }
+    size = 64 if asked.get(name) is coded else 24  # px: the least that holds a code
+    assert check_reward(reward, size=size, prompts=asked.get(name, ["a cat", "a dog"])) == []
+
+
+def test_picture_similarity_is_the_cosine_with_the_named_picture(tiny_clip: Path, tmp_path: Path) -> None:
+    clip = Clip.load(str(tiny_clip))
+    pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+    prompts = []
+    for row, picture in enumerate(pictures):
+        path = tmp_path / f"{row}.png"
+        Image.fromarray(picture.mul(255).round().byte().permute(1, 2, 0).numpy()).save(path)
+        prompts.append(Prompt("a cat", {"like": str(path)}))
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    reward = picture_similarity(str(tiny_clip), key="like")
+    expected = (clip.images(images) * clip.images(pictures)).sum(-1)
+    torch.testing.assert_close(reward(images, prompts), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(reward(pictures, prompts), torch.ones(2), rtol=1e-5, atol=1e-6)
+    (tmp_path / "0.png").unlink()
+    torch.testing.assert_close(reward(images, prompts), expected, rtol=1e-5, atol=1e-6)  # embedded once, then kept
+
+
+def test_picture_similarity_says_which_picture_is_missing(tiny_clip: Path, tmp_path: Path) -> None:
+    reward, images = picture_similarity(str(tiny_clip)), torch.rand(1, 3, 16, 16)
+    (tmp_path / "text.png").write_text("no picture")
+    for metadata, words in (
+        ({}, "the prompt 'a cat' names no picture to be like; give its metadata a path as 'base'"),
+        ({"base": str(tmp_path / "none.png")}, r"of the prompt 'a cat' \(base\): .*none.png: no such picture"),
+        ({"base": str(tmp_path / "text.png")}, r"of the prompt 'a cat' \(base\): .*text.png: not a picture"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            reward(images, [Prompt("a cat", metadata)])
+
+
+def test_code_distance_falls_as_a_picture_becomes_its_bare_code(tiny_clip: Path) -> None:
+    layouts = [fit("AB12C", 64), fit("12345", 64)]
+    code, picture = torch.stack([layout.draw() for layout in layouts]), torch.rand(2, 3, 64, 64)
+    clip, prompts = Clip.load(str(tiny_clip)), [Prompt("a cat", {"payload": layout.payload}) for layout in layouts]
+    for share, images in ((0, picture), (1, code), (0.5, (code + picture) / 2)):
+        alike = (clip.images(images) * clip.images(code)).sum(-1)
+        torch.testing.assert_close(code_similarity(clip, images, layouts), alike, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(code_distance(str(tiny_clip))(images, prompts), 1 - alike, rtol=1e-5, atol=1e-5)
+        assert share < 1 or alike.min() > 0.9999
+
+
+def test_opened_pictures_are_upright_and_on_white(tmp_path: Path) -> None:
+    half = Image.new("RGBA", (4, 2), (255, 0, 0, 255))
+    half.paste((0, 0, 255, 0), (0, 0, 2, 2))
+    half.save(tmp_path / "half.png")
+    assert opened(tmp_path / "half.png")[:, 0].T.tolist() == [[1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 0, 0]]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    assert opened(tmp_path / "turned.jpg").shape == (3, 40, 20)
+    Image.new("I;16", (3, 3), 40000).save(tmp_path / "deep.png")
+    assert opened(tmp_path / "deep.png").shape == (3, 3, 3)
 
 
 def test_prepare_normalises_once_and_crops_the_middle() -> None:

@@ -54,13 +54,13 @@ def score(
     return Scores(torch.stack(columns, dim=1), tuple(rewards), tuple(problems))
 
 
-def check_reward(reward: Reward, size: int = 64, prompts: Sequence[str] | None = None) -> list[str]:
+def check_reward(reward: Reward, size: int = 64, prompts: Sequence[str | Prompt] | None = None) -> list[str]:
     """Try a reward on made-up images and say what is wrong with it.
 
     Args:
         reward: the callable to try.
         size: height and width of the images in pixels.
-        prompts: the texts to try it with, for a reward that knows only some.
+        prompts: what to try it with, for a reward that knows only some texts or reads a prompt's metadata.
 
     Returns:
         One sentence a finding; an empty list means that nothing was found. Looked for: raising, shape, values that are
@@ -99,7 +99,7 @@ def check_reward(reward: Reward, size: int = 64, prompts: Sequence[str] | None =
     return findings
 
 
-def _samples(size: int, prompts: Sequence[str] | None) -> tuple[Tensor, list[Prompt]]:
+def _samples(size: int, prompts: Sequence[str | Prompt] | None) -> tuple[Tensor, list[Prompt]]:
     """Eight images that differ in every way a reward may care about: plain, ramp, stripes, noise of three strengths."""
     generator = torch.Generator().manual_seed(0)
     ramp = torch.linspace(0, 1, size)
@@ -116,5 +116,6 @@ def _samples(size: int, prompts: Sequence[str] | None) -> tuple[Tensor, list[Pro
         0.5 + 0.2 * (noise[1] - 0.5),
         (noise[2] > 0.5).float(),
     ]
-    texts = list(prompts or ("a cat", "a dog", "a red ball on the table", "two horses"))
-    return torch.stack(images), [Prompt(texts[i % len(texts)]) for i in range(len(images))]
+    some = prompts or ("a cat", "a dog", "a red ball on the table", "two horses")
+    asked = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in some]
+    return torch.stack(images), [asked[i % len(asked)] for i in range(len(images))]

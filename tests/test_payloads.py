@@ -1,0 +1,102 @@
+"""The prompt source for pictures with codes: which text meets which payload, and that the parts never meet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from burnish import catalog, payloads
+from burnish.payloads import qr
+
+
+def said(prompts: list) -> list[tuple[str, str]]:
+    return [(prompt.text, prompt.metadata["payload"]) for prompt in prompts]
+
+
+def test_few_pairs_all_meet_and_many_take_turns() -> None:
+    assert said(qr(["a", "b"], ["X", "Y"])) == [("a", "X"), ("a", "Y"), ("b", "X"), ("b", "Y")]
+    assert said(qr(["a", "b"], ["X", "Y", "Z"], combine="turns")) == [("a", "X"), ("b", "Y"), ("a", "Z")]
+    assert said(qr(["a", "b", "c"], ["X"], combine="turns")) == [("a", "X"), ("b", "X"), ("c", "X")]
+    texts = [f"text {i}" for i in range(30)]
+    many = qr(texts, random=20)
+    assert len(many) == 30 and {prompt.text for prompt in many} == set(texts)
+    assert len({prompt.metadata["payload"] for prompt in many}) == 20
+    assert len(qr(texts, random=20, combine="all")) == 600
+
+
+def test_texts_of_another_source_keep_their_metadata() -> None:
+    made = catalog.build(
+        "prompts",
+        {
+            "use": "qr",
+            "texts": {"use": "zoo_nouns", "split": "animals"},
+            "payloads": ["HELLO"],
+            "base": "bases/{noun}-{payload}.png",
+            "code": {"error": "M"},
+        },
+    )
+    assert len(made) == 45 and made[0].text == "a cat"
+    assert made[0].metadata == {
+        "noun": "cat",
+        "payload": "HELLO",
+        "base": "bases/cat-HELLO.png",
+        "qr": {"error": "M"},
+    }
+    assert qr(["a cat"], ["X"], base="{text}.png")[0].metadata["base"] == "a cat.png"
+    assert qr(["a cat"], ["X"])[0].metadata == {"payload": "X"}
+
+
+def test_payloads_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "payloads.txt"
+    path.write_text("HTTPS://A.B\n\n{braces}\n")
+    assert [payload for _, payload in said(qr(["a"], str(path)))] == ["HTTPS://A.B", "{braces}"]
+    with pytest.raises(FileNotFoundError, match="no such prompt file"):
+        qr(["a"], str(tmp_path / "none.txt"))
+
+
+def drawn(**arguments: Any) -> list[str]:
+    return [payload for _, payload in said(qr(["a"], **arguments))]
+
+
+def test_random_payloads_are_seeded_and_different() -> None:
+    first = drawn(random=200)
+    assert first == drawn(random=200) != drawn(random=200, seed=1)
+    assert first[:50] == drawn(random=50), "more of them are the same and more"
+    assert len(set(first)) == 200 and all(
+        len(payload) == 5 and set(payload) <= set(payloads.CAPITALS) for payload in first
+    )
+    assert set("".join(drawn(random=10, length=3, alphabet="102"))) <= set("012")
+
+
+def test_what_is_trained_on_is_never_unseen() -> None:
+    """With a space so small that chance would make them meet."""
+    kept = {seed: set(drawn(random=400, seed=seed, length=2)) for seed in range(3)}
+    held_out = {seed: set(drawn(random=150, seed=seed, length=2, part="unseen")) for seed in range(3)}
+    assert all(one.isdisjoint(other) for one in kept.values() for other in held_out.values())
+    assert kept[0] & kept[1], "seeds alone do not keep them apart"
+    share = sum(map(payloads.unseen, drawn(random=2000) + drawn(random=600, part="unseen")))
+    assert share == 600
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "give either payloads"),
+        ({"payloads": ["X"], "random": 3}, "not both"),
+        ({"payloads": []}, "payloads is empty"),
+        ({"payloads": ["X", ""]}, "payload 2 is ''"),
+        ({"payloads": ["X"], "combine": "some"}, 'combine = \'some\': take "all" or "turns"'),
+        ({"payloads": ["X"], "base": "{noun}.png"}, r"there is no \{noun\}; take one of text, payload"),
+        ({"random": 3, "part": "test"}, 'part = \'test\': take "train" or "unseen"'),
+        ({"random": -1}, "take at least one payload"),
+        ({"random": 3, "alphabet": "AAB"}, "different characters"),
+        ({"random": 30, "length": 1, "alphabet": "AB"}, "random = 30 .* too many: only .* make length larger"),
+    ],
+)
+def test_what_is_wrong_is_said(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        qr(["a"], **arguments)
+    with pytest.raises(ValueError, match="texts is empty"):
+        qr([], ["X"])

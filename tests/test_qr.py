@@ -1,0 +1,223 @@
+"""Codes on canvases: geometry against segno's own matrices, error rates against a loop, and what is said of misfits."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import pytest
+import segno
+import torch
+
+from burnish import qr
+from burnish.qr import Layout, fit
+from burnish.types import Prompt
+
+MICRO = [("M1", "12345"), ("M2", "AB12C"), ("M2", "AB12CD"), ("M3", "hello"), ("M4", "Hello, you")]
+
+
+def grey(layout: Layout) -> torch.Tensor:
+    """The side of a canvas cut into the squares of the modules, each reduced to whether all of it is black."""
+    image, size = layout.draw()[0], layout.module
+    n = len(layout.modules)
+    rows = [
+        [
+            image[
+                layout.left + r * size : layout.left + (r + 1) * size,
+                layout.left + c * size : layout.left + (c + 1) * size,
+            ]
+            for c in range(n)
+        ]
+        for r in range(n)
+    ]
+    assert all(float(square.min()) == float(square.max()) for row in rows for square in row)
+    return torch.tensor([[float(square[0, 0]) == 0 for square in row] for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("version", "payload"), [*MICRO, *((v, f"https://example.org/{v}"[: v * 8]) for v in range(1, 11))]
+)
+def test_the_drawing_is_segnos_matrix(version: int | str, payload: str) -> None:
+    side = 112 if isinstance(version, str) else 768
+    layout = fit(payload, side, version=version)
+    theirs = segno.make(payload, version=version, error=layout.error or None, mask=layout.mask, boost_error=False)
+    assert layout.designator == theirs.designator and layout.micro == theirs.is_micro
+    matrix = torch.tensor([list(row) for row in theirs.matrix]) == 1
+    assert torch.equal(grey(layout), matrix) and torch.equal(layout.modules, matrix)
+    outside = layout.draw()[0].clone()
+    end = layout.left + len(matrix) * layout.module
+    outside[layout.left : end, layout.left : end] = 1
+    border = layout.quiet
+    assert border >= layout.module and layout.left >= border and side - end >= border
+    field = outside[layout.left - border : end + border, layout.left - border : end + border]
+    assert bool((field == 1).all())
+    outside[layout.left - border : end + border, layout.left - border : end + border] = 0.5
+    if not layout.micro:
+        assert bool((outside == 0.5).all()), "grey outside of the quiet zone"
+
+
+@pytest.mark.parametrize("side", [64, 72, 80, 96, 120, 128, 160, 256, 384, 512, 640, 768, 1024])
+def test_codes_lie_on_the_grid_of_the_latents(side: int) -> None:
+    for payload in ("1", "AB12C", "https://example.org/abc"):
+        try:
+            layout = fit(payload, side)
+        except ValueError:
+            assert side < 128 and len(payload) > 5
+            continue
+        grid = 8 if layout.module % 8 == 0 else 4
+        assert layout.module % 4 == 0 and layout.left % grid == 0
+        assert layout.micro == (side < 128)
+        assert layout.module == 16 if side >= 512 else layout.module in (4, 8)
+
+
+def test_the_tiny_canvas_is_as_measured() -> None:
+    layout = fit("AB12C", 64)
+    assert (layout.designator, len(layout.modules), layout.module, layout.left) == ("M2-M", 13, 4, 4)
+    assert fit("AB12CD", 64).designator == "M2-L"
+    assert fit("12345", 64).designator == "M2-M", "M1 corrects nothing, so it is taken only if asked for"
+    assert layout.draw().shape == (3, 64, 64) and bool((layout.draw()[:, 56:] == 1).all())
+    assert bool((layout.draw(ground=0.5)[:, 61:] == 0.5).all())
+
+
+@pytest.mark.parametrize("length", [5, 7, 8, 14, 15, 20, 27, 40, 62])
+def test_error_correction_does_not_raise_the_version(length: int) -> None:
+    layout = fit("x" * length, 512)
+    versions = {level: segno.make("x" * length, error=level, micro=False).version for level in "mqh"}
+    smallest = segno.make("x" * length, error="m", micro=False, boost_error=False).version
+    highest = [
+        level
+        for level in "MQH"
+        if segno.make("x" * length, error=level, micro=False, boost_error=False).version == smallest
+    ][-1]
+    assert (layout.version, layout.error) == (smallest, highest), versions
+
+
+def test_settings_are_kept() -> None:
+    layout = fit("HELLO", 512, error="Q", version=4, mask=6, module=12, quiet=2)
+    assert (layout.designator, layout.mask, layout.module, layout.quiet) == ("4-Q", 6, 12, 24)
+    assert layout.left == (512 - 33 * 12) // 2 // 4 * 4
+    assert fit("HELLO", 512, error="L").error == "L"
+    assert fit("HELLO", 512, error="Q", mask=6) == fit("HELLO", 512, error="Q", mask=6)
+    assert fit("HELLO", 512, mask=6) != fit("HELLO", 512, mask=5)
+
+
+@pytest.mark.parametrize(
+    ("payload", "side", "settings", "said"),
+    [
+        ("", 64, {}, "the payload is ''; give a text of at least one character"),
+        (
+            "AB12CDE",
+            64,
+            {},
+            "'AB12CDE' does not fit a canvas of 64 px; shorten it to 6 of its 7 characters, or .* 72 px",
+        ),
+        ("hello", 64, {}, "take a canvas of 72 px, or write it in capital letters"),
+        ("x" * 100, 128, {}, "shorten it to 42 of its 100 characters, or take a canvas of 176 px"),
+        ("A", 40, {}, "take a canvas of 64 px"),
+        ("A", 512, {"module": 30}, "with module = 30; take a canvas of 696 px"),
+        ("A", 512, {"version": 40}, "with version = 40; take a canvas of 720 px"),
+        ("x" * 20, 512, {"version": "M4"}, "with version = 'M4'; shorten it to 15 of its 20 characters"),
+        ("A", 64, {"version": "M1"}, "does not fit .* let version, error and module be chosen"),
+        ("AB12C", 64, {"quiet": 2}, "with quiet = 2; take a canvas of 72 px"),
+        ("AB12C", 64, {"error": "H"}, "corrects up to Q .* canvas of at least 128 px"),
+        ("A", 512, {"error": "X"}, "error = 'X': take one of L, M, Q, H"),
+        ("A", 512, {"version": 41}, "version = 41: take 1 to 40, or M1"),
+        ("A", 512, {"version": True}, "version = True"),
+        ("A", 64, {"mask": 4}, r"mask = 4: take 0 to 3 \(Micro QR\)"),
+        ("A", 512, {"mask": 8}, "mask = 8: take 0 to 7"),
+        ("A", 512, {"module": 0}, "module = 0: take a whole number of at least 2"),
+        ("A", 512, {"quiet": 0}, "quiet = 0: take a whole number of at least 1"),
+        ("A", 0, {}, "side = 0"),
+    ],
+)
+def test_what_does_not_fit_is_said(payload: str, side: int, settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        fit(payload, side, **settings)
+
+
+def test_what_is_said_to_fit_fits() -> None:
+    assert fit("AB12CDE"[:6], 64) and fit("AB12CDE", 72) and fit("hello", 72) and fit("HELLO", 64)
+    assert fit("x" * 42, 128) and fit("x" * 100, 176) and fit("A", 696, module=30) and fit("A", 720, version=40)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("AB12C", 64, {}), ("hello", 120, {}), ("hello", 128, {}), ("a.org", 512, {"module": 9})]
+)
+def test_luminance_and_errors_are_those_of_a_loop(arguments: tuple[str, int, dict[str, Any]]) -> None:
+    payload, side, settings = arguments
+    layout = fit(payload, side, **settings)
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images[1] = 0.3 * layout.draw().double() + 0.7 * images[1]
+    n, size = len(layout.modules), layout.module
+    third = {4: 2, 8: 4, 9: 3, 16: 6}[size]
+    low = (size - third) // 2
+    seen, wrong, total = torch.zeros(2, n, n, dtype=torch.float64), [0.0, 0.0], 0.0
+    for row in range(n):
+        for column in range(n):
+            first, last = row < 7, row >= n - 7
+            finder = (first and column < 7) or (
+                not layout.micro and ((last and column < 7) or (first and column >= n - 7))
+            )
+            total += 2 if finder else 1
+            for i in range(2):
+                values = [
+                    0.299 * float(images[i, 0, y, x])
+                    + 0.587 * float(images[i, 1, y, x])
+                    + 0.114 * float(images[i, 2, y, x])
+                    for y in range(layout.left + row * size + low, layout.left + row * size + low + third)
+                    for x in range(layout.left + column * size + low, layout.left + column * size + low + third)
+                ]
+                seen[i, row, column] = mean = sum(values) / len(values)
+                bad = mean > 0.45 if bool(layout.modules[row, column]) else mean < 0.65
+                wrong[i] += (2 if finder else 1) * bad
+    torch.testing.assert_close(layout.luminance(images), seen, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        layout.errors(images), torch.tensor([w / total for w in wrong], dtype=torch.float64), rtol=1e-12, atol=1e-12
+    )
+    assert 0 < layout.errors(images)[1] < layout.errors(images)[0] < 1
+
+
+def test_error_rates_of_known_pictures() -> None:
+    layout = fit("AB12C", 64)
+    code = layout.draw()[None]
+    dark = float((layout.modules * layout.weight()).sum() / layout.weight().sum())
+    assert layout.errors(code).item() == 0
+    assert layout.errors(1 - code).item() == 1
+    assert layout.errors(torch.ones_like(code)).item() == pytest.approx(dark)
+    assert layout.errors(torch.zeros_like(code)).item() == pytest.approx(1 - dark)
+    assert layout.errors(torch.full_like(code, 0.5)).item() == 1, "grey is neither dark nor light"
+
+
+def test_a_picture_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"a canvas of 64 x 64 px, but the images are of shape \(3, 128, 128\)"):
+        fit("AB12C", 64).errors(torch.zeros(1, 3, 128, 128))
+
+
+def test_the_code_of_a_prompt() -> None:
+    prompt = Prompt("a cat", {"payload": "HELLO", "qr": {"mask": 2}})
+    assert qr.of(prompt, 512) == fit("HELLO", 512, mask=2)
+    assert qr.of(prompt, 512) is qr.of(Prompt("a dog", dict(prompt.metadata)), 512), "laid out once"
+    for metadata, said in (
+        ({}, "the prompt 'a cat' has no payload to encode"),
+        ({"payload": 5}, "has no payload"),
+        (
+            {"payload": "HELLO", "qr": {"masque": 2}},
+            "the prompt 'a cat' has qr = .* give a table of error, version, mask",
+        ),
+        ({"payload": "HELLO", "qr": {"mask": 9}}, "the prompt 'a cat': mask = 9"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            qr.of(Prompt("a cat", metadata), 512)
+
+
+def test_without_segno_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "segno":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match=r"pip install 'burnish\[qr\]'"):
+        fit("HELLO", 512)
