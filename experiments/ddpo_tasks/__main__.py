@@ -3,8 +3,9 @@
     python -m experiments.ddpo_tasks                  # everything: some hours on two cores (an estimate)
     python -m experiments.ddpo_tasks --only report    # the figures and result.json from what is there
 
-``train``: every run of `plan.py`, through `burnish train`, several at once with a thread each. ``time``: what an
-iteration of each arm costs, measured in turns while nothing else runs. ``report``: `result.json`, `curves.json`, the
+``train``: every run of `plan.py`, through `burnish train`, several at once with a thread each. ``control``: what
+imitation does without a reward, on tasks where that needs no run of its own. ``time``: what an iteration of each arm
+costs, measured in turns while nothing else runs. ``report``: `result.json`, `curves.json`, the
 figure, and a grid of pictures.
 """
 
@@ -19,15 +20,13 @@ from experiments.running import Stage, command, iteration_seconds, train
 
 
 def measure_time(options: argparse.Namespace) -> None:
-    """Median seconds of an iteration of each arm on each task, whose rewards differ in what they cost."""
+    """Seconds of an iteration of each arm, on compressibility: other tasks differ in rewards, which cost little."""
     out = options.out
     if (out / "time.json").exists():
         return
     arms = {
-        f"{task}/{name}": (arm.recipe, (*plan.COMMON, *changes, *arm.changes))
-        for task, changes in plan.TASKS.items()
+        name: (arm.recipe, (*plan.COMMON, *plan.TASKS["compressibility"], *arm.changes))
         for name, arm in plan.ARMS.items()
-        if task in arm.tasks
     }
     seconds = iteration_seconds(arms, out, rounds=1, iterations=3)
     write(out / "time.json", dumps({name: median(each) for name, each in seconds.items()}, indent=1))
@@ -39,6 +38,13 @@ def run(options: argparse.Namespace) -> None:
     train([job for job in plan.jobs() if job.task in wanted], options.out, options.parallel)
 
 
+def control(options: argparse.Namespace) -> None:
+    """The control on the tasks that it shares with compressibility."""
+    from experiments.ddpo_tasks.control import borrow
+
+    borrow(options.out)
+
+
 def report(options: argparse.Namespace) -> None:
     """What came out."""
     from experiments.ddpo_tasks import result
@@ -47,5 +53,5 @@ def report(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    stages: dict[str, Stage] = {"train": run, "time": measure_time, "report": report}
+    stages: dict[str, Stage] = {"train": run, "control": control, "time": measure_time, "report": report}
     command(__doc__, "runs/ddpo_tasks", stages, tasks=tuple(plan.TASKS))

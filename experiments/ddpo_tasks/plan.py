@@ -91,7 +91,7 @@ ARMS: dict[str, Arm] = {
         "demo",
         128,
         (*IMITATE, 'advantage={use="softmax",beta=0.0}', "batch.updates=8", "optimizer.lr=1e-3"),
-        ("compressibility", "caption"),
+        ("compressibility",),
     ),
     "awm": Arm(  # a policy gradient on the forward process
         "demo",
@@ -105,6 +105,13 @@ PAPERS = ("ddpo_is", "ddpo_sf", "rwr", "rwr_sparse", "rlcm")  # the algorithms c
 BORROWED = ("incompressibility", "aesthetic")
 """Tasks on which the control is the very run of compressibility, seen by another reward: it has the same prompts, and
 with equal weights no reward has a say."""
+
+
+def arms(task: str) -> tuple[str, ...]:
+    """The arms that have figures on a task."""
+    return tuple(
+        name for name, arm in ARMS.items() if task in arm.tasks or (name == "rwr_control" and task in BORROWED)
+    )
 
 
 def jobs() -> list[Trial]:

@@ -61,12 +61,7 @@ def curve(out: Path, task: str, name: str, seconds: float) -> list[dict[str, Any
 def report(out: Path) -> None:
     """Everything that is written down."""
     time = json.loads((out / "time.json").read_text())
-    curves = {
-        task: {
-            name: curve(out, task, name, time[f"{task}/{name}"]) for name, arm in plan.ARMS.items() if task in arm.tasks
-        }
-        for task in plan.TASKS
-    }
+    curves = {task: {name: curve(out, task, name, time[name]) for name in plan.arms(task)} for task in plan.TASKS}
     result: dict[str, Any] = {"seeds": list(plan.SEEDS), "queries": plan.QUERIES}
     for key, split in (("paired_gain", "train"), ("unseen", "unseen")):
         result[key] = {
