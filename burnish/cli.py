@@ -175,27 +175,86 @@ def check(recipe: Recipe, change: Overrides = None) -> None:
 
 @app.command()
 def qr(
-    verify: Annotated[Path, typer.Option("--verify", metavar="IMAGE", help="The picture whose code is to be read.")],
-    payload: Annotated[str, typer.Option(help="What it must say. [dim]default: whatever it says[/dim]")] = "",
+    payload: Annotated[str, typer.Argument(metavar="PAYLOAD", help="What the code says, such as a link.")] = "",
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the picture shows.")] = "",
+    model: Annotated[str, typer.Option(help="A run with a ControlNet, zoo:NAME, a folder or a hub id.")] = "",
+    controlnet: Annotated[str, typer.Option(help="The ControlNet of a model that is no run.")] = "",
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures to hand out.")] = 4,
+    tries: Annotated[int, typer.Option(min=1, help="Pictures to draw at most.")] = 64,
+    scale: Annotated[
+        float, typer.Option(help="How closely the code is followed. [dim]below 0: the run's, else 1[/dim]")
+    ] = -1.0,
+    steps: Annotated[int, typer.Option(min=0, help="Network calls an image. [dim]0: the run's, else 25[/dim]")] = 0,
+    guidance: Annotated[float, typer.Option(help="Guidance weight. [dim]below 0: the run's, else 5[/dim]")] = -1.0,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same pictures.")] = 0,
+    out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("codes"),
+    verify: Annotated[
+        Path | None, typer.Option("--verify", metavar="IMAGE", help="Only read the code in this picture.")
+    ] = None,
     decoder: Annotated[
         list[str] | None,
         typer.Option(help="zxing, zxing-global, zxing-fixed, opencv or pyzbar; repeatable. [dim]default: zxing[/dim]"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of words.")] = False,
 ) -> None:
-    """Read the QR or Micro QR code in a picture: by which decoders, under which conditions. Exit code 1: by none.
+    """Draw pictures that are QR codes, and keep those that are read under every condition; or read one with --verify.
 
-    strict: every decoder reads it under every condition. phone: under every condition some decoder reads it, or would
-    if the picture were softened. lenient: it is read at all.
+    Exit code 1: no picture is read.
 
+      burnish qr AB12C --prompt "a cat" --model zoo:emoji-sd --controlnet zoo:emoji-qr
+      burnish qr AB12C --prompt "a cat" --model runs/qr --n 8 --out codes
       burnish qr --verify art.png
-      burnish qr --verify art.png --payload https://example.org --decoder zxing --decoder opencv
-    """
-    from burnish.verify import verify as read
+      burnish qr --verify art.png --json --decoder zxing --decoder opencv
 
-    verdict = read(verify, payload, tuple(decoder or ["zxing"]))
-    print(json.dumps(verdict.json(), indent=1) if as_json else verdict.text())
-    if not verdict.lenient:
+    Of --verify: strict means that every decoder reads it under every condition; phone, that under every condition some
+    decoder reads it, or would if the picture were softened; lenient, that it is read at all.
+    """
+    decoders = tuple(decoder or ["zxing"])
+    if verify is not None:
+        from burnish.verify import verify as read
+
+        verdict = read(verify, payload, decoders)
+        print(json.dumps(verdict.json(), indent=1) if as_json else verdict.text())
+        if not verdict.lenient:
+            raise typer.Exit(1)
+        return
+    if not (payload and prompt):
+        raise ValueError("qr needs a PAYLOAD and a --prompt to draw, or --verify IMAGE to read; see burnish qr --help")
+    quiet()
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from burnish.art import open_artist, save, search
+    from burnish.rewards.qr import Scanner
+    from burnish.types import Prompt
+
+    scanner = Scanner(decoders, "all")
+    plain = not model and not controlnet
+    artist = open_artist(
+        model or "zoo:emoji-sd",
+        "zoo:emoji-qr" if plain else controlnet,
+        steps=steps,
+        guidance=guidance,
+        scale=scale,
+    )
+    asked = Prompt(prompt, {"payload": payload})
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("0 kept", total=tries)
+
+        def tell(drawn: int, kept: int) -> None:
+            bar.update(task, completed=drawn, description=f"{kept} kept")
+
+        found = search(*artist, asked, scanner, count=n, tries=tries, seed=seed, on_try=tell)
+    paths = save(found, out) if found.found else []
+    about = {"payload": found.payload, "kept": len(paths), "tries": found.tries, "read": found.read}
+    if as_json:
+        print(json.dumps({**about, "files": [str(path) for path in paths]}, indent=1))
+    else:
+        for path in paths:
+            print(path)
+        print(f"{len(paths)} of {found.tries} tries are read under every condition, {found.read} under some", end="")
+        print(f"; they say {found.payload!r}" if paths else "; raise --scale or --tries")
+    if not paths:
         raise typer.Exit(1)
 
 

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "burnish"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "runs", "seeds", "charts", "progress", "zoo", "cpu", "trunk"),
-    ("kernels", "schedule", "guidance", "advantages", "objectives"),
+    ("kernels", "schedule", "guidance", "advantages", "objectives", "curriculum"),
     ("qr", "prompts", "rewards.tolerance", "adapter", "world", "zoo.scenes"),
     ("control",),
     ("rewards",),
@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("updates",),
     ("trainer",),
     ("preflight", "gallery", "zoo.check", "report", "compat.trl.options", "compat.trl.pipeline", "compat.trl.calls"),
+    ("art",),
     ("cli", "compat.trl.trainer"),
     ("compat", "compat.trl"),
 )
@@ -53,7 +54,10 @@ ONLY = {
     "seeds": set(),
     "catalog": set(),
     "zoo": set(),
-    **{idea: {"types"} for idea in ("kernels", "guidance", "advantages", "objectives", "prompts", "rewards.tolerance")},
+    **{
+        idea: {"types"}
+        for idea in ("kernels", "guidance", "curriculum", "advantages", "objectives", "prompts", "rewards.tolerance")
+    },
     "control": {"types", "qr"},
     "rewards": {"types", "rewards.tolerance"},
     "schedule": {"types"},
