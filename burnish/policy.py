@@ -150,10 +150,10 @@ class Policy:
         One by one, so that a text's states do not depend, in the last bit, on its neighbours.
         """
         rows = []
-        for prompt in prompts:
-            if prompt.text not in self._texts:
-                self._texts[prompt.text] = self._family.encode(self.pipe, [prompt.text])
-            rows.append(self._texts[prompt.text])
+        for text in (prompt.prefix + prompt.text for prompt in prompts):
+            if text not in self._texts:
+                self._texts[text] = self._family.encode(self.pipe, [text])
+            rows.append(self._texts[text])
         while len(self._texts) > TEXTS_KEPT:
             del self._texts[next(iter(self._texts))]
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "burnish"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "runs", "seeds", "charts", "progress", "zoo", "cpu", "trunk"),
     ("kernels", "schedule", "guidance", "advantages", "objectives"),
-    ("prompts", "rewards.tolerance", "adapter", "world", "zoo.scenes"),
+    ("prompts", "rewards.tolerance", "adapter", "world", "zoo.scenes", "pareto", "identifiers"),
     ("rewards",),
     ("rewards.pixels", "rewards.clip", "families", "zoo.judge", "zoo.taste", "zoo.questions"),
     ("rewards.aesthetic", "rewards.preference", "rewards.wire"),
@@ -44,6 +44,8 @@ ONLY = {
     "catalog": set(),
     "zoo": set(),
     **{idea: {"types"} for idea in ("kernels", "guidance", "advantages", "objectives", "prompts", "rewards.tolerance")},
+    "pareto": {"types", "advantages"},
+    "identifiers": {"types", "seeds"},
     "rewards": {"types", "rewards.tolerance"},
     "schedule": {"types"},
     "rewards.pixels": {"types"},
