@@ -56,10 +56,10 @@ def shares(images: int, each: int, rewards: int) -> Tensor:
 def add(pipe: Any, rewards: int) -> None:
     """Gives the pipeline's tokenizers a token for each identifier they lack, and its text encoders a place for it."""
     for tokenizer, encoder in _readers(pipe).values():
-        known, lacking = len(tokenizer), [n for n in range(rewards) if identifier(n) not in tokenizer.get_vocab()]
+        lacking = [place for place in range(rewards) if identifier(place) not in tokenizer.get_vocab()]
         if not lacking:
             continue
-        words = encoder.get_input_embeddings().weight[:known].float().cpu()
+        words = encoder.get_input_embeddings().weight[: tokenizer.vocab_size].float().cpu()  # none that was added
         mean, std = words.mean(0), words.std(0)
         tokenizer.add_tokens([identifier(place) for place in lacking])
         if len(tokenizer) > len(encoder.get_input_embeddings().weight):
