@@ -166,7 +166,7 @@ def update(
         adv = targets(job, process, adv, there, images, steps, first)
     if selects(job) and not needs_reference:
         teach = adv[images] != 0
-        teach[0] = True  # an update without a single pair would have no gradient at all
+        teach[0] |= not teach.any()  # an update without a single pair would have no gradient at all
         images, steps = images[teach], steps[teach]
     pieces = math.ceil(len(images) / job.config.batch.replay)
     metrics: dict[str, float] = {}
