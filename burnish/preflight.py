@@ -154,7 +154,7 @@ def _selection(compared: int, rewards: int) -> Finding:
     if share <= MOST_CHOSEN or rewards == 1:
         return Finding("ok", text)
     remedy = 'more batch.images_per_prompt, fewer rewards, or advantage.within = "batch"'
-    return Finding("warning", f"{text}: the selection is nearly empty", remedy)
+    return Finding("warning", f"{text}: little is left out", remedy)
 
 
 def _length(parts: Parts) -> Finding:
