@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from burnish import config as configuration
-from burnish import identifiers
+from burnish import identifiers, updates
 from burnish.config import Config
 from burnish.gallery import draw, open_source, preferred
 from burnish.parts import Given, assemble
@@ -258,10 +258,16 @@ def test_rebel_wants_two_images_of_each_identifier(recipe: Path) -> None:
     assemble(load(recipe, *rebel, "batch.images_per_prompt=4"))
 
 
-def test_previews_are_judged_by_the_reward_that_was_asked_for(recipe: Path, tmp_path: Path) -> None:
+def test_previews_are_judged_by_the_reward_that_was_asked_for(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[torch.Tensor] = []
+    right = updates.per_move
+    monkeypatch.setattr(updates, "per_move", lambda a, p, weights, g: heard.append(weights) or right(a, p, weights, g))
     options = ["advantage={use='group'}", "batch.previews=true", "iterations=1", "evaluation.images_per_prompt=0"]
     (record,) = Run(train(load(recipe, *options), tmp_path / "run")).records()
     assert 0 < record["settled"] < 1 and record["grad_norm"] > 0
+    assert heard[0].tolist() == ([[1.0, 0.0]] * 4 + [[0.0, 2.0]] * 4) * 2
 
 
 def test_the_rehearsal_tells_of_prompts_that_are_cut_and_of_a_selection_that_is_none(recipe: Path) -> None:

@@ -411,6 +411,20 @@ def test_the_loss_is_the_mean_over_the_front(recipe: Path, tmp_path: Path, objec
     assert whole == (48 if kl else 3 * len(rows)), "nothing is asked about the others, but for their KL"
 
 
+def test_a_run_takes_that_mean(recipe: Path, tmp_path: Path) -> None:
+    options = ["objective={use='reinforce'}", "iterations=1", "evaluation.images_per_prompt=0", "run.sample_every=0"]
+    config = many(recipe, tmp_path, *options)
+    (record,) = Run(train(config, tmp_path / "run")).records()
+    job = prepare(config, Run.create(tmp_path / "job"), World(), None)
+    prompts, group = choose(job, 1)
+    trajectory, scores, _ = explore(job, prompts, group, 1)
+    adv = job.parts.advantage(scores, job.parts.weights, group)
+    rows = job.parts.advantage.front(scores, job.parts.weights, group).nonzero().flatten()
+    pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
+    alone = update(job, look(job, trajectory, [pairs], 1), adv, torch.ones(16).bool(), *pairs, first=True)
+    assert record["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+
+
 def test_several_rewards_in_the_record(recipe: Path, tmp_path: Path) -> None:
     options = ["iterations=1", "evaluation.images_per_prompt=0", "run.sample_every=0"]
     selected = Run(train(many(recipe, tmp_path, *options), tmp_path / "pareto")).records()[0]
