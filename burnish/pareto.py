@@ -5,9 +5,9 @@ dominates and r_k the reward that the image was asked to please (all rewards, we
 
     gradient = (1 / |P|) sum over i in P of r_k(i) grad log p(i)
 
-A weighted sum may be raised by giving up one reward for another; of P nothing is left out but what another image of the
-batch was no worse than in any respect. What a batch is in the paper, images of a single prompt that were asked with a
-single identifier, is here the images of one number in ``group``.
+A weighted sum may be raised by giving up one reward for another; what is left out here has another image beside it that
+is no worse in any respect. What a batch is in the paper, images of a single prompt that were asked with a single
+identifier, is here the images of one number in ``group``.
 
 How much this selects depends on how many images are compared. Of N images with K independent rewards the expected
 share a(N, K) / N is on the front, a(N, K) = sum over m <= N of a(m, K - 1) / m and a(N, 1) = 1: for K = 4 it is 73 % of
@@ -46,10 +46,10 @@ class pareto(by_group):
     def front(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """(B,) bool: the images that none dominates; never those with a missing reward.
 
-        Of a reward with a negative weight less is better; one with weight 0 is not looked at.
+        Of a reward with a negative weight less is better; one with weight 0 is not looked at, and nor is one that is
+        the same for all images of a prompt but for rounding.
         """
-        values = scores.parts.detach().cpu().double() if self.within == "prompt" else z_scores(scores, group)
-        values = values * weights.detach().cpu().double().sign()
+        values = z_scores(scores, group) * weights.detach().cpu().double().sign()  # keeps a prompt's order and its ties
         return nondominated(values, group.cpu() if self.within == "prompt" else torch.zeros(len(values)))
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:

@@ -86,6 +86,13 @@ def test_of_a_reward_with_a_negative_weight_less_is_better_and_weight_zero_is_no
     assert front.tolist() == brute(turned[:, :2].tolist(), GROUP.tolist())
 
 
+def test_a_reward_that_differs_by_rounding_alone_is_not_looked_at() -> None:
+    parts = rewards(3, ties=False)
+    parts[:, 2] = 0.9 + 1e-9 * parts[:, 2]
+    front = pareto().front(scores(parts), torch.ones(3), GROUP)
+    assert front.tolist() == brute(parts[:, :2].tolist(), GROUP.tolist()) != brute(parts.tolist(), GROUP.tolist())
+
+
 def test_over_the_batch_images_are_compared_by_how_they_do_among_their_own() -> None:
     parts = rewards(2, ties=False)
     easy = parts + 100 * (GROUP == 3)[:, None]  # one prompt scores high with every picture
