@@ -3,12 +3,15 @@
 Called with (scores, weights, group) and return (B,) float32. Every reward is brought to mean 0 and variance 1 by
 itself before the weighted sum (GDPO, arXiv 2601.05242), so that the weights compare rewards and not their units; the
 weights are scaled to unit length, so that independent rewards add up to variance 1 again and a single reward keeps
-it. They
-differ in what "expected" means:
+it. They differ in what "expected" means:
 
     batch     the mean of all images                                  (DDPO without tracking)
     group     the mean of the images of the same prompt               (GRPO, arXiv 2402.03300)
     tracker   the running mean of the same prompt over iterations     (DDPO, arXiv 2305.13301, appendix)
+
+``weighted`` is the control of that choice: ``group`` of one reward, the weighted sum of the raw ones, in which the
+loudest wins. `pareto` keeps the advantage of ``group`` for images that no other beats in every reward. Where
+``scores.asked`` says which reward an image was asked to please (`identifiers`), the others have weight 0 for it.
 
 For an objective that imitates (RWR) there are weights instead, none below 0 and 1 in the mean, of the weighted sum
 R of the raw rewards (DDPO, arXiv 2305.13301, section 4.1):
@@ -49,7 +52,7 @@ class batch:
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """(B,) float32."""
         parts, valid = _valid(scores)
-        return _combine(_by_group(parts, valid, torch.zeros_like(group)), valid, weights, self.clip)
+        return _combine(_by_group(parts, valid, torch.zeros_like(group)), valid, per_image(weights, scores), self.clip)
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing is remembered."""
@@ -65,7 +68,17 @@ class group(batch):
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """(B,) float32; exactly 0 in groups whose rewards are all equal, such as groups of one."""
         parts, valid = _valid(scores)
-        return _combine(_by_group(parts, valid, group), valid, weights, self.clip)
+        return _combine(_by_group(parts, valid, group), valid, per_image(weights, scores), self.clip)
+
+
+class weighted(batch):
+    """The weighted sum of the raw rewards, against the images of the same prompt: the loudest reward wins."""
+
+    def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
+        """(B,) float32; exactly 0 in groups whose sums are all equal."""
+        parts, valid = _valid(scores)
+        summed = (parts * per_image(weights, scores)).sum(1, keepdim=True)
+        return _combine(_by_group(summed, valid, group), valid, torch.ones(1), self.clip)
 
 
 class tracker:
@@ -96,7 +109,7 @@ class tracker:
             if len(seen) >= self.min_count:
                 mean, std = _moments(torch.tensor(list(seen), dtype=torch.float64))
                 z[rows] = (parts[rows] - mean) / std
-        return _combine(z, valid, weights, self.clip)
+        return _combine(z, valid, per_image(weights, scores), self.clip)
 
     def state_dict(self) -> dict[str, Any]:
         """The buffers, ready for JSON: {prompt number as text: [[reward, ...], ...]}, oldest first."""
@@ -120,9 +133,9 @@ class softmax:
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """(B,) float32; in each group of rows with a finite score their mean is 1, 0 in all other rows."""
-        total, result = _total(scores, weights), torch.zeros(len(group))
-        for rows in _groups(total, group, self.within):
-            rewards = total[rows]
+        sums, result = total(scores, weights), torch.zeros(len(group))
+        for rows in _groups(sums, group, self.within):
+            rewards = sums[rows]
             if self.standardise:
                 rewards = rewards / _moments(rewards[:, None])[1]
             result[rows] = (len(rows) * (self.beta * rewards).softmax(0)).float()
@@ -142,10 +155,10 @@ class top_fraction:
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """(B,) float32; in each group of rows with a finite score their mean is 1, 0 in all other rows."""
-        total, result = _total(scores, weights), torch.zeros(len(group))
-        for rows in _groups(total, group, self.within):
+        sums, result = total(scores, weights), torch.zeros(len(group))
+        for rows in _groups(sums, group, self.within):
             count = max(1, round(self.fraction * len(rows)))
-            best = total[rows].sort(descending=True, stable=True).indices[:count]
+            best = sums[rows].sort(descending=True, stable=True).indices[:count]
             result[rows[best]] = len(rows) / count
         return result
 
@@ -159,7 +172,7 @@ def per_move(adv: Tensor, previews: Tensor, weights: Tensor, group: Tensor) -> T
     Args:
         adv: (B,) of the images.
         previews: (B, T, K) what the rewards say of the guess before each move; NaN where nobody asked.
-        weights: (K,) of the rewards.
+        weights: (K,) of the rewards, or (B, K) of each image's.
         group: (B,) prompts.
 
     Returns:
@@ -175,6 +188,32 @@ def per_move(adv: Tensor, previews: Tensor, weights: Tensor, group: Tensor) -> T
     return result.float()
 
 
+def per_image(weights: Tensor, scores: Scores) -> Tensor:
+    """The weight of each reward for each image, (B, K) float64 from (K,): of the one it was asked for, if any, or all.
+
+    Raises:
+        ValueError: there are more or fewer weights than rewards.
+    """
+    if len(weights) != scores.parts.shape[1]:
+        raise ValueError(f"{len(weights)} reward weights were given for {scores.parts.shape[1]} rewards.")
+    rows = weights.detach().cpu().double().expand(scores.parts.shape)
+    if scores.asked is None:
+        return rows
+    return rows * torch.nn.functional.one_hot(scores.asked.cpu(), len(weights))
+
+
+def total(scores: Scores, weights: Tensor) -> Tensor:
+    """The weighted sum of each image's raw rewards, (B,) float64; NaN where one is missing."""
+    parts, valid = _valid(scores)
+    return torch.where(valid, (parts * per_image(weights, scores)).sum(1), torch.nan)
+
+
+def z_scores(scores: Scores, group: Tensor) -> Tensor:
+    """Every reward's z-score among the images of the same prompt, (B, K) float64; NaN in rows with a missing one."""
+    parts, valid = _valid(scores)
+    return torch.where(valid[:, None], _by_group(parts, valid, group), torch.nan)
+
+
 def _positive(name: str, value: float) -> float:
     if not value > 0:
         raise ValueError(f"advantage.{name} must be > 0, not {value}.")
@@ -187,16 +226,9 @@ def _within(name: str) -> str:
     return name
 
 
-def _total(scores: Scores, weights: Tensor) -> Tensor:
-    """The weighted sum of the raw rewards (B,) float64; NaN where one is missing."""
-    if len(weights) != scores.parts.shape[1]:
-        raise ValueError(f"{len(weights)} reward weights were given for {scores.parts.shape[1]} rewards.")
-    return scores.parts.detach().cpu().double() @ weights.detach().cpu().double()
-
-
-def _groups(total: Tensor, group: Tensor, within: str) -> list[Tensor]:
-    """The rows of each group that have a finite total."""
-    numbers, valid = group.cpu() if within == "prompt" else torch.zeros(len(total)), total.isfinite()
+def _groups(sums: Tensor, group: Tensor, within: str) -> list[Tensor]:
+    """The rows of each group that have a finite sum."""
+    numbers, valid = group.cpu() if within == "prompt" else torch.zeros(len(sums)), sums.isfinite()
     found = [((numbers == number) & valid).nonzero().flatten() for number in numbers.unique()]
     return [rows for rows in found if len(rows)]
 
@@ -234,10 +266,8 @@ def _by_group(parts: Tensor, valid: Tensor, group: Tensor) -> Tensor:
 
 
 def _combine(z: Tensor, valid: Tensor, weights: Tensor, clip: float) -> Tensor:
-    """The weighted sum of z-scores (B, K), cut at +-clip."""
+    """The weighted sum of z-scores (B, K) with weights (K,) or (B, K), cut at +-clip."""
     weights = weights.detach().cpu().double()
-    if len(weights) != z.shape[1]:
-        raise ValueError(f"{len(weights)} reward weights were given for {z.shape[1]} rewards.")
-    length = weights.norm()
-    total = z @ (weights / torch.where(length > 0, length, 1.0))
-    return torch.where(valid, total, 0.0).clamp(-clip, clip).float()
+    length = weights.norm(dim=-1, keepdim=True)
+    summed = (z * (weights / torch.where(length > 0, length, 1.0))).sum(1)
+    return torch.where(valid, summed, 0.0).clamp(-clip, clip).float()

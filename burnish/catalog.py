@@ -37,6 +37,9 @@ BUILTIN: dict[str, dict[str, str]] = {
     "advantage": {
         "batch": "burnish.advantages:batch",
         "group": "burnish.advantages:group",
+        "normalised": "burnish.advantages:group",  # that same one, by what tells it from "weighted"
+        "weighted": "burnish.advantages:weighted",
+        "pareto": "burnish.pareto:pareto",
         "tracker": "burnish.advantages:tracker",
         "softmax": "burnish.advantages:softmax",
         "top_fraction": "burnish.advantages:top_fraction",
@@ -53,6 +56,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "none": "burnish.guidance:none",
         "cfg": "burnish.guidance:cfg",
         "embedded": "burnish.guidance:embedded",
+        "dual": "burnish.guidance:dual",
     },
     "prompts": {
         "animals": "burnish.prompts:animals",

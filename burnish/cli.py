@@ -104,6 +104,13 @@ def sample(
     strength: Annotated[
         float, typer.Option(help="Of what a run has learned: 0 is before training, 1 as trained. LoRA only.")
     ] = 1.0,
+    prefer: Annotated[
+        str,
+        typer.Option(
+            metavar="REWARD,...",
+            help="Rewards to please, of a run trained with sampler.identifiers. [dim]default: all of them[/dim]",
+        ),
+    ] = "",
     out: Annotated[Path, typer.Option(help="A .png for a grid, anything else for a folder of single files.")] = Path(
         "samples.png"
     ),
@@ -113,14 +120,17 @@ def sample(
     burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out after.png
     burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out before.png --before
     burnish sample runs/jpeg --prompt "a cat" --strength 0.5
+    burnish sample runs/many --prompt "a cat" --prefer aesthetic,alignment
     burnish sample zoo:emoji-sd --prompt "two cats on a blue background" --steps 25
     burnish sample zoo:emoji-lcm --prompt "a fox" --steps 2
     """
     quiet()
-    from burnish.gallery import draw, open_source, save
+    from burnish.gallery import draw, open_source, preferred, save
+    from burnish.types import Prompt
 
+    prefix = preferred(source, prefer, before)
     policy, sampler = open_source(source, steps=steps, guidance=guidance, before=before, strength=strength)
-    images = draw(policy, sampler, prompt, n, seed)
+    images = draw(policy, sampler, [Prompt(text, prefix=prefix) for text in prompt], n, seed)
     print(save(images, prompt, n, out))
 
 

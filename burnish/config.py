@@ -68,10 +68,11 @@ class Controlling:
 class Sampling:
     """How an image comes about."""
 
-    steps: int = 50  # network calls an image (each with guidance twice as wide)
+    steps: int = 50  # network calls an image (each with guidance "cfg" twice as wide, with "dual" three times)
     kernel: Table = field(default_factory=lambda: {"use": "ddim", "eta": 1.0})
     guidance: Table = field(default_factory=lambda: {"use": "cfg", "weight": 5.0})
     control: Controlling = field(default_factory=Controlling)
+    identifiers: str = ""  # "words" or "tokens": "<reward 2>" before a prompt asks for the second reward; "": none
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Batch:
     """One iteration's images, over all processes together, and how they are cut up."""
 
     prompts: int = 8  # drawn for an iteration
-    images_per_prompt: int = 8
+    images_per_prompt: int = 8  # with sampler.identifiers shared among the rewards
     sample: int = 32  # images sampled at once: memory and speed only, but another number draws other noise
     replay: int = 32  # (image, transition) pairs in one training call: memory and speed only
     updates: int = 2  # optimizer steps in one pass over the images
@@ -257,6 +258,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.scheduler", lambda s: s in ("", "lcm"), '"lcm", or "" for the model\'s own'),
     ("model.learns", lambda s: s in ("", "controlnet", "both"), '"controlnet", "both", or "" for the model\'s own'),
     ("sampler.steps", lambda n: n >= 1, "at least 1 network call"),
+    ("sampler.identifiers", lambda s: s in ("", "words", "tokens"), '"words", "tokens", or "" for none'),
     ("prompts", bool, 'a source of prompts: [prompts] with use = "animals"'),
     ("rewards", bool, 'at least one reward: [[rewards]] with use = "compressibility"'),
     ("scoring.retries", lambda n: n >= 0, "0 (none) or more"),

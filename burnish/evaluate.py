@@ -5,6 +5,9 @@
 The 95 % interval is a bootstrap over prompts (10,000 resamples, percentiles): images of one prompt resemble each other,
 so a prompt with all its images is what is drawn. With a single prompt its images are drawn instead. Several rewards
 are added with their weights, in their own units.
+
+A model trained with reward identifiers is asked with all of them. The model before training, to which they mean
+nothing, is asked without: what it can do is what a run has to beat, however the run asks.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from burnish import checkpoint
 from burnish import config as configuration
+from burnish.identifiers import ask
 from burnish.panel import Panel
 from burnish.parts import Judge, Parts, assemble
 from burnish.policy import Policy
@@ -88,7 +92,7 @@ def evaluate(
             continue
         some = asked[start : start + chunk]
         group = torch.arange(start, start + len(some)) // images_per_prompt
-        trajectory = sampler.rollout(policy, policy.encode(some), group, generator(seed, "evaluation", start))
+        trajectory = sampler.rollout(policy, sampler.encode(policy, some), group, generator(seed, "evaluation", start))
         images = policy.decode(trajectory.latent)
         parts = score(rewards, images, some, tolerance).parts.tolist()
         judged = judge(images, some).tolist() if judge else [None] * len(some)
@@ -115,13 +119,14 @@ def measure(
     chunk: int,
     world: World | None = None,
     poll: Callable[[], None] = lambda: None,
+    prefix: str = "",
 ) -> dict[str, Evaluation]:
-    """Evaluate on the training prompts and, if there are any, on the unseen ones."""
+    """Evaluate on the training prompts and, if there are any, on the unseen ones, with ``prefix`` before them."""
     return {
         name: evaluate(
             parts.policy,
             parts.sampler,
-            prompts,
+            ask(prompts, prefix),
             parts.rewards,
             judge=parts.judge,
             tolerance=parts.tolerance,
@@ -192,7 +197,8 @@ def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
         if before is None or before["train"].images_per_prompt != count:
             before = measure(parts, count, seed, config.batch.sample)
         parts.policy.load_state(state.average or state.weights)
-        comparison = compare(before, measure(parts, count, seed, before["train"].chunk), parts.weights)
+        now = measure(parts, count, seed, before["train"].chunk, prefix=parts.prefix)
+        comparison = compare(before, now, parts.weights)
         write(run.evaluation, dumps(comparison, indent=1))
     return comparison
 

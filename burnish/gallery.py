@@ -12,6 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from burnish import config as configuration
+from burnish import identifiers
+from burnish.catalog import nearest
+from burnish.config import reward_names
 from burnish.guidance import cfg, embedded
 from burnish.kernels import ddim, lcm
 from burnish.parts import load_policy, load_sampler
@@ -62,14 +65,45 @@ def open_source(
     return policy, Sampler(ddim(), steps or 50, asked)
 
 
-def draw(policy: Policy, sampler: Sampler, texts: Sequence[str], count: int, seed: int = 0) -> Tensor:
+def preferred(source: str, names: str = "", before: bool = False) -> str:
+    """What to put before a text, so that a run trained with reward identifiers pleases the rewards of these `names`.
+
+    Args:
+        source: a run directory, or anything else that `open_source` opens, which has no identifiers.
+        names: separated by commas; "" asks for all rewards of the run.
+        before: the run's model before it was trained, to which identifiers mean nothing.
+
+    Returns:
+        The identifiers; "" if there are none.
+
+    Raises:
+        ValueError: there are names, but no identifiers, or no such reward.
+    """
+    run = Run(Path(source))
+    config = configuration.load(run.config) if run.exists() else None
+    if config is None or not config.sampler.identifiers or before:
+        if names:
+            raise ValueError(
+                f"--prefer wants a run that was trained with sampler.identifiers, which {source} "
+                f"{'was not yet (leave out --before)' if before else 'was not'}"
+            )
+        return ""
+    known, wanted = reward_names(config.rewards), [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f'--prefer: {source} has no reward "{name}"; {nearest(name, known)}')
+    return identifiers.prefix(place for place, name in enumerate(known) if name in wanted or not wanted)
+
+
+def draw(policy: Policy, sampler: Sampler, texts: Sequence[str | Prompt], count: int, seed: int = 0) -> Tensor:
     """`count` images of each text, (texts * count, 3, H, W) in [0, 1]; a text's noise does not depend on the others."""
     images = []
     for text in texts:
+        prompt = Prompt(text) if isinstance(text, str) else text
         noise = generator(seed, "draw")
         for start in range(0, count, CHUNK):
             rows = min(CHUNK, count - start)
-            cond = policy.encode([Prompt(text)] * rows)
+            cond = sampler.encode(policy, [prompt] * rows)
             trajectory = sampler.rollout(policy, cond, torch.zeros(rows, dtype=torch.long), noise)
             images.append(policy.decode(trajectory.latent).cpu())
     return torch.cat(images)

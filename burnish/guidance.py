@@ -18,6 +18,9 @@ from torch import Tensor
 
 from burnish.types import Cond
 
+ORIGINAL = "original."
+"""Before the names of what the original of an expanded prompt is encoded as."""
+
 Network = Callable[[Tensor, Tensor, Cond], Tensor]
 
 
@@ -72,3 +75,44 @@ class cfg:
         # the difference of two near answers is magnified, so it is taken in float32
         without, with_prompt = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(2)
         return without + self.weight * (with_prompt - without)
+
+
+@dataclass(frozen=True)
+class dual:
+    """Guidance centred on the original of an expanded prompt: three network rows an image (Parrot, arXiv 2401.05675).
+
+        out = null + w1 * (original - null) + w2 * (expanded - null)
+
+    ``w2`` brings the details of the expansion, ``w1`` keeps the subject; with one of them 0 it is ``cfg`` with the
+    other. The paper has 5 for both, and draws with it but trains without. The prompt's metadata has the ``original``;
+    without one a prompt is its own, and this is ``cfg`` with w1 + w2.
+    """
+
+    w1: float = 5.0
+    w2: float = 5.0
+    negative: str = ""
+    originals = True  # the condition must carry their states (``Sampler.encode``)
+
+    def __post_init__(self) -> None:
+        for name, value in (("w1", self.w1), ("w2", self.w2)):
+            if not math.isfinite(value):
+                raise ValueError(f"guidance.{name} must be a finite number, not {value}.")
+
+    def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
+        """The guided output (B, *latent), at least float32; ``cond`` has each of its names also after "original.".
+
+        Raises:
+            ValueError: ``cond`` has no originals.
+        """
+        expanded = {name: value for name, value in cond.items() if not name.startswith(ORIGINAL)}
+        if len(expanded) == len(cond):
+            raise ValueError("guidance 'dual' needs the original prompts: encode by Sampler.encode, not Policy.encode.")
+        # what an original has no version of its own of, such as a control image, is the same for both
+        original = {name: cond.get(ORIGINAL + name, value) for name, value in expanded.items()}
+        if self.w1 == 0 or self.w2 == 0:
+            weight, asked = (self.w2, expanded) if self.w1 == 0 else (self.w1, original)
+            return cfg(weight, self.negative)(raw, x, t, asked, null)
+        three = {name: torch.cat([null[name], original[name], value]) for name, value in expanded.items()}
+        out = raw(x, t, three)
+        without, first, second = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(3)
+        return without + self.w1 * (first - without) + self.w2 * (second - without)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from burnish import checkpoint
+from burnish import checkpoint, identifiers
 from burnish import config as configuration
 from burnish.config import Config, Keeping
 from burnish.evaluate import Evaluation, compare, keep, kept, measure
@@ -76,6 +76,8 @@ def save_adapter(job: Job) -> None:
     """The weights in diffusers' format, averaged if there is an average."""
     with averaged(job), checkpoint.saving(job.run.adapter):
         job.parts.policy.save_adapter(job.run.adapter)
+        if job.config.sampler.identifiers == "tokens":
+            identifiers.save(job.parts.policy.pipe, len(job.parts.rewards), job.run.adapter / "identifiers")
 
 
 @contextmanager
@@ -148,7 +150,8 @@ def after(job: Job, first: dict[str, Evaluation], iteration: int) -> None:
     """Measure again with the same noise, and write the comparison with `first`."""
     settings, chunk = job.config.evaluation, first["train"].chunk
     with averaged(job):
-        measured = measure(job.parts, settings.images_per_prompt, settings.seed, chunk, job.world, job.poll)
+        count, prefix = settings.images_per_prompt, job.parts.prefix
+        measured = measure(job.parts, count, settings.seed, chunk, job.world, job.poll, prefix)
     if job.world.main:
         keep(job.run.measured(iteration), measured)
         write(job.run.evaluation, dumps(compare(first, measured, job.parts.weights), indent=1))
@@ -201,11 +204,13 @@ def draw_samples(job: Job, iteration: int) -> None:
     if not job.world.main or not job.config.run.sample_every or job.run.sample(iteration).exists():
         return
     parts, prompts = job.parts, spread(job.parts.prompts, job.config.run.sample_prompts)
+    prompts = identifiers.ask(prompts, parts.prefix if iteration else "")
     noise, images = generator(job.config.seed, "samples"), []
     with averaged(job):
         for start in range(0, len(prompts), job.config.batch.sample):
             some = prompts[start : start + job.config.batch.sample]
-            trajectory = parts.sampler.rollout(parts.policy, parts.policy.encode(some), torch.arange(len(some)), noise)
+            cond = parts.sampler.encode(parts.policy, some)
+            trajectory = parts.sampler.rollout(parts.policy, cond, torch.arange(len(some)), noise)
             images.append(parts.policy.decode(trajectory.latent).cpu())
     picture, columns = grid(torch.cat(images))
     layout = {"texts": [prompt.text for prompt in prompts], "columns": columns, "size": images[0].shape[-1]}

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from burnish import catalog
+from burnish import catalog, identifiers
 from burnish.config import Config, Table, reward_arguments, reward_names
 from burnish.control import Control
 from burnish.kernels import lcm
@@ -70,11 +70,13 @@ class Parts:
     panel: Panel  # held-out measures of the evaluations
     judged: dict[str, list[Prompt]]  # evaluation prompts: "train" and, if there are any, "unseen"
     source: Source | None = None  # draws each iteration's prompts, if they are no fixed list
+    prefix: str = ""  # all reward identifiers: how a trained model is asked in evaluations and samples
 
 
 def assemble(config: Config, device: str = "", given: Given | None = None) -> Parts:
     """Load and build everything but what is `given`; what takes longest comes last, so that a slip is told soon."""
     given = given or Given()
+    check_identifiers(config)
     prompts = [] if given.source else load_prompts(config.prompts, "prompts")
     judged = {"train": load_prompts(config.evaluation.prompts, "evaluation.prompts") or prompts}
     if not judged["train"] and (config.evaluation.images_per_prompt or config.run.sample_every):
@@ -93,6 +95,7 @@ def assemble(config: Config, device: str = "", given: Given | None = None) -> Pa
             f'the given policy has train = "{policy.train}" and computes in {str(policy.dtype)[6:]}; make model.train '
             "and model.dtype say the same"
         )
+    identify(config, policy)
     check_transitions(config, policy, sampler, objective, advantage)
     tolerance = Tolerance(config.scoring.retries, config.scoring.timeout, config.scoring.missing == "mask")
     return Parts(
@@ -108,6 +111,7 @@ def assemble(config: Config, device: str = "", given: Given | None = None) -> Pa
         panel=load_panel(config, tolerance),
         judged=judged,
         source=given.source,
+        prefix=identifiers.prefix(range(len(config.rewards))) if config.sampler.identifiers else "",
     )
 
 
@@ -132,7 +136,7 @@ def load_sampler(config: Config) -> Sampler:
 def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
     """The model with its trainable weights; `device` and `adapter` stand in for the configuration's."""
     model = config.model
-    return Policy.load(
+    policy = Policy.load(
         model.id,
         train=model.train,
         rank=model.rank,
@@ -151,6 +155,14 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
         adapter=adapter or model.adapter or None,
         reference=model.train == "full" and (config.objective.get("kl", 0) > 0 or config.guard.kl > 0),
     )
+    identify(config, policy)
+    return policy
+
+
+def identify(config: Config, policy: Policy) -> None:
+    """Let the model read the rewards' identifiers, if they are tokens of their own."""
+    if config.sampler.identifiers == "tokens":
+        identifiers.add(policy.pipe, len(config.rewards))
 
 
 def load_rewards(tables: Sequence[Table], where: str) -> dict[str, Reward]:
@@ -182,6 +194,23 @@ def load_judge(config: Config) -> Judge | None:
     return judge.load()
 
 
+def check_identifiers(config: Config) -> None:
+    """ValueError if a prompt's images cannot be shared among the rewards, or one of these is not trained."""
+    count, each = len(config.rewards), config.batch.images_per_prompt
+    if not config.sampler.identifiers:
+        return
+    if each % count:
+        raise ValueError(
+            f"sampler.identifiers shares the {each} images of a prompt among {count} rewards; make "
+            f"batch.images_per_prompt a multiple of {count}"
+        )
+    if any(table.get("weight", 1.0) == 0 for table in config.rewards):
+        raise ValueError(
+            "sampler.identifiers asks for each reward alone, and one has weight 0; give it another, or move it to "
+            "guard.panel"
+        )
+
+
 def check_transitions(config: Config, policy: Policy, sampler: Sampler, objective: Objective, advantage: Any) -> None:
     """ValueError if the sampler does not fit the model, or has fewer moves to train on than are asked for."""
     if isinstance(sampler.kernel, lcm) and not policy.schedule.consistency:
@@ -193,6 +222,11 @@ def check_transitions(config: Config, policy: Policy, sampler: Sampler, objectiv
         raise ValueError(
             "objective 'rwr' and the advantages 'softmax' and 'top_fraction' go together: set objective.use or "
             "advantage.use"
+        )
+    if getattr(advantage, "selects", False) and (config.batch.previews or hasattr(objective, "targets")):
+        raise ValueError(
+            "advantage 'pareto' leaves images out, but batch.previews and objective 'rebel' give every image something "
+            'to learn; set batch.previews = false and objective.use = "clipped"'
         )
     if getattr(objective, "forward", False):
         if policy.schedule.consistency or config.batch.previews:
@@ -212,10 +246,11 @@ def check_transitions(config: Config, policy: Policy, sampler: Sampler, objectiv
             raise ValueError("this objective needs all moves of an image; set batch.transitions = 0")
         if config.batch.previews:
             raise ValueError("this objective has one advantage for all moves of an image; set batch.previews = false")
-        if config.batch.images_per_prompt < 2 or config.batch.updates > config.batch.prompts:
+        alike = config.batch.images_per_prompt // (len(config.rewards) if config.sampler.identifiers else 1)
+        if alike < 2 or config.batch.updates > config.batch.prompts:
             raise ValueError(
-                "this objective compares the images of a prompt; set batch.images_per_prompt to 2 or more, and "
-                "batch.updates to at most batch.prompts"
+                "this objective compares the images of a prompt; set batch.images_per_prompt to 2 or more (with "
+                "sampler.identifiers for each reward), and batch.updates to at most batch.prompts"
             )
     if config.batch.transitions > moves:
         enough = f" with the noise that batch.least_noise = {config.batch.least_noise} asks for"

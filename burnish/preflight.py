@@ -15,9 +15,10 @@ from typing import Literal
 
 import torch
 
-from burnish import advantages
+from burnish import advantages, identifiers
 from burnish.config import Config
 from burnish.optimizer import adamw
+from burnish.pareto import expected_share
 from burnish.parts import Parts, assemble
 from burnish.process import Forward, Process, Reverse
 from burnish.rewards import score
@@ -26,6 +27,8 @@ from burnish.seeds import generator, seed_globals
 from burnish.types import Prompt, Scores, Trajectory
 
 LEAST_IMAGES = 4  # a prompt, for a group's mean and spread to mean anything
+GROUPED = ("group", "normalised", "weighted", "pareto")  # advantages that compare the images of a prompt
+MOST_CHOSEN = 0.5  # of the images on the front, for the selection to mean something
 PREVIEWED = 4  # moves whose previews are looked at
 LEAST_SETTLED = 0.1  # of the advantages' variance, for previews to be worth their time
 SLOW_TRACKER = 10  # iterations until a running mean is used
@@ -57,8 +60,9 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
     if policy.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(policy.device)
     prompts, group = _some_prompts(config, parts)
+    prompts = identifiers.ask(prompts, parts.prefix)
     started = time.perf_counter()
-    cond, noise = policy.encode(prompts), generator(config.seed, "preflight")
+    cond, noise = sampler.encode(policy, prompts), generator(config.seed, "preflight")
     trajectory = sampler.rollout(policy, cond, group, noise, guesses=config.batch.previews)
     images = policy.decode(trajectory.latent)
     sampling = _since(started, parts) / len(prompts)
@@ -114,11 +118,15 @@ def _some_prompts(config: Config, parts: Parts) -> tuple[list[Prompt], torch.Ten
 def _prompts(config: Config, parts: Parts) -> Iterator[Finding]:
     """Are there enough images a prompt for the advantage to mean something?"""
     batch, kind = config.batch, config.advantage["use"]
+    shared = len(config.rewards) if config.sampler.identifiers else 1  # images of a prompt that are asked alike
+    each = batch.images_per_prompt // shared
     text = f"{batch.prompts} of {len(parts.prompts)} prompts x {batch.images_per_prompt} images an iteration"
-    if kind == "group" and batch.images_per_prompt == 1:
+    if shared > 1:
+        text = f"{text}, {each} for each of {shared} identifiers"
+    if kind in GROUPED and each == 1:
         yield Finding("error", f"{text}: a group of one has no advantage", "raise batch.images_per_prompt")
-    elif kind == "group" and batch.images_per_prompt < LEAST_IMAGES:
-        remedy = f"raise batch.images_per_prompt to {LEAST_IMAGES} or more"
+    elif kind in GROUPED and each < LEAST_IMAGES:
+        remedy = f"raise batch.images_per_prompt to {LEAST_IMAGES * shared} or more"
         yield Finding("warning", f"{text}: few to compare within a prompt", remedy)
     elif kind == "tracker":
         wanted = getattr(parts.advantage, "min_count", 16)
@@ -128,6 +136,34 @@ def _prompts(config: Config, parts: Parts) -> Iterator[Finding]:
         yield Finding("warning" if remedy else "ok", text, remedy)
     else:
         yield Finding("ok", text)
+    if kind == "pareto":
+        compared = each if parts.advantage.within == "prompt" else batch.prompts * batch.images_per_prompt
+        yield _selection(compared, sum(table.get("weight", 1.0) != 0 for table in config.rewards))
+    if config.sampler.identifiers:
+        yield _length(parts)
+    asked = [*parts.prompts, *(prompt for some in parts.judged.values() for prompt in some)]
+    if getattr(parts.sampler.guidance, "originals", False) and not any("original" in one.metadata for one in asked):
+        remedy = 'give prompts an "original" (prompts.use = "jsonl"), or use guidance cfg'
+        yield Finding("warning", "guidance dual, but no prompt has an original: each is its own, at w1 + w2", remedy)
+
+
+def _selection(compared: int, rewards: int) -> Finding:
+    """Does the front leave anything out?"""
+    share = expected_share(compared, rewards)
+    text = f"of {compared} images compared in {rewards} independent rewards {share:.0%} would be dominated by none"
+    if share <= MOST_CHOSEN or rewards == 1:
+        return Finding("ok", text)
+    remedy = 'more batch.images_per_prompt, fewer rewards, or advantage.within = "batch"'
+    return Finding("warning", f"{text}: little is left out", remedy)
+
+
+def _length(parts: Parts) -> Finding:
+    """Do the prompts still fit behind all identifiers?"""
+    length, most = identifiers.longest(parts.policy.pipe, identifiers.ask(parts.prompts, parts.prefix))
+    text = f"with all identifiers the longest prompt has {length} tokens, and the text encoder reads {most}"
+    if length <= most:
+        return Finding("ok", text)
+    return Finding("warning", f"{text}: its end is cut off", 'sampler.identifiers = "tokens" takes less room')
 
 
 def _finite(trajectory: Trajectory) -> Iterator[Finding]:
@@ -184,7 +220,7 @@ def _spread(scores: Scores, everyone: torch.Tensor, config: Config) -> Iterator[
         )
         if len(column) > 1 and float(column.max()) == float(column.min()):
             yield Finding("error", text, "the reward is constant: try it alone with burnish.check_reward")
-        elif within == 0 and config.advantage["use"] == "group":
+        elif within == 0 and config.advantage["use"] in GROUPED:
             remedy = "images of one prompt all score the same: use a finer reward, or advantage.use = batch"
             yield Finding("warning", text, remedy)
         else:

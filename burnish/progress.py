@@ -75,7 +75,8 @@ class Progress:
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         names = list(self.records[-1].get("rewards", {}))
-        heads = ["iteration", *names, "ratio − 1", "clipped", "KL", "sample", "score", "train"]
+        more = ["front"] if "front" in self.records[-1] else []
+        heads = ["iteration", *names, *more, "ratio − 1", "clipped", "KL", "sample", "score", "train"]
         for head in heads:
             table.add_column(head, justify="right", style="bold" if head in names else "")
         for record in self.records:
@@ -83,7 +84,7 @@ class Progress:
             table.add_row(
                 str(record["iteration"]),
                 *(f"{short(rewards[n]['mean'])} ± {short(rewards[n]['std'])}" for n in names if n in rewards),
-                *(short(record.get(key)) for key in ("ratio_deviation", "clip_fraction")),
+                *(short(record.get(key)) for key in (*more, "ratio_deviation", "clip_fraction")),
                 short(kl(record)),
                 *(f"{record.get(key) or 0:.1f}s" for key in PHASES),
             )
@@ -92,10 +93,10 @@ class Progress:
 
 def line(record: Mapping[str, Any], iterations: int, left: float | None) -> str:
     """One iteration in one line of plain text."""
-    rewards = [f"{name} {short(one['mean'])} ± {short(one['std'])}" for name, one in record.get("rewards", {}).items()]
     parts = [
         f"iteration {record['iteration']}/{iterations}",
-        *rewards,
+        *(f"{name} {spread(one)}" for name, one in record.get("rewards", {}).items()),
+        *([f"front {short(record['front'])}"] if "front" in record else []),
         f"ratio-1 {short(record.get('ratio_deviation'))}",
         f"clipped {short(record.get('clip_fraction'))}",
         f"KL {short(kl(record))}",
@@ -103,6 +104,12 @@ def line(record: Mapping[str, Any], iterations: int, left: float | None) -> str:
         *([f"missing {lost(record)}"] if "missing" in record else []),
     ]
     return "  ".join(parts if left is None else [*parts, f"left {duration(left)}"])
+
+
+def spread(reward: Mapping[str, Any]) -> str:
+    """A reward's mean and standard deviation; with several rewards also the one within a prompt."""
+    within = f" ({short(reward['within'])} within a prompt)" if "within" in reward else ""
+    return f"{short(reward['mean'])} ± {short(reward['std'])}{within}"
 
 
 def lost(record: Mapping[str, Any]) -> str:

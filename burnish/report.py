@@ -37,6 +37,7 @@ DIAGNOSTICS = (
     ("Approximate KL", ("approx_kl",), "to the weights that sampled, in nats per image and transition"),
     ("KL to the reference", ("kl",), "how far the model has gone, in nats per image and transition"),
     ("Settled before", ("settled",), "share of the advantages' variance that previews leave out of the gradient"),
+    ("Front", ("front",), "share of images that none beats on all counts; more where rewards are in conflict"),
     ("Gradient norm", ("grad_norm",), "before clipping"),
     ("Learning rate", ("lr",), ""),
     ("Seconds", ("seconds_sampling", "seconds_scoring", "seconds_training"), "of an iteration"),
@@ -183,11 +184,18 @@ def _rewards(records: Sequence[runs.Record]) -> str:
         wide = len(names) == 1
         chart = line_chart(x, [series], *((960, 300) if wide else (460, 220)))
         if chart:
-            caption = f"<figcaption><b>{escape(name)}</b> mean of an iteration's images ± their spread</figcaption>"
+            caption = f"<b>{escape(name)}</b> mean of an iteration's images ± their spread{_details(shown[-1])}"
+            caption = f"<figcaption>{caption}</figcaption>"
             figures.append(f"<figure>{caption}{chart}</figure>")
     if not figures:
         return ""
     return f"<h2>Reward</h2><div class='{'wide' if len(figures) == 1 else 'charts'}'>{''.join(figures)}</div>"
+
+
+def _details(last: Mapping[str, Any]) -> str:
+    """What the last iteration's record says of one reward among several."""
+    within = f"; at the end {number(last['std'])}, {number(last['within'])} within a prompt" if "within" in last else ""
+    return within + (f"; {number(last['asked'])} where it was asked for" if "asked" in last else "")
 
 
 def _diagnostics(records: Sequence[runs.Record]) -> str:

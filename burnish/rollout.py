@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from burnish import kernels
-from burnish.control import Control
+from burnish.control import KEYS, Control
+from burnish.guidance import ORIGINAL
 from burnish.policy import Policy
-from burnish.types import Cond, Gaussian, Kernel, Replay, Trajectory
+from burnish.types import Cond, Gaussian, Kernel, Prompt, Replay, Trajectory
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,21 @@ class Sampler:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"sampler.steps must be at least 1, not {self.steps}.")
+
+    def encode(self, policy: Policy, prompts: Sequence[Prompt]) -> Cond:
+        """The prompts as the network reads them under this guidance, one row a prompt.
+
+        A guidance that is centred on the original of an expanded prompt (``originals``) finds its states beside the
+        others, each under its name with "original." before it.
+
+        Raises:
+            ValueError: what a prompt calls its original is no text.
+        """
+        cond = policy.encode(prompts)
+        if not getattr(self.guidance, "originals", False):
+            return cond
+        first = policy.encode([original(prompt) for prompt in prompts])
+        return cond | {ORIGINAL + name: value for name, value in first.items() if name not in KEYS}
 
     def times(self, policy: Policy) -> Tensor:
         """The grid (steps + 1,), noisiest first; the last may be -1, the data itself."""
@@ -177,6 +193,14 @@ class Sampler:
         x0 = policy.predict(x, t, cond, self.guidance)
         level_t, level_s = policy.schedule.level(t, policy.device), policy.schedule.level(s, policy.device)
         return self.kernel(x, x0, level_t, level_s), x0
+
+
+def original(prompt: Prompt) -> Prompt:
+    """What an expanded prompt was made from, by its metadata; a prompt that says nothing is its own original."""
+    text = prompt.metadata.get("original", prompt.text)
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"the original of the prompt '{prompt.text}' is {text!r}; give a text that is not empty")
+    return Prompt(text, prompt.metadata)
 
 
 def _mean_square(error: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from burnish import config as configuration
-from burnish import journal
+from burnish import identifiers, journal
 from burnish.config import Config
 from burnish.journal import Job
 from burnish.optimizer import adamw
+from burnish.pareto import front
 from burnish.parts import Given, Parts, assemble
 from burnish.rewards import score
 from burnish.rollout import join
@@ -34,7 +35,7 @@ from burnish.runs import Record, Run, write
 from burnish.seeds import generator, seed_globals
 from burnish.seeds import number as seed_of
 from burnish.types import Prompt, Scores, Trajectory
-from burnish.updates import credit, look, minibatches, moves, set_rate, share, summary, update
+from burnish.updates import credit, look, minibatches, moves, selects, set_rate, share, summary, update
 from burnish.world import World
 
 
@@ -120,15 +121,19 @@ def train(
 
                 # 4. Scores -> advantages: over the images of all processes.
                 problems = sorted(set(world.gather_list(list(own_scores.problems))))
-                scores = Scores(world.gather(own_scores.parts), own_scores.names, tuple(problems))
+                asked = None if own_scores.asked is None else world.gather(own_scores.asked)
+                scores = Scores(world.gather(own_scores.parts), own_scores.names, tuple(problems), asked)
                 there = scores.parts.isfinite().all(1)  # the images that have all their scores
                 barren = 0 if there.any() else barren + 1
                 check_spread(scores, iteration)
                 check_patience(config, scores, barren)
                 whole = False
-                everyone = parts.advantage(scores, parts.weights, world.gather(group))
+                groups = world.gather(group)
+                everyone = parts.advantage(scores, parts.weights, groups)
+                several = len(scores.names) > 1
+                chosen = front(parts.advantage, scores, parts.weights, groups) if several or selects(job) else there
                 own = slice(world.rank * len(group), (world.rank + 1) * len(group))
-                adv = (everyone * share(job, everyone, there))[own]
+                adv = (everyone * share(job, everyone, chosen if selects(job) else there))[own]
 
                 # 5. Updates. Once begun they are finished, even if somebody asks to stop.
                 more: dict[str, Any] = {}
@@ -136,7 +141,7 @@ def train(
                 pairs = list(minibatches(job, len(adv), moves(job), iteration=iteration, adv=adv))
                 pairs = pairs if there.any() else []
                 if config.batch.previews and pairs:
-                    adv, more["settled"] = credit(job, prompts, trajectory, adv, there[own], pairs)
+                    adv, more["settled"] = credit(job, prompts, trajectory, adv, there[own], pairs, own_scores.asked)
                 process = look(job, trajectory, pairs, iteration)
                 for number, (images, steps) in enumerate(pairs):
                     set_rate(job, iteration, number)
@@ -146,7 +151,8 @@ def train(
                 record = {
                     "iteration": iteration,
                     "images": len(scores.parts),
-                    "rewards": describe(scores),
+                    "rewards": describe(scores, groups),
+                    **({"front": float(chosen[there].float().mean())} if several else {}),
                     "idle": float((everyone == 0).float().mean()),  # share of images that teach nothing
                     **missing(scores),
                     **more,
@@ -237,17 +243,31 @@ def choose(job: Job, iteration: int) -> tuple[list[Prompt], Tensor]:
     """This process's prompts in an iteration, one an image, and their numbers (images,): the same text, the same one.
 
     Images of one drawn prompt are neighbours. What a function draws has numbers that follow from the texts, so that
-    they mean the same in every process and after a resume.
+    they mean the same in every process and after a resume. A prompt with another identifier is another text.
     """
     if job.parts.source is None:
         group = draw(job, iteration)
-        return [job.parts.prompts[number] for number in group.tolist()], group
-    count, each = job.config.batch.prompts // job.world.count, job.config.batch.images_per_prompt
-    drawn = list(job.parts.source(count))
-    if len(drawn) != count:
-        raise ValueError(f"the function that draws prompts gave {len(drawn)}, but was asked for {count}")
-    numbers = torch.tensor([seed_of("prompt", prompt.text) for prompt in drawn])
-    return [prompt for prompt in drawn for _ in range(each)], numbers.repeat_interleave(each)
+        prompts = [job.parts.prompts[number] for number in group.tolist()]
+    else:
+        count, each = job.config.batch.prompts // job.world.count, job.config.batch.images_per_prompt
+        drawn = list(job.parts.source(count))
+        if len(drawn) != count:
+            raise ValueError(f"the function that draws prompts gave {len(drawn)}, but was asked for {count}")
+        prompts = [prompt for prompt in drawn for _ in range(each)]
+        group = torch.tensor([seed_of("prompt", prompt.text) for prompt in drawn]).repeat_interleave(each)
+    if (asked := asked_for(job, len(prompts))) is None:
+        return prompts, group
+    prefixes = [identifiers.prefix([place]) for place in asked.tolist()]
+    prompts = [replace(prompt, prefix=prefix) for prompt, prefix in zip(prompts, prefixes, strict=True)]
+    numbers = zip(group.tolist(), asked.tolist(), strict=True)
+    return prompts, torch.tensor([seed_of("asked", number, place) for number, place in numbers])
+
+
+def asked_for(job: Job, images: int) -> Tensor | None:
+    """The place (images,) of the reward whose identifier each image of an iteration is asked with; None without."""
+    if not job.config.sampler.identifiers:
+        return None
+    return identifiers.shares(images, job.config.batch.images_per_prompt, len(job.parts.rewards))
 
 
 def explore(
@@ -270,7 +290,7 @@ def explore(
         for rows in torch.arange(len(group)).split(job.config.batch.sample):
             job.poll()
             some = [prompts[row] for row in rows.tolist()]
-            cond, previews = policy.encode(some), job.config.batch.previews
+            cond, previews = parts.sampler.encode(policy, some), job.config.batch.previews
             trajectory = parts.sampler.rollout(policy, cond, group[rows], noise, guesses=previews)
             trajectories.append(trajectory)
             images = policy.decode(trajectory.latent)
@@ -291,7 +311,7 @@ def explore(
         )
     seconds = sum(answer.result()[1] for answer in answers)
     problems = tuple(problem for one in scores for problem in one.problems)
-    everyone = Scores(torch.cat([one.parts for one in scores]), scores[0].names, problems)
+    everyone = Scores(torch.cat([one.parts for one in scores]), scores[0].names, problems, asked_for(job, len(prompts)))
     if on_images is not None:
         on_images(Pictures(iteration, torch.cat(kept), prompts, everyone, job.world.rank, job.world.trackers))
     return everything, everyone, seconds
@@ -323,8 +343,12 @@ def check_patience(config: Config, scores: Scores, barren: int) -> None:
         )
 
 
-def describe(scores: Scores) -> dict[str, dict[str, float]]:
-    """What each reward gave in an iteration; NaN where it gave nothing."""
+def describe(scores: Scores, group: Tensor) -> dict[str, dict[str, float]]:
+    """What each reward gave in an iteration; NaN where it gave nothing.
+
+    With several, `within` is the mean over prompts of the standard deviation within one: the spread that advantages
+    are made of. With identifiers, `asked` is the mean over the images that were asked for this reward.
+    """
 
     def four(column: Tensor) -> dict[str, float]:
         if len(column) == 0:
@@ -337,7 +361,16 @@ def describe(scores: Scores) -> dict[str, dict[str, float]]:
             "max": float(high),
         }
 
-    return {name: four(column[column.isfinite()]) for name, column in zip(scores.names, scores.parts.T, strict=True)}
+    described = {}
+    for place, (name, column) in enumerate(zip(scores.names, scores.parts.T, strict=True)):
+        there = column.isfinite()
+        described[name] = four(column[there])
+        if len(scores.names) > 1:
+            spreads = [column[there & (group == number)].std(correction=0) for number in group[there].unique()]
+            described[name]["within"] = float(torch.stack(spreads).mean()) if spreads else math.nan
+        if scores.asked is not None:
+            described[name]["asked"] = float(column[there & (scores.asked == place)].mean())
+    return described
 
 
 def missing(scores: Scores) -> dict[str, Any]:

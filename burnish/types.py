@@ -22,6 +22,7 @@ class Prompt:
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    prefix: str = ""  # what the generator reads before the text and nobody else sees: see `identifiers`
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Scores:
     parts: Tensor  # (B, K) float64; NaN where a reward gave no answer
     names: tuple[str, ...]
     problems: tuple[str, ...] = ()  # why answers are missing
+    asked: Tensor | None = None  # (B,) int64: the column each image was asked to please alone; None: all of them
 
 
 @dataclass(frozen=True)
@@ -83,5 +85,5 @@ class Loss:
 
 Kernel = Callable[[Tensor, Tensor, Level, Level], Gaussian]  # (x_t, x0, level_t, level_s) -> Gaussian
 Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]  # images (B, 3, H, W) in [0, 1], prompts -> (B,)
-Advantage = Callable[[Scores, Tensor, Tensor], Tensor]  # (scores, weights (K,), group (B,)) -> (B,)
+Advantage = Callable[[Scores, Tensor, Tensor], Tensor]  # (scores, weights (K,), group (B,)) -> (B,); heeds scores.asked
 Objective = Callable[[Replay, Tensor], Loss]  # (replay, advantages (b,)) -> Loss

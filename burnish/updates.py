@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from burnish.advantages import per_move
 from burnish.journal import Job
@@ -22,10 +23,16 @@ def imitates(job: Job) -> bool:
     return getattr(job.parts.objective, "imitates", False)
 
 
+def selects(job: Job) -> bool:
+    """Whether only images of a front are learned from, and the others have an advantage of exactly 0."""
+    return getattr(job.parts.advantage, "selects", False)
+
+
 def share(job: Job, adv: Tensor, there: Tensor) -> float:
-    """What advantages are multiplied with, so that losses are means over the images that count: those with a score, or,
-    where images are imitated, those with a weight, because the others are left out of the batches. An objective that
-    compares images regresses on the advantages as they are; `targets` sees to its mean."""
+    """What advantages are multiplied with, so that losses are means over the images that count: those `there`, which
+    have a score (and are on the front, if the advantage `selects`), or, where images are imitated, those with a weight,
+    because the others are left out of the batches. An objective that compares images regresses on the advantages as
+    they are; `targets` sees to its mean."""
     if hasattr(job.parts.objective, "targets"):
         return 1.0
     count = max(1, int(there.sum()))
@@ -87,11 +94,13 @@ def credit(
     adv: Tensor,
     there: Tensor,
     pairs: list[tuple[Tensor, Tensor]],
+    asked: Tensor | None = None,
 ) -> tuple[Tensor, float]:
     """The advantage of each move (B, T), from the score of the picture that the network expected before it.
 
-    An image without a score, not ``there`` (B,), has none, and nor have its previews. Also the share of the advantages'
-    variance that was settled before the moves and is left out.
+    An image without a score, not ``there`` (B,), has none, and nor have its previews. What was ``asked`` (B,) of an
+    image is the reward that its previews are judged by. Also the share of the advantages' variance that was settled
+    before the moves and is left out.
     """
     parts, (count, moves) = job.parts, trajectory.logp.shape
     assert trajectory.guess is not None  # asked for, because the configuration says so
@@ -99,11 +108,12 @@ def credit(
     chosen = torch.cat([images * moves + steps for images, steps in pairs]).unique()
     for places in chosen.split(job.config.batch.sample):
         images, steps = places // moves, places % moves
-        asked = [prompts[image] for image in images.tolist()]
+        shown = [prompts[image] for image in images.tolist()]
         pictures = parts.policy.decode(trajectory.guess[images, steps])
-        previews[places] = score(parts.rewards, pictures, asked, parts.tolerance).parts
+        previews[places] = score(parts.rewards, pictures, shown, parts.tolerance).parts
     previews.view(count, moves, -1)[~there] = torch.nan
-    left = per_move(adv, previews.view(count, moves, -1), parts.weights, trajectory.group)
+    weights = parts.weights if asked is None else parts.weights * one_hot(asked, len(parts.weights))
+    left = per_move(adv, previews.view(count, moves, -1), weights, trajectory.group)
     before = adv[chosen // moves].square().sum()
     return left, float(1 - left.flatten()[chosen].square().sum() / before) if before > 0 else 0.0
 
@@ -147,19 +157,24 @@ def update(
     """One optimizer step on the mean loss over all (image, move) pairs, some at a time; returns what it measured.
 
     `there`: (B,) the images that have their scores. `first`: of its iteration, so that the weights are still those that
-    sampled.
+    sampled. Images outside a selected front add nothing to the sum, only to the number it is divided by (`share`), and
+    are not replayed, unless a KL penalty is to be had from them.
     """
-    parts, policy = job.parts, job.parts.policy
-    pieces = math.ceil(len(images) / job.config.batch.replay)
+    parts, policy, total = job.parts, job.parts.policy, len(images)
     needs_reference = getattr(parts.objective, "kl", 0) > 0
     if hasattr(parts.objective, "targets"):
         adv = targets(job, process, adv, there, images, steps, first)
+    if selects(job) and not needs_reference:
+        teach = adv[images] != 0
+        teach[0] |= not teach.any()  # an update without a single pair would have no gradient at all
+        images, steps = images[teach], steps[teach]
+    pieces = math.ceil(len(images) / job.config.batch.replay)
     metrics: dict[str, float] = {}
     for rows, columns in zip(images.tensor_split(pieces), steps.tensor_split(pieces), strict=True):
         replay = process.replay(rows, columns, reference=needs_reference)
         own = adv[rows] if adv.dim() == 1 else adv[rows, columns]
         loss, share = parts.objective(replay, own), len(rows) / len(images)
-        job.scaler.scale(loss.value * share).backward()
+        job.scaler.scale(loss.value * (len(rows) / total)).backward()
         for name, value in loss.metrics.items():  # the largest deviation, the mean of everything else
             old = metrics.get(name, 0.0)
             largest = old if value <= old else value  # NaN too

@@ -159,6 +159,20 @@ def test_per_move_against_brute_force() -> None:
             assert got[i, move].item() == pytest.approx(float(adv[i]) - slope * total.get(i, 0.0), abs=1e-6)
 
 
+def test_per_move_heeds_only_the_previews_of_the_reward_that_was_asked_for() -> None:
+    adv, previews = rewards(seed=1)[:, 0], torch.stack([rewards(2, seed) for seed in (2, 3)], 1)
+    asked = torch.tensor([0, 1]).repeat_interleave(2).repeat(3)
+    weights = torch.tensor([2.0, -1.0]) * torch.nn.functional.one_hot(asked)
+    got = per_move(adv, previews, weights, GROUP)
+    alone = torch.zeros(12, 2, dtype=torch.float64)
+    for i in range(12):
+        for move in range(2):
+            column = previews[GROUP[i] == GROUP, move, asked[i]].numpy()
+            alone[i, move] = z(float(previews[i, move, asked[i]]), column) * (1 if asked[i] == 0 else -1)
+    slope = (adv[:, None] * alone).sum(0) / (alone**2).sum(0)
+    torch.testing.assert_close(got.double(), adv[:, None] - slope * alone, rtol=0, atol=1e-5)
+
+
 def test_per_move_without_previews_is_the_images_advantage() -> None:
     adv = rewards()[:, 0].float()
     assert torch.equal(per_move(adv, torch.full((12, 3, 1), math.nan), ONE, GROUP), adv[:, None].expand(12, 3))

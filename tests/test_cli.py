@@ -201,6 +201,52 @@ def test_plain_line_says_everything() -> None:
     assert "KL 0.5" in line({**RECORD, "kl": 0.5}, 10, None)
 
 
+MANY = {
+    **RECORD,
+    "rewards": {"jpeg": {"mean": -1.5, "std": 0.25, "within": 0.125}, "red": {"mean": 0.5, "std": 2, "within": 1}},
+    "front": 0.375,
+}
+
+
+def test_plain_line_of_several_rewards() -> None:
+    said = line(MANY, 10, None)
+    assert "  jpeg -1.5 ± 0.25 (0.125 within a prompt)  red 0.5 ± 2 (1 within a prompt)  front 0.375  ratio-1" in said
+
+
+def test_live_table_of_several_rewards() -> None:
+    console = Console(force_terminal=True, width=160, record=True)
+    with Progress(10, console) as progress:
+        progress(MANY)
+        console.print(progress._view())
+    text = console.export_text()
+    assert all(word in text for word in ("jpeg", "red", "0.5 ± 2", "front", "0.375"))
+
+
+def test_a_run_with_identifiers_is_asked_for_what_one_prefers(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "run")
+    rewards = 'rewards=[{use="compressibility"},{use="incompressibility"}]'
+    more = ["iterations=1", "sampler.identifiers=tokens", "batch.images_per_prompt=4", rewards]
+    code, out, err = run(
+        capsys, "train", str(recipe), *(part for one in more for part in ("--set", one)), "--out", folder
+    )
+    assert code == 0 and "within a prompt" in out and "front" in out, err
+    assert run(capsys, "evaluate", folder)[0] == 0
+    pictures = []
+    for number, preferred in enumerate(
+        ("", "compressibility", "incompressibility", "compressibility,incompressibility")
+    ):
+        grid = tmp_path / f"{number}.png"
+        asked = ["--prefer", preferred] if preferred else []
+        assert run(capsys, "sample", folder, "-p", "a cat", "-n", "1", *asked, "--out", str(grid))[0] == 0
+        pictures.append(grid.read_bytes())
+    assert pictures[0] == pictures[3] and len(set(pictures)) == 3
+    code, _, err = run(capsys, "sample", folder, "-p", "a cat", "--prefer", "beauty")
+    assert code == 2 and 'has no reward "beauty"' in err
+    assert "--prefer" in run(capsys, "sample", "--help")[1]
+
+
 def test_live_table_in_a_terminal() -> None:
     console = Console(force_terminal=True, width=120, record=True)
     with Progress(10, console) as progress:

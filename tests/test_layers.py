@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "burnish"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "runs", "seeds", "charts", "progress", "zoo", "cpu", "trunk"),
     ("kernels", "schedule", "guidance", "advantages", "objectives", "curriculum"),
-    ("qr", "prompts", "rewards.tolerance", "adapter", "world", "zoo.scenes"),
+    ("qr", "prompts", "rewards.tolerance", "adapter", "world", "zoo.scenes", "pareto", "identifiers"),
     ("control",),
     ("rewards",),
     (
@@ -59,6 +59,8 @@ ONLY = {
         for idea in ("kernels", "guidance", "curriculum", "advantages", "objectives", "prompts", "rewards.tolerance")
     },
     "control": {"types", "qr"},
+    "pareto": {"types", "advantages"},
+    "identifiers": {"types", "seeds"},
     "rewards": {"types", "rewards.tolerance"},
     "schedule": {"types"},
     "rewards.pixels": {"types"},

@@ -68,6 +68,19 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def test_several_rewards_show_their_spread_within_a_prompt_and_the_front(run: Path) -> None:
+    text = write_report(run).read_text()
+    assert "within a prompt" not in text and "<b>Front</b>" not in text, "of a single reward nothing more is said"
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for record in records:
+        record["rewards"] |= {"red": {"mean": 0.5, "std": 0.25, "within": 0.125, "asked": 0.75}}
+        record["front"] = 0.3
+    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    text = write_report(run).read_text()
+    assert "at the end 0.25, 0.125 within a prompt; 0.75 where it was asked for" in text
+    assert "<b>Front</b>" in text and text.count("within a prompt") == 1
+
+
 class Tags(HTMLParser):
     """Collects tags, and what could be loaded from elsewhere."""
 

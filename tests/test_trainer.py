@@ -361,6 +361,111 @@ def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
+MANY = """
+def bright(images, prompts):
+    return images.mean((1, 2, 3))
+def red(images, prompts):
+    return images[:, 0].mean((1, 2)) - images.mean((1, 2, 3))
+def contrast(images, prompts):
+    return images.std((1, 2, 3))
+"""
+
+
+def many(recipe: Path, tmp_path: Path, *options: str) -> Config:
+    """Two rewards, and images enough to choose from."""
+    (tmp_path / "many.py").write_text(MANY)
+    rewards = ",".join(f"{{use='{tmp_path}/many.py:{name}'}}" for name in ("bright", "red"))
+    shape = "batch={prompts=2,images_per_prompt=8,sample=16,replay=7,updates=1,transitions=0}"
+    return load(recipe, f"rewards=[{rewards}]", shape, "advantage={use='pareto'}", *options)
+
+
+@pytest.mark.parametrize("kl", [0.0, 1e-9])
+@pytest.mark.parametrize("objective", ["reinforce", "awm"])
+def test_the_loss_is_the_mean_over_the_front(recipe: Path, tmp_path: Path, objective: str, kl: float) -> None:
+    """The gradient of an update is that of its front alone, with or without replaying the others."""
+    config = many(recipe, tmp_path, f"objective={{use='{objective}',kl={kl}}}", "optimizer.lr=0")
+    job = prepare(config, Run.create(tmp_path / "job"), World(), None)
+    prompts, group = choose(job, 1)
+    trajectory, scores, _ = explore(job, prompts, group, 1)
+    scores.parts[3, 0] = torch.nan
+    there = scores.parts.isfinite().all(1)
+    adv = job.parts.advantage(scores, job.parts.weights, group)
+    front = job.parts.advantage.front(scores, job.parts.weights, group)
+    assert 0 < front.sum() < len(front) and not front[3] and torch.equal(adv != 0, front)
+    rows = front.nonzero().flatten()
+    moves, replayed = torch.arange(3), []
+    norms = []
+    for images, weights in ((torch.arange(16), adv * share(job, adv, front)), (rows, adv)):
+        pairs = images.repeat_interleave(3), moves.repeat(len(images))
+        process = look(job, trajectory, [pairs], 1)
+        right = process.replay
+        object.__setattr__(
+            process,
+            "replay",
+            lambda rows, *a, right=right, **more: replayed.append(len(rows)) or right(rows, *a, **more),
+        )
+        norms.append(update(job, process, weights, there, *pairs, first=True)["grad_norm"])
+        replayed.append(0)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3) and norms[0] > 0
+    whole = sum(replayed[: replayed.index(0)])
+    assert whole == (48 if kl else 3 * len(rows)), "nothing is asked about the others, but for their KL"
+
+
+def test_a_run_takes_that_mean(recipe: Path, tmp_path: Path) -> None:
+    options = ["objective={use='reinforce'}", "iterations=1", "evaluation.images_per_prompt=0", "run.sample_every=0"]
+    config = many(recipe, tmp_path, *options)
+    (record,) = Run(train(config, tmp_path / "run")).records()
+    job = prepare(config, Run.create(tmp_path / "job"), World(), None)
+    prompts, group = choose(job, 1)
+    trajectory, scores, _ = explore(job, prompts, group, 1)
+    adv = job.parts.advantage(scores, job.parts.weights, group)
+    rows = job.parts.advantage.front(scores, job.parts.weights, group).nonzero().flatten()
+    pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
+    alone = update(job, look(job, trajectory, [pairs], 1), adv, torch.ones(16).bool(), *pairs, first=True)
+    assert record["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+
+
+def test_several_rewards_in_the_record(recipe: Path, tmp_path: Path) -> None:
+    options = ["iterations=1", "evaluation.images_per_prompt=0", "run.sample_every=0"]
+    selected = Run(train(many(recipe, tmp_path, *options), tmp_path / "pareto")).records()[0]
+    assert set(selected["rewards"]) == {"bright", "red"}
+    assert all(set(one) == {"mean", "std", "min", "max", "within"} for one in selected["rewards"].values())
+    assert all(0 < one["within"] <= one["std"] * 1.5 for one in selected["rewards"].values())
+    assert 2 / 16 <= selected["front"] < 1 and selected["idle"] == pytest.approx(1 - selected["front"])
+    compared = Run(train(many(recipe, tmp_path, *options, "advantage={use='weighted'}"), tmp_path / "sum")).records()[0]
+    assert compared["front"] == selected["front"] and compared["rewards"] == selected["rewards"]
+    assert compared["idle"] == 0, "that is how much the rewards are in conflict, and nobody is left out"
+    single = Run(train(load(recipe, *options), tmp_path / "single")).records()[0]
+    assert "front" not in single and set(single["rewards"]["brightness"]) == {"mean", "std", "min", "max"}
+
+
+def test_an_iteration_whose_front_has_no_advantage_changes_nothing_and_breaks_nothing(
+    recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "equal.py").write_text(
+        "def by_prompt(images, prompts):\n    return [float(len(prompt.text)) for prompt in prompts]\n"
+    )
+    options = [f"rewards=[{{use='{tmp_path}/equal.py:by_prompt'}}]", "prompts={use='list',texts=['a cat','a goose']}"]
+    options += ["iterations=1", "evaluation.images_per_prompt=0"]
+    (record,) = Run(train(many(recipe, tmp_path, *options), tmp_path / "run")).records()
+    assert record["idle"] == 1 and record["grad_norm"] == 0
+
+
+@pytest.mark.parametrize("advantage", ["{use='pareto'}", "{use='normalised'}"])
+def test_every_one_of_several_rewards_is_learned(recipe: Path, tmp_path: Path, advantage: str) -> None:
+    options = [f"advantage={advantage}", "model.train=full", "iterations=12", "optimizer.lr=3e-3"]
+    options += [f"rewards.1.use={tmp_path}/many.py:contrast"]  # which is not in conflict with brightness, as red is
+    options += ["batch={prompts=3,images_per_prompt=16,sample=48,replay=144,updates=2,transitions=0}"]
+    options += ["evaluation.images_per_prompt=8", "run={checkpoint_every=12,sample_every=0}"]
+    run = Run(train(many(recipe, tmp_path, *options), tmp_path / "run"))
+    first, last = (
+        torch.tensor(json.loads(run.measured(number).read_text())["train"]["parts"], dtype=torch.float64)
+        for number in (0, 12)
+    )
+    gain = last - first
+    assert (gain.mean(0) > 2 * gain.std(0) / len(gain) ** 0.5).all()
+
+
 def test_a_damaged_checkpoint_is_made_anew(recipe: Path, tmp_path: Path) -> None:
     options = ["iterations=2", "run.sample_every=0", "evaluation.images_per_prompt=0"]
     run = Run(train(load(recipe, *options), tmp_path / "run"))

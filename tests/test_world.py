@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import burnish
@@ -33,19 +34,32 @@ def test_flat() -> None:
     assert flat({"a": {"b": {"c": 1}, "d": "text"}, "e": 2.5, "f": True}) == {"a/b/c": 1, "e": 2.5}
 
 
-def test_two_processes(tiny_pipeline: Path, tmp_path: Path) -> None:
+MANY = """
+advantage = { use = "pareto" }
+[[rewards]]
+use = "HERE/reward.py:bright"
+[[rewards]]
+use = "compressibility"
+"""
+
+
+@pytest.mark.parametrize(
+    ("rewards", "kind"),
+    [("advantage = { use = 'batch' }\nrewards = [ { use = 'HERE/reward.py:bright' } ]", ""), (MANY, "tokens")],
+    ids=["one reward", "many rewards"],
+)
+def test_two_processes(tiny_pipeline: Path, tmp_path: Path, rewards: str, kind: str) -> None:
     (tmp_path / "reward.py").write_text("def bright(images, prompts):\n    return images.mean((1, 2, 3))\n")
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(f"""
 iterations = 1
 model = {{ id = "{tiny_pipeline}", device = "cpu" }}
-sampler = {{ steps = 2, guidance = {{ use = "cfg", weight = 2.0 }} }}
+sampler = {{ steps = 2, identifiers = "{kind}", guidance = {{ use = "cfg", weight = 2.0 }} }}
 prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
-rewards = [ {{ use = "{tmp_path}/reward.py:bright" }} ]
-advantage = {{ use = "batch" }}
-batch = {{ prompts = 2, images_per_prompt = 2, sample = 2, updates = 1 }}
+batch = {{ prompts = 2, images_per_prompt = {4 if kind else 2}, sample = 2, updates = 1 }}
 evaluation = {{ images_per_prompt = 2 }}
 run = {{ sample_every = 0 }}
+{rewards.replace("HERE", str(tmp_path))}
 """)
     code = tmp_path / "both.py"
     code.write_text(f"""
@@ -81,5 +95,5 @@ train(config.load({str(recipe)!r}), {str(tmp_path / "two")!r})
     gradients = [(tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1)]
     assert gradients[0] == gradients[1] and float(gradients[0]) > 0, "both step along the mean gradient"
     two, one = Run(tmp_path / "two"), Run(train(configuration.load(recipe), tmp_path / "one"))
-    assert two.records()[0]["images"] == one.records()[0]["images"] == 4
+    assert two.records()[0]["images"] == one.records()[0]["images"] == (8 if kind else 4)
     assert kept(two.measured(0)) == kept(one.measured(0)), "evaluation is shared out, and put together in order"

@@ -1,0 +1,104 @@
+"""Reward identifiers (Parrot, arXiv 2401.05675): words before a prompt that say which reward a picture shall please.
+
+    training     "<reward 2> a cat"                  one of them, whose reward alone is the picture's advantage
+    afterwards   "<reward 1>, <reward 2> a cat"      all of them, or some: a trade-off that is chosen when it is drawn
+
+The n-th identifier stands for the n-th reward of the configuration. Only the generator reads it (``Prompt.prefix``):
+rewards, judges and logs have the text alone. Of a drawn prompt's images each identifier gets an equal share, and they
+are a group of their own, because asked otherwise they come from another distribution.
+
+They are ordinary ``words``, as in the paper, or ``tokens``, one for each, where words would leave no room for the
+prompt. The text encoder stays frozen, so a token never learns anything: it gets a place of its own among those of the
+words, and the network learns what to do when it is told of it. That place is drawn from the words' mean and standard
+deviation in each dimension: as far from the others as words are from each other, because two small deviations from the
+mean would be nearly the same to a frozen encoder. The draw depends on the model and the number of the token alone, so a
+resumed run needs no file of it; for stock diffusers it is written as textual inversions (``save``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.seeds import generator
+from burnish.types import Prompt
+
+OLD_END = 2
+"""What old CLIP configurations call a text's end; its largest token is then taken for it, but new ones are larger."""
+
+
+def identifier(place: int) -> str:
+    """What stands for the reward at ``place``, the first being 0."""
+    return f"<reward {place + 1}>"
+
+
+def prefix(places: Iterable[int]) -> str:
+    """What is put before a text to ask for the rewards at these places."""
+    return ", ".join(map(identifier, places)) + " "
+
+
+def ask(prompts: Sequence[Prompt], prefix: str) -> list[Prompt]:
+    """The prompts with ``prefix`` before their texts."""
+    return [replace(prompt, prefix=prefix) for prompt in prompts]
+
+
+def shares(images: int, each: int, rewards: int) -> Tensor:
+    """The place (images,) int64 of the reward that each image is asked for; ``each`` neighbours have one prompt."""
+    return torch.arange(images) % each // (each // rewards)
+
+
+@torch.no_grad()
+def add(pipe: Any, rewards: int) -> None:
+    """Gives the pipeline's tokenizers a token for each identifier they lack, and its text encoders a place for it."""
+    for tokenizer, encoder in _readers(pipe).values():
+        lacking = [place for place in range(rewards) if identifier(place) not in tokenizer.get_vocab()]
+        if not lacking:
+            continue
+        words = encoder.get_input_embeddings().weight[: tokenizer.vocab_size].float().cpu()  # none that was added
+        mean, std = words.mean(0), words.std(0)
+        tokenizer.add_tokens([identifier(place) for place in lacking])
+        if len(tokenizer) > len(encoder.get_input_embeddings().weight):
+            encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+            encoder.requires_grad_(False)  # the larger table is a new parameter
+        table = encoder.get_input_embeddings().weight
+        for place in lacking:
+            noise = torch.randn(len(mean), generator=generator("identifier", place))
+            table[tokenizer.convert_tokens_to_ids(identifier(place))] = (mean + std * noise).to(table)
+        for part in encoder.modules():
+            if getattr(part, "eos_token_id", None) == OLD_END:
+                part.eos_token_id = tokenizer.eos_token_id
+
+
+def save(pipe: Any, rewards: int, folder: Path) -> None:
+    """Writes each token as a textual inversion that diffusers' ``pipe.load_textual_inversion`` reads.
+
+    ``folder/reward-1.safetensors`` is the first one's place in ``text_encoder``, ``reward-1-2`` that in
+    ``text_encoder_2``.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending, (tokenizer, encoder) in _readers(pipe).items():
+        table = encoder.get_input_embeddings().weight
+        for place in range(rewards):
+            row = table[tokenizer.convert_tokens_to_ids(identifier(place))].detach().float().cpu().contiguous()
+            save_file({identifier(place): row}, folder / f"reward-{place + 1}{ending}.safetensors")
+
+
+def longest(pipe: Any, prompts: Iterable[Prompt]) -> tuple[int, int]:
+    """The tokens of the longest prompt with its prefix, its two ends included, and how many an encoder reads."""
+    tokenizer, _ = next(iter(_readers(pipe).values()))
+    texts = [prompt.prefix + prompt.text for prompt in prompts]
+    return max(len(tokenizer(text).input_ids) for text in texts), tokenizer.model_max_length
+
+
+def _readers(pipe: Any) -> dict[str, tuple[Any, Any]]:
+    """Tokenizer and text encoder of each kind that the pipeline has, by the ending of their files."""
+    names = {"": ("tokenizer", "text_encoder"), "-2": ("tokenizer_2", "text_encoder_2")}
+    parts = {ending: (getattr(pipe, a, None), getattr(pipe, b, None)) for ending, (a, b) in names.items()}
+    return {ending: both for ending, both in parts.items() if None not in both}

@@ -1,0 +1,200 @@
+"""Guidance centred on the original of an expanded prompt: the formula, its two ends, and a loop of stock diffusers."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import generator, perturb
+from PIL import Image
+from test_guidance import COND, NULL, Network, T, X
+
+from burnish import config as configuration
+from burnish.evaluate import evaluate
+from burnish.guidance import cfg, dual
+from burnish.kernels import ddim
+from burnish.policy import Policy
+from burnish.preflight import preflight
+from burnish.rollout import Sampler
+from burnish.runs import Run
+from burnish.trainer import train
+from burnish.types import Prompt, Trajectory
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "dual_guidance.py"
+BOTH = COND | {"original.text": torch.tensor([[[3.0, -1.0]], [[0.5, 0.5]], [[2.0, 0.0]]])}
+ORIGINAL = {"text": BOTH["original.text"]}
+EXPANDED = [Prompt("a red cat, oil", {"original": "a cat"}), Prompt("two dogs", {"original": "dogs"}), Prompt("an ox")]
+FIRST = [Prompt("a cat"), Prompt("dogs"), Prompt("an ox")]
+GROUP = torch.arange(3)
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("dual_guidance", EXAMPLE)
+    assert specification is not None and specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def roll(policy: Policy, guidance: Callable[..., torch.Tensor], prompts: list[Prompt] = EXPANDED) -> Trajectory:
+    sampler = Sampler(ddim(), 4, guidance)
+    return sampler.rollout(policy, sampler.encode(policy, prompts), GROUP, generator(2))
+
+
+def test_the_formula_in_one_call() -> None:
+    network = Network()
+    out = dual(3.0, 7.0)(network, X, T, BOTH, NULL)
+    null, first, second = (Network()(X, T, one) for one in (NULL, ORIGINAL, COND))
+    torch.testing.assert_close(out, 3 * first + (1 - 3 - 7) * null + 7 * second)
+    assert network.rows == [9]
+
+
+@pytest.mark.parametrize("weight", [5.0, 1.0, 0.0])
+def test_with_one_weight_zero_it_is_plain_guidance_bit_for_bit(weight: float) -> None:
+    for guidance, cond in ((dual(0.0, weight), COND), (dual(weight, 0.0), ORIGINAL)):
+        network, plain = Network(), Network()
+        assert torch.equal(guidance(network, X, T, BOTH, NULL), cfg(weight)(plain, X, T, cond, NULL))
+        assert network.rows == plain.rows
+
+
+def test_half_precision_is_combined_in_float32() -> None:
+    assert dual()(Network(torch.bfloat16), X, T, BOTH, NULL).dtype == torch.float32
+
+
+def test_what_has_no_original_of_its_own_is_the_same_for_both() -> None:
+    class Shown(Network):
+        def __call__(self, x: torch.Tensor, t: torch.Tensor, cond: dict[str, torch.Tensor]) -> torch.Tensor:
+            assert cond["control"].tolist() == [0.0] * 3 + [1.0, 2.0, 3.0] * 2
+            return super().__call__(x, t, cond)
+
+    control = torch.tensor([1.0, 2.0, 3.0])
+    out = dual()(Shown(), X, T, BOTH | {"control": control}, NULL | {"control": 0 * control})
+    assert torch.equal(out, dual()(Network(), X, T, BOTH, NULL))
+
+
+def test_what_is_wrong_is_said(tiny_pipeline: Path) -> None:
+    with pytest.raises(ValueError, match=r"guidance.w2 must be a finite number"):
+        dual(1.0, float("inf"))
+    with pytest.raises(ValueError, match=r"encode by Sampler.encode"):
+        dual()(Network(), X, T, COND, NULL)
+    policy = Policy.load(tiny_pipeline)
+    for wrong in (3, " "):
+        with pytest.raises(ValueError, match="the original of the prompt 'a cat' is"):
+            Sampler(ddim(), 2, dual()).encode(policy, [Prompt("a cat", {"original": wrong})])
+
+
+def test_only_where_it_is_asked_for_are_originals_encoded(tiny_pipeline: Path) -> None:
+    policy = Policy.load(tiny_pipeline)
+    plain = Sampler(ddim(), 2, cfg()).encode(policy, EXPANDED)
+    both = Sampler(ddim(), 2, dual()).encode(policy, EXPANDED)
+    assert set(plain) == {"text"} and set(both) == {"text", "original.text"}
+    assert torch.equal(both["text"], plain["text"])
+    assert torch.equal(both["original.text"], policy.encode(FIRST)["text"])
+    asked = Sampler(ddim(), 2, dual()).encode(policy, [Prompt("a cat", {"original": "cat"}, "<reward 1> ")])
+    assert torch.equal(asked["original.text"], policy.encode([Prompt("cat")])["text"]), "identifiers are not centred on"
+
+
+@pytest.mark.parametrize("model", ["tiny_sd1", "tiny_pipeline", "tiny_sd2"])
+def test_sampling_is_the_example_on_stock_diffusers(
+    model: str, request: pytest.FixtureRequest, example: ModuleType
+) -> None:
+    policy = Policy.load(request.getfixturevalue(model), train="none")
+    sampler = Sampler(ddim(0.8), 5, dual(4.0, 2.5))
+    cond = sampler.encode(policy, [EXPANDED[0]] * 2)
+    mine = policy.decode(sampler.rollout(policy, cond, torch.zeros(2).long(), generator(3)).latent)
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(request.getfixturevalue(model))
+    stock = example.draw(
+        pipe, "a cat", "a red cat, oil", w1=4.0, w2=2.5, count=2, steps=5, eta=0.8, generator=generator(3)
+    )
+    torch.testing.assert_close(stock, mine, rtol=1e-3, atol=1e-4)
+    plain = example.draw(pipe, "a cat", "a red cat, oil", w1=4.0, w2=0.0, count=2, steps=5, generator=generator(3))
+    assert not torch.allclose(plain, mine, atol=1e-2)
+
+
+def test_the_example_from_the_command_line(tiny_pipeline: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cat.png"
+    command = [
+        sys.executable,
+        str(EXAMPLE),
+        str(tiny_pipeline),
+        "a cat",
+        "a red cat",
+        "--steps",
+        "2",
+        "--out",
+        str(out),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    with Image.open(out) as picture:
+        assert picture.size == (32, 32)
+
+
+@pytest.mark.parametrize("model", ["tiny_pipeline", "tiny_sdxl"])
+def test_a_rollout_with_one_weight_zero_is_plain_guidance(model: str, request: pytest.FixtureRequest) -> None:
+    policy = Policy.load(request.getfixturevalue(model))
+    for one, other, prompts in ((dual(0.0, 4.0), cfg(4.0), EXPANDED), (dual(4.0, 0.0), cfg(4.0), FIRST)):
+        assert torch.equal(roll(policy, one).latent, roll(policy, other, prompts).latent)
+    both = roll(policy, dual(4.0, 4.0))
+    assert not torch.allclose(both.latent, roll(policy, cfg(4.0)).latent, atol=1e-2)
+    torch.testing.assert_close(both.latent[2], roll(policy, cfg(8.0)).latent[2], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("model", ["tiny_pipeline", "tiny_sdxl"])
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_a_fresh_trajectory_replays_to_ratio_one(model: str, weights: str, request: pytest.FixtureRequest) -> None:
+    policy, sampler = Policy.load(request.getfixturevalue(model), train=weights), Sampler(ddim(), 4, dual(3.0, 2.0))
+    perturb(policy)
+    traj = sampler.rollout(policy, sampler.encode(policy, EXPANDED), GROUP, generator(0))
+    replay = sampler.replay(policy, traj, GROUP, torch.arange(4).expand(3, -1))
+    assert replay.logp.requires_grad and (replay.logp - replay.logp_old).expm1().abs().max() < 5e-6
+
+
+def test_the_negative_prompt_stands_for_nothing(tiny_pipeline: Path) -> None:
+    policy = Policy.load(tiny_pipeline)
+    assert not torch.allclose(roll(policy, dual(negative="a dog")).latent, roll(policy, dual()).latent)
+
+
+def test_evaluation_asks_both(tiny_pipeline: Path) -> None:
+    policy = Policy.load(tiny_pipeline, train="none")
+
+    def parts(guidance: Callable[..., torch.Tensor], prompts: list[Prompt]) -> list[list[float | None]]:
+        bright = {"bright": lambda images, prompts: images.mean((1, 2, 3))}
+        return evaluate(policy, Sampler(ddim(), 3, guidance), prompts, bright, images_per_prompt=2).parts
+
+    assert parts(dual(4.0, 0.0), EXPANDED) == parts(cfg(4.0), FIRST)
+    assert parts(dual(4.0, 4.0), EXPANDED) != parts(cfg(4.0), EXPANDED)
+
+
+def test_a_run_with_it_and_prompts_from_a_file(tiny_pipeline: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text(
+        '{"prompt": "a red cat, oil", "original": "a cat"}\n{"prompt": "two dogs", "original": "dogs"}\n'
+    )
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(f"""
+iterations = 2
+model = {{ id = "{tiny_pipeline}", device = "cpu" }}
+sampler = {{ steps = 3, guidance = {{ use = "dual", w1 = 3.0, w2 = 2.0 }} }}
+prompts = {{ use = "jsonl", path = "{tmp_path}/prompts.jsonl" }}
+rewards = [ {{ use = "compressibility" }} ]
+batch = {{ prompts = 2, images_per_prompt = 4, sample = 4, replay = 5, updates = 1 }}
+evaluation = {{ images_per_prompt = 1 }}
+""")
+    records = Run(train(configuration.load(recipe), tmp_path / "run")).records()
+    assert all(record["ratio_deviation"] < 1e-5 and record["grad_norm"] > 0 for record in records)
+    warned = [one.text for one in preflight(configuration.load(recipe)) if one.level != "ok"]
+    assert warned == []
+    (found,) = [
+        one
+        for one in preflight(configuration.load(recipe, ["prompts={use='list',texts=['a cat','ox']}"]))
+        if one.level != "ok"
+    ]
+    assert "no prompt has an original" in found.text and "jsonl" in found.remedy

@@ -1,0 +1,280 @@
+"""Reward identifiers: what the generator reads and nobody else, tokens that need no file, and the stock pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_pipeline, build_sdxl, perturb
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from burnish import config as configuration
+from burnish import identifiers, updates
+from burnish.config import Config
+from burnish.gallery import draw, open_source, preferred
+from burnish.parts import Given, assemble
+from burnish.policy import Policy
+from burnish.preflight import preflight
+from burnish.runs import Run
+from burnish.trainer import Pictures, choose, prepare, train
+from burnish.types import Prompt
+from burnish.world import World
+
+TIMING = ("seconds_sampling", "seconds_scoring", "seconds_training")
+REWARDS = """
+seen = []
+def bright(images, prompts):
+    seen.extend(prompt.text for prompt in prompts)
+    return images.mean((1, 2, 3))
+def red(images, prompts):
+    seen.extend(prompt.text for prompt in prompts)
+    return images[:, 0].mean((1, 2)) - images.mean((1, 2, 3))
+"""
+
+
+@pytest.fixture
+def recipe(make_pipeline: Callable[..., Path], tmp_path: Path) -> Path:
+    (tmp_path / "reward.py").write_text(REWARDS)
+    path = tmp_path / "tiny.toml"
+    path.write_text(f"""
+iterations = 2
+model = {{ id = "{make_pipeline()}", device = "cpu" }}
+sampler = {{ steps = 3, identifiers = "tokens", guidance = {{ use = "cfg", weight = 2.0 }} }}
+prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
+rewards = [ {{ use = "{tmp_path}/reward.py:bright" }}, {{ use = "{tmp_path}/reward.py:red", weight = 2.0 }} ]
+advantage = {{ use = "pareto" }}
+optimizer = {{ lr = 1e-3 }}
+batch = {{ prompts = 2, images_per_prompt = 8, sample = 8, replay = 16, updates = 2 }}
+evaluation = {{ images_per_prompt = 2 }}
+run = {{ sample_every = 1, sample_prompts = 2 }}
+""")
+    return path
+
+
+def load(recipe: Path, *overrides: str) -> Config:
+    return configuration.load(recipe, overrides)
+
+
+def log(out: Path) -> list[dict]:
+    return [{key: value for key, value in one.items() if key not in TIMING} for one in Run(out).records()]
+
+
+def test_prefixes_and_shares() -> None:
+    assert identifiers.prefix([1]) + "a cat" == "<reward 2> a cat"
+    assert identifiers.prefix(range(3)) == "<reward 1>, <reward 2>, <reward 3> "
+    assert identifiers.shares(16, 8, 2).tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
+    assert identifiers.shares(6, 3, 3).tolist() == [0, 1, 2] * 2
+    prompt = Prompt("a cat", {"noun": "cat"})
+    assert identifiers.ask([prompt], "<reward 1> ") == [Prompt("a cat", {"noun": "cat"}, "<reward 1> ")]
+
+
+def test_a_token_each_at_the_same_place_in_every_process_and_far_from_the_others() -> None:
+    pipes = [build_pipeline(), build_pipeline()]
+    before = pipes[0].text_encoder.get_input_embeddings().weight.clone()  # type: ignore[attr-defined]
+    identifiers.add(pipes[0], 3)
+    identifiers.add(pipes[1], 2)
+    identifiers.add(pipes[1], 3)  # the third was missing
+    tables = [pipe.text_encoder.get_input_embeddings().weight for pipe in pipes]  # type: ignore[attr-defined]
+    assert torch.equal(*tables) and torch.equal(tables[0][: len(before)], before)
+    assert not any(p.requires_grad for p in pipes[0].text_encoder.parameters())  # type: ignore[attr-defined]
+    identifiers.add(pipes[0], 3)
+    assert len(pipes[0].tokenizer) == len(tables[0]) == len(before) + 3, "nothing is added twice"  # type: ignore[attr-defined]
+    ids = pipes[0].tokenizer("<reward 1>, <reward 3> a").input_ids  # type: ignore[attr-defined]
+    assert [ids[1], ids[3]] == [len(before), len(before) + 2]
+    new, usual = tables[0][len(before) :], torch.pdist(before).median()
+    assert torch.pdist(new).min() > usual / 3
+    mean, std = before.mean(0), before.std(0)
+    expected = mean + std * torch.randn(len(mean), generator=identifiers.generator("identifier", 1))
+    torch.testing.assert_close(new[1], expected)
+
+
+def test_rows_that_a_table_has_to_spare_are_used() -> None:
+    pipe = build_pipeline()
+    pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer) + 5, mean_resizing=False)  # type: ignore[attr-defined]
+    identifiers.add(pipe, 2)
+    assert len(pipe.text_encoder.get_input_embeddings().weight) == len(pipe.tokenizer) + 3  # type: ignore[attr-defined]
+    fresh = build_pipeline()
+    identifiers.add(fresh, 2)
+    rows = [one.text_encoder.get_input_embeddings().weight[: len(one.tokenizer)] for one in (pipe, fresh)]  # type: ignore[attr-defined]
+    torch.testing.assert_close(rows[0][-2:], rows[1][-2:])
+
+
+def test_both_encoders_of_sdxl_and_the_end_of_a_text_in_old_configurations() -> None:
+    """Old CLIP takes the largest token for the end of a text: that would be the identifier."""
+    pipe = build_sdxl()
+    pipe.text_encoder_2.text_model.eos_token_id = 2  # type: ignore[attr-defined]
+    policy = Policy.load(pipe)
+    identifiers.add(pipe, 2)
+    assert pipe.text_encoder_2.text_model.eos_token_id == pipe.tokenizer_2.eos_token_id  # type: ignore[attr-defined]
+    cat, dog = policy.encode([Prompt("a cat", prefix="<reward 1> "), Prompt("a dog", prefix="<reward 1> ")])["pooled"]
+    assert not torch.allclose(cat, dog), "the summary has read the text behind the identifier"
+    first, second = policy.encode([Prompt("a cat", prefix=f"<reward {n}> ") for n in (1, 2)])["text"]
+    for half in (slice(0, 8), slice(8, None)):
+        assert (first - second)[:, half].abs().max() > 0.1, "each encoder tells the identifiers apart"
+
+
+def test_a_run_asks_for_one_reward_each_and_rewards_see_the_text_alone(recipe: Path, tmp_path: Path) -> None:
+    heard: list[Pictures] = []
+    run = Run(train(load(recipe, "iterations=1"), tmp_path / "run", on_images=heard.append))
+    (pictures,) = heard
+    assert [prompt.prefix for prompt in pictures.prompts] == (["<reward 1> "] * 4 + ["<reward 2> "] * 4) * 2
+    assert pictures.scores.asked is not None and pictures.scores.asked.tolist() == ([0] * 4 + [1] * 4) * 2
+    from burnish.catalog import resolve
+
+    seen = resolve("reward", f"{recipe.parent}/reward.py:bright").__globals__["seen"]
+    assert set(seen) == {"a cat", "a dog", "an ox"}
+    (record,) = run.records()
+    parts = pictures.scores.parts
+    for place, name in enumerate(("bright", "red")):
+        asked = parts[pictures.scores.asked == place, place]
+        assert record["rewards"][name]["asked"] == pytest.approx(float(asked.mean()))
+        four = parts[:, place].view(4, 4)  # each prompt with each identifier is a group of its own
+        assert record["rewards"][name]["within"] == pytest.approx(float(four.std(1, correction=0).mean()))
+    assert 4 / 16 <= record["front"] <= 1 and record["idle"] == pytest.approx(1 - record["front"])
+    assert json.loads((run.samples / "prompts.json").read_text())["texts"] == ["a cat", "a dog"]
+
+
+def test_each_identifier_has_its_own_number_and_the_same_in_every_iteration(recipe: Path, tmp_path: Path) -> None:
+    config = load(recipe, "batch.prompts=3")
+    for name, given in (
+        ("list", Given()),
+        ("drawn", Given(source=lambda n: [Prompt("a cat"), Prompt("ox"), Prompt("a")])),
+    ):
+        options = ["evaluation.images_per_prompt=0", "run.sample_every=0", "batch.prompts=3"] if given.source else []
+        job = prepare(load(recipe, *options) if options else config, Run.create(tmp_path / name), World(), None, given)
+        found: dict[tuple[str, str], set[int]] = {}
+        for iteration in (1, 2):
+            prompts, group = choose(job, iteration)
+            for prompt, number in zip(prompts, group.tolist(), strict=True):
+                found.setdefault((prompt.text, prompt.prefix), set()).add(number)
+        assert len(found) == 6 and all(len(numbers) == 1 for numbers in found.values())
+        assert len(set.union(*found.values())) == 6
+
+
+@pytest.mark.parametrize("kind", ["tokens", "words"])
+def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path, kind: str) -> None:
+    options = [f"sampler.identifiers={kind}", "iterations=3"]
+    train(load(recipe, *options), tmp_path / "whole")
+    train(load(recipe, f"sampler.identifiers={kind}", "iterations=2"), tmp_path / "parted")
+    train(load(recipe, *options), tmp_path / "parted", resume=True)
+    assert log(tmp_path / "parted") == log(tmp_path / "whole")
+    for place in ("evaluation.json", "checkpoints/000003/tensors.safetensors"):
+        assert (tmp_path / "parted" / place).read_bytes() == (tmp_path / "whole" / place).read_bytes()
+    with pytest.raises(ValueError, match="another sampler.identifiers"):
+        train(load(recipe, "sampler.identifiers=''"), tmp_path / "whole", resume=True)
+
+
+def test_what_it_was_before_is_measured_without_identifiers(recipe: Path, tmp_path: Path) -> None:
+    """The control learns nothing: what differs is how the model is asked."""
+    none = ["optimizer.lr=0", "iterations=1"]
+    asked = Run(train(load(recipe, *none), tmp_path / "asked"))
+    plain = Run(train(load(recipe, *none, "sampler.identifiers=''"), tmp_path / "plain"))
+    before, after = (json.loads(asked.measured(n).read_text())["train"]["parts"] for n in (0, 1))
+    assert before == json.loads(plain.measured(0).read_text())["train"]["parts"] != after
+    assert asked.sample(0).read_bytes() == plain.sample(0).read_bytes()
+    assert asked.sample(0).read_bytes() != asked.sample(1).read_bytes()
+
+
+def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path: Path) -> None:
+    """What RUN/adapter holds is enough: `load_lora_weights`, `load_textual_inversion`, identifiers in the text."""
+    config = load(recipe, "iterations=1", "evaluation.images_per_prompt=0", "run.sample_every=0")
+    job = prepare(config, Run.create(tmp_path / "run"), World(), None)
+    perturb(job.parts.policy)
+    from burnish.journal import save_adapter
+
+    configuration_file = job.run.config
+    configuration_file.write_text(configuration.dump(config))
+    save_adapter(job)
+
+    policy, sampler = open_source(str(job.run.folder))
+    both, second = preferred(str(job.run.folder)), preferred(str(job.run.folder), "red")
+    assert (both, second) == ("<reward 1>, <reward 2> ", "<reward 2> ")
+    pictures = [draw(policy, sampler, [Prompt("a cat", prefix=one)], 2) for one in (both, second, "")]
+    assert not torch.allclose(pictures[0], pictures[1]) and not torch.allclose(pictures[1], pictures[2])
+
+    pipe = StableDiffusionPipeline.from_pretrained(config.model.id)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(job.run.adapter)
+    for file in sorted((job.run.adapter / "identifiers").iterdir()):
+        pipe.load_textual_inversion(file)
+    from burnish.seeds import generator as stream
+
+    for prefix, mine in ((both, pictures[0]), (second, pictures[1])):
+        stock = pipe(
+            [f"{prefix}a cat"] * 2, num_inference_steps=3, guidance_scale=2.0, eta=1.0, output_type="pt",
+            generator=stream(0, "draw"),
+        ).images  # fmt: skip
+        torch.testing.assert_close(stock, mine, rtol=1e-3, atol=1e-4)
+
+
+def test_files_of_both_encoders(tmp_path: Path) -> None:
+    pipe = build_sdxl()
+    identifiers.add(pipe, 2)
+    identifiers.save(pipe, 2, tmp_path)
+    found = {path.name: load_file(path) for path in tmp_path.iterdir()}
+    assert set(found) == {f"reward-{n}{which}.safetensors" for n in (1, 2) for which in ("", "-2")}
+    assert found["reward-2.safetensors"]["<reward 2>"].shape == (8,)
+    assert found["reward-2-2.safetensors"]["<reward 2>"].shape == (12,)
+
+
+def test_a_preference_that_cannot_be_had(recipe: Path, tmp_path: Path, tiny_pipeline: Path) -> None:
+    asked, plain = tmp_path / "asked", tmp_path / "plain"
+    for folder, kind in ((asked, "words"), (plain, "")):
+        folder.mkdir()
+        Run(folder).config.write_text(configuration.dump(load(recipe, f"sampler.identifiers={kind}")))
+    assert preferred(str(asked), " red ,bright") == "<reward 1>, <reward 2> ", "in the order of the configuration"
+    assert preferred(str(asked), before=True) == preferred(str(plain)) == preferred(str(tiny_pipeline)) == ""
+    with pytest.raises(ValueError, match='no reward "brihgt"; did you mean "bright"'):
+        preferred(str(asked), "brihgt")
+    for source, before in ((plain, False), (tiny_pipeline, False), (asked, True)):
+        with pytest.raises(ValueError, match="--prefer wants a run that was trained with sampler.identifiers"):
+            preferred(str(source), "red", before)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sampler.identifiers=token", 'must be "words", "tokens", or "" for none'),
+        ("batch.images_per_prompt=5", "make batch.images_per_prompt a multiple of 2"),
+        ("rewards.1.weight=0", "one has weight 0"),
+        ("batch.previews=true", "set batch.previews = false"),
+        ("objective={use='rebel'}", "objective 'rebel' give every image something"),
+    ],
+)
+def test_what_does_not_go_together(recipe: Path, override: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        assemble(load(recipe, override))
+
+
+def test_rebel_wants_two_images_of_each_identifier(recipe: Path) -> None:
+    rebel = ["objective={use='rebel'}", "advantage={use='group'}"]
+    with pytest.raises(ValueError, match="with sampler.identifiers for each reward"):
+        assemble(load(recipe, *rebel, "batch.images_per_prompt=2"))
+    assemble(load(recipe, *rebel, "batch.images_per_prompt=4"))
+
+
+def test_previews_are_judged_by_the_reward_that_was_asked_for(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[torch.Tensor] = []
+    right = updates.per_move
+    monkeypatch.setattr(updates, "per_move", lambda a, p, weights, g: heard.append(weights) or right(a, p, weights, g))
+    options = ["advantage={use='group'}", "batch.previews=true", "iterations=1", "evaluation.images_per_prompt=0"]
+    (record,) = Run(train(load(recipe, *options), tmp_path / "run")).records()
+    assert 0 < record["settled"] < 1 and record["grad_norm"] > 0
+    assert heard[0].tolist() == ([[1.0, 0.0]] * 4 + [[0.0, 2.0]] * 4) * 2
+
+
+def test_the_rehearsal_tells_of_prompts_that_are_cut_and_of_a_selection_that_is_none(recipe: Path) -> None:
+    found = {finding.text: finding.level for finding in preflight(load(recipe))}
+    assert any("2 of 3 prompts x 8 images an iteration, 4 for each of 2 identifiers" in text for text in found)
+    assert any("of 4 images compared in 2 independent rewards 52% would" in text for text in found)
+    words = preflight(load(recipe, "sampler.identifiers=words", "batch.images_per_prompt=32"))
+    (cut,) = [finding for finding in words if "tokens" in finding.text]
+    assert cut.level == "warning" and "the text encoder reads 24: its end is cut off" in cut.text
+    assert [finding.level for finding in words if "would be dominated by none" in finding.text] == ["ok"]
