@@ -34,6 +34,13 @@ BUILTIN: dict[str, dict[str, str]] = {
         "picture_similarity": "burnish.rewards.picture:picture_similarity",
         "code_distance": "burnish.rewards.picture:code_distance",
     },
+    "curriculum": {
+        "linear": "burnish.curriculum:linear",
+        "cosine": "burnish.curriculum:cosine",
+        "steps": "burnish.curriculum:steps",
+        "gated": "burnish.curriculum:gated",
+        "sampled": "burnish.curriculum:sampled",
+    },
     "advantage": {
         "batch": "burnish.advantages:batch",
         "group": "burnish.advantages:group",
@@ -77,6 +84,7 @@ CALLED_WITH: dict[str, tuple[str, ...]] = {
     "objective": ("replay", "adv"),
     "kernel": ("x_t", "x0", "level_t", "level_s"),
     "guidance": ("raw", "x", "t", "cond", "null"),
+    "curriculum": ("progress", "chance"),
 }
 """How a thing of each kind is called. A plain function with these first parameters is the thing itself; anything else
 is called with the arguments of the table to make it."""

@@ -1,7 +1,7 @@
 """Checkpoints: everything needed to go on with a run as if it had never stopped. Safetensors and JSON, never pickle.
 
     checkpoints/000012/tensors.safetensors    the trained weights, their average if any, and the optimizer's moments
-    checkpoints/000012/state.json             the iteration, the advantage's memory, and the SHA-256 of the tensors
+    checkpoints/000012/state.json             the iteration, what the parts remember, and the SHA-256 of the tensors
 
 A checkpoint is written into a temporary folder, flushed to the disk and renamed, so one that can be seen is whole; the
 digest tells when it was damaged later. Nothing random is stored: every iteration derives its random numbers from
@@ -40,6 +40,7 @@ class State:
     weights: dict[str, Tensor]  # trained tensors by name
     optimizer: dict[str, Tensor]  # "index.key": the optimizer's memory of the parameter of that place
     advantage: dict[str, Any] = field(default_factory=dict)  # JSON-able
+    curriculum: dict[str, Any] = field(default_factory=dict)  # JSON-able
     scaler: dict[str, Any] = field(default_factory=dict)  # loss scaling in float16; JSON-able
     average: dict[str, Tensor] = field(default_factory=dict)  # a moving average of the weights, if there is one
     averaged: int = 0  # optimizer steps in it
@@ -62,6 +63,7 @@ def save(folder: Path, state: State, keep: int = 2, spared: int = 0) -> Path:
                 "iteration": state.iteration,
                 "sha256": digest,
                 "advantage": state.advantage,
+                "curriculum": state.curriculum,
                 "scaler": state.scaler,
                 "averaged": state.averaged,
                 "torch": str(torch.__version__),
@@ -115,6 +117,7 @@ def read(path: Path) -> State:
             weights=_under("weights.", tensors),
             optimizer=_under("optimizer.", tensors),
             advantage=about["advantage"],
+            curriculum=about.get("curriculum", {}),
             scaler=about["scaler"],
             average=_under("average.", tensors),
             averaged=int(about.get("averaged", 0)),

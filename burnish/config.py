@@ -167,6 +167,7 @@ class Config:
     prompts: Table = field(default_factory=dict)
     rewards: list[Table] = field(default_factory=list)  # use, weight (1.0), name (of the curve), and its arguments
     scoring: Scoring = field(default_factory=Scoring)
+    curriculum: Table = field(default_factory=dict)  # of the control scale, iteration by iteration; {}: it stays
     advantage: Table = field(default_factory=lambda: {"use": "group"})
     objective: Table = field(default_factory=lambda: {"use": "clipped"})
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -313,6 +314,7 @@ def _check_names(config: Config) -> None:
     kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
     catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
     catalog.build("advantage", config.advantage, "advantage")
+    _check_curriculum(config)
     objective = catalog.build("objective", config.objective, "objective")
     if getattr(kernel, "eta", 1.0) == 0 and not getattr(objective, "forward", False):
         raise ValueError(
@@ -333,6 +335,19 @@ def _check_names(config: Config) -> None:
             raise ValueError(f'{where}: two rewards have the same name; give each a name = "..." of its own')
     if taken := {"judge", "diversity", "kl"}.intersection(reward_names(config.guard.panel)):
         raise ValueError(f'guard.panel: "{taken.pop()}" is a measure of its own; give the reward another name = "..."')
+
+
+def _check_curriculum(config: Config) -> None:
+    if not config.curriculum:
+        return
+    curriculum = catalog.build("curriculum", config.curriculum, "curriculum")
+    if not config.model.controlnet:
+        raise ValueError("curriculum is one of the control scale: set model.controlnet, or leave it out")
+    named = getattr(curriculum, "reward", "")
+    if named and named not in reward_names(config.rewards):
+        raise ValueError(
+            f'curriculum.reward = "{named}" is none of the rewards {", ".join(reward_names(config.rewards))}'
+        )
 
 
 def _check_guard(config: Config) -> None:

@@ -64,12 +64,18 @@ def save(job: Job, iteration: int) -> None:
         iteration=iteration,
         weights=job.parts.policy.state(),
         optimizer=checkpoint.optimizer_tensors(job.optimizer),
-        advantage=job.parts.advantage.state_dict() if hasattr(job.parts.advantage, "state_dict") else {},
+        advantage=memory(job.parts.advantage),
+        curriculum=memory(job.parts.curriculum),
         scaler=job.scaler.state_dict(),
         **average_state(job),
     )
     checkpoint.save(job.run.checkpoints, state, job.config.run.keep, spared=best(job, iteration))
     save_adapter(job)
+
+
+def memory(part: Any) -> dict[str, Any]:
+    """What a part remembers from iteration to iteration, ready for JSON."""
+    return part.state_dict() if hasattr(part, "state_dict") else {}
 
 
 def save_adapter(job: Job) -> None:
@@ -124,6 +130,8 @@ def restore(job: Job) -> int:
     checkpoint.load_optimizer(job.optimizer, state.optimizer)
     if state.advantage:
         job.parts.advantage.load_state_dict(state.advantage)
+    if state.curriculum:
+        job.parts.curriculum.load_state_dict(state.curriculum)
     if job.scaler.is_enabled():
         job.scaler.load_state_dict(state.scaler)
     return state.iteration

@@ -69,6 +69,7 @@ class Parts:
     judge: Judge | None
     panel: Panel  # held-out measures of the evaluations
     judged: dict[str, list[Prompt]]  # evaluation prompts: "train" and, if there are any, "unseen"
+    curriculum: Any = None  # (progress, chance) -> control scale; one that remembers has learn, state_dict, ...
     source: Source | None = None  # draws each iteration's prompts, if they are no fixed list
     prefix: str = ""  # all reward identifiers: how a trained model is asked in evaluations and samples
 
@@ -110,6 +111,7 @@ def assemble(config: Config, device: str = "", given: Given | None = None) -> Pa
         judge=load_judge(config),
         panel=load_panel(config, tolerance),
         judged=judged,
+        curriculum=catalog.build("curriculum", config.curriculum) if config.curriculum else None,
         source=given.source,
         prefix=identifiers.prefix(range(len(config.rewards))) if config.sampler.identifiers else "",
     )

@@ -155,8 +155,8 @@ class Policy:
             for name in learners:
                 lora.read(pipe, name, _home(Path(adapter), name, family), train, alpha)
         if gradient_checkpointing:
-            for part in _networks(pipe):
-                if hasattr(part, "enable_gradient_checkpointing") and part is not pipe.vae:
+            for name in (family.network, "controlnet"):
+                if part := getattr(pipe, name, None):
                     part.enable_gradient_checkpointing()
         for part in _networks(pipe):
             part.eval()  # the adapter's layers too
@@ -330,9 +330,9 @@ def _open(
         elif train == "full":
             learner.requires_grad_(True)
     network = getattr(pipe, family.network)
-    for part in (network, pipe.vae, getattr(pipe, "controlnet", None)):
-        if part is not None:
-            suit(part, family.latent_shape(pipe))
+    for module in (network, pipe.vae, getattr(pipe, "controlnet", None)):
+        if module is not None:
+            suit(module, family.latent_shape(pipe))
     share(network)
 
 

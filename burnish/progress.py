@@ -75,8 +75,18 @@ class Progress:
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         names = list(self.records[-1].get("rewards", {}))
-        more = ["front"] if "front" in self.records[-1] else []
-        heads = ["iteration", *names, *more, "ratio − 1", "clipped", "KL", "sample", "score", "train"]
+        more = [key for key in ("front", "control_scale") if key in self.records[-1]]
+        heads = [
+            "iteration",
+            *names,
+            *(key.partition("_")[0] for key in more),
+            "ratio − 1",
+            "clipped",
+            "KL",
+            "sample",
+            "score",
+            "train",
+        ]
         for head in heads:
             table.add_column(head, justify="right", style="bold" if head in names else "")
         for record in self.records:
@@ -97,6 +107,7 @@ def line(record: Mapping[str, Any], iterations: int, left: float | None) -> str:
         f"iteration {record['iteration']}/{iterations}",
         *(f"{name} {spread(one)}" for name, one in record.get("rewards", {}).items()),
         *([f"front {short(record['front'])}"] if "front" in record else []),
+        *([f"control {short(record['control_scale'])}"] if "control_scale" in record else []),
         f"ratio-1 {short(record.get('ratio_deviation'))}",
         f"clipped {short(record.get('clip_fraction'))}",
         f"KL {short(kl(record))}",

@@ -37,6 +37,7 @@ DIAGNOSTICS = (
     ("Approximate KL", ("approx_kl",), "to the weights that sampled, in nats per image and transition"),
     ("KL to the reference", ("kl",), "how far the model has gone, in nats per image and transition"),
     ("Settled before", ("settled",), "share of the advantages' variance that previews leave out of the gradient"),
+    ("Control scale", ("control_scale",), "how closely pictures followed their control in training"),
     ("Front", ("front",), "share of images that none beats on all counts; more where rewards are in conflict"),
     ("Gradient norm", ("grad_norm",), "before clipping"),
     ("Learning rate", ("lr",), ""),

@@ -30,13 +30,16 @@ from burnish.optimizer import adamw
 from burnish.pareto import front
 from burnish.parts import Given, Parts, assemble
 from burnish.rewards import score
-from burnish.rollout import join
+from burnish.rollout import Sampler, join
 from burnish.runs import Record, Run, write
 from burnish.seeds import generator, seed_globals
 from burnish.seeds import number as seed_of
 from burnish.types import Prompt, Scores, Trajectory
 from burnish.updates import credit, look, minibatches, moves, selects, set_rate, share, summary, update
 from burnish.world import World
+
+SCALES = 0.05
+"""Control scales less than about this apart count as the same for what is remembered of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ def train(
                 # 3. Prompts -> images -> scores: whole prompt groups, each process its own.
                 started = time.perf_counter()
                 prompts, group = choose(job, iteration)
-                trajectory, own_scores, seconds_scoring = explore(job, prompts, group, iteration, on_images)
+                sampler = stage(job, iteration)
+                trajectory, own_scores, seconds_scoring = explore(job, sampler, prompts, group, iteration, on_images)
                 sampled = time.perf_counter()
                 job.poll()  # the last chance before the updates
 
@@ -129,6 +133,9 @@ def train(
                 check_patience(config, scores, barren)
                 whole = False
                 groups = world.gather(group)
+                if parts.curriculum is not None:
+                    groups = apart(groups, sampler.control.scale)
+                    learn(job, scores)
                 everyone = parts.advantage(scores, parts.weights, groups)
                 several = len(scores.names) > 1
                 chosen = front(parts.advantage, scores, parts.weights, groups) if several or selects(job) else there
@@ -152,6 +159,7 @@ def train(
                     "iteration": iteration,
                     "images": len(scores.parts),
                     "rewards": describe(scores, groups),
+                    **({} if parts.curriculum is None else {"control_scale": sampler.control.scale}),
                     **({"front": float(chosen[there].float().mean())} if several else {}),
                     "idle": float((everyone == 0).float().mean()),  # share of images that teach nothing
                     **missing(scores),
@@ -270,8 +278,34 @@ def asked_for(job: Job, images: int) -> Tensor | None:
     return identifiers.shares(images, job.config.batch.images_per_prompt, len(job.parts.rewards))
 
 
+def stage(job: Job, iteration: int) -> Sampler:
+    """How an iteration is sampled: at the control scale to which the curriculum has come, if there is one. Evaluations
+    and sample grids stay at `sampler.control.scale`."""
+    sampler, curriculum = job.parts.sampler, job.parts.curriculum
+    if curriculum is None:
+        return sampler
+    progress = (iteration - 1) / max(1, job.config.iterations - 1)
+    scale = curriculum(progress, generator(job.config.seed, iteration, "curriculum"))
+    return replace(sampler, control=replace(sampler.control, scale=scale))
+
+
+def apart(group: Tensor, scale: float) -> Tensor:
+    """The prompts' numbers (images,) at a control scale, others at another: what a prompt scored at one scale is no
+    measure of it at the next, and an advantage that remembers must not compare them."""
+    bucket = round(scale / SCALES)
+    return torch.tensor([seed_of("scale", number, bucket) for number in group.tolist()])
+
+
+def learn(job: Job, scores: Scores) -> None:
+    """Tells the curriculum how the iteration went."""
+    curriculum = job.parts.curriculum
+    if named := getattr(curriculum, "reward", ""):
+        curriculum.learn(float(scores.parts[:, scores.names.index(named)].nanmean()))
+
+
 def explore(
     job: Job,
+    sampler: Sampler,
     prompts: list[Prompt],
     group: Tensor,
     iteration: int,
@@ -290,8 +324,8 @@ def explore(
         for rows in torch.arange(len(group)).split(job.config.batch.sample):
             job.poll()
             some = [prompts[row] for row in rows.tolist()]
-            cond, previews = parts.sampler.encode(policy, some), job.config.batch.previews
-            trajectory = parts.sampler.rollout(policy, cond, group[rows], noise, guesses=previews)
+            cond, previews = sampler.encode(policy, some), job.config.batch.previews
+            trajectory = sampler.rollout(policy, cond, group[rows], noise, guesses=previews)
             trajectories.append(trajectory)
             images = policy.decode(trajectory.latent)
             answers.append(thread.submit(timed_score, parts, images, some))

@@ -126,7 +126,7 @@ def test_previews_train_the_same_moves_of_a_prompts_images(recipe: Path, tmp_pat
 def test_previews_tell_the_moves_apart(recipe: Path, tmp_path: Path) -> None:
     job = prepare(load(recipe, "batch.previews=true"), Run.create(tmp_path / "job"), World(), None)
     prompts, group = choose(job, 1)
-    trajectory, scores, _ = explore(job, prompts, group, 1)
+    trajectory, scores, _ = explore(job, job.parts.sampler, prompts, group, 1)
     assert trajectory.guess is not None and trajectory.guess.shape == (8, 3, 4, 8, 8)
     adv = job.parts.advantage(scores, job.parts.weights, group)
     images, steps = torch.arange(8).repeat_interleave(2), torch.tensor([0, 2] * 8)
@@ -345,7 +345,7 @@ def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(
         None,
     )
     prompts, group = choose(job, 1)
-    trajectory, scores, _ = explore(job, prompts, group, 1)
+    trajectory, scores, _ = explore(job, job.parts.sampler, prompts, group, 1)
     norms = []
     for rows in (torch.arange(8), torch.arange(4, 8)):
         parts = scores.parts.clone()
@@ -386,7 +386,7 @@ def test_the_loss_is_the_mean_over_the_front(recipe: Path, tmp_path: Path, objec
     config = many(recipe, tmp_path, f"objective={{use='{objective}',kl={kl}}}", "optimizer.lr=0")
     job = prepare(config, Run.create(tmp_path / "job"), World(), None)
     prompts, group = choose(job, 1)
-    trajectory, scores, _ = explore(job, prompts, group, 1)
+    trajectory, scores, _ = explore(job, job.parts.sampler, prompts, group, 1)
     scores.parts[3, 0] = torch.nan
     there = scores.parts.isfinite().all(1)
     adv = job.parts.advantage(scores, job.parts.weights, group)
@@ -417,7 +417,7 @@ def test_a_run_takes_that_mean(recipe: Path, tmp_path: Path) -> None:
     (record,) = Run(train(config, tmp_path / "run")).records()
     job = prepare(config, Run.create(tmp_path / "job"), World(), None)
     prompts, group = choose(job, 1)
-    trajectory, scores, _ = explore(job, prompts, group, 1)
+    trajectory, scores, _ = explore(job, job.parts.sampler, prompts, group, 1)
     adv = job.parts.advantage(scores, job.parts.weights, group)
     rows = job.parts.advantage.front(scores, job.parts.weights, group).nonzero().flatten()
     pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
