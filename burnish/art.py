@@ -97,7 +97,7 @@ def search(
     read, drawn, texts = 0, 0, set[str]()
     while drawn < tries and len(found) < count:
         noise = generator(seed, "art", drawn)
-        cond = policy.encode([prompt] * CHUNK)
+        cond = sampler.encode(policy, [prompt] * CHUNK)
         trajectory = sampler.rollout(policy, cond, torch.zeros(CHUNK, dtype=torch.long), noise)
         images = policy.decode(trajectory.latent).cpu()[: tries - drawn]
         code = qr.of(prompt, images.shape[-1])

@@ -31,6 +31,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "caption": "burnish.rewards.caption:caption",
         "question": "burnish.rewards.question:question",
         "qr_scan": "burnish.rewards.qr:scan",
+        "qr_modules": "burnish.rewards.qr:modules",
         "picture_similarity": "burnish.rewards.picture:picture_similarity",
         "code_distance": "burnish.rewards.picture:code_distance",
     },

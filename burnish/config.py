@@ -36,6 +36,7 @@ class Model:
     """What is fine-tuned, and which of its weights."""
 
     id: str = ""  # "zoo:emoji-sd", a folder in diffusers' format, or a hub id
+    size: int = 0  # of the pictures' sides in pixels; 0: as the model was made for
     train: str = "lora"  # "lora": small matrices beside the attention's; "full": every weight of the network
     rank: int = 4  # of the LoRA matrices
     alpha: int = 4  # LoRA scale: alpha / rank
@@ -251,6 +252,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("seed", lambda n: 0 <= n < 2**31, "between 0 and 2147483647"),
     ("model.id", bool, 'a model: id = "zoo:emoji-sd", a folder or a hub id'),
     ("model.train", lambda s: s in ("lora", "full"), '"lora" or "full"'),
+    ("model.size", lambda n: n >= 0, "0 (as the model was made for) or a number of pixels"),
     ("model.rank", lambda n: n >= 1, "at least 1"),
     ("model.alpha", lambda n: n >= 1, "at least 1"),
     ("model.targets", bool, 'at least one layer name, such as "to_q"'),

@@ -251,6 +251,18 @@ def load_pipeline(
     return pipe.to(device)
 
 
+def resize(pipe: Any, size: int) -> None:
+    """From now on the pipeline's pictures have sides of ``size`` pixels.
+
+    Raises:
+        ValueError: its network cannot halve such latents as often as it wants to.
+    """
+    unit = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    if size % unit:
+        raise ValueError(f"model.size = {size}: this model's pictures have sides of a multiple of {unit} pixels")
+    pipe.unet.register_to_config(sample_size=size // pipe.vae_scale_factor)
+
+
 def steer(pipe: Any, source: str, dtype: torch.dtype, device: torch.device | str) -> Any:
     """The pipeline with the ControlNet from ``zoo:NAME``, a folder or a hub id beside it.
 

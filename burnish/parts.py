@@ -17,6 +17,7 @@ from burnish.panel import Panel
 from burnish.policy import DTYPES, Policy
 from burnish.rewards import Tolerance
 from burnish.rollout import Sampler
+from burnish.seeds import generator
 from burnish.types import Objective, Prompt, Reward
 
 Judge = Callable[[Tensor, Sequence[Prompt]], Tensor]  # images, prompts -> (B,) bool: shows what was asked
@@ -117,6 +118,18 @@ def assemble(config: Config, device: str = "", given: Given | None = None) -> Pa
     )
 
 
+def stage(config: Config, parts: Parts, iteration: int) -> Sampler:
+    """How an iteration is sampled: at the control scale to which the curriculum has come, if there is one.
+
+    Evaluations and sample grids stay at `sampler.control.scale`.
+    """
+    if parts.curriculum is None:
+        return parts.sampler
+    progress = (iteration - 1) / max(1, config.iterations - 1)
+    scale = parts.curriculum(progress, generator(config.seed, iteration, "curriculum"))
+    return replace(parts.sampler, control=replace(parts.sampler.control, scale=scale))
+
+
 def absent(**arguments: Any) -> NoReturn:
     """What `OBJECT` names: the error of a run whose object is not given."""
     raise ValueError("this was an object of a Python program, which no file holds: go on with the program that gave it")
@@ -153,6 +166,7 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
         scheduler=model.scheduler,
         fused=model.fused or None,
         controlnet=model.controlnet,
+        size=model.size,
         learns=model.learns,
         adapter=adapter or model.adapter or None,
         reference=model.train == "full" and (config.objective.get("kl", 0) > 0 or config.guard.kl > 0),

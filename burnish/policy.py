@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from burnish import adapter as lora
 from burnish import control
 from burnish.cpu import suit
-from burnish.families import LARGE, SMALL_ONES, Family, family_of, load_pipeline, steer
+from burnish.families import LARGE, SMALL_ONES, Family, family_of, load_pipeline, resize, steer
 from burnish.schedule import Schedule
 from burnish.trunk import share
 from burnish.types import Cond, Prompt
@@ -98,6 +98,7 @@ class Policy:
         reference: bool = False,
         controlnet: str = "",
         learns: str = "",
+        size: int = 0,
     ) -> Policy:
         """A policy from ``zoo:NAME``, a pipeline's folder, a hub id, or a diffusers pipeline in memory.
 
@@ -119,6 +120,7 @@ class Policy:
             reference: with "full", keep a copy of the first weights for ``reference()``; an adapter needs none.
             controlnet: ``zoo:NAME``, a folder or a hub id of a ControlNet that the pictures follow.
             learns: "controlnet", "both", or "" for the model's own network.
+            size: of the pictures' sides in pixels; 0 as the model was made for.
 
         Raises:
             FileNotFoundError: there is no such model, or it or the adapter misses a part, which is named.
@@ -138,6 +140,8 @@ class Policy:
             revision=revision,
             variant=variant,
         )
+        if size:
+            resize(pipe, size)
         if scheduler == "lcm":
             from diffusers import LCMScheduler
 

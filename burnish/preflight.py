@@ -19,7 +19,7 @@ from burnish import advantages, identifiers
 from burnish.config import Config
 from burnish.optimizer import adamw
 from burnish.pareto import expected_share
-from burnish.parts import Parts, assemble
+from burnish.parts import Parts, assemble, stage
 from burnish.process import Forward, Process, Reverse
 from burnish.rewards import score
 from burnish.rollout import Sampler
@@ -56,7 +56,7 @@ def preflight(config: Config) -> list[Finding]:
 
 
 def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
-    policy, sampler = parts.policy, parts.sampler
+    policy, sampler = parts.policy, stage(config, parts, 1)
     if policy.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(policy.device)
     prompts, group = _some_prompts(config, parts)
@@ -219,7 +219,9 @@ def _spread(scores: Scores, everyone: torch.Tensor, config: Config) -> Iterator[
             f"std within a prompt up to {within:.2g}; trained towards {better}"
         )
         if len(column) > 1 and float(column.max()) == float(column.min()):
-            yield Finding("error", text, "the reward is constant: try it alone with burnish.check_reward")
+            others = len(scores.names) > 1 and bool((scores.parts[there] != scores.parts[there][0]).any())
+            remedy = "try it alone with burnish.check_reward" + "; it teaches nothing until that changes" * others
+            yield Finding("warning" if others else "error", text, f"the reward is constant: {remedy}")
         elif within == 0 and config.advantage["use"] in GROUPED:
             remedy = "images of one prompt all score the same: use a finer reward, or advantage.use = batch"
             yield Finding("warning", text, remedy)

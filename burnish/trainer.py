@@ -28,7 +28,7 @@ from burnish.config import Config
 from burnish.journal import Job
 from burnish.optimizer import adamw
 from burnish.pareto import front
-from burnish.parts import Given, Parts, assemble
+from burnish.parts import Given, Parts, assemble, stage
 from burnish.rewards import score
 from burnish.rollout import Sampler, join
 from burnish.runs import Record, Run, write
@@ -118,7 +118,7 @@ def train(
                 # 3. Prompts -> images -> scores: whole prompt groups, each process its own.
                 started = time.perf_counter()
                 prompts, group = choose(job, iteration)
-                sampler = stage(job, iteration)
+                sampler = stage(config, parts, iteration)
                 trajectory, own_scores, seconds_scoring = explore(job, sampler, prompts, group, iteration, on_images)
                 sampled = time.perf_counter()
                 job.poll()  # the last chance before the updates
@@ -276,17 +276,6 @@ def asked_for(job: Job, images: int) -> Tensor | None:
     if not job.config.sampler.identifiers:
         return None
     return identifiers.shares(images, job.config.batch.images_per_prompt, len(job.parts.rewards))
-
-
-def stage(job: Job, iteration: int) -> Sampler:
-    """How an iteration is sampled: at the control scale to which the curriculum has come, if there is one. Evaluations
-    and sample grids stay at `sampler.control.scale`."""
-    sampler, curriculum = job.parts.sampler, job.parts.curriculum
-    if curriculum is None:
-        return sampler
-    progress = (iteration - 1) / max(1, job.config.iterations - 1)
-    scale = curriculum(progress, generator(job.config.seed, iteration, "curriculum"))
-    return replace(sampler, control=replace(sampler.control, scale=scale))
 
 
 def apart(group: Tensor, scale: float) -> Tensor:

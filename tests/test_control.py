@@ -335,3 +335,25 @@ def test_curricula_that_do_not_fit(recipe: Path) -> None:
     ):
         with pytest.raises(ValueError, match=said):
             configuration.load(recipe, [change])
+
+
+def test_pictures_of_another_size(model: tuple[Path, Path], tmp_path: Path) -> None:
+    """As the stock pipeline draws them; the control picture grows too."""
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "white.png")
+    prompts = [Prompt(text, {"control": str(tmp_path / "white.png")}) for text in TEXTS]
+    policy = load(model, size=64)
+    assert policy.latent_shape == (4, 16, 16)
+    traj = roll(policy, Sampler(ddim(0.8), 3, cfg(3.0)), prompts)
+    assert policy.decode(traj.latent).shape == (3, 3, 64, 64)
+    expected = stock(model)(
+        TEXTS,
+        image=pictures(prompts, 64, 64),
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        eta=0.8,
+        generator=generator(3),
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(traj.latent, expected, rtol=1e-5, atol=1e-4)
+    with pytest.raises(ValueError, match=r"model.size = 36: this model's pictures have sides of a multiple of (8|16)"):
+        load(model, size=36)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from burnish import config as configuration
 from burnish.preflight import Finding, preflight
@@ -105,7 +106,9 @@ def test_a_ratio_that_is_off_is_an_error(look: Look, monkeypatch: pytest.MonkeyP
     assert "float32" in found[0].remedy
 
 
-REAL = [name for name in configuration.recipes() if not configuration.load(name).model.id.startswith("zoo:")]
+HUB = [name for name in configuration.recipes() if not configuration.load(name).model.id.startswith("zoo:")]
+STEERED = [name for name in HUB if configuration.load(name).model.controlnet]
+REAL = [name for name in HUB if name not in STEERED]
 TINY = {"sd15": "tiny_sd1", "lcm": "tiny_lcm", "sd21": "tiny_sd2", "sdxl": "tiny_sdxl"}
 """A model of the same architecture, by the first word of a recipe's name."""
 
@@ -120,4 +123,20 @@ def test_recipes_hold_on_a_tiny_model_of_their_architecture(name: str, request: 
     if config.rewards[0]["use"] not in ("compressibility", "incompressibility"):
         config = configuration.load(name, [*here, *small, 'rewards=[{use="compressibility"}]'])
     findings = preflight(config)
+    assert len(findings) > 4 and [one.text for one in findings if one.level == "error"] == []
+
+
+@pytest.mark.parametrize("name", STEERED)
+def test_recipes_of_codes_hold_on_a_tiny_model(
+    name: str, tiny_pipeline: Path, tiny_controlnet: Path, tmp_path: Path
+) -> None:
+    """With codes that 64 pixels hold; the CLIP model and the base pictures are the embedded ones."""
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "base.png")
+    here = [f"model.id={tiny_pipeline}", f"model.controlnet={tiny_controlnet}", "model.device=cpu", "model.size=64"]
+    here += ["model.dtype=float32", "sampler.steps=6", "batch.sample=4", "batch.replay=3", "batch.transitions=2"]
+    for where in ("prompts", "evaluation.prompts"):
+        here += [f"{where}.length=5", f"{where}.random=12", f"{where}.base={tmp_path}/base.png"]
+    tables = configuration.load(name).rewards
+    here += [f"rewards.{i}.model=zoo:emoji-clip" for i, one in enumerate(tables) if "similarity" in one["use"]]
+    findings = preflight(configuration.load(name, here))
     assert len(findings) > 4 and [one.text for one in findings if one.level == "error"] == []

@@ -288,7 +288,7 @@ def test_every_listed_reward_passes_the_check(name: str, tiny_clip: Path, server
     reward = catalog.build("reward", {"use": name, **needed.get(name, {})})
     asked: dict[str, list] = {
         "question": ["two cats", "ten none"],  # "What animal is in this image?" "none", as these show no animal
-        **dict.fromkeys(("qr_scan", "picture_similarity", "code_distance"), coded),
+        **dict.fromkeys(("qr_scan", "qr_modules", "picture_similarity", "code_distance"), coded),
     }
     size = 64 if asked.get(name) is coded else 24  # px: the least that holds a code
     assert check_reward(reward, size=size, prompts=asked.get(name, ["a cat", "a dog"])) == []

@@ -19,7 +19,7 @@ from burnish.qr import Layout, fit
 from burnish.rewards import check_reward, conditions
 from burnish.rewards.decoders import BINARIZERS, decoder, find, variants
 from burnish.rewards.pixels import eight_bit
-from burnish.rewards.qr import Readings, Scanner, scan
+from burnish.rewards.qr import Readings, Scanner, modules, scan
 from burnish.types import Prompt
 
 ZXING = tuple(BINARIZERS)
@@ -340,3 +340,12 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     assert "not a picture" in run(capsys, "qr", "--verify", str(tmp_path))[2]
     code, _, err = run(capsys, "qr", "--verify", str(tmp_path / "whole.png"), "--decoder", "eyes")
     assert code == 2 and "decoder 'eyes' is unknown" in err
+
+
+def test_the_module_term_alone() -> None:
+    """A reward of its own, so that it is normalised by itself."""
+    layout = fit("AB12C", 64)
+    images = torch.stack([layout.draw(), torch.full((3, 64, 64), 0.5), 1 - layout.draw()])
+    prompts = [Prompt("a cat", {"payload": "AB12C"})] * 3
+    torch.testing.assert_close(modules()(images, prompts), 1 - layout.errors(images).double())
+    assert modules()(images, prompts).tolist()[0] == 1 and modules()(images, prompts).tolist()[2] == 0

@@ -180,6 +180,19 @@ def scan(
     return reward
 
 
+def modules() -> Reward:
+    """The share of modules of metadata["payload"]'s code that are on their right side, in [0, 1]: no reader is asked.
+
+    Raises:
+        ValueError: later, a prompt without payload.
+    """
+
+    def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return 1 - module_errors(images, [qr.of(prompt, side(images)) for prompt in prompts])
+
+    return reward
+
+
 def module_errors(images: Tensor, layouts: Sequence[qr.Layout]) -> Tensor:
     """The module error rate of each picture under its own layout, (B,) float64 on the CPU."""
     errors = [code.errors(images[row : row + 1]) for row, code in enumerate(layouts)]
