@@ -1,0 +1,90 @@
+"""Pictures that are codes: what is kept, how many tries it took, and what the command says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_cli import run
+from torch import Tensor
+
+from burnish import art
+from burnish.art import open_artist, save, search
+from burnish.guidance import none
+from burnish.kernels import ddim
+from burnish.policy import Policy
+from burnish.qr import fit
+from burnish.rewards.pixels import opened
+from burnish.rewards.qr import Scanner
+from burnish.rollout import Sampler
+from burnish.types import Prompt
+
+CODE = fit("AB12C", 64).draw()
+ASKED = Prompt("a cat", {"payload": "AB12C"})
+
+
+@pytest.fixture
+def artist(tiny_pipeline: Path, tiny_controlnet: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Policy, Sampler]:
+    """A model whose fifth, tenth, ... picture of a batch is the bare code, and the sixth, ... a code hardly read."""
+    policy = Policy.load(tiny_pipeline, controlnet=str(tiny_controlnet), size=64, train="none")
+
+    def decode(latent: Tensor) -> Tensor:
+        images = torch.rand(len(latent), 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        images[4::5] = CODE
+        images[5::5] = 0.5 + 0.08 * (CODE - 0.5)
+        return images
+
+    monkeypatch.setattr(policy, "decode", decode)
+    return policy, Sampler(ddim(), 1, none())
+
+
+def test_what_is_read_is_kept(artist: tuple[Policy, Sampler], tmp_path: Path) -> None:
+    heard: list[tuple[int, int]] = []
+    found = search(*artist, ASKED, Scanner(), count=4, tries=100, on_try=lambda *said: heard.append(said))
+    assert [one.attempt for one in found.found] == [5, 10, 15, 16 + 5] and found.tries == 32
+    assert found.payload == "AB12C" and found.read >= 6 and heard == [(16, 3), (32, 4)]
+    paths = save(found, tmp_path / "out")
+    assert [path.name for path in paths] == [f"code-00{n}.png" for n in ("05", "10", "15", "21")]
+    assert torch.equal(opened(paths[0]), CODE)
+    few = search(*artist, ASKED, Scanner(), count=4, tries=7)
+    assert [one.attempt for one in few.found] == [5] and few.tries == 7
+    none_read = search(*artist, ASKED, Scanner(), count=1, tries=4)
+    assert (none_read.found, none_read.tries, none_read.payload) == ([], 4, "")
+
+
+def test_a_folder_that_is_a_file(artist: tuple[Policy, Sampler], tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(FileExistsError, match="out is a file; choose another --out"):
+        save(search(*artist, ASKED, Scanner(), count=1, tries=5), tmp_path / "out")
+
+
+def test_models_that_draw_no_codes(tiny_pipeline: Path, tiny_controlnet: Path) -> None:
+    with pytest.raises(ValueError, match="draws no codes by itself: give a ControlNet for it by --controlnet"):
+        open_artist(str(tiny_pipeline))
+    policy, sampler = open_artist(str(tiny_pipeline), str(tiny_controlnet), steps=3, guidance=2.0, scale=1.5)
+    assert policy.steered and (sampler.steps, sampler.control.scale) == (3, 1.5)
+    assert open_artist(str(tiny_pipeline), str(tiny_controlnet))[1].control.scale == 1.0
+
+
+def test_the_command(
+    artist: tuple[Policy, Sampler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(art, "open_artist", lambda *words, **settings: asked.append((words, settings)) or artist)
+    words = ["qr", "AB12C", "--prompt", "a cat", "--out", str(tmp_path / "out"), "--n", "2"]
+    code, out, _ = run(capsys, *words)
+    assert code == 0 and "2 of 16 tries are read under every condition" in out and "they say 'AB12C'" in out
+    assert asked[0][0] == ("zoo:emoji-sd", "zoo:emoji-qr"), "without a model the embedded one"
+    code, out, _ = run(capsys, *words, "--json", "--model", "m", "--controlnet", "c")
+    told = json.loads(out)
+    assert code == 0 and (told["kept"], told["tries"], told["payload"], len(told["files"])) == (2, 16, "AB12C", 2)
+    assert asked[1][0] == ("m", "c")
+    code, out, _ = run(capsys, *words, "--tries", "4")
+    assert code == 1 and "0 of 4 tries" in out, "nothing is read"
+    code, _, err = run(capsys, "qr", "AB12C")
+    assert code == 2 and "qr needs a PAYLOAD and a --prompt to draw, or --verify IMAGE to read" in err
+    code, _, err = run(capsys, "qr", "much too long for sixty-four pixels", "--prompt", "a cat")
+    assert code == 2 and "does not fit a canvas of 64 px" in err
