@@ -40,7 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("updates",),
     ("trainer",),
     ("preflight", "gallery", "zoo.check", "report", "compat.trl.options", "compat.trl.pipeline", "compat.trl.calls"),
-    ("art",),
+    ("art", "zoo.steering"),
     ("cli", "compat.trl.trainer"),
     ("compat", "compat.trl"),
 )
