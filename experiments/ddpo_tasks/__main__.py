@@ -24,10 +24,7 @@ def measure_time(options: argparse.Namespace) -> None:
     out = options.out
     if (out / "time.json").exists():
         return
-    arms = {
-        name: (arm.recipe, (*plan.COMMON, *plan.TASKS["compressibility"], *arm.changes))
-        for name, arm in plan.ARMS.items()
-    }
+    arms = {name: (arm.recipe, plan.trial("compressibility", name, 0).settings) for name, arm in plan.ARMS.items()}
     seconds = iteration_seconds(arms, out, rounds=1, iterations=3)
     write(out / "time.json", dumps({name: median(each) for name, each in seconds.items()}, indent=1))
 

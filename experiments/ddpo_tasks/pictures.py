@@ -13,7 +13,7 @@ from experiments.running import place
 
 SIDE = 96  # pixels of a picture in the grid
 MARGIN = 100  # on the left, for the names
-TEXTS = {"caption": ["a cat and a guitar", "a bear and a car", "a fox and a crown", "a fish and an umbrella"]}
+TEXTS = {"caption": ["a cat and a guitar", "a bear and a car", "a fox and a car", "a dog and a guitar"]}
 USUAL = ["a cat", "a horse", "a bear", "a fox", "a spider", "a duck", "a lion", "a llama"]
 
 

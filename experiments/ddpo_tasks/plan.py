@@ -10,15 +10,12 @@ SEEDS = (0, 1, 2)
 QUERIES = 512  # scored pictures of a run
 EVALUATIONS = 2  # of a run, after the one before training
 PAIRS = {  # of an animal and an object: what is trained on, and what is not
-    "prompts": (
-        ["cat", "dog", "horse", "rabbit", "bird", "bear", "fox", "fish", "frog"],
-        ["guitar", "apple", "car", "umbrella", "crown"],
-    ),
-    "evaluation.unseen": (
-        ["pig", "duck", "lion", "turtle", "monkey", "whale"],
-        ["violin", "banana", "sailboat", "key", "rocket", "candle"],
-    ),
+    "prompts": (["cat", "bear", "fox", "dog"], ["guitar", "car"]),
+    "evaluation.unseen": (["pig", "lion", "frog", "horse"], ["violin", "apple"]),
 }
+"""Few, because what is learned of one pair says little of another: of 45 pairs each would be drawn eleven times."""
+RATES = {"caption": 0.4}
+"""What learning rates are multiplied with on a task: pictures of pairs fall apart sooner than those of one animal."""
 
 
 def pairs(where: str) -> str:
@@ -35,6 +32,7 @@ TASKS: dict[str, tuple[str, ...]] = {
         'rewards=[{use="caption",model="zoo:emoji-captioner",encoder="zoo:emoji-clip",batch=64,'
         'reference="{animal} {object}"}]',
         *map(pairs, PAIRS),
+        "evaluation.images_per_prompt=8",
     ),
 }
 COMMON = (
@@ -51,6 +49,7 @@ class Arm:
 
     recipe: str
     images: int  # of an iteration
+    rate: float  # learning rate
     changes: tuple[str, ...] = ()
     tasks: tuple[str, ...] = tuple(TASKS)
 
@@ -68,38 +67,41 @@ FEW = ("sampler.steps=5",)  # of the diffusion model; it draws what is asked for
 MOVES = (*FEW, "batch.transitions=0", "batch.least_noise=0.1")  # three of the five, like the consistency model's three
 IMITATE = (*FEW, "objective.use=rwr", "batch.prompts=16", "batch.transitions=4", "optimizer.warmup=4")
 ARMS: dict[str, Arm] = {
-    "ddpo_is": Arm("demo", 64, MOVES),
-    "ddpo_sf": Arm("demo", 64, (*MOVES, "objective.use=reinforce", "batch.updates=1")),
+    "ddpo_is": Arm("demo", 64, 5e-3, MOVES),
+    "ddpo_sf": Arm("demo", 64, 5e-3, (*MOVES, "objective.use=reinforce", "batch.updates=1")),
     "rwr": Arm(
         "demo",
         128,
-        (*IMITATE, 'advantage={use="softmax",beta=2.0,standardise=true}', "batch.updates=8", "optimizer.lr=1e-3"),
+        1e-3,
+        (*IMITATE, 'advantage={use="softmax",beta=2.0,standardise=true}', "batch.updates=8"),
     ),
     "rwr_sparse": Arm(
         "demo",
         128,
+        1e-3,
         (
             *IMITATE,
             'advantage={use="top_fraction",fraction=0.25}',
             "batch.epochs=4",
             "batch.updates=2",
-            "optimizer.lr=1e-3",
         ),
     ),
     # all weights equal: what imitation does without any reward, so what the two above must beat
     "rwr_control": Arm(
         "demo",
         128,
-        (*IMITATE, 'advantage={use="softmax",beta=0.0}', "batch.updates=8", "optimizer.lr=1e-3"),
+        1e-3,
+        (*IMITATE, 'advantage={use="softmax",beta=0.0}', "batch.updates=8"),
         ("compressibility",),
     ),
     "awm": Arm(  # a policy gradient on the forward process
         "demo",
         64,
+        5e-3,
         (*FEW, 'objective={use="awm",clip=5.0}', "batch.transitions=4"),
         ("compressibility",),
     ),
-    "rlcm": Arm("emoji-lcm-compressibility", 64),
+    "rlcm": Arm("emoji-lcm-compressibility", 64, 4e-3),
 }
 PAPERS = ("ddpo_is", "ddpo_sf", "rwr", "rwr_sparse", "rlcm")  # the algorithms compared; the others explain
 BORROWED = ("incompressibility", "aesthetic")
@@ -130,4 +132,5 @@ def jobs() -> list[Trial]:
 def trial(task: str, name: str, seed: int) -> Trial:
     """One run."""
     arm = ARMS[name]
-    return Trial(task, name, seed, arm.recipe, arm.iterations, arm.every, (*COMMON, *TASKS[task], *arm.changes))
+    settings = (*COMMON, *TASKS[task], *arm.changes, f"optimizer.lr={arm.rate * RATES.get(task, 1.0):g}")
+    return Trial(task, name, seed, arm.recipe, arm.iterations, arm.every, settings)
