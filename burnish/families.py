@@ -65,7 +65,8 @@ def _call_sd(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
 
 def _call_sd_control(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
     x, t = _repeated(x, t, cond)
-    return pipe.unet(x, t, encoder_hidden_states=cond["text"], return_dict=False, **_steered(pipe, x, t, cond))[0]
+    weight, steered = _weight(pipe, x, cond), _steered(pipe, x, t, cond)
+    return pipe.unet(x, t, timestep_cond=weight, encoder_hidden_states=cond["text"], return_dict=False, **steered)[0]
 
 
 def _steered(pipe: Any, x: Tensor, t: Tensor, cond: Cond, **more: Any) -> dict[str, Any]:
@@ -193,6 +194,7 @@ FAMILIES: dict[str, Family] = {
 
 STEERED = {
     "StableDiffusionPipeline": "StableDiffusionControlNetPipeline",
+    "LatentConsistencyModelPipeline": "StableDiffusionControlNetPipeline",  # a ControlNet of the undistilled model fits
     "StableDiffusionXLPipeline": "StableDiffusionXLControlNetPipeline",
 }
 """The pipeline that takes a ControlNet beside, of those that have none."""

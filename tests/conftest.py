@@ -348,13 +348,17 @@ def closed_port(monkeypatch: pytest.MonkeyPatch) -> str:
         return f"http://127.0.0.1:{http.server_address[1]}"
 
 
-def build_controlnet(pipe: Any) -> Any:
-    """A tiny ControlNet for a tiny pipeline; its outputs, silent in a new one, are random and large enough to show."""
+def build_controlnet(pipe: Any, copied: bool = True) -> Any:
+    """A tiny ControlNet for a tiny pipeline; its outputs, silent in a new one, are random and large enough to show.
+
+    Its other weights are ``copied`` from the pipeline's network, as is usual, or random.
+    """
     from diffusers import ControlNetModel
 
     with torch.random.fork_rng():
         torch.manual_seed(4)
-        net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8, 8)).eval()
+        channels = (4, 8, 8)
+        net = ControlNetModel.from_unet(pipe.unet, "rgb", channels, load_weights_from_unet=copied).eval()
         for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
             torch.nn.init.normal_(layer.weight, std=0.5)
         torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=10.0)  # what enters it is small

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import generator, perturb
+from conftest import build_controlnet, generator, perturb
 from diffusers import (
     ControlNetModel,
     DDIMScheduler,
@@ -24,8 +24,8 @@ from burnish import checkpoint
 from burnish import config as configuration
 from burnish.adapter import FILE
 from burnish.control import Control, pictures
-from burnish.guidance import cfg, none
-from burnish.kernels import ddim
+from burnish.guidance import cfg, embedded, none
+from burnish.kernels import ddim, lcm
 from burnish.policy import Policy
 from burnish.report import write_report
 from burnish.rollout import Sampler
@@ -250,14 +250,17 @@ def test_prompts_without_a_picture(model: tuple[Path, Path], tmp_path: Path) -> 
 
 
 def test_models_that_do_not_fit(
-    tiny_sd1: Path, tiny_lcm: Path, tiny_controlnet: Path, tiny_sdxl_controlnet: Path
+    tiny_sd1: Path, tiny_lcm: Path, tiny_controlnet: Path, tiny_sdxl_controlnet: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"was made for another network: its cross_attention_dim is 20, that of the"):
         Policy.load(tiny_sd1, controlnet=str(tiny_sdxl_controlnet))
-    with pytest.raises(
-        ValueError, match="a LatentConsistencyModelPipeline takes none here; these do: StableDiffusionP"
-    ):
+    with pytest.raises(ValueError, match=r"was made for another network: its block_out_channels"):
         Policy.load(tiny_lcm, controlnet=str(tiny_controlnet))
+    steered = tmp_path / "steered"
+    Policy.load(tiny_sd1, controlnet=str(tiny_controlnet), train="none").pipe.save_pretrained(steered)
+    assert Policy.load(steered).steered, "a whole pipeline with its ControlNet is a model like others"
+    with pytest.raises(ValueError, match="a StableDiffusionControlNetPipeline takes none here; these do: StableDiffu"):
+        Policy.load(steered, controlnet=str(tiny_controlnet))
     with pytest.raises(ValueError, match="cannot be loaded"):
         Policy.load(tiny_sd1, controlnet=str(tiny_sd1))
     with pytest.raises(FileNotFoundError, match="does not exist"):
@@ -357,3 +360,29 @@ def test_pictures_of_another_size(model: tuple[Path, Path], tmp_path: Path) -> N
     torch.testing.assert_close(traj.latent, expected, rtol=1e-5, atol=1e-4)
     with pytest.raises(ValueError, match=r"model.size = 36: this model's pictures have sides of a multiple of (8|16)"):
         load(model, size=36)
+
+
+def test_a_consistency_model(tiny_lcm: Path, prompts: list[Prompt], tmp_path: Path) -> None:
+    """Its guidance weight stays an input of the network; the stock pipeline does the same."""
+    lcm_pipe = DiffusionPipeline.from_pretrained(tiny_lcm)
+    build_controlnet(lcm_pipe, copied=False).save_pretrained(tmp_path / "net")  # as if of the undistilled model
+    policy, sampler = load((tiny_lcm, tmp_path / "net")), Sampler(lcm(), 4, embedded(4.0), Control(0.8))
+    assert policy.takes_weight and policy.schedule.consistency
+    traj = roll(policy, sampler, prompts)
+    parts = {name: part for name, part in lcm_pipe.components.items() if name != "image_encoder"}
+    pipe = StableDiffusionControlNetPipeline(
+        **parts, controlnet=ControlNetModel.from_pretrained(tmp_path / "net"), requires_safety_checker=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(
+        TEXTS,
+        image=pictures(prompts, 32, 32),
+        num_inference_steps=4,
+        guidance_scale=4.0,
+        generator=generator(3),
+        output_type="latent",
+        controlnet_conditioning_scale=0.8,
+    ).images
+    torch.testing.assert_close(traj.latent, expected, rtol=1e-4, atol=1e-4)
+    perturb(policy, 0.1)
+    assert (ratios(policy, sampler, roll(policy, sampler, prompts)) - 1).abs().max() < 1e-5
