@@ -78,7 +78,7 @@ def line_chart(x: Sequence[float], series: Sequence[Series], width: int = 340, h
     edges = [edge for one in series for i in range(len(x)) for edge in one.band(i) or ()]
     if not edges:
         return ""
-    frame = Frame(width, height, (min(x), max(x)), limits(min(edges), max(edges)))
+    frame = Frame(width, height, (min(x), max(x)), _range(min(edges), max(edges)))
     label = escape(", ".join(one.label for one in series))
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">', axes(frame)]
     for index, one in enumerate(series):
@@ -93,8 +93,7 @@ def line_chart(x: Sequence[float], series: Sequence[Series], width: int = 340, h
     return "".join([*parts, *_hover(frame, x, series), "</svg>"])
 
 
-def limits(low: float, high: float) -> tuple[float, float]:
-    """What an axis shows of values from `low` to `high`: a margin, and zero where it is near."""
+def _range(low: float, high: float) -> tuple[float, float]:
     margin = 0.06 * (high - low) or abs(low) * 0.1 or 1.0
     return (0.0 if 0 <= low <= 0.3 * high else low - margin), high + margin
 

@@ -2,7 +2,7 @@
 
 Each picture of an evaluation is a point; one that no other picture of that evaluation beats in both rewards shown is on
 the front, and the front is drawn through them as steps. A run that only trades one reward for another moves along its
-front; one that learns pushes it outwards. Standard library only, in the page's own colours, as all `charts`.
+front; one that learns pushes it outwards. Standard library only, in the page's own colours, as all of `charts`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from html import escape
 from itertools import combinations
 from typing import Any
 
-from burnish.charts import Frame, axes, limits, number
+from burnish.charts import Frame, axes, number
 
 PAIRS = 6  # at most so many pairs of rewards are drawn: all of four
 DRAWN = 300  # at most so many pictures of an evaluation that are not on its front
@@ -89,8 +89,7 @@ def scatter(
     if not seen:
         return ""
     every = [*seen, *path]
-    ranges = [limits(min(p[k] for p in every), max(p[k] for p in every)) for k in (0, 1)]
-    frame = Frame(WIDTH, HEIGHT, ranges[0], ranges[1])
+    frame = Frame(WIDTH, HEIGHT, _range([x for x, _ in every]), _range([y for _, y in every]))
     label = escape(f"{names[1]} against {names[0]}, before and after")
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">', axes(frame, whole=False)]
     for cloud, (kind, said) in zip(clouds, (("ring series-1", "before"), ("dot series-0", "after")), strict=True):
@@ -126,9 +125,16 @@ def _drawn(
     for (x, y), text in chosen:
         title = escape(f"{said}, {text}: {names[0]} {number(x)}, {names[1]} {number(y)}")
         parts.append(
-            f'<circle class="{kind}" cx="{frame.px(x)}" cy="{frame.py(y)}" r="4"><title>{title}</title></circle>'
+            f'<g><title>{title}</title><circle class="{kind}" cx="{frame.px(x)}" cy="{frame.py(y)}" r="4"/></g>'
         )
     return parts
+
+
+def _range(values: Sequence[float]) -> Point:
+    """What an axis shows: all values and a margin; zero is nothing special in the company of another reward."""
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or abs(low) * 0.1 or 1.0
+    return low - margin, high + margin
 
 
 def _cloud(evaluation: Mapping[str, Any], pair: tuple[int, int]) -> dict[int, tuple[Point, str]]:
