@@ -84,7 +84,7 @@ ONLY = {
     "report": {"runs", "charts", "fronts"},
 }
 NEVER_TORCH = ("runs", "charts", "fronts", "progress", "report", "zoo", "catalog", "cli")
-STANDARD_LIBRARY_ONLY = ("runs", "charts", "fronts", "zoo")
+STANDARD_LIBRARY_ONLY = ("runs", "charts", "zoo")
 
 
 def modules() -> dict[str, Path]:
