@@ -27,6 +27,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "clip_similarity": "burnish.rewards.clip:clip_similarity",
         "aesthetic": "burnish.rewards.aesthetic:aesthetic",
         "preference": "burnish.rewards.preference:preference",
+        "sentiment": "burnish.rewards.sentiment:sentiment",
         "remote": "burnish.rewards.remote:remote",
         "caption": "burnish.rewards.caption:caption",
         "question": "burnish.rewards.question:question",

@@ -80,7 +80,7 @@ def line_chart(x: Sequence[float], series: Sequence[Series], width: int = 340, h
         return ""
     frame = Frame(width, height, (min(x), max(x)), _range(min(edges), max(edges)))
     label = escape(", ".join(one.label for one in series))
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">', _axes(frame)]
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">', axes(frame)]
     for index, one in enumerate(series):
         for run in _runs([one.band(i) for i in range(len(x))]):
             upper = [f"{frame.px(x[i])} {frame.py(high)}" for i, (_, high) in run]
@@ -109,16 +109,22 @@ def _runs(bands: Sequence[tuple[float, float] | None]) -> list[list[tuple[int, t
     return [run for run in runs if run]
 
 
-def _axes(frame: Frame) -> str:
+def axes(frame: Frame, whole: bool = True) -> str:
+    """Round ticks with their grid; along x whole numbers alone, as of iterations, or any, with a grid of their own."""
     parts = []
     for value in ticks(*frame.y):
         y = frame.py(value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text class="axis" x="{LEFT - 8}" y="{y + 3.5:.1f}" text-anchor="end">{number(value)}</text>')
     for value in ticks(*frame.x, count=6):
-        if value == int(value):
+        if not whole:
+            x = frame.px(value)
+            parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{TOP}" y2="{frame.height - BOTTOM}"/>')
+        if value == int(value) or not whole:
             place = f'x="{frame.px(value)}" y="{frame.height - 8}"'
-            parts.append(f'<text class="axis" {place} text-anchor="middle">{int(value)}</text>')
+            parts.append(
+                f'<text class="axis" {place} text-anchor="middle">{int(value) if whole else number(value)}</text>'
+            )
     return "".join(parts)
 
 

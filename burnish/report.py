@@ -18,7 +18,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from burnish import runs
+from burnish import fronts, runs
 from burnish.charts import Series, line_chart, number
 
 if sys.version_info >= (3, 11):
@@ -78,7 +78,7 @@ def page(run: runs.Run) -> str:
         "evaluation": _evaluation(evaluation) + _panel(evaluation) + _guard(_json(run.guard)),
         "pictures": _pictures(grids),
         "strips": _strips(run, _spread(list(grids), STRIP)),
-        "rewards": _rewards(records),
+        "rewards": _rewards(records) + _fronts(run, records),
         "diagnostics": _diagnostics(records),
         "configuration": f"<h2>Configuration</h2><details class='sheet'><summary>config.toml</summary>"
         f"<pre>{escape(source)}</pre></details>",
@@ -191,6 +191,21 @@ def _rewards(records: Sequence[runs.Record]) -> str:
     if not figures:
         return ""
     return f"<h2>Reward</h2><div class='{'wide' if len(figures) == 1 else 'charts'}'>{''.join(figures)}</div>"
+
+
+def _fronts(run: runs.Run, records: Sequence[runs.Record]) -> str:
+    """Reward against reward, from the first evaluation and the last."""
+    config = tomllib.loads(run.config.read_text("utf-8"))
+    weights = {
+        str(table.get("name") or str(table["use"]).rpartition(":")[2]): float(table.get("weight", 1.0))
+        for table in config.get("rewards", ())
+    }
+    if len(weights) < 2:
+        return ""
+    made = [int(path.stem) for path in run.measured(0).parent.glob("*.json") if path.stem.isdigit()]
+    last = max(made, default=0)
+    before, after = (_json(run.measured(i)).get("train") or {} for i in (0, last))
+    return fronts.section(before, after if last else {}, records, weights)
 
 
 def _details(last: Mapping[str, Any]) -> str:

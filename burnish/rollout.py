@@ -196,11 +196,8 @@ class Sampler:
 
 
 def original(prompt: Prompt) -> Prompt:
-    """What an expanded prompt was made from, by its metadata; a prompt that says nothing is its own original."""
-    text = prompt.metadata.get("original", prompt.text)
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"the original of the prompt '{prompt.text}' is {text!r}; give a text that is not empty")
-    return Prompt(text, prompt.metadata)
+    """What an expanded prompt was made from, as a prompt: no identifiers are before it."""
+    return Prompt(prompt.original, prompt.metadata)
 
 
 def _mean_square(error: Tensor) -> Tensor:

@@ -24,6 +24,18 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     prefix: str = ""  # what the generator reads before the text and nobody else sees: see `identifiers`
 
+    @property
+    def original(self) -> str:
+        """What an expanded prompt was made from, by its metadata; a prompt that says nothing is its own original.
+
+        Raises:
+            ValueError: what it calls its original is no text.
+        """
+        text = self.metadata.get("original", self.text)
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"the original of the prompt '{self.text}' is {text!r}; give a text that is not empty")
+        return text
+
 
 @dataclass(frozen=True)
 class Level:

@@ -1,8 +1,9 @@
-"""``zoo:emoji-aesthetic``: a linear head on ``zoo:emoji-clip`` that predicts a stated taste (``burnish.zoo.taste``).
+"""``zoo:emoji-aesthetic`` and ``zoo:emoji-preference``: linear heads on ``zoo:emoji-clip`` that predict a stated taste
+each (``burnish.zoo.taste``).
 
-``python -m pretrain.aesthetic``, two minutes. Scenes, moved about and with more or less colour so that taste varies,
-are embedded and rated by the formula; the head is their ridge regression in float64, its penalty chosen on held-out
-scenes. Written to the package with its card.
+``python -m pretrain.aesthetic``, two minutes for both, or one of them by name. Scenes, moved about and with more or
+less colour so that taste varies, are embedded and rated by the formula; the head is their ridge regression in float64,
+its penalty chosen on held-out scenes. Written to the package with its card.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from burnish.rewards.clip import Clip
 from burnish.zoo.scenes import Scenes
-from burnish.zoo.taste import taste
+from burnish.zoo.taste import preference, taste
 from pretrain.data import ZOO
 
+TASTES = {"emoji-aesthetic": taste, "emoji-preference": preference}
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+HELD_OUT = (("choose", (2000, 2)), ("test", (2000, 3)))  # how many scenes, and the seed
 
 
 def examples(count: int, seed: int) -> Tensor:
@@ -52,21 +55,40 @@ def explained(weight: Tensor, bias: Tensor, features: Tensor, values: Tensor) ->
     return float(1 - error.square().mean() / values.var(correction=0))
 
 
+def spearman(a: Tensor, b: Tensor) -> float:
+    """The rank correlation; ranks of values that are equal stand in their order."""
+    return float(torch.corrcoef(torch.stack([x.argsort(stable=True).argsort().double() for x in (a, b)]))[0, 1])
+
+
+def best(features: dict[str, Tensor], values: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """The head fitted to "train" whose penalty explains most of "choose", and what it is worth on "test"."""
+    heads = {penalty: fit(features["train"], values["train"], penalty) for penalty in PENALTIES}
+    penalty = max(heads, key=lambda penalty: explained(*heads[penalty], features["choose"], values["choose"]))
+    weight, bias = heads[penalty]
+    test, true = features["test"], values["test"]
+    rank = spearman(test @ weight[0], true)
+    worth = {"r2": explained(weight, bias, test, true), "spearman": rank}
+    return weight, bias, {**{key: round(value, 4) for key, value in worth.items()}, "penalty": penalty}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("heads", nargs="*", help=f"which of {', '.join(TASTES)}; all")
     parser.add_argument("--scenes", type=int, default=20000)
     options = parser.parse_args()
     clip = Clip.load("zoo:emoji-clip")
-    parts = {"train": (options.scenes, 1), "choose": (2000, 2), "test": (2000, 3)}
-    data = {}
-    for name, (count, seed) in parts.items():
-        images = examples(count, seed)
-        data[name] = (torch.cat([clip.images(part).double() for part in images.split(500)]), taste(images).double())
-    heads = {penalty: fit(*data["train"], penalty) for penalty in PENALTIES}
-    best = max(heads, key=lambda penalty: explained(*heads[penalty], *data["choose"]))
-    weight, bias = heads[best]
-    facts = {"r2": round(explained(weight, bias, *data["test"]), 4), "scenes": options.scenes, "penalty": best}
-    folder = ZOO / "emoji-aesthetic"
+    images = {name: examples(*drawn) for name, drawn in (("train", (options.scenes, 1)), *HELD_OUT)}
+    features = {
+        name: torch.cat([clip.images(part).double() for part in some.split(500)]) for name, some in images.items()
+    }
+    for name in options.heads or TASTES:
+        values = {part: TASTES[name](some).double() for part, some in images.items()}
+        write(name, *best(features, values), options.scenes)
+
+
+def write(name: str, weight: Tensor, bias: Tensor, worth: dict[str, float], scenes: int) -> None:
+    """The head and its card, into the package."""
+    facts, folder = {**worth, "scenes": scenes}, ZOO / name
     folder.mkdir(exist_ok=True)
     save_file(
         {"layers.0.weight": weight.float(), "layers.0.bias": bias.float()},
@@ -74,7 +96,7 @@ def main() -> None:
         metadata={key: str(value) for key, value in facts.items()},
     )
     (folder / "config.json").write_text(json.dumps({"clip": "zoo:emoji-clip", **facts}, indent=1) + "\n")
-    print(json.dumps(facts))
+    print(name, json.dumps(facts))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "burnish"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("types", "runs", "seeds", "charts", "progress", "zoo", "cpu", "trunk"),
     ("kernels", "schedule", "guidance", "advantages", "objectives", "curriculum"),
-    ("qr", "prompts", "rewards.tolerance", "adapter", "world", "zoo.scenes", "pareto", "identifiers"),
+    ("qr", "prompts", "rewards.tolerance", "adapter", "world", "zoo.scenes", "pareto", "identifiers", "fronts"),
     ("control",),
     ("rewards",),
     (
@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "zoo.taste",
         "zoo.questions",
     ),
-    ("rewards.aesthetic", "rewards.preference", "rewards.wire"),
+    ("rewards.aesthetic", "rewards.preference", "rewards.sentiment", "rewards.wire"),
     ("rewards.endpoint", "rewards.remote", "rewards.qr"),
     ("rewards.vlm", "rewards.picture", "verify"),
     ("rewards.caption", "rewards.question"),
@@ -67,6 +67,7 @@ ONLY = {
     "rewards.clip": {"types", "zoo"},
     "rewards.aesthetic": {"types", "zoo", "rewards.clip"},
     "rewards.preference": {"types", "rewards.clip"},
+    "rewards.sentiment": {"types", "rewards.clip"},
     "rewards.conditions": set(),
     "rewards.decoders": set(),
     "rewards.qr": {"types", "qr", "rewards.pixels", "rewards.conditions", "rewards.decoders"},
@@ -79,9 +80,10 @@ ONLY = {
     "rewards.vlm": {"rewards.endpoint", "rewards.pixels", "zoo"},
     "rewards.caption": {"types", "rewards.vlm", "zoo"},
     "rewards.question": {"types", "rewards.vlm", "prompts"},
-    "report": {"runs", "charts"},
+    "fronts": {"charts"},
+    "report": {"runs", "charts", "fronts"},
 }
-NEVER_TORCH = ("runs", "charts", "progress", "report", "zoo", "catalog", "cli")
+NEVER_TORCH = ("runs", "charts", "fronts", "progress", "report", "zoo", "catalog", "cli")
 STANDARD_LIBRARY_ONLY = ("runs", "charts", "zoo")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from burnish import fronts
 from burnish.charts import HOVERED, Series, line_chart, number, ticks
 from burnish.report import FRAMES, write_report
 
@@ -79,6 +81,67 @@ def test_several_rewards_show_their_spread_within_a_prompt_and_the_front(run: Pa
     text = write_report(run).read_text()
     assert "at the end 0.25, 0.125 within a prompt; 0.75 where it was asked for" in text
     assert "<b>Front</b>" in text and text.count("within a prompt") == 1
+
+
+def brute(points: list[tuple[float, float]], signs: tuple[int, int]) -> list[bool]:
+    """The front by its definition."""
+    signed = [(signs[0] * x, signs[1] * y) for x, y in points]
+    return [
+        not any(c >= a and d >= b and (c, d) != (a, b) for c, d in signed)  # at least as good, and somewhere better
+        for a, b in signed
+    ]
+
+
+@pytest.mark.parametrize("signs", [(1, 1), (-1, 1), (1, -1), (-1, -1)])
+def test_the_front_is_what_none_dominates(signs: tuple[int, int]) -> None:
+    draw = random.Random(0)
+    points = [(float(draw.randint(0, 9)), float(draw.randint(0, 9))) for _ in range(60)]  # with ties and twins
+    points += [points[i] for i, best in enumerate(brute(points, signs)) if best]  # twins on the front
+    assert fronts.front(points, signs) == brute(points, signs)
+    assert fronts.front([], signs) == []
+
+
+def measured(parts: list[list[float | None]]) -> dict[str, object]:
+    return {"prompts": ["a <cat>", "a dog"], "images_per_prompt": 2, "rewards": ["red", "flat"], "parts": parts}
+
+
+def test_rewards_are_drawn_against_each_other(run: Path) -> None:
+    (run / "evaluations").mkdir()
+    before, after = [[0, 0], [1, 3], [2, 2], [3, 1]], [[0, 0], [None, 9], [5, 5], [4, 4]]
+    for iteration, parts in ((0, before), (5, [[9, 9]] * 4), (30, after)):
+        (run / "evaluations" / f"{iteration:06d}.json").write_text(json.dumps({"train": measured(parts)}))
+    assert "Reward against reward" not in write_report(run).read_text(), "of a single reward there is no front"
+    table = '\n[[rewards]]\nuse = "mine.py:red"\n[[rewards]]\nuse = "x"\nname = "flat"\nweight = 2.0\n'
+    (run / "config.toml").write_text(CONFIG.partition("[[rewards]]")[0] + table)
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for record in records:
+        record["rewards"] = {"red": {"mean": record["iteration"] / 10}, "flat": {"mean": 2.0}}
+    (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    page = write_report(run).read_text("utf-8")
+    parse(page)
+    chart = page[page.index("<div class='fronts'>") :]
+    root = ElementTree.fromstring(chart[chart.index("<svg") : chart.index("</svg>") + 6])
+    kinds = [circle.attrib["class"] for circle in root.iter("circle")]
+    assert kinds.count("ring series-1") == 3 and kinds.count("ring series-1 faint") == 1
+    assert kinds.count("dot series-0") == 1 and kinds.count("dot series-0 faint") == 2, "one has no number for both"
+    titles = [title.text for title in root.iter("title")]
+    assert "after, a dog: red 5, flat 5" in titles and "before, a <cat>: red 1, flat 3" in titles
+    (walk,) = [path.attrib["d"] for path in root.iter("path") if path.attrib["class"] == "walk"]
+    assert walk.count("L") == 29
+    (steps,) = [path.attrib["d"] for path in root.iter("path") if "steps" in path.attrib["class"]]
+    assert steps.count("V") == steps.count("H") == 2, "down, then on to the next"
+    for circle in root.iter("circle"):
+        assert 0 <= float(circle.attrib["cx"]) <= fronts.WIDTH and 0 <= float(circle.attrib["cy"]) <= fronts.HEIGHT
+
+
+def test_where_less_is_better_the_front_is_on_that_side() -> None:
+    seen = measured([[0, 0], [1, 3], [2, 2], [3, 1]])
+    text = fronts.section(seen, {}, [], {"red": -1.0})
+    assert "before, a &lt;cat&gt;: red 0, flat 0" in text and "before, a &lt;cat&gt;: red 1, flat 3" in text
+    assert text.count("<title>") == 2
+    assert fronts.section({}, {}, [], {}) == ""
+    four = {**seen, "rewards": list("abcd"), "parts": [[float(i)] * 4 for i in range(4)]}
+    assert fronts.section(four, four, [], {}).count("<svg") == 6
 
 
 class Tags(HTMLParser):

@@ -23,7 +23,9 @@ from burnish.rewards.clip import Clip, clip_similarity, prepare
 from burnish.rewards.picture import code_distance, code_similarity, picture_similarity
 from burnish.rewards.pixels import compressibility, incompressibility, opened
 from burnish.rewards.preference import preference
+from burnish.rewards.sentiment import BRIGHT, CHEERFUL, DARK, GLOOMY, sentiment
 from burnish.types import Prompt
+from burnish.zoo.scenes import Scenes
 
 if TYPE_CHECKING:
     from conftest import LocalServer
@@ -170,6 +172,77 @@ def test_clip_similarity_is_the_cosine_of_the_two_towers(tiny_clip: Path) -> Non
     assert values.abs().max() <= 1
 
 
+def test_clip_similarity_of_the_original_of_an_expanded_prompt(tiny_clip: Path) -> None:
+    images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expanded = [Prompt("a red cat", {"original": "a cat"}), Prompt("a red ball", {"original": "ball"}), Prompt("a dog")]
+    plain = [Prompt("a cat"), Prompt("ball"), Prompt("a dog")]
+    text = clip_similarity(str(tiny_clip))
+    assert torch.equal(clip_similarity(str(tiny_clip), of="original")(images, expanded), text(images, plain))
+    as_it_is = text(images, expanded)
+    assert torch.equal(as_it_is, text(images, [Prompt(prompt.text) for prompt in expanded]))
+    assert not torch.allclose(as_it_is[:2], text(images, plain)[:2])
+    with pytest.raises(ValueError, match="the original of the prompt 'a cat' is 3; give a text"):
+        clip_similarity(str(tiny_clip), of="original")(images[:1], [Prompt("a cat", {"original": 3})])
+    with pytest.raises(ValueError, match='of must be "text" or "original", not "first"'):
+        clip_similarity(str(tiny_clip), of="first")  # type: ignore[arg-type]
+
+
+def test_sentiment_is_the_softmax_between_two_sets_of_texts(tiny_clip: Path) -> None:
+    clip, words = Clip.load(str(tiny_clip)), ("a red ball", "a ball", "a cat", "a dog", "red dog")
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    scale = clip.model.logit_scale.exp().item() / 0.5
+    expected = []
+    for image in clip.images(images).tolist():
+        terms = [
+            np.exp(scale * sum(a * b for a, b in zip(image, text, strict=True))) for text in clip.texts(words).tolist()
+        ]
+        liked, disliked = sum(terms[:2]) / 2, sum(terms[2:]) / 3
+        expected.append(liked / (liked + disliked))
+    reward = sentiment(str(tiny_clip), words[:2], words[2:], temperature=0.5)
+    values = reward(images, CATS)
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-5)
+    assert torch.equal(values, reward(images, [Prompt("a dog")] * 4)), "prompts do not matter"
+    other = sentiment(str(tiny_clip), words[2:], words[:2], temperature=0.5)(images, CATS)
+    torch.testing.assert_close(values + other, torch.ones(4), rtol=1e-5, atol=1e-5)
+    doubled = sentiment(str(tiny_clip), words[:2], words[2:] * 2, temperature=0.5)(images, CATS)
+    torch.testing.assert_close(doubled, values, rtol=1e-4, atol=1e-5)
+
+
+def test_sentiment_has_texts_of_its_own_for_each_kind_of_model(
+    tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip, asked = Clip.load(str(tiny_clip)), []
+    monkeypatch.setattr(Clip, "load", lambda name: clip)
+    monkeypatch.setattr(Clip, "texts", lambda self, texts: asked.append(tuple(texts)) or torch.eye(len(texts), 8))
+    for model in ("zoo:emoji-clip", "some/model"):
+        sentiment(model)(torch.rand(1, 3, 16, 16), CATS[:1])
+    assert asked == [BRIGHT + DARK, CHEERFUL + GLOOMY]
+
+
+def test_sentiment_of_emoji_tells_bright_grounds_from_dark_ones() -> None:
+    scenes, reward = Scenes(92), sentiment("zoo:emoji-clip")
+    means = {}
+    for colour in ("yellow", "pink", "gray", "black"):
+        images, shown = scenes.draw(12, "single", background=colour)
+        means[colour] = reward(images.permute(0, 3, 1, 2).float() / 255, [Prompt(s.caption) for s in shown]).mean()
+    assert min(means["yellow"], means["pink"]) > 0.9 > 0.1 > max(means["gray"], means["black"])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"positive": ["a cat"]}, "give both positive and negative"),
+        ({"negative": ["a cat"]}, "give both positive and negative"),
+        ({"positive": ["a cat", " "], "negative": ["a dog"]}, "has an empty text"),
+        ({"temperature": 0.0}, "temperature must be above 0, not 0"),
+        ({"positive": "happy", "negative": "sad"}, "positive = 'happy' is of the wrong type"),
+    ],
+)
+def test_sentiment_says_what_is_wrong_with_its_texts(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        catalog.build("reward", {"use": "sentiment", "model": "zoo:emoji-clip", **given})
+
+
 def laion_head(path: Path, width: int) -> Path:
     """A random head in the form of LAION's file: five linear layers, counted with the dropouts between them."""
     noise, widths, names = torch.Generator().manual_seed(3), (width, 10, 7, 5, 3, 1), (0, 2, 4, 6, 7)
@@ -273,6 +346,7 @@ def test_every_listed_reward_passes_the_check(name: str, tiny_clip: Path, server
     server.answer = lambda body: (200, {"scores": [len(file) for file in body["images"]]})
     needed = {
         "preference": {"model": str(tiny_clip)},
+        "sentiment": {"model": str(tiny_clip), "positive": ["a red ball"], "negative": ["a cat", "a dog"]},
         "remote": {"url": server.url},
         "clip_similarity": {"model": str(tiny_clip)},
         "picture_similarity": {"model": str(tiny_clip)},

@@ -24,7 +24,7 @@ from burnish.types import Prompt
 from burnish.zoo import check, judge
 from burnish.zoo.questions import Shown, about_all, how_many, whether, which, write, written
 from burnish.zoo.scenes import Scene, Scenes, article, nouns, vocabulary
-from burnish.zoo.taste import taste
+from burnish.zoo.taste import preference, taste
 
 
 @pytest.fixture(scope="module")
@@ -206,4 +206,24 @@ def test_the_aesthetic_head_predicts_taste_and_is_not_it(policy: Policy) -> None
     predicted = aesthetic("zoo:emoji-clip", "zoo:emoji-aesthetic")(pixels, [Prompt(s.caption) for s in shown])
     truth = taste(pixels)
     assert 0.6 < float(torch.corrcoef(torch.stack([predicted, truth]))[0, 1]) < 0.99
+    assert float(truth.min()) >= 1 and float(truth.max()) <= 10
+
+
+def test_the_other_taste_is_its_formula() -> None:
+    blue, red, gray = disc((0, 0, 1)), disc((1, 0, 0)), disc((0.5, 0.5, 0.5))
+    share = float((gray[0] < 1).float().mean()) / 0.5
+    values = preference(torch.stack([blue, red, gray, torch.ones(3, 64, 64)]))
+    terms = [(1, 1), (0, 1), (0.5, 0.5 / 0.6)]  # coolness, contrast: 0.93 and 0.79 from white are as good as 0.6
+    expected = [1 + 9 * (0.5 * cool + 0.25 * contrast + 0.25 * share) for cool, contrast in terms]
+    torch.testing.assert_close(values, torch.tensor([*expected, 1.0]))
+    assert taste(torch.stack([blue]))[0] == 10 and values[0] < 10, "fuller pictures please this one alone"
+
+
+def test_the_preference_head_predicts_the_other_taste_and_not_the_first() -> None:
+    images, shown = Scenes(91).draw(256)
+    pixels = images.permute(0, 3, 1, 2).float() / 255
+    predicted = aesthetic("zoo:emoji-clip", "zoo:emoji-preference")(pixels, [Prompt(s.caption) for s in shown])
+    truth, first = preference(pixels), taste(pixels)
+    own, other = torch.corrcoef(torch.stack([predicted, truth, first]))[0, 1:].tolist()
+    assert 0.6 < own < 0.99 and other < 0.2
     assert float(truth.min()) >= 1 and float(truth.max()) <= 10

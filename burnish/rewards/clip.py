@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,26 +21,32 @@ from burnish import zoo
 from burnish.types import Prompt, Reward
 
 
-def clip_similarity(model: str = "openai/clip-vit-large-patch14", device: str = "auto") -> Reward:
+def clip_similarity(
+    model: str = "openai/clip-vit-large-patch14", device: str = "auto", of: Literal["text", "original"] = "text"
+) -> Reward:
     """Cosine similarity of each image with its own prompt under a CLIP model.
 
     Args:
         model: a hub id, a folder with a CLIPModel, its tokenizer and its processor, or `zoo:emoji-clip`.
         device: `auto` takes the device of the images, so that nothing is moved.
+        of: what each image is compared with: the prompt's "text", or its "original" (`metadata["original"]`), which
+            a prompt that was not expanded is itself. With the text, an expansion could earn its own reward.
 
     Raises:
-        ValueError: the model cannot be found or is not a CLIP model.
+        ValueError: the model cannot be found or is not a CLIP model; later, an original that is no text.
     """
-    return cosine(Clip.load(model), device)
+    if of not in ("text", "original"):
+        raise ValueError(f'clip_similarity.of must be "text" or "original", not "{of}".')
+    return cosine(Clip.load(model), device, of)
 
 
-def cosine(clip: Clip, device: str = "auto") -> Reward:
+def cosine(clip: Clip, device: str = "auto", of: Literal["text", "original"] = "text") -> Reward:
     """The similarity of each image with its own prompt, on the device of the images unless another is named."""
     known: dict[str, Tensor] = {}  # the text tower is frozen: each text passes through it once
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         clip.model.to(images.device if device == "auto" else device)
-        texts = [prompt.text for prompt in prompts]
+        texts = [prompt.original if of == "original" else prompt.text for prompt in prompts]
         missing = sorted(set(texts) - known.keys())
         if missing:
             known.update(zip(missing, clip.texts(missing), strict=True))

@@ -4,6 +4,7 @@
     zoo:emoji-lcm        the same, distilled into a latent consistency model: pictures in one to eight network calls
     zoo:emoji-clip       the CLIP model it reads its prompts with; as a reward
     zoo:emoji-aesthetic  a head on it that predicts a stated taste; as a reward that can be fooled
+    zoo:emoji-preference a head on it that predicts another taste, in conflict with the first
     zoo:emoji-captioner  a vision-language model that answers questions about their pictures; as a reward
     zoo:emoji-judge      a classifier (noun, colour, count), trained apart: for evaluation only, never a reward
 
@@ -22,7 +23,7 @@ from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 
-NAMES = ("emoji-sd", "emoji-lcm", "emoji-clip", "emoji-aesthetic", "emoji-captioner", "emoji-judge")
+NAMES = ("emoji-sd", "emoji-lcm", "emoji-clip", "emoji-aesthetic", "emoji-preference", "emoji-captioner", "emoji-judge")
 SHARED = {"emoji-lcm": {part: f"emoji-sd/{part}" for part in ("vae", "text_encoder", "tokenizer")}}
 _HOME = Path(__file__).parent
 

@@ -1,11 +1,19 @@
-"""A stated taste in emoji, computed from pixels: the ground truth that the head `zoo:emoji-aesthetic` was fitted to.
+"""Two stated tastes in emoji, computed from pixels: the ground truth that heads of the zoo were fitted to.
 
-    taste = 1 + 9 (0.5 saturation + 0.25 centring + 0.25 flatness)          each term in [0, 1], so taste is in [1, 10]
+    taste      = 1 + 9 (0.5 saturation + 0.25 centring + 0.25 flatness)     of `zoo:emoji-aesthetic`
+    preference = 1 + 9 (0.5 coolness + 0.25 contrast + 0.25 fullness)   of `zoo:emoji-preference`
+
+Each term is in [0, 1], so both are in [1, 10].
 
     saturation   mean of (max - min) / max over the channels, over the figure's pixels
     centring     1 - |centroid of the figure - centre of the picture| / (a quarter of the side), at least 0
     flatness     share of neighbouring pixels within the figure that differ by less than 0.04 in every channel: even
                  surfaces, as in the style "twemoji", against shading, as in "fluent"
+    coolness     1/2 + mean of (B - R) over the figure's pixels, within [0, 1]: blue is best and gray middling. Most
+                 figures that are rich in colour, which the first taste likes, are warm
+    contrast     mean of |Y - Y of the ground| over the figure's pixels, as a share of 0.6, at most 1;
+                 Y = 0.2126 R + 0.7152 G + 0.0722 B
+    fullness     share of the picture that is figure, as a share of a half, at most 1
 
 The figure is what differs from the ground, and the ground is the median of the picture's border. A picture without a
 figure gets 1.
@@ -13,27 +21,46 @@ figure gets 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 FIGURE = 0.12  # difference from the ground, in the channel that differs most, from which a pixel belongs to the figure
 EVEN = 0.04
 WEIGHTS = (0.5, 0.25, 0.25)
+LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
+FAR = 0.6  # difference from the ground's luma that is as good as any more
+FULL = 0.5  # share of the picture that is as good as any more
+OTHER = (0.5, 0.25, 0.25)
 
 
 def taste(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B,) in [1, 10]."""
+    """The first taste: (B, 3, H, W) in [0, 1] -> (B,) in [1, 10]."""
     figure = _figure(images)
-    terms = torch.stack([_saturation(images, figure), _centring(figure), _flatness(images, figure)])
-    liked = (terms * terms.new_tensor(WEIGHTS)[:, None]).sum(0)
+    return _rated((_saturation(images, figure), _centring(figure), _flatness(images, figure)), WEIGHTS, figure)
+
+
+def preference(images: Tensor) -> Tensor:
+    """The other taste, partly in conflict with the first: (B, 3, H, W) in [0, 1] -> (B,) in [1, 10]."""
+    figure = _figure(images)
+    return _rated((_coolness(images, figure), _contrast(images, figure), _fullness(figure)), OTHER, figure)
+
+
+def _rated(terms: Sequence[Tensor], weights: Sequence[float], figure: Tensor) -> Tensor:
+    liked = sum((weight * term for weight, term in zip(weights, terms, strict=True)), torch.zeros_like(terms[0]))
     return 1 + 9 * torch.where(figure.any((1, 2)), liked, 0.0)
+
+
+def _ground(images: Tensor) -> Tensor:
+    """(B, 3, 1, 1): the median of the border."""
+    border = torch.cat([images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]], -1)
+    return border.median(-1).values[..., None, None]
 
 
 def _figure(images: Tensor) -> Tensor:
     """(B, H, W) bool."""
-    border = torch.cat([images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]], -1)
-    ground = border.median(-1).values[..., None, None]
-    return (images - ground).abs().amax(1) > FIGURE
+    return (images - _ground(images)).abs().amax(1) > FIGURE
 
 
 def _share(values: Tensor, where: Tensor) -> Tensor:
@@ -62,3 +89,16 @@ def _flatness(images: Tensor, figure: Tensor) -> Tensor:
         step = images.diff(dim=axis + 1).abs().amax(1)
         even, pairs = even + ((step < EVEN) & inside).sum((1, 2)), pairs + inside.sum((1, 2))
     return even / pairs.clamp(min=1)
+
+
+def _coolness(images: Tensor, figure: Tensor) -> Tensor:
+    return (0.5 + _share(images[:, 2] - images[:, 0], figure)).clamp(0, 1)
+
+
+def _contrast(images: Tensor, figure: Tensor) -> Tensor:
+    luma = ((images - _ground(images)) * images.new_tensor(LUMA)[:, None, None]).sum(1)
+    return (_share(luma.abs(), figure) / FAR).clamp(max=1)
+
+
+def _fullness(figure: Tensor) -> Tensor:
+    return (figure.float().mean((1, 2)) / FULL).clamp(max=1)

@@ -1,0 +1,85 @@
+"""Do Parrot's four rewards, as they stand in the zoo, say different things? `python -m experiments.four` prints JSON.
+
+Of 200 pictures of `zoo:emoji-sd` (50 captions of fresh scenes, four of each, 5 DDIM steps): the correlations of the
+four rewards over all pictures ("all") and within captions ("within"), which is where Pareto selection compares; how
+well both heads predict the tastes they were fitted to; and how the two tastes themselves agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from burnish.gallery import draw
+from burnish.guidance import cfg
+from burnish.kernels import ddim
+from burnish.policy import Policy
+from burnish.rewards import score
+from burnish.rewards.aesthetic import aesthetic
+from burnish.rewards.clip import clip_similarity
+from burnish.rewards.sentiment import sentiment
+from burnish.rollout import Sampler
+from burnish.types import Prompt
+from burnish.zoo.scenes import Scenes
+from burnish.zoo.taste import preference, taste
+from pretrain.aesthetic import spearman
+
+EACH, STEPS, SEED = 4, 5, 10_000_019  # pictures of a caption; network calls; of the scenes, far from those of training
+CLIP = "zoo:emoji-clip"
+
+
+def pictures(captions: Sequence[str], steps: int = STEPS) -> Tensor:
+    """EACH of every caption."""
+    policy = Policy.load("zoo:emoji-sd", train="none", device="cpu")
+    return draw(policy, Sampler(ddim(), steps, cfg(4.0)), captions, EACH)
+
+
+def measure(images: Tensor, prompts: Sequence[Prompt]) -> dict[str, object]:
+    """What the module says of these pictures, `EACH` of a prompt being neighbours."""
+    rewards = {
+        "alignment": clip_similarity(CLIP, of="original"),
+        "aesthetic": aesthetic(CLIP, "zoo:emoji-aesthetic"),
+        "preference": aesthetic(CLIP, "zoo:emoji-preference"),
+        "sentiment": sentiment(CLIP),
+    }
+    got = score(rewards, images, prompts).parts
+    true = torch.stack([taste(images), preference(images)], 1).double()
+    return {
+        "names": list(rewards),
+        "mean": _rounded(got.mean(0)),
+        "std": _rounded(got.std(0)),
+        "5 to 95 % of sentiment": _rounded(got[:, 3].quantile(torch.tensor([0.05, 0.95], dtype=torch.float64))),
+        "all": _rounded(torch.corrcoef(got.T)),
+        "within": _rounded(torch.corrcoef(_centred(got).T)),
+        "head and taste, Spearman": [round(spearman(got[:, 1 + i], true[:, i]), 3) for i in (0, 1)],
+        "head and taste, R2": _rounded(1 - (got[:, 1:3] - true).square().mean(0) / true.var(0, correction=0)),
+        "the two tastes": _rounded(torch.corrcoef(true.T)[0, 1]),
+        "the two tastes within captions": _rounded(torch.corrcoef(_centred(true).T)[0, 1]),
+    }
+
+
+def _centred(values: Tensor) -> Tensor:
+    """(N, K) less the mean of each caption's pictures."""
+    by_caption = values.view(-1, EACH, values.shape[1])
+    return (by_caption - by_caption.mean(1, keepdim=True)).flatten(0, 1)
+
+
+def _rounded(values: Tensor) -> object:
+    return [_rounded(row) for row in values] if values.dim() else round(float(values), 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--captions", type=int, default=50)
+    options = parser.parse_args()
+    captions = [scene.caption for scene in Scenes(SEED).draw(options.captions)[1]]
+    prompts = [Prompt(caption) for caption in captions for _ in range(EACH)]
+    print(json.dumps(measure(pictures(captions), prompts), indent=1))
+
+
+if __name__ == "__main__":
+    main()
