@@ -214,7 +214,7 @@ def qr(
       burnish qr AB12C --prompt "a cat" --model zoo:emoji-sd --controlnet zoo:emoji-qr
       burnish qr AB12C --prompt "a cat" --model runs/qr --n 8 --out codes
       burnish qr --verify art.png
-      burnish qr --verify art.png --json --decoder zxing --decoder opencv
+      burnish qr https://example.org --verify art.png --decoder zxing --decoder opencv
 
     Of --verify: strict means that every decoder reads it under every condition; phone, that under every condition some
     decoder reads it, or would if the picture were softened; lenient, that it is read at all.

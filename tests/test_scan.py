@@ -306,7 +306,7 @@ def test_the_command_reads_codes(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert code == 0 and "'AB12C' (M2-M, modules of 4.0 px)" in out and "strict yes   phone yes   lenient yes" in out
     assert all(f"\n{name} " in out for name in conditions.CONDITIONS)
 
-    code, out, _ = run(capsys, "qr", "--verify", bare, "--payload", "OTHER", "--json")
+    code, out, _ = run(capsys, "qr", "OTHER", "--verify", bare, "--json")
     said = json.loads(out)
     assert code == 1 and said["others"] == ["AB12C"] and not said["lenient"] and said["fraction"] == 0
 
