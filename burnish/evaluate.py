@@ -27,10 +27,10 @@ from burnish import config as configuration
 from burnish.expander import Expander
 from burnish.identifiers import ask
 from burnish.panel import Panel
-from burnish.parts import Judge, Parts, assemble
+from burnish.parts import Judge, Parts, as_asked, assemble
 from burnish.policy import Policy
 from burnish.rewards import STRICT, Tolerance, score
-from burnish.rollout import Sampler, original
+from burnish.rollout import Sampler
 from burnish.runs import Run, dumps, write
 from burnish.seeds import generator, seed_globals
 from burnish.types import Prompt, Reward
@@ -100,7 +100,7 @@ def evaluate(
         trajectory = sampler.rollout(policy, sampler.encode(policy, some), group, generator(seed, "evaluation", start))
         images = policy.decode(trajectory.latent)
         parts = score(rewards, images, some, tolerance).parts.tolist()
-        judged = judge(images, [original(one) for one in some]).tolist() if judge else [None] * len(some)
+        judged = judge(images, as_asked(some)).tolist() if judge else [None] * len(some)
         held_out = panel.measure(policy, sampler, trajectory, images, some, start)
         rows += zip(range(start, start + len(some)), parts, judged, *held_out, strict=True)
     rows = sorted(world.gather_list(rows), key=lambda row: row[0])

@@ -146,6 +146,7 @@ class Expander:
         race), so that evaluations before and after training can be compared.
         """
         asked, seen = self._ask([prompt.text for prompt in prompts])
+        ends = torch.tensor(sorted(self._ends), dtype=torch.long, device=asked.device)
         ids, alive = asked, torch.ones(len(prompts), 1, dtype=torch.bool, device=asked.device)
         inputs, cache, logps, alives = asked, None, [], []
         while len(logps) < self.tokens and alive.any():
@@ -160,7 +161,7 @@ class Expander:
             logps.append(torch.where(alive, chances.gather(1, inputs), 0.0))
             alives.append(alive)
             ids, seen = torch.cat([ids, inputs], 1), torch.cat([seen, alive], 1)
-            alive = alive & ~torch.isin(inputs, torch.tensor(sorted(self._ends), device=ids.device))
+            alive = alive & ~torch.isin(inputs, ends)
         return self._cut(prompts, asked, ids.cpu(), seen.cpu(), torch.cat(alives, 1).cpu(), torch.cat(logps, 1).cpu())
 
     def replay(self, drawn: Expansions, rows: Tensor, reference: bool = False) -> Saying:

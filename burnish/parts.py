@@ -229,9 +229,14 @@ def of_original(reward: Reward) -> Reward:
     but the text."""
 
     def judged(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        return reward(images, [original(prompt) for prompt in prompts])
+        return reward(images, as_asked(prompts))
 
     return judged
+
+
+def as_asked(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts as they were before they were expanded; those that say nothing of it are left alone."""
+    return [original(prompt) if "original" in prompt.metadata else prompt for prompt in prompts]
 
 
 def load_panel(config: Config, tolerance: Tolerance) -> Panel:

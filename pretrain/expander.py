@@ -113,7 +113,7 @@ def batches(size: int, text: PreTrainedTokenizerFast) -> Callable[[int], Iterato
 
 
 @torch.no_grad()
-def measure(model: LlamaForCausalLM, text: PreTrainedTokenizerFast, count: int = 2000) -> dict[str, float]:
+def measure(model: LlamaForCausalLM, text: PreTrainedTokenizerFast, count: int = 500) -> dict[str, float]:
     """Of ``count`` prompts: the share of expansions by the grammar, of different ones, and their entropy.
 
     The last is in nats, over the endings of bare prompts; log(39) = 3.66 if all are as likely.
@@ -134,7 +134,7 @@ def measure(model: LlamaForCausalLM, text: PreTrainedTokenizerFast, count: int =
 
 
 def main() -> None:
-    options = loop.arguments(__doc__, minutes=4, batch=128, lr=3e-3).parse_args()
+    options = loop.arguments(__doc__, minutes=4, batch=64, lr=3e-3).parse_args()
     torch.manual_seed(options.seed)
     text = tokenizer()
     model = build(text)
