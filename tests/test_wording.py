@@ -49,7 +49,7 @@ iterations = 3
 model = {{ id = "{tiny_pipeline}", device = "cpu" }}
 sampler = {{ steps = 2, guidance = {{ use = "cfg", weight = 2.0 }} }}
 prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
-expander = {{ model = "{tmp_path}/language", train = "lora", rank = 2, lr = 1e-2, kl = 0.01, tokens = 4, expansions = 2 }}
+expander = {{ model = "{tmp_path}/language", rank = 2, lr = 1e-2, kl = 0.01, tokens = 4, expansions = 2 }}
 rewards = [
   {{ use = "{tmp_path}/reward.py:brightness" }},
   {{ use = "{tmp_path}/reward.py:whole", of = "prompt" }},
