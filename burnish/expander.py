@@ -14,6 +14,7 @@ gives back the stored log-probabilities, up to rounding.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -302,12 +303,20 @@ def _expanded(prompt: Prompt, words: str) -> Prompt:
     return replace(prompt, text=prompt.text + words, metadata={**prompt.metadata, "original": prompt.text})
 
 
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """peft 0.21 asks transformers 5.23 for an attribute by a name that is going away."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
 def _adapt(network: Any, rank: int, name: str) -> Any:
     """The network with a fresh adapter: B = 0, so it is silent yet. A does not depend on when it is loaded."""
     from peft import LoraConfig, get_peft_model
 
     settings = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _without_warnings():
         torch.default_generator.manual_seed(0)
         adapted = get_peft_model(network, settings)
     adapted.peft_config["default"].base_model_name_or_path = name
@@ -322,7 +331,8 @@ def _adapted(network: Any, folder: Path, train: str, rank: int) -> Any:
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(network, str(folder), is_trainable=train == "lora")
+        with _without_warnings():
+            adapted = PeftModel.from_pretrained(network, str(folder), is_trainable=train == "lora")
     except Exception as error:  # a damaged file or another model's makes the libraries below raise anything
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"the expander's adapter in {folder} cannot be read: {first}") from error

@@ -175,6 +175,7 @@ def test_a_step_makes_rewarded_words_likelier_and_without_advantage_nothing_has_
     assert all((p.grad == 0).all() for p in expander.trainable if p.grad is not None)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft with a new transformers
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_what_was_learned_is_saved_for_the_stock_libraries(language: Path, tmp_path: Path, train: str) -> None:
     from transformers import AutoModelForCausalLM
@@ -182,7 +183,7 @@ def test_what_was_learned_is_saved_for_the_stock_libraries(language: Path, tmp_p
     expander = Expander.load(str(language), train=train, rank=2, tokens=4)
     fresh = Expander.load(str(language), train="none", tokens=4)
     drawn = expander.draw(PROMPTS, chance())
-    assert torch.equal(drawn.logp, fresh.draw(PROMPTS, chance()).logp), "a new adapter is silent"
+    torch.testing.assert_close(drawn.logp, fresh.draw(PROMPTS, chance()).logp)  # a new adapter is silent
     perturb(expander)
     expander.save(tmp_path / "adapter")
     logp = expander.replay(drawn, torch.arange(3)).logp.detach()
