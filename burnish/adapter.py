@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -230,6 +233,23 @@ def fuse(pipe: Any, source: str | Path) -> None:
     except Exception as error:  # network, damaged file, other architecture: the libraries below raise anything
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"model.fused: the LoRA {source} cannot be merged: {first}") from error
+
+
+@contextmanager
+def publishing(folder: Path) -> Iterator[Path]:
+    """A new folder to write into; afterwards its files are flushed to the disk and put into ``folder`` one by one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=".adapter-", dir=folder))
+    try:
+        yield made
+        for file in sorted(path for path in made.rglob("*") if path.is_file()):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+            target = folder / file.relative_to(made)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(file, target)
+    finally:
+        shutil.rmtree(made)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Checkpoints: everything needed to go on with a run as if it had never stopped. Safetensors and JSON, never pickle.
 
-    checkpoints/000012/tensors.safetensors    the trained weights, their average if any, and the optimizer's moments
+    checkpoints/000012/tensors.safetensors    what was learned, its average if any, and the optimizers' moments
     checkpoints/000012/state.json             the iteration, what the parts remember, and the SHA-256 of the tensors
 
 A checkpoint is written into a temporary folder, flushed to the disk and renamed, so one that can be seen is whole; the
@@ -44,6 +44,8 @@ class State:
     scaler: dict[str, Any] = field(default_factory=dict)  # loss scaling in float16; JSON-able
     average: dict[str, Tensor] = field(default_factory=dict)  # a moving average of the weights, if there is one
     averaged: int = 0  # optimizer steps in it
+    expander: dict[str, Tensor] = field(default_factory=dict)  # what the prompt expander learned, by name
+    wordsmith: dict[str, Tensor] = field(default_factory=dict)  # its optimizer's memory
 
 
 def save(folder: Path, state: State, keep: int = 2, spared: int = 0) -> Path:
@@ -121,6 +123,8 @@ def read(path: Path) -> State:
             scaler=about["scaler"],
             average=_under("average.", tensors),
             averaged=int(about.get("averaged", 0)),
+            expander=_under("expander.", tensors),
+            wordsmith=_under("wordsmith.", tensors),
         )
     except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from error
@@ -174,6 +178,8 @@ def _write_tensors(path: Path, state: State) -> str:
     tensors = {f"weights.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.weights.items()}
     tensors |= {f"average.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.average.items()}
     tensors |= {f"optimizer.{name}": tensor.contiguous() for name, tensor in state.optimizer.items()}
+    tensors |= {f"expander.{name}": tensor.contiguous() for name, tensor in state.expander.items()}
+    tensors |= {f"wordsmith.{name}": tensor.contiguous() for name, tensor in state.wordsmith.items()}
     save_file(tensors, path)
     with open(path, "rb+") as file:
         os.fsync(file.fileno())

@@ -111,6 +111,9 @@ def sample(
             help="Rewards to please, of a run trained with sampler.identifiers. [dim]default: all of them[/dim]",
         ),
     ] = "",
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Without the prompt expander of a run that was trained with one.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="A .png for a grid, anything else for a folder of single files.")] = Path(
         "samples.png"
     ),
@@ -120,17 +123,19 @@ def sample(
     burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out after.png
     burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out before.png --before
     burnish sample runs/jpeg --prompt "a cat" --strength 0.5
+    burnish sample runs/worded --prompt "a cat" --plain
     burnish sample runs/many --prompt "a cat" --prefer aesthetic,alignment
     burnish sample zoo:emoji-sd --prompt "two cats on a blue background" --steps 25
     burnish sample zoo:emoji-lcm --prompt "a fox" --steps 2
     """
     quiet()
-    from burnish.gallery import draw, open_source, preferred, save
+    from burnish.gallery import draw, open_expander, open_source, preferred, save
     from burnish.types import Prompt
 
     prefix = preferred(source, prefer, before)
     policy, sampler = open_source(source, steps=steps, guidance=guidance, before=before, strength=strength)
-    images = draw(policy, sampler, [Prompt(text, prefix=prefix) for text in prompt], n, seed)
+    expander = None if plain else open_expander(source, policy, before=before)
+    images = draw(policy, sampler, [Prompt(text, prefix=prefix) for text in prompt], n, seed, expander)
     print(save(images, prompt, n, out))
 
 

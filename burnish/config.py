@@ -37,7 +37,7 @@ class Model:
 
     id: str = ""  # "zoo:emoji-sd", a folder in diffusers' format, or a hub id
     size: int = 0  # of the pictures' sides in pixels; 0: as the model was made for
-    train: str = "lora"  # "lora": small matrices beside the attention's; "full": every weight of the network
+    train: str = "lora"  # "lora": small matrices beside the attention's; "full": every weight; "none": see expander
     rank: int = 4  # of the LoRA matrices
     alpha: int = 4  # LoRA scale: alpha / rank
     targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])  # layers that get LoRA
@@ -110,6 +110,26 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Expanding:
+    """A language model that puts details behind each prompt before the generator reads it, and learns which please."""
+
+    model: str = ""  # "zoo:emoji-expander", a folder or hub id of any causal language model; "": no expander
+    train: str = "lora"  # "lora", "full" or "none" (it only writes); with model.train = "none" nothing else learns
+    rank: int = 8  # of the LoRA matrices
+    lr: float = 1e-4
+    kl: float = 0.0  # weight of the KL, in nats a text, to the model as it was when training began
+    temperature: float = 1.0  # of the distribution that is drawn from and trained
+    tokens: int = 48  # drawn for a text at most; fewer where the generator's text encoder has no more room
+    expansions: int = 4  # different texts for a drawn prompt, which share its images (with identifiers: each reward's)
+    instruction: str = ""  # how a model with a chat template is asked, with {prompt} in it; "": in Burnish's own words
+    dtype: str = "float32"  # of the frozen weights: float32 or bfloat16
+    adapter: str = ""  # where to start from, such as another run's RUN/adapter/expander
+    start: str = ""  # a JSONL file of {"prompt": ..., "expansion": ...} that is imitated before anything else; "": none
+    start_epochs: int = 1  # passes over it
+    start_lr: float = 1e-3
+
+
+@dataclass(frozen=True)
 class Scoring:
     """What happens when a reward raises, hangs, or gives no finite number for an image."""
 
@@ -166,7 +186,10 @@ class Config:
     model: Model = field(default_factory=Model)
     sampler: Sampling = field(default_factory=Sampling)
     prompts: Table = field(default_factory=dict)
-    rewards: list[Table] = field(default_factory=list)  # use, weight (1.0), name (of the curve), and its arguments
+    expander: Expanding = field(default_factory=Expanding)
+    # use, weight (1.0), name (of the curve), of ("original": judge by the prompt before it was expanded, or "prompt"),
+    # and its arguments
+    rewards: list[Table] = field(default_factory=list)
     scoring: Scoring = field(default_factory=Scoring)
     curriculum: Table = field(default_factory=dict)  # of the control scale, iteration by iteration; {}: it stays
     advantage: Table = field(default_factory=lambda: {"use": "group"})
@@ -202,6 +225,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
     _check_numbers(config)
     _check_names(config)
     _check_guard(config)
+    _check_expander(config)
     return config
 
 
@@ -251,7 +275,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("iterations", lambda n: n >= 1, "at least 1"),
     ("seed", lambda n: 0 <= n < 2**31, "between 0 and 2147483647"),
     ("model.id", bool, 'a model: id = "zoo:emoji-sd", a folder or a hub id'),
-    ("model.train", lambda s: s in ("lora", "full"), '"lora" or "full"'),
+    ("model.train", lambda s: s in ("lora", "full", "none"), '"lora" or "full" (or "none", if an expander learns)'),
     ("model.size", lambda n: n >= 0, "0 (as the model was made for) or a number of pixels"),
     ("model.rank", lambda n: n >= 1, "at least 1"),
     ("model.alpha", lambda n: n >= 1, "at least 1"),
@@ -262,6 +286,17 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.learns", lambda s: s in ("", "controlnet", "both"), '"controlnet", "both", or "" for the model\'s own'),
     ("sampler.steps", lambda n: n >= 1, "at least 1 network call"),
     ("sampler.identifiers", lambda s: s in ("", "words", "tokens"), '"words", "tokens", or "" for none'),
+    ("expander.train", lambda s: s in ("lora", "full", "none"), '"lora", "full" or "none"'),
+    ("expander.rank", lambda n: n >= 1, "at least 1"),
+    ("expander.lr", lambda x: x >= 0, "0 or more (0 changes nothing: a control)"),
+    ("expander.kl", lambda x: x >= 0, "0 (none) or more"),
+    ("expander.temperature", lambda x: x > 0, "more than 0"),
+    ("expander.tokens", lambda n: n >= 1, "at least 1"),
+    ("expander.expansions", lambda n: n >= 1, "at least 1"),
+    ("expander.instruction", lambda s: not s or "{prompt}" in s, "a text with {prompt} in it"),
+    ("expander.dtype", lambda s: s in ("float32", "bfloat16"), '"float32" or "bfloat16"'),
+    ("expander.start_epochs", lambda n: n >= 1, "at least 1"),
+    ("expander.start_lr", lambda x: x > 0, "more than 0"),
     ("prompts", bool, 'a source of prompts: [prompts] with use = "animals"'),
     ("rewards", bool, 'at least one reward: [[rewards]] with use = "compressibility"'),
     ("scoring.retries", lambda n: n >= 0, "0 (none) or more"),
@@ -332,6 +367,8 @@ def _check_names(config: Config) -> None:
             raise ValueError(f"rewards.{place}.weight = {table['weight']!r} is of the wrong type; it wants a number")
     for where, tables in (("rewards", config.rewards), ("guard.panel", config.guard.panel)):
         for place, table in enumerate(tables):
+            if table.get("of", "original") not in ("original", "prompt"):
+                raise ValueError(f'{where}.{place}.of = {table["of"]!r}; it must be "original" or "prompt"')
             catalog.check("reward", reward_arguments(table), f"{where}.{place}")
         if len(set(reward_names(tables))) < len(tables):
             raise ValueError(f'{where}: two rewards have the same name; give each a name = "..." of its own')
@@ -368,9 +405,33 @@ def _check_guard(config: Config) -> None:
         raise ValueError("guard.diversity compares images of a prompt; set evaluation.images_per_prompt to 2 or more")
 
 
+def _check_expander(config: Config) -> None:
+    expander, each = config.expander, config.batch.images_per_prompt
+    learns = bool(expander.model) and expander.train != "none"
+    if config.model.train == "none" and not learns:
+        raise ValueError(
+            'model.train = "none", so nothing learns: set it to "lora", or let an expander learn (expander.model)'
+        )
+    if not expander.model:
+        return
+    shared = expander.expansions * (len(config.rewards) if config.sampler.identifiers else 1)
+    if each % shared:
+        raise ValueError(
+            f"expander.expansions: {shared} texts cannot share the {each} images of a prompt evenly; make "
+            f"batch.images_per_prompt a multiple of {shared}"
+        )
+    if learns and expander.expansions < 2:
+        raise ValueError(
+            "expander.expansions = 1 leaves no other text of a prompt to compare with; take 2 or more, or set "
+            'expander.train = "none"'
+        )
+    if expander.start and not learns:
+        raise ValueError('expander.start wants an expander that learns; set expander.train to "lora" or "full"')
+
+
 def reward_arguments(table: Table) -> Table:
-    """A reward's table without what is the trainer's: its weight and its name."""
-    return {key: value for key, value in table.items() if key not in ("weight", "name")}
+    """A reward's table without what is the trainer's: its weight, its name and of what it judges."""
+    return {key: value for key, value in table.items() if key not in ("weight", "name", "of")}
 
 
 def reward_names(tables: Sequence[Table]) -> tuple[str, ...]:

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from burnish import checkpoint
 from burnish import config as configuration
+from burnish.expander import Expander
 from burnish.identifiers import ask
 from burnish.panel import Panel
-from burnish.parts import Judge, Parts, assemble
+from burnish.parts import Judge, Parts, as_asked, assemble
 from burnish.policy import Policy
 from burnish.rewards import STRICT, Tolerance, score
 from burnish.rollout import Sampler
@@ -71,6 +72,7 @@ def evaluate(
     judge: Judge | None = None,
     tolerance: Tolerance = STRICT,
     panel: Panel | None = None,
+    expander: Expander | None = None,
     images_per_prompt: int = 4,
     seed: int = 1234,
     chunk: int = 32,
@@ -80,7 +82,8 @@ def evaluate(
     """Sample `images_per_prompt` images of every prompt from fixed noise and score them.
 
     `chunk` images are sampled at once; the noise depends on it, so compare only evaluations with the same number.
-    `poll` is called before each chunk and may raise to stop.
+    `poll` is called before each chunk and may raise to stop. With an `expander` each image has a text of its own, drawn
+    from fixed chance too.
     """
     world, panel = world or World(), panel or Panel()
     asked = [prompt for prompt in prompts for _ in range(images_per_prompt)]
@@ -91,11 +94,13 @@ def evaluate(
         if number % world.count != world.rank:
             continue
         some = asked[start : start + chunk]
+        if expander is not None:
+            some = expander.draw(some, generator(seed, "expansions", start)).prompts
         group = torch.arange(start, start + len(some)) // images_per_prompt
         trajectory = sampler.rollout(policy, sampler.encode(policy, some), group, generator(seed, "evaluation", start))
         images = policy.decode(trajectory.latent)
         parts = score(rewards, images, some, tolerance).parts.tolist()
-        judged = judge(images, some).tolist() if judge else [None] * len(some)
+        judged = judge(images, as_asked(some)).tolist() if judge else [None] * len(some)
         held_out = panel.measure(policy, sampler, trajectory, images, some, start)
         rows += zip(range(start, start + len(some)), parts, judged, *held_out, strict=True)
     rows = sorted(world.gather_list(rows), key=lambda row: row[0])
@@ -131,6 +136,7 @@ def measure(
             judge=parts.judge,
             tolerance=parts.tolerance,
             panel=parts.panel,
+            expander=parts.expander,
             images_per_prompt=images_per_prompt,
             seed=seed,
             chunk=chunk,
@@ -197,6 +203,8 @@ def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
         if before is None or before["train"].images_per_prompt != count:
             before = measure(parts, count, seed, config.batch.sample)
         parts.policy.load_state(state.average or state.weights)
+        if parts.expander is not None:
+            parts.expander.load_state(state.expander)
         now = measure(parts, count, seed, before["train"].chunk, prefix=parts.prefix)
         comparison = compare(before, now, parts.weights)
         write(run.evaluation, dumps(comparison, indent=1))

@@ -15,9 +15,10 @@ from burnish import config as configuration
 from burnish import identifiers
 from burnish.catalog import nearest
 from burnish.config import reward_names
+from burnish.expander import Expander
 from burnish.guidance import cfg, embedded
 from burnish.kernels import ddim, lcm
-from burnish.parts import load_policy, load_sampler
+from burnish.parts import load_expander, load_policy, load_sampler
 from burnish.policy import Policy
 from burnish.rollout import Sampler
 from burnish.runs import Run
@@ -44,7 +45,7 @@ def open_source(
         config = configuration.load(run.config)
         if not before and not run.adapter.is_dir():
             raise FileNotFoundError(f"{run.adapter} is missing: train {source} first, or draw with --before")
-        policy = load_policy(config, adapter="" if before else str(run.adapter))
+        policy = load_policy(config, adapter="" if before or config.model.train == "none" else str(run.adapter))
         if strength != 1:
             policy.weaken(strength)
         sampler = load_sampler(config)
@@ -95,15 +96,38 @@ def preferred(source: str, names: str = "", before: bool = False) -> str:
     return identifiers.prefix(place for place, name in enumerate(known) if name in wanted or not wanted)
 
 
-def draw(policy: Policy, sampler: Sampler, texts: Sequence[str | Prompt], count: int, seed: int = 0) -> Tensor:
-    """`count` images of each text, (texts * count, 3, H, W) in [0, 1]; a text's noise does not depend on the others."""
+def open_expander(source: str, policy: Policy, *, before: bool = False) -> Expander | None:
+    """The prompt expander of a run, as it was trained or `before`; None if it has none, or `source` is no run."""
+    run = Run(Path(source))
+    config = configuration.load(run.config) if run.exists() else None
+    if config is None or not config.expander.model:
+        return None
+    learned = run.adapter / "expander"
+    return load_expander(config, policy, "" if before or config.expander.train == "none" else str(learned))
+
+
+def draw(
+    policy: Policy,
+    sampler: Sampler,
+    texts: Sequence[str | Prompt],
+    count: int,
+    seed: int = 0,
+    expander: Expander | None = None,
+) -> Tensor:
+    """`count` images of each text, (texts * count, 3, H, W) in [0, 1]; a text's noise does not depend on the others.
+
+    With an `expander` each image has words of its own behind its text.
+    """
     images = []
     for text in texts:
         prompt = Prompt(text) if isinstance(text, str) else text
         noise = generator(seed, "draw")
         for start in range(0, count, CHUNK):
             rows = min(CHUNK, count - start)
-            cond = sampler.encode(policy, [prompt] * rows)
+            some = [prompt] * rows
+            if expander is not None:
+                some = expander.draw(some, generator(seed, "expansions", start)).prompts
+            cond = sampler.encode(policy, some)
             trajectory = sampler.rollout(policy, cond, torch.zeros(rows, dtype=torch.long), noise)
             images.append(policy.decode(trajectory.latent).cpu())
     return torch.cat(images)

@@ -97,6 +97,12 @@ def longest(pipe: Any, prompts: Iterable[Prompt]) -> tuple[int, int]:
     return max(len(tokenizer(text).input_ids) for text in texts), tokenizer.model_max_length
 
 
+def fits(pipe: Any, prompt: Prompt) -> bool:
+    """Whether the pipeline's text encoder reads a prompt, its prefix included, to its end."""
+    length, most = longest(pipe, [prompt])
+    return length <= most
+
+
 def _readers(pipe: Any) -> dict[str, tuple[Any, Any]]:
     """Tokenizer and text encoder of each kind that the pipeline has, by the ending of their files."""
     names = {"": ("tokenizer", "text_encoder"), "-2": ("tokenizer_2", "text_encoder_2")}

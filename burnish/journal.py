@@ -54,6 +54,8 @@ class Job:
     poll: Callable[[], None]  # raises if somebody asked to stop
     first: dict[str, Tensor] | None  # the weights before training, where the guard may go back to them
     average: Any = None  # diffusers' EMAModel of the trained weights, if there is one
+    wordsmith: torch.optim.Optimizer | None = None  # the prompt expander's, if it learns
+    first_words: dict[str, Tensor] | None = None  # the expander's weights before training, where `first` is kept
 
 
 def save(job: Job, iteration: int) -> None:
@@ -67,6 +69,7 @@ def save(job: Job, iteration: int) -> None:
         advantage=memory(job.parts.advantage),
         curriculum=memory(job.parts.curriculum),
         scaler=job.scaler.state_dict(),
+        **expander_state(job),
         **average_state(job),
     )
     checkpoint.save(job.run.checkpoints, state, job.config.run.keep, spared=best(job, iteration))
@@ -81,7 +84,10 @@ def memory(part: Any) -> dict[str, Any]:
 def save_adapter(job: Job) -> None:
     """The weights in diffusers' format, averaged if there is an average."""
     with averaged(job), checkpoint.saving(job.run.adapter):
-        job.parts.policy.save_adapter(job.run.adapter)
+        if job.parts.policy.train != "none":
+            job.parts.policy.save_adapter(job.run.adapter)
+        if job.parts.expander is not None:
+            job.parts.expander.save(job.run.adapter / "expander")
         if job.config.sampler.identifiers == "tokens":
             identifiers.save(job.parts.policy.pipe, len(job.parts.rewards), job.run.adapter / "identifiers")
 
@@ -108,6 +114,13 @@ def average_state(job: Job) -> dict[str, Any]:
         return {"average": job.parts.policy.state(), "averaged": job.average.optimization_step}
 
 
+def expander_state(job: Job) -> dict[str, Any]:
+    """What the prompt expander learned and its optimizer remembers, as a checkpoint's fields."""
+    if job.parts.expander is None or job.wordsmith is None:
+        return {}
+    return {"expander": job.parts.expander.state(), "wordsmith": checkpoint.optimizer_tensors(job.wordsmith)}
+
+
 def best(job: Job, iteration: int) -> int:
     """The iteration to which the guard would go back; 0 without one."""
     first = kept(job.run.measured(0)) if job.config.guard.action == "rollback" else None
@@ -125,9 +138,13 @@ def restore(job: Job) -> int:
             shadow = [parameter.detach().clone() for parameter in job.parts.policy.trainable]
             job.average.load_state_dict({"shadow_params": shadow, "optimization_step": state.averaged})
         job.parts.policy.load_state(state.weights)
+        if job.parts.expander is not None:
+            job.parts.expander.load_state(state.expander)
     except ValueError as error:
         raise ValueError(f"{job.run.checkpoints} does not fit the configuration: {error}") from error
     checkpoint.load_optimizer(job.optimizer, state.optimizer)
+    if job.wordsmith is not None:
+        checkpoint.load_optimizer(job.wordsmith, state.wordsmith)
     if state.advantage:
         job.parts.advantage.load_state_dict(state.advantage)
     if state.curriculum:
@@ -195,6 +212,9 @@ def go_back(job: Job, first: dict[str, Evaluation], iteration: int) -> None:
     state = job.first if kept_state is None else kept_state.average or kept_state.weights
     assert state is not None  # kept since the start, because the guard may roll back
     job.parts.policy.load_state(state)
+    words = job.first_words if kept_state is None else kept_state.expander
+    if job.parts.expander is not None and words is not None:
+        job.parts.expander.load_state(words)
     if job.average is not None:
         job.average.load_state_dict({"shadow_params": [p.detach().clone() for p in job.parts.policy.trainable]})
     draw_samples(job, iteration)
@@ -217,6 +237,8 @@ def draw_samples(job: Job, iteration: int) -> None:
     with averaged(job):
         for start in range(0, len(prompts), job.config.batch.sample):
             some = prompts[start : start + job.config.batch.sample]
+            if parts.expander is not None:
+                some = parts.expander.draw(some, generator(job.config.seed, "samples", "expansions", start)).prompts
             cond = parts.sampler.encode(parts.policy, some)
             trajectory = parts.sampler.rollout(parts.policy, cond, torch.arange(len(some)), noise)
             images.append(parts.policy.decode(trajectory.latent).cpu())

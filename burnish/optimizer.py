@@ -29,7 +29,7 @@ def adamw(settings: Optimizer) -> Make:
             for parameter in parameters:  # the 8-bit step would do it, and a resumed run has to start from the same
                 parameter.data = parameter.data.contiguous()
         optimizer: torch.optim.Optimizer = kind(
-            parameters,
+            [{"params": list(parameters)}],  # which may be none: a generator that learns nothing
             lr=settings.lr,
             betas=(settings.betas[0], settings.betas[1]),
             eps=settings.eps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor
 from burnish import catalog, identifiers
 from burnish.config import Config, Table, reward_arguments, reward_names
 from burnish.control import Control
+from burnish.expander import Expander
+from burnish.imitation import imitate, read_pairs
 from burnish.kernels import lcm
 from burnish.panel import Panel
 from burnish.policy import DTYPES, Policy
 from burnish.rewards import Tolerance
-from burnish.rollout import Sampler
+from burnish.rollout import Sampler, original
 from burnish.seeds import generator
 from burnish.types import Objective, Prompt, Reward
 
@@ -72,6 +75,7 @@ class Parts:
     judged: dict[str, list[Prompt]]  # evaluation prompts: "train" and, if there are any, "unseen"
     curriculum: Any = None  # (progress, chance) -> control scale; one that remembers has learn, state_dict, ...
     source: Source | None = None  # draws each iteration's prompts, if they are no fixed list
+    expander: Expander | None = None  # rewrites what the generator reads
     prefix: str = ""  # all reward identifiers: how a trained model is asked in evaluations and samples
 
 
@@ -114,6 +118,7 @@ def assemble(config: Config, device: str = "", given: Given | None = None) -> Pa
         judged=judged,
         curriculum=catalog.build("curriculum", config.curriculum) if config.curriculum else None,
         source=given.source,
+        expander=load_expander(config, policy),
         prefix=identifiers.prefix(range(len(config.rewards))) if config.sampler.identifiers else "",
     )
 
@@ -175,6 +180,33 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
     return policy
 
 
+def load_expander(config: Config, policy: Policy, adapter: str = "") -> Expander | None:
+    """The prompt expander, if there is one, on the generator's device; a trained `adapter` is only to draw with."""
+    settings = config.expander
+    if not settings.model:
+        return None
+    expander = Expander.load(
+        settings.model,
+        train="none" if adapter else settings.train,
+        rank=settings.rank,
+        dtype=settings.dtype,
+        device=policy.device,
+        adapter=adapter or settings.adapter,
+        temperature=settings.temperature,
+        tokens=settings.tokens,
+        instruction=settings.instruction,
+        fits=partial(identifiers.fits, policy.pipe),
+    )
+    if not expander.trainable:
+        return expander
+    # the same configuration gives the same start, so a resumed run makes it again rather than keeping a copy
+    if settings.start:
+        imitate(expander, read_pairs(settings.start), settings.start_epochs, settings.start_lr, config.seed)
+    if settings.train == "lora" or settings.kl > 0:
+        expander.remember()
+    return expander
+
+
 def identify(config: Config, policy: Policy) -> None:
     """Let the model read the rewards' identifiers, if they are tokens of their own."""
     if config.sampler.identifiers == "tokens":
@@ -184,10 +216,27 @@ def identify(config: Config, policy: Policy) -> None:
 def load_rewards(tables: Sequence[Table], where: str) -> dict[str, Reward]:
     """Reward by name, in the order of the configuration."""
     named = zip(reward_names(tables), tables, strict=True)
-    return {
+    built = {
         name: catalog.build("reward", reward_arguments(table), f"{where}.{place}")
         for place, (name, table) in enumerate(named)
     }
+    by_original = {name for name, table in zip(built, tables, strict=True) if table.get("of", "original") == "original"}
+    return {name: of_original(reward) if name in by_original else reward for name, reward in built.items()}
+
+
+def of_original(reward: Reward) -> Reward:
+    """A reward that judges by what was asked for, not by what an expander made of it. Its prompts keep everything
+    but the text."""
+
+    def judged(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return reward(images, as_asked(prompts))
+
+    return judged
+
+
+def as_asked(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts as they were before they were expanded; those that say nothing of it are left alone."""
+    return [original(prompt) if "original" in prompt.metadata else prompt for prompt in prompts]
 
 
 def load_panel(config: Config, tolerance: Tolerance) -> Panel:

@@ -7,8 +7,6 @@ is frozen and of the arithmetic (autocast), the same while sampling and while tr
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -270,22 +268,11 @@ class Policy:
         What a ControlNet learned goes to ``folder/controlnet``, for ``ControlNetModel``'s ``load_lora_adapter`` or
         ``from_pretrained``.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=".adapter-", dir=folder))
-        try:
+        with lora.publishing(Path(folder)) as made:
             for name in self._learners:
                 home = _home(made, name, self._family)
                 home.mkdir(exist_ok=True)
                 lora.write(self.pipe, name, home, whole=self.train == "full")
-            for file in sorted(path for path in made.rglob("*") if path.is_file()):
-                with file.open("rb") as written:
-                    os.fsync(written.fileno())
-                target = folder / file.relative_to(made)
-                target.parent.mkdir(exist_ok=True)
-                os.replace(file, target)
-        finally:
-            shutil.rmtree(made)
 
 
 def _check(train: str, rank: int, alpha: float, dtype: str, decode_at_once: int) -> None:

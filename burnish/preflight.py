@@ -17,6 +17,7 @@ import torch
 
 from burnish import advantages, identifiers
 from burnish.config import Config
+from burnish.expander import Expander
 from burnish.optimizer import adamw
 from burnish.pareto import expected_share
 from burnish.parts import Parts, assemble, stage
@@ -32,6 +33,8 @@ MOST_CHOSEN = 0.5  # of the images on the front, for the selection to mean somet
 PREVIEWED = 4  # moves whose previews are looked at
 LEAST_SETTLED = 0.1  # of the advantages' variance, for previews to be worth their time
 SLOW_TRACKER = 10  # iterations until a running mean is used
+MOST_CUT = 0.5  # of expansions that the generator has no room for
+MOST_OFF = 0.5  # nats between a text as it was drawn and as it is replayed
 MIB = 1 << 20
 
 
@@ -61,6 +64,8 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
         torch.cuda.reset_peak_memory_stats(policy.device)
     prompts, group = _some_prompts(config, parts)
     prompts = identifiers.ask(prompts, parts.prefix)
+    if parts.expander is not None:
+        prompts = yield from _expansions(config, parts.expander, prompts)
     started = time.perf_counter()
     cond, noise = sampler.encode(policy, prompts), generator(config.seed, "preflight")
     trajectory = sampler.rollout(policy, cond, group, noise, guesses=config.batch.previews)
@@ -91,7 +96,8 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
     started = time.perf_counter()
     replay = process.replay(rows, moves, reference=getattr(parts.objective, "kl", 0) > 0)
     loss = parts.objective(replay, torch.ones(pairs))
-    loss.value.backward()
+    if policy.trainable:
+        loss.value.backward()
     training = _since(started, parts) / pairs
     for parameter in policy.trainable:
         parameter.grad = None
@@ -142,9 +148,29 @@ def _prompts(config: Config, parts: Parts) -> Iterator[Finding]:
     if config.sampler.identifiers:
         yield _length(parts)
     asked = [*parts.prompts, *(prompt for some in parts.judged.values() for prompt in some)]
-    if getattr(parts.sampler.guidance, "originals", False) and not any("original" in one.metadata for one in asked):
+    dual = getattr(parts.sampler.guidance, "originals", False) and parts.expander is None
+    if dual and not any("original" in one.metadata for one in asked):
         remedy = 'give prompts an "original" (prompts.use = "jsonl"), or use guidance cfg'
         yield Finding("warning", "guidance dual, but no prompt has an original: each is its own, at w1 + w2", remedy)
+
+
+def _expansions(config: Config, expander: Expander, prompts: list[Prompt]) -> Generator[Finding, None, list[Prompt]]:
+    """Is there room for what the expander says? Returns the expanded prompts."""
+    drawn = expander.draw(prompts, generator(config.seed, "preflight", "expansions"))
+    deviation = 0.0
+    if expander.trainable:
+        with torch.no_grad():
+            say = expander.replay(drawn, torch.arange(len(prompts)))
+        deviation = float((say.logp.cpu() - drawn.logp).sum(1).abs().max())
+    cut = float(drawn.cut.double().mean())
+    text = f"expansions such as '{drawn.prompts[0].text}': {cut:.0%} are cut, and replayed {deviation:.1e} nats off"
+    if deviation > MOST_OFF:
+        yield Finding("error", text, 'use expander.dtype = "float32"')
+    elif cut > MOST_CUT:
+        yield Finding("warning", text, "lower expander.tokens, or take shorter prompts")
+    else:
+        yield Finding("ok", text)
+    return drawn.prompts
 
 
 def _selection(compared: int, rewards: int) -> Finding:

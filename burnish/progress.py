@@ -75,7 +75,7 @@ class Progress:
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         names = list(self.records[-1].get("rewards", {}))
-        more = [key for key in ("front", "control_scale") if key in self.records[-1]]
+        more = [key for key in ("front", "control_scale", "expander_logp") if key in self.records[-1]]
         heads = [
             "iteration",
             *names,
@@ -108,6 +108,7 @@ def line(record: Mapping[str, Any], iterations: int, left: float | None) -> str:
         *(f"{name} {spread(one)}" for name, one in record.get("rewards", {}).items()),
         *([f"front {short(record['front'])}"] if "front" in record else []),
         *([f"control {short(record['control_scale'])}"] if "control_scale" in record else []),
+        *([f"expander logp {short(record['expander_logp'])}"] if "expander_logp" in record else []),
         f"ratio-1 {short(record.get('ratio_deviation'))}",
         f"clipped {short(record.get('clip_fraction'))}",
         f"KL {short(kl(record))}",

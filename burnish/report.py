@@ -39,6 +39,10 @@ DIAGNOSTICS = (
     ("Settled before", ("settled",), "share of the advantages' variance that previews leave out of the gradient"),
     ("Control scale", ("control_scale",), "how closely pictures followed their control in training"),
     ("Front", ("front",), "share of images that none beats on all counts; more where rewards are in conflict"),
+    ("Expansions", ("expander_logp",), "mean log-probability of a text in nats; towards 0 they become all alike"),
+    ("Expansions: KL", ("expander_kl",), "to the language model as it was when training began, in nats a text"),
+    ("Expansions: length", ("expander_length",), "tokens drawn and kept, the end included"),
+    ("Expansions: cut", ("expander_cut",), "share of texts that the generator had no room for to the end"),
     ("Gradient norm", ("grad_norm",), "before clipping"),
     ("Learning rate", ("lr",), ""),
     ("Seconds", ("seconds_sampling", "seconds_scoring", "seconds_training"), "of an iteration"),
@@ -79,7 +83,7 @@ def page(run: runs.Run) -> str:
         "pictures": _pictures(grids),
         "strips": _strips(run, _spread(list(grids), STRIP)),
         "rewards": _rewards(records) + _fronts(run, records),
-        "diagnostics": _diagnostics(records),
+        "diagnostics": _expansions(records) + _diagnostics(records),
         "configuration": f"<h2>Configuration</h2><details class='sheet'><summary>config.toml</summary>"
         f"<pre>{escape(source)}</pre></details>",
     }
@@ -212,6 +216,20 @@ def _details(last: Mapping[str, Any]) -> str:
     """What the last iteration's record says of one reward among several."""
     within = f"; at the end {number(last['std'])}, {number(last['within'])} within a prompt" if "within" in last else ""
     return within + (f"; {number(last['asked'])} where it was asked for" if "asked" in last else "")
+
+
+def _expansions(records: Sequence[runs.Record]) -> str:
+    """What an expander made of a few prompts, in the first iteration and in the last."""
+    told = [record for record in records if record.get("expansions")]
+    rows = [
+        f"<tr><td>{record['iteration']}</td><td>{escape(before)}</td><td>{escape(after)}</td></tr>"
+        for record in (told[:1] + told[1:][-1:])
+        for before, after in record["expansions"]
+    ]
+    if not rows:
+        return ""
+    heads = "".join(f"<th>{head}</th>" for head in ("iteration", "asked for", "drawn"))
+    return f"<h2>Expansions</h2><div class='sheet'><table><tr>{heads}</tr>{''.join(rows)}</table></div>"
 
 
 def _diagnostics(records: Sequence[runs.Record]) -> str:

@@ -2,6 +2,8 @@
 
     prompts -> rollout -> decode -> score -> advantage -> (replay -> objective -> backward -> step)* -> record
 
+With an expander the prompts are reworded before the rollout, and it learns from the advantages too (see `wording`).
+
 A replay looks at the moves that were sampled, or at the finished images noised again (see `process`).
 
 One direction: nothing downstream writes into anything upstream. Chance is derived from (seed, iteration, purpose),
@@ -36,6 +38,7 @@ from burnish.seeds import generator, seed_globals
 from burnish.seeds import number as seed_of
 from burnish.types import Prompt, Scores, Trajectory
 from burnish.updates import credit, look, minibatches, moves, selects, set_rate, share, summary, update
+from burnish.wording import reword, teach
 from burnish.world import World
 
 SCALES = 0.05
@@ -118,6 +121,7 @@ def train(
                 # 3. Prompts -> images -> scores: whole prompt groups, each process its own.
                 started = time.perf_counter()
                 prompts, group = choose(job, iteration)
+                prompts, texts = reword(job, prompts, iteration)
                 sampler = stage(config, parts, iteration)
                 trajectory, own_scores, seconds_scoring = explore(job, sampler, prompts, group, iteration, on_images)
                 sampled = time.perf_counter()
@@ -146,13 +150,14 @@ def train(
                 more: dict[str, Any] = {}
                 updates: list[dict[str, float]] = []
                 pairs = list(minibatches(job, len(adv), moves(job), iteration=iteration, adv=adv))
-                pairs = pairs if there.any() else []
+                pairs = pairs if there.any() and parts.policy.trainable else []
                 if config.batch.previews and pairs:
                     adv, more["settled"] = credit(job, prompts, trajectory, adv, there[own], pairs, own_scores.asked)
                 process = look(job, trajectory, pairs, iteration)
                 for number, (images, steps) in enumerate(pairs):
                     set_rate(job, iteration, number)
                     updates.append(update(job, process, adv, there[own], images, steps, first=number == 0))
+                more |= teach(job, texts, everyone[own], there[own], groups[own])
 
                 # 6. The record, on the disk before anybody hears of it.
                 record = {
@@ -218,7 +223,9 @@ def prepare(config: Config, run: Run, world: World, stop: Callable[[], bool] | N
         )
     make = adamw(config.optimizer)
     parts = assemble(config, world.device(config.model.device), given)
-    optimizer = make(parts.policy.trainable)
+    optimizer, wordsmith = make(parts.policy.trainable), None
+    if parts.expander is not None and parts.expander.trainable:
+        wordsmith = adamw(replace(config.optimizer, lr=config.expander.lr))(parts.expander.trainable)
     # Half-precision gradients of a log-density averaged over 16384 dimensions would vanish without scaling.
     scaler = torch.amp.GradScaler(parts.policy.device.type, enabled=config.model.dtype == "float16")
     first = parts.policy.state() if config.guard.action == "rollback" else None
@@ -227,7 +234,8 @@ def prepare(config: Config, run: Run, world: World, stop: Callable[[], bool] | N
         from diffusers.training_utils import EMAModel
 
         average = EMAModel(parts.policy.trainable, decay=config.optimizer.ema)  # its decay rises as (1 + n) / (10 + n)
-    return Job(config, run, world, parts, optimizer, scaler, poll, first, average)
+    words = parts.expander.state() if parts.expander is not None and first is not None else None
+    return Job(config, run, world, parts, optimizer, scaler, poll, first, average, wordsmith, words)
 
 
 def draw(job: Job, iteration: int) -> Tensor:

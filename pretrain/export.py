@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, LatentConsistencyModelPipeline, StableDiffusionPipeline
 from transformers import (
+    AutoModelForCausalLM,
     AutoProcessor,
+    AutoTokenizer,
     CLIPModel,
     CLIPProcessor,
     CLIPTokenizer,
@@ -66,6 +68,12 @@ def export_captioner(build: Path, target: Path) -> None:
     AutoProcessor.from_pretrained(source).save_pretrained(target)
 
 
+def export_expander(build: Path, target: Path) -> None:
+    source = build / "expander" / "model"
+    AutoModelForCausalLM.from_pretrained(source, dtype=torch.float16).save_pretrained(target)
+    AutoTokenizer.from_pretrained(source).save_pretrained(target)
+
+
 def spread_vocabulary(folder: Path) -> None:
     """Beside the tokenizer.json of a byte-pair encoding, the vocabulary in the two files that transformers 4 reads."""
     words = json.loads((folder / "tokenizer.json").read_text())["model"]
@@ -82,12 +90,14 @@ MODELS = {
     "emoji-lcm": export_lcm,
     "emoji-clip": export_clip,
     "emoji-captioner": export_captioner,
+    "emoji-expander": export_expander,
     "emoji-judge": export_judge,
 }
 LATER = {
     "emoji-sd/vae": "vae-decoder",
     "emoji-lcm": "lcm",
     "emoji-captioner": "captioner",
+    "emoji-expander": "expander",
 }  # exported only where these jobs were run
 
 

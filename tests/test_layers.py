@@ -28,7 +28,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("rewards.endpoint", "rewards.remote", "rewards.qr"),
     ("rewards.vlm", "rewards.picture", "verify"),
     ("rewards.caption", "rewards.question"),
-    ("policy",),
+    ("policy", "expander"),
+    ("imitation",),
     ("rollout",),
     ("process", "panel"),
     ("catalog", "checkpoint"),
@@ -37,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evaluate",),
     ("guard",),
     ("journal",),
-    ("updates",),
+    ("updates", "wording"),
     ("trainer",),
     ("preflight", "gallery", "zoo.check", "report", "compat.trl.options", "compat.trl.pipeline", "compat.trl.calls"),
     ("art", "zoo.steering"),
@@ -82,6 +83,8 @@ ONLY = {
     "rewards.question": {"types", "rewards.vlm", "prompts"},
     "fronts": {"charts"},
     "report": {"runs", "charts", "fronts"},
+    "expander": {"types", "zoo", "adapter"},
+    "imitation": {"expander", "prompts", "seeds"},
 }
 NEVER_TORCH = ("runs", "charts", "fronts", "progress", "report", "zoo", "catalog", "cli")
 STANDARD_LIBRARY_ONLY = ("runs", "charts", "zoo")

@@ -6,6 +6,7 @@
     zoo:emoji-aesthetic  a head on it that predicts a stated taste; as a reward that can be fooled
     zoo:emoji-preference a head on it that predicts another taste, in conflict with the first
     zoo:emoji-captioner  a vision-language model that answers questions about their pictures; as a reward
+    zoo:emoji-expander   a language model that adds a style and a background to a prompt; to be trained with the above
     zoo:emoji-judge      a classifier (noun, colour, count), trained apart: for evaluation only, never a reward
 
 A `zoo:` id stands wherever a hub id or a folder does. How the models were made: `pretrain/`. Standard library only.
@@ -23,7 +24,16 @@ from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 
-NAMES = ("emoji-sd", "emoji-lcm", "emoji-clip", "emoji-aesthetic", "emoji-preference", "emoji-captioner", "emoji-judge")
+NAMES = (
+    "emoji-sd",
+    "emoji-lcm",
+    "emoji-clip",
+    "emoji-aesthetic",
+    "emoji-preference",
+    "emoji-captioner",
+    "emoji-expander",
+    "emoji-judge",
+)
 SHARED = {"emoji-lcm": {part: f"emoji-sd/{part}" for part in ("vae", "text_encoder", "tokenizer")}}
 _HOME = Path(__file__).parent
 

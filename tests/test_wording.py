@@ -1,0 +1,177 @@
+"""The expander in the loop: what it learns from pictures, resume, what a run keeps and shows, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from itertools import chain, repeat
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_expander import build_language, chance
+
+from burnish import config as configuration
+from burnish.config import Config
+from burnish.expander import Expander
+from burnish.gallery import draw, open_expander, open_source
+from burnish.report import page
+from burnish.runs import Run
+from burnish.trainer import train
+from burnish.types import Prompt
+from burnish.wording import teach, worth
+from burnish.world import World
+
+REWARD = """
+seen, full = [], []
+def brightness(images, prompts):
+    seen.extend(prompt.text for prompt in prompts)
+    return images.mean((1, 2, 3))
+def whole(images, prompts):
+    full.extend((prompt.metadata["original"], prompt.text) for prompt in prompts)
+    return images[:, 0].mean((1, 2))
+"""
+TIMING = ("seconds_sampling", "seconds_scoring", "seconds_training")
+
+
+@pytest.fixture
+def recipe(tiny_pipeline: Path, tmp_path: Path) -> Path:
+    model, tokenizer = build_language()
+    model.save_pretrained(tmp_path / "language")
+    tokenizer.save_pretrained(tmp_path / "language")
+    (tmp_path / "reward.py").write_text(REWARD)
+    path = tmp_path / "tiny.toml"
+    path.write_text(f"""
+iterations = 3
+model = {{ id = "{tiny_pipeline}", device = "cpu" }}
+sampler = {{ steps = 2, guidance = {{ use = "cfg", weight = 2.0 }} }}
+prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
+expander = {{ model = "{tmp_path}/language", rank = 2, lr = 1e-2, kl = 0.01, tokens = 4, expansions = 2 }}
+rewards = [
+  {{ use = "{tmp_path}/reward.py:brightness" }},
+  {{ use = "{tmp_path}/reward.py:whole", of = "prompt" }},
+]
+optimizer = {{ lr = 1e-3 }}
+batch = {{ prompts = 2, images_per_prompt = 4, sample = 8, replay = 16, updates = 1 }}
+evaluation = {{ images_per_prompt = 1 }}
+run = {{ sample_every = 2, sample_prompts = 2 }}
+""")
+    return path
+
+
+def load(recipe: Path, *overrides: str) -> Config:
+    return configuration.load(recipe, overrides)
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in one.items() if key not in TIMING} for one in Run(out).records()]
+
+
+def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path) -> None:
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    train(load(recipe), whole)
+    for asked in (4, 4):  # in the middle of two iterations
+        answers = chain([False] * asked, repeat(True))
+        train(load(recipe), parted, resume=Run(parted).exists(), stop=partial(next, answers))
+    assert 0 < len(log(parted)) < 3
+    train(load(recipe), parted, resume=True)
+    assert log(parted) == log(whole)
+    for place in ("evaluation.json", "samples/000003.png", "checkpoints/000003/tensors.safetensors"):
+        assert (parted / place).read_bytes() == (whole / place).read_bytes(), place
+    records, tensors = log(whole), load_file(whole / "checkpoints/000003/tensors.safetensors")
+    assert {name.partition(".")[0] for name in tensors} == {"weights", "optimizer", "expander", "wordsmith"}
+    assert all(record["expander_ratio_deviation"] < 1e-4 for record in records)
+    assert records[0]["expander_kl"] < 1e-6 < records[2]["expander_kl"]
+    assert all(after.startswith(before) for record in records for before, after in record["expansions"])
+    learned = json.loads((whole / "adapter/expander/adapter_config.json").read_text())
+    assert learned["peft_type"] == "LORA" and learned["base_model_name_or_path"] == f"{tmp_path}/language"
+    assert records[0]["expansions"][0][1] in page(Run(whole)), "the report shows them"
+    # what was learned is drawn with
+    policy, sampler = open_source(str(whole), steps=2)
+    expander, before = open_expander(str(whole), policy), open_expander(str(whole), policy, before=True)
+    assert expander is not None and before is not None
+    drawn = before.draw([Prompt("a cat")] * 8, chance())
+    assert (expander.replay(drawn, torch.arange(8)).logp - drawn.logp).abs().max() > 1e-3
+    plain, worded = (draw(policy, sampler, ["a cat"], 2, 0, one) for one in (None, expander))
+    assert not torch.equal(plain, worded) and torch.equal(worded, draw(policy, sampler, ["a cat"], 2, 0, expander))
+
+
+def test_only_the_expander_learns_and_rewards_judge_what_was_asked(recipe: Path, tmp_path: Path) -> None:
+    run = Run(train(load(recipe, "model.train=none", "iterations=1"), tmp_path / "run"))
+    (record,) = run.records()
+    assert record["expander_grad_norm"] > 0 and "grad_norm" not in record
+    names = {name.partition(".")[0] for name in load_file(run.checkpoints / "000001/tensors.safetensors")}
+    assert names == {"expander", "wordsmith"}
+    assert [path.name for path in run.adapter.iterdir()] == ["expander"]
+    from burnish.catalog import resolve
+
+    module = resolve("reward", f"{tmp_path}/reward.py:brightness").__globals__
+    assert set(module["seen"]) == {"a cat", "a dog", "an ox"}
+    assert all(text.startswith(original) for original, text in module["full"])
+    assert any(text != original for original, text in module["full"])
+
+
+def test_learning_rate_zero_leaves_it_unchanged(recipe: Path, tmp_path: Path) -> None:
+    still = ["expander.lr=0", "optimizer.lr=0", "iterations=2", "run.sample_every=0"]
+    run = Run(train(load(recipe, *still), tmp_path / "run"))
+    tensors = load_file(run.checkpoints / "000002/tensors.safetensors")
+    fresh = Expander.load(f"{tmp_path}/language", rank=2).state()
+    assert all(torch.equal(tensors[f"expander.{name}"], value) for name, value in fresh.items())
+    evaluation = json.loads(run.evaluation.read_text())["train"]
+    assert evaluation["paired_mean"] == 0, "the same texts from the same chance"
+
+
+def test_the_worth_of_a_text_is_against_the_other_texts_of_its_prompt() -> None:
+    adv = torch.tensor([1.0, 3.0, 0.0, 0.0, 5.0, 5.0, 9.0, 1.0])
+    group = torch.tensor([7, 7, 7, 7, 8, 8, 8, 8])
+    there = torch.ones(8).bool()
+    assert worth(adv, there, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
+    there[7] = False  # 9 alone counts
+    assert worth(adv, there, group, 4).tolist() == [1.0, -1.0, -2.0, 2.0]
+    there[6] = False  # nobody is left to compare with
+    assert worth(adv, there, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
+
+
+def test_what_pleases_becomes_likelier_and_without_an_advantage_nothing_moves() -> None:
+    """Texts with "red" in them please: with no picture drawn at all, the loop's own step finds out."""
+    model, tokenizer = build_language()
+    expander = Expander(model, tokenizer, "full", tokens=4)
+    settings = SimpleNamespace(expander=SimpleNamespace(kl=0.0), batch=SimpleNamespace(replay=5))
+    settings.optimizer = SimpleNamespace(max_grad_norm=1.0)
+    optimizer = torch.optim.AdamW(expander.trainable, lr=3e-3)
+    job: Any = SimpleNamespace(
+        parts=SimpleNamespace(expander=expander), wordsmith=optimizer, world=World(), config=settings
+    )
+    prompts, group = [Prompt("a cat")] * 16 + [Prompt("an ox")] * 16, torch.arange(2).repeat_interleave(16)
+    shares = []
+    for iteration in range(25):
+        drawn = expander.draw(prompts, chance(iteration))
+        adv = torch.tensor([float("red" in prompt.text) for prompt in drawn.prompts])
+        shares.append(float(adv.mean()))
+        before = expander.state()
+        record = teach(job, drawn, torch.zeros(32), torch.ones(32).bool(), group)
+        assert "expander_grad_norm" not in record and all(
+            torch.equal(before[n], p) for n, p in expander.state().items()
+        )
+        teach(job, drawn, adv, torch.ones(32).bool(), group)
+    assert sum(shares[-5:]) > sum(shares[:5]) + 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["expander.expansions=3"], "3 texts cannot share the 4 images of a prompt evenly"),
+        (["expander.expansions=1"], "expander.expansions = 1 leaves no other text"),
+        (["expander.train=none", "model.train=none"], 'model.train = "none", so nothing learns'),
+        (["expander.train=none", "expander.start=x.jsonl"], "expander.start wants an expander that learns"),
+        (["expander.temperature=0.0"], "expander.temperature = 0.0; it must be more than 0"),
+        (["expander.instruction=more"], "it must be a text with {prompt} in it"),
+        (["rewards.0.of=text"], 'rewards.0.of = \'text\'; it must be "original" or "prompt"'),
+    ],
+)
+def test_errors_say_what_to_do(recipe: Path, changes: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(recipe, *changes)
