@@ -94,7 +94,7 @@ def search(
         ValueError: the payload does not fit the model's canvas.
     """
     found: list[Found] = []
-    read, drawn, texts = 0, 0, set[str]()
+    read, drawn, payload = 0, 0, ""
     while drawn < tries and len(found) < count:
         noise = generator(seed, "art", drawn)
         cond = sampler.encode(policy, [prompt] * CHUNK)
@@ -106,10 +106,10 @@ def search(
         for row in readings.strict.nonzero().flatten().tolist():
             if len(found) < count:
                 found.append(Found(images[row], drawn + row + 1))
-                texts.add(code.payload)  # a strict reading is an exact one
+                payload = code.payload  # a strict reading is an exact one
         drawn += len(images)
         on_try(drawn, len(found))
-    return Search(found, drawn, read, texts.pop() if texts else "")
+    return Search(found, drawn, read, payload)
 
 
 def save(result: Search, folder: Path) -> list[Path]:

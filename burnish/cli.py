@@ -216,8 +216,9 @@ def qr(
 
     Exit code 1: no picture is read.
 
-      burnish qr AB12C --prompt "a cat" --model zoo:emoji-sd --controlnet zoo:emoji-qr
-      burnish qr AB12C --prompt "a cat" --model runs/qr --n 8 --out codes
+      burnish qr https://example.org --prompt "a garden" --model runs/qr --n 8 --out codes
+      burnish qr HELLO --prompt "a garden" --model stable-diffusion-v1-5/stable-diffusion-v1-5 \\
+        --controlnet monster-labs/control_v1p_sd15_qrcode_monster --scale 1.4
       burnish qr --verify art.png
       burnish qr https://example.org --verify art.png --decoder zxing --decoder opencv
 
@@ -226,15 +227,12 @@ def qr(
     """
     decoders = tuple(decoder or ["zxing"])
     if verify is not None:
-        from burnish.verify import verify as read
-
-        verdict = read(verify, payload, decoders)
-        print(json.dumps(verdict.json(), indent=1) if as_json else verdict.text())
-        if not verdict.lenient:
-            raise typer.Exit(1)
+        read_code(verify, payload, decoders, as_json)
         return
-    if not (payload and prompt):
-        raise ValueError("qr needs a PAYLOAD and a --prompt to draw, or --verify IMAGE to read; see burnish qr --help")
+    if not (payload and prompt and model):
+        raise ValueError(
+            "qr needs a PAYLOAD, a --prompt and a --model to draw, or --verify IMAGE to read; see burnish qr --help"
+        )
     quiet()
     from rich.console import Console
     from rich.progress import Progress
@@ -244,14 +242,7 @@ def qr(
     from burnish.types import Prompt
 
     scanner = Scanner(decoders, "all")
-    plain = not model and not controlnet
-    artist = open_artist(
-        model or "zoo:emoji-sd",
-        "zoo:emoji-qr" if plain else controlnet,
-        steps=steps,
-        guidance=guidance,
-        scale=scale,
-    )
+    artist = open_artist(model, controlnet, steps=steps, guidance=guidance, scale=scale)
     asked = Prompt(prompt, {"payload": payload})
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("0 kept", total=tries)
@@ -270,6 +261,16 @@ def qr(
         print(f"{len(paths)} of {found.tries} tries are read under every condition, {found.read} under some", end="")
         print(f"; they say {found.payload!r}" if paths else "; raise --scale or --tries")
     if not paths:
+        raise typer.Exit(1)
+
+
+def read_code(image: Path, payload: str, decoders: tuple[str, ...], as_json: bool) -> None:
+    """What is read of a picture; exit code 1 if nothing is."""
+    from burnish.verify import verify
+
+    verdict = verify(image, payload, decoders)
+    print(json.dumps(verdict.json(), indent=1) if as_json else verdict.text())
+    if not verdict.lenient:
         raise typer.Exit(1)
 
 

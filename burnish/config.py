@@ -51,7 +51,7 @@ class Model:
     fused: str = (
         ""  # a LoRA merged into the model for good before anything else, such as an LCM-LoRA (hub id or folder)
     )
-    controlnet: str = ""  # a ControlNet whose pictures are followed: "zoo:emoji-qr", a folder or a hub id
+    controlnet: str = ""  # a ControlNet whose pictures are followed: a folder or a hub id
     learns: str = ""  # "controlnet", "both", or "" for the model's own network
     adapter: str = ""  # a LoRA adapter to start from (same rank and targets), such as another run's RUN/adapter
 

@@ -320,6 +320,8 @@ def _open(
             lora.add(learner, rank, alpha, targets)
         elif train == "full":
             learner.requires_grad_(True)
+            for parameter in learner.parameters():  # a ControlNet that came with its pipeline may be in half precision
+                parameter.data = parameter.data.float()
     network = getattr(pipe, family.network)
     for module in (network, pipe.vae, getattr(pipe, "controlnet", None)):
         if module is not None:

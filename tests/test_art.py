@@ -74,17 +74,17 @@ def test_the_command(
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(art, "open_artist", lambda *words, **settings: asked.append((words, settings)) or artist)
-    words = ["qr", "AB12C", "--prompt", "a cat", "--out", str(tmp_path / "out"), "--n", "2"]
+    words = ["qr", "AB12C", "--prompt", "a cat", "--out", str(tmp_path / "out"), "--n", "2", "--model", "m"]
     code, out, _ = run(capsys, *words)
     assert code == 0 and "2 of 16 tries are read under every condition" in out and "they say 'AB12C'" in out
-    assert asked[0][0] == ("zoo:emoji-sd", "zoo:emoji-qr"), "without a model the embedded one"
-    code, out, _ = run(capsys, *words, "--json", "--model", "m", "--controlnet", "c")
+    assert asked[0][0] == ("m", ""), "a run has its own ControlNet"
+    code, out, _ = run(capsys, *words, "--json", "--controlnet", "c")
     told = json.loads(out)
     assert code == 0 and (told["kept"], told["tries"], told["payload"], len(told["files"])) == (2, 16, "AB12C", 2)
     assert asked[1][0] == ("m", "c")
     code, out, _ = run(capsys, *words, "--tries", "4")
     assert code == 1 and "0 of 4 tries" in out, "nothing is read"
     code, _, err = run(capsys, "qr", "AB12C")
-    assert code == 2 and "qr needs a PAYLOAD and a --prompt to draw, or --verify IMAGE to read" in err
-    code, _, err = run(capsys, "qr", "much too long for sixty-four pixels", "--prompt", "a cat")
+    assert code == 2 and "qr needs a PAYLOAD, a --prompt and a --model to draw, or --verify IMAGE to read" in err
+    code, _, err = run(capsys, "qr", "much too long for sixty-four pixels", "--prompt", "a cat", "--model", "m")
     assert code == 2 and "does not fit a canvas of 64 px" in err
