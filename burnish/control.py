@@ -91,7 +91,9 @@ def pictures(prompts: Sequence[Prompt], height: int, width: int) -> Tensor:
     Raises:
         ValueError: a prompt says neither, its picture cannot be read, or its code does not fit; the message names it.
     """
-    return torch.stack([_picture(prompt, height, width) for prompt in prompts])
+    # images of one prompt share its object: its picture is read or drawn once
+    drawn = {number: _picture(prompt, height, width) for number, prompt in {id(one): one for one in prompts}.items()}
+    return torch.stack([drawn[id(prompt)] for prompt in prompts])
 
 
 def _picture(prompt: Prompt, height: int, width: int) -> Tensor:

@@ -19,14 +19,13 @@ from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionControlNetP
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from burnish.payloads import qr
 from burnish.qr import of
 from burnish.zoo.scenes import SIZE, Scenes
 from pretrain import loop
 from pretrain.data import ZOO
-from pretrain.unet import DROP, PROMPTS, scheduler
+from pretrain.unet import DROP, PROMPTS, encode_captions, scheduler
 
 LARGEST = 2.0  # scale at which a picture is the bare code
 EMBEDDING = (16, 32, 64)  # channels on the way from a picture to its latents' size: two halvings, as in the autoencoder
@@ -66,20 +65,14 @@ def batches(
     pipe: StableDiffusionPipeline, pool: int, size: int, device: torch.device
 ) -> Callable[[int], Iterator[Batch]]:
     """Endless batches: latents (B, 4, 16, 16), text states, codes (B, 3, SIZE, SIZE) in [0, 1], scales (B,)."""
-    words: CLIPTokenizer = pipe.tokenizer
-    text: CLIPTextModel = pipe.text_encoder
 
     def endless(seed: int) -> Iterator[Batch]:
         count = pool // loop.rank()[1] // 250 * 250
         pictures = codes(count, seed)
         latents, scales, captions = encode_pool(pipe.vae, pictures, count, seed, device)
-        kinds = {caption: i for i, caption in enumerate(dict.fromkeys(["", *captions]))}
-        ids = words(list(kinds), padding="max_length", truncation=True, return_tensors="pt").input_ids
-        with torch.no_grad():
-            states = torch.cat([text(part.to(device))[0].bfloat16() for part in ids.split(1000)])
-        said = torch.tensor([kinds[caption] for caption in captions])
+        states, said = encode_captions(pipe.tokenizer, pipe.text_encoder, captions, device)
         generator = torch.Generator().manual_seed(seed)
-        print(f"{count} latents, {len(kinds)} captions", flush=True)
+        print(f"{count} latents, {len(states)} captions", flush=True)
         while True:
             rows = torch.randint(count, (size,), generator=generator)
             of_rows = torch.where(torch.rand(size, generator=generator) < DROP, 0, said[rows])

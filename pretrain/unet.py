@@ -79,19 +79,26 @@ def batches(
 
     def endless(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         pool, captions = encode_pool(vae, options.pool // loop.rank()[1], options.pairs, seed, device)
-        kinds = {caption: i for i, caption in enumerate(dict.fromkeys(["", *captions]))}
-        ids = words(list(kinds), padding="max_length", truncation=True, return_tensors="pt").input_ids
-        with torch.no_grad():
-            states = torch.cat([text(part.to(device))[0].bfloat16() for part in ids.split(1000)])
-        of = torch.tensor([kinds[c] for c in captions])
+        states, of = encode_captions(words, text, captions, device)
         generator = torch.Generator().manual_seed(seed)
-        print(f"{len(pool)} latents, {len(kinds)} captions", flush=True)
+        print(f"{len(pool)} latents, {len(states)} captions", flush=True)
         while True:
             rows = torch.randint(len(pool), (options.batch,), generator=generator)
             said = torch.where(torch.rand(options.batch, generator=generator) < drop, 0, of[rows])
             yield pool[rows].float().to(device), states[said.to(device)]
 
     return endless
+
+
+@torch.no_grad()
+def encode_captions(
+    words: CLIPTokenizer, text: CLIPTextModel, captions: list[str], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Text states of all different captions (N, tokens, width) bfloat16, the empty one first; and each one's row."""
+    kinds = {caption: i for i, caption in enumerate(dict.fromkeys(["", *captions]))}
+    ids = words(list(kinds), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    states = torch.cat([text(part.to(device))[0].bfloat16() for part in ids.split(1000)])
+    return states, torch.tensor([kinds[caption] for caption in captions])
 
 
 @torch.no_grad()

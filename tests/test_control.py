@@ -210,6 +210,13 @@ def test_state_and_checkpoint_names(model: tuple[Path, Path]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(policy.trainable, other.trainable, strict=True))
 
 
+def test_a_controlnet_that_came_with_its_pipeline_learns_in_float32(model: tuple[Path, Path], tmp_path: Path) -> None:
+    load(model, train="none").pipe.save_pretrained(tmp_path)
+    policy = Policy.load(tmp_path, train="full", learns="controlnet", dtype="bfloat16")
+    assert {p.dtype for p in policy.trainable} == {torch.float32}
+    assert {p.dtype for p in policy.pipe.unet.parameters()} == {torch.bfloat16}
+
+
 def test_windows() -> None:
     """Step i of n acts if start <= i/n and (i+1)/n <= end."""
     times = torch.tensor([801, 601, 401, 201, 1, -1])
