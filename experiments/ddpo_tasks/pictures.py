@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from PIL import Image, ImageDraw
-
 from burnish.gallery import draw, open_source
 from experiments.ddpo_tasks import plan
 from experiments.running import place
+from experiments.sheet import sheet
 
-SIDE = 96  # pixels of a picture in the grid
-MARGIN = 100  # on the left, for the names
 TEXTS = {"caption": ["a cat and a guitar", "a bear and a car", "a fox and a car", "a dog and a guitar"]}
 USUAL = ["a cat", "a horse", "a bear", "a fox", "a spider", "a duck", "a lion", "a llama"]
 
@@ -24,12 +20,8 @@ def grids(out: Path, folder: Path) -> None:
         runs = {name: str(out / place(task, name, 0)) for name, arm in plan.ARMS.items() if task in arm.tasks}
         rows = {"before": (runs["ddpo_is"], True), **{name: (run, False) for name, run in runs.items()}}
         rows["rlcm, before"] = (runs["rlcm"], True)
-        sheet = Image.new("RGB", (MARGIN + 8 * SIDE, len(rows) * SIDE), "white")
-        for line, (name, (run, before)) in enumerate(rows.items()):
+        pictures = {}
+        for name, (run, before) in rows.items():
             policy, sampler = open_source(run, before=before)
-            pictures = draw(policy, sampler, texts, 8 // len(texts), seed=1)
-            ImageDraw.Draw(sheet).text((4, line * SIDE + SIDE // 2), name, fill="black")
-            for column, picture in enumerate(pictures):
-                pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-                sheet.paste(Image.fromarray(pixels).resize((SIDE, SIDE)), (MARGIN + column * SIDE, line * SIDE))
-        sheet.save(folder / f"ddpo_tasks_{task}.png")
+            pictures[name] = draw(policy, sampler, texts, 8 // len(texts), seed=1)
+        sheet(pictures).save(folder / f"ddpo_tasks_{task}.png")
