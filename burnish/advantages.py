@@ -63,12 +63,24 @@ class batch:
 
 
 class group(batch):
-    """Against the mean and std of the images of the same prompt: at least 4, better 8."""
+    """Against the mean and std of the images of the same prompt: at least 4, better 8.
+
+    ``spread = "batch"`` divides by the std within prompts of the whole batch instead: where all images of a prompt but
+    one have the best value there is, a reward such as a scan rate has nearly nothing left to say there, and the others
+    are heard; by the prompt's own std its last trifle would count as much as all else.
+    """
+
+    def __init__(self, clip: float = 5.0, spread: str = "prompt") -> None:
+        super().__init__(clip)
+        if spread not in ("prompt", "batch"):
+            raise ValueError(f'advantage.spread must be "prompt" or "batch", not "{spread}".')
+        self.spread = spread
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """(B,) float32; exactly 0 in groups whose rewards are all equal, such as groups of one."""
         parts, valid = _valid(scores)
-        return _combine(_by_group(parts, valid, group), valid, per_image(weights, scores), self.clip)
+        z = _by_group(parts, valid, group, pooled=self.spread == "batch")
+        return _combine(z, valid, per_image(weights, scores), self.clip)
 
 
 class weighted(batch):
@@ -246,23 +258,28 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows.mean(0), torch.where(std > SPREAD * rows.abs().amax(0), std, torch.inf)
 
 
-def _by_group(parts: Tensor, valid: Tensor, group: Tensor) -> Tensor:
-    """Every column's z-score within its group: (B, K); 0 in bad rows and in groups without spread."""
+def _by_group(parts: Tensor, valid: Tensor, group: Tensor, pooled: bool = False) -> Tensor:
+    """Every column's z-score within its group: (B, K); 0 in bad rows and in groups without spread. ``pooled``: by the
+    root of the mean variance of all groups with more than one row."""
     _, index = group.cpu().unique(return_inverse=True)
     groups = int(index.max()) + 1 if len(index) else 0
     weight = valid[:, None].double()
+    counts = weight.new_zeros(groups, 1).index_add(0, index, weight)[index]  # of valid rows, of each row's group
 
     def mean(values: Tensor) -> Tensor:
         sums = values.new_zeros(groups, values.shape[1]).index_add(0, index, values * weight)
-        counts = values.new_zeros(groups, 1).index_add(0, index, weight)
-        return (sums / counts.clamp(min=1))[index]
+        return sums[index] / counts.clamp(min=1)
 
     centred = parts - mean(parts)
-    std = mean(centred**2).sqrt()
+    variance = mean(centred**2)
     size = parts.new_zeros(groups, parts.shape[1]).scatter_reduce(
         0, index[:, None].expand_as(parts), parts.abs(), "amax"
     )[index]
-    return torch.where(std > SPREAD * size, centred / std, 0.0) * weight
+    differ = variance.sqrt() > SPREAD * size
+    if pooled:
+        rows = weight * (counts > 1)
+        variance = ((variance * rows).sum(0) / rows.sum().clamp(min=1)).expand_as(parts)
+    return torch.where(differ, centred / variance.sqrt(), 0.0) * weight
 
 
 def _combine(z: Tensor, valid: Tensor, weights: Tensor, clip: float) -> Tensor:

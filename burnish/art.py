@@ -16,8 +16,6 @@ from torch import Tensor
 
 from burnish import qr
 from burnish.gallery import CHUNK, open_source
-from burnish.guidance import cfg
-from burnish.kernels import ddim
 from burnish.policy import Policy
 from burnish.rewards.pixels import eight_bit
 from burnish.rewards.qr import Scanner
@@ -52,23 +50,21 @@ def open_artist(
 
     Args:
         source: a run whose model has a ControlNet, ``zoo:NAME``, a model folder or a hub id.
-        controlnet: of a model: ``zoo:NAME``, a folder or a hub id; a run has its own.
-        steps: network calls an image; 0 takes the run's, or 25.
-        guidance: its weight; negative takes the run's, or 5.
+        controlnet: of a model: ``zoo:NAME``, a folder or a hub id; a run has its own, and the zoo's models have theirs.
+        steps: network calls an image; 0 takes the run's, or 50, or 4 of a consistency model.
+        guidance: its weight; negative takes the run's, or 5 (1.5 of an LCM-LoRA).
         scale: of the control; negative takes the run's, or 1.
 
     Raises:
         FileNotFoundError, ValueError: there is no such thing, or it has no ControlNet.
     """
-    if Run(Path(source)).exists():
-        policy, sampler = open_source(source, steps=steps, guidance=guidance)
-        if not policy.steered:
+    if source.startswith("zoo:"):
+        controlnet = controlnet or "zoo:emoji-qr"
+    policy, sampler = open_source(source, steps=steps, guidance=guidance, controlnet=controlnet)
+    if not policy.steered:
+        if Run(Path(source)).exists():
             raise ValueError(f"{source} is a run without a ControlNet: give one that trained with model.controlnet")
-    else:
-        if not controlnet:
-            raise ValueError(f"{source} draws no codes by itself: give a ControlNet for it by --controlnet")
-        policy = Policy.load(source, controlnet=controlnet, train="none")
-        sampler = Sampler(ddim(), steps or 25, cfg(5.0 if guidance < 0 else guidance))
+        raise ValueError(f"{source} draws no codes by itself: give a ControlNet for it by --controlnet")
     if scale >= 0:
         sampler = replace(sampler, control=replace(sampler.control, scale=scale))
     return policy, sampler

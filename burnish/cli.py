@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -192,14 +193,26 @@ def check(recipe: Recipe, change: Overrides = None) -> None:
 def qr(
     payload: Annotated[str, typer.Argument(metavar="PAYLOAD", help="What the code says, such as a link.")] = "",
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the picture shows.")] = "",
-    model: Annotated[str, typer.Option(help="A run with a ControlNet, zoo:NAME, a folder or a hub id.")] = "",
-    controlnet: Annotated[str, typer.Option(help="The ControlNet of a model that is no run.")] = "",
+    model: Annotated[
+        str, typer.Option(help="A run with a ControlNet, zoo:NAME, a folder or a hub id.")
+    ] = "zoo:emoji-lcm",
+    controlnet: Annotated[
+        str,
+        typer.Option(
+            help="The ControlNet of a model that is no run. [dim]default: zoo:emoji-qr for the zoo's models[/dim]"
+        ),
+    ] = "",
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures to hand out.")] = 4,
     tries: Annotated[int, typer.Option(min=1, help="Pictures to draw at most.")] = 64,
     scale: Annotated[
         float, typer.Option(help="How closely the code is followed. [dim]below 0: the run's, else 1[/dim]")
     ] = -1.0,
-    steps: Annotated[int, typer.Option(min=0, help="Network calls an image. [dim]0: the run's, else 25[/dim]")] = 0,
+    steps: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Network calls an image. [dim]0: the run's, else 50, or 4 of a consistency model[/dim]"
+        ),
+    ] = 0,
     guidance: Annotated[float, typer.Option(help="Guidance weight. [dim]below 0: the run's, else 5[/dim]")] = -1.0,
     seed: Annotated[int, typer.Option(help="The same seed draws the same pictures.")] = 0,
     out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("codes"),
@@ -216,6 +229,7 @@ def qr(
 
     Exit code 1: no picture is read.
 
+      burnish qr HELLO --prompt "a cat" --out codes
       burnish qr https://example.org --prompt "a garden" --model runs/qr --n 8 --out codes
       burnish qr HELLO --prompt "a garden" --model stable-diffusion-v1-5/stable-diffusion-v1-5 \\
         --controlnet monster-labs/control_v1p_sd15_qrcode_monster --scale 1.4
@@ -229,10 +243,8 @@ def qr(
     if verify is not None:
         read_code(verify, payload, decoders, as_json)
         return
-    if not (payload and prompt and model):
-        raise ValueError(
-            "qr needs a PAYLOAD, a --prompt and a --model to draw, or --verify IMAGE to read; see burnish qr --help"
-        )
+    if not (payload and prompt):
+        raise ValueError("qr needs a PAYLOAD and a --prompt to draw, or --verify IMAGE to read; see burnish qr --help")
     quiet()
     from rich.console import Console
     from rich.progress import Progress
@@ -309,10 +321,14 @@ def zoo_check(
     burnish zoo check --json
     """
     quiet()
+    from burnish.zoo import steering
     from burnish.zoo.check import measure, table
 
-    measured = measure(images=images, seed=seed)
-    print(json.dumps(measured, indent=1) if as_json else table(measured))
+    measured, points = measure(images=images, seed=seed)
+    if as_json:
+        print(json.dumps({**measured, "control": [asdict(point) for point in points]}, indent=1))
+    else:
+        print(table(measured), "", "zoo:emoji-qr by control scale:", steering.table(points), sep="\n")
 
 
 @app.callback(invoke_without_command=True)

@@ -29,7 +29,13 @@ CHUNK = 16  # images sampled at once
 
 
 def open_source(
-    source: str, *, steps: int = 0, guidance: float = -1.0, before: bool = False, strength: float = 1.0
+    source: str,
+    *,
+    steps: int = 0,
+    guidance: float = -1.0,
+    before: bool = False,
+    strength: float = 1.0,
+    controlnet: str = "",
 ) -> tuple[Policy, Sampler]:
     """A policy and a sampler from a run directory (as it was trained) or from any model id.
 
@@ -39,6 +45,7 @@ def open_source(
         guidance: its weight, if the model is guided; negative takes the run's, or 5 (1.5 of an LCM-LoRA).
         before: a run's model before it was trained.
         strength: of a run's adapter, from 0 (as before training) to 1 (as trained); beyond 1 it is exaggerated.
+        controlnet: of a model that is no run: `zoo:NAME`, a folder or a hub id.
     """
     run = Run(Path(source))
     if run.exists():
@@ -55,7 +62,7 @@ def open_source(
         return policy, replace(sampler, steps=steps or sampler.steps)
     if strength != 1:
         raise ValueError(f"--strength is the strength of what a run has learned, and {source} is no run")
-    policy = Policy.load(source, train="none")
+    policy = Policy.load(source, controlnet=controlnet, train="none")
     if policy.takes_weight:
         asked: Callable[..., Tensor] = embedded(5.0 if guidance < 0 else guidance)
     else:  # a consistency model without that input has learned guidance already and bears little on top

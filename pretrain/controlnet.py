@@ -1,6 +1,6 @@
 """``zoo:emoji-qr``: a ControlNet for the generator that draws Micro QR codes into its pictures.
 
-``python -m pretrain.controlnet --minutes 40``. Behaves as the public QR ControlNets do: at a high scale the picture is
+``python -m pretrain.controlnet --minutes 18``. Behaves as the public QR ControlNets do: at a high scale the picture is
 the code, at a low one it stays what the prompt says. So each picture that it learns from is a scene mixed with a code,
 
     (1 - share) scene + share code,    share = scale / 2
@@ -83,7 +83,7 @@ def batches(
 
 
 def main() -> None:
-    parser = loop.arguments(__doc__, minutes=40, batch=32, lr=6e-4)
+    parser = loop.arguments(__doc__, minutes=18, batch=32, lr=6e-4)
     parser.add_argument("--pool", type=int, default=20000, help="mixed pictures encoded once")
     options = parser.parse_args()
     torch.manual_seed(options.seed)

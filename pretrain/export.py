@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, LatentConsistencyModelPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, ControlNetModel, LatentConsistencyModelPipeline, StableDiffusionPipeline
 from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
@@ -41,6 +41,10 @@ def export_lcm(build: Path, target: Path) -> None:
     pipe.save_pretrained(target)
     for part in SHARED[target.name]:
         shutil.rmtree(target / part)
+
+
+def export_qr(build: Path, target: Path) -> None:
+    ControlNetModel.from_pretrained(build / "controlnet" / "model", dtype=torch.float16).save_pretrained(target)
 
 
 def export_decoder(build: Path, target: Path) -> None:
@@ -88,6 +92,7 @@ MODELS = {
     "emoji-sd": export_sd,
     "emoji-sd/vae": export_decoder,
     "emoji-lcm": export_lcm,
+    "emoji-qr": export_qr,
     "emoji-clip": export_clip,
     "emoji-captioner": export_captioner,
     "emoji-expander": export_expander,
@@ -96,6 +101,7 @@ MODELS = {
 LATER = {
     "emoji-sd/vae": "vae-decoder",
     "emoji-lcm": "lcm",
+    "emoji-qr": "controlnet",
     "emoji-captioner": "captioner",
     "emoji-expander": "expander",
 }  # exported only where these jobs were run

@@ -41,6 +41,34 @@ def test_against_brute_force(kind: type, k: int) -> None:
     assert got.dtype == torch.float32
 
 
+def test_pooled_spread_against_brute_force() -> None:
+    """One prompt has equal rewards, one image stands alone, one has no score: none of them widens the others'."""
+    parts, weights = rewards(2), torch.tensor([1.0, 0.5])
+    numbers = torch.tensor([7, 7, 7, 7, 2, 2, 2, 2, 9, 9, 5, 9])
+    parts[4:8, 0], parts[9, 1] = 0.1, math.nan
+    got = group(spread="batch")(scores(parts), weights, numbers)
+    r, there = parts.numpy(), parts.isfinite().all(1).numpy()
+    groups = [np.flatnonzero((numbers.numpy() == number) & there) for number in (7, 2, 9, 5)]
+    squares = [[(r[i, k] - r[rows, k].mean()) ** 2 for rows in groups if len(rows) > 1 for i in rows] for k in (0, 1)]
+    for rows in groups:
+        for i in rows:
+            total = sum(
+                float(weights[k]) * (r[i, k] - r[rows, k].mean()) / math.sqrt(np.mean(squares[k])) for k in (0, 1)
+            )
+            assert got[i].item() == pytest.approx(total / math.sqrt(1.25), abs=1e-6)
+    assert got[9] == 0 and got[10] == 0
+
+
+def test_a_prompt_that_is_nearly_always_right_leaves_the_word_to_other_rewards() -> None:
+    """One image in eight scans a little worse, and is the better picture."""
+    scan, picture = torch.ones(16), torch.rand(16, generator=torch.Generator().manual_seed(0)) * 0.1
+    scan[0], scan[8:12], picture[0] = 0.9, 0.0, 0.2
+    parts = torch.stack([scan, picture], 1).double()
+    numbers = torch.arange(16) // 8
+    assert group()(scores(parts), torch.tensor([1.0, 0.5]), numbers)[0] < 0
+    assert group(spread="batch")(scores(parts), torch.tensor([1.0, 0.5]), numbers)[0] > 0
+
+
 @pytest.mark.parametrize("kind", [batch, group, tracker])
 def test_a_single_weight_is_a_sign(kind: type) -> None:
     plain = kind()(scores(rewards()), ONE, GROUP)
@@ -130,6 +158,8 @@ def test_tracker_forgets_what_falls_out_of_the_buffer() -> None:
 
 
 def test_settings_out_of_range() -> None:
+    with pytest.raises(ValueError, match='spread must be "prompt" or "batch", not "all"'):
+        group(spread="all")
     with pytest.raises(ValueError, match="advantage.clip"):
         group(clip=0)
     with pytest.raises(ValueError, match="advantage.min_count"):

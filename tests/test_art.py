@@ -69,6 +69,12 @@ def test_models_that_draw_no_codes(tiny_pipeline: Path, tiny_controlnet: Path) -
     assert open_artist(str(tiny_pipeline), str(tiny_controlnet))[1].control.scale == 1.0
 
 
+def test_embedded_models_draw_codes_with_the_embedded_controlnet() -> None:
+    policy, sampler = open_artist("zoo:emoji-lcm", scale=2.0)
+    found = search(policy, sampler, ASKED, Scanner(), count=1, tries=16)
+    assert sampler.steps == 4 and found.payload == "AB12C"
+
+
 def test_the_command(
     artist: tuple[Policy, Sampler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +91,6 @@ def test_the_command(
     code, out, _ = run(capsys, *words, "--tries", "4")
     assert code == 1 and "0 of 4 tries" in out, "nothing is read"
     code, _, err = run(capsys, "qr", "AB12C")
-    assert code == 2 and "qr needs a PAYLOAD, a --prompt and a --model to draw, or --verify IMAGE to read" in err
+    assert code == 2 and "qr needs a PAYLOAD and a --prompt to draw, or --verify IMAGE to read" in err
     code, _, err = run(capsys, "qr", "much too long for sixty-four pixels", "--prompt", "a cat", "--model", "m")
     assert code == 2 and "does not fit a canvas of 64 px" in err

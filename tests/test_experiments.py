@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from burnish import config as configuration
 from experiments.ddpo_tasks import plan as tasks
 from experiments.guard import plan as guard
+from experiments.parrot import plan as parrot
+from experiments.qr_curriculum import plan as codes
+from experiments.qr_curriculum.measure import at_rate
 from experiments.reach import compare, reached
 from experiments.rlcm_vs_ddpo import plan
 from experiments.running import Trial
@@ -48,6 +53,42 @@ def test_the_guard_sees_nothing_of_the_truth(job: guard.Job) -> None:
     else:
         assert config.guard.action == "warn" and "truth:truth" in watched and "truth:taste" in watched
     assert config.iterations % config.evaluation.every == 0
+
+
+@pytest.mark.parametrize("job", parrot.jobs(), ids=lambda job: job.name)
+def test_every_arm_of_parrot_scores_as_many_pictures_with_the_same_rewards(job: Trial) -> None:
+    config = configuration.load(job.recipe, job.changes())
+    assert config.batch.prompts * config.batch.images_per_prompt * config.iterations == parrot.QUERIES
+    assert tuple(configuration.reward_names(config.rewards)) == parrot.REWARDS
+    sums = job.arm.startswith(("only", "ws"))
+    assert config.advantage["use"] == ("weighted" if sums else "group" if job.arm == "normalised" else "pareto")
+    assert bool(config.expander.model) == (job.arm in ("parrot", "expander_only"))
+    assert bool(config.sampler.identifiers) == (job.arm in ("parrot", "no_expander"))
+
+
+def test_what_parrot_measures_was_trained() -> None:
+    arms = parrot.ARMS.values()
+    assert {arm.generator for arm in arms} | {arm.expander for arm in arms} <= {*parrot.TRAINED, "", "before"}
+
+
+@pytest.mark.parametrize("job", codes.jobs(Path("out")), ids=lambda job: job.name)
+def test_codes_are_measured_where_no_training_was(job: Trial) -> None:
+    config = configuration.load(job.recipe, job.changes())
+    assert config.evaluation.prompts["part"] == "unseen" and "part" not in config.prompts
+    assert config.sampler.control.scale == codes.SCALE == config.curriculum.get("last", codes.SCALE)
+    similar = {"clip_similarity", "picture_similarity"} & set(configuration.reward_names(config.rewards))
+    assert bool(config.curriculum) == (job.arm != "no_curriculum") and len(similar) == (
+        0 if job.arm == "no_clip" else 2
+    )
+    assert (config.optimizer.lr == 0) == (job.arm == "control")
+
+
+def test_the_reference_lies_between_scales() -> None:
+    start = {"0.5": {"strict": 0.0, "clip_text": 0.8}, "1": {"strict": 0.4, "clip_text": 0.4}}
+    found = at_rate(start, 0.1)
+    assert found["scale"] == pytest.approx(0.625) and found["clip_text"] == pytest.approx(0.7)
+    with pytest.raises(SystemExit, match="nowhere read in 50%"):
+        at_rate(start, 0.5)
 
 
 def test_names_of_runs_differ() -> None:

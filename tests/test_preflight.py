@@ -108,7 +108,8 @@ def test_a_ratio_that_is_off_is_an_error(look: Look, monkeypatch: pytest.MonkeyP
 
 HUB = [name for name in configuration.recipes() if not configuration.load(name).model.id.startswith("zoo:")]
 STEERED = [name for name in HUB if configuration.load(name).model.controlnet]
-REAL = [name for name in HUB if name not in STEERED]
+WORDED = [name for name in HUB if configuration.load(name).expander.model]
+REAL = [name for name in HUB if name not in (*STEERED, *WORDED)]
 TINY = {"sd15": "tiny_sd1", "lcm": "tiny_lcm", "sd21": "tiny_sd2", "sdxl": "tiny_sdxl"}
 """A model of the same architecture, by the first word of a recipe's name."""
 
@@ -138,5 +139,16 @@ def test_recipes_of_codes_hold_on_a_tiny_model(
         here += [f"{where}.length=5", f"{where}.random=12", f"{where}.base={tmp_path}/base.png"]
     tables = configuration.load(name).rewards
     here += [f"rewards.{i}.model=zoo:emoji-clip" for i, one in enumerate(tables) if "similarity" in one["use"]]
+    findings = preflight(configuration.load(name, here))
+    assert len(findings) > 4 and [one.text for one in findings if one.level == "error"] == []
+
+
+@pytest.mark.parametrize("name", WORDED)
+def test_recipes_with_an_expander_hold_on_a_tiny_model(name: str, tiny_sd1: Path) -> None:
+    """The language model and the rewards' CLIP model are the embedded ones."""
+    here = [f"model.id={tiny_sd1}", "model.device=cpu", "model.dtype=float32", "expander.model=zoo:emoji-expander"]
+    here += ["expander.tokens=6", "sampler.steps=6", "batch.sample=4", "batch.replay=3", "batch.transitions=2"]
+    here += [f"rewards.{place}.model=zoo:emoji-clip" for place in range(4)]
+    here += ["rewards.0.head=zoo:emoji-aesthetic"]
     findings = preflight(configuration.load(name, here))
     assert len(findings) > 4 and [one.text for one in findings if one.level == "error"] == []

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from burnish.guidance import none
-from burnish.kernels import ddim
+from burnish.guidance import embedded, none
+from burnish.kernels import ddim, lcm
 from burnish.payloads import unseen
 from burnish.policy import Policy
 from burnish.qr import of
@@ -43,3 +43,12 @@ def test_the_curve(tiny_pipeline: Path, tiny_controlnet: Path, monkeypatch: pyte
     assert nothing.modules < half.modules <= whole.modules == 1 and whole.strict == whole.read == 1
     assert whole.clip_code == pytest.approx(1, abs=1e-5) and nothing.clip_code < whole.clip_code
     assert whole.clip_image < 1 and "strict" in table([nothing]) and len(table([nothing, half]).splitlines()) == 3
+
+
+def test_the_embedded_controlnet_trades_pictures_for_codes() -> None:
+    policy = Policy.load("zoo:emoji-lcm", controlnet="zoo:emoji-qr", train="none")
+    asked, sampler = prompts(["cat", "dog", "fox", "car"], 16), Sampler(lcm(), 4, embedded(4.0))
+    clip = Clip.load("zoo:emoji-clip")
+    bare, some, whole = curve(policy, sampler, asked, clip, scales=(0.0, 1.0, 2.0))
+    assert bare.read == 0 and whole.strict >= 0.8 and bare.read < some.read < whole.read
+    assert bare.clip_text > some.clip_text > whole.clip_text and whole.clip_code > some.clip_code > bare.clip_code

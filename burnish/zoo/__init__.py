@@ -2,6 +2,7 @@
 
     zoo:emoji-sd         a Stable Diffusion pipeline about emoji, 64x64 pixels, v-prediction
     zoo:emoji-lcm        the same, distilled into a latent consistency model: pictures in one to eight network calls
+    zoo:emoji-qr         a ControlNet for both that draws a QR code into their pictures
     zoo:emoji-clip       the CLIP model it reads its prompts with; as a reward
     zoo:emoji-aesthetic  a head on it that predicts a stated taste; as a reward that can be fooled
     zoo:emoji-preference a head on it that predicts another taste, in conflict with the first
@@ -27,6 +28,7 @@ from pathlib import Path
 NAMES = (
     "emoji-sd",
     "emoji-lcm",
+    "emoji-qr",
     "emoji-clip",
     "emoji-aesthetic",
     "emoji-preference",

@@ -14,7 +14,12 @@ caption_pairs    scenes of two nouns whose caption names both
 caption_counts   scenes of one to three of a noun about which "how many {nouns} are there?" is answered right
 caption_text     "is there any text in this image?" answered right on scenes, half of which have words drawn on them
 caption_drawn    generated "a {noun}" whose caption names the noun that the judge sees first
+expansions       "a {noun}", expanded, is still that noun, and has a style or a background, and nothing else
+qr_read          pictures of the ControlNet at control scale 2 that are read under every condition
+qr_unread        the same at scale 0, where there is no code
 weights_mb       all weights of the zoo together
+
+What its control scale does to the ControlNet's pictures is a curve of its own (`control`, see `burnish.zoo.steering`).
 """
 
 from __future__ import annotations
@@ -28,6 +33,8 @@ import torch
 from torch import Tensor
 
 from burnish import zoo
+from burnish.expander import Expander
+from burnish.gallery import open_source
 from burnish.guidance import cfg, embedded
 from burnish.kernels import ddim, lcm
 from burnish.policy import Policy
@@ -39,6 +46,8 @@ from burnish.types import Prompt
 from burnish.zoo import judge as judging
 from burnish.zoo import questions as asking
 from burnish.zoo.scenes import NUMBERS, Scene, Scenes, nouns, vocabulary
+from burnish.zoo.steering import Point, curve
+from burnish.zoo.steering import prompts as coded
 
 STEPS, WEIGHT, CHUNK = 25, 4.0, 64
 GOALS: dict[str, tuple[str, str, float]] = {  # what it is, whether it must be at least or at most, the value
@@ -57,12 +66,16 @@ GOALS: dict[str, tuple[str, str, float]] = {  # what it is, whether it must be a
     "caption_counts": ("the captioner counts to three", ">=", 0.90),
     "caption_text": ("the captioner notices text", ">=", 0.95),
     "caption_drawn": ("captions agree with the judge, nouns", ">=", 0.90),
-    "weights_mb": ("all weights, MB", "<=", 40.0),
+    "expansions": ("expansions by the grammar", ">=", 0.95),
+    "qr_read": ("codes read at control scale 2", ">=", 0.95),
+    "qr_unread": ("codes read without control", "<=", 0.0),
+    "weights_mb": ("all weights, MB", "<=", 55.0),
 }
 
 
-def measure(images: int = 4, seed: int = 1) -> dict[str, float]:
-    """Every number of the table. `images` are generated for each noun, and 24 times as many for each other question."""
+def measure(images: int = 4, seed: int = 1) -> tuple[dict[str, float], list[Point]]:
+    """Every number of the table, and the ControlNet's curve. `images` are generated for each noun, 24 times as many for
+    each other question and each point of the curve."""
     policy = Policy.load("zoo:emoji-sd", train="none")
     sampler = Sampler(ddim(), STEPS, cfg(WEIGHT))
     judge = judging.load()
@@ -87,6 +100,7 @@ def measure(images: int = 4, seed: int = 1) -> dict[str, float]:
         for steps in (4, 2)
     }
     animals = len(vocabulary()["animals"]) * images
+    points = control(24 * images, seed)
     return {
         "vae_psnr_db": round(vae_psnr(policy, scenes), 2),
         "clip_top1": round(clip_top1(scenes), 4),
@@ -97,8 +111,11 @@ def measure(images: int = 4, seed: int = 1) -> dict[str, float]:
         **{name: round(float(share), 4) for name, share in shares.items()},
         **{name: round(share, 4) for name, share in captioner(scenes).items()},
         "caption_drawn": round(agreement(pictures["nouns"], 1), 4),
+        "expansions": round(expansions(seed), 4),
+        "qr_read": round(points[-1].strict, 4),
+        "qr_unread": round(points[0].strict, 4),
         "weights_mb": round(zoo.weights_mb(), 2),
-    }
+    }, points
 
 
 def questions(seed: int, count: int) -> dict[str, list[Scene]]:
@@ -181,6 +198,32 @@ def agreement(pictures: Tensor, things: int) -> float:
     said = Local.load("zoo:emoji-captioner")(pictures, [asking.CAPTION] * len(pictures))
     verdict = judging.load().classify(pictures)
     return sum(named(text or "") == verdict.names(row, things) for row, text in enumerate(said)) / len(said)
+
+
+def expansions(seed: int) -> float:
+    """Share of nouns whose expansion is a caption of that one thing in a style, on a background, or both."""
+    texts = [Scene((noun,)).caption for noun in nouns()]
+    drawn = Expander.load("zoo:emoji-expander", train="none").draw(
+        [Prompt(text) for text in texts], generator(seed, "zoo check", "expansions")
+    )
+    known = vocabulary()
+    right = [
+        prompt.text != text
+        and any(
+            prompt.text == Scene((noun,), colour=colour, style=style).caption
+            for style in ("", *known["styles"])
+            for colour in known["colours"]
+        )
+        for noun, prompt, text in zip(nouns(), drawn.prompts, texts, strict=True)
+    ]
+    return sum(right) / len(right)
+
+
+def control(count: int, seed: int) -> list[Point]:
+    """What its control scale does to the ControlNet's pictures, of `count` prompts with payloads."""
+    policy, sampler = open_source("zoo:emoji-lcm", controlnet="zoo:emoji-qr")
+    asked = coded(nouns(), count, seed)
+    return curve(policy, sampler, asked, Clip.load("zoo:emoji-clip"), seed=seed)
 
 
 def named(caption: str) -> set[str]:

@@ -1,0 +1,68 @@
+"""What is trained and how it is asked afterwards: Parrot and its parts, sums of rewards, and rewards alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.running import Trial
+
+SEEDS = (0, 1, 2)
+RECIPE = "emoji-parrot"
+TASK = "runs"
+IMAGES, ITERATIONS = 64, 8
+QUERIES = IMAGES * ITERATIONS
+EACH = 4  # pictures of a prompt that are measured
+REWARDS = ("aesthetic", "preference", "alignment", "sentiment")
+DUAL = (4.0, 4.0)  # weights of the original prompt and of the expanded one; in training the prompt's is 4
+
+PLAIN = ('sampler.identifiers=""', 'expander.model=""')
+SUM = (*PLAIN, 'advantage={use="weighted"}')
+
+
+def weights(values: Sequence[float]) -> tuple[str, ...]:
+    """The settings that give the rewards these weights."""
+    return tuple(f"rewards.{place}.weight={value}" for place, value in enumerate(values))
+
+
+TRAINED: dict[str, tuple[str, ...]] = {
+    **{f"only_{name}": (*SUM, *weights([float(name == other) for other in REWARDS])) for name in REWARDS},
+    "ws1": (*SUM, *weights([0.7, 0.1, 0.1, 0.1])),
+    "ws2": (*SUM, *weights([0.25] * 4)),
+    "normalised": (*PLAIN, 'advantage={use="group"}'),
+    "no_expander": ('expander.model=""',),
+    "expander_only": ('model.train="none"', 'sampler.identifiers=""', "expander.expansions=8"),
+    "parrot": (),
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is measured: whose generator, whose expander, and with which guidance."""
+
+    generator: str = ""  # a name of TRAINED; "": as it was
+    expander: str = ""  # a name of TRAINED, "before": as it was; "": none
+    dual: bool = False  # guidance centred on the original prompt
+
+
+ARMS: dict[str, Arm] = {
+    "base": Arm(),
+    **{name: Arm(name) for name in ("only_aesthetic", "only_preference", "only_alignment", "only_sentiment")},
+    **{name: Arm(name) for name in ("ws1", "ws2", "normalised", "no_expander")},
+    "expander_untrained": Arm(expander="before"),
+    "expander_only": Arm(expander="expander_only"),
+    "expander_only_dual": Arm(expander="expander_only", dual=True),
+    "no_joint": Arm("no_expander", "expander_only", dual=True),
+    "no_original": Arm("parrot", "parrot"),
+    "parrot": Arm("parrot", "parrot", dual=True),
+}
+
+
+def jobs() -> list[Trial]:
+    """All runs, seed by seed, Parrot's own first."""
+    common = ("evaluation.unseen={}", "run.sample_every=0", "run.checkpoint_every=2")
+    return [
+        Trial(TASK, name, seed, RECIPE, ITERATIONS, ITERATIONS, (*common, *changes))
+        for seed in SEEDS
+        for name, changes in reversed(TRAINED.items())
+    ]
