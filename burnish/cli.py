@@ -133,10 +133,10 @@ def sample(
     from burnish.gallery import draw, open_expander, open_source, preferred, save
     from burnish.types import Prompt
 
-    prefix = preferred(source, prefer, before)
+    frame = preferred(source, prefer, before)
     policy, sampler = open_source(source, steps=steps, guidance=guidance, before=before, strength=strength)
     expander = None if plain else open_expander(source, policy, before=before)
-    images = draw(policy, sampler, [Prompt(text, prefix=prefix) for text in prompt], n, seed, expander)
+    images = draw(policy, sampler, [Prompt(text, frame=frame) for text in prompt], n, seed, expander)
     print(save(images, prompt, n, out))
 
 

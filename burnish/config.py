@@ -74,6 +74,8 @@ class Sampling:
     guidance: Table = field(default_factory=lambda: {"use": "cfg", "weight": 5.0})
     control: Controlling = field(default_factory=Controlling)
     identifiers: str = ""  # "words" or "tokens": "<reward 2>" before a prompt asks for the second reward; "": none
+    identifiers_after: bool = False  # behind the prompt: a text encoder that reads from left to right, as CLIP's, then
+    # reads the prompt itself as it would alone
 
 
 @dataclass(frozen=True)

@@ -124,14 +124,14 @@ def measure(
     chunk: int,
     world: World | None = None,
     poll: Callable[[], None] = lambda: None,
-    prefix: str = "",
+    frame: str = "{}",
 ) -> dict[str, Evaluation]:
-    """Evaluate on the training prompts and, if there are any, on the unseen ones, with ``prefix`` before them."""
+    """Evaluate on the training prompts and, if there are any, on the unseen ones, with ``frame`` around them."""
     return {
         name: evaluate(
             parts.policy,
             parts.sampler,
-            ask(prompts, prefix),
+            ask(prompts, frame),
             parts.rewards,
             judge=parts.judge,
             tolerance=parts.tolerance,
@@ -205,7 +205,7 @@ def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
         parts.policy.load_state(state.average or state.weights)
         if parts.expander is not None:
             parts.expander.load_state(state.expander)
-        now = measure(parts, count, seed, before["train"].chunk, prefix=parts.prefix)
+        now = measure(parts, count, seed, before["train"].chunk, frame=parts.frame)
         comparison = compare(before, now, parts.weights)
         write(run.evaluation, dumps(comparison, indent=1))
     return comparison

@@ -74,7 +74,7 @@ def open_source(
 
 
 def preferred(source: str, names: str = "", before: bool = False) -> str:
-    """What to put before a text, so that a run trained with reward identifiers pleases the rewards of these `names`.
+    """What to put around a text, {}, so that a run with reward identifiers pleases the rewards of these `names`.
 
     Args:
         source: a run directory, or anything else that `open_source` opens, which has no identifiers.
@@ -82,7 +82,7 @@ def preferred(source: str, names: str = "", before: bool = False) -> str:
         before: the run's model before it was trained, to which identifiers mean nothing.
 
     Returns:
-        The identifiers; "" if there are none.
+        The text and its identifiers; "{}" if there are none.
 
     Raises:
         ValueError: there are names, but no identifiers, or no such reward.
@@ -95,12 +95,13 @@ def preferred(source: str, names: str = "", before: bool = False) -> str:
                 f"--prefer wants a run that was trained with sampler.identifiers, which {source} "
                 f"{'was not yet (leave out --before)' if before else 'was not'}"
             )
-        return ""
+        return "{}"
     known, wanted = reward_names(config.rewards), [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
         if name not in known:
             raise ValueError(f'--prefer: {source} has no reward "{name}"; {nearest(name, known)}')
-    return identifiers.prefix(place for place, name in enumerate(known) if name in wanted or not wanted)
+    places = [place for place, name in enumerate(known) if name in wanted or not wanted]
+    return identifiers.frame(places, config.sampler.identifiers_after)
 
 
 def open_expander(source: str, policy: Policy, *, before: bool = False) -> Expander | None:

@@ -3,7 +3,7 @@
     training     "<reward 2> a cat"                  one of them, whose reward alone is the picture's advantage
     afterwards   "<reward 1>, <reward 2> a cat"      all of them, or some: a trade-off that is chosen when it is drawn
 
-The n-th identifier stands for the n-th reward of the configuration. Only the generator reads it (``Prompt.prefix``):
+The n-th identifier stands for the n-th reward of the configuration. Only the generator reads it (``Prompt.frame``):
 rewards, judges and logs have the text alone. Of a drawn prompt's images each identifier gets an equal share, and they
 are a group of their own, because asked otherwise they come from another distribution.
 
@@ -37,14 +37,17 @@ def identifier(place: int) -> str:
     return f"<reward {place + 1}>"
 
 
-def prefix(places: Iterable[int]) -> str:
-    """What is put before a text to ask for the rewards at these places."""
-    return ", ".join(map(identifier, places)) + " "
+def frame(places: Iterable[int], after: bool = False) -> str:
+    """A text, {}, and before it or ``after`` it what asks for the rewards at these places; "{}" alone for none."""
+    words = ", ".join(map(identifier, places))
+    if not words:
+        return "{}"
+    return f"{{}} {words}" if after else f"{words} {{}}"
 
 
-def ask(prompts: Sequence[Prompt], prefix: str) -> list[Prompt]:
-    """The prompts with ``prefix`` before their texts."""
-    return [replace(prompt, prefix=prefix) for prompt in prompts]
+def ask(prompts: Sequence[Prompt], frame: str) -> list[Prompt]:
+    """The prompts with ``frame`` around their texts."""
+    return [replace(prompt, frame=frame) for prompt in prompts]
 
 
 def shares(images: int, each: int, rewards: int) -> Tensor:
@@ -91,14 +94,14 @@ def save(pipe: Any, rewards: int, folder: Path) -> None:
 
 
 def longest(pipe: Any, prompts: Iterable[Prompt]) -> tuple[int, int]:
-    """The tokens of the longest prompt with its prefix, its two ends included, and how many an encoder reads."""
+    """The tokens of the longest prompt with its identifiers, its two ends included, and how many an encoder reads."""
     tokenizer, _ = next(iter(_readers(pipe).values()))
-    texts = [prompt.prefix + prompt.text for prompt in prompts]
+    texts = [prompt.read for prompt in prompts]
     return max(len(tokenizer(text).input_ids) for text in texts), tokenizer.model_max_length
 
 
 def fits(pipe: Any, prompt: Prompt) -> bool:
-    """Whether the pipeline's text encoder reads a prompt, its prefix included, to its end."""
+    """Whether the pipeline's text encoder reads a prompt, its identifiers included, to its end."""
     length, most = longest(pipe, [prompt])
     return length <= most
 

@@ -175,8 +175,8 @@ def after(job: Job, first: dict[str, Evaluation], iteration: int) -> None:
     """Measure again with the same noise, and write the comparison with `first`."""
     settings, chunk = job.config.evaluation, first["train"].chunk
     with averaged(job):
-        count, prefix = settings.images_per_prompt, job.parts.prefix
-        measured = measure(job.parts, count, settings.seed, chunk, job.world, job.poll, prefix)
+        count, frame = settings.images_per_prompt, job.parts.frame
+        measured = measure(job.parts, count, settings.seed, chunk, job.world, job.poll, frame)
     if job.world.main:
         keep(job.run.measured(iteration), measured)
         write(job.run.evaluation, dumps(compare(first, measured, job.parts.weights), indent=1))
@@ -232,7 +232,7 @@ def draw_samples(job: Job, iteration: int) -> None:
     if not job.world.main or not job.config.run.sample_every or job.run.sample(iteration).exists():
         return
     parts, prompts = job.parts, spread(job.parts.prompts, job.config.run.sample_prompts)
-    prompts = identifiers.ask(prompts, parts.prefix if iteration else "")
+    prompts = identifiers.ask(prompts, parts.frame if iteration else "{}")
     noise, images = generator(job.config.seed, "samples"), []
     with averaged(job):
         for start in range(0, len(prompts), job.config.batch.sample):

@@ -76,7 +76,7 @@ class Parts:
     curriculum: Any = None  # (progress, chance) -> control scale; one that remembers has learn, state_dict, ...
     source: Source | None = None  # draws each iteration's prompts, if they are no fixed list
     expander: Expander | None = None  # rewrites what the generator reads
-    prefix: str = ""  # all reward identifiers: how a trained model is asked in evaluations and samples
+    frame: str = "{}"  # all reward identifiers: how a trained model is asked in evaluations and samples
 
 
 def assemble(config: Config, device: str = "", given: Given | None = None) -> Parts:
@@ -103,6 +103,7 @@ def assemble(config: Config, device: str = "", given: Given | None = None) -> Pa
         )
     identify(config, policy)
     check_transitions(config, policy, sampler, objective, advantage)
+    everything = range(len(config.rewards) if config.sampler.identifiers else 0)
     tolerance = Tolerance(config.scoring.retries, config.scoring.timeout, config.scoring.missing == "mask")
     return Parts(
         policy=policy,
@@ -119,7 +120,7 @@ def assemble(config: Config, device: str = "", given: Given | None = None) -> Pa
         curriculum=catalog.build("curriculum", config.curriculum) if config.curriculum else None,
         source=given.source,
         expander=load_expander(config, policy),
-        prefix=identifiers.prefix(range(len(config.rewards))) if config.sampler.identifiers else "",
+        frame=identifiers.frame(everything, config.sampler.identifiers_after),
     )
 
 

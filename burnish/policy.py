@@ -171,7 +171,7 @@ class Policy:
         One by one, so that a text's states do not depend, in the last bit, on its neighbours. With a ControlNet, also
         each prompt's control picture (see ``control``).
         """
-        rows = [self._states(prompt.prefix + prompt.text) for prompt in prompts]
+        rows = [self._states(prompt.read) for prompt in prompts]
         while len(self._texts) > TEXTS_KEPT:
             del self._texts[next(iter(self._texts))]
         cond = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}

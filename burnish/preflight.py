@@ -63,7 +63,7 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
     if policy.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(policy.device)
     prompts, group = _some_prompts(config, parts)
-    prompts = identifiers.ask(prompts, parts.prefix)
+    prompts = identifiers.ask(prompts, parts.frame)
     if parts.expander is not None:
         prompts = yield from _expansions(config, parts.expander, prompts)
     started = time.perf_counter()
@@ -184,8 +184,8 @@ def _selection(compared: int, rewards: int) -> Finding:
 
 
 def _length(parts: Parts) -> Finding:
-    """Do the prompts still fit behind all identifiers?"""
-    length, most = identifiers.longest(parts.policy.pipe, identifiers.ask(parts.prompts, parts.prefix))
+    """Do the prompts still fit beside all identifiers?"""
+    length, most = identifiers.longest(parts.policy.pipe, identifiers.ask(parts.prompts, parts.frame))
     text = f"with all identifiers the longest prompt has {length} tokens, and the text encoder reads {most}"
     if length <= most:
         return Finding("ok", text)

@@ -273,8 +273,8 @@ def choose(job: Job, iteration: int) -> tuple[list[Prompt], Tensor]:
         group = torch.tensor([seed_of("prompt", prompt.text) for prompt in drawn]).repeat_interleave(each)
     if (asked := asked_for(job, len(prompts))) is None:
         return prompts, group
-    prefixes = [identifiers.prefix([place]) for place in asked.tolist()]
-    prompts = [replace(prompt, prefix=prefix) for prompt, prefix in zip(prompts, prefixes, strict=True)]
+    frames = [identifiers.frame([place], job.config.sampler.identifiers_after) for place in asked.tolist()]
+    prompts = [replace(prompt, frame=frame) for prompt, frame in zip(prompts, frames, strict=True)]
     numbers = zip(group.tolist(), asked.tolist(), strict=True)
     return prompts, torch.tensor([seed_of("asked", number, place) for number, place in numbers])
 

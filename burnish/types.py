@@ -22,7 +22,12 @@ class Prompt:
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    prefix: str = ""  # what the generator reads before the text and nobody else sees: see `identifiers`
+    frame: str = "{}"  # what the generator reads around the text, {}, and nobody else sees: see `identifiers`
+
+    @property
+    def read(self) -> str:
+        """What the generator reads."""
+        return self.frame.replace("{}", self.text)
 
     @property
     def original(self) -> str:

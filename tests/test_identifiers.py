@@ -64,12 +64,28 @@ def log(out: Path) -> list[dict]:
 
 
 def test_prefixes_and_shares() -> None:
-    assert identifiers.prefix([1]) + "a cat" == "<reward 2> a cat"
-    assert identifiers.prefix(range(3)) == "<reward 1>, <reward 2>, <reward 3> "
+    assert identifiers.frame([1]) == "<reward 2> {}" and identifiers.frame([]) == "{}"
+    assert identifiers.frame(range(3)) == "<reward 1>, <reward 2>, <reward 3> {}"
+    assert identifiers.frame(range(2), after=True) == "{} <reward 1>, <reward 2>"
+    assert Prompt("a {} cat", frame="{} <reward 1>").read == "a {} cat <reward 1>"
     assert identifiers.shares(16, 8, 2).tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
     assert identifiers.shares(6, 3, 3).tolist() == [0, 1, 2] * 2
     prompt = Prompt("a cat", {"noun": "cat"})
-    assert identifiers.ask([prompt], "<reward 1> ") == [Prompt("a cat", {"noun": "cat"}, "<reward 1> ")]
+    assert identifiers.ask([prompt], "<reward 1> {}") == [Prompt("a cat", {"noun": "cat"}, "<reward 1> {}")]
+
+
+def test_behind_a_prompt_they_leave_its_own_words_as_they_are(tiny_pipeline: Path) -> None:
+    policy = Policy.load(tiny_pipeline, train="none")
+    identifiers.add(policy.pipe, 2)
+    words = len(policy.pipe.tokenizer("a cat").input_ids) - 1
+    plain, first, second = (
+        policy.encode([Prompt("a cat", frame=identifiers.frame(places, after=True))])["text"][0]
+        for places in ([], [0], [1])
+    )
+    torch.testing.assert_close(first[:words], plain[:words])
+    assert not torch.allclose(first[words:], plain[words:]) and not torch.allclose(first[words:], second[words:])
+    before = policy.encode([Prompt("a cat", frame=identifiers.frame([0]))])["text"][0]
+    assert not torch.allclose(before[1:words], plain[1:words])
 
 
 def test_a_token_each_at_the_same_place_in_every_process_and_far_from_the_others() -> None:
@@ -110,9 +126,9 @@ def test_both_encoders_of_sdxl_and_the_end_of_a_text_in_old_configurations() -> 
     policy = Policy.load(pipe)
     identifiers.add(pipe, 2)
     assert pipe.text_encoder_2.text_model.eos_token_id == pipe.tokenizer_2.eos_token_id  # type: ignore[attr-defined]
-    cat, dog = policy.encode([Prompt("a cat", prefix="<reward 1> "), Prompt("a dog", prefix="<reward 1> ")])["pooled"]
+    cat, dog = policy.encode([Prompt("a cat", frame="<reward 1> {}"), Prompt("a dog", frame="<reward 1> {}")])["pooled"]
     assert not torch.allclose(cat, dog), "the summary has read the text behind the identifier"
-    first, second = policy.encode([Prompt("a cat", prefix=f"<reward {n}> ") for n in (1, 2)])["text"]
+    first, second = policy.encode([Prompt("a cat", frame=f"<reward {n}> {{}}") for n in (1, 2)])["text"]
     for half in (slice(0, 8), slice(8, None)):
         assert (first - second)[:, half].abs().max() > 0.1, "each encoder tells the identifiers apart"
 
@@ -121,7 +137,7 @@ def test_a_run_asks_for_one_reward_each_and_rewards_see_the_text_alone(recipe: P
     heard: list[Pictures] = []
     run = Run(train(load(recipe, "iterations=1"), tmp_path / "run", on_images=heard.append))
     (pictures,) = heard
-    assert [prompt.prefix for prompt in pictures.prompts] == (["<reward 1> "] * 4 + ["<reward 2> "] * 4) * 2
+    assert [prompt.frame for prompt in pictures.prompts] == (["<reward 1> {}"] * 4 + ["<reward 2> {}"] * 4) * 2
     assert pictures.scores.asked is not None and pictures.scores.asked.tolist() == ([0] * 4 + [1] * 4) * 2
     from burnish.catalog import resolve
 
@@ -150,7 +166,7 @@ def test_each_identifier_has_its_own_number_and_the_same_in_every_iteration(reci
         for iteration in (1, 2):
             prompts, group = choose(job, iteration)
             for prompt, number in zip(prompts, group.tolist(), strict=True):
-                found.setdefault((prompt.text, prompt.prefix), set()).add(number)
+                found.setdefault((prompt.text, prompt.frame), set()).add(number)
         assert len(found) == 6 and all(len(numbers) == 1 for numbers in found.values())
         assert len(set.union(*found.values())) == 6
 
@@ -192,8 +208,8 @@ def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path
 
     policy, sampler = open_source(str(job.run.folder))
     both, second = preferred(str(job.run.folder)), preferred(str(job.run.folder), "red")
-    assert (both, second) == ("<reward 1>, <reward 2> ", "<reward 2> ")
-    pictures = [draw(policy, sampler, [Prompt("a cat", prefix=one)], 2) for one in (both, second, "")]
+    assert (both, second) == ("<reward 1>, <reward 2> {}", "<reward 2> {}")
+    pictures = [draw(policy, sampler, [Prompt("a cat", frame=one)], 2) for one in (both, second, "{}")]
     assert not torch.allclose(pictures[0], pictures[1]) and not torch.allclose(pictures[1], pictures[2])
 
     pipe = StableDiffusionPipeline.from_pretrained(config.model.id)
@@ -204,9 +220,9 @@ def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path
         pipe.load_textual_inversion(file)
     from burnish.seeds import generator as stream
 
-    for prefix, mine in ((both, pictures[0]), (second, pictures[1])):
+    for frame, mine in ((both, pictures[0]), (second, pictures[1])):
         stock = pipe(
-            [f"{prefix}a cat"] * 2, num_inference_steps=3, guidance_scale=2.0, eta=1.0, output_type="pt",
+            [frame.replace("{}", "a cat")] * 2, num_inference_steps=3, guidance_scale=2.0, eta=1.0, output_type="pt",
             generator=stream(0, "draw"),
         ).images  # fmt: skip
         torch.testing.assert_close(stock, mine, rtol=1e-3, atol=1e-4)
@@ -227,8 +243,8 @@ def test_a_preference_that_cannot_be_had(recipe: Path, tmp_path: Path, tiny_pipe
     for folder, kind in ((asked, "words"), (plain, "")):
         folder.mkdir()
         Run(folder).config.write_text(configuration.dump(load(recipe, f"sampler.identifiers={kind}")))
-    assert preferred(str(asked), " red ,bright") == "<reward 1>, <reward 2> ", "in the order of the configuration"
-    assert preferred(str(asked), before=True) == preferred(str(plain)) == preferred(str(tiny_pipeline)) == ""
+    assert preferred(str(asked), " red ,bright") == "<reward 1>, <reward 2> {}", "in the order of the configuration"
+    assert preferred(str(asked), before=True) == preferred(str(plain)) == preferred(str(tiny_pipeline)) == "{}"
     with pytest.raises(ValueError, match='no reward "brihgt"; did you mean "bright"'):
         preferred(str(asked), "brihgt")
     for source, before in ((plain, False), (tiny_pipeline, False), (asked, True)):

@@ -3,7 +3,7 @@
     python -m experiments.parrot                  # everything
     python -m experiments.parrot --only report    # the figure and result.json from what is there
 
-``train``: every run of `plan.py`, through `burnish train`. ``measure``: four pictures of every animal and one of every
+``train``: every run of `plan.py`, through `burnish train`. ``measure``: two pictures of every animal and one of every
 other noun, for every arm the same noise. ``report``: `result.json`, the figure and a grid of pictures.
 """
 

@@ -38,13 +38,13 @@ def learned(arm: str) -> bool:
 def measure_all(out: Path) -> None:
     """Writes what is missing: every arm, and Parrot without expander asked for each reward alone."""
     rewards = load_rewards(configuration.load(plan.RECIPE).rewards, "rewards")
-    for path, policy, sampler, expander, prefix in missing(out):
+    for path, policy, sampler, expander, frame in missing(out):
         path.parent.mkdir(parents=True, exist_ok=True)
         found = {
             split: evaluate(
                 policy,
                 sampler,
-                ask(nouns(kind), prefix),
+                ask(nouns(kind), frame),
                 rewards,
                 judge=judge.load(),
                 expander=expander,
@@ -78,14 +78,14 @@ def missing(out: Path) -> Iterator[tuple[Path, Policy, Sampler, Expander | None,
 
 
 def artist(out: Path, arm: plan.Arm, seed: int) -> tuple[Policy, Sampler, Expander | None, str]:
-    """An arm's generator, sampler and expander, and what is put before its prompts."""
+    """An arm's generator, sampler and expander, and what is put around its prompts."""
 
     def run(name: str) -> str:
         return str(out / place(plan.TASK, name, seed))
 
     drawing = run(arm.generator or "no_expander")
     policy, sampler = open_source(drawing, before=not arm.generator)
-    prefix = preferred(drawing, before=not arm.generator)
+    frame = preferred(drawing, before=not arm.generator)
     writing = run("parrot" if arm.expander == "before" else arm.expander)
     expander = open_expander(writing, policy, before=arm.expander == "before") if arm.expander else None
-    return policy, replace(sampler, guidance=dual(*plan.DUAL)) if arm.dual else sampler, expander, prefix
+    return policy, replace(sampler, guidance=dual(*plan.DUAL)) if arm.dual else sampler, expander, frame

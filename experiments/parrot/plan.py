@@ -12,7 +12,7 @@ RECIPE = "emoji-parrot"
 TASK = "runs"
 IMAGES, ITERATIONS = 64, 8
 QUERIES = IMAGES * ITERATIONS
-EACH = 4  # pictures of a prompt that are measured
+EACH = 2  # pictures of a prompt that are measured
 REWARDS = ("aesthetic", "preference", "alignment", "sentiment")
 DUAL = (4.0, 4.0)  # weights of the original prompt and of the expanded one; in training the prompt's is 4
 
@@ -60,7 +60,9 @@ ARMS: dict[str, Arm] = {
 
 def jobs() -> list[Trial]:
     """All runs, seed by seed, Parrot's own first."""
-    common = ("evaluation.unseen={}", "run.sample_every=0", "run.checkpoint_every=2")
+    # measured apart, with the same noise for all arms: within a run there is only a sign that it ended
+    little = ('evaluation.prompts={use="list",texts=["a cat"]}', "evaluation.unseen={}")
+    common = (*little, "run.sample_every=0", "run.checkpoint_every=2")
     return [
         Trial(TASK, name, seed, RECIPE, ITERATIONS, ITERATIONS, (*common, *changes))
         for seed in SEEDS

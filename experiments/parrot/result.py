@@ -182,9 +182,9 @@ def grid(out: Path) -> None:
     seed = plan.SEEDS[0]
 
     def row(arm: str, asked: str = "") -> Tensor:
-        policy, sampler, expander, prefix = artist(out, plan.ARMS[arm], seed)
-        prefix = preferred(str(out / place(plan.TASK, arm, seed)), asked) if asked else prefix
-        return paint(policy, sampler, [Prompt(f"a {noun}", prefix=prefix) for noun in NOUNS], 1, 7, expander)
+        policy, sampler, expander, frame = artist(out, plan.ARMS[arm], seed)
+        frame = preferred(str(out / place(plan.TASK, arm, seed)), asked) if asked else frame
+        return paint(policy, sampler, [Prompt(f"a {noun}", frame=frame) for noun in NOUNS], 1, 7, expander)
 
     rows = {name: row(name) for name in SHOWN}
     rows |= {f"asked: {reward}": row("no_expander", reward) for reward in plan.REWARDS}
