@@ -40,8 +40,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("journal",),
     ("updates", "wording"),
     ("trainer",),
-    ("preflight", "gallery", "zoo.check", "report", "compat.trl.options", "compat.trl.pipeline", "compat.trl.calls"),
+    ("preflight", "gallery", "report", "compat.trl.options", "compat.trl.pipeline", "compat.trl.calls"),
     ("art", "zoo.steering"),
+    ("zoo.check",),
     ("cli", "compat.trl.trainer"),
     ("compat", "compat.trl"),
 )
