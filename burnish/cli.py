@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from burnish.art import Search
 
 app = typer.Typer(
     name="burnish",
@@ -249,7 +252,7 @@ def qr(
     from rich.console import Console
     from rich.progress import Progress
 
-    from burnish.art import open_artist, save, search
+    from burnish.art import open_artist, search
     from burnish.rewards.qr import Scanner
     from burnish.types import Prompt
 
@@ -263,6 +266,13 @@ def qr(
             bar.update(task, completed=drawn, description=f"{kept} kept")
 
         found = search(*artist, asked, scanner, count=n, tries=tries, seed=seed, on_try=tell)
+    show_codes(found, out, as_json)
+
+
+def show_codes(found: Search, out: Path, as_json: bool) -> None:
+    """Saves the pictures that are read, and says what came of the search; exit code 1 if there are none."""
+    from burnish.art import save
+
     paths = save(found, out) if found.found else []
     about = {"payload": found.payload, "kept": len(paths), "tries": found.tries, "read": found.read}
     if as_json:
