@@ -328,6 +328,15 @@ def test_a_run_follows_its_curriculum(recipe: Path, tmp_path: Path) -> None:
     assert "Control scale" in write_report(run.folder).read_text("utf-8")
 
 
+def test_a_curriculum_may_begin_where_every_picture_succeeds(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text("def easy(images, prompts):\n    return images.mean((1, 2, 3)) * 0 + 1\n")
+    few = ["iterations=1", "evaluation.images_per_prompt=0", f'rewards=[{{use="{tmp_path}/reward.py:easy"}}]']
+    run = Run(train(configuration.load(recipe, [*few, "curriculum.reward=easy"]), tmp_path / "run"))
+    assert run.records()[0]["idle"] == 1
+    with pytest.raises(ValueError, match=r"reward 'easy' gave \[1.0\] to all"):
+        train(configuration.load(recipe, [*few, "curriculum={}"]), tmp_path / "plain")
+
+
 def test_a_run_goes_on_at_its_scale(recipe: Path, tmp_path: Path) -> None:
     config = configuration.load(recipe)
     train(config, tmp_path / "run", stop=lambda: len(Run(tmp_path / "run").records()) >= 3)
