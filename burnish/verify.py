@@ -19,6 +19,7 @@ from burnish.rewards.decoders import Found, find
 from burnish.rewards.pixels import eight_bit, opened
 from burnish.rewards.qr import Readings, Scanner
 
+NEAR = 0.04  # a module so near to a whole number of px is one
 LONGEST = 2000  # px: a larger picture is scaled down, as far as its modules keep 8 px
 
 
@@ -70,7 +71,7 @@ def verify(path: Path, payload: str = "", decoders: tuple[str, ...] = ("zxing",)
     scanner = Scanner(decoders, "all", softened=True)
     picture, codes = _codes(Image.fromarray(eight_bit(opened(path)[None])[0]).convert("L"))
     match = next((code for code in codes if payload in ("", code.payload)), None)
-    module = (match or codes[0]).module if codes else _guess(picture)
+    module = _whole((match or codes[0]).module) if codes else _guess(picture)
     picture, scale = _smaller(picture, 8 / module)
     module *= scale
     text = payload or (match.payload if match else "")
@@ -111,6 +112,12 @@ def _ways(picture: Image.Image) -> Iterator[Image.Image]:
     guess = _guess(picture)
     yield from (soften(picture, guess, k) for k in (1, 2))
     yield from (condition(picture, guess) for condition in CONDITIONS.values())
+
+
+def _whole(module: float) -> float:
+    """The size of a module as it was probably drawn: what corners that were found tell is off by a few hundredths, and
+    conditions that depend on it would be others than those under which the picture was drawn and kept."""
+    return float(round(module)) if abs(module / max(1, round(module)) - 1) < NEAR else module
 
 
 def _guess(picture: Image.Image) -> float:

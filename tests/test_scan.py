@@ -11,16 +11,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from test_cli import run
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from burnish.qr import Layout, fit
 from burnish.rewards import check_reward, conditions
 from burnish.rewards.decoders import BINARIZERS, decoder, find, variants
-from burnish.rewards.pixels import eight_bit
+from burnish.rewards.pixels import eight_bit, opened
 from burnish.rewards.qr import Readings, Scanner, modules, scan
 from burnish.types import Prompt
+from burnish.verify import verify
 
 ZXING = tuple(BINARIZERS)
 
@@ -349,3 +351,18 @@ def test_the_module_term_alone() -> None:
     prompts = [Prompt("a cat", {"payload": "AB12C"})] * 3
     torch.testing.assert_close(modules()(images, prompts), 1 - layout.errors(images).double())
     assert modules()(images, prompts).tolist()[0] == 1 and modules()(images, prompts).tolist()[2] == 0
+
+
+def test_a_picture_is_verified_under_the_conditions_it_was_kept_by(tmp_path: Path) -> None:
+    """Corners that are found in a soft picture are off by a few hundredths; its modules are of 4 px nevertheless."""
+    chance = torch.Generator().manual_seed(0)
+    scanner, sizes, verdicts = Scanner(["zxing"], "all"), set(), []
+    for row in range(12):
+        soft = interpolate(torch.rand(1, 3, 32, 32, generator=chance), scale_factor=2, mode="bicubic").clamp(0, 1)
+        mixed = Image.fromarray(eight_bit(0.5 * fit("AB12C", 64).draw()[None] + 0.5 * soft)[0])
+        mixed.filter(ImageFilter.GaussianBlur(0.8)).save(path := tmp_path / f"{row}.png")
+        verdict = verify(path)
+        sizes.add(verdict.module)
+        verdicts.append(verdict.strict)
+        assert verdict.strict == bool(scanner.measure(opened(path)[None], ["AB12C"]).strict), f"picture {row}"
+    assert sizes == {4.0} and len(set(verdicts)) == 2, "some are read under every condition and some are not"
