@@ -37,7 +37,6 @@ DIAGNOSTICS = (
     ("Approximate KL", ("approx_kl",), "to the weights that sampled, in nats per image and transition"),
     ("KL to the reference", ("kl",), "how far the model has gone, in nats per image and transition"),
     ("Settled before", ("settled",), "share of the advantages' variance that previews leave out of the gradient"),
-    ("Control scale", ("control_scale",), "how closely pictures followed their control in training"),
     ("Front", ("front",), "share of images that none beats on all counts; more where rewards are in conflict"),
     ("Expansions", ("expander_logp",), "mean log-probability of a text in nats; towards 0 they become all alike"),
     ("Expansions: KL", ("expander_kl",), "to the language model as it was when training began, in nats a text"),
@@ -194,7 +193,16 @@ def _rewards(records: Sequence[runs.Record]) -> str:
             figures.append(f"<figure>{caption}{chart}</figure>")
     if not figures:
         return ""
-    return f"<h2>Reward</h2><div class='{'wide' if len(figures) == 1 else 'charts'}'>{''.join(figures)}</div>"
+    size = "wide" if len(figures) == 1 else "charts"
+    return f"<h2>Reward</h2><div class='{size}'>{''.join([*figures, _curriculum(x, records, size)])}</div>"
+
+
+def _curriculum(x: Sequence[int], records: Sequence[runs.Record], size: str) -> str:
+    """The control scale next to the rewards and as wide, so that what it did to them is seen."""
+    scales = Series("control scale", [record.get("control_scale") for record in records])
+    chart = line_chart(x, [scales], *((960, 180) if size == "wide" else (460, 220)))
+    caption = "<b>Control scale</b> how closely pictures followed their control in training: the curriculum"
+    return f"<figure><figcaption>{caption}</figcaption>{chart}</figure>" if chart else ""
 
 
 def _fronts(run: runs.Run, records: Sequence[runs.Record]) -> str:
@@ -214,7 +222,7 @@ def _fronts(run: runs.Run, records: Sequence[runs.Record]) -> str:
 
 def _details(last: Mapping[str, Any]) -> str:
     """What the last iteration's record says of one reward among several."""
-    within = f"; at the end {number(last['std'])}, {number(last['within'])} within a prompt" if "within" in last else ""
+    within = f" (at the end {number(last['std'])}, within a prompt {number(last['within'])})" if "within" in last else ""
     return within + (f"; {number(last['asked'])} where it was asked for" if "asked" in last else "")
 
 

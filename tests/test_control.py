@@ -325,7 +325,8 @@ def test_a_run_follows_its_curriculum(recipe: Path, tmp_path: Path) -> None:
     buckets = {round(len(seen)) for seen in state.advantage["seen"].values()}
     assert len(state.advantage["seen"]) > 3 and max(buckets) <= 8, "a prompt at another scale is another prompt"
     assert (run.adapter / "controlnet" / FILE).is_file()
-    assert "Control scale" in write_report(run.folder).read_text("utf-8")
+    page = write_report(run.folder).read_text("utf-8")
+    assert page.index("Reward</h2>") < page.index("Control scale") < page.index("Diagnostics</h2>")
 
 
 def test_a_curriculum_may_begin_where_every_picture_succeeds(recipe: Path, tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_several_rewards_show_their_spread_within_a_prompt_and_the_front(run: Pa
         record["front"] = 0.3
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     text = write_report(run).read_text()
-    assert "at the end 0.25, 0.125 within a prompt; 0.75 where it was asked for" in text
+    assert "(at the end 0.25, within a prompt 0.125); 0.75 where it was asked for" in text
     assert "<b>Front</b>" in text and text.count("within a prompt") == 1
 
 

@@ -14,7 +14,7 @@ IMAGES, ITERATIONS = 64, 8
 QUERIES = IMAGES * ITERATIONS
 EACH = 2  # pictures of a prompt that are measured
 REWARDS = ("aesthetic", "preference", "alignment", "sentiment")
-DUAL = (4.0, 4.0)  # weights of the original prompt and of the expanded one; in training the prompt's is 4
+DUAL = (3.25, 0.75)  # weights of the original prompt and of the expanded one; together those of training
 
 PLAIN = ('sampler.identifiers=""', 'expander.model=""')
 SUM = (*PLAIN, 'advantage={use="weighted"}')
