@@ -66,6 +66,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "cfg": "burnish.guidance:cfg",
         "embedded": "burnish.guidance:embedded",
         "dual": "burnish.guidance:dual",
+        "embedded_dual": "burnish.guidance:embedded_dual",
     },
     "prompts": {
         "animals": "burnish.prompts:animals",

@@ -69,7 +69,7 @@ class Controlling:
 class Sampling:
     """How an image comes about."""
 
-    steps: int = 50  # network calls an image (each with guidance "cfg" twice as wide, with "dual" three times)
+    steps: int = 50  # network calls an image (with guidance "cfg" or "embedded_dual" twice as wide, with "dual" thrice)
     kernel: Table = field(default_factory=lambda: {"use": "ddim", "eta": 1.0})
     guidance: Table = field(default_factory=lambda: {"use": "cfg", "weight": 5.0})
     control: Controlling = field(default_factory=Controlling)

@@ -57,7 +57,7 @@ def open_source(
             policy.weaken(strength)
         sampler = load_sampler(config)
         if guidance >= 0:
-            kind = embedded if isinstance(sampler.guidance, embedded) else cfg
+            kind = embedded if policy.takes_weight else cfg
             sampler = replace(sampler, guidance=kind(guidance))
         return policy, replace(sampler, steps=steps or sampler.steps)
     if strength != 1:

@@ -104,11 +104,7 @@ class dual:
         Raises:
             ValueError: ``cond`` has no originals.
         """
-        expanded = {name: value for name, value in cond.items() if not name.startswith(ORIGINAL)}
-        if len(expanded) == len(cond):
-            raise ValueError("guidance 'dual' needs the original prompts: encode by Sampler.encode, not Policy.encode.")
-        # what an original has no version of its own of, such as a control image, is the same for both
-        original = {name: cond.get(ORIGINAL + name, value) for name, value in expanded.items()}
+        original, expanded = _both(cond)
         if self.w1 == 0 or self.w2 == 0:
             weight, asked = (self.w2, expanded) if self.w1 == 0 else (self.w1, original)
             return cfg(weight, self.negative)(raw, x, t, asked, null)
@@ -116,3 +112,51 @@ class dual:
         out = raw(x, t, three)
         without, first, second = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(3)
         return without + self.w1 * (first - without) + self.w2 * (second - without)
+
+
+@dataclass(frozen=True)
+class embedded_dual:
+    """`dual` for a network that takes the weight as an input (see `embedded`): two network rows an image.
+
+    Such a network has learned f(c, w) = null + w * (c - null), and the mean of two of its answers at w = w1 + w2
+
+        out = (w1 * f(original, w) + w2 * f(expanded, w)) / w
+
+    is `dual` with these weights, as far as it has learned that. With one of them 0 it is `embedded` with the other.
+    """
+
+    w1: float = 4.0
+    w2: float = 4.0
+    originals = True
+
+    def __post_init__(self) -> None:
+        if not (self.w1 >= 0 and self.w2 >= 0 and 0 < self.w1 + self.w2 < math.inf):
+            raise ValueError(
+                f"guidance.w1 and guidance.w2 must be at least 0 and not both 0, and not {self.w1} and {self.w2}: "
+                "this network knows no negative weights."
+            )
+
+    def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
+        """The network's output (B, *latent), at least float32 where both are asked.
+
+        Raises:
+            ValueError: ``cond`` has no originals.
+        """
+        original, expanded = _both(cond)
+        guided = embedded(self.w1 + self.w2)
+        if self.w1 == 0 or self.w2 == 0:
+            return guided(raw, x, t, expanded if self.w1 == 0 else original, null)
+        two = {name: torch.cat([original[name], value]) for name, value in expanded.items()}
+        weight = x.new_full((2 * len(x),), guided.weight, dtype=torch.float32)
+        out = raw(x, t, {**two, "guidance": weight})
+        first, second = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(2)
+        return (self.w1 * first + self.w2 * second) / guided.weight
+
+
+def _both(cond: Cond) -> tuple[Cond, Cond]:
+    """The condition of the original prompts and that of the expanded ones."""
+    expanded = {name: value for name, value in cond.items() if not name.startswith(ORIGINAL)}
+    if len(expanded) == len(cond):
+        raise ValueError("this guidance needs the original prompts: encode by Sampler.encode, not Policy.encode.")
+    # what an original has no version of its own of, such as a control image, is the same for both
+    return {name: cond.get(ORIGINAL + name, value) for name, value in expanded.items()}, expanded

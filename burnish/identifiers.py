@@ -1,18 +1,21 @@
 """Reward identifiers (Parrot, arXiv 2401.05675): words before a prompt that say which reward a picture shall please.
 
     training     "<reward 2> a cat"                  one of them, whose reward alone is the picture's advantage
-    afterwards   "<reward 1>, <reward 2> a cat"      all of them, or some: a trade-off that is chosen when it is drawn
+    afterwards   "<reward 1> <reward 2> a cat"       all of them, or some: a trade-off that is chosen when it is drawn
+
+The paper has commas between them. Training, with one a picture, never sees a comma, and to a text encoder it is a word:
+it can change pictures more than the identifiers do.
 
 The n-th identifier stands for the n-th reward of the configuration. Only the generator reads it (``Prompt.frame``):
 rewards, judges and logs have the text alone. Of a drawn prompt's images each identifier gets an equal share, and they
 are a group of their own, because asked otherwise they come from another distribution.
 
 They are ordinary ``words``, as in the paper, or ``tokens``, one for each, where words would leave no room for the
-prompt. The text encoder stays frozen, so a token never learns anything: it gets a place of its own among those of the
-words, and the network learns what to do when it is told of it. That place is drawn from the words' mean and standard
-deviation in each dimension: as far from the others as words are from each other, because two small deviations from the
-mean would be nearly the same to a frozen encoder. The draw depends on the model and the number of the token alone, so a
-resumed run needs no file of it; for stock diffusers it is written as textual inversions (``save``).
+prompt. The text encoder stays frozen, so a token never learns anything: it gets a place of its own, and the network
+learns what to do when it is told of it. That place is the padding's, which a network is used to find behind any prompt,
+so that the untrained one hardly minds, plus a deviation `FAR` as long as the words' from their mean: smaller ones would
+be nearly the same to a frozen encoder. The draw depends on the model and the token's number alone, so a resumed run
+needs no file of it; for stock diffusers it is written as textual inversions (``save``).
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ from torch import Tensor
 from burnish.seeds import generator
 from burnish.types import Prompt
 
+FAR = 2.0
+"""An identifier's distance from the padding, in standard deviations of the words: at 1 the embedded
+text encoder's states of two identifiers are a fifth as far apart as those of two words, at 2 nearly as far."""
 OLD_END = 2
 """What old CLIP configurations call a text's end; its largest token is then taken for it, but new ones are larger."""
 
@@ -39,7 +45,7 @@ def identifier(place: int) -> str:
 
 def frame(places: Iterable[int], after: bool = False) -> str:
     """A text, {}, and before it or ``after`` it what asks for the rewards at these places; "{}" alone for none."""
-    words = ", ".join(map(identifier, places))
+    words = " ".join(map(identifier, places))
     if not words:
         return "{}"
     return f"{{}} {words}" if after else f"{words} {{}}"
@@ -63,15 +69,16 @@ def add(pipe: Any, rewards: int) -> None:
         if not lacking:
             continue
         words = encoder.get_input_embeddings().weight[: tokenizer.vocab_size].float().cpu()  # none that was added
-        mean, std = words.mean(0), words.std(0)
+        std = words.std(0)
         tokenizer.add_tokens([identifier(place) for place in lacking])
         if len(tokenizer) > len(encoder.get_input_embeddings().weight):
             encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
             encoder.requires_grad_(False)  # the larger table is a new parameter
         table = encoder.get_input_embeddings().weight
+        padding = table[tokenizer.pad_token_id].float().cpu()
         for place in lacking:
-            noise = torch.randn(len(mean), generator=generator("identifier", place))
-            table[tokenizer.convert_tokens_to_ids(identifier(place))] = (mean + std * noise).to(table)
+            noise = torch.randn(len(std), generator=generator("identifier", place))
+            table[tokenizer.convert_tokens_to_ids(identifier(place))] = (padding + FAR * std * noise).to(table)
         for part in encoder.modules():
             if getattr(part, "eos_token_id", None) == OLD_END:
                 part.eos_token_id = tokenizer.eos_token_id

@@ -222,7 +222,9 @@ def _fronts(run: runs.Run, records: Sequence[runs.Record]) -> str:
 
 def _details(last: Mapping[str, Any]) -> str:
     """What the last iteration's record says of one reward among several."""
-    within = f" (at the end {number(last['std'])}, within a prompt {number(last['within'])})" if "within" in last else ""
+    within = (
+        f" (at the end {number(last['std'])}, within a prompt {number(last['within'])})" if "within" in last else ""
+    )
     return within + (f"; {number(last['asked'])} where it was asked for" if "asked" in last else "")
 
 

@@ -17,8 +17,8 @@ from test_guidance import COND, NULL, Network, T, X
 
 from burnish import config as configuration
 from burnish.evaluate import evaluate
-from burnish.guidance import cfg, dual
-from burnish.kernels import ddim
+from burnish.guidance import cfg, dual, embedded, embedded_dual
+from burnish.kernels import ddim, lcm
 from burnish.policy import Policy
 from burnish.preflight import preflight
 from burnish.rollout import Sampler
@@ -62,6 +62,55 @@ def test_with_one_weight_zero_it_is_plain_guidance_bit_for_bit(weight: float) ->
         network, plain = Network(), Network()
         assert torch.equal(guidance(network, X, T, BOTH, NULL), cfg(weight)(plain, X, T, cond, NULL))
         assert network.rows == plain.rows
+
+
+class Distilled:
+    """What a network with an input for the weight has learned of `Network`: its guided answer."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, cond: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.rows.append(len(cond["text"]))
+        times = len(cond["text"]) // len(x)
+        null = {"text": NULL["text"].repeat(times, 1, 1)}
+        without, asked = (Network()(x, t, one) for one in (null, {"text": cond["text"]}))
+        weight = cond["guidance"].view(-1, *[1] * (x.ndim - 1))
+        return without + weight * (asked - without)
+
+
+def test_a_network_that_takes_the_weight_gives_the_same_in_two_rows() -> None:
+    network = Distilled()
+    torch.testing.assert_close(
+        embedded_dual(3.0, 1.0)(network, X, T, BOTH, {}), dual(3.0, 1.0)(Network(), X, T, BOTH, NULL)
+    )
+    assert network.rows == [6]
+    for guidance, cond in ((embedded_dual(0.0, 4.0), COND), (embedded_dual(4.0, 0.0), ORIGINAL)):
+        network, plain = Distilled(), Distilled()
+        assert torch.equal(guidance(network, X, T, BOTH, {}), embedded(4.0)(plain, X, T, cond, {}))
+        assert network.rows == plain.rows
+    for wrong in ((0.0, 0.0), (-1.0, 4.0), (1.0, float("inf")), (1.0, float("nan"))):
+        with pytest.raises(ValueError, match="must be at least 0 and not both 0"):
+            embedded_dual(*wrong)
+    with pytest.raises(ValueError, match=r"encode by Sampler.encode"):
+        embedded_dual()(Distilled(), X, T, COND, {})
+
+
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_a_consistency_model_rolls_out_and_replays_with_both(tiny_lcm: Path, weights: str) -> None:
+    policy = Policy.load(tiny_lcm, train=weights)
+    perturb(policy)
+
+    def rolled(guidance: Callable[..., torch.Tensor], prompts: list[Prompt]) -> Trajectory:
+        sampler = Sampler(lcm(), 3, guidance)
+        return sampler.rollout(policy, sampler.encode(policy, prompts), GROUP, generator(2))
+
+    both, sampler = rolled(embedded_dual(3.0, 1.0), EXPANDED), Sampler(lcm(), 3, embedded_dual(3.0, 1.0))
+    replay = sampler.replay(policy, both, GROUP, torch.arange(2).expand(3, -1))
+    assert replay.logp.requires_grad and (replay.logp - replay.logp_old).expm1().abs().max() < 5e-6
+    for one, prompts in ((embedded_dual(0.0, 4.0), EXPANDED), (embedded_dual(4.0, 0.0), FIRST)):
+        assert torch.equal(rolled(one, EXPANDED).latent, rolled(embedded(4.0), prompts).latent)
+    assert not torch.allclose(both.latent, rolled(embedded(4.0), EXPANDED).latent, atol=1e-3)
 
 
 def test_half_precision_is_combined_in_float32() -> None:

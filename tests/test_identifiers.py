@@ -65,8 +65,8 @@ def log(out: Path) -> list[dict]:
 
 def test_prefixes_and_shares() -> None:
     assert identifiers.frame([1]) == "<reward 2> {}" and identifiers.frame([]) == "{}"
-    assert identifiers.frame(range(3)) == "<reward 1>, <reward 2>, <reward 3> {}"
-    assert identifiers.frame(range(2), after=True) == "{} <reward 1>, <reward 2>"
+    assert identifiers.frame(range(3)) == "<reward 1> <reward 2> <reward 3> {}"
+    assert identifiers.frame(range(2), after=True) == "{} <reward 1> <reward 2>"
     assert Prompt("a {} cat", frame="{} <reward 1>").read == "a {} cat <reward 1>"
     assert identifiers.shares(16, 8, 2).tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
     assert identifiers.shares(6, 3, 3).tolist() == [0, 1, 2] * 2
@@ -99,12 +99,12 @@ def test_a_token_each_at_the_same_place_in_every_process_and_far_from_the_others
     assert not any(p.requires_grad for p in pipes[0].text_encoder.parameters())  # type: ignore[attr-defined]
     identifiers.add(pipes[0], 3)
     assert len(pipes[0].tokenizer) == len(tables[0]) == len(before) + 3, "nothing is added twice"  # type: ignore[attr-defined]
-    ids = pipes[0].tokenizer("<reward 1>, <reward 3> a").input_ids  # type: ignore[attr-defined]
-    assert [ids[1], ids[3]] == [len(before), len(before) + 2]
+    ids = pipes[0].tokenizer("<reward 1> <reward 3> a").input_ids  # type: ignore[attr-defined]
+    assert ids[1:3] == [len(before), len(before) + 2]
     new, usual = tables[0][len(before) :], torch.pdist(before).median()
     assert torch.pdist(new).min() > usual / 3
-    mean, std = before.mean(0), before.std(0)
-    expected = mean + std * torch.randn(len(mean), generator=identifiers.generator("identifier", 1))
+    padding, std = before[pipes[0].tokenizer.pad_token_id], before.std(0)  # type: ignore[attr-defined]
+    expected = padding + 2 * std * torch.randn(len(std), generator=identifiers.generator("identifier", 1))
     torch.testing.assert_close(new[1], expected)
 
 
@@ -208,7 +208,7 @@ def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path
 
     policy, sampler = open_source(str(job.run.folder))
     both, second = preferred(str(job.run.folder)), preferred(str(job.run.folder), "red")
-    assert (both, second) == ("<reward 1>, <reward 2> {}", "<reward 2> {}")
+    assert (both, second) == ("<reward 1> <reward 2> {}", "<reward 2> {}")
     pictures = [draw(policy, sampler, [Prompt("a cat", frame=one)], 2) for one in (both, second, "{}")]
     assert not torch.allclose(pictures[0], pictures[1]) and not torch.allclose(pictures[1], pictures[2])
 
@@ -243,7 +243,7 @@ def test_a_preference_that_cannot_be_had(recipe: Path, tmp_path: Path, tiny_pipe
     for folder, kind in ((asked, "words"), (plain, "")):
         folder.mkdir()
         Run(folder).config.write_text(configuration.dump(load(recipe, f"sampler.identifiers={kind}")))
-    assert preferred(str(asked), " red ,bright") == "<reward 1>, <reward 2> {}", "in the order of the configuration"
+    assert preferred(str(asked), " red ,bright") == "<reward 1> <reward 2> {}", "in the order of the configuration"
     assert preferred(str(asked), before=True) == preferred(str(plain)) == preferred(str(tiny_pipeline)) == "{}"
     with pytest.raises(ValueError, match='no reward "brihgt"; did you mean "bright"'):
         preferred(str(asked), "brihgt")

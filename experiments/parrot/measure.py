@@ -10,7 +10,7 @@ from burnish import config as configuration
 from burnish.evaluate import evaluate, keep
 from burnish.expander import Expander
 from burnish.gallery import open_expander, open_source, preferred
-from burnish.guidance import dual
+from burnish.guidance import embedded_dual
 from burnish.identifiers import ask
 from burnish.parts import load_prompts, load_rewards
 from burnish.policy import Policy
@@ -88,4 +88,4 @@ def artist(out: Path, arm: plan.Arm, seed: int) -> tuple[Policy, Sampler, Expand
     frame = preferred(drawing, before=not arm.generator)
     writing = run("parrot" if arm.expander == "before" else arm.expander)
     expander = open_expander(writing, policy, before=arm.expander == "before") if arm.expander else None
-    return policy, replace(sampler, guidance=dual(*plan.DUAL)) if arm.dual else sampler, expander, frame
+    return policy, replace(sampler, guidance=embedded_dual(*plan.DUAL)) if arm.dual else sampler, expander, frame

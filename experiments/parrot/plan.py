@@ -10,7 +10,7 @@ from experiments.running import Trial
 SEEDS = (0, 1, 2)
 RECIPE = "emoji-parrot"
 TASK = "runs"
-IMAGES, ITERATIONS = 64, 8
+IMAGES, ITERATIONS = 64, 16
 QUERIES = IMAGES * ITERATIONS
 EACH = 2  # pictures of a prompt that are measured
 REWARDS = ("aesthetic", "preference", "alignment", "sentiment")
@@ -29,7 +29,7 @@ TRAINED: dict[str, tuple[str, ...]] = {
     **{f"only_{name}": (*SUM, *weights([float(name == other) for other in REWARDS])) for name in REWARDS},
     "ws1": (*SUM, *weights([0.7, 0.1, 0.1, 0.1])),
     "ws2": (*SUM, *weights([0.25] * 4)),
-    "normalised": (*PLAIN, 'advantage={use="group"}'),
+    "normalised": (*PLAIN, 'advantage={use="group"}', *weights([1.0] * 4)),
     "no_expander": ('expander.model=""',),
     "expander_only": ('model.train="none"', 'sampler.identifiers=""', "expander.expansions=8"),
     "parrot": (),
