@@ -290,7 +290,8 @@ def test_the_rehearsal_tells_of_prompts_that_are_cut_and_of_a_selection_that_is_
     found = {finding.text: finding.level for finding in preflight(load(recipe))}
     assert any("2 of 3 prompts x 8 images an iteration, 4 for each of 2 identifiers" in text for text in found)
     assert any("of 4 images compared in 2 independent rewards 52% would" in text for text in found)
-    words = preflight(load(recipe, "sampler.identifiers=words", "batch.images_per_prompt=32"))
+    longer = "prompts.texts=['a cat and a dog on a red rug', 'a cat', 'a dog']"
+    words = preflight(load(recipe, "sampler.identifiers=words", "batch.images_per_prompt=32", longer))
     (cut,) = [finding for finding in words if "tokens" in finding.text]
     assert cut.level == "warning" and "the text encoder reads 24: its end is cut off" in cut.text
     assert [finding.level for finding in words if "would be dominated by none" in finding.text] == ["ok"]
