@@ -53,6 +53,7 @@ ARMS: dict[str, Arm] = {
     "expander_only": Arm(expander="expander_only"),
     "expander_only_dual": Arm(expander="expander_only", dual=True),
     "no_joint": Arm("no_expander", "expander_only", dual=True),
+    "no_expansion": Arm("parrot"),  # trained with the expander, asked without
     "no_original": Arm("parrot", "parrot"),
     "parrot": Arm("parrot", "parrot", dual=True),
 }
