@@ -134,7 +134,8 @@ def draw(
             rows = min(CHUNK, count - start)
             some = [prompt] * rows
             if expander is not None:
-                some = expander.draw(some, generator(seed, "expansions", start)).prompts
+                # from its own chance, or all texts of a grid would get the same words
+                some = expander.draw(some, generator(seed, "expansions", prompt.text, start)).prompts
             cond = sampler.encode(policy, some)
             trajectory = sampler.rollout(policy, cond, torch.zeros(rows, dtype=torch.long), noise)
             images.append(policy.decode(trajectory.latent).cpu())

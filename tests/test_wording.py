@@ -99,6 +99,20 @@ def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path)
     assert not torch.equal(plain, worded) and torch.equal(worded, draw(policy, sampler, ["a cat"], 2, 0, expander))
 
 
+def test_each_text_of_a_grid_has_words_by_a_chance_of_its_own(tiny_pipeline: Path) -> None:
+    seeds: list[int] = []
+
+    class Heard:
+        def draw(self, prompts: list[Prompt], chance: torch.Generator) -> SimpleNamespace:
+            seeds.append(chance.initial_seed())
+            return SimpleNamespace(prompts=prompts)
+
+    policy, sampler = open_source(str(tiny_pipeline), steps=1)
+    draw(policy, sampler, ["a cat", "a dog", "a cat"], 1, 0, Heard())  # type: ignore[arg-type]
+    first, second, again = seeds
+    assert first == again != second
+
+
 def test_only_the_expander_learns_and_rewards_judge_what_was_asked(recipe: Path, tmp_path: Path) -> None:
     run = Run(train(load(recipe, "model.train=none", "iterations=1"), tmp_path / "run"))
     (record,) = run.records()
