@@ -71,8 +71,10 @@ def page(run: runs.Run) -> str:
     """The page as text."""
     source = run.config.read_text("utf-8")
     records, evaluation = run.records(), _json(run.evaluation)
-    grids = _grids(run)
+    grids, asked = _grids(run), max(run.samples.glob("asked-*.png"), default=None)
     css = "\n".join(f'.s{i} {{ background-image: url("{_data_uri(path)}"); }}' for i, path in grids.items())
+    if asked is not None:
+        css += f'\n.asked {{ background-image: url("{_data_uri(asked)}"); }}'
     parts = {
         "title": escape(run.folder.resolve().name),
         "subtitle": escape(_subtitle(tomllib.loads(source))),
@@ -80,7 +82,7 @@ def page(run: runs.Run) -> str:
         "tiles": _tiles(records, evaluation),
         "evaluation": _evaluation(evaluation) + _panel(evaluation) + _guard(_json(run.guard)),
         "pictures": _pictures(grids),
-        "strips": _strips(run, _spread(list(grids), STRIP)),
+        "strips": _strips(run, _spread(list(grids), STRIP)) + _asked(asked),
         "rewards": _rewards(records) + _fronts(run, records),
         "diagnostics": _expansions(records) + _diagnostics(records),
         "configuration": f"<h2>Configuration</h2><details class='sheet'><summary>config.toml</summary>"
@@ -292,17 +294,40 @@ def _strips(run: runs.Run, chosen: Sequence[int]) -> str:
     texts, columns = layout.get("texts", []), layout.get("columns", 1)
     if not texts or len(chosen) < 2:
         return ""
-    lines = math.ceil(len(texts) / columns)
     rows = []
     for place in _spread(range(len(texts)), ROWS):
-        across = 100 * (place % columns) / max(columns - 1, 1)
-        down = 100 * (place // columns) / max(lines - 1, 1)
-        cut = f"background-size: {columns * 100}% {lines * 100}%; background-position: {across:.4g}% {down:.4g}%"
+        cut = _cut(place, len(texts), columns)
         cells = "".join(f'<td><i class="cell s{i}" style="{cut}"></i></td>' for i in chosen)
         rows.append(f"<tr><td>{escape(texts[place])}</td>{cells}</tr>")
     heads = "".join(f"<th>{i}</th>" for i in chosen)
     return (
         "<h2>Prompt by prompt</h2><p class='soft small'>The same picture after more and more iterations.</p>"
+        f"<div class='sheet'><table class='strip'><tr><th></th>{heads}</tr>{''.join(rows)}</table></div>"
+    )
+
+
+def _cut(place: int, count: int, columns: int) -> str:
+    """The style that shows one picture of a grid of so many."""
+    lines = math.ceil(count / columns)
+    across = 100 * (place % columns) / max(columns - 1, 1)
+    down = 100 * (place // columns) / max(lines - 1, 1)
+    return f"background-size: {columns * 100}% {lines * 100}%; background-position: {across:.4g}% {down:.4g}%"
+
+
+def _asked(grid: Path | None) -> str:
+    """What reward identifiers do: one row a prompt, one column for all of them and for each."""
+    layout = _json(grid.with_suffix(".json")) if grid is not None else {}
+    texts, asked = layout.get("texts", []), layout.get("asked", [])
+    count, rows = len(texts) * len(asked), []
+    for place, text in enumerate(texts):
+        cuts = [_cut(one * len(texts) + place, count, layout["columns"]) for one in range(len(asked))]
+        cells = "".join(f'<td><i class="cell asked" style="{cut}"></i></td>' for cut in cuts)
+        rows.append(f"<tr><td>{escape(text)}</td>{cells}</tr>")
+    if not rows:
+        return ""
+    heads = "".join(f"<th>{escape(name)}</th>" for name in asked)
+    return (
+        "<h2>Asked for</h2><p class='soft small'>The same noise, asked for all rewards together and for each alone.</p>"
         f"<div class='sheet'><table class='strip'><tr><th></th>{heads}</tr>{''.join(rows)}</table></div>"
     )
 

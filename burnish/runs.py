@@ -87,6 +87,10 @@ class Run:
         """The sample grid after so many iterations."""
         return self.samples / f"{iteration:06d}.png"
 
+    def asked(self, iteration: int) -> Path:
+        """The grid of what reward identifiers do after so many iterations; what is where stands beside it as JSON."""
+        return self.samples / f"asked-{iteration:06d}.png"
+
     def measured(self, iteration: int) -> Path:
         """What an evaluation after so many iterations saw, image by image."""
         return self.folder / "evaluations" / f"{iteration:06d}.json"

@@ -197,6 +197,7 @@ def train(
             # 7. What the pictures are now.
             if not guarded:
                 journal.draw_samples(job, done)
+                journal.draw_asked(job, done)
             if before and not guarded and world.any(not run.measured(done).exists()):
                 journal.after(job, before, done)
         except Exception as error:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import build_pipeline, build_sdxl, perturb
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 
 from burnish import config as configuration
@@ -19,6 +20,7 @@ from burnish.gallery import draw, open_source, preferred
 from burnish.parts import Given, assemble
 from burnish.policy import Policy
 from burnish.preflight import preflight
+from burnish.report import write_report
 from burnish.runs import Run
 from burnish.trainer import Pictures, choose, prepare, train
 from burnish.types import Prompt
@@ -193,6 +195,25 @@ def test_what_it_was_before_is_measured_without_identifiers(recipe: Path, tmp_pa
     assert before == json.loads(plain.measured(0).read_text())["train"]["parts"] != after
     assert asked.sample(0).read_bytes() == plain.sample(0).read_bytes()
     assert asked.sample(0).read_bytes() != asked.sample(1).read_bytes()
+
+
+def test_what_they_do_is_drawn_and_shown(recipe: Path, tmp_path: Path) -> None:
+    """Two prompts, asked for both rewards, the first and the second: six pictures, the first two the samples'."""
+    short = ["iterations=1", "evaluation.images_per_prompt=0"]
+    run = Run(train(load(recipe, *short), tmp_path / "asked"))
+    layout = json.loads(run.asked(1).with_suffix(".json").read_text())
+    assert layout == {"texts": ["a cat", "a dog"], "asked": ["all", "bright", "red"], "columns": 3}
+    with Image.open(run.asked(1)) as sheet, Image.open(run.sample(1)) as samples:
+        size = sheet.height // 2
+        tiles = [sheet.crop((x, y, x + size, y + size)).tobytes() for y in (0, size) for x in (0, size, 2 * size)]
+        assert tiles[:2] == [samples.crop((x, 0, x + size, size)).tobytes() for x in (0, size)]
+    assert len(set(tiles)) == 6
+    text = write_report(run.folder).read_text("utf-8")
+    assert "<h2>Asked for</h2>" in text and text.count('class="cell asked"') == 6
+    plain = Run(
+        train(load(recipe, "iterations=1", "evaluation.images_per_prompt=0", "sampler.identifiers=''"), tmp_path / "p")
+    )
+    assert not plain.asked(1).exists() and "Asked for" not in write_report(plain.folder).read_text("utf-8")
 
 
 def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path: Path) -> None:
