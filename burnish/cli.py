@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -118,6 +118,12 @@ def sample(
     plain: Annotated[
         bool, typer.Option("--plain", help="Without the prompt expander of a run that was trained with one.")
     ] = False,
+    original: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="With an expander: the share of the guidance weight that the prompt has as it was typed."
+        ),
+    ] = 0.0,
     out: Annotated[Path, typer.Option(help="A .png for a grid, anything else for a folder of single files.")] = Path(
         "samples.png"
     ),
@@ -128,17 +134,22 @@ def sample(
     burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out before.png --before
     burnish sample runs/jpeg --prompt "a cat" --strength 0.5
     burnish sample runs/worded --prompt "a cat" --plain
+    burnish sample runs/worded --prompt "a cat" --original 0.8
     burnish sample runs/many --prompt "a cat" --prefer aesthetic,alignment
     burnish sample zoo:emoji-sd --prompt "two cats on a blue background" --steps 25
     burnish sample zoo:emoji-lcm --prompt "a fox" --steps 2
     """
     quiet()
-    from burnish.gallery import draw, open_expander, open_source, preferred, save
+    from burnish.gallery import centred, draw, open_expander, open_source, preferred, save
     from burnish.types import Prompt
 
     frame = preferred(source, prefer, before)
     policy, sampler = open_source(source, steps=steps, guidance=guidance, before=before, strength=strength)
     expander = None if plain else open_expander(source, policy, before=before)
+    if original:
+        if expander is None:
+            raise ValueError(f"--original needs words to weigh the prompt against, and {source} is drawn without any")
+        sampler = replace(sampler, guidance=centred(sampler.guidance, original))
     images = draw(policy, sampler, [Prompt(text, frame=frame) for text in prompt], n, seed, expander)
     print(save(images, prompt, n, out))
 

@@ -16,7 +16,7 @@ from burnish import identifiers
 from burnish.catalog import nearest
 from burnish.config import reward_names
 from burnish.expander import Expander
-from burnish.guidance import cfg, embedded
+from burnish.guidance import cfg, dual, embedded, embedded_dual
 from burnish.kernels import ddim, lcm
 from burnish.parts import load_expander, load_policy, load_sampler
 from burnish.policy import Policy
@@ -71,6 +71,19 @@ def open_source(
     if policy.schedule.consistency:
         return policy, Sampler(lcm(), steps or 4, asked)
     return policy, Sampler(ddim(), steps or 50, asked)
+
+
+def centred(guidance: Callable[..., Tensor], share: float) -> Callable[..., Tensor]:
+    """The same guidance with a `share` of its weight, from 0 to 1, on the prompt as it was before it was expanded.
+
+    Raises:
+        ValueError: it is neither `cfg` nor `embedded`.
+    """
+    if isinstance(guidance, cfg):
+        return dual(share * guidance.weight, (1 - share) * guidance.weight, guidance.negative)
+    if isinstance(guidance, embedded):
+        return embedded_dual(share * guidance.weight, (1 - share) * guidance.weight)
+    raise ValueError("only guidance 'cfg' or 'embedded' has a weight to share with the original prompt (--original)")
 
 
 def preferred(source: str, names: str = "", before: bool = False) -> str:

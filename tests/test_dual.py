@@ -17,7 +17,8 @@ from test_guidance import COND, NULL, Network, T, X
 
 from burnish import config as configuration
 from burnish.evaluate import evaluate
-from burnish.guidance import cfg, dual, embedded, embedded_dual
+from burnish.gallery import centred
+from burnish.guidance import cfg, dual, embedded, embedded_dual, none
 from burnish.kernels import ddim, lcm
 from burnish.policy import Policy
 from burnish.preflight import preflight
@@ -62,6 +63,13 @@ def test_with_one_weight_zero_it_is_plain_guidance_bit_for_bit(weight: float) ->
         network, plain = Network(), Network()
         assert torch.equal(guidance(network, X, T, BOTH, NULL), cfg(weight)(plain, X, T, cond, NULL))
         assert network.rows == plain.rows
+
+
+def test_a_share_of_the_weight_for_the_original() -> None:
+    assert centred(cfg(4.0, "a dog"), 0.75) == dual(3.0, 1.0, "a dog")
+    assert centred(embedded(4.0), 0.75) == embedded_dual(3.0, 1.0)
+    with pytest.raises(ValueError, match="has a weight to share"):
+        centred(none(), 0.5)
 
 
 class Distilled:
