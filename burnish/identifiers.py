@@ -13,9 +13,9 @@ are a group of their own, because asked otherwise they come from another distrib
 They are ordinary ``words``, as in the paper, or ``tokens``, one for each, where words would leave no room for the
 prompt. The text encoder stays frozen, so a token never learns anything: it gets a place of its own, and the network
 learns what to do when it is told of it. That place is the padding's, which a network is used to find behind any prompt,
-so that the untrained one hardly minds, plus a deviation `FAR` as long as the words' from their mean: smaller ones would
-be nearly the same to a frozen encoder. The draw depends on the model and the token's number alone, so a resumed run
-needs no file of it; for stock diffusers it is written as textual inversions (``save``).
+so that the untrained one hardly minds, plus a random deviation `FAR` times as long as the words' from their mean: small
+ones would be nearly the same to a frozen encoder. The draw depends on the model and the token's number alone, so a
+resumed run needs no file of it; for stock diffusers it is written as textual inversions (``save``).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from burnish.seeds import generator
 from burnish.types import Prompt
 
 FAR = 2.0
-"""An identifier's distance from the padding, in standard deviations of the words: at 1 the embedded
-text encoder's states of two identifiers are a fifth as far apart as those of two words, at 2 nearly as far."""
+"""An identifier's distance from the padding, in standard deviations of the words: the farther, the more the states of
+two identifiers differ in a frozen encoder, and the more an untrained network minds them."""
 OLD_END = 2
 """What old CLIP configurations call a text's end; its largest token is then taken for it, but new ones are larger."""
 

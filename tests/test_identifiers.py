@@ -210,9 +210,7 @@ def test_what_they_do_is_drawn_and_shown(recipe: Path, tmp_path: Path) -> None:
     assert len(set(tiles)) == 6
     text = write_report(run.folder).read_text("utf-8")
     assert "<h2>Asked for</h2>" in text and text.count('class="cell asked"') == 6
-    plain = Run(
-        train(load(recipe, "iterations=1", "evaluation.images_per_prompt=0", "sampler.identifiers=''"), tmp_path / "p")
-    )
+    plain = Run(train(load(recipe, *short, "sampler.identifiers=''"), tmp_path / "plain"))
     assert not plain.asked(1).exists() and "Asked for" not in write_report(plain.folder).read_text("utf-8")
 
 

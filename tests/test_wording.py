@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from test_expander import build_language, chance
 
 from burnish import config as configuration
+from burnish.cli import sample
 from burnish.config import Config
 from burnish.expander import Expander
 from burnish.gallery import draw, open_expander, open_source
@@ -111,6 +112,8 @@ def test_each_text_of_a_grid_has_words_by_a_chance_of_its_own(tiny_pipeline: Pat
     draw(policy, sampler, ["a cat", "a dog", "a cat"], 1, 0, Heard())  # type: ignore[arg-type]
     first, second, again = seeds
     assert first == again != second
+    with pytest.raises(ValueError, match="--original needs words"):
+        sample(str(tiny_pipeline), ["a cat"], original=0.5)
 
 
 def test_only_the_expander_learns_and_rewards_judge_what_was_asked(recipe: Path, tmp_path: Path) -> None:

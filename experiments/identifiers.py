@@ -1,0 +1,40 @@
+"""What reward identifiers cost a model that was never trained with them: `python -m experiments.identifiers`.
+
+Pictures of the 45 animals by `zoo:emoji-sd` (five calls, one seed): their similarity to the prompt, and how many the
+judge finds right, without identifiers, before and behind the prompt, and with commas in their place.
+"""
+
+from __future__ import annotations
+
+from burnish import config as configuration
+from burnish.evaluate import evaluate
+from burnish.identifiers import ask, frame
+from burnish.parts import load_policy, load_prompts, load_rewards, load_sampler
+from burnish.zoo import judge
+
+FRAMES = {
+    "none": "{}",
+    "one, before": frame([0]),
+    "four, before": frame(range(4)),
+    "one, behind": frame([0], after=True),
+    "four, behind": frame(range(4), after=True),
+    "three commas": "{} , , ,",
+}
+SETTINGS = (
+    "model.id=zoo:emoji-sd",
+    "sampler.steps=5",
+    'sampler.kernel={use="ddim",eta=1.0}',
+    'sampler.guidance={use="cfg",weight=4.0}',
+)
+
+if __name__ == "__main__":
+    config = configuration.load("emoji-parrot", SETTINGS)
+    rewards = {"alignment": load_rewards(config.rewards, "rewards")["alignment"]}
+    policy, sampler, right = load_policy(config), load_sampler(config), judge.load()
+    prompts = load_prompts({"use": "zoo_nouns", "split": "animals"}, "prompts")
+    for name, words in FRAMES.items():
+        seen = evaluate(
+            policy, sampler, ask(prompts, words), rewards, judge=right, images_per_prompt=1, seed=5, chunk=60
+        )
+        similarity = sum(row[0] or 0.0 for row in seen.parts) / len(prompts)
+        print(f"{name}: {sum(seen.judged or [])} of {len(prompts)} right, similarity {similarity:.3f}", flush=True)
