@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from benchmarks import setting
 from benchmarks.line import Line
 from burnish.evaluate import evaluate
@@ -26,7 +28,7 @@ def main() -> None:
     while (request := line.receive())["do"] != "end":
         policy = Policy.load(settings["model"], train="none", adapter=request["adapter"] or None, device="cpu")
         measured = evaluate(policy, sampler, prompts, rewards, images_per_prompt=settings["images"], chunk=30)
-        line.send(reward=sum(value for (value,) in measured.parts) / len(measured.parts))
+        line.send(reward=float(measured.total(torch.ones(1)).mean()))
 
 
 if __name__ == "__main__":

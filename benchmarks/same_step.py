@@ -57,7 +57,9 @@ def burnish(folder: str, out: Path) -> dict[str, float]:
     gradients: dict[str, Tensor] = {}
     names = {id(p): name for name, p in policy._named.items()}
     job.optimizer.register_step_pre_hook(
-        lambda optimizer, *_: gradients.update({names[id(p)]: p.grad.clone() for p in policy.trainable})
+        lambda optimizer, *_: gradients.update(
+            {names[id(p)]: p.grad.clone() for p in policy.trainable if p.grad is not None}
+        )
     )
     ((images, steps),) = minibatches(job, len(group), len(times) - 1, iteration=1, adv=adv)
     before = policy.state()

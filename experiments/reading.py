@@ -32,7 +32,7 @@ def rewards(seen: Evaluation) -> np.ndarray:
 
 def share(seen: Evaluation) -> float:
     """Judged right."""
-    return float(np.mean(seen.judged or [np.nan]))
+    return float(np.mean(seen.measures().get("judge", np.nan)))
 
 
 def evaluations(out: Path, task: str, arm: str, seeds: Sequence[int], iteration: int) -> list[dict[str, Evaluation]]:

@@ -258,15 +258,15 @@ def report(model: LlavaForConditionalGeneration, text: PreTrainedTokenizerFast) 
         images, shown = scenes.draw(128, kind)
         said = answers(model, text, images.numpy(), CAPTION)
         right[kind] = sum(a == Shown(s).caption for a, s in zip(said, shown, strict=True)) / 128
-    images, seen = draw(scenes, 256)
-    said = answers(model, text, images, TEXT)
+    pictures, seen = draw(scenes, 256)
+    said = answers(model, text, pictures, TEXT)
     for wanted in ("yes", "no"):
         chosen = [a for a, s in zip(said, seen, strict=True) if ("yes" if s.text else "no") == wanted]
         right[f"text: {wanted}"] = sum(a == wanted for a in chosen) / len(chosen)
     print("whole captions right, and text noticed:", {k: round(v, 3) for k, v in right.items()}, flush=True)
-    captions = answers(model, text, images[:32], CAPTION)
+    captions = answers(model, text, pictures[:32], CAPTION)
     print(" | ".join(f"{s.caption} -> {a}" for s, a in zip(seen[:12], captions, strict=False)), flush=True)
-    return loop.grid(torch.from_numpy(images[:64]), 16)
+    return loop.grid(torch.from_numpy(pictures[:64]), 16)
 
 
 def main() -> None:

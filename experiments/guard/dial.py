@@ -9,6 +9,7 @@ from burnish.evaluate import evaluate
 from burnish.gallery import open_source
 from burnish.parts import load_judge, load_prompts, load_rewards
 from burnish.runs import Run, dumps, write
+from burnish.types import Reward
 from experiments.guard import plan
 from experiments.guard.truth import taste, truth
 
@@ -20,7 +21,7 @@ def turn(out: Path) -> None:
         if (folder / "dial.json").exists():
             continue
         config = configuration.load(Run(folder).config)
-        rewards = {**load_rewards(config.rewards, "rewards"), "taste": taste, "truth": truth()}
+        rewards: dict[str, Reward] = {**load_rewards(config.rewards, "rewards"), "taste": taste, "truth": truth()}
         prompts, found = load_prompts(config.prompts, "prompts"), {}
         for strength in plan.STRENGTHS:
             policy, sampler = open_source(str(folder), strength=strength)

@@ -71,7 +71,7 @@ def report(out: Path) -> None:
     back = np.stack([truths(run, each["best"]) for run, each in zip(free, seeds, strict=True)])
     last = np.stack([truths(run, plan.ITERATIONS) for run in free])
     first = np.stack([truths(run, 0) for run in free])
-    truth = {
+    truth: dict[str, dict[str, Any]] = {
         name: {"mean": float(values.mean()), "ci95": interval(values)}
         for name, values in (
             ("before", first),

@@ -130,11 +130,11 @@ def draw(curves: dict[str, dict[str, Curve]], steps: dict[str, Any], picture: di
             column[3].plot(seconds, [p["train"]["judge"] for p in points], color=COLOURS[name], label=name)
         column[3].set(xlabel="seconds", ylabel="judged right", ylim=(0, 1.05))
         for name, found in steps[task].items():
-            x = [picture[name][calls] for calls in found]
-            y = [found[calls]["reward"] for calls in found]
-            column[4].plot(x, y, color=COLOURS[name], marker="o", label=name)
-            for seconds, value, calls in zip(x, y, found, strict=True):
-                column[4].annotate(calls, (seconds, value), textcoords="offset points", xytext=(3, 4), fontsize=7)
+            times = [picture[name][calls] for calls in found]
+            values = [found[calls]["reward"] for calls in found]
+            column[4].plot(times, values, color=COLOURS[name], marker="o", label=name)
+            for point, calls in zip(zip(times, values, strict=True), found, strict=True):
+                column[4].annotate(calls, point, textcoords="offset points", xytext=(3, 4), fontsize=7)
         column[4].set(xlabel="seconds a picture, by network calls", ylabel="reward after training")
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)

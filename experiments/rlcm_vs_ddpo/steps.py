@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 
 from burnish import config as configuration
@@ -24,6 +25,7 @@ from burnish.prompts import zoo_nouns
 from burnish.rollout import Sampler
 from burnish.runs import Run, dumps, write
 from burnish.seeds import generator
+from experiments.reading import rewards, share
 from experiments.rlcm_vs_ddpo.plan import ARMS, STEPS
 
 
@@ -41,8 +43,7 @@ def measure(run: Run) -> None:
             judge=load_judge(config),
             images_per_prompt=1,
         )
-        rewards = [row[0] for row in seen.parts]
-        found[steps] = {"reward": sum(rewards) / len(rewards), "judge": sum(seen.judged or []) / len(rewards)}
+        found[steps] = {"reward": float(np.mean(rewards(seen))), "judge": share(seen)}
     write(run.folder / "steps.json", dumps(found, indent=1))
 
 
