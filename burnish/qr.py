@@ -79,6 +79,14 @@ class Layout:
         Raises:
             ValueError: the images are not of this canvas.
         """
+        grey, size = self._grey(images), self.module
+        third = min(size, max(2, round(size / 3)))
+        third += (size - third) % 2  # as many px on either side of it
+        middle = slice((size - third) // 2, (size + third) // 2)
+        return grey[:, :, middle, :, middle].mean((2, 4))
+
+    def _grey(self, images: Tensor) -> Tensor:
+        """Luminance of every px of every module: (B, 3, side, side) -> (B, n, module, n, module)."""
         if images.shape[1:] != (3, self.side, self.side):
             raise ValueError(
                 f"this code lies on a canvas of {self.side} x {self.side} px, but the images are of shape "
@@ -87,16 +95,18 @@ class Layout:
         n, size = len(self.modules), self.module
         code = slice(self.left, self.left + n * size)
         weights = images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-        grey = (images[:, :, code, code] * weights).sum(1).view(-1, n, size, n, size)
-        third = min(size, max(2, round(size / 3)))
-        third += (size - third) % 2  # as many px on either side of it
-        middle = slice((size - third) // 2, (size + third) // 2)
-        return grey[:, :, middle, :, middle].mean((2, 4))
+        return (images[:, :, code, code] * weights).sum(1).view(-1, n, size, n, size)
 
-    def errors(self, images: Tensor) -> Tensor:
-        """The share of modules on the wrong side, finder patterns counted double: (B, 3, side, side) -> (B,)."""
-        seen, dark = self.luminance(images), self.modules.to(images.device)
-        wrong = torch.where(dark, seen > DARK, seen < LIGHT).to(seen.dtype)
+    def errors(self, images: Tensor, whole: bool = False) -> Tensor:
+        """The share of modules on the wrong side, finder patterns counted double: (B, 3, side, side) -> (B,).
+
+        Args:
+            images: of this canvas, in [0, 1].
+            whole: by all px of a module instead of its middle, which makes it the share of the area on the wrong side.
+        """
+        seen = self._grey(images) if whole else self.luminance(images)[:, :, None, :, None]
+        dark = self.modules.to(images.device)[:, None, :, None]
+        wrong = torch.where(dark, seen > DARK, seen < LIGHT).to(seen.dtype).mean((2, 4))
         weight = self.weight().to(seen)
         return (wrong * weight).sum((1, 2)) / weight.sum()
 

@@ -151,29 +151,34 @@ def test_luminance_and_errors_are_those_of_a_loop(arguments: tuple[str, int, dic
     n, size = len(layout.modules), layout.module
     third = {4: 2, 8: 4, 9: 3, 16: 6}[size]
     low = (size - third) // 2
-    seen, wrong, total = torch.zeros(2, n, n, dtype=torch.float64), [0.0, 0.0], 0.0
+    seen, wrong, area, total = torch.zeros(2, n, n, dtype=torch.float64), [0.0, 0.0], [0.0, 0.0], 0.0
     for row in range(n):
         for column in range(n):
             first, last = row < 7, row >= n - 7
             finder = (first and column < 7) or (
                 not layout.micro and ((last and column < 7) or (first and column >= n - 7))
             )
-            total += 2 if finder else 1
+            count = 2 if finder else 1
+            total += count
             for i in range(2):
-                values = [
-                    0.299 * float(images[i, 0, y, x])
-                    + 0.587 * float(images[i, 1, y, x])
-                    + 0.114 * float(images[i, 2, y, x])
-                    for y in range(layout.left + row * size + low, layout.left + row * size + low + third)
-                    for x in range(layout.left + column * size + low, layout.left + column * size + low + third)
-                ]
-                seen[i, row, column] = mean = sum(values) / len(values)
-                bad = mean > 0.45 if bool(layout.modules[row, column]) else mean < 0.65
-                wrong[i] += (2 if finder else 1) * bad
+                values = {
+                    (y, x): 0.299 * float(images[i, 0, layout.left + row * size + y, layout.left + column * size + x])
+                    + 0.587 * float(images[i, 1, layout.left + row * size + y, layout.left + column * size + x])
+                    + 0.114 * float(images[i, 2, layout.left + row * size + y, layout.left + column * size + x])
+                    for y in range(size)
+                    for x in range(size)
+                }
+                central = [v for (y, x), v in values.items() if low <= y < low + third and low <= x < low + third]
+                seen[i, row, column] = mean = sum(central) / len(central)
+                dark = bool(layout.modules[row, column])
+                wrong[i] += count * (mean > 0.45 if dark else mean < 0.65)
+                area[i] += count * sum(v > 0.45 if dark else v < 0.65 for v in values.values()) / size**2
     torch.testing.assert_close(layout.luminance(images), seen, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
         layout.errors(images), torch.tensor([w / total for w in wrong], dtype=torch.float64), rtol=1e-12, atol=1e-12
     )
+    expected = torch.tensor([a / total for a in area], dtype=torch.float64)
+    torch.testing.assert_close(layout.errors(images, whole=True), expected, rtol=1e-12, atol=1e-12)
     assert 0 < layout.errors(images)[1] < layout.errors(images)[0] < 1
 
 

@@ -353,6 +353,19 @@ def test_the_module_term_alone() -> None:
     assert modules()(images, prompts).tolist()[0] == 1 and modules()(images, prompts).tolist()[2] == 0
 
 
+def test_the_module_term_by_area_tells_apart_what_is_all_right_in_the_middle() -> None:
+    """Modules whose edges are grey: no module is wrong, and half of a light module's 16 px is."""
+    layout = fit("AB12C", 64)
+    clean, edged = layout.draw(), layout.draw()
+    corner = slice(layout.left, layout.left + len(layout.modules) * layout.module)
+    rows = torch.arange(64)[corner]
+    edged[:, rows[(rows - layout.left) % 4 == 0]] = 0.55
+    edged[:, rows[(rows - layout.left) % 4 == 3]] = 0.55
+    images, prompts = torch.stack([clean, edged]), [Prompt("a cat", {"payload": "AB12C"})] * 2
+    assert modules()(images, prompts).tolist() == [1, 1]
+    assert modules(whole=True)(images, prompts).tolist() == [1, 0.5]
+
+
 def test_a_picture_is_verified_under_the_conditions_it_was_kept_by(tmp_path: Path) -> None:
     """Corners that are found in a soft picture are off by a few hundredths; its modules are of 4 px nevertheless."""
     chance = torch.Generator().manual_seed(0)

@@ -180,22 +180,26 @@ def scan(
     return reward
 
 
-def modules() -> Reward:
+def modules(whole: bool = False) -> Reward:
     """The share of modules of metadata["payload"]'s code that are on their right side, in [0, 1]: no reader is asked.
+
+    Args:
+        whole: the share of the code's area instead, so that a module counts by all of its px and not by its middle:
+            still tells pictures apart whose modules are all right, and with them those that are read from further away.
 
     Raises:
         ValueError: later, a prompt without payload.
     """
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        return 1 - module_errors(images, [qr.of(prompt, side(images)) for prompt in prompts])
+        return 1 - module_errors(images, [qr.of(prompt, side(images)) for prompt in prompts], whole)
 
     return reward
 
 
-def module_errors(images: Tensor, layouts: Sequence[qr.Layout]) -> Tensor:
-    """The module error rate of each picture under its own layout, (B,) float64 on the CPU."""
-    errors = [code.errors(images[row : row + 1]) for row, code in enumerate(layouts)]
+def module_errors(images: Tensor, layouts: Sequence[qr.Layout], whole: bool = False) -> Tensor:
+    """The module error rate of each picture under its own layout, (B,) float64 on the CPU; `whole` as in `modules`."""
+    errors = [code.errors(images[row : row + 1], whole) for row, code in enumerate(layouts)]
     return torch.cat(errors).double().cpu() if errors else torch.zeros(0, dtype=torch.float64)
 
 

@@ -34,7 +34,7 @@ from burnish.zoo.steering import drawn, prompts
 from experiments.qr_curriculum import plan
 
 CLIP = "zoo:emoji-clip"
-SEED = 880_001  # of payloads and noise: neither training nor tuning saw it
+SEED = 880_002  # of payloads and noise: neither training nor tuning saw it
 
 
 def asked() -> list[Prompt]:
