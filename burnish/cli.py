@@ -43,6 +43,11 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
 ]
+Steps = Annotated[
+    int,
+    typer.Option(min=0, help="Network calls an image. [dim]0: the run's, else 50, or 4 of a consistency model[/dim]"),
+]
+Guidance = Annotated[float, typer.Option(help="Guidance weight. [dim]below 0: the run's, else 5[/dim]")]
 
 
 @app.command()
@@ -96,13 +101,8 @@ def sample(
     source: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, zoo:NAME, a folder or a hub id.")],
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw; one row of the grid for each.")],
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Images for each prompt.")] = 4,
-    steps: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Network calls an image. [dim]0: the run's, else 50, or 4 of a consistency model[/dim]"
-        ),
-    ] = 0,
-    guidance: Annotated[float, typer.Option(help="Guidance weight. [dim]below 0: the run's, else 5[/dim]")] = -1.0,
+    steps: Steps = 0,
+    guidance: Guidance = -1.0,
     seed: Annotated[int, typer.Option(help="The same seed draws the same noise.")] = 0,
     before: Annotated[bool, typer.Option("--before", help="The run's model before it was trained.")] = False,
     strength: Annotated[
@@ -221,13 +221,8 @@ def qr(
     scale: Annotated[
         float, typer.Option(help="How closely the code is followed. [dim]below 0: the run's, else 1[/dim]")
     ] = -1.0,
-    steps: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Network calls an image. [dim]0: the run's, else 50, or 4 of a consistency model[/dim]"
-        ),
-    ] = 0,
-    guidance: Annotated[float, typer.Option(help="Guidance weight. [dim]below 0: the run's, else 5[/dim]")] = -1.0,
+    steps: Steps = 0,
+    guidance: Guidance = -1.0,
     seed: Annotated[int, typer.Option(help="The same seed draws the same pictures.")] = 0,
     out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("codes"),
     verify: Annotated[

@@ -1,4 +1,4 @@
-"""What the runs of an experiment measured, with intervals over seeds and prompts."""
+"""What the runs of an experiment measured, with intervals."""
 
 from __future__ import annotations
 
