@@ -119,7 +119,7 @@ def draw(out: Path, start: dict[str, Numbers], ends: dict[str, list[Numbers]]) -
         at = np.arange(1, read.shape[1] + 1)
         right.plot(at, read.mean(0), color=COLOURS[name], label=name)
         right.fill_between(at, read.min(0), read.max(0), color=COLOURS[name], alpha=0.15, linewidth=0)
-    scales = [record["control_scale"] for record in Run(out / place(plan.TASK, "curriculum", 0)).records()]
+    scales = [record["control_scale"] for record in Run(out / place(plan.TASK, "curriculum", plan.SEEDS[0])).records()]
     right.plot(range(1, len(scales) + 1), scales, color="#b4501e", linestyle=":", label="control scale of curriculum")
     right.set(xlabel="iteration", ylabel="share of conditions that read, in training", ylim=(0, None))
     for axis in (left, middle, right):
