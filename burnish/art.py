@@ -37,8 +37,9 @@ class Found:
 class Search:
     """What came of it."""
 
-    found: list[Found]
+    found: list[Found]  # what was asked for, at most
     tries: int
+    passed: int  # tries that are read under every condition, kept or not
     read: int  # tries that some decoder reads under some condition, kept or not
     payload: str  # as the decoders read it back; "" if nothing was kept
 
@@ -90,7 +91,7 @@ def search(
         ValueError: the payload does not fit the model's canvas.
     """
     found: list[Found] = []
-    read, drawn, payload = 0, 0, ""
+    passed, read, drawn, payload = 0, 0, 0, ""
     while drawn < tries and len(found) < count:
         noise = generator(seed, "art", drawn)
         cond = sampler.encode(policy, [prompt] * CHUNK)
@@ -98,6 +99,7 @@ def search(
         images = policy.decode(trajectory.latent).cpu()[: tries - drawn]
         code = qr.of(prompt, images.shape[-1])
         readings = scanner.measure(images, [code] * len(images))
+        passed += int(readings.strict.sum())
         read += int(readings.lenient.sum())
         for row in readings.strict.nonzero().flatten().tolist():
             if len(found) < count:
@@ -105,7 +107,7 @@ def search(
                 payload = code.payload  # a strict reading is an exact one
         drawn += len(images)
         on_try(drawn, len(found))
-    return Search(found, drawn, read, payload)
+    return Search(found, drawn, passed, read, payload)
 
 
 def save(result: Search, folder: Path) -> list[Path]:

@@ -280,14 +280,14 @@ def show_codes(found: Search, out: Path, as_json: bool) -> None:
     from burnish.art import save
 
     paths = save(found, out) if found.found else []
-    about = {"payload": found.payload, "kept": len(paths), "tries": found.tries, "read": found.read}
+    numbers = {"kept": len(paths), "tries": found.tries, "passed": found.passed, "read": found.read}
     if as_json:
-        print(json.dumps({**about, "files": [str(path) for path in paths]}, indent=1))
+        print(json.dumps({"payload": found.payload, **numbers, "files": [str(path) for path in paths]}, indent=1))
     else:
         for path in paths:
             print(path)
-        print(f"{len(paths)} of {found.tries} tries are read under every condition, {found.read} under some", end="")
-        print(f"; they say {found.payload!r}" if paths else "; raise --scale or --tries")
+        kept = f"{len(paths)} kept, they say {found.payload!r}" if paths else "raise --scale or --tries"
+        print(f"{found.passed} of {found.tries} tries are read under every condition, {found.read} under some; {kept}")
     if not paths:
         raise typer.Exit(1)
 

@@ -45,7 +45,8 @@ def test_what_is_read_is_kept(artist: tuple[Policy, Sampler], tmp_path: Path) ->
     heard: list[tuple[int, int]] = []
     found = search(*artist, ASKED, Scanner(), count=4, tries=100, on_try=lambda *said: heard.append(said))
     assert [one.attempt for one in found.found] == [5, 10, 15, 16 + 5] and found.tries == 32
-    assert found.payload == "AB12C" and found.read >= 6 and heard == [(16, 3), (32, 4)]
+    assert (found.payload, found.passed) == ("AB12C", 6), "those beyond the four count too"
+    assert found.read >= 6 and heard == [(16, 3), (32, 4)]
     paths = save(found, tmp_path / "out")
     assert [path.name for path in paths] == [f"code-00{n}.png" for n in ("05", "10", "15", "21")]
     assert torch.equal(opened(paths[0]), CODE)
@@ -82,11 +83,12 @@ def test_the_command(
     monkeypatch.setattr(art, "open_artist", lambda *words, **settings: asked.append((words, settings)) or artist)
     words = ["qr", "AB12C", "--prompt", "a cat", "--out", str(tmp_path / "out"), "--n", "2", "--model", "m"]
     code, out, _ = run(capsys, *words)
-    assert code == 0 and "2 of 16 tries are read under every condition" in out and "they say 'AB12C'" in out
+    assert code == 0 and "3 of 16 tries are read under every condition" in out and "2 kept, they say 'AB12C'" in out
     assert asked[0][0] == ("m", ""), "a run has its own ControlNet"
     code, out, _ = run(capsys, *words, "--json", "--controlnet", "c")
     told = json.loads(out)
-    assert code == 0 and (told["kept"], told["tries"], told["payload"], len(told["files"])) == (2, 16, "AB12C", 2)
+    assert code == 0 and (told["payload"], len(told["files"])) == ("AB12C", 2)
+    assert (told["kept"], told["tries"], told["passed"]) == (2, 16, 3)
     assert asked[1][0] == ("m", "c")
     code, out, _ = run(capsys, *words, "--tries", "4")
     assert code == 1 and "0 of 4 tries" in out, "nothing is read"
