@@ -6,6 +6,8 @@ judge finds right, without identifiers, before and behind the prompt, and with c
 
 from __future__ import annotations
 
+import torch
+
 from burnish import config as configuration
 from burnish.evaluate import evaluate
 from burnish.identifiers import ask, frame
@@ -36,5 +38,5 @@ if __name__ == "__main__":
         seen = evaluate(
             policy, sampler, ask(prompts, words), rewards, judge=right, images_per_prompt=1, seed=5, chunk=60
         )
-        similarity = sum(row[0] or 0.0 for row in seen.parts) / len(prompts)
+        similarity = float(seen.total(torch.ones(1)).mean())
         print(f"{name}: {sum(seen.judged or [])} of {len(prompts)} right, similarity {similarity:.3f}", flush=True)

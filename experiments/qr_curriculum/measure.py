@@ -1,13 +1,17 @@
 """Scan rates and similarities of pictures of nouns, with payloads, that no training saw.
 
+    python -m experiments.qr_curriculum.measure RUN      # of any run, after the experiment's stage `bases`
+
 A picture is ``strict`` if zxing reads its payload under all fifteen conditions; ``trained`` and ``held_out`` ask only
 for the eight conditions that the reward knows and the seven that it does not; ``other`` for all fifteen by another
-binarizer of zxing (global histogram) than the reward's. ``clip_image`` compares with the noun's base picture,
-``clip_code`` with the bare code; ``judged`` is the share in which the embedded judge sees the noun that was asked for.
+binarizer of zxing (global histogram) than the reward's. ``clip_text`` compares with the prompt, ``clip_other`` with
+the other nouns' prompts, ``clip_image`` with the noun's base picture, ``clip_code`` with the bare code; ``judged`` is
+the share in which the embedded judge sees the noun that was asked for.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,10 +41,10 @@ CLIP = "zoo:emoji-clip"
 SEED = 880_002  # of payloads and noise: neither training nor tuning saw it
 
 
-def asked() -> list[Prompt]:
+def asked(seed: int = SEED) -> list[Prompt]:
     """Every noun that is no animal, `plan.EACH` times, with payloads of the unseen part."""
     unseen = vocabulary()["objects"]
-    return prompts(unseen, plan.EACH * len(unseen), seed=SEED)
+    return prompts(unseen, plan.EACH * len(unseen), seed=seed)
 
 
 def draw_bases(folder: Path) -> None:
@@ -68,10 +72,10 @@ def measure_all(out: Path) -> None:
             print(f"{job.name}: {json.loads(target.read_text())}", flush=True)
 
 
-def look(policy: Policy, sampler: Sampler, scale: float, out: Path) -> dict[str, float]:
+def look(policy: Policy, sampler: Sampler, scale: float, out: Path, seed: int = SEED) -> dict[str, float]:
     """All numbers of one policy at one control scale; prompts, payloads and noise are the same for all."""
-    some = asked()
-    images = drawn(policy, replace(sampler, control=Control(scale)), some, SEED)
+    some = asked(seed)
+    images = drawn(policy, replace(sampler, control=Control(scale)), some, seed)
     return seen(images, some, out / plan.BASES)
 
 
@@ -82,7 +86,10 @@ def seen(images: Tensor, some: Sequence[Prompt], bases: Path) -> dict[str, float
     read, other = scanner.measure(images, layouts).table.unbind(1)
     trained, held_out = ([scanner.conditions.index(name) for name in names] for names in (TRAIN, HELD_OUT))
     embedded = clip.images(images)
-    base = clip.images(torch.stack([opened(bases / f"{prompt.metadata['noun']}.png") for prompt in some]))
+    nouns = [str(prompt.metadata["noun"]) for prompt in some]
+    alike = embedded @ clip.texts([prompt.text for prompt in some]).T  # every picture with every prompt
+    other = torch.tensor([[one != another for another in nouns] for one in nouns])
+    base = clip.images(torch.stack([opened(bases / f"{noun}.png") for noun in nouns]))
     numbers = {
         "strict": read.all(1),
         "trained": read[:, trained].all(1),
@@ -90,7 +97,8 @@ def seen(images: Tensor, some: Sequence[Prompt], bases: Path) -> dict[str, float
         "other": other.all(1),
         "read": read.double().mean(1),
         "modules": 1 - module_errors(images, layouts),
-        "clip_text": (embedded * clip.texts([prompt.text for prompt in some])).sum(1),
+        "clip_text": alike.diagonal(),
+        "clip_other": (alike * other).sum(1) / other.sum(1),
         "clip_image": (embedded * base).sum(1),
         "clip_code": code_similarity(clip, images, layouts),
         "judged": judge.load()(images, some),
@@ -109,3 +117,12 @@ def at_rate(start: dict[str, dict[str, float]], rate: float) -> dict[str, float]
             between = {key: a[key] + share * (b[key] - a[key]) for key in a}
             return between | {"scale": scales[low] + share * (scales[high] - scales[low])}
     raise SystemExit(f"the ControlNet before training is nowhere read in {rate:.0%}: add scales to plan.SCALES")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="a run of burnish train")
+    parser.add_argument("--seed", type=int, default=SEED, help="of payloads and noise")
+    parser.add_argument("--out", type=Path, default=Path("runs/qr_curriculum"), help="the experiment's folder")
+    options = parser.parse_args()
+    print(dumps(look(*open_source(options.run), plan.SCALE, options.out, options.seed), indent=1))

@@ -28,7 +28,7 @@ matplotlib.use("Agg")
 HERE = Path(__file__).parent
 PICTURES = HERE.parent.parent / "docs" / "images"
 COLOURS = {"curriculum": "#b4501e", "no_curriculum": "#3060b0", "no_clip": "#6a51a3", "control": "#888888"}
-SIMILARITIES = ("clip_text", "clip_image", "clip_code", "judged")
+SIMILARITIES = ("clip_text", "clip_other", "clip_image", "clip_code", "judged")
 SHOWN = 10  # pictures in a row of the grid
 
 Numbers = dict[str, float]
@@ -85,7 +85,13 @@ def _arm(ends: list[Numbers]) -> dict[str, Any]:
 def table(before: Numbers, reference: Numbers, ends: dict[str, list[Numbers]]) -> str:
     """The outcome in Markdown, as the docs have it."""
     keys = {"strict": "read", "held_out": "held-out conditions", "other": "other binarizer"}
-    keys |= {"clip_text": "to prompt", "clip_image": "to base", "clip_code": "to code", "judged": "judged right"}
+    keys |= {
+        "clip_text": "to prompt",
+        "clip_other": "to other prompts",
+        "clip_image": "to base",
+        "clip_code": "to code",
+        "judged": "judged right",
+    }
     lines = [f"| | {' | '.join(keys.values())} |", "|---" * (len(keys) + 1) + "|"]
     start = {f"before, scale {plan.SCALE:g}": [before], f"before, scale {reference['scale']:.2f}": [reference]}
     for name, each in (start | ends).items():
