@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.line import Line
 from burnish import config as configuration
 from burnish.runs import Record
-from burnish.trainer import train
+from burnish.training.loop import train
 
 
 class Gate:

@@ -16,7 +16,7 @@ import time
 import torch
 
 from benchmarks.line import Line
-from burnish.policy import Policy
+from burnish.diffusion.policy import Policy
 from burnish.types import Prompt
 
 

@@ -10,12 +10,12 @@ import torch
 
 from benchmarks import setting
 from benchmarks.line import Line
-from burnish.evaluate import evaluate
-from burnish.guidance import cfg
-from burnish.kernels import ddim
-from burnish.policy import Policy
-from burnish.rewards.pixels import compressibility
-from burnish.rollout import Sampler
+from burnish.diffusion.guidance import cfg
+from burnish.diffusion.kernels import ddim
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
+from burnish.evaluation.paired import evaluate
+from burnish.rewards.compressibility import compressibility
 from burnish.types import Prompt
 
 

@@ -37,7 +37,7 @@ def build(folder: Path) -> None:
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    from burnish.families import load_pipeline
+    from burnish.diffusion.loading import load_pipeline
 
     pipe = load_pipeline("zoo:emoji-sd")
     torch.manual_seed(0)
@@ -69,10 +69,10 @@ def measure(folder: Path, row: dict[str, Any]) -> dict[str, float]:
 def _replay(folder: Path, row: dict[str, Any]) -> Any:
     import torch
 
-    from burnish.guidance import cfg
-    from burnish.kernels import ddim
-    from burnish.policy import Policy
-    from burnish.rollout import Sampler
+    from burnish.diffusion.guidance import cfg
+    from burnish.diffusion.kernels import ddim
+    from burnish.diffusion.policy import Policy
+    from burnish.diffusion.sampler import Sampler
     from burnish.types import Prompt, Trajectory
 
     policy, count = Policy.load(folder, device="cpu", gradient_checkpointing=row["checkpointing"]), row["replay"]
@@ -87,7 +87,7 @@ def _replay(folder: Path, row: dict[str, Any]) -> Any:
 def _decode(folder: Path, row: dict[str, Any]) -> Any:
     import torch
 
-    from burnish.policy import Policy
+    from burnish.diffusion.policy import Policy
 
     policy = Policy.load(folder, device="cpu", train="none", decode_at_once=row["at once"])
     latent = policy.noise(PICTURES, torch.Generator().manual_seed(0))
@@ -99,8 +99,8 @@ def _optimizer(folder: Path, row: dict[str, Any]) -> Any:
     import torch
 
     from burnish.config import Optimizer
-    from burnish.optimizer import adamw
-    from burnish.policy import Policy
+    from burnish.diffusion.policy import Policy
+    from burnish.training.optimizer import adamw
 
     policy = Policy.load(folder, device="cpu", train="full")
     optimizer = adamw(Optimizer(eight_bit=row["eight_bit"]))(policy.trainable)

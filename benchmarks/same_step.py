@@ -22,13 +22,13 @@ from benchmarks.run import model
 from benchmarks.setting import PROMPTS, for_old_transformers
 from burnish.compat.trl import DDPOConfig, DefaultDDPOStableDiffusionPipeline
 from burnish.compat.trl.trainer import translated
-from burnish.parts import Given
 from burnish.rewards import score
-from burnish.rewards.pixels import compressibility
+from burnish.rewards.compressibility import compressibility
 from burnish.runs import Run
-from burnish.trainer import prepare
+from burnish.training.assembly import Given
+from burnish.training.loop import prepare
+from burnish.training.updates import look, minibatches, update
 from burnish.types import Prompt, Trajectory
-from burnish.updates import look, minibatches, update
 from burnish.world import World
 
 OPTIONS = ROOT / "benchmarks" / "same_step.json"

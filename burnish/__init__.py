@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from burnish.config import Config
     from burnish.config import load as load_config
-    from burnish.parts import Given
-    from burnish.policy import Policy
+    from burnish.diffusion.policy import Policy
+    from burnish.diffusion.sampler import Sampler
     from burnish.rewards import check_reward, score
-    from burnish.rollout import Sampler
-    from burnish.trainer import train
+    from burnish.training.assembly import Given
+    from burnish.training.loop import train
     from burnish.types import Gaussian, Level, Loss, Prompt, Replay, Scores, Trajectory
 
 __version__ = "0.1.0"
@@ -46,12 +46,12 @@ __all__ = [
 _HOMES = {
     "Config": "config:Config",
     "load_config": "config:load",
-    "Given": "parts:Given",
-    "Policy": "policy:Policy",
-    "Sampler": "rollout:Sampler",
+    "Given": "training.assembly:Given",
+    "Policy": "diffusion.policy:Policy",
+    "Sampler": "diffusion.sampler:Sampler",
     "check_reward": "rewards:check_reward",
     "score": "rewards:score",
-    "train": "trainer:train",
+    "train": "training.loop:train",
     **{name: f"types:{name}" for name in ("Gaussian", "Level", "Loss", "Prompt", "Replay", "Scores", "Trajectory")},
 }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from burnish.art import Search
+    from burnish.tools.qr_search import Search
 
 app = typer.Typer(
     name="burnish",
@@ -69,14 +69,14 @@ def train(
     """
     quiet()
     from burnish.config import load
-    from burnish.progress import Progress
+    from burnish.report.progress import Progress
     from burnish.runs import Run
 
     if not recipe and not (resume and out):
         raise ValueError("train needs a RECIPE, or --resume with the --out of a run; burnish list shows the recipes")
     folder = out or Path("runs") / Path(recipe).stem
     config = load(recipe or Run.open(folder).config, change or [])
-    from burnish import trainer
+    from burnish.training import loop as trainer
 
     main_process = os.environ.get("RANK", "0") == "0"  # only one of those launched together speaks
     with stopping() as stop, Progress(config.iterations) if main_process else nullcontext() as progress:
@@ -140,7 +140,7 @@ def sample(
     burnish sample zoo:emoji-lcm --prompt "a fox" --steps 2
     """
     quiet()
-    from burnish.gallery import centred, draw, open_expander, open_source, preferred, save
+    from burnish.tools.gallery import centred, draw, open_expander, open_source, preferred, save
     from burnish.types import Prompt
 
     frame = preferred(source, prefer, before)
@@ -165,8 +165,8 @@ def evaluate(
     burnish evaluate runs/jpeg --images 16
     """
     quiet()
-    from burnish.evaluate import evaluate_run
     from burnish.runs import Run
+    from burnish.tools.evaluate_run import evaluate_run
 
     show_evaluation(evaluate_run(Run.open(run), images))
 
@@ -180,7 +180,7 @@ def report(
 
     burnish report runs/jpeg
     """
-    from burnish.report import write_report
+    from burnish.report.page import write_report
 
     print(write_report(run, out))
 
@@ -194,7 +194,7 @@ def check(recipe: Recipe, change: Overrides = None) -> None:
     """
     quiet()
     from burnish.config import load
-    from burnish.preflight import preflight
+    from burnish.tools.preflight import preflight
 
     findings = preflight(load(recipe, change or []))
     for finding in findings:
@@ -258,8 +258,8 @@ def qr(
     from rich.console import Console
     from rich.progress import Progress
 
-    from burnish.art import open_artist, search
-    from burnish.rewards.qr import Scanner
+    from burnish.qr.scanner import Scanner
+    from burnish.tools.qr_search import open_artist, search
     from burnish.types import Prompt
 
     scanner = Scanner(decoders, "all")
@@ -277,7 +277,7 @@ def qr(
 
 def show_codes(found: Search, out: Path, as_json: bool) -> None:
     """Saves the pictures that are read, and says what came of the search; exit code 1 if there are none."""
-    from burnish.art import save
+    from burnish.tools.qr_search import save
 
     paths = save(found, out) if found.found else []
     numbers = {"kept": len(paths), "tries": found.tries, "passed": found.passed, "read": found.read}
@@ -294,7 +294,7 @@ def show_codes(found: Search, out: Path, as_json: bool) -> None:
 
 def read_code(image: Path, payload: str, decoders: tuple[str, ...], as_json: bool) -> None:
     """What is read of a picture; exit code 1 if nothing is."""
-    from burnish.verify import verify
+    from burnish.qr.verify import verify
 
     verdict = verify(image, payload, decoders)
     print(json.dumps(verdict.json(), indent=1) if as_json else verdict.text())
@@ -337,8 +337,8 @@ def zoo_check(
     burnish zoo check --json
     """
     quiet()
-    from burnish.zoo import steering
-    from burnish.zoo.check import measure, table
+    from burnish.tools import control_curve as steering
+    from burnish.tools.zoo_check import measure, table
 
     measured, points = measure(images=images, seed=seed)
     if as_json:

@@ -16,7 +16,6 @@ Every file is written beside its final place, flushed to the disk and moved ther
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -27,6 +26,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from burnish.errors import os_error_context
 
 Record = dict[str, Any]
 """One line of log.jsonl."""
@@ -67,7 +68,7 @@ class Run:
         left = [path.name for path in run.folder.iterdir() if path.name != "lock"] if run.folder.exists() else []
         if left:
             raise FileExistsError(f"{run.folder} is not empty and not a run ({left[0]} is in it); choose another --out")
-        with said(run.folder):
+        with os_error_context(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
         return run
 
@@ -112,7 +113,7 @@ class Run:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """One more line in the log, on the disk when this returns."""
-        with said(self.log), open(self.log, "a", encoding="utf-8") as file:
+        with os_error_context(self.log), open(self.log, "a", encoding="utf-8") as file:
             file.write(dumps(record) + "\n")
             flush(file)
 
@@ -143,7 +144,7 @@ def write(path: Path, content: str | bytes) -> None:
     """Put `content` at `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with said(path):
+    with os_error_context(path):
         try:
             with open(temporary, "wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
@@ -162,21 +163,6 @@ def flush(file: IO[Any]) -> None:
 def dumps(value: Any, indent: int | None = None) -> str:
     """JSON that every reader accepts: a number that is not finite becomes null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-@contextmanager
-def said(path: Path) -> Iterator[None]:
-    """Turn the two errors of a disk that a user can mend into a sentence about `path`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "the disk is full; what was there before is kept: free some space, then go on with --resume"
-        elif error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            reason = "no permission to write there; choose another --out"
-        else:
-            raise
-        raise OSError(f"{path} could not be written: {reason}") from error
 
 
 def _finite(value: Any) -> Any:

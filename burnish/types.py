@@ -104,3 +104,6 @@ Kernel = Callable[[Tensor, Tensor, Level, Level], Gaussian]  # (x_t, x0, level_t
 Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]  # images (B, 3, H, W) in [0, 1], prompts -> (B,)
 Advantage = Callable[[Scores, Tensor, Tensor], Tensor]  # (scores, weights (K,), group (B,)) -> (B,); heeds scores.asked
 Objective = Callable[[Replay, Tensor], Loss]  # (replay, advantages (b,)) -> Loss
+
+
+Judge = Callable[[Tensor, Sequence[Prompt]], Tensor]  # images, prompts -> (B,) bool: shows what was asked

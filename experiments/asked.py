@@ -20,15 +20,16 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from burnish.guidance import cfg
-from burnish.kernels import ddim
-from burnish.policy import Policy
+from burnish.diffusion.guidance import cfg
+from burnish.diffusion.kernels import ddim
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
 from burnish.rewards.caption import QUESTION, Encoder
 from burnish.rewards.vlm import Remembered, Vlm, load
-from burnish.rollout import Sampler
 from burnish.seeds import generator
+from burnish.tools import zoo_check as check
 from burnish.types import Prompt
-from burnish.zoo import check, judge
+from burnish.zoo import judge
 from burnish.zoo.questions import TEXT, write
 from burnish.zoo.scenes import NUMBERS, Scene, Scenes, vocabulary
 

@@ -14,15 +14,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from burnish.gallery import draw
-from burnish.guidance import cfg
-from burnish.kernels import ddim
-from burnish.policy import Policy
+from burnish.diffusion.guidance import cfg
+from burnish.diffusion.kernels import ddim
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
 from burnish.rewards import score
 from burnish.rewards.aesthetic import aesthetic
 from burnish.rewards.clip import clip_similarity
 from burnish.rewards.sentiment import sentiment
-from burnish.rollout import Sampler
+from burnish.tools.gallery import draw
 from burnish.types import Prompt
 from burnish.zoo.scenes import Scenes
 from burnish.zoo.taste import preference, taste

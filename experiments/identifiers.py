@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 
 from burnish import config as configuration
-from burnish.evaluate import evaluate
-from burnish.identifiers import ask, frame
-from burnish.parts import load_policy, load_prompts, load_rewards, load_sampler
+from burnish.evaluation.paired import evaluate
+from burnish.prompts.identifiers import ask, frame
+from burnish.training.assembly import load_policy, load_prompts, load_rewards, load_sampler
 from burnish.zoo import judge
 
 FRAMES = {

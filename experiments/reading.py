@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rliable import library, metrics
 
-from burnish.evaluate import Evaluation, kept
+from burnish.evaluation.paired import Evaluation, kept
 from burnish.runs import Run
 from experiments.running import place
 

@@ -20,8 +20,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor
 
-from burnish.payloads import qr
-from burnish.qr import of
+from burnish.prompts.codes import qr
+from burnish.qr.layout import of
 from burnish.zoo.scenes import SIZE, Scenes
 from pretrain import loop
 from pretrain.data import ZOO

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from burnish.expander import Expander
+from burnish.prompts.expander import Expander
 from burnish.types import Prompt
 from burnish.zoo.scenes import NUMBERS, Scene, nouns, vocabulary
 from pretrain import loop

@@ -16,7 +16,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
 
-from burnish.schedule import Schedule
+from burnish.diffusion.schedule import Schedule
 from pretrain import loop
 from pretrain.unet import PROMPTS, batches, load, pool_arguments, scheduler
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.advantages import batch, group, per_move, softmax, top_fraction, tracker
+from burnish.rl.advantages import batch, group, per_move, softmax, top_fraction, tracker
 from burnish.types import Scores
 
 GROUP = torch.tensor([7, 7, 7, 7, 2, 2, 2, 2, 9, 9, 9, 9])

@@ -11,15 +11,15 @@ import torch
 from test_cli import run
 from torch import Tensor
 
-from burnish import art
-from burnish.art import open_artist, save, search
-from burnish.guidance import none
-from burnish.kernels import ddim
-from burnish.policy import Policy
-from burnish.qr import fit
-from burnish.rewards.pixels import opened
-from burnish.rewards.qr import Scanner
-from burnish.rollout import Sampler
+from burnish.diffusion.guidance import none
+from burnish.diffusion.kernels import ddim
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
+from burnish.images import opened
+from burnish.qr.layout import fit
+from burnish.qr.scanner import Scanner
+from burnish.tools import qr_search as art
+from burnish.tools.qr_search import open_artist, save, search
 from burnish.types import Prompt
 
 CODE = fit("AB12C", 64).draw()

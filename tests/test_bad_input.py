@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from burnish import checkpoint, cli
+from burnish import cli
 from burnish import config as configuration
-from burnish.policy import Policy
+from burnish.diffusion.policy import Policy
 from burnish.runs import Run
-from burnish.trainer import train
+from burnish.training import checkpoint
+from burnish.training.loop import train
 
 REWARDS = """
 import torch

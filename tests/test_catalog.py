@@ -56,7 +56,7 @@ def test_a_plain_function_of_every_kind(tmp_path: Path) -> None:
 
 
 def test_a_package_name() -> None:
-    assert catalog.resolve("kernel", "burnish.kernels:ddim") is catalog.resolve("kernel", "ddim")
+    assert catalog.resolve("kernel", "burnish.diffusion.kernels:ddim") is catalog.resolve("kernel", "ddim")
 
 
 @pytest.mark.parametrize(

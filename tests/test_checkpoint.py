@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from burnish import checkpoint
-from burnish.checkpoint import State
+from burnish.training import checkpoint
+from burnish.training.checkpoint import State
 
 
 def state(iteration: int) -> State:

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 from burnish.cli import main, stopping
-from burnish.progress import Progress, duration, line
+from burnish.report.progress import Progress, duration, line
 
 RECORD = {
     "iteration": 3,

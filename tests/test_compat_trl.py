@@ -22,7 +22,7 @@ from burnish.compat.trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusi
 from burnish.compat.trl.calls import Calls
 from burnish.config import Config, dump, load
 from burnish.runs import Run
-from burnish.trainer import Pictures, minibatches
+from burnish.training.loop import Pictures, minibatches
 from burnish.types import Replay, Scores
 from burnish.world import World
 

@@ -12,15 +12,15 @@ from conftest import generator, perturb
 from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline
 
 from burnish import config as configuration
-from burnish import kernels
-from burnish.gallery import draw, open_source
-from burnish.guidance import cfg, embedded, none
-from burnish.kernels import ddim, lcm
-from burnish.policy import Policy
-from burnish.rollout import Sampler
+from burnish.diffusion import kernels
+from burnish.diffusion.guidance import cfg, embedded, none
+from burnish.diffusion.kernels import ddim, lcm
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
+from burnish.diffusion.schedule import FINAL, Schedule
 from burnish.runs import Record, Run
-from burnish.schedule import FINAL, Schedule
-from burnish.trainer import train
+from burnish.tools.gallery import draw, open_source
+from burnish.training.loop import train
 from burnish.types import Level, Prompt
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

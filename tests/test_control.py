@@ -20,17 +20,17 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
-from burnish import checkpoint
 from burnish import config as configuration
-from burnish.adapter import FILE
-from burnish.control import Control, pictures
-from burnish.guidance import cfg, embedded, none
-from burnish.kernels import ddim, lcm
-from burnish.policy import Policy
-from burnish.report import write_report
-from burnish.rollout import Sampler
+from burnish.diffusion.control import Control, pictures
+from burnish.diffusion.guidance import cfg, embedded, none
+from burnish.diffusion.kernels import ddim, lcm
+from burnish.diffusion.lora import FILE
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
+from burnish.report.page import write_report
 from burnish.runs import Run
-from burnish.trainer import train
+from burnish.training import checkpoint
+from burnish.training.loop import train
 from burnish.types import Prompt, Trajectory
 
 GROUP = torch.tensor([0, 0, 1])
@@ -157,7 +157,7 @@ def test_the_gradient_reaches_all_that_learns(model: tuple[Path, Path], prompts:
 
 def test_each_image_has_a_scale_of_its_own(model: tuple[Path, Path], prompts: list[Prompt]) -> None:
     """Trajectories of several scales, joined, are replayed together."""
-    from burnish.rollout import join
+    from burnish.diffusion.sampler import join
 
     policy = load(model)
     samplers = [Sampler(ddim(), 3, cfg(3.0), Control(scale)) for scale in (0.5, 1.5)]

@@ -9,7 +9,7 @@ from conftest import generator
 from diffusers.models.attention_processor import Attention as Layer
 from diffusers.models.attention_processor import AttnProcessor
 
-from burnish import cpu
+from burnish.diffusion import cpu
 
 
 @pytest.mark.parametrize("tokens", [None, 5])

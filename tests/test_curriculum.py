@@ -8,7 +8,7 @@ import math
 import pytest
 from conftest import generator
 
-from burnish.curriculum import cosine, gated, linear, sampled, steps
+from burnish.rl.curriculum import cosine, gated, linear, sampled, steps
 
 
 def at(curriculum: linear, *progress: float) -> list[float]:

@@ -16,15 +16,15 @@ from PIL import Image
 from test_guidance import COND, NULL, Network, T, X
 
 from burnish import config as configuration
-from burnish.evaluate import evaluate
-from burnish.gallery import centred
-from burnish.guidance import cfg, dual, embedded, embedded_dual, none
-from burnish.kernels import ddim, lcm
-from burnish.policy import Policy
-from burnish.preflight import preflight
-from burnish.rollout import Sampler
+from burnish.diffusion.guidance import cfg, dual, embedded, embedded_dual, none
+from burnish.diffusion.kernels import ddim, lcm
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
+from burnish.evaluation.paired import evaluate
 from burnish.runs import Run
-from burnish.trainer import train
+from burnish.tools.gallery import centred
+from burnish.tools.preflight import preflight
+from burnish.training.loop import train
 from burnish.types import Prompt, Trajectory
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "dual_guidance.py"

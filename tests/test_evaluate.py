@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from burnish import evaluate as evaluation
-from burnish.evaluate import Evaluation, evaluate, interval, paired
-from burnish.guidance import cfg
-from burnish.kernels import ddim
-from burnish.policy import Policy
-from burnish.rollout import Sampler
+from burnish.diffusion.guidance import cfg
+from burnish.diffusion.kernels import ddim
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
+from burnish.evaluation import paired as evaluation
+from burnish.evaluation.paired import Evaluation, evaluate, interval, paired
 from burnish.types import Prompt
 
 PROMPTS = [Prompt("a cat"), Prompt("a dog")]

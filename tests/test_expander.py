@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import perturb
 
-from burnish.expander import Expander
-from burnish.imitation import imitate, read_pairs
+from burnish.prompts.expander import Expander
+from burnish.prompts.imitation import imitate, read_pairs
 from burnish.types import Prompt
 
 WORDS = "<pad> <unk> <end> a cat dog ox fox bee in on red blue big , old".split()

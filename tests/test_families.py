@@ -12,13 +12,13 @@ from diffusers import DDIMScheduler, DiffusionPipeline, LCMScheduler, UNet2DCond
 from torch import Tensor
 
 from burnish import config as configuration
-from burnish.families import SDXL
-from burnish.guidance import cfg, embedded, none
-from burnish.kernels import ddim, lcm
-from burnish.policy import Policy
-from burnish.rollout import Sampler
+from burnish.diffusion.families import SDXL
+from burnish.diffusion.guidance import cfg, embedded, none
+from burnish.diffusion.kernels import ddim, lcm
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
 from burnish.runs import Run
-from burnish.trainer import train
+from burnish.training.loop import train
 from burnish.types import Prompt, Trajectory
 
 PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]

@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 
 from burnish import config as configuration
 from burnish.config import Config
-from burnish.evaluate import Evaluation, keep
-from burnish.guard import over_optimised, verdict
-from burnish.guidance import cfg
-from burnish.kernels import ddim
-from burnish.panel import Panel, divergence, diversity
-from burnish.policy import Policy
-from burnish.report import page
-from burnish.rollout import Sampler
+from burnish.diffusion.guidance import cfg
+from burnish.diffusion.kernels import ddim
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
+from burnish.evaluation.guard import over_optimised, verdict
+from burnish.evaluation.held_out import Panel, divergence, diversity
+from burnish.evaluation.paired import Evaluation, keep
+from burnish.report.page import page
 from burnish.runs import Run
-from burnish.trainer import train
+from burnish.training.loop import train
 from burnish.types import Prompt
 
 REWARDS = """

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from burnish.guidance import cfg, none
+from burnish.diffusion.guidance import cfg, none
 from burnish.types import Cond
 
 

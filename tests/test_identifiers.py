@@ -14,15 +14,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from burnish import config as configuration
-from burnish import identifiers, updates
 from burnish.config import Config
-from burnish.gallery import draw, open_source, preferred
-from burnish.parts import Given, assemble
-from burnish.policy import Policy
-from burnish.preflight import preflight
-from burnish.report import write_report
+from burnish.diffusion.policy import Policy
+from burnish.prompts import identifiers
+from burnish.report.page import write_report
 from burnish.runs import Run
-from burnish.trainer import Pictures, choose, prepare, train
+from burnish.tools.gallery import draw, open_source, preferred
+from burnish.tools.preflight import preflight
+from burnish.training import updates
+from burnish.training.assembly import Given, assemble
+from burnish.training.loop import Pictures, choose, prepare, train
 from burnish.types import Prompt
 from burnish.world import World
 
@@ -219,7 +220,7 @@ def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path
     config = load(recipe, "iterations=1", "evaluation.images_per_prompt=0", "run.sample_every=0")
     job = prepare(config, Run.create(tmp_path / "run"), World(), None)
     perturb(job.parts.policy)
-    from burnish.journal import save_adapter
+    from burnish.training.export import save_adapter
 
     configuration_file = job.run.config
     configuration_file.write_text(configuration.dump(config))

@@ -10,9 +10,9 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
-from burnish import kernels
-from burnish.kernels import ddim
-from burnish.schedule import Schedule
+from burnish.diffusion import kernels
+from burnish.diffusion.kernels import ddim
+from burnish.diffusion.schedule import Schedule
 from burnish.types import Gaussian, Level
 
 SD = {

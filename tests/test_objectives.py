@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from burnish import catalog, kernels
-from burnish.objectives import clipped, rebel, reinforce
+from burnish import catalog
+from burnish.diffusion import kernels
+from burnish.rl.objectives import clipped, rebel, reinforce
 from burnish.types import Gaussian, Loss, Replay
 
 DIMS = 256

@@ -11,12 +11,12 @@ import torch
 from conftest import generator
 from torch import nn
 
-from burnish import checkpoint
 from burnish import config as configuration
 from burnish.config import Optimizer
-from burnish.optimizer import adamw
-from burnish.preflight import preflight
-from burnish.trainer import train
+from burnish.tools.preflight import preflight
+from burnish.training import checkpoint
+from burnish.training.loop import train
+from burnish.training.optimizer import adamw
 
 SETTINGS = Optimizer(lr=1e-2, betas=[0.8, 0.95], weight_decay=0.1, eps=1e-6)
 EIGHT = Optimizer(lr=1e-2, weight_decay=0.1, eight_bit=True)

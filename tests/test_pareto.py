@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from burnish import catalog
-from burnish.advantages import group, weighted
-from burnish.pareto import expected_share, nondominated, pareto
+from burnish.rl.advantages import group, weighted
+from burnish.rl.pareto import expected_share, nondominated, pareto
 from burnish.types import Scores
 
 GROUP = torch.arange(5).repeat_interleave(8)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from burnish import config as configuration
 from burnish.config import Config
-from burnish.parts import OBJECT, Given
-from burnish.policy import Policy
+from burnish.diffusion.policy import Policy
 from burnish.runs import Run
-from burnish.trainer import Pictures, train
+from burnish.training.assembly import OBJECT, Given
+from burnish.training.loop import Pictures, train
 from burnish.types import Prompt
 from burnish.world import World
 
@@ -79,7 +79,7 @@ def test_prompts_drawn_by_a_function(config: Config, tmp_path: Path) -> None:
 
 def test_the_tracker_knows_a_drawn_prompt_by_its_text(config: Config, tmp_path: Path) -> None:
     train(config, tmp_path / "run", given=Given(source=draw))
-    from burnish.checkpoint import restore
+    from burnish.training.checkpoint import restore
 
     state = restore(Run(tmp_path / "run").checkpoints)
     assert state is not None

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from burnish import catalog, payloads
-from burnish.payloads import qr
+from burnish import catalog
+from burnish.prompts import codes as payloads
+from burnish.prompts.codes import qr
 
 
 def said(prompts: list) -> list[tuple[str, str]]:

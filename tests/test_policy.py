@@ -12,8 +12,8 @@ from conftest import generator, perturb
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from burnish.guidance import cfg, none
-from burnish.policy import Policy
+from burnish.diffusion.guidance import cfg, none
+from burnish.diffusion.policy import Policy
 from burnish.types import Prompt
 
 CATS = [Prompt("a cat"), Prompt("two dogs"), Prompt("a cat")]
@@ -68,7 +68,7 @@ def test_encode_is_the_pipelines_own_and_remembered(policy: Policy, monkeypatch:
 
 
 def test_encoded_texts_are_not_kept_without_end(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("burnish.policy.TEXTS_KEPT", 2)
+    monkeypatch.setattr("burnish.diffusion.policy.TEXTS_KEPT", 2)
     assert len(policy.encode([Prompt(letter) for letter in "abcd"])["text"]) == 4
     assert len(policy._texts) == 2
 
@@ -118,7 +118,7 @@ def test_how_many_pictures_are_decoded_at_once(
         return decode(x, **more)
 
     monkeypatch.setattr(policy.pipe.vae, "decode", counted)
-    monkeypatch.setattr("burnish.policy.LARGE", 63 if large else 64)
+    monkeypatch.setattr("burnish.diffusion.policy.LARGE", 63 if large else 64)
     torch.testing.assert_close(policy.decode(latent), (together / 2 + 0.5).clamp(0, 1))
     assert rows == expected
 

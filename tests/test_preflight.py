@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from burnish import config as configuration
-from burnish.preflight import Finding, preflight
+from burnish.tools.preflight import Finding, preflight
 
 Look = Callable[..., list[Finding]]
 REWARDS = """
@@ -94,7 +94,7 @@ def test_a_slow_tracker_and_a_negative_weight(look: Look) -> None:
 
 
 def test_a_ratio_that_is_off_is_an_error(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
-    from burnish.policy import Policy
+    from burnish.diffusion.policy import Policy
 
     right = Policy.predict
     with monkeypatch.context() as patch:

@@ -10,11 +10,11 @@ import torch
 from conftest import generator, perturb
 from diffusers import DDPMScheduler
 
-from burnish.guidance import cfg
-from burnish.kernels import ddim
-from burnish.policy import Policy
-from burnish.process import Forward, Reverse
-from burnish.rollout import Sampler
+from burnish.diffusion.guidance import cfg
+from burnish.diffusion.kernels import ddim
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.process import Forward, Reverse
+from burnish.diffusion.sampler import Sampler
 from burnish.types import Prompt, Trajectory
 
 PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]

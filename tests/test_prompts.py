@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from burnish import prompts
+from burnish.prompts import sources as prompts
 
 
 def texts(source: list) -> list[str]:

@@ -9,8 +9,8 @@ import pytest
 import segno
 import torch
 
-from burnish import qr
-from burnish.qr import Layout, fit
+from burnish.qr import layout as qr
+from burnish.qr.layout import Layout, fit
 from burnish.types import Prompt
 
 MICRO = [("M1", "12345"), ("M2", "AB12C"), ("M2", "AB12CD"), ("M3", "hello"), ("M4", "Hello, you")]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from burnish.prompts import counted, counting
+from burnish.prompts.sources import counted, counting
 from burnish.rewards import vlm
 from burnish.rewards.question import TEXT, question, questions
 from burnish.types import Prompt

@@ -16,7 +16,7 @@ import torch
 
 from burnish import catalog
 from burnish.rewards import check_reward
-from burnish.rewards.pixels import compressibility
+from burnish.rewards.compressibility import compressibility
 from burnish.rewards.remote import remote
 from burnish.rewards.wire import NoAnswer
 from burnish.types import Prompt

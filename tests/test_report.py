@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from burnish import fronts
-from burnish.charts import HOVERED, Series, line_chart, number, ticks
-from burnish.report import FRAMES, write_report
+from burnish.report import fronts
+from burnish.report.charts import HOVERED, Series, line_chart, number, ticks
+from burnish.report.page import FRAMES, write_report
 
 CONFIG = """
 [model]

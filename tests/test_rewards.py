@@ -16,12 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from burnish import catalog
-from burnish.qr import fit
+from burnish.images import opened
+from burnish.qr.layout import fit
 from burnish.rewards import check_reward, score
 from burnish.rewards.aesthetic import aesthetic
 from burnish.rewards.clip import Clip, clip_similarity, prepare
+from burnish.rewards.compressibility import compressibility, incompressibility
 from burnish.rewards.picture import code_distance, code_similarity, picture_similarity
-from burnish.rewards.pixels import compressibility, incompressibility, opened
 from burnish.rewards.preference import preference
 from burnish.rewards.sentiment import BRIGHT, CHEERFUL, DARK, GLOOMY, sentiment
 from burnish.types import Prompt

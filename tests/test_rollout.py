@@ -10,13 +10,13 @@ import torch
 from conftest import generator, perturb
 from diffusers import DDIMScheduler
 
-from burnish import kernels
-from burnish.guidance import cfg, none
-from burnish.kernels import ddim
-from burnish.objectives import clipped
-from burnish.policy import Policy
-from burnish.rollout import Sampler, join
-from burnish.schedule import Schedule
+from burnish.diffusion import kernels
+from burnish.diffusion.guidance import cfg, none
+from burnish.diffusion.kernels import ddim
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler, join
+from burnish.diffusion.schedule import Schedule
+from burnish.rl.objectives import clipped
 from burnish.types import Prompt, Replay, Trajectory
 
 PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]

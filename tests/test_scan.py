@@ -16,13 +16,16 @@ from test_cli import run
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from burnish.qr import Layout, fit
-from burnish.rewards import check_reward, conditions
-from burnish.rewards.decoders import BINARIZERS, decoder, find, variants
-from burnish.rewards.pixels import eight_bit, opened
-from burnish.rewards.qr import Readings, Scanner, modules, scan
+from burnish.images import eight_bit, opened
+from burnish.qr import conditions
+from burnish.qr.decoders import BINARIZERS, decoder, find, variants
+from burnish.qr.layout import Layout, fit
+from burnish.qr.scanner import Readings, Scanner
+from burnish.qr.verify import verify
+from burnish.rewards import check_reward
+from burnish.rewards.qr_modules import modules
+from burnish.rewards.qr_scan import scan
 from burnish.types import Prompt
-from burnish.verify import verify
 
 ZXING = tuple(BINARIZERS)
 

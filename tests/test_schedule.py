@@ -15,8 +15,8 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from burnish.kernels import ddim as ddim_kernel
-from burnish.schedule import FINAL, Schedule
+from burnish.diffusion.kernels import ddim as ddim_kernel
+from burnish.diffusion.schedule import FINAL, Schedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 

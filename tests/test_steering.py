@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from burnish.guidance import embedded, none
-from burnish.kernels import ddim, lcm
-from burnish.payloads import unseen
-from burnish.policy import Policy
-from burnish.qr import of
+from burnish.diffusion.guidance import embedded, none
+from burnish.diffusion.kernels import ddim, lcm
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
+from burnish.prompts.codes import unseen
+from burnish.qr.layout import of
 from burnish.rewards.clip import Clip
-from burnish.rollout import Sampler
-from burnish.zoo.steering import curve, prompts, table
+from burnish.tools.control_curve import curve, prompts, table
 
 
 def test_prompts_carry_payloads_that_no_training_draws() -> None:

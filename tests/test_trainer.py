@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from burnish import config as configuration
 from burnish.catalog import BUILTIN
 from burnish.config import Config
-from burnish.journal import grid
+from burnish.images import grid
 from burnish.runs import Run
-from burnish.trainer import choose, explore, prepare, train
+from burnish.training.loop import choose, explore, prepare, train
+from burnish.training.updates import credit, look, minibatches, share, update
 from burnish.types import Scores
-from burnish.updates import credit, look, minibatches, share, update
 from burnish.world import World
 
 BRIGHTNESS = '''
@@ -232,7 +232,7 @@ def test_every_objective_runs(recipe: Path, tmp_path: Path, objective: str, weig
 
 
 def test_every_prompt_is_drawn_equally_often(recipe: Path) -> None:
-    from burnish.trainer import draw
+    from burnish.training.loop import draw
 
     class Shape:
         config = load(recipe, "batch.prompts=4", "batch.images_per_prompt=2")

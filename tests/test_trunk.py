@@ -7,7 +7,7 @@ import torch
 from conftest import build_lcm, build_pipeline, generator
 from torch import Tensor, nn
 
-from burnish.trunk import share
+from burnish.diffusion.shared_trunk import share
 
 
 def inputs(rows: int, texts: int) -> tuple[Tensor, Tensor, Tensor]:

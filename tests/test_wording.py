@@ -17,13 +17,13 @@ from test_expander import build_language, chance
 from burnish import config as configuration
 from burnish.cli import sample
 from burnish.config import Config
-from burnish.expander import Expander
-from burnish.gallery import draw, open_expander, open_source
-from burnish.report import page
+from burnish.prompts.expander import Expander
+from burnish.report.page import page
 from burnish.runs import Run
-from burnish.trainer import train
+from burnish.tools.gallery import draw, open_expander, open_source
+from burnish.training.expansion import teach, worth
+from burnish.training.loop import train
 from burnish.types import Prompt
-from burnish.wording import teach, worth
 from burnish.world import World
 
 REWARD = """

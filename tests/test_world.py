@@ -13,9 +13,9 @@ import torch
 
 import burnish
 from burnish import config as configuration
-from burnish.evaluate import kept
+from burnish.evaluation.paired import kept
 from burnish.runs import Run
-from burnish.trainer import train
+from burnish.training.loop import train
 from burnish.world import World, flat
 
 

@@ -15,13 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPModel, CLIPProcessor
 
 from burnish import zoo
-from burnish.guidance import cfg, embedded
-from burnish.kernels import ddim, lcm
-from burnish.policy import Policy
+from burnish.diffusion.guidance import cfg, embedded
+from burnish.diffusion.kernels import ddim, lcm
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
 from burnish.rewards.aesthetic import aesthetic
-from burnish.rollout import Sampler
+from burnish.tools import zoo_check as check
 from burnish.types import Prompt
-from burnish.zoo import check, judge
+from burnish.zoo import judge
 from burnish.zoo.questions import Shown, about_all, how_many, whether, which, write, written
 from burnish.zoo.scenes import Scene, Scenes, article, nouns, vocabulary
 from burnish.zoo.taste import preference, taste

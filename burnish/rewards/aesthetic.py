@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from burnish import zoo
+from burnish.errors import first_line
 from burnish.rewards.clip import Clip
 from burnish.types import Prompt, Reward
 
@@ -84,7 +85,7 @@ def read_head(head: str, file: str) -> list[tuple[Tensor, Tensor]]:
         widths = [layers[0][0].shape[1], *(len(bias) for _, bias in layers)]
         fits = [weight.shape for weight, _ in layers] == [(out, into) for into, out in pairwise(widths)]
     except Exception as error:  # a damaged file makes the libraries raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"rewards: {path} is no head of linear layers: {reason}") from error
     if not fits or widths[-1] != 1:
         raise ValueError(f"rewards: {path} is no head of linear layers that end in one number: {widths}")
@@ -107,5 +108,5 @@ def _find(head: str, file: str) -> Path:
     try:
         return Path(hf_hub_download(head, file))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"rewards: '{head}' is neither a file nor a folder nor found on the hub: {reason}") from error

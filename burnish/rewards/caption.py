@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from burnish import zoo
+from burnish.errors import first_line
 from burnish.rewards import vlm
 from burnish.types import Prompt, Reward
 
@@ -118,7 +119,7 @@ class Encoder:
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError, ImportError) as error:
             kind = "folder" if Path(source).is_dir() else "model id"
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"'{name}' is not a {kind} with a language model and its tokenizer: {reason}") from error
         model = getattr(model, "text_model", model)
         deepest = int(model.config.num_hidden_layers)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from burnish import zoo
+from burnish.errors import first_line
 from burnish.types import Prompt, Reward
 
 
@@ -80,7 +81,7 @@ class Clip:
         except (OSError, ValueError, KeyError) as error:
             kind = "folder" if Path(source).is_dir() else "model id"
             rest = "its tokenizer and its image processor" + (f" (these two in '{processor}')" if processor else "")
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"'{name}' is not a {kind} with a CLIPModel, {rest}: {reason}") from error
         if not isinstance(model.config, CLIPConfig):
             raise ValueError(f"'{name}' is a {type(model.config).__name__}, not a CLIPModel; take one with two towers")

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from torch import Tensor
 
-from burnish.rewards.pixels import eight_bit
+from burnish.images import eight_bit
 from burnish.rewards.wire import NoAnswer, Wire, encode, shown, tell, token
 
 KEY_VARIABLE = "OPENAI_API_KEY"

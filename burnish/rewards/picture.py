@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from burnish import qr
+from burnish.images import opened
+from burnish.qr import layout as qr
+from burnish.qr.scanner import side
 from burnish.rewards.clip import Clip
-from burnish.rewards.pixels import opened
-from burnish.rewards.qr import side
 from burnish.types import Prompt, Reward
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from burnish.prompts import counted
+from burnish.prompts.sources import counted
 from burnish.rewards import vlm
 from burnish.types import Prompt, Reward
 

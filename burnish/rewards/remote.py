@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.rewards.pixels import eight_bit
+from burnish.images import eight_bit
 from burnish.rewards.wire import NoAnswer, Wire, encode, tell, token
 from burnish.types import Prompt, Reward
 

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from burnish import zoo
+from burnish.errors import first_line
+from burnish.images import eight_bit
 from burnish.rewards.endpoint import Endpoint
-from burnish.rewards.pixels import eight_bit
 
 Vlm = Callable[[Tensor, Sequence[str]], list[str | None]]
 LLAVA = "llava-hf/llava-1.5-13b-hf"  # RLCM's README: the 13B, as the 7B gives empty answers
@@ -76,7 +77,7 @@ class Local:
             processor = AutoProcessor.from_pretrained(source)
             model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype).eval().requires_grad_(False)
         except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ValueError(f"{_called(name, source)}: {reason}") from error
         if not hasattr(processor, "image_processor"):
             raise ValueError(f"{_called(name, source)}: there is no image processor")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from burnish import checkpoint
 from burnish import config as configuration
-from burnish.evaluate import keep, measure
-from burnish.parts import assemble
+from burnish.evaluation.paired import keep
 from burnish.runs import Run
+from burnish.training import checkpoint
+from burnish.training.assembly import assemble
+from burnish.training.evaluations import measure
 from experiments.ddpo_tasks import plan
 from experiments.running import place
 

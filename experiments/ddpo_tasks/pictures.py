@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from burnish.gallery import draw, open_source
+from burnish.tools.gallery import draw, open_source
 from experiments.ddpo_tasks import plan
 from experiments.running import place
 from experiments.sheet import sheet

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from burnish import config as configuration
-from burnish.evaluate import evaluate
-from burnish.gallery import open_source
-from burnish.parts import load_judge, load_prompts, load_rewards
+from burnish.evaluation.paired import evaluate
 from burnish.runs import Run, dumps, write
+from burnish.tools.gallery import open_source
+from burnish.training.assembly import load_judge, load_prompts, load_rewards
 from burnish.types import Reward
 from experiments.guard import plan
 from experiments.guard.truth import taste, truth

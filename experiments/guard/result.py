@@ -12,7 +12,7 @@ import torch
 from matplotlib import pyplot
 
 from burnish import config as configuration
-from burnish.guard import verdict
+from burnish.evaluation.guard import verdict
 from burnish.runs import Run, dumps, write
 from experiments.guard import plan
 from experiments.reading import interval, measured, rewards, share

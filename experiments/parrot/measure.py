@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from burnish import config as configuration
-from burnish.evaluate import evaluate, keep
-from burnish.expander import Expander
-from burnish.gallery import open_expander, open_source, preferred
-from burnish.guidance import embedded_dual
-from burnish.identifiers import ask
-from burnish.parts import load_prompts, load_rewards
-from burnish.policy import Policy
-from burnish.rollout import Sampler
+from burnish.diffusion.guidance import embedded_dual
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
+from burnish.evaluation.paired import evaluate, keep
+from burnish.prompts.expander import Expander
+from burnish.prompts.identifiers import ask
+from burnish.tools.gallery import open_expander, open_source, preferred
+from burnish.training.assembly import load_prompts, load_rewards
 from burnish.types import Prompt
 from burnish.zoo import judge
 from experiments.parrot import plan

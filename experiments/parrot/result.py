@@ -16,10 +16,10 @@ import numpy as np
 from matplotlib import pyplot
 from torch import Tensor
 
-from burnish.evaluate import Evaluation, kept
-from burnish.gallery import draw as paint
-from burnish.gallery import preferred
+from burnish.evaluation.paired import Evaluation, kept
 from burnish.runs import dumps, write
+from burnish.tools.gallery import draw as paint
+from burnish.tools.gallery import preferred
 from burnish.types import Prompt
 from experiments.parrot import plan
 from experiments.parrot.measure import artist, learned, where

@@ -20,21 +20,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from burnish import qr
-from burnish.control import Control
-from burnish.gallery import draw, open_source, save
-from burnish.policy import Policy
+from burnish.diffusion.control import Control
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
+from burnish.images import opened
+from burnish.qr import layout as qr
+from burnish.qr.conditions import HELD_OUT, TRAIN
+from burnish.qr.scanner import Scanner, module_errors
 from burnish.rewards.clip import Clip
-from burnish.rewards.conditions import HELD_OUT, TRAIN
 from burnish.rewards.picture import code_similarity
-from burnish.rewards.pixels import opened
-from burnish.rewards.qr import Scanner, module_errors
-from burnish.rollout import Sampler
 from burnish.runs import dumps, write
+from burnish.tools.control_curve import drawn, prompts
+from burnish.tools.gallery import draw, open_source, save
 from burnish.types import Prompt
 from burnish.zoo import judge
 from burnish.zoo.scenes import nouns, vocabulary
-from burnish.zoo.steering import drawn, prompts
 from experiments.qr_curriculum import plan
 
 CLIP = "zoo:emoji-clip"

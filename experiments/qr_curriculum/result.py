@@ -15,10 +15,10 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot
 
-from burnish.control import Control
-from burnish.gallery import open_source
+from burnish.diffusion.control import Control
 from burnish.runs import Run, dumps, write
-from burnish.zoo.steering import drawn
+from burnish.tools.control_curve import drawn
+from burnish.tools.gallery import open_source
 from experiments.qr_curriculum import plan
 from experiments.qr_curriculum.measure import SEED, asked, at_rate
 from experiments.running import place

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from burnish import config as configuration
-from burnish.evaluate import evaluate
-from burnish.gallery import open_source
-from burnish.parts import load_judge, load_prompts, load_rewards
-from burnish.policy import Policy
-from burnish.prompts import zoo_nouns
-from burnish.rollout import Sampler
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
+from burnish.evaluation.paired import evaluate
+from burnish.prompts.sources import zoo_nouns
 from burnish.runs import Run, dumps, write
 from burnish.seeds import generator
+from burnish.tools.gallery import open_source
+from burnish.training.assembly import load_judge, load_prompts, load_rewards
 from experiments.reading import rewards, share
 from experiments.rlcm_vs_ddpo.plan import ARMS, STEPS
 

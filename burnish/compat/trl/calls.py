@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from burnish.trainer import Pictures
+from burnish.training.loop import Pictures
 from burnish.types import Prompt
 
 PromptFunction = Callable[[], tuple[str, Any]]

@@ -12,10 +12,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from burnish import adapter as lora
-from burnish.adapter import FILE
-from burnish.families import family_of, load_pipeline
-from burnish.policy import TARGETS, Policy
+from burnish.diffusion import lora
+from burnish.diffusion.families import family_of
+from burnish.diffusion.loading import load_pipeline
+from burnish.diffusion.lora import FILE
+from burnish.diffusion.policy import TARGETS, Policy
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from burnish import trainer
 from burnish.compat.trl.calls import Calls, Hook, PromptFunction, RewardFunction
 from burnish.compat.trl.options import DDPOConfig
 from burnish.compat.trl.pipeline import DefaultDDPOStableDiffusionPipeline
 from burnish.config import Config
-from burnish.optimizer import adamw
-from burnish.parts import OBJECT, Given
-from burnish.progress import Progress
+from burnish.report.progress import Progress
 from burnish.runs import Run, write
 from burnish.seeds import seed_globals
+from burnish.training import loop as trainer
+from burnish.training.assembly import OBJECT, Given
+from burnish.training.optimizer import adamw
 
 LOOP = ("step", "loss", "calculate_loss", "compute_rewards", "_generate_samples", "_train_batched_samples")
 """Methods in which TRL's trainer has its loop."""

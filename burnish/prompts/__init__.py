@@ -1,0 +1,1 @@
+"""Where prompts come from, and what is put before or behind them."""

@@ -1,0 +1,1 @@
+"""QR and Micro QR codes: drawn, read, and read again under worse conditions."""

@@ -1,0 +1,72 @@
+"""Rewards read off the pixels alone: the size of the image as a JPEG file (DDPO, arXiv 2305.13301, section 5.1).
+
+    incompressibility = kB of JPEG(round(255 * image)),   compressibility = -incompressibility     (1 kB = 1000 bytes)
+
+Sizes depend on the resolution and on the JPEG library: compare them within one machine only.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from burnish.images import eight_bit
+from burnish.types import Prompt, Reward
+
+
+def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
+    """The size of each image as a JPEG file.
+
+    Args:
+        images: (B, 3, H, W) float in [0, 1].
+        quality: 1 (small) to 95 (the paper's).
+
+    Returns:
+        (B,) float64, in kilobytes of 1000 bytes.
+    """
+    pixels = eight_bit(images)
+
+    def size(image: object) -> int:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, format="JPEG", quality=quality)  # type: ignore[arg-type]
+        return buffer.tell()
+
+    # PIL releases the GIL while it encodes; below a few thousand pixels starting a thread costs more than it saves.
+    if len(pixels) * pixels[0].size < 2_000_000:
+        sizes = [size(image) for image in pixels]
+    else:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            sizes = list(pool.map(size, pixels))
+    return torch.tensor(sizes, dtype=torch.float64) / 1000
+
+
+def incompressibility(quality: int = 95) -> Reward:
+    """The JPEG size in kB: rewards detail, and in the end noise."""
+    quality = _checked(quality)
+
+    def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return jpeg_kilobytes(images, quality)
+
+    return reward
+
+
+def compressibility(quality: int = 95) -> Reward:
+    """Minus the JPEG size in kB: rewards smooth, plain pictures."""
+    quality = _checked(quality)
+
+    def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return -jpeg_kilobytes(images, quality)
+
+    return reward
+
+
+def _checked(quality: int) -> int:
+    if not 1 <= quality <= 95:
+        raise ValueError(f"quality = {quality}: a JPEG quality lies between 1 and 95 (the paper's value)")
+    return quality

@@ -1,0 +1,39 @@
+"""Reward `qr_scan`: the share of decoders and conditions that read the code in an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from burnish.qr import layout as qr
+from burnish.qr.scanner import Scanner, module_errors, side
+from burnish.types import Prompt, Reward
+
+
+def scan(
+    decoders: list[str] | None = None,
+    conditions: str | list[str] = "train",
+    module_weight: float = 0.5,
+    workers: int = 0,
+) -> Reward:
+    """How well the code of metadata["payload"] is read: the share of decoders and conditions, and of right modules.
+
+    Args:
+        decoders: names of `burnish.qr.decoders`, by default zxing alone.
+        conditions: "train", "held_out", "all" or a list of names of `burnish.qr.conditions`.
+        module_weight: of the share of modules on the right side, beside 1 for the share that is read.
+        workers: pictures read at once; 0: one for each processor, at most 8.
+
+    Raises:
+        ValueError: a name is unknown, a package is missing or the weight is negative; later, a prompt without payload.
+    """
+    if module_weight < 0:
+        raise ValueError(f"module_weight = {module_weight}: wrong modules would be rewarded; take 0 or more")
+    scanner = Scanner(decoders or ("zxing",), conditions, workers=workers)
+
+    def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        layouts = [qr.of(prompt, side(images)) for prompt in prompts]
+        return scanner.measure(images, layouts).fraction + module_weight * (1 - module_errors(images, layouts))
+
+    return reward

@@ -1,0 +1,1 @@
+"""The mathematics of reinforcement learning: rewards to advantages, advantages to a loss. Knows no network."""

@@ -1,0 +1,1 @@
+"""What the command line does beside training: draw, check, search for codes, measure the embedded models."""

@@ -1,0 +1,41 @@
+"""Evaluate a finished run: its newest checkpoint against the model it started from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from burnish import config as configuration
+from burnish.evaluation.paired import compare, kept
+from burnish.runs import Run, dumps, write
+from burnish.seeds import seed_globals
+from burnish.training import checkpoint
+from burnish.training.assembly import assemble
+from burnish.training.evaluations import measure
+
+
+def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
+    """Compare a run's newest checkpoint with the model it started from; writes its evaluation.json and returns that.
+
+    `images` for each prompt; 0: as its configuration says.
+
+    Raises:
+        FileNotFoundError: the run has no checkpoint.
+    """
+    with run.lock():
+        config = configuration.load(run.config)
+        count, seed = images or config.evaluation.images_per_prompt or 4, config.evaluation.seed
+        state = checkpoint.restore(run.checkpoints)
+        if state is None:
+            raise FileNotFoundError(f"{run.folder} has no checkpoint yet, so there is nothing to compare; train first")
+        seed_globals(config.seed, "weights")
+        parts = assemble(config)
+        before = kept(run.measured(0))
+        if before is None or before["train"].images_per_prompt != count:
+            before = measure(parts, count, seed, config.batch.sample)
+        parts.policy.load_state(state.average or state.weights)
+        if parts.expander is not None:
+            parts.expander.load_state(state.expander)
+        now = measure(parts, count, seed, before["train"].chunk, frame=parts.frame)
+        comparison = compare(before, now, parts.weights)
+        write(run.evaluation, dumps(comparison, indent=1))
+    return comparison

@@ -1,0 +1,1 @@
+"""The training loop and everything that a run does while it goes."""

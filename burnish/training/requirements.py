@@ -1,0 +1,77 @@
+"""What a configuration's parts require of each other, checked before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from burnish.config import Config
+from burnish.diffusion.kernels import lcm
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
+from burnish.types import Objective
+
+
+def check_identifiers(config: Config) -> None:
+    """ValueError if a prompt's images cannot be shared among the rewards, or one of these is not trained."""
+    count, each = len(config.rewards), config.batch.images_per_prompt
+    if not config.sampler.identifiers:
+        return
+    if each % count:
+        raise ValueError(
+            f"sampler.identifiers shares the {each} images of a prompt among {count} rewards; make "
+            f"batch.images_per_prompt a multiple of {count}"
+        )
+    if any(table.get("weight", 1.0) == 0 for table in config.rewards):
+        raise ValueError(
+            "sampler.identifiers asks for each reward alone, and one has weight 0; give it another, or move it to "
+            "guard.panel"
+        )
+
+
+def check_transitions(config: Config, policy: Policy, sampler: Sampler, objective: Objective, advantage: Any) -> None:
+    """ValueError if the sampler does not fit the model, or has fewer moves to train on than are asked for."""
+    if isinstance(sampler.kernel, lcm) and not policy.schedule.consistency:
+        raise ValueError(
+            f"kernel 'lcm' wants a consistency model, which {config.model.id} is not by its scheduler; with an "
+            "LCM-LoRA in model.fused set model.scheduler = \"lcm\", otherwise use kernel 'ddim'"
+        )
+    if getattr(objective, "imitates", False) != getattr(advantage, "imitates", False):
+        raise ValueError(
+            "objective 'rwr' and the advantages 'softmax' and 'top_fraction' go together: set objective.use or "
+            "advantage.use"
+        )
+    if getattr(advantage, "selects", False) and (config.batch.previews or hasattr(objective, "targets")):
+        raise ValueError(
+            "advantage 'pareto' leaves images out, but batch.previews and objective 'rebel' give every image something "
+            'to learn; set batch.previews = false and objective.use = "clipped"'
+        )
+    if getattr(objective, "forward", False):
+        if policy.schedule.consistency or config.batch.previews:
+            raise ValueError(
+                "an objective on the forward process noises finished images again: it cannot train a consistency "
+                "model, and has no moves to preview; take objective 'clipped', or set batch.previews = false"
+            )
+        return
+    moves = sampler.transitions(policy, config.batch.least_noise)
+    if config.batch.previews and config.batch.images_per_prompt < 2:
+        raise ValueError(
+            "batch.previews compares the images of a prompt; set batch.images_per_prompt to 4 or more, or "
+            "batch.previews to false"
+        )
+    if hasattr(objective, "targets"):
+        if config.batch.transitions not in (0, moves):
+            raise ValueError("this objective needs all moves of an image; set batch.transitions = 0")
+        if config.batch.previews:
+            raise ValueError("this objective has one advantage for all moves of an image; set batch.previews = false")
+        alike = config.batch.images_per_prompt // (len(config.rewards) if config.sampler.identifiers else 1)
+        if alike < 2 or config.batch.updates > config.batch.prompts:
+            raise ValueError(
+                "this objective compares the images of a prompt; set batch.images_per_prompt to 2 or more (with "
+                "sampler.identifiers for each reward), and batch.updates to at most batch.prompts"
+            )
+    if config.batch.transitions > moves:
+        enough = f" with the noise that batch.least_noise = {config.batch.least_noise} asks for"
+        raise ValueError(
+            f"batch.transitions = {config.batch.transitions}, but an image of {config.sampler.steps} steps has only "
+            f"{moves} noisy moves{enough if config.batch.least_noise else ''}; lower it, or take 0 for all"
+        )
