@@ -30,8 +30,8 @@ def measure(work: Path, rounds: int, changes: list[str] | None = None) -> dict[s
     seconds: dict[str, list[float]] = {"burnish": [], "floor": []}
     for number in range(rounds + 1):
         ours = own.ask("iterate")
-        alone = floor.ask("forward", images=images * config.sampler.steps, batch=config.batch.sample)["seconds"]
-        alone += floor.ask("backward", images=images * moves, batch=config.batch.replay)["seconds"]
+        alone = floor.ask("forward", images=images * config.sampler.steps, batch=config.batch.sample_batch)["seconds"]
+        alone += floor.ask("backward", images=images * moves, batch=config.batch.train_batch)["seconds"]
         if number:
             seconds["burnish"].append(ours["seconds"])
             seconds["floor"].append(alone)

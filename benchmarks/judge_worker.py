@@ -10,8 +10,8 @@ import torch
 
 from benchmarks import setting
 from benchmarks.line import Line
-from burnish.diffusion.guidance import cfg
-from burnish.diffusion.kernels import ddim
+from burnish.diffusion.guidance import CFG
+from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.paired import evaluate
@@ -23,7 +23,7 @@ def main() -> None:
     line = Line()
     settings = line.receive()
     line.send()
-    sampler = Sampler(ddim(), settings["steps"], cfg(settings["guidance"]))
+    sampler = Sampler(DDIM(), settings["steps"], CFG(settings["guidance"]))
     prompts, rewards = [Prompt(text) for text in settings["prompts"]], {"size": compressibility(setting.QUALITY)}
     while (request := line.receive())["do"] != "end":
         policy = Policy.load(settings["model"], train="none", adapter=request["adapter"] or None, device="cpu")

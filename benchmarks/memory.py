@@ -69,8 +69,8 @@ def measure(folder: Path, row: dict[str, Any]) -> dict[str, float]:
 def _replay(folder: Path, row: dict[str, Any]) -> Any:
     import torch
 
-    from burnish.diffusion.guidance import cfg
-    from burnish.diffusion.kernels import ddim
+    from burnish.diffusion.guidance import CFG
+    from burnish.diffusion.kernels import DDIM
     from burnish.diffusion.policy import Policy
     from burnish.diffusion.sampler import Sampler
     from burnish.types import Prompt, Trajectory
@@ -81,7 +81,7 @@ def _replay(folder: Path, row: dict[str, Any]) -> Any:
     policy.null(1)
     _touch(policy.pipe.unet)
     moves = torch.arange(count), torch.zeros(count, 1, dtype=torch.long)
-    return lambda: Sampler(ddim(), 50, cfg(5.0)).replay(policy, traj, *moves).logp.sum().backward()
+    return lambda: Sampler(DDIM(), 50, CFG(5.0)).replay(policy, traj, *moves).logp.sum().backward()
 
 
 def _decode(folder: Path, row: dict[str, Any]) -> Any:
@@ -98,12 +98,12 @@ def _decode(folder: Path, row: dict[str, Any]) -> Any:
 def _optimizer(folder: Path, row: dict[str, Any]) -> Any:
     import torch
 
-    from burnish.config import Optimizer
+    from burnish.config import OptimizerConfig
     from burnish.diffusion.policy import Policy
     from burnish.training.optimizer import adamw
 
     policy = Policy.load(folder, device="cpu", train="full")
-    optimizer = adamw(Optimizer(eight_bit=row["eight_bit"]))(policy.trainable)
+    optimizer = adamw(OptimizerConfig(eight_bit=row["eight_bit"]))(policy.trainable)
     for parameter in policy.trainable:
         parameter.grad = torch.randn(parameter.shape).contiguous()
     return optimizer.step

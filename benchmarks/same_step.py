@@ -25,9 +25,9 @@ from burnish.compat.trl.trainer import translated
 from burnish.rewards import score
 from burnish.rewards.compressibility import compressibility
 from burnish.runs import Run
-from burnish.training.assembly import Given
+from burnish.training.assembly import Overrides
 from burnish.training.loop import prepare
-from burnish.training.updates import look, minibatches, update
+from burnish.training.updates import make_process, minibatches, update
 from burnish.types import Prompt, Trajectory
 from burnish.world import World
 
@@ -41,7 +41,7 @@ def burnish(folder: str, out: Path) -> dict[str, float]:
     recipe = translated(options, pipeline, "compressibility")
     policy = pipeline.learner(recipe.model.dtype, recipe.model.device)
     reward = {"compressibility": compressibility()}
-    given = Given(policy, reward, lambda count: [Prompt(text) for text in (PROMPTS * 9)[:count]])
+    given = Overrides(policy, reward, lambda count: [Prompt(text) for text in (PROMPTS * 9)[:count]])
     job = prepare(given.described(recipe), Run(out / "run"), World(), None, given)
     prompts = given.source(len(theirs["latents"])) if given.source else []
     times = job.parts.sampler.times(policy)
@@ -63,7 +63,7 @@ def burnish(folder: str, out: Path) -> dict[str, float]:
     )
     ((images, steps),) = minibatches(job, len(group), len(times) - 1, iteration=1, adv=adv)
     before = policy.state()
-    process = look(job, trajectory, [(images, steps)], 1)
+    process = make_process(job, trajectory, [(images, steps)], 1)
     every = torch.arange(len(times) - 1).repeat(len(group))
     with torch.no_grad():
         said = process.replay(group.repeat_interleave(len(times) - 1), every).logp.view_as(trajectory.logp)

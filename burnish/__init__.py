@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from burnish.diffusion.policy import Policy
     from burnish.diffusion.sampler import Sampler
     from burnish.rewards import check_reward, score
-    from burnish.training.assembly import Given
+    from burnish.training.assembly import Overrides
     from burnish.training.loop import train
     from burnish.types import Gaussian, Level, Loss, Prompt, Replay, Scores, Trajectory
 
@@ -28,7 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Config",
     "Gaussian",
-    "Given",
+    "Overrides",
     "Level",
     "Loss",
     "Policy",
@@ -46,7 +46,7 @@ __all__ = [
 _HOMES = {
     "Config": "config:Config",
     "load_config": "config:load",
-    "Given": "training.assembly:Given",
+    "Overrides": "training.assembly:Overrides",
     "Policy": "diffusion.policy:Policy",
     "Sampler": "diffusion.sampler:Sampler",
     "check_reward": "rewards:check_reward",

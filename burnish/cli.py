@@ -143,14 +143,14 @@ def sample(
     from burnish.tools.gallery import centred, draw, open_expander, open_source, preferred, save
     from burnish.types import Prompt
 
-    frame = preferred(source, prefer, before)
+    template = preferred(source, prefer, before)
     policy, sampler = open_source(source, steps=steps, guidance=guidance, before=before, strength=strength)
     expander = None if plain else open_expander(source, policy, before=before)
     if original:
         if expander is None:
             raise ValueError(f"--original needs words to weigh the prompt against, and {source} is drawn without any")
         sampler = replace(sampler, guidance=centred(sampler.guidance, original))
-    images = draw(policy, sampler, [Prompt(text, frame=frame) for text in prompt], n, seed, expander)
+    images = draw(policy, sampler, [Prompt(text, template=template) for text in prompt], n, seed, expander)
     print(save(images, prompt, n, out))
 
 
@@ -190,7 +190,7 @@ def check(recipe: Recipe, change: Overrides = None) -> None:
     """Before hours are spent: is the ratio 1, does the reward spread, will it fit, how long will it take?
 
     burnish check sd15-clip
-    burnish check my.toml --set batch.replay=4
+    burnish check my.toml --set batch.train_batch=4
     """
     quiet()
     from burnish.config import load

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelConfig:
     """What is fine-tuned, and which of its weights."""
 
     id: str = ""  # "zoo:emoji-sd", a folder in diffusers' format, or a hub id
@@ -48,16 +48,15 @@ class Model:
     revision: str = ""  # of a hub id: branch, tag or commit
     variant: str = ""  # of a hub id: weight files' variant, such as "fp16"
     scheduler: str = ""  # "lcm": sample with an LCMScheduler, as an LCM-LoRA needs; "": as the model comes
-    fused: str = (
-        ""  # a LoRA merged into the model for good before anything else, such as an LCM-LoRA (hub id or folder)
-    )
+    fused_lora: str = ""  # a LoRA (hub id or folder) that is merged into the model for good before anything else, such
+    # as an LCM-LoRA
     controlnet: str = ""  # a ControlNet whose pictures are followed: a folder or a hub id
-    learns: str = ""  # "controlnet", "both", or "" for the model's own network
+    trainable_parts: str = ""  # "controlnet", "both", or "" for the model's own network
     adapter: str = ""  # a LoRA adapter to start from (same rank and targets), such as another run's RUN/adapter
 
 
 @dataclass(frozen=True)
-class Controlling:
+class ControlConfig:
     """How closely a ControlNet is followed."""
 
     scale: float = 1.0  # what its output is multiplied with
@@ -66,20 +65,20 @@ class Controlling:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplerConfig:
     """How an image comes about."""
 
     steps: int = 50  # network calls an image (with guidance "cfg" or "embedded_dual" twice as wide, with "dual" thrice)
     kernel: Table = field(default_factory=lambda: {"use": "ddim", "eta": 1.0})
     guidance: Table = field(default_factory=lambda: {"use": "cfg", "weight": 5.0})
-    control: Controlling = field(default_factory=Controlling)
+    control: ControlConfig = field(default_factory=ControlConfig)
     identifiers: str = ""  # "words" or "tokens": "<reward 2>" before a prompt asks for the second reward; "": none
     identifiers_after: bool = False  # behind the prompt: a text encoder that reads from left to right, as CLIP's, then
     # reads the prompt itself as it would alone
 
 
 @dataclass(frozen=True)
-class Optimizer:
+class OptimizerConfig:
     """AdamW."""
 
     lr: float = 3e-4
@@ -95,24 +94,23 @@ class Optimizer:
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchConfig:
     """One iteration's images, over all processes together, and how they are cut up."""
 
     prompts: int = 8  # drawn for an iteration
     images_per_prompt: int = 8  # with sampler.identifiers shared among the rewards
-    sample: int = 32  # images sampled at once: memory and speed only, but another number draws other noise
-    replay: int = 32  # (image, transition) pairs in one training call: memory and speed only
-    updates: int = 2  # optimizer steps in one pass over the images
+    sample_batch: int = 32  # images sampled at once: memory and speed only, but another number draws other noise
+    train_batch: int = 32  # (image, transition) pairs in one training call: memory and speed only
+    minibatches: int = 2  # optimizer steps in one pass over the images
     epochs: int = 1  # passes over the images
     transitions: int = 0  # trained transitions an image, drawn anew each epoch; 0: all (renoised: as many as steps)
     least_noise: float = 0.0  # moves with a smaller std are not trained: they change no picture, but drown the others
-    previews: bool = (
-        False  # credit each move with what came after it: its guess of the picture is scored, as a baseline
-    )
+    baseline: str = ""  # "x0_preview": the score of the network's x0 before a transition, so that the transition is
+    # credited only with what came after it; "": none
 
 
 @dataclass(frozen=True)
-class Expanding:
+class ExpanderConfig:
     """A language model that puts details behind each prompt before the generator reads it, and learns which please."""
 
     model: str = ""  # "zoo:emoji-expander", a folder or hub id of any causal language model; "": no expander
@@ -132,17 +130,17 @@ class Expanding:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoringConfig:
     """What happens when a reward raises, hangs, or gives no finite number for an image."""
 
     retries: int = 0  # times it is asked again about what is missing, after a pause that doubles
-    timeout: float = 0.0  # seconds for one answer about batch.sample images; 0: wait for ever
+    timeout: float = 0.0  # seconds for one answer about batch.sample_batch images; 0: wait for ever
     missing: str = "stop"  # then "stop" saves the run and ends it; "mask" leaves those images out of the update
     patience: int = 3  # with "mask": iterations in a row without a single image to learn from before the run stops
 
 
 @dataclass(frozen=True)
-class Measuring:
+class EvaluationConfig:
     """Paired evaluation: the same prompts and noise before and after."""
 
     every: int = 0  # iterations between evaluations; 0: only before the first and after the last
@@ -154,7 +152,7 @@ class Measuring:
 
 
 @dataclass(frozen=True)
-class Guarding:
+class GuardConfig:
     """Over-optimisation: held-out measures, taken at every evaluation, that must not fall while the reward climbs."""
 
     action: str = "none"  # when they do: "none", "warn", "stop", or "rollback" to the last good state and stop
@@ -166,7 +164,7 @@ class Guarding:
 
 
 @dataclass(frozen=True)
-class Keeping:
+class RunConfig:
     """What is left in the run directory, and how often."""
 
     checkpoint_every: int = 1  # iterations
@@ -185,22 +183,22 @@ class Config:
 
     seed: int = 0
     iterations: int = 100  # rounds of sampling, scoring and training
-    model: Model = field(default_factory=Model)
-    sampler: Sampling = field(default_factory=Sampling)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
     prompts: Table = field(default_factory=dict)
-    expander: Expanding = field(default_factory=Expanding)
+    expander: ExpanderConfig = field(default_factory=ExpanderConfig)
     # use, weight (1.0), name (of the curve), of ("original": judge by the prompt before it was expanded, or "prompt"),
     # and its arguments
     rewards: list[Table] = field(default_factory=list)
-    scoring: Scoring = field(default_factory=Scoring)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
     curriculum: Table = field(default_factory=dict)  # of the control scale, iteration by iteration; {}: it stays
     advantage: Table = field(default_factory=lambda: {"use": "group"})
     objective: Table = field(default_factory=lambda: {"use": "clipped"})
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    batch: Batch = field(default_factory=Batch)
-    evaluation: Measuring = field(default_factory=Measuring)
-    guard: Guarding = field(default_factory=Guarding)
-    run: Keeping = field(default_factory=Keeping)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    run: RunConfig = field(default_factory=RunConfig)
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -285,7 +283,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("model.dtype", lambda s: s in ("float32", "float16", "bfloat16"), '"float32", "float16" or "bfloat16"'),
     ("model.decode_at_once", lambda n: n >= 0, "0 (as their size suggests) or more"),
     ("model.scheduler", lambda s: s in ("", "lcm"), '"lcm", or "" for the model\'s own'),
-    ("model.learns", lambda s: s in ("", "controlnet", "both"), '"controlnet", "both", or "" for the model\'s own'),
+    (
+        "model.trainable_parts",
+        lambda s: s in ("", "controlnet", "both"),
+        '"controlnet", "both", or "" for the model\'s own',
+    ),
     ("sampler.steps", lambda n: n >= 1, "at least 1 network call"),
     ("sampler.identifiers", lambda s: s in ("", "words", "tokens"), '"words", "tokens", or "" for none'),
     ("expander.train", lambda s: s in ("lora", "full", "none"), '"lora", "full" or "none"'),
@@ -315,10 +317,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("optimizer.max_grad_norm", lambda x: x > 0, "more than 0"),
     ("batch.prompts", lambda n: n >= 1, "at least 1"),
     ("batch.images_per_prompt", lambda n: n >= 1, "at least 1"),
-    ("batch.sample", lambda n: n >= 1, "at least 1"),
-    ("batch.replay", lambda n: n >= 1, "at least 1"),
-    ("batch.updates", lambda n: n >= 1, "at least 1"),
+    ("batch.sample_batch", lambda n: n >= 1, "at least 1"),
+    ("batch.train_batch", lambda n: n >= 1, "at least 1"),
+    ("batch.minibatches", lambda n: n >= 1, "at least 1"),
     ("batch.epochs", lambda n: n >= 1, "at least 1"),
+    ("batch.baseline", lambda s: s in ("", "x0_preview"), '"x0_preview", or "" for none'),
     ("batch.transitions", lambda n: n >= 0, "0 (all) or more"),
     ("batch.least_noise", lambda x: 0 <= x < 1, "at least 0 (all moves) and less than 1"),
     ("evaluation.every", lambda n: n >= 0, "0 (only first and last) or more"),
@@ -344,8 +347,10 @@ def _check_numbers(config: Config) -> None:
         if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
             raise ValueError(f"{name} = {value!r}; it must be {wanted}")
     images = config.batch.prompts * config.batch.images_per_prompt
-    if config.batch.updates > images:
-        raise ValueError(f"batch.updates = {config.batch.updates}, but an iteration has only {images} images; lower it")
+    if config.batch.minibatches > images:
+        raise ValueError(
+            f"batch.minibatches = {config.batch.minibatches}, but an iteration has only {images} images; lower it"
+        )
 
 
 def _check_names(config: Config) -> None:

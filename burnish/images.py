@@ -17,7 +17,7 @@ def eight_bit(images: Tensor) -> np.ndarray:
     return images.detach().clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def opened(path: Path) -> Tensor:
+def open_image(path: Path) -> Tensor:
     """The picture in a file, (3, H, W) float32 in [0, 1], upright as its camera says; what is transparent is white.
 
     Raises:
@@ -34,7 +34,7 @@ def opened(path: Path) -> Tensor:
     return torch.from_numpy(np.array(on_white)).permute(2, 0, 1).float() / 255
 
 
-def grid(images: Tensor) -> tuple[bytes, int]:
+def image_grid(images: Tensor) -> tuple[bytes, int]:
     """Images (B, 3, H, W) in [0, 1] side by side without gaps, row by row, as a PNG; and the number of columns."""
     count, _, height, width = images.shape
     columns = math.ceil(math.sqrt(count * height / width))

@@ -88,7 +88,7 @@ class Run:
         """The sample grid after so many iterations."""
         return self.samples / f"{iteration:06d}.png"
 
-    def asked(self, iteration: int) -> Path:
+    def identifier_grid(self, iteration: int) -> Path:
         """The grid of what reward identifiers do after so many iterations; what is where stands beside it as JSON."""
         return self.samples / f"asked-{iteration:06d}.png"
 

@@ -22,12 +22,12 @@ class Prompt:
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    frame: str = "{}"  # what the generator reads around the text, {}, and nobody else sees: see `identifiers`
+    template: str = "{}"  # what the generator reads around the text, {}, and nobody else sees: see `identifiers`
 
     @property
-    def read(self) -> str:
+    def generator_text(self) -> str:
         """What the generator reads."""
-        return self.frame.replace("{}", self.text)
+        return self.template.replace("{}", self.text)
 
     @property
     def original(self) -> str:
@@ -68,7 +68,7 @@ class Trajectory:
     latent: Tensor  # (B, *latent) what is decoded; no noise is added after it
     cond: Cond
     group: Tensor  # (B,) same number = same prompt; groups are contiguous
-    guess: Tensor | None = None  # (B, T, *latent) the network's x0 before each move, where it was asked for
+    x0_pred: Tensor | None = None  # (B, T, *latent) the network's x0 before each move, where it was asked for
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ class Scores:
     parts: Tensor  # (B, K) float64; NaN where a reward gave no answer
     names: tuple[str, ...]
     problems: tuple[str, ...] = ()  # why answers are missing
-    asked: Tensor | None = None  # (B,) int64: the column each image was asked to please alone; None: all of them
+    target_reward: Tensor | None = (
+        None  # (B,) int64: the column each image was asked to please alone; None: all of them
+    )
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,9 @@ class Loss:
 
 Kernel = Callable[[Tensor, Tensor, Level, Level], Gaussian]  # (x_t, x0, level_t, level_s) -> Gaussian
 Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]  # images (B, 3, H, W) in [0, 1], prompts -> (B,)
-Advantage = Callable[[Scores, Tensor, Tensor], Tensor]  # (scores, weights (K,), group (B,)) -> (B,); heeds scores.asked
+Advantage = Callable[
+    [Scores, Tensor, Tensor], Tensor
+]  # (scores, weights (K,), group (B,)) -> (B,); heeds scores.target_reward
 Objective = Callable[[Replay, Tensor], Loss]  # (replay, advantages (b,)) -> Loss
 
 

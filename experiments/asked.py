@@ -20,12 +20,12 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from burnish.diffusion.guidance import cfg
-from burnish.diffusion.kernels import ddim
+from burnish.diffusion.guidance import CFG
+from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.rewards.caption import QUESTION, Encoder
-from burnish.rewards.vlm import Remembered, Vlm, load
+from burnish.rewards.vlm import CachedVlm, Vlm, load
 from burnish.seeds import generator
 from burnish.tools import zoo_check as check
 from burnish.types import Prompt
@@ -91,7 +91,7 @@ def drawn(ask: Vlm, encoder: Encoder, count: int, seed: int) -> dict[str, object
     """On pictures of the generator, as a run meets them."""
     rng, words = np.random.default_rng(seed), vocabulary()
     asked = [Scene((str(rng.choice(words["animals"])), str(rng.choice(words["objects"])))) for _ in range(count)]
-    policy, sampler = Policy.load("zoo:emoji-sd", train="none", device="cpu"), Sampler(ddim(), 10, cfg(4.0))
+    policy, sampler = Policy.load("zoo:emoji-sd", train="none", device="cpu"), Sampler(DDIM(), 10, CFG(4.0))
     images = check.generate(policy, sampler, [Prompt(scene.caption) for scene in asked], generator(seed, "asked"))
     verdict = judge.load().classify(images)
     right = [len(verdict.names(row, 2) & set(scene.nouns)) for row, scene in enumerate(asked)]
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     ask, encoder = load("zoo:emoji-captioner", batch=64), Encoder.load("zoo:emoji-clip")
-    assert isinstance(ask, Remembered)
+    assert isinstance(ask, CachedVlm)
     found = {
         "caption": caption(ask, encoder, options.count, options.seed),
         "drawn": drawn(ask, encoder, options.count, options.seed),

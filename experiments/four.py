@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from burnish.diffusion.guidance import cfg
-from burnish.diffusion.kernels import ddim
+from burnish.diffusion.guidance import CFG
+from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.rewards import score
@@ -35,7 +35,7 @@ CLIP = "zoo:emoji-clip"
 def pictures(captions: Sequence[str], steps: int = STEPS) -> Tensor:
     """EACH of every caption."""
     policy = Policy.load("zoo:emoji-sd", train="none", device="cpu")
-    return draw(policy, Sampler(ddim(), steps, cfg(4.0)), captions, EACH)
+    return draw(policy, Sampler(DDIM(), steps, CFG(4.0)), captions, EACH)
 
 
 def measure(images: Tensor, prompts: Sequence[Prompt]) -> dict[str, object]:

@@ -10,16 +10,16 @@ import torch
 
 from burnish import config as configuration
 from burnish.evaluation.paired import evaluate
-from burnish.prompts.identifiers import ask, frame
+from burnish.prompts.identifiers import template, with_template
 from burnish.training.assembly import load_policy, load_prompts, load_rewards, load_sampler
 from burnish.zoo import judge
 
 FRAMES = {
     "none": "{}",
-    "one, before": frame([0]),
-    "four, before": frame(range(4)),
-    "one, behind": frame([0], after=True),
-    "four, behind": frame(range(4), after=True),
+    "one, before": template([0]),
+    "four, before": template(range(4)),
+    "one, behind": template([0], after=True),
+    "four, behind": template(range(4), after=True),
     "three commas": "{} , , ,",
 }
 SETTINGS = (
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     prompts = load_prompts({"use": "zoo_nouns", "split": "animals"}, "prompts")
     for name, words in FRAMES.items():
         seen = evaluate(
-            policy, sampler, ask(prompts, words), rewards, judge=right, images_per_prompt=1, seed=5, chunk=60
+            policy, sampler, with_template(prompts, words), rewards, judge=right, images_per_prompt=1, seed=5, chunk=60
         )
         similarity = float(seen.total(torch.ones(1)).mean())
         print(f"{name}: {sum(seen.judged or [])} of {len(prompts)} right, similarity {similarity:.3f}", flush=True)

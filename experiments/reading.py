@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rliable import library, metrics
 
-from burnish.evaluation.paired import Evaluation, kept
+from burnish.evaluation.paired import Evaluation, load_evaluation
 from burnish.runs import Run
 from experiments.running import place
 
@@ -42,7 +42,7 @@ def evaluations(out: Path, task: str, arm: str, seeds: Sequence[int], iteration:
 
 def measured(run: Run, iteration: int) -> dict[str, Evaluation]:
     """An evaluation of a run; SystemExit if it was not made."""
-    found = kept(run.measured(iteration))
+    found = load_evaluation(run.measured(iteration))
     if found is None:
         raise SystemExit(f"{run.measured(iteration)} is missing: run the experiment again, it goes on where it was")
     return found

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from burnish.prompts.codes import qr
-from burnish.qr.layout import of
+from burnish.qr.layout import layout_of
 from burnish.zoo.scenes import SIZE, Scenes
 from pretrain import loop
 from pretrain.data import ZOO
@@ -35,7 +35,7 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 def codes(count: int, seed: int) -> Tensor:
     """The control pictures (count, SIZE, SIZE) uint8 of as many random payloads, none of the unseen part."""
     prompts = qr(["a code"], random=count, seed=seed)
-    return torch.stack([(of(prompt, SIZE).draw()[0] * 255).to(torch.uint8) for prompt in prompts])
+    return torch.stack([(layout_of(prompt, SIZE).draw()[0] * 255).to(torch.uint8) for prompt in prompts])
 
 
 @torch.no_grad()

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from burnish.rl.advantages import batch, group, per_move, softmax, top_fraction, tracker
+from burnish.rl.advantages import (
+    BatchAdvantage,
+    GroupAdvantage,
+    SoftmaxWeights,
+    TopFractionWeights,
+    TrackerAdvantage,
+    per_transition,
+)
 from burnish.types import Scores
 
 GROUP = torch.tensor([7, 7, 7, 7, 2, 2, 2, 2, 9, 9, 9, 9])
@@ -29,13 +36,13 @@ def z(value: float, among: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("kind", [batch, group])
+@pytest.mark.parametrize("kind", [BatchAdvantage, GroupAdvantage])
 def test_against_brute_force(kind: type, k: int) -> None:
     parts, weights = rewards(k), torch.tensor([1.0, -2.0, 0.5])[:k]
     got = kind(clip=1.2)(scores(parts), weights, GROUP)
     r = parts.numpy()
     for i in range(12):
-        rows = np.ones(12, bool) if kind is batch else (GROUP[i] == GROUP).numpy()
+        rows = np.ones(12, bool) if kind is BatchAdvantage else (GROUP[i] == GROUP).numpy()
         total = sum(float(weights[j]) * z(r[i, j], r[rows, j]) for j in range(k)) / math.sqrt((weights**2).sum())
         assert got[i].item() == pytest.approx(min(max(total, -1.2), 1.2), abs=1e-6)
     assert got.dtype == torch.float32
@@ -46,7 +53,7 @@ def test_pooled_spread_against_brute_force() -> None:
     parts, weights = rewards(2), torch.tensor([1.0, 0.5])
     numbers = torch.tensor([7, 7, 7, 7, 2, 2, 2, 2, 9, 9, 5, 9])
     parts[4:8, 0], parts[9, 1] = 0.1, math.nan
-    got = group(spread="batch")(scores(parts), weights, numbers)
+    got = GroupAdvantage(spread="batch")(scores(parts), weights, numbers)
     r, there = parts.numpy(), parts.isfinite().all(1).numpy()
     groups = [np.flatnonzero((numbers.numpy() == number) & there) for number in (7, 2, 9, 5)]
     squares = [[(r[i, k] - r[rows, k].mean()) ** 2 for rows in groups if len(rows) > 1 for i in rows] for k in (0, 1)]
@@ -65,11 +72,11 @@ def test_a_prompt_that_is_nearly_always_right_leaves_the_word_to_other_rewards()
     scan[0], scan[8:12], picture[0] = 0.9, 0.0, 0.2
     parts = torch.stack([scan, picture], 1).double()
     numbers = torch.arange(16) // 8
-    assert group()(scores(parts), torch.tensor([1.0, 0.5]), numbers)[0] < 0
-    assert group(spread="batch")(scores(parts), torch.tensor([1.0, 0.5]), numbers)[0] > 0
+    assert GroupAdvantage()(scores(parts), torch.tensor([1.0, 0.5]), numbers)[0] < 0
+    assert GroupAdvantage(spread="batch")(scores(parts), torch.tensor([1.0, 0.5]), numbers)[0] > 0
 
 
-@pytest.mark.parametrize("kind", [batch, group, tracker])
+@pytest.mark.parametrize("kind", [BatchAdvantage, GroupAdvantage, TrackerAdvantage])
 def test_a_single_weight_is_a_sign(kind: type) -> None:
     plain = kind()(scores(rewards()), ONE, GROUP)
     assert torch.equal(kind()(scores(rewards()), 7 * ONE, GROUP), plain)
@@ -81,11 +88,13 @@ def test_units_of_rewards_do_not_matter() -> None:
     parts = rewards(2)
     scaled = parts * torch.tensor([1e4, 1e-3], dtype=torch.float64) + 100
     weights = torch.tensor([1.0, 1.0])
-    torch.testing.assert_close(group()(scores(scaled), weights, GROUP), group()(scores(parts), weights, GROUP))
+    torch.testing.assert_close(
+        GroupAdvantage()(scores(scaled), weights, GROUP), GroupAdvantage()(scores(parts), weights, GROUP)
+    )
 
 
 @pytest.mark.parametrize("value", [0.1, 1e6 + 0.1, 0.0, -3.3e-9])
-@pytest.mark.parametrize("kind", [batch, group, tracker])
+@pytest.mark.parametrize("kind", [BatchAdvantage, GroupAdvantage, TrackerAdvantage])
 def test_equal_rewards_give_exactly_nothing(kind: type, value: float) -> None:
     parts = torch.full((12, 1), value, dtype=torch.float64)
     assert torch.equal(kind()(scores(parts), ONE, GROUP), torch.zeros(12))
@@ -93,15 +102,15 @@ def test_equal_rewards_give_exactly_nothing(kind: type, value: float) -> None:
 
 def test_one_equal_group_is_exactly_zero_and_leaves_the_others() -> None:
     parts = rewards()
-    expected = group()(scores(parts), ONE, GROUP)
+    expected = GroupAdvantage()(scores(parts), ONE, GROUP)
     parts[4:8] = 0.3
-    got = group()(scores(parts), ONE, GROUP)
+    got = GroupAdvantage()(scores(parts), ONE, GROUP)
     assert torch.equal(got[4:8], torch.zeros(4))
     assert torch.equal(got[:4], expected[:4]) and torch.equal(got[8:], expected[8:])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("kind", [batch, group, lambda: tracker(4, 2)])
+@pytest.mark.parametrize("kind", [BatchAdvantage, GroupAdvantage, lambda: TrackerAdvantage(4, 2)])
 def test_bad_rows_get_zero_and_count_for_nothing(kind: object, bad: float) -> None:
     parts = rewards(2)
     keep = torch.ones(12, dtype=torch.bool)
@@ -115,19 +124,19 @@ def test_bad_rows_get_zero_and_count_for_nothing(kind: object, bad: float) -> No
 
 
 def test_nothing_but_bad_rows() -> None:
-    for kind in (batch(), group(), tracker()):
+    for kind in (BatchAdvantage(), GroupAdvantage(), TrackerAdvantage()):
         assert torch.equal(kind(scores(rewards() * math.nan), ONE, GROUP), torch.zeros(12))
 
 
 def test_order_of_rows_does_not_matter() -> None:
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
-    for kind in (batch, group, tracker):
+    for kind in (BatchAdvantage, GroupAdvantage, TrackerAdvantage):
         got = kind()(scores(rewards()), ONE, GROUP)
         torch.testing.assert_close(kind()(scores(rewards()[order]), ONE, GROUP[order]), got[order])
 
 
 def test_tracker_against_brute_force() -> None:
-    track, seen = tracker(buffer=6, min_count=5), dict[int, list[float]]()
+    track, seen = TrackerAdvantage(buffer=6, min_count=5), dict[int, list[float]]()
     for iteration in range(4):
         parts = rewards(seed=iteration)
         # groups 2 and 7 come every time, 9 only now and then, so that it stays below min_count for longer
@@ -142,7 +151,7 @@ def test_tracker_against_brute_force() -> None:
 
 
 def test_tracker_state_survives_json() -> None:
-    one, two = tracker(4, 2), tracker(4, 2)
+    one, two = TrackerAdvantage(4, 2), TrackerAdvantage(4, 2)
     one(scores(rewards()), ONE, GROUP)
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
     assert two.state_dict() == one.state_dict()
@@ -151,7 +160,7 @@ def test_tracker_state_survives_json() -> None:
 
 
 def test_tracker_forgets_what_falls_out_of_the_buffer() -> None:
-    track = tracker(buffer=4, min_count=4)
+    track = TrackerAdvantage(buffer=4, min_count=4)
     for seed in range(3):
         track(scores(rewards(seed=seed)), ONE, GROUP)
     assert track.state_dict()["seen"]["7"] == rewards(seed=2)[:4].tolist()
@@ -159,20 +168,20 @@ def test_tracker_forgets_what_falls_out_of_the_buffer() -> None:
 
 def test_settings_out_of_range() -> None:
     with pytest.raises(ValueError, match='spread must be "prompt" or "batch", not "all"'):
-        group(spread="all")
+        GroupAdvantage(spread="all")
     with pytest.raises(ValueError, match="advantage.clip"):
-        group(clip=0)
+        GroupAdvantage(clip=0)
     with pytest.raises(ValueError, match="advantage.min_count"):
-        tracker(buffer=4, min_count=5)
+        TrackerAdvantage(buffer=4, min_count=5)
     with pytest.raises(ValueError, match="2 reward weights were given for 1 rewards"):
-        group()(scores(rewards()), torch.ones(2), GROUP)
+        GroupAdvantage()(scores(rewards()), torch.ones(2), GROUP)
 
 
 def test_per_move_against_brute_force() -> None:
     adv, previews = rewards(seed=1)[:, 0], torch.stack([rewards(2, seed) for seed in (2, 3)], 1)  # (12, 2, 2)
     previews[3, 0] = math.nan
     weights = torch.tensor([2.0, -1.0])
-    got = per_move(adv, previews, weights, GROUP)
+    got = per_transition(adv, previews, weights, GROUP)
     for move in range(2):
         seen = [i for i in range(12) if not previews[i, move].isnan().any()]
         p = previews[:, move].numpy()
@@ -193,7 +202,7 @@ def test_per_move_heeds_only_the_previews_of_the_reward_that_was_asked_for() -> 
     adv, previews = rewards(seed=1)[:, 0], torch.stack([rewards(2, seed) for seed in (2, 3)], 1)
     asked = torch.tensor([0, 1]).repeat_interleave(2).repeat(3)
     weights = torch.tensor([2.0, -1.0]) * torch.nn.functional.one_hot(asked)
-    got = per_move(adv, previews, weights, GROUP)
+    got = per_transition(adv, previews, weights, GROUP)
     alone = torch.zeros(12, 2, dtype=torch.float64)
     for i in range(12):
         for move in range(2):
@@ -205,8 +214,8 @@ def test_per_move_heeds_only_the_previews_of_the_reward_that_was_asked_for() -> 
 
 def test_per_move_without_previews_is_the_images_advantage() -> None:
     adv = rewards()[:, 0].float()
-    assert torch.equal(per_move(adv, torch.full((12, 3, 1), math.nan), ONE, GROUP), adv[:, None].expand(12, 3))
-    same = per_move(adv, torch.full((12, 3, 1), 7.0, dtype=torch.float64), ONE, GROUP)
+    assert torch.equal(per_transition(adv, torch.full((12, 3, 1), math.nan), ONE, GROUP), adv[:, None].expand(12, 3))
+    same = per_transition(adv, torch.full((12, 3, 1), 7.0, dtype=torch.float64), ONE, GROUP)
     assert torch.equal(same, adv[:, None].expand(12, 3)), "a preview that tells nothing changes nothing"
 
 
@@ -216,11 +225,14 @@ def test_per_move_keeps_the_expected_gradient_and_takes_out_variance() -> None:
     noise = torch.randn(groups * images, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x1, x2 = noise[:, 0], noise[:, 0] + noise[:, 1] / 3
     group_of = torch.arange(groups).repeat_interleave(images)
-    adv = group()(scores(x2[:, None]), ONE, group_of)
+    adv = GroupAdvantage()(scores(x2[:, None]), ONE, group_of)
     previews = torch.stack([torch.zeros_like(x1), x1], 1)[..., None]  # what is expected before each move
     gradients = {
         name: (value * noise).view(groups, images, 2).mean(1)
-        for name, value in (("image", adv[:, None].double()), ("move", per_move(adv, previews, ONE, group_of).double()))
+        for name, value in (
+            ("image", adv[:, None].double()),
+            ("move", per_transition(adv, previews, ONE, group_of).double()),
+        )
     }
     mean = {name: value.mean(0) for name, value in gradients.items()}
     error = {name: value.std(0) / groups**0.5 for name, value in gradients.items()}
@@ -234,7 +246,7 @@ def test_per_move_keeps_the_expected_gradient_and_takes_out_variance() -> None:
 def test_softmax_weights_by_brute_force(within: str) -> None:
     parts, weights = rewards(2), torch.tensor([1.0, -0.5])
     parts[5, 1] = math.nan
-    got = softmax(beta=0.3, within=within)(scores(parts), weights, GROUP)
+    got = SoftmaxWeights(beta=0.3, within=within)(scores(parts), weights, GROUP)
     total = (parts.numpy() * weights.numpy()).sum(1)
     for i in range(12):
         rows = [j for j in range(12) if j != 5 and (within == "batch" or GROUP[i] == GROUP[j])]
@@ -244,10 +256,10 @@ def test_softmax_weights_by_brute_force(within: str) -> None:
 
 def test_softmax_at_its_ends() -> None:
     parts = rewards()
-    assert softmax(beta=0.0)(scores(parts), ONE, GROUP).tolist() == [1.0] * 12
-    greedy = softmax(beta=1e4)(scores(parts), ONE, GROUP)
-    assert greedy.tolist() == top_fraction(fraction=0.01)(scores(parts), ONE, GROUP).tolist()
-    scaled = softmax(beta=1.0, standardise=True)
+    assert SoftmaxWeights(beta=0.0)(scores(parts), ONE, GROUP).tolist() == [1.0] * 12
+    greedy = SoftmaxWeights(beta=1e4)(scores(parts), ONE, GROUP)
+    assert greedy.tolist() == TopFractionWeights(fraction=0.01)(scores(parts), ONE, GROUP).tolist()
+    scaled = SoftmaxWeights(beta=1.0, standardise=True)
     assert torch.allclose(scaled(scores(parts), ONE, GROUP), scaled(scores(parts * 100 + 7), ONE, GROUP))
     assert scaled(scores(torch.ones(12, 1)), ONE, GROUP).tolist() == [1.0] * 12
 
@@ -255,18 +267,22 @@ def test_softmax_at_its_ends() -> None:
 @pytest.mark.parametrize(("fraction", "count"), [(0.1, 1), (0.5, 2), (1.0, 4)])
 def test_top_fraction_keeps_the_best_of_each_prompt(fraction: float, count: int) -> None:
     parts = rewards()
-    got = top_fraction(fraction)(scores(parts), ONE, GROUP)
+    got = TopFractionWeights(fraction)(scores(parts), ONE, GROUP)
     for number in (7, 2, 9):
         rows = (number == GROUP).nonzero().flatten().tolist()
         best = sorted(rows, key=lambda row: -float(parts[row, 0]))[:count]
         assert [got[row].item() for row in rows] == [4 / count if row in best else 0 for row in rows]
-    ties = top_fraction(0.25)(scores(torch.ones(12, 1)), ONE, GROUP)
+    ties = TopFractionWeights(0.25)(scores(torch.ones(12, 1)), ONE, GROUP)
     assert ties.tolist() == [4.0, 0, 0, 0] * 3
 
 
 def test_weights_say_what_is_wrong() -> None:
-    for make in (lambda: softmax(beta=-1), lambda: top_fraction(0), lambda: softmax(within="image")):
+    for make in (
+        lambda: SoftmaxWeights(beta=-1),
+        lambda: TopFractionWeights(0),
+        lambda: SoftmaxWeights(within="image"),
+    ):
         with pytest.raises(ValueError, match="advantage"):
             make()
     with pytest.raises(ValueError, match="2 reward weights were given for 1"):
-        softmax()(scores(rewards()), torch.ones(2), GROUP)
+        SoftmaxWeights()(scores(rewards()), torch.ones(2), GROUP)

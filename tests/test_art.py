@@ -11,11 +11,11 @@ import torch
 from test_cli import run
 from torch import Tensor
 
-from burnish.diffusion.guidance import none
-from burnish.diffusion.kernels import ddim
+from burnish.diffusion.guidance import NoGuidance
+from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
-from burnish.images import opened
+from burnish.images import open_image
 from burnish.qr.layout import fit
 from burnish.qr.scanner import Scanner
 from burnish.tools import qr_search as art
@@ -38,7 +38,7 @@ def artist(tiny_pipeline: Path, tiny_controlnet: Path, monkeypatch: pytest.Monke
         return images
 
     monkeypatch.setattr(policy, "decode", decode)
-    return policy, Sampler(ddim(), 1, none())
+    return policy, Sampler(DDIM(), 1, NoGuidance())
 
 
 def test_what_is_read_is_kept(artist: tuple[Policy, Sampler], tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_what_is_read_is_kept(artist: tuple[Policy, Sampler], tmp_path: Path) ->
     assert found.read >= 6 and heard == [(16, 3), (32, 4)]
     paths = save(found, tmp_path / "out")
     assert [path.name for path in paths] == [f"code-00{n}.png" for n in ("05", "10", "15", "21")]
-    assert torch.equal(opened(paths[0]), CODE)
+    assert torch.equal(open_image(paths[0]), CODE)
     few = search(*artist, ASKED, Scanner(), count=4, tries=7)
     assert [one.attempt for one in few.found] == [5] and few.tries == 7
     none_read = search(*artist, ASKED, Scanner(), count=1, tries=4)
@@ -66,7 +66,7 @@ def test_models_that_draw_no_codes(tiny_pipeline: Path, tiny_controlnet: Path) -
     with pytest.raises(ValueError, match="draws no codes by itself: give a ControlNet for it by --controlnet"):
         open_artist(str(tiny_pipeline))
     policy, sampler = open_artist(str(tiny_pipeline), str(tiny_controlnet), steps=3, guidance=2.0, scale=1.5)
-    assert policy.steered and (sampler.steps, sampler.control.scale) == (3, 1.5)
+    assert policy.has_controlnet and (sampler.steps, sampler.control.scale) == (3, 1.5)
     assert open_artist(str(tiny_pipeline), str(tiny_controlnet))[1].control.scale == 1.0
 
 

@@ -44,7 +44,7 @@ model = {{ id = "{tiny_pipeline}", device = "cpu" }}
 sampler = {{ steps = 2, guidance = {{ use = "cfg", weight = 2.0 }} }}
 prompts = {{ use = "list", texts = ["a cat", "a dog"] }}
 rewards = [ {{ use = "{tmp_path}/reward.py:bright" }} ]
-batch = {{ prompts = 2, images_per_prompt = 2, updates = 1 }}
+batch = {{ prompts = 2, images_per_prompt = 2, minibatches = 1 }}
 evaluation = {{ images_per_prompt = 0 }}
 run = {{ sample_every = 0 }}
 """)

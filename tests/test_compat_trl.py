@@ -22,7 +22,7 @@ from burnish.compat.trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusi
 from burnish.compat.trl.calls import Calls
 from burnish.config import Config, dump, load
 from burnish.runs import Run
-from burnish.training.loop import Pictures, minibatches
+from burnish.training.loop import SampledImages, minibatches
 from burnish.types import Replay, Scores
 from burnish.world import World
 
@@ -156,7 +156,7 @@ def test_images_and_optimizer_steps_of_an_epoch(
         ),
         processes=processes,
     )
-    assert (config.batch.prompts, config.batch.images_per_prompt, config.batch.sample) == (images, 1, s)
+    assert (config.batch.prompts, config.batch.images_per_prompt, config.batch.sample_batch) == (images, 1, s)
     job: Any = SimpleNamespace(config=config, world=World(), parts=SimpleNamespace(objective=None))
     own = images // processes
     found = list(minibatches(job, own, 50, iteration=1))
@@ -355,11 +355,11 @@ def test_a_hook_gets_the_tracker_or_is_told_that_there_is_none() -> None:
     calls = Calls(redness, animal, lambda data, step, tracker: heard.append(tracker.log_images), 2)
     prompts, images = calls.draw(2), torch.rand(2, 3, 4, 4)
     scores = Scores(calls.reward(images, prompts)[:, None], ("redness",))
-    calls.show(Pictures(1, images, prompts, scores, 0, [SimpleNamespace(log_images="theirs")]))
-    calls.show(Pictures(1, images, prompts, scores, 1, []))  # another process
+    calls.show(SampledImages(1, images, prompts, scores, 0, [SimpleNamespace(log_images="theirs")]))
+    calls.show(SampledImages(1, images, prompts, scores, 1, []))  # another process
     assert heard == ["theirs"]
     with pytest.raises(AttributeError, match="image_samples_hook wants log_images of a tracker, but there is none"):
-        calls.show(Pictures(1, images, prompts, scores, 0, []))
+        calls.show(SampledImages(1, images, prompts, scores, 0, []))
 
 
 def test_a_resumed_script_is_the_uninterrupted_one(config: DDPOConfig, tiny_pipeline: Path, tmp_path: Path) -> None:

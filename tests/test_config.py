@@ -61,7 +61,7 @@ def test_overrides(file: Path) -> None:
         ("batch=4", r"batch = 4 is of the wrong type; write a table \[batch\]"),
         ("model.targets=[1]", r"model.targets = \[1\] is of the wrong type; it wants a list of texts"),
         ("batch.prompts=0", "batch.prompts = 0; it must be at least 1"),
-        ("batch.updates=65", "batch.updates = 65, but an iteration has only 64 images"),
+        ("batch.minibatches=65", "batch.minibatches = 65, but an iteration has only 64 images"),
         ("sampler.steps=0", "sampler.steps = 0; it must be at least 1 network call"),
         ("sampler.kernel.eta=0", "eta"),
         ("sampler.kernel={eta=0.0}", "sampler.kernel.eta must be > 0"),

@@ -13,8 +13,8 @@ from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffus
 
 from burnish import config as configuration
 from burnish.diffusion import kernels
-from burnish.diffusion.guidance import cfg, embedded, none
-from burnish.diffusion.kernels import ddim, lcm
+from burnish.diffusion.guidance import CFG, EmbeddedGuidance, NoGuidance
+from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.diffusion.schedule import FINAL, Schedule
@@ -62,7 +62,7 @@ def test_a_move_is_diffusers_for_all_times_at_once(prediction: str) -> None:
     scheduler.set_timesteps(6)
     x, out = randn(6, 4, 3, 3), randn(6, 4, 3, 3, seed=1)
     t, s = times[:-1], times[1:]
-    move = lcm()(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
+    move = LCM()(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
     assert move.std.shape == (6, 1, 1, 1)
     for i in range(6):
         noise = torch.randn(1, 4, 3, 3, dtype=torch.float64, generator=generator(i))
@@ -74,33 +74,33 @@ def test_a_move_is_diffusers_for_all_times_at_once(prediction: str) -> None:
 def test_standard_deviations_of_the_first_move() -> None:
     schedule = Schedule.of(LCMScheduler(**SD))
     zero, times = torch.zeros(3, 1, 1, 1), torch.tensor([879, 759, 639])  # where both published grids agree
-    std = lcm()(zero, zero, schedule.level(times + 1), schedule.level(times)).std.flatten()
+    std = LCM()(zero, zero, schedule.level(times + 1), schedule.level(times)).std.flatten()
     torch.testing.assert_close(std, torch.tensor([0.991, 0.974, 0.935]), rtol=0, atol=6e-4)
 
 
 def test_moves_do_not_depend_on_where_they_start() -> None:
     level = Level(*(torch.tensor(v, dtype=torch.float64) for v in (0.8, 0.6)))
-    one, two = (lcm()(randn(2, 4, 3, 3, seed=n), randn(2, 4, 3, 3), level, level) for n in (1, 2))
+    one, two = (LCM()(randn(2, 4, 3, 3, seed=n), randn(2, 4, 3, 3), level, level) for n in (1, 2))
     assert torch.equal(one.mean, two.mean) and torch.equal(one.std, two.std)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_a_rollout_is_the_stock_pipeline(tiny_lcm: Path, steps: int) -> None:
     policy = Policy.load(tiny_lcm)
-    traj = Sampler(lcm(), steps, embedded(7.0)).rollout(policy, policy.encode(PROMPTS), GROUP, generator(3))
+    traj = Sampler(LCM(), steps, EmbeddedGuidance(7.0)).rollout(policy, policy.encode(PROMPTS), GROUP, generator(3))
     pipe = LatentConsistencyModelPipeline.from_pretrained(tiny_lcm)
     pipe.set_progress_bar_config(disable=True)
     stock = pipe(
         TEXTS, num_inference_steps=steps, guidance_scale=7.0, generator=generator(3), output_type="latent"
     ).images
     torch.testing.assert_close(traj.latent, stock, rtol=1e-4, atol=1e-4)
-    other = Sampler(lcm(), steps, embedded(2.0)).rollout(policy, policy.encode(PROMPTS), GROUP, generator(3))
+    other = Sampler(LCM(), steps, EmbeddedGuidance(2.0)).rollout(policy, policy.encode(PROMPTS), GROUP, generator(3))
     assert not torch.allclose(other.latent, stock, atol=1e-2), "the weight reaches the network"
 
 
 def test_h_calls_are_h_minus_one_actions(tiny_lcm: Path) -> None:
     policy = Policy.load(tiny_lcm)
-    sampler = Sampler(lcm(), 4, embedded())
+    sampler = Sampler(LCM(), 4, EmbeddedGuidance())
     assert sampler.transitions(policy) == 3
     traj = sampler.rollout(policy, policy.encode(PROMPTS), GROUP, generator())
     assert traj.logp.shape == (4, 3) and traj.t.tolist() == [999, 759, 499, 259]
@@ -108,14 +108,14 @@ def test_h_calls_are_h_minus_one_actions(tiny_lcm: Path) -> None:
     assert (replay.logp - traj.logp).expm1().abs().max() < 1e-6
     assert replay.kl is not None and replay.kl.abs().max() < 1e-6
     with pytest.raises(ValueError, match=r"none of 1 steps .* last call ends in the image and is no action"):
-        Sampler(lcm(), 1, embedded()).transitions(policy)
+        Sampler(LCM(), 1, EmbeddedGuidance()).transitions(policy)
 
 
 def test_training_the_last_call_would_be_noise_alone() -> None:
     """The published code re-noises after the last call and trains on that too, though the image never shows it."""
     level = Level(*(torch.tensor(v, dtype=torch.float64) for v in (0.9, 0.4)))
     count = 40_000
-    move = lcm()(torch.zeros(count, 1, 1, 1), torch.zeros(count, 1, 1, 1, dtype=torch.float64), level, level)
+    move = LCM()(torch.zeros(count, 1, 1, 1), torch.zeros(count, 1, 1, 1, dtype=torch.float64), level, level)
     action = kernels.sample(move, generator(1))
     score = (action - move.mean) / move.std**2  # d log p / d mean of each draw
     for reward, shown in ((action, True), (randn(count, 1, 1, 1, seed=2), False)):
@@ -127,14 +127,14 @@ def test_training_the_last_call_would_be_noise_alone() -> None:
 def test_guidance_that_does_not_fit_the_network(tiny_lcm: Path, tiny_pipeline: Path) -> None:
     consistency, diffusion = Policy.load(tiny_lcm), Policy.load(tiny_pipeline)
     for policy, guidance, message in (
-        (consistency, cfg(3.0), "use guidance 'embedded'"),
-        (consistency, none(), "use guidance 'embedded'"),
-        (diffusion, embedded(3.0), "take 'cfg' or 'none'"),
+        (consistency, CFG(3.0), "use guidance 'embedded'"),
+        (consistency, NoGuidance(), "use guidance 'embedded'"),
+        (diffusion, EmbeddedGuidance(3.0), "take 'cfg' or 'none'"),
     ):
         with pytest.raises(ValueError, match=message):
-            Sampler(ddim(), 3, guidance).rollout(policy, policy.encode(PROMPTS), GROUP, generator())
+            Sampler(DDIM(), 3, guidance).rollout(policy, policy.encode(PROMPTS), GROUP, generator())
     with pytest.raises(ValueError, match="at least 0"):
-        embedded(-1.0)
+        EmbeddedGuidance(-1.0)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
@@ -145,8 +145,8 @@ def test_a_trained_adapter_in_the_stock_pipeline(tiny_lcm: Path, tmp_path: Path,
     x, times = policy.noise(4, noise := generator(5)), policy.schedule.times(steps)
     for t, s in pairwise(times):  # one step has no rollout: nothing could be learned from it
         with torch.no_grad():
-            f = policy.predict(x, t.expand(4), policy.encode(PROMPTS), embedded(5.0))
-        move = lcm()(x, f, policy.schedule.level(t[None]), policy.schedule.level(s[None]))
+            f = policy.predict(x, t.expand(4), policy.encode(PROMPTS), EmbeddedGuidance(5.0))
+        move = LCM()(x, f, policy.schedule.level(t[None]), policy.schedule.level(s[None]))
         x = kernels.sample(move, noise) if s != FINAL else move.mean
     pipe = LatentConsistencyModelPipeline.from_pretrained(tiny_lcm)
     pipe.set_progress_bar_config(disable=True)
@@ -160,7 +160,7 @@ def test_an_lcm_lora_stays_while_another_adapter_trains(tiny_pipeline: Path, tmp
     first = Policy.load(tiny_pipeline, rank=2)  # its adapter stands in for an LCM-LoRA
     perturb(first)
     first.save_adapter(fused := tmp_path / "lcm")
-    policy, sampler = Policy.load(tiny_pipeline, scheduler="lcm", fused=fused), Sampler(lcm(), 4, cfg(1.5))
+    policy, sampler = Policy.load(tiny_pipeline, scheduler="lcm", fused_lora=fused), Sampler(LCM(), 4, CFG(1.5))
     perturb(policy)
     policy.save_adapter(own := tmp_path / "own")
     traj = sampler.rollout(policy, policy.encode(PROMPTS), GROUP, generator(5))
@@ -186,8 +186,8 @@ def test_an_lcm_lora_stays_while_another_adapter_trains(tiny_pipeline: Path, tmp
 
 
 def test_a_lora_that_cannot_be_merged(tiny_pipeline: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"model.fused: the LoRA .* cannot be merged"):
-        Policy.load(tiny_pipeline, fused=tmp_path)
+    with pytest.raises(ValueError, match=r"model.fused_lora: the LoRA .* cannot be merged"):
+        Policy.load(tiny_pipeline, fused_lora=tmp_path)
 
 
 RECIPE = """
@@ -199,7 +199,7 @@ rewards = [ {{ use = "compressibility" }} ]
 advantage = {{ use = "batch" }}
 objective = {{ {objective} }}
 optimizer = {{ lr = 1e-3, warmup = 3, final_lr = 0.5 }}
-batch = {{ prompts = 4, images_per_prompt = 2, sample = 4, replay = {replay}, updates = 2 }}
+batch = {{ prompts = 4, images_per_prompt = 2, sample_batch = 4, train_batch = {replay}, minibatches = 2 }}
 evaluation = {{ images_per_prompt = 1 }}
 run = {{ sample_every = 0 }}
 """
@@ -239,10 +239,10 @@ def test_rebel_in_micro_batches_is_rebel(recipe: Callable[..., configuration.Con
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("batch.previews=true", r"set batch.previews = false"),
+        ("batch.baseline=x0_preview", r"set batch.baseline = ''"),
         ("batch.transitions=1", r"set batch.transitions = 0"),
         ("batch.images_per_prompt=1", r"set batch.images_per_prompt to 2 or more"),
-        ("batch.updates=5", r"batch.updates to at most batch.prompts"),
+        ("batch.minibatches=5", r"batch.minibatches to at most batch.prompts"),
     ],
 )
 def test_what_rebel_cannot_do(
@@ -253,7 +253,7 @@ def test_what_rebel_cannot_do(
 
 
 def test_previews_need_company(recipe: Callable[..., configuration.Config], tmp_path: Path) -> None:
-    changes = ("batch.previews=true", "batch.images_per_prompt=1")
+    changes = ("batch.baseline=x0_preview", "batch.images_per_prompt=1")
     with pytest.raises(ValueError, match=r"set batch.images_per_prompt to 4 or more"):
         train(recipe('use = "clipped"', *changes), tmp_path / "run")
 
@@ -270,7 +270,7 @@ def test_the_kernel_of_another_kind_of_model(
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_sampling_from_a_consistency_model_by_its_name(tiny_lcm: Path, steps: int) -> None:
     policy, sampler = open_source(str(tiny_lcm), steps=steps, guidance=7.0)
-    assert isinstance(sampler.kernel, lcm) and sampler.guidance == embedded(7.0) and sampler.steps == steps
+    assert isinstance(sampler.kernel, LCM) and sampler.guidance == EmbeddedGuidance(7.0) and sampler.steps == steps
     pictures = draw(policy, sampler, ["a cat", "a dog"], 2)
     assert pictures.shape == (4, 3, 32, 32)
     assert open_source(str(tiny_lcm))[1].steps == 4
@@ -279,4 +279,4 @@ def test_sampling_from_a_consistency_model_by_its_name(tiny_lcm: Path, steps: in
 def test_sampling_a_run_keeps_its_kind_of_guidance(recipe: Callable[..., configuration.Config], tmp_path: Path) -> None:
     folder = train(recipe('use = "clipped"', "iterations=1"), tmp_path / "run")
     _, sampler = open_source(str(folder), steps=1, guidance=3.0)
-    assert sampler.guidance == embedded(3.0) and sampler.steps == 1 and isinstance(sampler.kernel, lcm)
+    assert sampler.guidance == EmbeddedGuidance(3.0) and sampler.steps == 1 and isinstance(sampler.kernel, LCM)

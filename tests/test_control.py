@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from burnish import config as configuration
-from burnish.diffusion.control import Control, pictures
-from burnish.diffusion.guidance import cfg, embedded, none
-from burnish.diffusion.kernels import ddim, lcm
+from burnish.diffusion.control import Control, control_images
+from burnish.diffusion.guidance import CFG, EmbeddedGuidance, NoGuidance
+from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.lora import FILE
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
@@ -86,10 +86,10 @@ def test_a_rollout_is_the_stock_pipeline(
     model: tuple[Path, Path], prompts: list[Prompt], control: Control, weight: float
 ) -> None:
     policy = load(model)
-    traj = roll(policy, Sampler(ddim(0.8), 5, cfg(weight), control), prompts)
+    traj = roll(policy, Sampler(DDIM(0.8), 5, CFG(weight), control), prompts)
     expected = stock(model)(
         TEXTS,
-        image=pictures(prompts, 32, 32),
+        image=control_images(prompts, 32, 32),
         num_inference_steps=5,
         guidance_scale=weight,
         eta=0.8,
@@ -106,12 +106,12 @@ def test_the_control_shows_and_its_scale_too(model: tuple[Path, Path], prompts: 
     policy = load(model)
 
     def drawn(scale: float, prompts: list[Prompt]) -> Tensor:
-        return roll(policy, Sampler(ddim(), 3, none(), Control(scale)), prompts).latent
+        return roll(policy, Sampler(DDIM(), 3, NoGuidance(), Control(scale)), prompts).latent
 
     swapped = [Prompt(one.text, other.metadata) for one, other in zip(prompts, prompts[::-1], strict=True)]
     torch.testing.assert_close(drawn(0.0, prompts), drawn(0.0, swapped))
     torch.testing.assert_close(
-        drawn(0.0, prompts), roll(Policy.load(model[0]), Sampler(ddim(), 3, none()), prompts).latent
+        drawn(0.0, prompts), roll(Policy.load(model[0]), Sampler(DDIM(), 3, NoGuidance()), prompts).latent
     )
     for scale in (0.5, 1.0):
         assert (drawn(scale, prompts) - drawn(scale, swapped)).abs().max() > 0.01
@@ -123,16 +123,16 @@ def test_the_control_shows_and_its_scale_too(model: tuple[Path, Path], prompts: 
 def test_a_fresh_trajectory_replays_to_ratio_one(
     model: tuple[Path, Path], prompts: list[Prompt], train: str, learns: str
 ) -> None:
-    policy = load(model, train=train, learns=learns, reference=True)
+    policy = load(model, train=train, trainable_parts=learns, reference=True)
     trained = {name for name, part in policy.pipe.components.items() if any(map(_learns, _parameters(part)))}
     assert trained == {"": {"unet"}, "controlnet": {"controlnet"}, "both": {"unet", "controlnet"}}[learns]
-    sampler = Sampler(ddim(), 4, cfg(5.0), Control(1.2, 0.0, 0.8))
+    sampler = Sampler(DDIM(), 4, CFG(5.0), Control(1.2, 0.0, 0.8))
     first = roll(policy, sampler, prompts)
     perturb(policy, 0.1)
     traj = roll(policy, sampler, prompts)
     assert (traj.latent - first.latent).abs().max() > 1e-3, "what learns has a say"
     assert (ratios(policy, sampler, traj) - 1).abs().max() < 1e-5
-    elsewhere = Sampler(ddim(), 4, cfg(5.0), Control(0.3))
+    elsewhere = Sampler(DDIM(), 4, CFG(5.0), Control(0.3))
     assert torch.equal(ratios(policy, elsewhere, traj), ratios(policy, sampler, traj)), "the stored scale counts"
     with policy.reference():
         torch.testing.assert_close(roll(policy, sampler, prompts).latent, first.latent)
@@ -147,9 +147,9 @@ def _learns(parameter: Tensor) -> bool:
 
 
 def test_the_gradient_reaches_all_that_learns(model: tuple[Path, Path], prompts: list[Prompt]) -> None:
-    policy = load(model, learns="both", gradient_checkpointing=True)
+    policy = load(model, trainable_parts="both", gradient_checkpointing=True)
     perturb(policy, 0.1)
-    sampler = Sampler(ddim(), 3, cfg(3.0), Control(1.0))
+    sampler = Sampler(DDIM(), 3, CFG(3.0), Control(1.0))
     steps = torch.arange(3).expand(3, -1)
     sampler.replay(policy, roll(policy, sampler, prompts), torch.arange(3), steps).logp.sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in policy.trainable)
@@ -157,12 +157,12 @@ def test_the_gradient_reaches_all_that_learns(model: tuple[Path, Path], prompts:
 
 def test_each_image_has_a_scale_of_its_own(model: tuple[Path, Path], prompts: list[Prompt]) -> None:
     """Trajectories of several scales, joined, are replayed together."""
-    from burnish.diffusion.sampler import join
+    from burnish.diffusion.sampler import join_trajectories
 
     policy = load(model)
-    samplers = [Sampler(ddim(), 3, cfg(3.0), Control(scale)) for scale in (0.5, 1.5)]
+    samplers = [Sampler(DDIM(), 3, CFG(3.0), Control(scale)) for scale in (0.5, 1.5)]
     one, two = (roll(policy, sampler, prompts) for sampler in samplers)
-    both, steps = join([one, two]), torch.arange(3).expand(6, -1)
+    both, steps = join_trajectories([one, two]), torch.arange(3).expand(6, -1)
     logp = samplers[0].replay(policy, both, torch.arange(6), steps).logp
     torch.testing.assert_close(logp, torch.cat([one.logp, two.logp]), rtol=1e-5, atol=1e-5)
 
@@ -172,12 +172,12 @@ def test_each_image_has_a_scale_of_its_own(model: tuple[Path, Path], prompts: li
 def test_what_was_learned_is_saved_and_read(
     model: tuple[Path, Path], prompts: list[Prompt], tmp_path: Path, train: str, learns: str
 ) -> None:
-    policy, sampler = load(model, train=train, learns=learns), Sampler(ddim(), 3, cfg(3.0))
+    policy, sampler = load(model, train=train, trainable_parts=learns), Sampler(DDIM(), 3, CFG(3.0))
     perturb(policy, 0.1)
     latent = roll(policy, sampler, prompts).latent
     policy.save_adapter(tmp_path / "adapter")
     for how in (train, "none"):
-        again = load(model, train=how, learns=learns, adapter=tmp_path / "adapter")
+        again = load(model, train=how, trainable_parts=learns, adapter=tmp_path / "adapter")
         torch.testing.assert_close(roll(again, sampler, prompts).latent, latent, rtol=1e-4, atol=1e-4)
     pipe = stock(model)  # and diffusers reads it
     if train == "full":
@@ -190,7 +190,7 @@ def test_what_was_learned_is_saved_and_read(
             pipe.load_lora_weights(tmp_path / "adapter")
     drawn = pipe(
         TEXTS,
-        image=pictures(prompts, 32, 32),
+        image=control_images(prompts, 32, 32),
         num_inference_steps=3,
         guidance_scale=3.0,
         eta=1.0,
@@ -201,18 +201,18 @@ def test_what_was_learned_is_saved_and_read(
 
 
 def test_state_and_checkpoint_names(model: tuple[Path, Path]) -> None:
-    policy = load(model, learns="both")
+    policy = load(model, trainable_parts="both")
     perturb(policy)
     state = policy.state()
     assert {name.split(".")[0] for name in state} == {"unet", "controlnet"}
-    other = load(model, learns="both")
+    other = load(model, trainable_parts="both")
     other.load_state(state)
     assert all(torch.equal(a, b) for a, b in zip(policy.trainable, other.trainable, strict=True))
 
 
 def test_a_controlnet_that_came_with_its_pipeline_learns_in_float32(model: tuple[Path, Path], tmp_path: Path) -> None:
     load(model, train="none").pipe.save_pretrained(tmp_path)
-    policy = Policy.load(tmp_path, train="full", learns="controlnet", dtype="bfloat16")
+    policy = Policy.load(tmp_path, train="full", trainable_parts="controlnet", dtype="bfloat16")
     assert {p.dtype for p in policy.trainable} == {torch.float32}
     assert {p.dtype for p in policy.pipe.unet.parameters()} == {torch.bfloat16}
 
@@ -265,17 +265,19 @@ def test_models_that_do_not_fit(
         Policy.load(tiny_lcm, controlnet=str(tiny_controlnet))
     steered = tmp_path / "steered"
     Policy.load(tiny_sd1, controlnet=str(tiny_controlnet), train="none").pipe.save_pretrained(steered)
-    assert Policy.load(steered).steered, "a whole pipeline with its ControlNet is a model like others"
+    assert Policy.load(steered).has_controlnet, "a whole pipeline with its ControlNet is a model like others"
     with pytest.raises(ValueError, match="a StableDiffusionControlNetPipeline takes none here; these do: StableDiffu"):
         Policy.load(steered, controlnet=str(tiny_controlnet))
     with pytest.raises(ValueError, match="cannot be loaded"):
         Policy.load(tiny_sd1, controlnet=str(tiny_sd1))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Policy.load(tiny_sd1, controlnet="./nowhere")
-    with pytest.raises(ValueError, match=r"model.learns = 'controlnet' needs a ControlNet: set model.controlnet"):
-        Policy.load(tiny_sd1, learns="controlnet")
-    with pytest.raises(ValueError, match=r"model.learns must be 'controlnet', 'both' or ''"):
-        Policy.load(tiny_sd1, learns="vae")
+    with pytest.raises(
+        ValueError, match=r"model.trainable_parts = 'controlnet' needs a ControlNet: set model.controlnet"
+    ):
+        Policy.load(tiny_sd1, trainable_parts="controlnet")
+    with pytest.raises(ValueError, match=r"model.trainable_parts must be 'controlnet', 'both' or ''"):
+        Policy.load(tiny_sd1, trainable_parts="vae")
 
 
 @pytest.fixture
@@ -298,7 +300,7 @@ prompts = {{ use = "jsonl", path = "{tmp_path}/prompts.jsonl" }}
 rewards = [ {{ use = "{tmp_path}/reward.py:rising" }} ]
 advantage = {{ use = "tracker", buffer = 8, min_count = 2 }}
 optimizer = {{ lr = 1e-3 }}
-batch = {{ prompts = 2, images_per_prompt = 4, sample = 8, replay = 8, updates = 2 }}
+batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 8, train_batch = 8, minibatches = 2 }}
 evaluation = {{ images_per_prompt = 1 }}
 run = {{ sample_every = 0, checkpoint_every = 1 }}
 [curriculum]
@@ -363,11 +365,11 @@ def test_pictures_of_another_size(model: tuple[Path, Path], tmp_path: Path) -> N
     prompts = [Prompt(text, {"control": str(tmp_path / "white.png")}) for text in TEXTS]
     policy = load(model, size=64)
     assert policy.latent_shape == (4, 16, 16)
-    traj = roll(policy, Sampler(ddim(0.8), 3, cfg(3.0)), prompts)
+    traj = roll(policy, Sampler(DDIM(0.8), 3, CFG(3.0)), prompts)
     assert policy.decode(traj.latent).shape == (3, 3, 64, 64)
     expected = stock(model)(
         TEXTS,
-        image=pictures(prompts, 64, 64),
+        image=control_images(prompts, 64, 64),
         num_inference_steps=3,
         guidance_scale=3.0,
         eta=0.8,
@@ -383,7 +385,7 @@ def test_a_consistency_model(tiny_lcm: Path, prompts: list[Prompt], tmp_path: Pa
     """Its guidance weight stays an input of the network; the stock pipeline does the same."""
     lcm_pipe = DiffusionPipeline.from_pretrained(tiny_lcm)
     build_controlnet(lcm_pipe, copied=False).save_pretrained(tmp_path / "net")  # as if of the undistilled model
-    policy, sampler = load((tiny_lcm, tmp_path / "net")), Sampler(lcm(), 4, embedded(4.0), Control(0.8))
+    policy, sampler = load((tiny_lcm, tmp_path / "net")), Sampler(LCM(), 4, EmbeddedGuidance(4.0), Control(0.8))
     assert policy.takes_weight and policy.schedule.consistency
     traj = roll(policy, sampler, prompts)
     parts = {name: part for name, part in lcm_pipe.components.items() if name != "image_encoder"}
@@ -393,7 +395,7 @@ def test_a_consistency_model(tiny_lcm: Path, prompts: list[Prompt], tmp_path: Pa
     pipe.set_progress_bar_config(disable=True)
     expected = pipe(
         TEXTS,
-        image=pictures(prompts, 32, 32),
+        image=control_images(prompts, 32, 32),
         num_inference_steps=4,
         guidance_scale=4.0,
         generator=generator(3),

@@ -8,24 +8,30 @@ import math
 import pytest
 from conftest import generator
 
-from burnish.rl.curriculum import cosine, gated, linear, sampled, steps
+from burnish.rl.curriculum import (
+    CosineCurriculum,
+    GatedCurriculum,
+    LinearCurriculum,
+    SampledCurriculum,
+    StepsCurriculum,
+)
 
 
-def at(curriculum: linear, *progress: float) -> list[float]:
+def at(curriculum: LinearCurriculum, *progress: float) -> list[float]:
     return [round(curriculum(p, generator()), 6) for p in progress]
 
 
 def test_fixed_courses() -> None:
-    assert at(linear(2.0, 1.0), 0, 0.25, 0.5, 1) == [2, 1.75, 1.5, 1]
-    assert at(linear(2.0, 1.0, until=0.5), 0, 0.25, 0.5, 1) == [2, 1.5, 1, 1]
-    assert at(cosine(2.0, 1.0), 0, 1 / 3, 0.5, 1) == [2, 1.75, 1.5, 1]
-    assert at(cosine(2.0, 1.0, until=0.5), 0.25, 0.5, 0.9) == [1.5, 1, 1]
-    assert at(steps([2.0, 1.5, 1.0]), 0, 0.33, 0.34, 0.66, 0.67, 1) == [2, 2, 1.5, 1.5, 1, 1]
-    assert at(linear(0.5, 1.5), 0, 0.5, 1) == [0.5, 1, 1.5], "upwards too"
+    assert at(LinearCurriculum(2.0, 1.0), 0, 0.25, 0.5, 1) == [2, 1.75, 1.5, 1]
+    assert at(LinearCurriculum(2.0, 1.0, until=0.5), 0, 0.25, 0.5, 1) == [2, 1.5, 1, 1]
+    assert at(CosineCurriculum(2.0, 1.0), 0, 1 / 3, 0.5, 1) == [2, 1.75, 1.5, 1]
+    assert at(CosineCurriculum(2.0, 1.0, until=0.5), 0.25, 0.5, 0.9) == [1.5, 1, 1]
+    assert at(StepsCurriculum([2.0, 1.5, 1.0]), 0, 0.33, 0.34, 0.66, 0.67, 1) == [2, 2, 1.5, 1.5, 1, 1]
+    assert at(LinearCurriculum(0.5, 1.5), 0, 0.5, 1) == [0.5, 1, 1.5], "upwards too"
 
 
 def test_sampled_stays_between_the_line_and_the_first() -> None:
-    curriculum, chance = sampled(2.0, 1.0), generator()
+    curriculum, chance = SampledCurriculum(2.0, 1.0), generator()
     assert curriculum(0.0, chance) == 2
     for progress in (0.3, 1.0):
         drawn = [curriculum(progress, chance) for _ in range(200)]
@@ -34,7 +40,7 @@ def test_sampled_stays_between_the_line_and_the_first() -> None:
         assert sum(drawn) / 200 == pytest.approx((low + 2) / 2, abs=0.1 * progress)
 
 
-def follow(curriculum: gated, *successes: float) -> list[float]:
+def follow(curriculum: GatedCurriculum, *successes: float) -> list[float]:
     found = []
     for success in successes:
         curriculum.learn(success)
@@ -43,16 +49,18 @@ def follow(curriculum: gated, *successes: float) -> list[float]:
 
 
 def test_gated_goes_down_up_and_never_out() -> None:
-    curriculum = gated(1.2, 1.0, by=0.1, smoothing=0.0)
+    curriculum = GatedCurriculum(1.2, 1.0, by=0.1, smoothing=0.0)
     assert follow(curriculum, 0.9, 0.6, 0.9, 0.9) == [1.1, 1.1, 1.0, 1.0]
     assert follow(curriculum, 0.3, 0.4, 0.3, 0.3) == [1.1, 1.1, 1.2, 1.2]
-    assert follow(gated(1.0, 2.0, by=0.25, smoothing=0.0), 0.9, 0.1, 0.1) == [1.25, 1.0, 1.0], "harder may be more"
+    assert follow(GatedCurriculum(1.0, 2.0, by=0.25, smoothing=0.0), 0.9, 0.1, 0.1) == [1.25, 1.0, 1.0], (
+        "harder may be more"
+    )
 
 
 def test_gated_wants_patience_and_smooths() -> None:
-    curriculum = gated(2.0, 1.0, by=0.5, patience=2, smoothing=0.0)
+    curriculum = GatedCurriculum(2.0, 1.0, by=0.5, patience=2, smoothing=0.0)
     assert follow(curriculum, 0.9, 0.7, 0.9, 0.9, 0.9, 0.9) == [2, 2, 2, 1.5, 1.5, 1.0]
-    smooth = gated(2.0, 1.0, by=0.5, smoothing=0.5)
+    smooth = GatedCurriculum(2.0, 1.0, by=0.5, smoothing=0.5)
     assert follow(smooth, 0.5, 1.0) == [2, 2], "0.5, then 0.75"
     assert follow(smooth, 1.0) == [1.5], "0.875"
     assert follow(smooth, math.nan) == [1.5]
@@ -61,25 +69,28 @@ def test_gated_wants_patience_and_smooths() -> None:
 
 
 def test_gated_goes_on_where_it_was() -> None:
-    one, two = gated(2.0, 1.0, smoothing=0.7, patience=2), gated(2.0, 1.0, smoothing=0.7, patience=2)
+    one, two = (
+        GatedCurriculum(2.0, 1.0, smoothing=0.7, patience=2),
+        GatedCurriculum(2.0, 1.0, smoothing=0.7, patience=2),
+    )
     follow(one, 0.9, 0.95, 0.85)
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
     later = (0.9, 0.2, 0.1, 0.95, 0.99, 0.99, 0.99)
     assert follow(one, *later) == follow(two, *later)
-    fresh = gated(2.0, 1.0)
-    fresh.load_state_dict(json.loads(json.dumps(gated(2.0, 1.0).state_dict())))
+    fresh = GatedCurriculum(2.0, 1.0)
+    fresh.load_state_dict(json.loads(json.dumps(GatedCurriculum(2.0, 1.0).state_dict())))
     assert at(fresh, 0.0) == [2.0]
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: linear(-1.0, 1.0), "curriculum.first must be a finite number, at least 0, not -1.0"),
-        (lambda: linear(1.0, math.inf), "curriculum.last must be a finite number"),
-        (lambda: cosine(2.0, 1.0, until=0.0), r"curriculum.until must lie in \(0, 1\], not 0.0"),
-        (lambda: steps([]), "curriculum.values is empty"),
-        (lambda: gated(2.0, 1.0, above=0.3), "below = 0.4 must be less than above = 0.3"),
-        (lambda: gated(2.0, 1.0, smoothing=1.0), r"smoothing = 1.0 in \[0, 1\)"),
+        (lambda: LinearCurriculum(-1.0, 1.0), "curriculum.first must be a finite number, at least 0, not -1.0"),
+        (lambda: LinearCurriculum(1.0, math.inf), "curriculum.last must be a finite number"),
+        (lambda: CosineCurriculum(2.0, 1.0, until=0.0), r"curriculum.until must lie in \(0, 1\], not 0.0"),
+        (lambda: StepsCurriculum([]), "curriculum.values is empty"),
+        (lambda: GatedCurriculum(2.0, 1.0, above=0.3), "below = 0.4 must be less than above = 0.3"),
+        (lambda: GatedCurriculum(2.0, 1.0, smoothing=1.0), r"smoothing = 1.0 in \[0, 1\)"),
     ],
 )
 def test_settings_that_mean_nothing(make: object, said: str) -> None:

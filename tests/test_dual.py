@@ -16,8 +16,8 @@ from PIL import Image
 from test_guidance import COND, NULL, Network, T, X
 
 from burnish import config as configuration
-from burnish.diffusion.guidance import cfg, dual, embedded, embedded_dual, none
-from burnish.diffusion.kernels import ddim, lcm
+from burnish.diffusion.guidance import CFG, DualGuidance, EmbeddedDualGuidance, EmbeddedGuidance, NoGuidance
+from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.paired import evaluate
@@ -45,13 +45,13 @@ def example() -> ModuleType:
 
 
 def roll(policy: Policy, guidance: Callable[..., torch.Tensor], prompts: list[Prompt] = EXPANDED) -> Trajectory:
-    sampler = Sampler(ddim(), 4, guidance)
+    sampler = Sampler(DDIM(), 4, guidance)
     return sampler.rollout(policy, sampler.encode(policy, prompts), GROUP, generator(2))
 
 
 def test_the_formula_in_one_call() -> None:
     network = Network()
-    out = dual(3.0, 7.0)(network, X, T, BOTH, NULL)
+    out = DualGuidance(3.0, 7.0)(network, X, T, BOTH, NULL)
     null, first, second = (Network()(X, T, one) for one in (NULL, ORIGINAL, COND))
     torch.testing.assert_close(out, 3 * first + (1 - 3 - 7) * null + 7 * second)
     assert network.rows == [9]
@@ -59,17 +59,17 @@ def test_the_formula_in_one_call() -> None:
 
 @pytest.mark.parametrize("weight", [5.0, 1.0, 0.0])
 def test_with_one_weight_zero_it_is_plain_guidance_bit_for_bit(weight: float) -> None:
-    for guidance, cond in ((dual(0.0, weight), COND), (dual(weight, 0.0), ORIGINAL)):
+    for guidance, cond in ((DualGuidance(0.0, weight), COND), (DualGuidance(weight, 0.0), ORIGINAL)):
         network, plain = Network(), Network()
-        assert torch.equal(guidance(network, X, T, BOTH, NULL), cfg(weight)(plain, X, T, cond, NULL))
+        assert torch.equal(guidance(network, X, T, BOTH, NULL), CFG(weight)(plain, X, T, cond, NULL))
         assert network.rows == plain.rows
 
 
 def test_a_share_of_the_weight_for_the_original() -> None:
-    assert centred(cfg(4.0, "a dog"), 0.75) == dual(3.0, 1.0, "a dog")
-    assert centred(embedded(4.0), 0.75) == embedded_dual(3.0, 1.0)
+    assert centred(CFG(4.0, "a dog"), 0.75) == DualGuidance(3.0, 1.0, "a dog")
+    assert centred(EmbeddedGuidance(4.0), 0.75) == EmbeddedDualGuidance(3.0, 1.0)
     with pytest.raises(ValueError, match="has a weight to share"):
-        centred(none(), 0.5)
+        centred(NoGuidance(), 0.5)
 
 
 class Distilled:
@@ -90,18 +90,18 @@ class Distilled:
 def test_a_network_that_takes_the_weight_gives_the_same_in_two_rows() -> None:
     network = Distilled()
     torch.testing.assert_close(
-        embedded_dual(3.0, 1.0)(network, X, T, BOTH, {}), dual(3.0, 1.0)(Network(), X, T, BOTH, NULL)
+        EmbeddedDualGuidance(3.0, 1.0)(network, X, T, BOTH, {}), DualGuidance(3.0, 1.0)(Network(), X, T, BOTH, NULL)
     )
     assert network.rows == [6]
-    for guidance, cond in ((embedded_dual(0.0, 4.0), COND), (embedded_dual(4.0, 0.0), ORIGINAL)):
+    for guidance, cond in ((EmbeddedDualGuidance(0.0, 4.0), COND), (EmbeddedDualGuidance(4.0, 0.0), ORIGINAL)):
         network, plain = Distilled(), Distilled()
-        assert torch.equal(guidance(network, X, T, BOTH, {}), embedded(4.0)(plain, X, T, cond, {}))
+        assert torch.equal(guidance(network, X, T, BOTH, {}), EmbeddedGuidance(4.0)(plain, X, T, cond, {}))
         assert network.rows == plain.rows
     for wrong in ((0.0, 0.0), (-1.0, 4.0), (1.0, float("inf")), (1.0, float("nan"))):
         with pytest.raises(ValueError, match="must be at least 0 and not both 0"):
-            embedded_dual(*wrong)
+            EmbeddedDualGuidance(*wrong)
     with pytest.raises(ValueError, match=r"encode by Sampler.encode"):
-        embedded_dual()(Distilled(), X, T, COND, {})
+        EmbeddedDualGuidance()(Distilled(), X, T, COND, {})
 
 
 @pytest.mark.parametrize("weights", ["lora", "full"])
@@ -110,19 +110,19 @@ def test_a_consistency_model_rolls_out_and_replays_with_both(tiny_lcm: Path, wei
     perturb(policy)
 
     def rolled(guidance: Callable[..., torch.Tensor], prompts: list[Prompt]) -> Trajectory:
-        sampler = Sampler(lcm(), 3, guidance)
+        sampler = Sampler(LCM(), 3, guidance)
         return sampler.rollout(policy, sampler.encode(policy, prompts), GROUP, generator(2))
 
-    both, sampler = rolled(embedded_dual(3.0, 1.0), EXPANDED), Sampler(lcm(), 3, embedded_dual(3.0, 1.0))
+    both, sampler = rolled(EmbeddedDualGuidance(3.0, 1.0), EXPANDED), Sampler(LCM(), 3, EmbeddedDualGuidance(3.0, 1.0))
     replay = sampler.replay(policy, both, GROUP, torch.arange(2).expand(3, -1))
     assert replay.logp.requires_grad and (replay.logp - replay.logp_old).expm1().abs().max() < 5e-6
-    for one, prompts in ((embedded_dual(0.0, 4.0), EXPANDED), (embedded_dual(4.0, 0.0), FIRST)):
-        assert torch.equal(rolled(one, EXPANDED).latent, rolled(embedded(4.0), prompts).latent)
-    assert not torch.allclose(both.latent, rolled(embedded(4.0), EXPANDED).latent, atol=1e-3)
+    for one, prompts in ((EmbeddedDualGuidance(0.0, 4.0), EXPANDED), (EmbeddedDualGuidance(4.0, 0.0), FIRST)):
+        assert torch.equal(rolled(one, EXPANDED).latent, rolled(EmbeddedGuidance(4.0), prompts).latent)
+    assert not torch.allclose(both.latent, rolled(EmbeddedGuidance(4.0), EXPANDED).latent, atol=1e-3)
 
 
 def test_half_precision_is_combined_in_float32() -> None:
-    assert dual()(Network(torch.bfloat16), X, T, BOTH, NULL).dtype == torch.float32
+    assert DualGuidance()(Network(torch.bfloat16), X, T, BOTH, NULL).dtype == torch.float32
 
 
 def test_what_has_no_original_of_its_own_is_the_same_for_both() -> None:
@@ -132,29 +132,29 @@ def test_what_has_no_original_of_its_own_is_the_same_for_both() -> None:
             return super().__call__(x, t, cond)
 
     control = torch.tensor([1.0, 2.0, 3.0])
-    out = dual()(Shown(), X, T, BOTH | {"control": control}, NULL | {"control": 0 * control})
-    assert torch.equal(out, dual()(Network(), X, T, BOTH, NULL))
+    out = DualGuidance()(Shown(), X, T, BOTH | {"control": control}, NULL | {"control": 0 * control})
+    assert torch.equal(out, DualGuidance()(Network(), X, T, BOTH, NULL))
 
 
 def test_what_is_wrong_is_said(tiny_pipeline: Path) -> None:
     with pytest.raises(ValueError, match=r"guidance.w2 must be a finite number"):
-        dual(1.0, float("inf"))
+        DualGuidance(1.0, float("inf"))
     with pytest.raises(ValueError, match=r"encode by Sampler.encode"):
-        dual()(Network(), X, T, COND, NULL)
+        DualGuidance()(Network(), X, T, COND, NULL)
     policy = Policy.load(tiny_pipeline)
     for wrong in (3, " "):
         with pytest.raises(ValueError, match="the original of the prompt 'a cat' is"):
-            Sampler(ddim(), 2, dual()).encode(policy, [Prompt("a cat", {"original": wrong})])
+            Sampler(DDIM(), 2, DualGuidance()).encode(policy, [Prompt("a cat", {"original": wrong})])
 
 
 def test_only_where_it_is_asked_for_are_originals_encoded(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
-    plain = Sampler(ddim(), 2, cfg()).encode(policy, EXPANDED)
-    both = Sampler(ddim(), 2, dual()).encode(policy, EXPANDED)
+    plain = Sampler(DDIM(), 2, CFG()).encode(policy, EXPANDED)
+    both = Sampler(DDIM(), 2, DualGuidance()).encode(policy, EXPANDED)
     assert set(plain) == {"text"} and set(both) == {"text", "original.text"}
     assert torch.equal(both["text"], plain["text"])
     assert torch.equal(both["original.text"], policy.encode(FIRST)["text"])
-    asked = Sampler(ddim(), 2, dual()).encode(policy, [Prompt("a cat", {"original": "cat"}, "<reward 1> ")])
+    asked = Sampler(DDIM(), 2, DualGuidance()).encode(policy, [Prompt("a cat", {"original": "cat"}, "<reward 1> ")])
     assert torch.equal(asked["original.text"], policy.encode([Prompt("cat")])["text"]), "identifiers are not centred on"
 
 
@@ -163,7 +163,7 @@ def test_sampling_is_the_example_on_stock_diffusers(
     model: str, request: pytest.FixtureRequest, example: ModuleType
 ) -> None:
     policy = Policy.load(request.getfixturevalue(model), train="none")
-    sampler = Sampler(ddim(0.8), 5, dual(4.0, 2.5))
+    sampler = Sampler(DDIM(0.8), 5, DualGuidance(4.0, 2.5))
     cond = sampler.encode(policy, [EXPANDED[0]] * 2)
     mine = policy.decode(sampler.rollout(policy, cond, torch.zeros(2).long(), generator(3)).latent)
     from diffusers import StableDiffusionPipeline
@@ -198,17 +198,23 @@ def test_the_example_from_the_command_line(tiny_pipeline: Path, tmp_path: Path) 
 @pytest.mark.parametrize("model", ["tiny_pipeline", "tiny_sdxl"])
 def test_a_rollout_with_one_weight_zero_is_plain_guidance(model: str, request: pytest.FixtureRequest) -> None:
     policy = Policy.load(request.getfixturevalue(model))
-    for one, other, prompts in ((dual(0.0, 4.0), cfg(4.0), EXPANDED), (dual(4.0, 0.0), cfg(4.0), FIRST)):
+    for one, other, prompts in (
+        (DualGuidance(0.0, 4.0), CFG(4.0), EXPANDED),
+        (DualGuidance(4.0, 0.0), CFG(4.0), FIRST),
+    ):
         assert torch.equal(roll(policy, one).latent, roll(policy, other, prompts).latent)
-    both = roll(policy, dual(4.0, 4.0))
-    assert not torch.allclose(both.latent, roll(policy, cfg(4.0)).latent, atol=1e-2)
-    torch.testing.assert_close(both.latent[2], roll(policy, cfg(8.0)).latent[2], rtol=1e-3, atol=1e-3)
+    both = roll(policy, DualGuidance(4.0, 4.0))
+    assert not torch.allclose(both.latent, roll(policy, CFG(4.0)).latent, atol=1e-2)
+    torch.testing.assert_close(both.latent[2], roll(policy, CFG(8.0)).latent[2], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("model", ["tiny_pipeline", "tiny_sdxl"])
 @pytest.mark.parametrize("weights", ["lora", "full"])
 def test_a_fresh_trajectory_replays_to_ratio_one(model: str, weights: str, request: pytest.FixtureRequest) -> None:
-    policy, sampler = Policy.load(request.getfixturevalue(model), train=weights), Sampler(ddim(), 4, dual(3.0, 2.0))
+    policy, sampler = (
+        Policy.load(request.getfixturevalue(model), train=weights),
+        Sampler(DDIM(), 4, DualGuidance(3.0, 2.0)),
+    )
     perturb(policy)
     traj = sampler.rollout(policy, sampler.encode(policy, EXPANDED), GROUP, generator(0))
     replay = sampler.replay(policy, traj, GROUP, torch.arange(4).expand(3, -1))
@@ -217,7 +223,7 @@ def test_a_fresh_trajectory_replays_to_ratio_one(model: str, weights: str, reque
 
 def test_the_negative_prompt_stands_for_nothing(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
-    assert not torch.allclose(roll(policy, dual(negative="a dog")).latent, roll(policy, dual()).latent)
+    assert not torch.allclose(roll(policy, DualGuidance(negative="a dog")).latent, roll(policy, DualGuidance()).latent)
 
 
 def test_evaluation_asks_both(tiny_pipeline: Path) -> None:
@@ -225,10 +231,10 @@ def test_evaluation_asks_both(tiny_pipeline: Path) -> None:
 
     def parts(guidance: Callable[..., torch.Tensor], prompts: list[Prompt]) -> list[list[float | None]]:
         bright = {"bright": lambda images, prompts: images.mean((1, 2, 3))}
-        return evaluate(policy, Sampler(ddim(), 3, guidance), prompts, bright, images_per_prompt=2).parts
+        return evaluate(policy, Sampler(DDIM(), 3, guidance), prompts, bright, images_per_prompt=2).parts
 
-    assert parts(dual(4.0, 0.0), EXPANDED) == parts(cfg(4.0), FIRST)
-    assert parts(dual(4.0, 4.0), EXPANDED) != parts(cfg(4.0), EXPANDED)
+    assert parts(DualGuidance(4.0, 0.0), EXPANDED) == parts(CFG(4.0), FIRST)
+    assert parts(DualGuidance(4.0, 4.0), EXPANDED) != parts(CFG(4.0), EXPANDED)
 
 
 def test_a_run_with_it_and_prompts_from_a_file(tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -242,7 +248,7 @@ model = {{ id = "{tiny_pipeline}", device = "cpu" }}
 sampler = {{ steps = 3, guidance = {{ use = "dual", w1 = 3.0, w2 = 2.0 }} }}
 prompts = {{ use = "jsonl", path = "{tmp_path}/prompts.jsonl" }}
 rewards = [ {{ use = "compressibility" }} ]
-batch = {{ prompts = 2, images_per_prompt = 4, sample = 4, replay = 5, updates = 1 }}
+batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 4, train_batch = 5, minibatches = 1 }}
 evaluation = {{ images_per_prompt = 1 }}
 """)
     records = Run(train(configuration.load(recipe), tmp_path / "run")).records()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from burnish.diffusion.guidance import cfg
-from burnish.diffusion.kernels import ddim
+from burnish.diffusion.guidance import CFG
+from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation import paired as evaluation
@@ -32,7 +32,7 @@ def policy(tiny_pipeline: Path) -> Policy:
 
 
 def test_the_same_weights_are_no_gain_at_all(policy: Policy) -> None:
-    sampler = Sampler(ddim(1.0), 2, cfg(2.0))
+    sampler = Sampler(DDIM(1.0), 2, CFG(2.0))
     options: dict[str, Any] = {"judge": judge, "images_per_prompt": 3, "seed": 5, "chunk": 4}
     before = evaluate(policy, sampler, PROMPTS, REWARDS, **options)
     after = evaluate(policy, sampler, PROMPTS, REWARDS, **options)
@@ -52,7 +52,7 @@ def test_poll_may_stop(policy: Policy) -> None:
         raise KeyError
 
     with pytest.raises(KeyError):
-        evaluate(policy, Sampler(ddim(1.0), 2, cfg(2.0)), PROMPTS, REWARDS, poll=poll)
+        evaluate(policy, Sampler(DDIM(1.0), 2, CFG(2.0)), PROMPTS, REWARDS, poll=poll)
 
 
 def make(parts: list[list[float]], judged: list[bool] | None = None) -> Evaluation:
@@ -81,10 +81,10 @@ def test_the_interval_is_the_clusters() -> None:
 def test_kept_and_read(tmp_path: Path) -> None:
     measured = {"train": make([[0.1, 1 / 3]] * 4, [True, False, True, True])}
     path = tmp_path / "000000.json"
-    assert evaluation.kept(path) is None
-    evaluation.keep(path, measured)
-    assert evaluation.kept(path) == measured
-    assert evaluation.kept(path) != {"train": replace(measured["train"], seed=1)}
+    assert evaluation.load_evaluation(path) is None
+    evaluation.save_evaluation(path, measured)
+    assert evaluation.load_evaluation(path) == measured
+    assert evaluation.load_evaluation(path) != {"train": replace(measured["train"], seed=1)}
     path.write_text("[]")
     with pytest.raises(ValueError, match="not an evaluation of this version"):
-        evaluation.kept(path)
+        evaluation.load_evaluation(path)

@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_cut_and_has_no_log_probability() -> None:
     tokenizer.eos_token = "<pad>"
 
     def fits(prompt: Prompt) -> bool:
-        return len(prompt.read.split()) <= 8
+        return len(prompt.generator_text.split()) <= 8
 
     free = Expander(model, tokenizer, tokens=10).draw(PROMPTS, chance())
     short = Expander(model, tokenizer, tokens=10, fits=fits).draw(PROMPTS, chance())
@@ -138,7 +138,7 @@ def test_the_prompt_stays_and_is_remembered() -> None:
     expander = Expander(*build_language(), tokens=5)
     drawn = expander.draw(PROMPTS, chance())
     for old, new in zip(PROMPTS, drawn.prompts, strict=True):
-        assert new.text.startswith(old.text) and new.metadata["original"] == old.text and new.frame == old.frame
+        assert new.text.startswith(old.text) and new.metadata["original"] == old.text and new.template == old.template
         assert new.text == old.text or new.text[len(old.text)] in " ,", "words are apart from the prompt"
     assert drawn.prompts[1].metadata["tag"] == 1
     strange = [new.text for new in expander.draw([Prompt("capybara")] * 8, chance()).prompts]

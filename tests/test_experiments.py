@@ -26,7 +26,7 @@ def test_every_planned_run_is_what_its_arm_says(job: Trial) -> None:
         arm.trained,
         arm.iterations,
     )
-    assert config.batch.previews == arm.previews and config.batch.epochs == 1
+    assert bool(config.batch.baseline) == arm.previews and config.batch.epochs == 1
     assert arm.rows == {"cfg": 2, "embedded": 1}[config.sampler.guidance["use"]]
     assert arm.iterations % arm.every == 0, "the last evaluation is after the last iteration"
     assert config.seed == job.seed and config.evaluation.judge
@@ -37,7 +37,7 @@ def test_every_planned_run_is_what_its_arm_says(job: Trial) -> None:
 def test_every_algorithm_scores_as_many_pictures(job: Trial) -> None:
     config = configuration.load(job.recipe, job.changes())
     assert config.batch.prompts * config.batch.images_per_prompt * config.iterations == tasks.QUERIES
-    assert not config.batch.previews and config.iterations % config.evaluation.every == 0
+    assert not config.batch.baseline and config.iterations % config.evaluation.every == 0
     imitates = config.objective["use"] == "rwr"
     assert imitates == (config.advantage["use"] in ("softmax", "top_fraction")) == job.arm.startswith("rwr")
     assert config.seed == job.seed and config.evaluation.judge and config.evaluation.unseen

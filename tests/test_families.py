@@ -13,8 +13,8 @@ from torch import Tensor
 
 from burnish import config as configuration
 from burnish.diffusion.families import SDXL
-from burnish.diffusion.guidance import cfg, embedded, none
-from burnish.diffusion.kernels import ddim, lcm
+from burnish.diffusion.guidance import CFG, EmbeddedGuidance, NoGuidance
+from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.runs import Run
@@ -69,7 +69,7 @@ def test_a_rollout_is_the_stock_pipeline(schedule: Path) -> None:
     """With eta, so that every move's noise is compared too; SDXL asks for zeros in place of a negative prompt."""
     policy, pipe = Policy.load(schedule), stock(schedule)
     for weight in (1.0, 5.0):
-        traj = roll(policy, Sampler(ddim(0.8), 5, cfg(weight)))
+        traj = roll(policy, Sampler(DDIM(0.8), 5, CFG(weight)))
         torch.testing.assert_close(traj.latent, latents(pipe, weight, eta=0.8), rtol=1e-5, atol=5e-5)
 
 
@@ -77,7 +77,7 @@ def test_models_that_learned_the_empty_text(tmp_path: Path) -> None:
     build_sdxl(force_zeros_for_empty_prompt=False).save_pretrained(tmp_path)  # type: ignore[attr-defined]
     policy = Policy.load(tmp_path)
     expected = latents(stock(tmp_path), 5.0, 2, eta=0.8)
-    torch.testing.assert_close(roll(policy, Sampler(ddim(0.8), 2, cfg(5.0))).latent, expected, rtol=1e-5, atol=5e-5)
+    torch.testing.assert_close(roll(policy, Sampler(DDIM(0.8), 2, CFG(5.0))).latent, expected, rtol=1e-5, atol=5e-5)
     assert all(torch.equal(policy.null(2)[name], policy.encode([Prompt("")] * 2)[name]) for name in policy.null(2))
 
 
@@ -95,7 +95,7 @@ def test_no_prompt_is_zeros_and_an_empty_prompt_is_not(tiny_sdxl: Path) -> None:
 
 
 def test_a_fresh_trajectory_replays_to_ratio_one(schedule: Path) -> None:
-    policy, samplers = Policy.load(schedule), (Sampler(ddim(), 4, none()), Sampler(ddim(), 4, cfg(5.0)))
+    policy, samplers = Policy.load(schedule), (Sampler(DDIM(), 4, NoGuidance()), Sampler(DDIM(), 4, CFG(5.0)))
     for sampler in samplers:
         assert (moves(policy, sampler, roll(policy, sampler)) - 1).abs().max() < 1e-6
     perturb(policy)
@@ -105,7 +105,7 @@ def test_a_fresh_trajectory_replays_to_ratio_one(schedule: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_replays_to_ratio_one(tiny_sdxl: Path, dtype: str) -> None:
-    policy, sampler = Policy.load(tiny_sdxl, dtype=dtype), Sampler(ddim(), 3, cfg(5.0))
+    policy, sampler = Policy.load(tiny_sdxl, dtype=dtype), Sampler(DDIM(), 3, CFG(5.0))
     perturb(policy, 0.1)
     traj = roll(policy, sampler)
     assert (moves(policy, sampler, traj) - 1).abs().max() < 1e-5 and traj.x.dtype == torch.float32
@@ -116,7 +116,7 @@ def test_gradient_checkpointing_replays_bit_for_bit(model: Path) -> None:
     """The same log-densities and the same gradients: nothing is dropped out, so nothing is drawn anew."""
     answers = []
     for checkpointing in (False, True):
-        policy, sampler = Policy.load(model, gradient_checkpointing=checkpointing), Sampler(ddim(), 3, cfg(3.0))
+        policy, sampler = Policy.load(model, gradient_checkpointing=checkpointing), Sampler(DDIM(), 3, CFG(3.0))
         perturb(policy)
         traj = roll(policy, sampler)
         logp = sampler.replay(policy, traj, torch.arange(4), torch.arange(3).expand(4, -1)).logp
@@ -149,7 +149,7 @@ def test_two_rows_a_picture_are_a_plain_call(tiny_sdxl: Path) -> None:
 
 
 def test_an_adapter_in_the_stock_pipeline(model: Path, tmp_path: Path) -> None:
-    policy, sampler = Policy.load(model, rank=2, alpha=6), Sampler(ddim(0.8), 4, cfg(4.0))
+    policy, sampler = Policy.load(model, rank=2, alpha=6), Sampler(DDIM(0.8), 4, CFG(4.0))
     perturb(policy, 0.1)  # so little that the network does not magnify rounding
     policy.save_adapter(tmp_path)
     mine, plain = roll(policy, sampler).latent, latents(stock(model), 4.0, 4, eta=0.8)
@@ -160,7 +160,7 @@ def test_an_adapter_in_the_stock_pipeline(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_full_network_in_the_stock_pipeline(tiny_sdxl: Path, tmp_path: Path) -> None:
-    policy, sampler = Policy.load(tiny_sdxl, train="full"), Sampler(ddim(0.8), 4, cfg(4.0))
+    policy, sampler = Policy.load(tiny_sdxl, train="full"), Sampler(DDIM(0.8), 4, CFG(4.0))
     perturb(policy, 0.1)
     policy.save_adapter(tmp_path)
     pipe = stock(tiny_sdxl)
@@ -173,7 +173,7 @@ def test_an_lcm_lora_on_sdxl(tiny_sdxl: Path, tmp_path: Path) -> None:
     first = Policy.load(tiny_sdxl, rank=2)  # its adapter stands in for an LCM-LoRA
     perturb(first)
     first.save_adapter(fused := tmp_path / "lcm")
-    policy, sampler = Policy.load(tiny_sdxl, scheduler="lcm", fused=fused), Sampler(lcm(), 4, cfg(1.5))
+    policy, sampler = Policy.load(tiny_sdxl, scheduler="lcm", fused_lora=fused), Sampler(LCM(), 4, CFG(1.5))
     perturb(policy)
     policy.save_adapter(own := tmp_path / "own")
     traj = roll(policy, sampler)
@@ -194,7 +194,7 @@ def test_a_consistency_model_of_the_sdxl_kind(tmp_path: Path) -> None:
     torch.nn.init.normal_(pipe.unet.time_embedding.cond_proj.weight, generator=generator())
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     pipe.save_pretrained(tmp_path)
-    policy, sampler = Policy.load(tmp_path), Sampler(lcm(), 3, embedded(6.0))
+    policy, sampler = Policy.load(tmp_path), Sampler(LCM(), 3, EmbeddedGuidance(6.0))
     traj = roll(policy, sampler)
     assert policy.takes_weight and (moves(policy, sampler, traj) - 1).abs().max() < 1e-6
     reference = DiffusionPipeline.from_pretrained(tmp_path)
@@ -219,7 +219,7 @@ def test_pictures_are_the_stock_pipelines(statistics: bool, tmp_path: Path) -> N
         pipe.vae.register_to_config(latents_mean=MEAN, latents_std=STD)
     pipe.save_pretrained(tmp_path)
     policy = Policy.load(tmp_path)
-    traj = roll(policy, Sampler(ddim(0.8), 2, none()))
+    traj = roll(policy, Sampler(DDIM(0.8), 2, NoGuidance()))
     expected = latents(stock(tmp_path), 1.0, 2, eta=0.8, output_type="pt")
     torch.testing.assert_close(images := policy.decode(traj.latent), expected, rtol=1e-4, atol=1e-4)
     with torch.no_grad():
@@ -238,7 +238,7 @@ sampler = {{ steps = 3, guidance = {{ use = "cfg", weight = 3.0 }} }}
 prompts = {{ use = "list", texts = ["a cat", "a dog"] }}
 rewards = [ {{ use = "compressibility" }} ]
 objective = {{ use = "clipped", kl = 0.01 }}
-batch = {{ prompts = 2, images_per_prompt = 4, sample = 4, replay = 5, updates = 2 }}
+batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 4, train_batch = 5, minibatches = 2 }}
 evaluation = {{ images_per_prompt = 0 }}
 run = {{ sample_every = 0 }}
 """)

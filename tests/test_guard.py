@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from burnish import config as configuration
 from burnish.config import Config
-from burnish.diffusion.guidance import cfg
-from burnish.diffusion.kernels import ddim
+from burnish.diffusion.guidance import CFG
+from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.guard import over_optimised, verdict
 from burnish.evaluation.held_out import Panel, divergence, diversity
-from burnish.evaluation.paired import Evaluation, keep
+from burnish.evaluation.paired import Evaluation, save_evaluation
 from burnish.report.page import page
 from burnish.runs import Run
 from burnish.training.loop import train
@@ -69,7 +69,7 @@ def test_what_counts_as_over_optimised(before: Evaluation, now: Evaluation, said
 def test_the_verdict_is_in_the_files(tmp_path: Path) -> None:
     run, before = Run(tmp_path), seen(LOW, m=SPREAD)
     for iteration, fall in {2: 0.0, 4: 1.0, 6: 0.0, 8: 1.0, 10: 1.0, 12: 0.0}.items():
-        keep(run.measured(iteration), {"train": seen(HIGH, m=[value - fall for value in SPREAD])})
+        save_evaluation(run.measured(iteration), {"train": seen(HIGH, m=[value - fall for value in SPREAD])})
     patient = guarded(patience=2)
     said = {i: verdict(run, patient, ONE, before, i) for i in (2, 4, 6, 8, 10)}
     assert [i for i, one in said.items() if one.tripped] == [10]
@@ -89,7 +89,7 @@ def test_diversity_by_brute_force() -> None:
 
 def test_divergence_is_the_mean_log_ratio_of_trajectories(tiny_pipeline: Path) -> None:
     """KL = E[log p/q] over trajectories of p: by Monte Carlo on 256 of them, within four standard errors."""
-    policy, sampler = Policy.load(tiny_pipeline, train="full", reference=True), Sampler(ddim(), 3, cfg(2.0))
+    policy, sampler = Policy.load(tiny_pipeline, train="full", reference=True), Sampler(DDIM(), 3, CFG(2.0))
     assert divergence(policy, sampler, roll(policy, sampler, 2)).tolist() == [0, 0]
     with torch.no_grad():
         for i, p in enumerate(policy.trainable):
@@ -121,7 +121,7 @@ sampler = {{ steps = 3, guidance = {{ use = "cfg", weight = 2.0 }} }}
 prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
 rewards = [ {{ use = "{tmp_path}/reward.py:brightness" }} ]
 optimizer = {{ lr = 3e-3 }}
-batch = {{ prompts = 3, images_per_prompt = 8, sample = 24, replay = 72, updates = 2 }}
+batch = {{ prompts = 3, images_per_prompt = 8, sample_batch = 24, train_batch = 72, minibatches = 2 }}
 evaluation = {{ images_per_prompt = 4, every = 2, unseen = {{ use = "list", texts = ["a bee"] }} }}
 guard = {{ action = "rollback", drop = 0.8, panel = [ {{ use = "{tmp_path}/reward.py:darkness" }} ] }}
 run = {{ sample_every = 4, sample_prompts = 4, checkpoint_every = 1, keep = 1 }}

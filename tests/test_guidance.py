@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from burnish.diffusion.guidance import cfg, none
+from burnish.diffusion.guidance import CFG, NoGuidance
 from burnish.types import Cond
 
 
@@ -31,13 +31,13 @@ NULL = {"text": torch.ones(1, 1, 2).expand(3, -1, -1)}
 
 def test_none_asks_the_prompt_alone() -> None:
     network = Network()
-    assert torch.equal(none()(network, X, T, COND, NULL), Network()(X, T, COND))
+    assert torch.equal(NoGuidance()(network, X, T, COND, NULL), Network()(X, T, COND))
     assert network.rows == [3]
 
 
 def test_cfg_is_the_formula_in_one_call() -> None:
     network = Network()
-    out = cfg(5.0)(network, X, T, COND, NULL)
+    out = CFG(5.0)(network, X, T, COND, NULL)
     with_prompt, without = Network()(X, T, COND), Network()(X, T, NULL)
     torch.testing.assert_close(out, without + 5 * (with_prompt - without))
     assert network.rows == [6]
@@ -45,18 +45,18 @@ def test_cfg_is_the_formula_in_one_call() -> None:
 
 def test_cfg_at_weight_one_does_not_ask_the_empty_prompt() -> None:
     network = Network()
-    assert torch.equal(cfg(1.0)(network, X, T, COND, NULL), Network()(X, T, COND))
+    assert torch.equal(CFG(1.0)(network, X, T, COND, NULL), Network()(X, T, COND))
     assert network.rows == [3]
 
 
 def test_cfg_at_weight_zero_is_the_empty_prompt() -> None:
-    torch.testing.assert_close(cfg(0.0)(Network(), X, T, COND, NULL), Network()(X, T, NULL))
+    torch.testing.assert_close(CFG(0.0)(Network(), X, T, COND, NULL), Network()(X, T, NULL))
 
 
 def test_cfg_combines_half_precision_in_float32() -> None:
-    assert cfg(5.0)(Network(torch.bfloat16), X, T, COND, NULL).dtype == torch.float32
+    assert CFG(5.0)(Network(torch.bfloat16), X, T, COND, NULL).dtype == torch.float32
 
 
 def test_weight_must_be_a_number() -> None:
     with pytest.raises(ValueError, match="guidance.weight"):
-        cfg(float("nan"))
+        CFG(float("nan"))

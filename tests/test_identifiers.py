@@ -22,8 +22,8 @@ from burnish.runs import Run
 from burnish.tools.gallery import draw, open_source, preferred
 from burnish.tools.preflight import preflight
 from burnish.training import updates
-from burnish.training.assembly import Given, assemble
-from burnish.training.loop import Pictures, choose, prepare, train
+from burnish.training.assembly import Overrides, assemble
+from burnish.training.loop import SampledImages, prepare, sample_prompts, train
 from burnish.types import Prompt
 from burnish.world import World
 
@@ -51,7 +51,7 @@ prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
 rewards = [ {{ use = "{tmp_path}/reward.py:bright" }}, {{ use = "{tmp_path}/reward.py:red", weight = 2.0 }} ]
 advantage = {{ use = "pareto" }}
 optimizer = {{ lr = 1e-3 }}
-batch = {{ prompts = 2, images_per_prompt = 8, sample = 8, replay = 16, updates = 2 }}
+batch = {{ prompts = 2, images_per_prompt = 8, sample_batch = 8, train_batch = 16, minibatches = 2 }}
 evaluation = {{ images_per_prompt = 2 }}
 run = {{ sample_every = 1, sample_prompts = 2 }}
 """)
@@ -67,40 +67,40 @@ def log(out: Path) -> list[dict]:
 
 
 def test_prefixes_and_shares() -> None:
-    assert identifiers.frame([1]) == "<reward 2> {}" and identifiers.frame([]) == "{}"
-    assert identifiers.frame(range(3)) == "<reward 1> <reward 2> <reward 3> {}"
-    assert identifiers.frame(range(2), after=True) == "{} <reward 1> <reward 2>"
-    assert Prompt("a {} cat", frame="{} <reward 1>").read == "a {} cat <reward 1>"
-    assert identifiers.shares(16, 8, 2).tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
-    assert identifiers.shares(6, 3, 3).tolist() == [0, 1, 2] * 2
+    assert identifiers.template([1]) == "<reward 2> {}" and identifiers.template([]) == "{}"
+    assert identifiers.template(range(3)) == "<reward 1> <reward 2> <reward 3> {}"
+    assert identifiers.template(range(2), after=True) == "{} <reward 1> <reward 2>"
+    assert Prompt("a {} cat", template="{} <reward 1>").generator_text == "a {} cat <reward 1>"
+    assert identifiers.target_rewards(16, 8, 2).tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
+    assert identifiers.target_rewards(6, 3, 3).tolist() == [0, 1, 2] * 2
     prompt = Prompt("a cat", {"noun": "cat"})
-    assert identifiers.ask([prompt], "<reward 1> {}") == [Prompt("a cat", {"noun": "cat"}, "<reward 1> {}")]
+    assert identifiers.with_template([prompt], "<reward 1> {}") == [Prompt("a cat", {"noun": "cat"}, "<reward 1> {}")]
 
 
 def test_behind_a_prompt_they_leave_its_own_words_as_they_are(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline, train="none")
-    identifiers.add(policy.pipe, 2)
+    identifiers.add_tokens(policy.pipe, 2)
     words = len(policy.pipe.tokenizer("a cat").input_ids) - 1
     plain, first, second = (
-        policy.encode([Prompt("a cat", frame=identifiers.frame(places, after=True))])["text"][0]
+        policy.encode([Prompt("a cat", template=identifiers.template(places, after=True))])["text"][0]
         for places in ([], [0], [1])
     )
     torch.testing.assert_close(first[:words], plain[:words])
     assert not torch.allclose(first[words:], plain[words:]) and not torch.allclose(first[words:], second[words:])
-    before = policy.encode([Prompt("a cat", frame=identifiers.frame([0]))])["text"][0]
+    before = policy.encode([Prompt("a cat", template=identifiers.template([0]))])["text"][0]
     assert not torch.allclose(before[1:words], plain[1:words])
 
 
 def test_a_token_each_at_the_same_place_in_every_process_and_far_from_the_others() -> None:
     pipes = [build_pipeline(), build_pipeline()]
     before = pipes[0].text_encoder.get_input_embeddings().weight.clone()  # type: ignore[attr-defined]
-    identifiers.add(pipes[0], 3)
-    identifiers.add(pipes[1], 2)
-    identifiers.add(pipes[1], 3)  # the third was missing
+    identifiers.add_tokens(pipes[0], 3)
+    identifiers.add_tokens(pipes[1], 2)
+    identifiers.add_tokens(pipes[1], 3)  # the third was missing
     tables = [pipe.text_encoder.get_input_embeddings().weight for pipe in pipes]  # type: ignore[attr-defined]
     assert torch.equal(*tables) and torch.equal(tables[0][: len(before)], before)
     assert not any(p.requires_grad for p in pipes[0].text_encoder.parameters())  # type: ignore[attr-defined]
-    identifiers.add(pipes[0], 3)
+    identifiers.add_tokens(pipes[0], 3)
     assert len(pipes[0].tokenizer) == len(tables[0]) == len(before) + 3, "nothing is added twice"  # type: ignore[attr-defined]
     ids = pipes[0].tokenizer("<reward 1> <reward 3> a").input_ids  # type: ignore[attr-defined]
     assert ids[1:3] == [len(before), len(before) + 2]
@@ -114,10 +114,10 @@ def test_a_token_each_at_the_same_place_in_every_process_and_far_from_the_others
 def test_rows_that_a_table_has_to_spare_are_used() -> None:
     pipe = build_pipeline()
     pipe.text_encoder.resize_token_embeddings(len(pipe.tokenizer) + 5, mean_resizing=False)  # type: ignore[attr-defined]
-    identifiers.add(pipe, 2)
+    identifiers.add_tokens(pipe, 2)
     assert len(pipe.text_encoder.get_input_embeddings().weight) == len(pipe.tokenizer) + 3  # type: ignore[attr-defined]
     fresh = build_pipeline()
-    identifiers.add(fresh, 2)
+    identifiers.add_tokens(fresh, 2)
     rows = [one.text_encoder.get_input_embeddings().weight[: len(one.tokenizer)] for one in (pipe, fresh)]  # type: ignore[attr-defined]
     torch.testing.assert_close(rows[0][-2:], rows[1][-2:])
 
@@ -127,21 +127,25 @@ def test_both_encoders_of_sdxl_and_the_end_of_a_text_in_old_configurations() -> 
     pipe = build_sdxl()
     pipe.text_encoder_2.text_model.eos_token_id = 2  # type: ignore[attr-defined]
     policy = Policy.load(pipe)
-    identifiers.add(pipe, 2)
+    identifiers.add_tokens(pipe, 2)
     assert pipe.text_encoder_2.text_model.eos_token_id == pipe.tokenizer_2.eos_token_id  # type: ignore[attr-defined]
-    cat, dog = policy.encode([Prompt("a cat", frame="<reward 1> {}"), Prompt("a dog", frame="<reward 1> {}")])["pooled"]
+    cat, dog = policy.encode([Prompt("a cat", template="<reward 1> {}"), Prompt("a dog", template="<reward 1> {}")])[
+        "pooled"
+    ]
     assert not torch.allclose(cat, dog), "the summary has read the text behind the identifier"
-    first, second = policy.encode([Prompt("a cat", frame=f"<reward {n}> {{}}") for n in (1, 2)])["text"]
+    first, second = policy.encode([Prompt("a cat", template=f"<reward {n}> {{}}") for n in (1, 2)])["text"]
     for half in (slice(0, 8), slice(8, None)):
         assert (first - second)[:, half].abs().max() > 0.1, "each encoder tells the identifiers apart"
 
 
 def test_a_run_asks_for_one_reward_each_and_rewards_see_the_text_alone(recipe: Path, tmp_path: Path) -> None:
-    heard: list[Pictures] = []
+    heard: list[SampledImages] = []
     run = Run(train(load(recipe, "iterations=1"), tmp_path / "run", on_images=heard.append))
     (pictures,) = heard
-    assert [prompt.frame for prompt in pictures.prompts] == (["<reward 1> {}"] * 4 + ["<reward 2> {}"] * 4) * 2
-    assert pictures.scores.asked is not None and pictures.scores.asked.tolist() == ([0] * 4 + [1] * 4) * 2
+    assert [prompt.template for prompt in pictures.prompts] == (["<reward 1> {}"] * 4 + ["<reward 2> {}"] * 4) * 2
+    assert (
+        pictures.scores.target_reward is not None and pictures.scores.target_reward.tolist() == ([0] * 4 + [1] * 4) * 2
+    )
     from burnish.catalog import resolve
 
     seen = resolve("reward", f"{recipe.parent}/reward.py:bright").__globals__["seen"]
@@ -149,7 +153,7 @@ def test_a_run_asks_for_one_reward_each_and_rewards_see_the_text_alone(recipe: P
     (record,) = run.records()
     parts = pictures.scores.parts
     for place, name in enumerate(("bright", "red")):
-        asked = parts[pictures.scores.asked == place, place]
+        asked = parts[pictures.scores.target_reward == place, place]
         assert record["rewards"][name]["asked"] == pytest.approx(float(asked.mean()))
         four = parts[:, place].view(4, 4)  # each prompt with each identifier is a group of its own
         assert record["rewards"][name]["within"] == pytest.approx(float(four.std(1, correction=0).mean()))
@@ -160,16 +164,16 @@ def test_a_run_asks_for_one_reward_each_and_rewards_see_the_text_alone(recipe: P
 def test_each_identifier_has_its_own_number_and_the_same_in_every_iteration(recipe: Path, tmp_path: Path) -> None:
     config = load(recipe, "batch.prompts=3")
     for name, given in (
-        ("list", Given()),
-        ("drawn", Given(source=lambda n: [Prompt("a cat"), Prompt("ox"), Prompt("a")])),
+        ("list", Overrides()),
+        ("drawn", Overrides(source=lambda n: [Prompt("a cat"), Prompt("ox"), Prompt("a")])),
     ):
         options = ["evaluation.images_per_prompt=0", "run.sample_every=0", "batch.prompts=3"] if given.source else []
         job = prepare(load(recipe, *options) if options else config, Run.create(tmp_path / name), World(), None, given)
         found: dict[tuple[str, str], set[int]] = {}
         for iteration in (1, 2):
-            prompts, group = choose(job, iteration)
+            prompts, group = sample_prompts(job, iteration)
             for prompt, number in zip(prompts, group.tolist(), strict=True):
-                found.setdefault((prompt.text, prompt.frame), set()).add(number)
+                found.setdefault((prompt.text, prompt.template), set()).add(number)
         assert len(found) == 6 and all(len(numbers) == 1 for numbers in found.values())
         assert len(set.union(*found.values())) == 6
 
@@ -202,9 +206,9 @@ def test_what_they_do_is_drawn_and_shown(recipe: Path, tmp_path: Path) -> None:
     """Two prompts, asked for both rewards, the first and the second: six pictures, the first two the samples'."""
     short = ["iterations=1", "evaluation.images_per_prompt=0"]
     run = Run(train(load(recipe, *short), tmp_path / "asked"))
-    layout = json.loads(run.asked(1).with_suffix(".json").read_text())
+    layout = json.loads(run.identifier_grid(1).with_suffix(".json").read_text())
     assert layout == {"texts": ["a cat", "a dog"], "asked": ["all", "bright", "red"], "columns": 3}
-    with Image.open(run.asked(1)) as sheet, Image.open(run.sample(1)) as samples:
+    with Image.open(run.identifier_grid(1)) as sheet, Image.open(run.sample(1)) as samples:
         size = sheet.height // 2
         tiles = [sheet.crop((x, y, x + size, y + size)).tobytes() for y in (0, size) for x in (0, size, 2 * size)]
         assert tiles[:2] == [samples.crop((x, 0, x + size, size)).tobytes() for x in (0, size)]
@@ -212,7 +216,7 @@ def test_what_they_do_is_drawn_and_shown(recipe: Path, tmp_path: Path) -> None:
     text = write_report(run.folder).read_text("utf-8")
     assert "<h2>Asked for</h2>" in text and text.count('class="cell asked"') == 6
     plain = Run(train(load(recipe, *short, "sampler.identifiers=''"), tmp_path / "plain"))
-    assert not plain.asked(1).exists() and "Asked for" not in write_report(plain.folder).read_text("utf-8")
+    assert not plain.identifier_grid(1).exists() and "Asked for" not in write_report(plain.folder).read_text("utf-8")
 
 
 def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path: Path) -> None:
@@ -229,7 +233,7 @@ def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path
     policy, sampler = open_source(str(job.run.folder))
     both, second = preferred(str(job.run.folder)), preferred(str(job.run.folder), "red")
     assert (both, second) == ("<reward 1> <reward 2> {}", "<reward 2> {}")
-    pictures = [draw(policy, sampler, [Prompt("a cat", frame=one)], 2) for one in (both, second, "{}")]
+    pictures = [draw(policy, sampler, [Prompt("a cat", template=one)], 2) for one in (both, second, "{}")]
     assert not torch.allclose(pictures[0], pictures[1]) and not torch.allclose(pictures[1], pictures[2])
 
     pipe = StableDiffusionPipeline.from_pretrained(config.model.id)
@@ -240,9 +244,9 @@ def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path
         pipe.load_textual_inversion(file)
     from burnish.seeds import generator as stream
 
-    for frame, mine in ((both, pictures[0]), (second, pictures[1])):
+    for template, mine in ((both, pictures[0]), (second, pictures[1])):
         stock = pipe(
-            [frame.replace("{}", "a cat")] * 2, num_inference_steps=3, guidance_scale=2.0, eta=1.0, output_type="pt",
+            [template.replace("{}", "a cat")] * 2, num_inference_steps=3, guidance_scale=2.0, eta=1.0, output_type="pt",
             generator=stream(0, "draw"),
         ).images  # fmt: skip
         torch.testing.assert_close(stock, mine, rtol=1e-3, atol=1e-4)
@@ -250,8 +254,8 @@ def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path
 
 def test_files_of_both_encoders(tmp_path: Path) -> None:
     pipe = build_sdxl()
-    identifiers.add(pipe, 2)
-    identifiers.save(pipe, 2, tmp_path)
+    identifiers.add_tokens(pipe, 2)
+    identifiers.save_tokens(pipe, 2, tmp_path)
     found = {path.name: load_file(path) for path in tmp_path.iterdir()}
     assert set(found) == {f"reward-{n}{which}.safetensors" for n in (1, 2) for which in ("", "-2")}
     assert found["reward-2.safetensors"]["<reward 2>"].shape == (8,)
@@ -278,7 +282,7 @@ def test_a_preference_that_cannot_be_had(recipe: Path, tmp_path: Path, tiny_pipe
         ("sampler.identifiers=token", 'must be "words", "tokens", or "" for none'),
         ("batch.images_per_prompt=5", "make batch.images_per_prompt a multiple of 2"),
         ("rewards.1.weight=0", "one has weight 0"),
-        ("batch.previews=true", "set batch.previews = false"),
+        ("batch.baseline=x0_preview", "set batch.baseline = ''"),
         ("objective={use='rebel'}", "objective 'rebel' give every image something"),
     ],
 )
@@ -300,7 +304,7 @@ def test_previews_are_judged_by_the_reward_that_was_asked_for(
     heard: list[torch.Tensor] = []
     right = updates.per_move
     monkeypatch.setattr(updates, "per_move", lambda a, p, weights, g: heard.append(weights) or right(a, p, weights, g))
-    options = ["advantage={use='group'}", "batch.previews=true", "iterations=1", "evaluation.images_per_prompt=0"]
+    options = ["advantage={use='group'}", "batch.baseline=x0_preview", "iterations=1", "evaluation.images_per_prompt=0"]
     (record,) = Run(train(load(recipe, *options), tmp_path / "run")).records()
     assert 0 < record["settled"] < 1 and record["grad_norm"] > 0
     assert heard[0].tolist() == ([[1.0, 0.0]] * 4 + [[0.0, 2.0]] * 4) * 2

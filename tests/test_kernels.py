@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 
 from burnish.diffusion import kernels
-from burnish.diffusion.kernels import ddim
+from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.schedule import Schedule
 from burnish.types import Gaussian, Level
 
@@ -51,7 +51,7 @@ def test_ddim_is_diffusers_for_all_times_at_once(prediction: str, spacing: str, 
     times = schedule.times(13)
     t, s = times[:-1], times[1:]
     x, out = randn(13, 4, 3, 3), randn(13, 4, 3, 3, seed=1)
-    move = ddim(eta)(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
+    move = DDIM(eta)(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
     assert move.std.shape == (13, 1, 1, 1)
     for i in range(13):
         oracle = diffusers_step(scheduler, x[i : i + 1], out[i : i + 1], int(t[i]), int(s[i]), eta)
@@ -67,7 +67,7 @@ def test_ddim_from_pure_noise(prediction: str) -> None:
     schedule = Schedule.of(scheduler)
     t, s = torch.tensor([999]), torch.tensor([979])
     x, out = randn(1, 4, 3, 3), randn(1, 4, 3, 3, seed=1)
-    move = ddim(0.7)(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
+    move = DDIM(0.7)(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
     torch.testing.assert_close(move.mean, diffusers_step(scheduler, x, out, 999, 979, 0.7).mean)
 
 
@@ -75,7 +75,7 @@ def test_stable_diffusion_stds() -> None:
     schedule = Schedule.of(DDIMScheduler(**SD))
     t = torch.tensor([981, 601, 201, 41, 21, 1])
     zero = torch.zeros(6, 1, 1, 1)
-    std = ddim()(zero, zero, schedule.level(t), schedule.level((t - 20).clamp(min=-1))).std
+    std = DDIM()(zero, zero, schedule.level(t), schedule.level((t - 20).clamp(min=-1))).std
     torch.testing.assert_close(
         std.flatten(), torch.tensor([0.4545, 0.330, 0.185, 0.0999, 0.0395, 0.0206]), rtol=0, atol=6e-4
     )
@@ -90,7 +90,7 @@ def test_ddim_keeps_the_marginals_of_gaussian_data() -> None:
         one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
         for t, s in zip(times[:-1, None], times[1:, None], strict=True):
             level = schedule.level(t)
-            move = ddim(eta)(one, level.alpha * one, level, schedule.level(s))
+            move = DDIM(eta)(one, level.alpha * one, level, schedule.level(s))
             variance = move.mean.item() ** 2 * variance + move.std.item() ** 2
         assert variance == pytest.approx(1, abs=0.02)
 
@@ -99,9 +99,9 @@ def test_half_precision_is_raised_and_autocast_has_no_say() -> None:
     schedule = Schedule.of(DDIMScheduler(**SD))
     t, s = torch.tensor([21, 1]), torch.tensor([1, -1])
     x, x0 = randn(2, 4, 3, 3).float(), randn(2, 4, 3, 3, seed=1).bfloat16()
-    plain = ddim()(x, x0, schedule.level(t), schedule.level(s))
+    plain = DDIM()(x, x0, schedule.level(t), schedule.level(s))
     with torch.autocast("cpu", torch.bfloat16):
-        inside = ddim()(x, x0, schedule.level(t), schedule.level(s))
+        inside = DDIM()(x, x0, schedule.level(t), schedule.level(s))
         assert torch.equal(kernels.log_prob(inside, x), kernels.log_prob(plain, x))
     assert plain.mean.dtype == plain.std.dtype == kernels.log_prob(plain, x.bfloat16()).dtype == torch.float32
     assert torch.equal(inside.mean, plain.mean)
@@ -110,7 +110,7 @@ def test_half_precision_is_raised_and_autocast_has_no_say() -> None:
 @pytest.mark.parametrize("eta", [-0.1, -0.5, 1.5, float("nan")])
 def test_eta_out_of_range(eta: float) -> None:
     with pytest.raises(ValueError, match="eta must lie between 0 and 1"):
-        ddim(eta)
+        DDIM(eta)
 
 
 def gaussian(seed: int) -> Gaussian:
@@ -140,6 +140,6 @@ def test_expected_score_is_zero_and_actions_carry_no_gradient() -> None:
 
 def test_samples_follow_the_generator() -> None:
     level = Level(torch.tensor(0.5), torch.tensor(0.8))
-    move = ddim()(torch.ones(2, 4, 3, 3), torch.ones(2, 4, 3, 3), level, Level(torch.tensor(0.8), torch.tensor(0.6)))
+    move = DDIM()(torch.ones(2, 4, 3, 3), torch.ones(2, 4, 3, 3), level, Level(torch.tensor(0.8), torch.tensor(0.6)))
     one, same, other = (kernels.sample(move, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)

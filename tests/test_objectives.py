@@ -10,7 +10,7 @@ from torch import Tensor
 
 from burnish import catalog
 from burnish.diffusion import kernels
-from burnish.rl.objectives import clipped, rebel, reinforce
+from burnish.rl.objectives import Clipped, Rebel, Reinforce
 from burnish.types import Gaussian, Loss, Replay
 
 DIMS = 256
@@ -22,7 +22,7 @@ ALL = [
         if name != "rebel"
         for more in ({}, {"kl": 0.1})
     ),
-    rebel(),
+    Rebel(),
 ]
 
 
@@ -48,8 +48,8 @@ def gradient(objective: Callable[[Replay, Tensor], Loss], rows: Replay, adv: Ten
 def test_reinforce_and_clipped_agree_at_ratio_one() -> None:
     adv = randn(6, seed=1)
     expected = (-adv[:, None] / 18).expand(6, 3)
-    torch.testing.assert_close(gradient(reinforce(), replay(), adv), expected)
-    torch.testing.assert_close(gradient(clipped(), replay(), adv), expected)
+    torch.testing.assert_close(gradient(Reinforce(), replay(), adv), expected)
+    torch.testing.assert_close(gradient(Clipped(), replay(), adv), expected)
 
 
 @pytest.mark.parametrize(
@@ -64,14 +64,14 @@ def test_reinforce_and_clipped_agree_at_ratio_one() -> None:
     ],
 )
 def test_clip_stops_only_the_side_that_went_too_far(sign: int, change: float, learns: bool) -> None:
-    grad = gradient(clipped(1.64), replay(change), torch.full((6,), float(sign)))
+    grad = gradient(Clipped(1.64), replay(change), torch.full((6,), float(sign)))
     assert bool((grad != 0).all()) == learns and bool((grad == 0).all()) != learns
 
 
 def test_clip_fraction_and_deviation_count_both_sides() -> None:
     change = torch.zeros(6, 3, dtype=torch.float64)
     change[0], change[1, 0], change[2] = 2 * C, -3 * C, C / 2
-    metrics = clipped(1.64)(replay(change), randn(6)).metrics
+    metrics = Clipped(1.64)(replay(change), randn(6)).metrics
     assert metrics["clip_fraction"] == pytest.approx(4 / 18)
     assert metrics["ratio_deviation"] == pytest.approx(3 * C, rel=0.02)
     assert metrics["approx_kl"] == pytest.approx(0.5 * float(((change * DIMS) ** 2).mean()))
@@ -114,7 +114,7 @@ def test_a_small_step_raises_the_weighted_density(objective: Callable[[Replay, T
     assert gain > 0
 
 
-@pytest.mark.parametrize("kind", [reinforce, clipped])
+@pytest.mark.parametrize("kind", [Reinforce, Clipped])
 def test_kl_pulls_back_to_the_reference(kind: Callable[..., Callable[[Replay, Tensor], Loss]]) -> None:
     first, mean = torch.zeros(1, 4, 3, 3, dtype=torch.float64), torch.full((1, 4, 3, 3), 0.1, dtype=torch.float64)
     mean.requires_grad_()
@@ -128,10 +128,10 @@ def test_kl_pulls_back_to_the_reference(kind: Callable[..., Callable[[Replay, Te
 
 def test_kl_needs_a_reference() -> None:
     with pytest.raises(ValueError, match="reference=True"):
-        clipped(kl=0.1)(replay(), randn(6))
+        Clipped(kl=0.1)(replay(), randn(6))
 
 
-@pytest.mark.parametrize("make", [lambda: clipped(clip=0), lambda: clipped(clip=-1), lambda: reinforce(kl=-1)])
+@pytest.mark.parametrize("make", [lambda: Clipped(clip=0), lambda: Clipped(clip=-1), lambda: Reinforce(kl=-1)])
 def test_settings_out_of_range(make: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="objective\\."):
         make()
@@ -155,8 +155,8 @@ def test_rebel_has_the_gradient_of_all_pairs(images: int, rate: float) -> None:
     old, adv = randn(3 * images, 2, seed=1) * 0.1, randn(3 * images, seed=2)
     change = (logp - old).sum(1)
     (expected,) = torch.autograd.grad(pairs_loss(change, adv, group, rate), logp)
-    targets = rebel(rate).targets(change.detach(), adv, group, moves=2)
-    loss = rebel(rate)(Replay(logp, old, DIMS), targets)
+    targets = Rebel(rate).targets(change.detach(), adv, group, moves=2)
+    loss = Rebel(rate)(Replay(logp, old, DIMS), targets)
     (grad,) = torch.autograd.grad(loss.value, logp)
     torch.testing.assert_close(grad, expected)
 
@@ -164,11 +164,11 @@ def test_rebel_has_the_gradient_of_all_pairs(images: int, rate: float) -> None:
 def test_rebel_rests_where_differences_agree() -> None:
     group, adv = torch.tensor([0, 0, 1, 1]), randn(4, seed=2)
     offset = torch.tensor([3.0, 3.0, -1.0, -1.0], dtype=torch.float64)  # only differences within a prompt count
-    assert rebel(2.0).targets((adv + offset) / 2, adv, group, 3).abs().max() < 1e-12
+    assert Rebel(2.0).targets((adv + offset) / 2, adv, group, 3).abs().max() < 1e-12
 
 
 def test_rebel_needs_company() -> None:
     with pytest.raises(ValueError, match="images_per_prompt to 2 or more"):
-        rebel().targets(torch.zeros(3), torch.zeros(3), torch.tensor([0, 0, 1]), 1)
+        Rebel().targets(torch.zeros(3), torch.zeros(3), torch.tensor([0, 0, 1]), 1)
     with pytest.raises(ValueError, match="objective.rate must be > 0"):
-        rebel(0.0)
+        Rebel(0.0)

@@ -12,14 +12,14 @@ from conftest import generator
 from torch import nn
 
 from burnish import config as configuration
-from burnish.config import Optimizer
+from burnish.config import OptimizerConfig
 from burnish.tools.preflight import preflight
 from burnish.training import checkpoint
 from burnish.training.loop import train
 from burnish.training.optimizer import adamw
 
-SETTINGS = Optimizer(lr=1e-2, betas=[0.8, 0.95], weight_decay=0.1, eps=1e-6)
-EIGHT = Optimizer(lr=1e-2, weight_decay=0.1, eight_bit=True)
+SETTINGS = OptimizerConfig(lr=1e-2, betas=[0.8, 0.95], weight_decay=0.1, eps=1e-6)
+EIGHT = OptimizerConfig(lr=1e-2, weight_decay=0.1, eight_bit=True)
 
 
 def parameters() -> list[nn.Parameter]:
@@ -54,7 +54,7 @@ sampler = {{ steps = 2, guidance = {{ use = "none" }} }}
 prompts = {{ use = "list", texts = ["a cat"] }}
 rewards = [ {{ use = "compressibility" }} ]
 optimizer = {{ lr = 1e-3, eight_bit = true }}
-batch = {{ prompts = 1, images_per_prompt = 4, sample = 4, replay = 4 }}
+batch = {{ prompts = 1, images_per_prompt = 4, sample_batch = 4, train_batch = 4 }}
 evaluation = {{ images_per_prompt = 0 }}
 run = {{ sample_every = 0 }}
 """)
@@ -76,7 +76,7 @@ def test_without_the_library_it_is_told_before_the_model_is_loaded(
 def test_8_bits_are_close_and_a_quarter_of_the_memory() -> None:
     pytest.importorskip("bitsandbytes")
     first, eight, whole = parameters(), parameters(), parameters()
-    small, large = adamw(EIGHT)(eight), adamw(Optimizer(lr=1e-2, weight_decay=0.1))(whole)
+    small, large = adamw(EIGHT)(eight), adamw(OptimizerConfig(lr=1e-2, weight_decay=0.1))(whole)
     steps(small, eight, range(5))
     steps(large, whole, range(5))
     for start, a, b in zip(first, eight, whole, strict=True):

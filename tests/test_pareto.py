@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from burnish import catalog
-from burnish.rl.advantages import group, weighted
-from burnish.rl.pareto import expected_share, nondominated, pareto
+from burnish.rl.advantages import GroupAdvantage, WeightedAdvantage
+from burnish.rl.pareto import ParetoAdvantage, expected_share, nondominated
 from burnish.types import Scores
 
 GROUP = torch.arange(5).repeat_interleave(8)
@@ -18,7 +18,7 @@ ONES = torch.ones(8)
 
 
 def scores(parts: torch.Tensor, asked: torch.Tensor | None = None) -> Scores:
-    return Scores(parts, tuple(f"r{i}" for i in range(parts.shape[1])), asked=asked)
+    return Scores(parts, tuple(f"r{i}" for i in range(parts.shape[1])), target_reward=asked)
 
 
 def rewards(k: int, seed: int = 0, ties: bool = True) -> torch.Tensor:
@@ -73,23 +73,23 @@ def test_equal_rows_do_not_dominate_each_other() -> None:
 @pytest.mark.parametrize("k", [1, 3])
 def test_the_front_keeps_its_advantage_and_all_others_have_exactly_none(k: int) -> None:
     parts, weights = rewards(k), torch.tensor([1.0, 2.0, 0.5])[:k]
-    adv = pareto()(scores(parts), weights, GROUP)
+    adv = ParetoAdvantage()(scores(parts), weights, GROUP)
     front = torch.tensor(brute(parts.tolist(), GROUP.tolist()))
-    assert torch.equal(adv, torch.where(front, group()(scores(parts), weights, GROUP), 0.0))
+    assert torch.equal(adv, torch.where(front, GroupAdvantage()(scores(parts), weights, GROUP), 0.0))
     assert adv.dtype == torch.float32 and adv[~front].eq(0).all() and adv[front].ne(0).any()
 
 
 def test_of_a_reward_with_a_negative_weight_less_is_better_and_weight_zero_is_not_looked_at() -> None:
     parts = rewards(3, ties=False)
     turned = parts * torch.tensor([1, -1, 0])
-    front = pareto().front(scores(parts), torch.tensor([2.0, -0.5, 0.0]), GROUP)
+    front = ParetoAdvantage().front(scores(parts), torch.tensor([2.0, -0.5, 0.0]), GROUP)
     assert front.tolist() == brute(turned[:, :2].tolist(), GROUP.tolist())
 
 
 def test_a_reward_that_differs_by_rounding_alone_is_not_looked_at() -> None:
     parts = rewards(3, ties=False)
     parts[:, 2] = 0.9 + 1e-9 * parts[:, 2]
-    front = pareto().front(scores(parts), torch.ones(3), GROUP)
+    front = ParetoAdvantage().front(scores(parts), torch.ones(3), GROUP)
     assert front.tolist() == brute(parts[:, :2].tolist(), GROUP.tolist()) != brute(parts.tolist(), GROUP.tolist())
 
 
@@ -97,20 +97,20 @@ def test_over_the_batch_images_are_compared_by_how_they_do_among_their_own() -> 
     parts = rewards(2, ties=False)
     easy = parts + 100 * (GROUP == 3)[:, None]  # one prompt scores high with every picture
     for unit in (parts, easy):
-        front = pareto(within="batch").front(scores(unit), torch.ones(2), GROUP)
+        front = ParetoAdvantage(within="batch").front(scores(unit), torch.ones(2), GROUP)
         own = [parts[8 * n : 8 * n + 8] for n in range(5)]
         z = torch.cat([(rows - rows.mean(0)) / rows.std(0, correction=0) for rows in own])
         assert front.tolist() == brute(z.tolist(), [0] * 40)
-    assert front.sum() < pareto().front(scores(parts), torch.ones(2), GROUP).sum()
+    assert front.sum() < ParetoAdvantage().front(scores(parts), torch.ones(2), GROUP).sum()
 
 
 def test_the_papers_weight_is_the_raw_reward_of_the_identifier() -> None:
     parts, asked = rewards(3), torch.arange(40) // 8 % 3
-    adv = pareto(standardise=False)(scores(parts, asked), torch.ones(3), GROUP)
+    adv = ParetoAdvantage(standardise=False)(scores(parts, asked), torch.ones(3), GROUP)
     front = brute(parts.tolist(), GROUP.tolist())
     for i in range(40):
         assert adv[i].item() == (parts[i, asked[i]].item() if front[i] else 0.0)
-    plain = pareto(standardise=False)(scores(parts), torch.tensor([1.0, 2.0, 0.5]), GROUP)
+    plain = ParetoAdvantage(standardise=False)(scores(parts), torch.tensor([1.0, 2.0, 0.5]), GROUP)
     for i in range(40):
         expected = parts[i, 0] + 2 * parts[i, 1] + 0.5 * parts[i, 2] if front[i] else 0.0
         assert plain[i].item() == float(expected)
@@ -132,15 +132,15 @@ def test_asked_for_one_reward_an_image_is_judged_by_that_one_alone(kind: str) ->
 def test_weighted_adds_first_and_lets_the_loudest_win() -> None:
     parts = rewards(2, ties=False) * torch.tensor([100.0, 1.0])
     weights = torch.tensor([1.0, 2.0])
-    adv = weighted(clip=1.1)(scores(parts), weights, GROUP)
+    adv = WeightedAdvantage(clip=1.1)(scores(parts), weights, GROUP)
     for i in range(40):
         sums = [float(a + 2 * b) for a, b in parts[i // 8 * 8 :][:8]]
         mean = sum(sums) / 8
         std = math.sqrt(sum((one - mean) ** 2 for one in sums) / 8)
         z = (float(parts[i, 0] + 2 * parts[i, 1]) - mean) / std
         assert adv[i].item() == pytest.approx(min(max(z, -1.1), 1.1), abs=1e-6)
-    adv = weighted()(scores(parts), weights, GROUP)
-    loud = group()(scores(parts[:, :1]), torch.ones(1), GROUP)
+    adv = WeightedAdvantage()(scores(parts), weights, GROUP)
+    loud = GroupAdvantage()(scores(parts[:, :1]), torch.ones(1), GROUP)
     assert torch.corrcoef(torch.stack([adv, loud]))[0, 1] > 0.999
     fair = catalog.build("advantage", {"use": "normalised"})(scores(parts), torch.ones(2), GROUP)
     assert torch.corrcoef(torch.stack([fair, loud]))[0, 1] < 0.95
@@ -148,9 +148,9 @@ def test_weighted_adds_first_and_lets_the_loudest_win() -> None:
 
 def test_weighted_of_equal_and_missing_rewards_is_nothing() -> None:
     equal = torch.full((40, 2), 0.3, dtype=torch.float64)
-    assert weighted()(scores(equal), torch.tensor([1.0, -1.0]), GROUP).eq(0).all()
-    assert weighted()(scores(rewards(2) * math.nan), torch.ones(2), GROUP).eq(0).all()
-    assert weighted()(scores(rewards(2)), torch.zeros(2), GROUP).eq(0).all()
+    assert WeightedAdvantage()(scores(equal), torch.tensor([1.0, -1.0]), GROUP).eq(0).all()
+    assert WeightedAdvantage()(scores(rewards(2) * math.nan), torch.ones(2), GROUP).eq(0).all()
+    assert WeightedAdvantage()(scores(rewards(2)), torch.zeros(2), GROUP).eq(0).all()
 
 
 def test_the_expected_share_is_that_of_random_rewards_and_of_the_formula() -> None:
@@ -180,8 +180,8 @@ def test_exactly_right_where_all_orders_can_be_listed() -> None:
 
 def test_settings_out_of_range() -> None:
     with pytest.raises(ValueError, match='advantage.within must be "prompt" or "batch", not "image"'):
-        pareto(within="image")
+        ParetoAdvantage(within="image")
     with pytest.raises(ValueError, match="advantage.clip"):
-        pareto(clip=0)
+        ParetoAdvantage(clip=0)
     with pytest.raises(ValueError, match="2 reward weights were given for 3"):
-        pareto()(scores(rewards(3)), torch.ones(2), GROUP)
+        ParetoAdvantage()(scores(rewards(3)), torch.ones(2), GROUP)

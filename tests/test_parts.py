@@ -15,8 +15,8 @@ from burnish import config as configuration
 from burnish.config import Config
 from burnish.diffusion.policy import Policy
 from burnish.runs import Run
-from burnish.training.assembly import OBJECT, Given
-from burnish.training.loop import Pictures, train
+from burnish.training.assembly import IN_MEMORY, Overrides
+from burnish.training.loop import SampledImages, train
 from burnish.types import Prompt
 from burnish.world import World
 
@@ -40,7 +40,7 @@ def config(tiny_pipeline: Path, tmp_path: Path) -> Config:
             "prompts": {"use": "list", "texts": ["a cat", "a dog", "an ox"]},
             "rewards": [{"use": f"{tmp_path}/reward.py:brightness"}],
             "advantage": {"use": "tracker", "buffer": 8, "min_count": 2},
-            "batch": {"prompts": 6, "images_per_prompt": 1, "sample": 4, "updates": 2},
+            "batch": {"prompts": 6, "images_per_prompt": 1, "sample_batch": 4, "minibatches": 2},
             "evaluation": {"images_per_prompt": 0},
             "run": {"sample_every": 0},
         }
@@ -56,7 +56,7 @@ def test_objects_are_what_their_names_would_have_made(config: Config, tmp_path: 
 
     pipe = DiffusionPipeline.from_pretrained(config.model.id)
     train(config, tmp_path / "named")
-    given = Given(policy=Policy.load(pipe, device="cpu"), rewards={"brightness": brightness})
+    given = Overrides(policy=Policy.load(pipe, device="cpu"), rewards={"brightness": brightness})
     train(config, tmp_path / "given", given=given)
     assert log(tmp_path / "given") == log(tmp_path / "named")
     assert pipe.unet is given.policy.pipe.unet, "the pipeline that was given is the one that learned"
@@ -64,8 +64,8 @@ def test_objects_are_what_their_names_would_have_made(config: Config, tmp_path: 
 
 
 def test_prompts_drawn_by_a_function(config: Config, tmp_path: Path) -> None:
-    seen: list[Pictures] = []
-    train(config, tmp_path / "run", given=Given(source=draw), on_images=seen.append)
+    seen: list[SampledImages] = []
+    train(config, tmp_path / "run", given=Overrides(source=draw), on_images=seen.append)
     records = Run(tmp_path / "run").records()
     assert [one.iteration for one in seen] == [1, 2]
     for one, record in zip(seen, records, strict=True):
@@ -78,7 +78,7 @@ def test_prompts_drawn_by_a_function(config: Config, tmp_path: Path) -> None:
 
 
 def test_the_tracker_knows_a_drawn_prompt_by_its_text(config: Config, tmp_path: Path) -> None:
-    train(config, tmp_path / "run", given=Given(source=draw))
+    train(config, tmp_path / "run", given=Overrides(source=draw))
     from burnish.training.checkpoint import restore
 
     state = restore(Run(tmp_path / "run").checkpoints)
@@ -90,7 +90,7 @@ def test_the_tracker_knows_a_drawn_prompt_by_its_text(config: Config, tmp_path: 
 def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(config: Config, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    given = Given(source=draw, rewards={"brightness": brightness})
+    given = Overrides(source=draw, rewards={"brightness": brightness})
     train(config, tmp_path / "whole", given=given)
     train(replace(config, iterations=1), tmp_path / "parted", given=given)
     train(config, tmp_path / "parted", given=given, resume=True)
@@ -98,35 +98,35 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(config: Config, tm
 
 
 def test_the_run_directory_says_what_it_cannot_hold(config: Config, tmp_path: Path) -> None:
-    run = Run(train(config, tmp_path / "run", given=Given(source=draw, rewards={"mine": brightness})))
+    run = Run(train(config, tmp_path / "run", given=Overrides(source=draw, rewards={"mine": brightness})))
     kept = configuration.load(run.config)
-    assert kept.prompts == {"use": OBJECT} and kept.rewards == [{"use": OBJECT, "name": "mine", "weight": 1.0}]
+    assert kept.prompts == {"use": IN_MEMORY} and kept.rewards == [{"use": IN_MEMORY, "name": "mine", "weight": 1.0}]
     with pytest.raises(ValueError, match="prompts: this was an object of a Python program"):
         train(kept, run.folder, resume=True)
 
 
 def test_a_given_reward_keeps_the_weight_of_its_name(config: Config) -> None:
     weighted = configuration.parse({**_tree(config), "rewards": [{**config.rewards[0], "weight": 3.0}]})
-    said = Given(rewards={"brightness": brightness, "other": brightness}).described(weighted)
+    said = Overrides(rewards={"brightness": brightness, "other": brightness}).described(weighted)
     assert [(table["name"], table["weight"]) for table in said.rewards] == [("brightness", 3.0), ("other", 1.0)]
 
 
 @pytest.mark.parametrize(
     "changes, given, message",
     [
-        ({"run": {"sample_every": 1}}, Given(source=draw), "want some that stay: set evaluation.prompts"),
-        ({}, Given(source=lambda count: draw(count - 1)), "gave 5, but was asked for 6"),
+        ({"run": {"sample_every": 1}}, Overrides(source=draw), "want some that stay: set evaluation.prompts"),
+        ({}, Overrides(source=lambda count: draw(count - 1)), "gave 5, but was asked for 6"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
-    config: Config, tmp_path: Path, changes: dict[str, Any], given: Given, message: str
+    config: Config, tmp_path: Path, changes: dict[str, Any], given: Overrides, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         train(configuration.parse({**_tree(config), **changes}), tmp_path / "run", given=given)
 
 
 def test_a_policy_of_another_kind_than_the_configuration_says(config: Config, tmp_path: Path) -> None:
-    given = Given(policy=Policy.load(config.model.id, train="full", device="cpu"))
+    given = Overrides(policy=Policy.load(config.model.id, train="full", device="cpu"))
     with pytest.raises(ValueError, match='the given policy has train = "full" and computes in float32; make'):
         train(config, tmp_path / "run", given=given)
 

@@ -12,7 +12,7 @@ from conftest import generator, perturb
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 
-from burnish.diffusion.guidance import cfg, none
+from burnish.diffusion.guidance import CFG, NoGuidance
 from burnish.diffusion.policy import Policy
 from burnish.types import Prompt
 
@@ -20,7 +20,7 @@ CATS = [Prompt("a cat"), Prompt("two dogs"), Prompt("a cat")]
 T = torch.tensor([981, 401, 1])
 
 
-def guess(policy: Policy, guidance: Callable[..., Tensor] = none()) -> Tensor:  # noqa: B008
+def guess(policy: Policy, guidance: Callable[..., Tensor] = NoGuidance()) -> Tensor:  # noqa: B008
     with torch.no_grad():
         return policy.predict(policy.noise(3, generator()), T, policy.encode(CATS), guidance)
 
@@ -88,7 +88,7 @@ def test_predict_is_the_unet_with_guidance_turned_into_x0(tiny_pipeline: Path, p
     x, cond, null = policy.noise(3, generator()), policy.encode(CATS)["text"], policy.null(3)["text"]
     with torch.no_grad():
         v, v_null = (unet(x, T, states).sample for states in (cond, null))
-    for guidance, out in ((none(), v), (cfg(5.0), v_null + 5 * (v - v_null))):
+    for guidance, out in ((NoGuidance(), v), (CFG(5.0), v_null + 5 * (v - v_null))):
         torch.testing.assert_close(guess(policy, guidance), policy.schedule.x0(x, T, out), rtol=1e-4, atol=1e-5)
 
 
@@ -249,7 +249,7 @@ def test_half_precision_keeps_what_learns_in_float32_and_unmerged(tiny_pipeline:
     with policy.merged():
         assert torch.equal(guess(policy), apart)
     assert apart.dtype == policy.decode(policy.noise(1, generator())).dtype == torch.float32
-    guided, fresh = guess(policy, cfg(2.0)), Policy.load(tiny_pipeline, dtype="bfloat16")
+    guided, fresh = guess(policy, CFG(2.0)), Policy.load(tiny_pipeline, dtype="bfloat16")
     assert guided.isfinite().all()
     assert torch.equal(policy.null(1)["text"], fresh.encode([Prompt("")])["text"]), "asked for without autocast too"
     full = Policy.load(tiny_pipeline, dtype="bfloat16", train="full")
@@ -261,7 +261,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(tiny_pipeline: Path) -> 
     for checkpointing in (False, True):
         policy = Policy.load(tiny_pipeline, gradient_checkpointing=checkpointing)
         perturb(policy)
-        x0 = policy.predict(policy.noise(3, generator()), T, policy.encode(CATS), none())
+        x0 = policy.predict(policy.noise(3, generator()), T, policy.encode(CATS), NoGuidance())
         grads.append(torch.autograd.grad(x0.square().sum(), policy.trainable))
     for plain, checkpointed in zip(*grads, strict=True):
         torch.testing.assert_close(checkpointed, plain)
@@ -339,13 +339,13 @@ def test_a_negative_prompt_stands_where_the_empty_one_would(tiny_pipeline: Path)
         policy.encode([Prompt("a cat"), Prompt("a dog")]),
     )
     with torch.no_grad():
-        out = policy.predict(x, t, cond, cfg(3.0, negative="ugly"))
+        out = policy.predict(x, t, cond, CFG(3.0, negative="ugly"))
         text, negative = policy.pipe.encode_prompt("a cat", "cpu", 1, True, negative_prompt="ugly")
         against = policy.pipe.unet(x[:1], t[:1], encoder_hidden_states=negative).sample
         towards = policy.pipe.unet(x[:1], t[:1], encoder_hidden_states=text).sample
     expected = policy.schedule.x0(x[:1], t[:1], against + 3 * (towards - against))
     torch.testing.assert_close(out[:1], expected)
-    assert not torch.equal(out, policy.predict(x, t, cond, cfg(3.0)))
+    assert not torch.equal(out, policy.predict(x, t, cond, CFG(3.0)))
 
 
 def test_a_pipeline_in_memory_is_taken_over(tiny_pipeline: Path) -> None:

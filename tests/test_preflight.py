@@ -34,7 +34,7 @@ model = {{ id = "{tiny_pipeline}", device = "cpu" }}
 sampler = {{ steps = 3, guidance = {{ use = "cfg", weight = 2.0 }} }}
 prompts = {{ use = "list", texts = ["a cat", "a goose"] }}
 rewards = [ {{ use = "{tmp_path}/reward.py:bright" }} ]
-batch = {{ prompts = 2, images_per_prompt = 4, sample = 8, replay = 6 }}
+batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 8, train_batch = 6 }}
 """)
 
     def run(*overrides: str) -> list[Finding]:
@@ -74,19 +74,21 @@ def test_a_sound_configuration(look: Look) -> None:
     ],
 )
 def test_what_would_waste_hours(look: Look, override: str, level: str, said: str) -> None:
-    found = wrong(look(override, "batch.updates=1"))
+    found = wrong(look(override, "batch.minibatches=1"))
     assert [finding.level for finding in found] == [level] and said in found[0].text and found[0].remedy
 
 
 def test_previews_that_tell_something_and_nothing(look: Look) -> None:
-    assert any("of the advantages' variance is settled" in finding.text for finding in look("batch.previews=true"))
-    many = ("batch.prompts=2", "batch.images_per_prompt=32", "batch.sample=64", "batch.previews=true")
+    assert any(
+        "of the advantages' variance is settled" in finding.text for finding in look("batch.baseline=x0_preview")
+    )
+    many = ("batch.prompts=2", "batch.images_per_prompt=32", "batch.sample_batch=64", "batch.baseline=x0_preview")
     found = wrong(look("rewards.0.use=HERE/reward.py:chance", *many))
     assert [finding.level for finding in found] == ["warning"] and found[0].text.startswith("previews: ")
 
 
 def test_a_slow_tracker_and_a_negative_weight(look: Look) -> None:
-    small = ["batch.images_per_prompt=1", "batch.prompts=1", "batch.updates=1"]
+    small = ["batch.images_per_prompt=1", "batch.prompts=1", "batch.minibatches=1"]
     findings = look("advantage.use=tracker", "rewards.0.weight=-1", *small)
     assert [finding.level for finding in wrong(findings)] == ["warning"]
     assert "after about 32 iterations" in wrong(findings)[0].text
@@ -118,7 +120,7 @@ TINY = {"sd15": "tiny_sd1", "lcm": "tiny_lcm", "sd21": "tiny_sd2", "sdxl": "tiny
 def test_recipes_hold_on_a_tiny_model_of_their_architecture(name: str, request: pytest.FixtureRequest) -> None:
     """All but their size is rehearsed; rewards that would download a model are left to their own tests."""
     model = request.getfixturevalue(TINY[name.partition("-")[0]])
-    small = ("batch.sample=4", "batch.replay=3", "batch.transitions=0", "sampler.steps=4")
+    small = ("batch.sample_batch=4", "batch.train_batch=3", "batch.transitions=0", "sampler.steps=4")
     here = (f"model.id={model}", "model.device=cpu", "model.dtype=float32", "model.variant=''")
     config = configuration.load(name, [*here, *small])
     if config.rewards[0]["use"] not in ("compressibility", "incompressibility"):
@@ -134,7 +136,13 @@ def test_recipes_of_codes_hold_on_a_tiny_model(
     """With codes that 64 pixels hold; the CLIP model and the base pictures are the embedded ones."""
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "base.png")
     here = [f"model.id={tiny_pipeline}", f"model.controlnet={tiny_controlnet}", "model.device=cpu", "model.size=64"]
-    here += ["model.dtype=float32", "sampler.steps=6", "batch.sample=4", "batch.replay=3", "batch.transitions=2"]
+    here += [
+        "model.dtype=float32",
+        "sampler.steps=6",
+        "batch.sample_batch=4",
+        "batch.train_batch=3",
+        "batch.transitions=2",
+    ]
     for where in ("prompts", "evaluation.prompts"):
         here += [f"{where}.length=5", f"{where}.random=12", f"{where}.base={tmp_path}/base.png"]
     tables = configuration.load(name).rewards
@@ -147,7 +155,13 @@ def test_recipes_of_codes_hold_on_a_tiny_model(
 def test_recipes_with_an_expander_hold_on_a_tiny_model(name: str, tiny_sd1: Path) -> None:
     """The language model and the rewards' CLIP model are the embedded ones."""
     here = [f"model.id={tiny_sd1}", "model.device=cpu", "model.dtype=float32", "expander.model=zoo:emoji-expander"]
-    here += ["expander.tokens=6", "sampler.steps=6", "batch.sample=4", "batch.replay=3", "batch.transitions=2"]
+    here += [
+        "expander.tokens=6",
+        "sampler.steps=6",
+        "batch.sample_batch=4",
+        "batch.train_batch=3",
+        "batch.transitions=2",
+    ]
     here += [f"rewards.{place}.model=zoo:emoji-clip" for place in range(4)]
     here += ["rewards.0.head=zoo:emoji-aesthetic"]
     findings = preflight(configuration.load(name, here))

@@ -10,8 +10,8 @@ import torch
 from conftest import generator, perturb
 from diffusers import DDPMScheduler
 
-from burnish.diffusion.guidance import cfg
-from burnish.diffusion.kernels import ddim
+from burnish.diffusion.guidance import CFG
+from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.process import Forward, Reverse
 from burnish.diffusion.sampler import Sampler
@@ -28,7 +28,7 @@ def rolled(policy: Policy, sampler: Sampler) -> Trajectory:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_the_error_is_the_networks_training_loss(make_pipeline: Callable[..., Path], prediction: str) -> None:
     """Against diffusers: noise added by its scheduler, the guided output of the bare network against its own target."""
-    policy, sampler = Policy.load(make_pipeline(prediction), train="full", reference=True), Sampler(ddim(), 3, cfg(3.0))
+    policy, sampler = Policy.load(make_pipeline(prediction), train="full", reference=True), Sampler(DDIM(), 3, CFG(3.0))
     trajectory = rolled(policy, sampler)
     perturb(policy)
     process = Forward(policy, sampler, trajectory, trajectory.latent, ("key",))
@@ -55,7 +55,7 @@ def test_the_error_is_the_networks_training_loss(make_pipeline: Callable[..., Pa
 
 
 def test_a_pair_always_meets_the_same_noise(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 3, cfg(3.0))
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 3, CFG(3.0))
     trajectory = rolled(policy, sampler)
     process = Forward(policy, sampler, trajectory, trajectory.latent, ("key",))
     t, noise = process.draw(IMAGES, MOVES)
@@ -67,7 +67,7 @@ def test_a_pair_always_meets_the_same_noise(tiny_pipeline: Path) -> None:
 
 
 def test_what_is_remembered_is_the_ratio_s_denominator(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 3, cfg(3.0))
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 3, CFG(3.0))
     trajectory = rolled(policy, sampler)
     process = Forward(policy, sampler, trajectory, trajectory.latent, ("key",)).remembering([(IMAGES, MOVES)], chunk=2)
     before = process.replay(IMAGES, MOVES)
@@ -78,7 +78,7 @@ def test_what_is_remembered_is_the_ratio_s_denominator(tiny_pipeline: Path) -> N
 
 
 def test_reverse_is_the_samplers_replay(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 3, cfg(3.0))
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 3, CFG(3.0))
     trajectory, moves = rolled(policy, sampler), torch.tensor([1, 0, 2])
     assert (
         Reverse(policy, sampler, trajectory)
@@ -88,7 +88,7 @@ def test_reverse_is_the_samplers_replay(tiny_pipeline: Path) -> None:
 
 
 def test_a_sampler_without_noise_draws_the_ode_and_is_enough_for_the_forward_process(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(0.0), 3, cfg(3.0))
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(0.0), 3, CFG(3.0))
     trajectory = rolled(policy, sampler)
     pipe = policy.pipe
     pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config)

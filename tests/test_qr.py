@@ -200,8 +200,8 @@ def test_a_picture_of_another_size_is_refused() -> None:
 
 def test_the_code_of_a_prompt() -> None:
     prompt = Prompt("a cat", {"payload": "HELLO", "qr": {"mask": 2}})
-    assert qr.of(prompt, 512) == fit("HELLO", 512, mask=2)
-    assert qr.of(prompt, 512) is qr.of(Prompt("a dog", dict(prompt.metadata)), 512), "laid out once"
+    assert qr.layout_of(prompt, 512) == fit("HELLO", 512, mask=2)
+    assert qr.layout_of(prompt, 512) is qr.layout_of(Prompt("a dog", dict(prompt.metadata)), 512), "laid out once"
     for metadata, said in (
         ({}, "the prompt 'a cat' has no payload to encode"),
         ({"payload": 5}, "has no payload"),
@@ -212,7 +212,7 @@ def test_the_code_of_a_prompt() -> None:
         ({"payload": "HELLO", "qr": {"mask": 9}}, "the prompt 'a cat': mask = 9"),
     ):
         with pytest.raises(ValueError, match=said):
-            qr.of(Prompt("a cat", metadata), 512)
+            qr.layout_of(Prompt("a cat", metadata), 512)
 
 
 def test_without_segno_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from burnish import catalog
-from burnish.images import opened
+from burnish.images import open_image
 from burnish.qr.layout import fit
 from burnish.rewards import check_reward, score
 from burnish.rewards.aesthetic import aesthetic
@@ -413,13 +413,13 @@ def test_opened_pictures_are_upright_and_on_white(tmp_path: Path) -> None:
     half = Image.new("RGBA", (4, 2), (255, 0, 0, 255))
     half.paste((0, 0, 255, 0), (0, 0, 2, 2))
     half.save(tmp_path / "half.png")
-    assert opened(tmp_path / "half.png")[:, 0].T.tolist() == [[1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 0, 0]]
+    assert open_image(tmp_path / "half.png")[:, 0].T.tolist() == [[1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 0, 0]]
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held on its side
     Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    assert opened(tmp_path / "turned.jpg").shape == (3, 40, 20)
+    assert open_image(tmp_path / "turned.jpg").shape == (3, 40, 20)
     Image.new("I;16", (3, 3), 40000).save(tmp_path / "deep.png")
-    assert opened(tmp_path / "deep.png").shape == (3, 3, 3)
+    assert open_image(tmp_path / "deep.png").shape == (3, 3, 3)
 
 
 def test_prepare_normalises_once_and_crops_the_middle() -> None:

@@ -11,12 +11,12 @@ from conftest import generator, perturb
 from diffusers import DDIMScheduler
 
 from burnish.diffusion import kernels
-from burnish.diffusion.guidance import cfg, none
-from burnish.diffusion.kernels import ddim
+from burnish.diffusion.guidance import CFG, NoGuidance
+from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
-from burnish.diffusion.sampler import Sampler, join
+from burnish.diffusion.sampler import Sampler, join_trajectories
 from burnish.diffusion.schedule import Schedule
-from burnish.rl.objectives import clipped
+from burnish.rl.objectives import Clipped
 from burnish.types import Prompt, Replay, Trajectory
 
 PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]
@@ -39,7 +39,7 @@ def test_a_rollout_is_the_stock_pipeline_with_eta(
     make_pipeline: Callable[..., Path], prediction: str, weight: float
 ) -> None:
     policy = Policy.load(make_pipeline(prediction))
-    traj = roll(policy, Sampler(ddim(0.8), 5, cfg(weight) if weight != 1 else none()), seed=3)
+    traj = roll(policy, Sampler(DDIM(0.8), 5, CFG(weight) if weight != 1 else NoGuidance()), seed=3)
     pipe = policy.pipe
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
@@ -55,7 +55,7 @@ def test_a_rollout_is_the_stock_pipeline_with_eta(
 
 
 def test_shapes_and_what_is_decoded(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 5, none())
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 5, NoGuidance())
     traj = roll(policy, sampler)
     assert sampler.transitions(policy) == 5
     assert traj.x.shape == (4, 6, 4, 8, 8) and traj.logp.shape == (4, 5) and traj.t.shape == (6,)
@@ -65,20 +65,20 @@ def test_shapes_and_what_is_decoded(tiny_pipeline: Path) -> None:
 
 
 def test_all_noise_comes_from_the_one_generator(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 3, cfg(3.0))
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 3, CFG(3.0))
     first = roll(policy, sampler, seed=1)
     torch.manual_seed(123)
     assert torch.equal(roll(policy, sampler, seed=1).x, first.x)
     assert not torch.allclose(roll(policy, sampler, seed=2).latent, first.latent)
 
 
-@pytest.mark.parametrize("guidance", [none(), cfg(5.0)], ids=["none", "cfg"])
+@pytest.mark.parametrize("guidance", [NoGuidance(), CFG(5.0)], ids=["none", "cfg"])
 @pytest.mark.parametrize("train", ["lora", "full"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_fresh_trajectory_replays_to_ratio_one(
     make_pipeline: Callable[..., Path], prediction: str, train: str, guidance: Callable[..., torch.Tensor]
 ) -> None:
-    policy, sampler = Policy.load(make_pipeline(prediction), train=train), Sampler(ddim(), 10, guidance)
+    policy, sampler = Policy.load(make_pipeline(prediction), train=train), Sampler(DDIM(), 10, guidance)
     perturb(policy)
     traj = roll(policy, sampler)
     replay = all_moves(policy, sampler, traj)
@@ -93,15 +93,15 @@ def test_a_fresh_trajectory_replays_to_ratio_one(
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_ratio_one_in_bfloat16(make_pipeline: Callable[..., Path], prediction: str, train: str) -> None:
     policy = Policy.load(make_pipeline(prediction), train=train, dtype="bfloat16")
-    sampler = Sampler(ddim(), 10, cfg(5.0))
+    sampler = Sampler(DDIM(), 10, CFG(5.0))
     perturb(policy)
     traj = roll(policy, sampler)
-    metrics = clipped()(all_moves(policy, sampler, traj), torch.ones(4)).metrics
+    metrics = Clipped()(all_moves(policy, sampler, traj), torch.ones(4)).metrics
     assert metrics["ratio_deviation"] < 0.1 * 1.64 / 256
 
 
 def test_replay_takes_any_moves_of_any_images(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 6, cfg(2.0))
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 6, CFG(2.0))
     traj = roll(policy, sampler)
     perturb(policy)
     whole = all_moves(policy, sampler, traj, reference=True)
@@ -115,7 +115,7 @@ def test_replay_takes_any_moves_of_any_images(tiny_pipeline: Path) -> None:
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_kl_to_the_reference(tiny_pipeline: Path, train: str) -> None:
     policy = Policy.load(tiny_pipeline, train=train, reference=True)
-    sampler = Sampler(ddim(), 4, cfg(2.0))
+    sampler = Sampler(DDIM(), 4, CFG(2.0))
     traj = roll(policy, sampler)
     at_start = all_moves(policy, sampler, traj, reference=True)
     assert at_start.kl is not None and at_start.logp_ref is not None
@@ -134,7 +134,7 @@ def test_kl_to_the_reference(tiny_pipeline: Path, train: str) -> None:
 def test_gradient_is_that_of_the_density(tiny_pipeline: Path, train: str) -> None:
     """Along a random direction, against a central difference; the reference may be asked in between."""
     policy = Policy.load(tiny_pipeline, train=train, reference=True)
-    sampler = Sampler(ddim(), 4, cfg(2.0))
+    sampler = Sampler(DDIM(), 4, CFG(2.0))
     perturb(policy, 0.1)
     traj = roll(policy, sampler)
     weights = torch.randn(4, 4, generator=generator(1))
@@ -157,19 +157,19 @@ def test_gradient_is_that_of_the_density(tiny_pipeline: Path, train: str) -> Non
 def test_a_last_step_without_noise_is_no_action(make_pipeline: Callable[..., Path], config: dict[str, object]) -> None:
     policy = Policy.load(make_pipeline("epsilon"))
     policy.schedule = Schedule.of(DDIMScheduler.from_config(policy.pipe.scheduler.config, **config))
-    sampler = Sampler(ddim(), 5, none())
+    sampler = Sampler(DDIM(), 5, NoGuidance())
     traj = roll(policy, sampler)
     assert sampler.transitions(policy) == 4
     assert traj.logp.shape == (4, 4) and traj.x.shape[1] == len(traj.t) == 5
     assert traj.logp.isfinite().all() and traj.latent.isfinite().all()
     if "set_alpha_to_one" in config:
-        last = policy.predict(traj.x[:, -1], traj.t[-1].expand(4), traj.cond, none())
+        last = policy.predict(traj.x[:, -1], traj.t[-1].expand(4), traj.cond, NoGuidance())
         torch.testing.assert_close(traj.latent, last)
     assert (all_moves(policy, sampler, traj).logp - traj.logp).expm1().abs().max() < 1e-6
 
 
 def test_moves_whose_noise_nobody_sees_can_be_left_out(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 5, none())
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 5, NoGuidance())
     scheduler = DDIMScheduler.from_config(policy.pipe.scheduler.config)
     scheduler.set_timesteps(5)
     std = [scheduler._get_variance(t, t - 200).sqrt() for t in scheduler.timesteps.tolist()]
@@ -181,33 +181,33 @@ def test_moves_whose_noise_nobody_sees_can_be_left_out(tiny_pipeline: Path) -> N
 
 def test_nothing_to_learn_from(make_pipeline: Callable[..., Path], tiny_pipeline: Path) -> None:
     with pytest.raises(ValueError, match="sampler.steps must be at least 1"):
-        Sampler(ddim(), 0, none())
+        Sampler(DDIM(), 0, NoGuidance())
     policy = Policy.load(make_pipeline("epsilon", set_alpha_to_one=True))
     with pytest.raises(ValueError, match="none of 1 steps has noise"):
-        Sampler(ddim(), 1, none()).transitions(policy)
-    assert roll(policy, Sampler(ddim(), 1, none())).logp.shape == (4, 0)
+        Sampler(DDIM(), 1, NoGuidance()).transitions(policy)
+    assert roll(policy, Sampler(DDIM(), 1, NoGuidance())).logp.shape == (4, 0)
     with pytest.raises(ValueError, match=r"larger sampler.kernel.eta"):
-        Sampler(ddim(0.0), 5, none()).transitions(policy)
+        Sampler(DDIM(0.0), 5, NoGuidance()).transitions(policy)
     with pytest.raises(ValueError, match=r"only . of 5 steps have noise: .* larger sampler.kernel.eta"):
-        roll(policy, Sampler(ddim(5e-4), 5, none()))
+        roll(policy, Sampler(DDIM(5e-4), 5, NoGuidance()))
 
 
 def test_join_is_one_batch(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 3, none())
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 3, NoGuidance())
     one, two = roll(policy, sampler, 1), roll(policy, sampler, 2)
-    both = join([one, two])
+    both = join_trajectories([one, two])
     assert both.x.shape[0] == len(both.group) == len(both.cond["text"]) == 8
     replay = all_moves(policy, sampler, both)
     torch.testing.assert_close(replay.logp.detach(), torch.cat([one.logp, two.logp]), rtol=0, atol=1e-6)
 
 
 def test_a_few_updates_make_rewarded_moves_likelier(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 4, cfg(2.0))
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 4, CFG(2.0))
     traj = roll(policy, sampler)
     adv = torch.tensor([1.0, -1.0, 1.5, -1.5])
     optimizer = torch.optim.Adam(policy.trainable, lr=1e-3)
     for _ in range(3):
-        loss = clipped(clip=50)(all_moves(policy, sampler, traj), adv)
+        loss = Clipped(clip=50)(all_moves(policy, sampler, traj), adv)
         optimizer.zero_grad()
         loss.value.backward()
         optimizer.step()
@@ -216,9 +216,9 @@ def test_a_few_updates_make_rewarded_moves_likelier(tiny_pipeline: Path) -> None
 
 
 def test_log_density_is_that_of_the_stored_move(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(ddim(), 4, none())
+    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 4, NoGuidance())
     traj = roll(policy, sampler)
     t, s = traj.t[2].expand(4), traj.t[3].expand(4)
-    x0 = policy.predict(traj.x[:, 2], t, traj.cond, none())
-    move = ddim()(traj.x[:, 2], x0, policy.schedule.level(t), policy.schedule.level(s))
+    x0 = policy.predict(traj.x[:, 2], t, traj.cond, NoGuidance())
+    move = DDIM()(traj.x[:, 2], x0, policy.schedule.level(t), policy.schedule.level(s))
     torch.testing.assert_close(kernels.log_prob(move, traj.x[:, 3]), traj.logp[:, 2])

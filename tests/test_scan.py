@@ -16,7 +16,7 @@ from test_cli import run
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from burnish.images import eight_bit, opened
+from burnish.images import eight_bit, open_image
 from burnish.qr import conditions
 from burnish.qr.decoders import BINARIZERS, decoder, find, variants
 from burnish.qr.layout import Layout, fit
@@ -380,5 +380,5 @@ def test_a_picture_is_verified_under_the_conditions_it_was_kept_by(tmp_path: Pat
         verdict = verify(path)
         sizes.add(verdict.module)
         verdicts.append(verdict.strict)
-        assert verdict.strict == bool(scanner.measure(opened(path)[None], ["AB12C"]).strict), f"picture {row}"
+        assert verdict.strict == bool(scanner.measure(open_image(path)[None], ["AB12C"]).strict), f"picture {row}"
     assert sizes == {4.0} and len(set(verdicts)) == 2, "some are read under every condition and some are not"

@@ -15,7 +15,7 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from burnish.diffusion.kernels import ddim as ddim_kernel
+from burnish.diffusion.kernels import DDIM as ddim_kernel
 from burnish.diffusion.schedule import FINAL, Schedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from burnish.diffusion.guidance import embedded, none
-from burnish.diffusion.kernels import ddim, lcm
+from burnish.diffusion.guidance import EmbeddedGuidance, NoGuidance
+from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.prompts.codes import unseen
-from burnish.qr.layout import of
+from burnish.qr.layout import layout_of
 from burnish.rewards.clip import Clip
 from burnish.tools.control_curve import curve, prompts, table
 
@@ -29,8 +29,8 @@ def test_prompts_carry_payloads_that_no_training_draws() -> None:
 def test_the_curve(tiny_pipeline: Path, tiny_controlnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that is mixed with its code by half the scale."""
     policy = Policy.load(tiny_pipeline, controlnet=str(tiny_controlnet), size=64, train="none")
-    asked, sampler = prompts(["cat", "dog", "fox"], 6), Sampler(ddim(), 1, none())
-    codes = torch.stack([of(prompt, 64).draw() for prompt in asked])
+    asked, sampler = prompts(["cat", "dog", "fox"], 6), Sampler(DDIM(), 1, NoGuidance())
+    codes = torch.stack([layout_of(prompt, 64).draw() for prompt in asked])
     scales = iter((0.0, 0.0, 1.0, 2.0))  # the picture without control is drawn first
 
     def decode(latent: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def test_the_curve(tiny_pipeline: Path, tiny_controlnet: Path, monkeypatch: pyte
 
 def test_the_embedded_controlnet_trades_pictures_for_codes() -> None:
     policy = Policy.load("zoo:emoji-lcm", controlnet="zoo:emoji-qr", train="none")
-    asked, sampler = prompts(["cat", "dog", "fox", "car"], 16), Sampler(lcm(), 4, embedded(4.0))
+    asked, sampler = prompts(["cat", "dog", "fox", "car"], 16), Sampler(LCM(), 4, EmbeddedGuidance(4.0))
     clip = Clip.load("zoo:emoji-clip")
     bare, some, whole = curve(policy, sampler, asked, clip, scales=(0.0, 1.0, 2.0))
     assert bare.read == 0 and whole.strict >= 0.8 and bare.read < some.read < whole.read

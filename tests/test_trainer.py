@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from burnish import config as configuration
 from burnish.catalog import BUILTIN
 from burnish.config import Config
-from burnish.images import grid
+from burnish.images import image_grid
 from burnish.runs import Run
-from burnish.training.loop import choose, explore, prepare, train
-from burnish.training.updates import credit, look, minibatches, share, update
+from burnish.training.loop import prepare, rollout_and_score, sample_prompts, train
+from burnish.training.updates import loss_scale, make_process, minibatches, update, x0_baseline
 from burnish.types import Scores
 from burnish.world import World
 
@@ -47,7 +47,7 @@ prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
 rewards = [ {{ use = "{tmp_path}/reward.py:brightness" }} ]
 advantage = {{ use = "tracker", buffer = 8, min_count = 4 }}
 optimizer = {{ lr = 1e-3 }}
-batch = {{ prompts = 2, images_per_prompt = 4, sample = 4, replay = 5, updates = 2, transitions = 2 }}
+batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 4, train_batch = 5, minibatches = 2, transitions = 2 }}
 evaluation = {{ images_per_prompt = 2, unseen = {{ use = "list", texts = ["a bee"] }} }}
 run = {{ sample_every = 2, sample_prompts = 4 }}
 """)
@@ -93,7 +93,7 @@ def test_the_same_seed_is_the_same_run(recipe: Path, tmp_path: Path) -> None:
 def test_micro_batches_do_not_change_the_numbers(recipe: Path, tmp_path: Path) -> None:
     small = ["iterations=2", "evaluation.images_per_prompt=0", "run.sample_every=0"]
     train(load(recipe, *small), tmp_path / "a")
-    train(load(recipe, *small, "batch.replay=64"), tmp_path / "b")
+    train(load(recipe, *small, "batch.train_batch=64"), tmp_path / "b")
     for a, b in zip(log(tmp_path / "a"), log(tmp_path / "b"), strict=True):
         assert a["rewards"]["brightness"] == pytest.approx(b["rewards"]["brightness"], abs=1e-6)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
@@ -101,7 +101,7 @@ def test_micro_batches_do_not_change_the_numbers(recipe: Path, tmp_path: Path) -
 
 def test_minibatches_cover_every_image_once_an_epoch(recipe: Path, tmp_path: Path) -> None:
     class Shape:
-        config = load(recipe, "batch.epochs=2", "batch.updates=3")
+        config = load(recipe, "batch.epochs=2", "batch.minibatches=3")
         world = World()
         parts = type("Parts", (), {"objective": None})
 
@@ -114,9 +114,9 @@ def test_minibatches_cover_every_image_once_an_epoch(recipe: Path, tmp_path: Pat
 
 
 def test_previews_train_the_same_moves_of_a_prompts_images(recipe: Path, tmp_path: Path) -> None:
-    done = Run(train(load(recipe, "batch.previews=true", "iterations=2"), tmp_path / "run")).records()
+    done = Run(train(load(recipe, "batch.baseline=x0_preview", "iterations=2"), tmp_path / "run")).records()
     assert all(one["ratio_deviation"] < 1e-6 and one["grad_norm"] > 0 for one in done)
-    config = load(recipe, "batch.previews=true", "batch.updates=1")
+    config = load(recipe, "batch.baseline=x0_preview", "batch.minibatches=1")
     job = prepare(config, Run.create(tmp_path / "job"), World(), None)
     ((images, steps),) = minibatches(job, 8, 3, iteration=1)
     moves = [sorted(steps[images == i].tolist()) for i in range(8)]
@@ -124,13 +124,13 @@ def test_previews_train_the_same_moves_of_a_prompts_images(recipe: Path, tmp_pat
 
 
 def test_previews_tell_the_moves_apart(recipe: Path, tmp_path: Path) -> None:
-    job = prepare(load(recipe, "batch.previews=true"), Run.create(tmp_path / "job"), World(), None)
-    prompts, group = choose(job, 1)
-    trajectory, scores, _ = explore(job, job.parts.sampler, prompts, group, 1)
-    assert trajectory.guess is not None and trajectory.guess.shape == (8, 3, 4, 8, 8)
+    job = prepare(load(recipe, "batch.baseline=x0_preview"), Run.create(tmp_path / "job"), World(), None)
+    prompts, group = sample_prompts(job, 1)
+    trajectory, scores, _ = rollout_and_score(job, job.parts.sampler, prompts, group, 1)
+    assert trajectory.x0_pred is not None and trajectory.x0_pred.shape == (8, 3, 4, 8, 8)
     adv = job.parts.advantage(scores, job.parts.weights, group)
     images, steps = torch.arange(8).repeat_interleave(2), torch.tensor([0, 2] * 8)
-    moves, settled = credit(job, prompts, trajectory, adv, torch.ones(8).bool(), [(images, steps)])
+    moves, settled = x0_baseline(job, prompts, trajectory, adv, torch.ones(8).bool(), [(images, steps)])
     assert 0 < settled < 1
     assert moves.shape == (8, 3) and torch.equal(moves[:, 1], adv), "nobody asked about the move between"
     assert (moves[:, 2] ** 2).sum() < (adv**2).sum(), "before the last move most is settled"
@@ -196,7 +196,7 @@ def test_learning_learns_and_learning_rate_zero_does_not(
         "iterations=8",
         "model.train=full",  # an adapter on a random network's attention hardly changes a picture
         "advantage={use='softmax',beta=2,standardise=true}" if objective == "rwr" else "advantage={use='group'}",
-        "batch={prompts=3,images_per_prompt=8,sample=24,replay=72,updates=2,transitions=0}",
+        "batch={prompts=3,images_per_prompt=8,sample_batch=24,train_batch=72,minibatches=2,transitions=0}",
         "evaluation.images_per_prompt=8",
         "run={checkpoint_every=8,sample_every=0}",
     ]
@@ -232,16 +232,16 @@ def test_every_objective_runs(recipe: Path, tmp_path: Path, objective: str, weig
 
 
 def test_every_prompt_is_drawn_equally_often(recipe: Path) -> None:
-    from burnish.training.loop import draw
+    from burnish.training.loop import sample_prompt_numbers
 
     class Shape:
         config = load(recipe, "batch.prompts=4", "batch.images_per_prompt=2")
         world = type("World", (), {"rank": 0, "count": 1})
         parts = type("Parts", (), {"prompts": [None] * 3})
 
-    drawn = torch.cat([draw(Shape, iteration) for iteration in range(1, 7)])  # type: ignore[arg-type]
+    drawn = torch.cat([sample_prompt_numbers(Shape, iteration) for iteration in range(1, 7)])  # type: ignore[arg-type]
     assert drawn.bincount().tolist() == [16, 16, 16]
-    assert all((rows := draw(Shape, n)).sort().values.equal(rows) for n in range(1, 4))  # type: ignore[arg-type]
+    assert all((rows := sample_prompt_numbers(Shape, n)).sort().values.equal(rows) for n in range(1, 4))  # type: ignore[arg-type]
 
 
 def test_half_precision_runs(recipe: Path, tmp_path: Path) -> None:
@@ -277,7 +277,12 @@ def brightness(images, prompts):
 
 def test_the_average_is_what_is_measured_and_exported_and_survives_a_resume(recipe: Path, tmp_path: Path) -> None:
     """Against the same average made by hand from the checkpoints of a run without one."""
-    options = ["model.train=full", "run={checkpoint_every=1,keep=9,sample_every=0}", "batch.updates=1", "iterations=4"]
+    options = [
+        "model.train=full",
+        "run={checkpoint_every=1,keep=9,sample_every=0}",
+        "batch.minibatches=1",
+        "iterations=4",
+    ]
     plain = Run(train(load(recipe, *options), tmp_path / "plain"))
     run = Run(train(load(recipe, *options, "optimizer.ema=0.5"), tmp_path / "ema"))
     key = "weights.conv_in.weight"
@@ -337,15 +342,18 @@ def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(
     recipe: Path, tmp_path: Path, objective: str
 ) -> None:
     """The gradient with four of eight images masked is the gradient of the other four alone."""
-    options = ["batch={prompts=2,images_per_prompt=4,sample=8,replay=24,updates=1}", "advantage={use='group'}"]
+    options = [
+        "batch={prompts=2,images_per_prompt=4,sample_batch=8,train_batch=24,minibatches=1}",
+        "advantage={use='group'}",
+    ]
     job = prepare(
         load(recipe, *options, "objective={use='reinforce'}", "optimizer.lr=0"),
         Run.create(tmp_path / "job"),
         World(),
         None,
     )
-    prompts, group = choose(job, 1)
-    trajectory, scores, _ = explore(job, job.parts.sampler, prompts, group, 1)
+    prompts, group = sample_prompts(job, 1)
+    trajectory, scores, _ = rollout_and_score(job, job.parts.sampler, prompts, group, 1)
     norms = []
     for rows in (torch.arange(8), torch.arange(4, 8)):
         parts = scores.parts.clone()
@@ -353,9 +361,9 @@ def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(
         kept = Scores(parts[rows], scores.names)
         there = kept.parts.isfinite().all(1)
         adv = job.parts.advantage(kept, job.parts.weights, group[rows])
-        adv = torch.zeros(8).index_copy(0, rows, adv * share(job, adv, there))
+        adv = torch.zeros(8).index_copy(0, rows, adv * loss_scale(job, adv, there))
         pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
-        process = look(job, trajectory, [pairs], 1)
+        process = make_process(job, trajectory, [pairs], 1)
         scored = torch.zeros(8, dtype=torch.bool).index_copy(0, rows, there)
         norms.append(update(job, process, adv, scored, *pairs, first=True)["grad_norm"])
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
@@ -375,7 +383,7 @@ def many(recipe: Path, tmp_path: Path, *options: str) -> Config:
     """Two rewards, and images enough to choose from."""
     (tmp_path / "many.py").write_text(MANY)
     rewards = ",".join(f"{{use='{tmp_path}/many.py:{name}'}}" for name in ("bright", "red"))
-    shape = "batch={prompts=2,images_per_prompt=8,sample=16,replay=7,updates=1,transitions=0}"
+    shape = "batch={prompts=2,images_per_prompt=8,sample_batch=16,train_batch=7,minibatches=1,transitions=0}"
     return load(recipe, f"rewards=[{rewards}]", shape, "advantage={use='pareto'}", *options)
 
 
@@ -385,8 +393,8 @@ def test_the_loss_is_the_mean_over_the_front(recipe: Path, tmp_path: Path, objec
     """The gradient of an update is that of its front alone, with or without replaying the others."""
     config = many(recipe, tmp_path, f"objective={{use='{objective}',kl={kl}}}", "optimizer.lr=0")
     job = prepare(config, Run.create(tmp_path / "job"), World(), None)
-    prompts, group = choose(job, 1)
-    trajectory, scores, _ = explore(job, job.parts.sampler, prompts, group, 1)
+    prompts, group = sample_prompts(job, 1)
+    trajectory, scores, _ = rollout_and_score(job, job.parts.sampler, prompts, group, 1)
     scores.parts[3, 0] = torch.nan
     there = scores.parts.isfinite().all(1)
     adv = job.parts.advantage(scores, job.parts.weights, group)
@@ -395,9 +403,9 @@ def test_the_loss_is_the_mean_over_the_front(recipe: Path, tmp_path: Path, objec
     rows = front.nonzero().flatten()
     moves, replayed = torch.arange(3), []
     norms = []
-    for images, weights in ((torch.arange(16), adv * share(job, adv, front)), (rows, adv)):
+    for images, weights in ((torch.arange(16), adv * loss_scale(job, adv, front)), (rows, adv)):
         pairs = images.repeat_interleave(3), moves.repeat(len(images))
-        process = look(job, trajectory, [pairs], 1)
+        process = make_process(job, trajectory, [pairs], 1)
         right = process.replay
         object.__setattr__(
             process,
@@ -416,12 +424,12 @@ def test_a_run_takes_that_mean(recipe: Path, tmp_path: Path) -> None:
     config = many(recipe, tmp_path, *options)
     (record,) = Run(train(config, tmp_path / "run")).records()
     job = prepare(config, Run.create(tmp_path / "job"), World(), None)
-    prompts, group = choose(job, 1)
-    trajectory, scores, _ = explore(job, job.parts.sampler, prompts, group, 1)
+    prompts, group = sample_prompts(job, 1)
+    trajectory, scores, _ = rollout_and_score(job, job.parts.sampler, prompts, group, 1)
     adv = job.parts.advantage(scores, job.parts.weights, group)
     rows = job.parts.advantage.front(scores, job.parts.weights, group).nonzero().flatten()
     pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
-    alone = update(job, look(job, trajectory, [pairs], 1), adv, torch.ones(16).bool(), *pairs, first=True)
+    alone = update(job, make_process(job, trajectory, [pairs], 1), adv, torch.ones(16).bool(), *pairs, first=True)
     assert record["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
 
 
@@ -455,7 +463,7 @@ def test_an_iteration_whose_front_has_no_advantage_changes_nothing_and_breaks_no
 def test_every_one_of_several_rewards_is_learned(recipe: Path, tmp_path: Path, advantage: str) -> None:
     options = [f"advantage={advantage}", "model.train=full", "iterations=12", "optimizer.lr=3e-3"]
     options += [f"rewards.1.use={tmp_path}/many.py:contrast"]  # which is not in conflict with brightness, as red is
-    options += ["batch={prompts=3,images_per_prompt=16,sample=48,replay=144,updates=2,transitions=0}"]
+    options += ["batch={prompts=3,images_per_prompt=16,sample_batch=48,train_batch=144,minibatches=2,transitions=0}"]
     options += ["evaluation.images_per_prompt=8", "run={checkpoint_every=12,sample_every=0}"]
     run = Run(train(many(recipe, tmp_path, *options), tmp_path / "run"))
     first, last = (
@@ -483,5 +491,5 @@ def test_a_tracker_that_is_not_there(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_grid() -> None:
-    picture, columns = grid(torch.rand(5, 3, 4, 4))
+    picture, columns = image_grid(torch.rand(5, 3, 4, 4))
     assert columns == 3 and picture.startswith(b"\x89PNG")

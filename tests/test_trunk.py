@@ -7,7 +7,7 @@ import torch
 from conftest import build_lcm, build_pipeline, generator
 from torch import Tensor, nn
 
-from burnish.diffusion.shared_trunk import share
+from burnish.diffusion.shared_trunk import share_guidance_trunk
 
 
 def inputs(rows: int, texts: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,7 +39,7 @@ def test_it_is_the_network_on_repeated_rows(leading: bool, times: int) -> None:
     x, t, text = inputs(2, 2 * times)
     expected = unet(torch.cat([x] * times), torch.cat([t] * times), text).sample
     gradients = torch.autograd.grad(expected.square().sum(), list(unet.parameters()))
-    share(unet)
+    share_guidance_trunk(unet)
     out = unet(x, t, text).sample
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
     for mine, theirs in zip(torch.autograd.grad(out.square().sum(), list(unet.parameters())), gradients, strict=True):
@@ -48,7 +48,7 @@ def test_it_is_the_network_on_repeated_rows(leading: bool, times: int) -> None:
 
 def test_it_holds_under_gradient_checkpointing() -> None:
     unet = network(leading=True)
-    share(unet)
+    share_guidance_trunk(unet)
     x, t, text = inputs(2, 4)
     expected = torch.autograd.grad(unet(x, t, text).sample.square().sum(), list(unet.parameters()))
     unet.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -59,7 +59,7 @@ def test_it_holds_under_gradient_checkpointing() -> None:
 
 def test_what_comes_before_the_text_is_computed_once() -> None:
     unet, rows = network(leading=True), {}
-    share(unet)
+    share_guidance_trunk(unet)
     watched = {
         "first": unet.down_blocks[0].resnets[0].conv1,  # type: ignore[index, union-attr]
         "second": unet.down_blocks[1].resnets[0].conv1,  # type: ignore[index, union-attr]
@@ -73,7 +73,7 @@ def test_what_comes_before_the_text_is_computed_once() -> None:
 
 def test_a_guidance_embedding_goes_with_its_picture() -> None:
     unet = build_lcm().unet.double()  # type: ignore[attr-defined]
-    share(unet)
+    share_guidance_trunk(unet)
     x, t, text = inputs(2, 4)
     weight = torch.randn(2, 16, dtype=torch.float64, generator=generator())
     whole = unet(torch.cat([x, x]), torch.cat([t, t]), text, timestep_cond=torch.cat([weight, weight])).sample

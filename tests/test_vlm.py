@@ -63,7 +63,7 @@ def test_pictures_of_another_size_are_fitted(local: vlm.Local, images: Tensor) -
 
 
 def test_one_question_an_image(local: vlm.Local, images: Tensor) -> None:
-    for ask in (local, vlm.Remembered(local)):
+    for ask in (local, vlm.CachedVlm(local)):
         with pytest.raises(ValueError, match="8 images but 1 questions"):
             ask(images, [CAPTION])
         assert ask(images[:0], []) == []
@@ -81,7 +81,7 @@ class Counting:
 
 
 def test_nothing_is_asked_twice_but_what_failed(images: Tensor) -> None:
-    plain, remembered = Counting(), vlm.Remembered(counted := Counting(), room=4)
+    plain, remembered = Counting(), vlm.CachedVlm(counted := Counting(), room=4)
     twice, questions = torch.cat([images[:2], images[:2]]), ["what?", "why?", "what?", "why?"]
     expected = plain(twice, questions)
     assert remembered(twice, questions) == expected and counted.asked == 2

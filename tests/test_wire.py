@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from burnish.rewards.wire import LONGEST_ASKED, NoAnswer, Wire, _asked, encode, shown
+from burnish.rewards.wire import LONGEST_ASKED, NoAnswer, Wire, _asked, encode, redact_url
 
 if TYPE_CHECKING:
     from conftest import LocalServer
@@ -180,7 +180,7 @@ def test_a_token_is_sent_and_never_shown(server: LocalServer, tmp_path: Any, mon
 
 
 def test_urls_and_numbers_are_checked() -> None:
-    assert shown("https://me:word@host:1/v1?key=1") == "https://host:1/v1"
+    assert redact_url("https://me:word@host:1/v1?key=1") == "https://host:1/v1"
     for url in ("host:8000", "ftp://host", "http://", ""):
         with pytest.raises(ValueError, match="is not a URL; write http://"):
             Wire(url)

@@ -56,7 +56,7 @@ rewards = [
   {{ use = "{tmp_path}/reward.py:whole", of = "prompt" }},
 ]
 optimizer = {{ lr = 1e-3 }}
-batch = {{ prompts = 2, images_per_prompt = 4, sample = 8, replay = 16, updates = 1 }}
+batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 8, train_batch = 16, minibatches = 1 }}
 evaluation = {{ images_per_prompt = 1 }}
 run = {{ sample_every = 2, sample_prompts = 2 }}
 """)

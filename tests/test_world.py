@@ -13,7 +13,7 @@ import torch
 
 import burnish
 from burnish import config as configuration
-from burnish.evaluation.paired import kept
+from burnish.evaluation.paired import load_evaluation
 from burnish.runs import Run
 from burnish.training.loop import train
 from burnish.world import World, flat
@@ -56,7 +56,7 @@ iterations = 1
 model = {{ id = "{tiny_pipeline}", device = "cpu" }}
 sampler = {{ steps = 2, identifiers = "{kind}", guidance = {{ use = "cfg", weight = 2.0 }} }}
 prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
-batch = {{ prompts = 2, images_per_prompt = {4 if kind else 2}, sample = 2, updates = 1 }}
+batch = {{ prompts = 2, images_per_prompt = {4 if kind else 2}, sample_batch = 2, minibatches = 1 }}
 evaluation = {{ images_per_prompt = 2 }}
 run = {{ sample_every = 0 }}
 {rewards.replace("HERE", str(tmp_path))}
@@ -96,4 +96,6 @@ train(config.load({str(recipe)!r}), {str(tmp_path / "two")!r})
     assert gradients[0] == gradients[1] and float(gradients[0]) > 0, "both step along the mean gradient"
     two, one = Run(tmp_path / "two"), Run(train(configuration.load(recipe), tmp_path / "one"))
     assert two.records()[0]["images"] == one.records()[0]["images"] == (8 if kind else 4)
-    assert kept(two.measured(0)) == kept(one.measured(0)), "evaluation is shared out, and put together in order"
+    assert load_evaluation(two.measured(0)) == load_evaluation(one.measured(0)), (
+        "evaluation is shared out, and put together in order"
+    )

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPModel, CLIPProcessor
 
 from burnish import zoo
-from burnish.diffusion.guidance import cfg, embedded
-from burnish.diffusion.kernels import ddim, lcm
+from burnish.diffusion.guidance import CFG, EmbeddedGuidance
+from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.rewards.aesthetic import aesthetic
@@ -134,7 +134,7 @@ def test_words_are_drawn_where_they_can_be_seen() -> None:
 
 def test_the_generator_draws_what_is_asked(policy: Policy) -> None:
     prompts = [Prompt(article(noun)) for noun in nouns()[::4]]
-    sampler = Sampler(ddim(), check.STEPS, cfg(check.WEIGHT))
+    sampler = Sampler(DDIM(), check.STEPS, CFG(check.WEIGHT))
     images = check.generate(policy, sampler, prompts, torch.Generator().manual_seed(0))
     right = judge.load()(images, prompts).float().mean()
     wrong = judge.load()(images, prompts[1:] + prompts[:1]).float().mean()
@@ -149,7 +149,7 @@ def consistent() -> Iterator[Policy]:
 @pytest.mark.parametrize(("steps", "least"), [(4, 0.85), (2, 0.7)])
 def test_the_consistency_model_needs_a_few_calls(consistent: Policy, steps: int, least: float) -> None:
     prompts = [Prompt(article(noun)) for noun in nouns()[::4]]
-    sampler = Sampler(lcm(), steps, embedded(check.WEIGHT))
+    sampler = Sampler(LCM(), steps, EmbeddedGuidance(check.WEIGHT))
     images = check.generate(consistent, sampler, prompts, torch.Generator().manual_seed(0))
     right = judge.load()(images, prompts).float().mean()
     wrong = judge.load()(images, prompts[1:] + prompts[:1]).float().mean()

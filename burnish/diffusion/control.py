@@ -76,13 +76,13 @@ class Control:
         }
 
 
-def strength(cond: Cond, t: Tensor) -> Tensor:
+def control_strength(cond: Cond, t: Tensor) -> Tensor:
     """(B,) float32: what the ControlNet's output counts for at times ``t`` (B,)."""
     highest, below = cond["control_window"].unbind(1)
     return cond["control_scale"] * ((t <= highest) & (t > below))
 
 
-def pictures(prompts: Sequence[Prompt], height: int, width: int) -> Tensor:
+def control_images(prompts: Sequence[Prompt], height: int, width: int) -> Tensor:
     """The control pictures (B, 3, height, width) of prompts.
 
     A prompt's metadata says what to follow: ``control``, the path of a picture, or ``payload``, the text of a QR code
@@ -102,7 +102,7 @@ def _picture(prompt: Prompt, height: int, width: int) -> Tensor:
     if prompt.metadata.get("payload"):
         if height != width:
             raise ValueError(f"a QR code wants a square picture, not one of {width} x {height} pixels.")
-        return qr.of(prompt, width).draw()
+        return qr.layout_of(prompt, width).draw()
     raise ValueError(
         f'the prompt "{prompt.text}" has nothing for the ControlNet to follow: give it a "payload" (prompts.use = '
         '"qr") or a "control", the path of a picture (prompts.use = "jsonl")'

@@ -80,7 +80,7 @@ class Attention:
         return attn.to_out[1](attn.to_out[0](joined))
 
 
-def suit(network: Any, latent_shape: tuple[int, ...]) -> None:
+def optimize_for_cpu(network: Any, latent_shape: tuple[int, ...]) -> None:
     """Gives a network on a CPU these kernels; one on another device stays as it is."""
     if network.device.type != "cpu":
         return

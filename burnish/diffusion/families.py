@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from burnish.diffusion.control import strength
+from burnish.diffusion.control import control_strength
 from burnish.types import Cond
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _steered(pipe: Any, x: Tensor, t: Tensor, cond: Cond, **more: Any) -> dict[s
     down, middle = pipe.controlnet(
         x, t, cond["text"], controlnet_cond=cond["control"].to(x.dtype), return_dict=False, **more
     )
-    share = strength(cond, t).to(x.dtype).view(-1, 1, 1, 1)
+    share = control_strength(cond, t).to(x.dtype).view(-1, 1, 1, 1)
     return {
         "down_block_additional_residuals": [state * share for state in down],
         "mid_block_additional_residual": middle * share,

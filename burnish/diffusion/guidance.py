@@ -25,7 +25,7 @@ Network = Callable[[Tensor, Tensor, Cond], Tensor]
 
 
 @dataclass(frozen=True)
-class none:
+class NoGuidance:
     """The prompt alone: one network row an image."""
 
     def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
@@ -34,7 +34,7 @@ class none:
 
 
 @dataclass(frozen=True)
-class embedded:
+class EmbeddedGuidance:
     """The weight as an input of the network, as consistency models learn it: one network row an image.
 
     ``weight`` is what diffusers calls ``guidance_scale``; the paper of the models (arXiv 2310.04378) counts from 0, one
@@ -53,7 +53,7 @@ class embedded:
 
 
 @dataclass(frozen=True)
-class cfg:
+class CFG:
     """Classifier-free guidance (arXiv 2207.12598): out = null + weight * (prompt - null), two network rows an image.
 
     ``negative`` is what ``null`` says in place of nothing: what the pictures shall move away from.
@@ -78,7 +78,7 @@ class cfg:
 
 
 @dataclass(frozen=True)
-class dual:
+class DualGuidance:
     """Guidance centred on the original of an expanded prompt: three network rows an image (Parrot, arXiv 2401.05675).
 
         out = null + w1 * (original - null) + w2 * (expanded - null)
@@ -107,7 +107,7 @@ class dual:
         original, expanded = _both(cond)
         if self.w1 == 0 or self.w2 == 0:
             weight, asked = (self.w2, expanded) if self.w1 == 0 else (self.w1, original)
-            return cfg(weight, self.negative)(raw, x, t, asked, null)
+            return CFG(weight, self.negative)(raw, x, t, asked, null)
         three = {name: torch.cat([null[name], original[name], value]) for name, value in expanded.items()}
         out = raw(x, t, three)
         without, first, second = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(3)
@@ -115,7 +115,7 @@ class dual:
 
 
 @dataclass(frozen=True)
-class embedded_dual:
+class EmbeddedDualGuidance:
     """`dual` for a network that takes the weight as an input (see `embedded`): two network rows an image.
 
     Such a network has learned f(c, w) = null + w * (c - null), and the mean of two of its answers at w = w1 + w2
@@ -143,7 +143,7 @@ class embedded_dual:
             ValueError: ``cond`` has no originals.
         """
         original, expanded = _both(cond)
-        guided = embedded(self.w1 + self.w2)
+        guided = EmbeddedGuidance(self.w1 + self.w2)
         if self.w1 == 0 or self.w2 == 0:
             return guided(raw, x, t, expanded if self.w1 == 0 else original, null)
         two = {name: torch.cat([original[name], value]) for name, value in expanded.items()}

@@ -35,7 +35,7 @@ LEAST_STD = 1e-4
 
 
 @dataclass(frozen=True)
-class ddim:
+class DDIM:
     """The DDIM step. ``eta`` in [0, 1]: the share of DDPM's noise that each move adds; 1 is ancestral sampling, 0 adds
     none, so that the moves have no density and only an objective on the forward process can learn."""
 
@@ -57,7 +57,7 @@ class ddim:
 
 
 @dataclass(frozen=True)
-class lcm:
+class LCM:
     """The re-noising step of latent consistency models; RLCM's policy (arXiv 2404.03673)."""
 
     def __call__(self, x_t: Tensor, x0: Tensor, level_t: Level, level_s: Level) -> Gaussian:

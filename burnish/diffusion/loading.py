@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-STEERED = {
+CONTROLNET_PIPELINES = {
     "StableDiffusionPipeline": "StableDiffusionControlNetPipeline",
     "LatentConsistencyModelPipeline": "StableDiffusionControlNetPipeline",  # a ControlNet of the undistilled model fits
     "StableDiffusionXLPipeline": "StableDiffusionXLControlNetPipeline",
@@ -83,7 +83,7 @@ def resize(pipe: Any, size: int) -> None:
     pipe.unet.register_to_config(sample_size=size // pipe.vae_scale_factor)
 
 
-def steer(pipe: Any, source: str, dtype: torch.dtype, device: torch.device | str) -> Any:
+def attach_controlnet(pipe: Any, source: str, dtype: torch.dtype, device: torch.device | str) -> Any:
     """The pipeline with the ControlNet from ``zoo:NAME``, a folder or a hub id beside it.
 
     Raises:
@@ -93,8 +93,8 @@ def steer(pipe: Any, source: str, dtype: torch.dtype, device: torch.device | str
     import diffusers
 
     name = type(pipe).__name__
-    if name not in STEERED:
-        raise ValueError(f"model.controlnet: a {name} takes none here; these do: {', '.join(STEERED)}")
+    if name not in CONTROLNET_PIPELINES:
+        raise ValueError(f"model.controlnet: a {name} takes none here; these do: {', '.join(CONTROLNET_PIPELINES)}")
     home = _source(source)
     try:
         with _quiet() if isinstance(home, Path) else nullcontext():
@@ -117,7 +117,9 @@ def steer(pipe: Any, source: str, dtype: torch.dtype, device: torch.device | str
     # not by from_pipe, which would cast everything to float32
     wanted = ("force_zeros_for_empty_prompt", "requires_safety_checker")
     settings = {key: pipe.config[key] for key in wanted if key in pipe.config}
-    return getattr(diffusers, STEERED[name])(**pipe.components, controlnet=controlnet.to(device), **settings)
+    return getattr(diffusers, CONTROLNET_PIPELINES[name])(
+        **pipe.components, controlnet=controlnet.to(device), **settings
+    )
 
 
 def _taken_over(pipe: Any, dtype: torch.dtype, network_dtype: torch.dtype, device: torch.device | str) -> Any:

@@ -27,7 +27,7 @@ CONTROLNET = "controlnet"
 
 
 @dataclass(frozen=True)
-class Slot:
+class AdapterSlot:
     """The place of one adapter layer in a network, to be filled with one of three things.
 
     adapter      base layer + adapter, with gradient
@@ -55,14 +55,14 @@ class Slot:
         return delta
 
 
-class Switch:
+class AdapterSwitch:
     """Which weights a network computes with: ``State``; "adapter" unless told otherwise.
 
     ``first``: after full fine-tuning, the weights of ``trainable`` before it, if these were kept.
     """
 
     def __init__(self, network: nn.Module, trainable: list[nn.Parameter], first: list[Tensor] | None) -> None:
-        self._slots, self._trainable, self._first = slots(network), trainable, first
+        self._slots, self._trainable, self._first = adapter_slots(network), trainable, first
         self._state: State = "adapter"
 
     @contextmanager
@@ -87,7 +87,7 @@ class Switch:
         self._state = state
 
 
-def slots(network: nn.Module) -> list[Slot]:
+def adapter_slots(network: nn.Module) -> list[AdapterSlot]:
     """The places of all adapter layers in the network; none where it has no adapter."""
     from peft.tuners.lora import Linear, LoraLayer
 
@@ -95,7 +95,7 @@ def slots(network: nn.Module) -> list[Slot]:
     for path, layer in network.named_modules():
         if isinstance(layer, LoraLayer):
             parent, _, name = path.rpartition(".")
-            places.append(Slot(network.get_submodule(parent), name, layer, layer.base_layer.weight.data))
+            places.append(AdapterSlot(network.get_submodule(parent), name, layer, layer.base_layer.weight.data))
             if type(layer) is Linear and layer.weight.dtype == torch.float32:
                 layer.forward = MethodType(_fold, layer)
     return places
@@ -113,7 +113,7 @@ def _fold(layer: Any, x: Tensor) -> Tensor:
     return linear(x, weight, layer.base_layer.bias)
 
 
-def add(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:
+def add_lora(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:
     """Adds a fresh adapter, float32, to the layers whose names end in one of ``targets``; B = 0, so it is silent yet.
 
     A is drawn from a generator of its own, so that a policy is the same whenever it is loaded.
@@ -133,7 +133,7 @@ def add(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> 
             parameter.data = parameter.data.float()
 
 
-def scale(network: nn.Module, strength: float) -> None:
+def set_lora_scale(network: nn.Module, strength: float) -> None:
     """Multiplies what every adapter layer adds: 0 the base model, 1 as trained, between them a mixture."""
     from peft.tuners.lora import LoraLayer
 
@@ -143,7 +143,7 @@ def scale(network: nn.Module, strength: float) -> None:
 
 
 @torch.no_grad()
-def fill(named: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
+def copy_state(named: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
     """Copies ``state`` into the parameters ``named``; nothing changes if it does not fit."""
     for name in sorted(named.keys() ^ state.keys()):
         how = "lacks" if name in named else "has the unknown"
@@ -159,7 +159,7 @@ def fill(named: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) 
         parameter.copy_(state[name])
 
 
-def write(pipe: Any, part: str, folder: Path, whole: bool = False) -> None:
+def write_adapter(pipe: Any, part: str, folder: Path, whole: bool = False) -> None:
     """Writes the adapter of the pipeline's ``part`` for ``pipe.load_lora_weights(folder)``, a ControlNet's for
     ``load_lora_adapter``; or the ``whole`` network."""
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
@@ -183,7 +183,7 @@ def write(pipe: Any, part: str, folder: Path, whole: bool = False) -> None:
     pipe.save_lora_weights(folder, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": config})
 
 
-def read(pipe: Any, part: str, folder: Path, train: str, alpha: float) -> None:
+def read_adapter(pipe: Any, part: str, folder: Path, train: str, alpha: float) -> None:
     """Loads what ``Policy.save_adapter`` wrote: a LoRA (``train`` "lora" or "none"), or a whole network ("full" or
     "none").
 
@@ -217,14 +217,14 @@ def read(pipe: Any, part: str, folder: Path, train: str, alpha: float) -> None:
         first = first_line(error)
         raise ValueError(f"the adapter in {folder} cannot be read: {first}") from error
     if whole:
-        fill(dict(network.state_dict(keep_vars=True)), state, str(folder))
+        copy_state(dict(network.state_dict(keep_vars=True)), state, str(folder))
         return
-    fill({n: p for n, p in network.named_parameters() if p.requires_grad}, state, str(folder))
+    copy_state({n: p for n, p in network.named_parameters() if p.requires_grad}, state, str(folder))
     if theirs != alpha:
         raise ValueError(f"{folder} was trained with alpha {theirs}: set model.alpha = {theirs}.")
 
 
-def fuse(pipe: Any, source: str | Path) -> None:
+def merge_lora(pipe: Any, source: str | Path) -> None:
     """Merges a LoRA (folder, file or hub id) into the pipeline's weights for good."""
     try:
         with _without_warnings():
@@ -233,7 +233,7 @@ def fuse(pipe: Any, source: str | Path) -> None:
             pipe.unload_lora_weights()
     except Exception as error:  # network, damaged file, other architecture: the libraries below raise anything
         first = first_line(error)
-        raise ValueError(f"model.fused: the LoRA {source} cannot be merged: {first}") from error
+        raise ValueError(f"model.fused_lora: the LoRA {source} cannot be merged: {first}") from error
 
 
 @contextmanager

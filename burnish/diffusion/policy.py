@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from burnish.diffusion import control, lora
-from burnish.diffusion.cpu import suit
+from burnish.diffusion.cpu import optimize_for_cpu
 from burnish.diffusion.families import LARGE, SMALL_ONES, Family, family_of
-from burnish.diffusion.loading import load_pipeline, resize, steer
+from burnish.diffusion.loading import attach_controlnet, load_pipeline, resize
 from burnish.diffusion.schedule import Schedule
-from burnish.diffusion.shared_trunk import share
+from burnish.diffusion.shared_trunk import share_guidance_trunk
 from burnish.types import Cond, Prompt
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Policy:
     Attributes:
         pipe: the diffusers pipeline, usable as it is.
         schedule: its noise schedule.
-        steered: whether it has a ControlNet, so that prompts need a control picture.
+        has_controlnet: whether it has a ControlNet, so that prompts need a control picture.
         latent_shape: (C, h, w).
         trainable: the parameters that learn, float32; empty with ``train="none"``.
         device, dtype: where and in which precision the network computes.
@@ -54,7 +54,7 @@ class Policy:
         dtype: torch.dtype,
         first: list[Tensor] | None = None,
         decode_at_once: int = 0,
-        learns: str = "",
+        trainable_parts: str = "",
     ) -> None:
         """``first``: with "full", a copy of the weights before training, in the order of ``trainable``."""
         self.pipe, self.train, self.dtype = pipe, train, dtype
@@ -63,15 +63,15 @@ class Policy:
         self._family, self._decode_at_once = family, decode_at_once
         network = getattr(pipe, family.network)
         self.takes_weight = getattr(network.config, "time_cond_proj_dim", None) is not None
-        self.steered, self.device = hasattr(pipe, "controlnet"), network.device
-        self._learners = _learners(pipe, family, learns)
+        self.has_controlnet, self.device = hasattr(pipe, "controlnet"), network.device
+        self._learners = _learners(pipe, family, trainable_parts)
         self._whole: nn.Module = next(iter(self._learners.values()))
         if len(self._learners) > 1:
             self._whole = nn.ModuleDict(self._learners)
         self._named = {name: p for name, p in self._whole.named_parameters() if p.requires_grad}
         self.trainable = list(self._named.values())
         self._first = first
-        self._switch = lora.Switch(self._whole, self.trainable, first)
+        self._switch = lora.AdapterSwitch(self._whole, self.trainable, first)
         self._texts: dict[str, Cond] = {}
         self._null: Cond = {}
 
@@ -91,11 +91,11 @@ class Policy:
         revision: str | None = None,
         variant: str | None = None,
         scheduler: str = "",
-        fused: str | Path | None = None,
+        fused_lora: str | Path | None = None,
         adapter: str | Path | None = None,
         reference: bool = False,
         controlnet: str = "",
-        learns: str = "",
+        trainable_parts: str = "",
         size: int = 0,
     ) -> Policy:
         """A policy from ``zoo:NAME``, a pipeline's folder, a hub id, or a diffusers pipeline in memory.
@@ -113,11 +113,11 @@ class Policy:
             revision: of the hub.
             variant: of the weight files, such as "fp16".
             scheduler: "lcm" samples it as a consistency model; "" as it comes.
-            fused: a LoRA (folder or hub id) that becomes part of the model, also of ``reference()``: an LCM-LoRA.
+            fused_lora: a LoRA (folder or hub id) that becomes part of the model, also of ``reference()``: an LCM-LoRA.
             adapter: a folder that ``save_adapter`` wrote, to start from.
             reference: with "full", keep a copy of the first weights for ``reference()``; an adapter needs none.
             controlnet: ``zoo:NAME``, a folder or a hub id of a ControlNet that the pictures follow.
-            learns: "controlnet", "both", or "" for the model's own network.
+            trainable_parts: "controlnet", "both", or "" for the model's own network.
             size: of the pictures' sides in pixels; 0 as the model was made for.
 
         Raises:
@@ -133,7 +133,7 @@ class Policy:
         pipe = load_pipeline(
             model,
             dtype=DTYPES[dtype],
-            network_dtype=DTYPES[dtype] if learns == "controlnet" else whole,
+            network_dtype=DTYPES[dtype] if trainable_parts == "controlnet" else whole,
             device=_device(device),
             revision=revision,
             variant=variant,
@@ -144,25 +144,25 @@ class Policy:
             from diffusers import LCMScheduler
 
             pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
-        if fused is not None:
-            lora.fuse(pipe, fused)
+        if fused_lora is not None:
+            lora.merge_lora(pipe, fused_lora)
         if controlnet:
-            pipe = steer(pipe, controlnet, whole if learns else DTYPES[dtype], pipe.unet.device)
+            pipe = attach_controlnet(pipe, controlnet, whole if trainable_parts else DTYPES[dtype], pipe.unet.device)
         family = family_of(type(pipe).__name__)
-        learners = _learners(pipe, family, learns)
+        learners = _learners(pipe, family, trainable_parts)
         _open(pipe, family, learners, train, rank, alpha, targets)
         keep = train == "full" and reference
         first = [p.detach().clone() for part in learners.values() for p in part.parameters()] if keep else None
         if adapter is not None:
             for name in learners:
-                lora.read(pipe, name, _home(Path(adapter), name, family), train, alpha)
+                lora.read_adapter(pipe, name, _home(Path(adapter), name, family), train, alpha)
         if gradient_checkpointing:
             for name in (family.network, "controlnet"):
                 if part := getattr(pipe, name, None):
                     part.enable_gradient_checkpointing()
         for part in _networks(pipe):
             part.eval()  # the adapter's layers too
-        return cls(pipe, family, train, DTYPES[dtype], first, decode_at_once, learns)
+        return cls(pipe, family, train, DTYPES[dtype], first, decode_at_once, trainable_parts)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> Cond:
@@ -171,14 +171,14 @@ class Policy:
         One by one, so that a text's states do not depend, in the last bit, on its neighbours. With a ControlNet, also
         each prompt's control picture (see ``control``).
         """
-        rows = [self._states(prompt.read) for prompt in prompts]
+        rows = [self._states(prompt.generator_text) for prompt in prompts]
         while len(self._texts) > TEXTS_KEPT:
             del self._texts[next(iter(self._texts))]
         cond = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-        if self.steered:
+        if self.has_controlnet:
             _, height, width = self.latent_shape
             scale = self.pipe.vae_scale_factor
-            cond["control"] = control.pictures(prompts, height * scale, width * scale).to(self.device)
+            cond["control"] = control.control_images(prompts, height * scale, width * scale).to(self.device)
         return cond
 
     def _states(self, text: str) -> Cond:
@@ -244,7 +244,7 @@ class Policy:
         """Within it the adapter costs nothing and cannot be trained. The base weights come back bit for bit."""
         return self._switch.at("merged")
 
-    def weaken(self, strength: float) -> None:
+    def set_lora_scale(self, strength: float) -> None:
         """Multiplies the adapter's effect, for drawing: a dial from the untrained model (0) to the trained one (1).
 
         Raises:
@@ -252,7 +252,7 @@ class Policy:
         """
         if self.train == "full":
             raise ValueError("a strength other than 1 needs a LoRA adapter; this model was trained whole.")
-        lora.scale(self._whole, strength)
+        lora.set_lora_scale(self._whole, strength)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of what was learned by parameter name, float32 on the CPU."""
@@ -260,7 +260,7 @@ class Policy:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes over what ``state`` gave; raises ValueError and changes nothing if it does not fit."""
-        lora.fill(self._named, state, "the checkpoint")
+        lora.copy_state(self._named, state, "the checkpoint")
 
     def save_adapter(self, folder: str | Path) -> None:
         """Writes what was learned: a LoRA for diffusers' ``pipe.load_lora_weights(folder)``, or the whole network.
@@ -272,7 +272,7 @@ class Policy:
             for name in self._learners:
                 home = _home(made, name, self._family)
                 home.mkdir(exist_ok=True)
-                lora.write(self.pipe, name, home, whole=self.train == "full")
+                lora.write_adapter(self.pipe, name, home, whole=self.train == "full")
 
 
 def _check(train: str, rank: int, alpha: float, dtype: str, decode_at_once: int) -> None:
@@ -286,14 +286,16 @@ def _check(train: str, rank: int, alpha: float, dtype: str, decode_at_once: int)
         raise ValueError(f"model.decode_at_once must be 0 (as their size suggests) or more, not {decode_at_once}.")
 
 
-def _learners(pipe: Any, family: Family, learns: str) -> dict[str, nn.Module]:
+def _learners(pipe: Any, family: Family, trainable_parts: str) -> dict[str, nn.Module]:
     """The parts of the pipeline that learn, by name."""
     names = {"": (family.network,), "controlnet": ("controlnet",), "both": (family.network, "controlnet")}
-    if learns not in names:
-        raise ValueError(f"model.learns must be 'controlnet', 'both' or '' (the model's own), not '{learns}'.")
-    if learns and not hasattr(pipe, "controlnet"):
-        raise ValueError(f"model.learns = '{learns}' needs a ControlNet: set model.controlnet.")
-    return {name: getattr(pipe, name) for name in names[learns]}
+    if trainable_parts not in names:
+        raise ValueError(
+            f"model.trainable_parts must be 'controlnet', 'both' or '' (the model's own), not '{trainable_parts}'."
+        )
+    if trainable_parts and not hasattr(pipe, "controlnet"):
+        raise ValueError(f"model.trainable_parts = '{trainable_parts}' needs a ControlNet: set model.controlnet.")
+    return {name: getattr(pipe, name) for name in names[trainable_parts]}
 
 
 def _home(folder: Path, part: str, family: Family) -> Path:
@@ -317,7 +319,7 @@ def _open(
         part.requires_grad_(False)
     for learner in learners.values():
         if train == "lora":
-            lora.add(learner, rank, alpha, targets)
+            lora.add_lora(learner, rank, alpha, targets)
         elif train == "full":
             learner.requires_grad_(True)
             for parameter in learner.parameters():  # a ControlNet that came with its pipeline may be in half precision
@@ -325,8 +327,8 @@ def _open(
     network = getattr(pipe, family.network)
     for module in (network, pipe.vae, getattr(pipe, "controlnet", None)):
         if module is not None:
-            suit(module, family.latent_shape(pipe))
-    share(network)
+            optimize_for_cpu(module, family.latent_shape(pipe))
+    share_guidance_trunk(network)
 
 
 def _networks(pipe: Any) -> list[nn.Module]:

@@ -101,11 +101,11 @@ class Sampler:
 
     @torch.no_grad()
     def rollout(
-        self, policy: Policy, cond: Cond, group: Tensor, generator: torch.Generator, guesses: bool = False
+        self, policy: Policy, cond: Cond, group: Tensor, generator: torch.Generator, keep_x0_pred: bool = False
     ) -> Trajectory:
         """Draws one image a row of ``cond`` (B rows) and ``group`` (B,). All noise comes from the CPU ``generator``.
 
-        ``guesses`` keeps x0 as the network saw it before each move. Where no move has noise (T = 0: eta = 0, or a
+        ``keep_x0_pred`` keeps x0 as the network saw it before each move. Where no move has noise (T = 0: eta = 0, or a
         consistency model's only call), the images are there, but no move can be learned from.
         """
         times, count, rows = self.times(policy), self._noisy(policy), len(group)
@@ -113,7 +113,7 @@ class Sampler:
         x = policy.noise(rows, generator)
         states, logp = x.new_empty(rows, count + 1, *policy.latent_shape), x.new_empty(rows, count)
         states[:, 0] = x
-        seen = states.new_empty(rows, count, *policy.latent_shape) if guesses else None
+        seen = states.new_empty(rows, count, *policy.latent_shape) if keep_x0_pred else None
         with policy.merged():
             for i in range(self.steps):
                 move, x0 = self._transition(policy, x, times[i].expand(rows), times[i + 1].expand(rows), cond)
@@ -205,7 +205,7 @@ def _mean_square(error: Tensor) -> Tensor:
     return error.square().flatten(1).mean(1, keepdim=True).float()
 
 
-def join(parts: Sequence[Trajectory]) -> Trajectory:
+def join_trajectories(parts: Sequence[Trajectory]) -> Trajectory:
     """The trajectories of several chunks as one; group numbers are kept as they are."""
     first = parts[0]
     return Trajectory(
@@ -215,7 +215,9 @@ def join(parts: Sequence[Trajectory]) -> Trajectory:
         latent=torch.cat([part.latent for part in parts]),
         cond={name: torch.cat([part.cond[name] for part in parts]) for name in first.cond},
         group=torch.cat([part.group for part in parts]),
-        guess=None if first.guess is None else torch.cat([part.guess for part in parts if part.guess is not None]),
+        x0_pred=None
+        if first.x0_pred is None
+        else torch.cat([part.x0_pred for part in parts if part.x0_pred is not None]),
     )
 
 

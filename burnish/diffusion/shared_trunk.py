@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MEETINGS = ("ResnetBlock2D", "Transformer2DModel")
+CONDITIONED_LAYERS = ("ResnetBlock2D", "Transformer2DModel")
 """Layers in which a picture meets its time or its text."""
 
 
-def share(network: nn.Module) -> None:
+def share_guidance_trunk(network: nn.Module) -> None:
     """From now on ``network`` takes pictures (B, ...) and times (B,) with texts (k * B, ...), as if repeated k times.
 
     Networks without such layers (and calls with as many pictures as texts) stay what they are.
     """
-    joints = [module for module in network.modules() if type(module).__name__ in MEETINGS]
+    joints = [module for module in network.modules() if type(module).__name__ in CONDITIONED_LAYERS]
     for module in [*joints, *getattr(network, "up_blocks", ())]:  # these also meet what was kept on the way down
         module.register_forward_pre_hook(_repeat, with_kwargs=True)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from burnish.config import Config
-from burnish.evaluation.paired import Evaluation, change, kept
+from burnish.evaluation.paired import Evaluation, change, load_evaluation
 from burnish.runs import Run, dumps, write
 
 
@@ -39,7 +39,7 @@ def verdict(run: Run, config: Config, weights: Tensor, before: Evaluation, until
     best, streak = 0, 0
     reasons: tuple[str, ...] = ()
     for iteration in sorted(int(path.stem) for path in run.measured(0).parent.glob("[0-9]*.json")):
-        now = kept(run.measured(iteration)) if 0 < iteration <= until else None
+        now = load_evaluation(run.measured(iteration)) if 0 < iteration <= until else None
         if now is not None:
             reasons = over_optimised(before, now["train"], weights, config)
             streak, best = (streak + 1, best) if reasons else (0, iteration)

@@ -156,12 +156,12 @@ def compare(before: Mapping[str, Evaluation], after: Mapping[str, Evaluation], w
     }
 
 
-def keep(path: Path, measured: Mapping[str, Evaluation]) -> None:
+def save_evaluation(path: Path, measured: Mapping[str, Evaluation]) -> None:
     """Write what `measure` gave."""
     write(path, dumps({name: asdict(evaluation) for name, evaluation in measured.items()}))
 
 
-def kept(path: Path) -> dict[str, Evaluation] | None:
+def load_evaluation(path: Path) -> dict[str, Evaluation] | None:
     """Read what `keep` wrote; None if there is nothing."""
     if not path.exists():
         return None

@@ -51,7 +51,7 @@ class Expansions:
 
 
 @dataclass(frozen=True)
-class Saying:
+class TokenLogProbs:
     """What the current weights say about b stored texts, (b, G) each; 0 where there is no action."""
 
     logp: Tensor  # with gradient
@@ -168,7 +168,7 @@ class Expander:
             alive = alive & ~torch.isin(inputs, ends)
         return self._cut(prompts, asked, ids.cpu(), seen.cpu(), torch.cat(alives, 1).cpu(), torch.cat(logps, 1).cpu())
 
-    def replay(self, drawn: Expansions, rows: Tensor, reference: bool = False) -> Saying:
+    def replay(self, drawn: Expansions, rows: Tensor, reference: bool = False) -> TokenLogProbs:
         """The log-probabilities of the texts in ``rows`` (b,) under the current weights, with gradient.
 
         ``reference`` also asks the model as it was when ``remember`` was called, for ``kl``.
@@ -178,10 +178,10 @@ class Expander:
         now = self._chances(ids, seen, said.shape[1])
         logp = torch.where(said, now.gather(2, ids[:, -said.shape[1] :, None])[..., 0], 0.0)
         if not reference:
-            return Saying(logp, None)
+            return TokenLogProbs(logp, None)
         with torch.no_grad(), self.reference():
             first = self._chances(ids, seen, said.shape[1])
-        return Saying(logp, torch.where(said, (now.exp() * (now - first)).sum(-1), 0.0))
+        return TokenLogProbs(logp, torch.where(said, (now.exp() * (now - first)).sum(-1), 0.0))
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> Expansions:
         """Given (prompt, words to put behind it) as if they had been drawn, each with its end, to be imitated."""
@@ -224,7 +224,7 @@ class Expander:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes over what ``state`` gave; raises ValueError and changes nothing if it does not fit."""
-        lora.fill(self._named, state, "the checkpoint's expander")
+        lora.copy_state(self._named, state, "the checkpoint's expander")
 
     def save(self, folder: Path) -> None:
         """Writes what was learned: a LoRA for peft's ``PeftModel.from_pretrained``, or the whole model for

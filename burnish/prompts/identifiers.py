@@ -6,7 +6,7 @@
 The paper has commas between them. Training, with one a picture, never sees a comma, and to a text encoder it is a word:
 it can change pictures more than the identifiers do.
 
-The n-th identifier stands for the n-th reward of the configuration. Only the generator reads it (``Prompt.frame``):
+The n-th identifier stands for the n-th reward of the configuration. Only the generator reads it (``Prompt.template``):
 rewards, judges and logs have the text alone. Of a drawn prompt's images each identifier gets an equal share, and they
 are a group of their own, because asked otherwise they come from another distribution.
 
@@ -43,7 +43,7 @@ def identifier(place: int) -> str:
     return f"<reward {place + 1}>"
 
 
-def frame(places: Iterable[int], after: bool = False) -> str:
+def template(places: Iterable[int], after: bool = False) -> str:
     """A text, {}, and before it or ``after`` it what asks for the rewards at these places; "{}" alone for none."""
     words = " ".join(map(identifier, places))
     if not words:
@@ -51,18 +51,18 @@ def frame(places: Iterable[int], after: bool = False) -> str:
     return f"{{}} {words}" if after else f"{words} {{}}"
 
 
-def ask(prompts: Sequence[Prompt], frame: str) -> list[Prompt]:
-    """The prompts with ``frame`` around their texts."""
-    return [replace(prompt, frame=frame) for prompt in prompts]
+def with_template(prompts: Sequence[Prompt], template: str) -> list[Prompt]:
+    """The prompts with ``template`` around their texts."""
+    return [replace(prompt, template=template) for prompt in prompts]
 
 
-def shares(images: int, each: int, rewards: int) -> Tensor:
+def target_rewards(images: int, each: int, rewards: int) -> Tensor:
     """The place (images,) int64 of the reward that each image is asked for; ``each`` neighbours have one prompt."""
     return torch.arange(images) % each // (each // rewards)
 
 
 @torch.no_grad()
-def add(pipe: Any, rewards: int) -> None:
+def add_tokens(pipe: Any, rewards: int) -> None:
     """Gives the pipeline's tokenizers a token for each identifier they lack, and its text encoders a place for it."""
     for tokenizer, encoder in _readers(pipe).values():
         lacking = [place for place in range(rewards) if identifier(place) not in tokenizer.get_vocab()]
@@ -84,7 +84,7 @@ def add(pipe: Any, rewards: int) -> None:
                 part.eos_token_id = tokenizer.eos_token_id
 
 
-def save(pipe: Any, rewards: int, folder: Path) -> None:
+def save_tokens(pipe: Any, rewards: int, folder: Path) -> None:
     """Writes each token as a textual inversion that diffusers' ``pipe.load_textual_inversion`` reads.
 
     ``folder/reward-1.safetensors`` is the first one's place in ``text_encoder``, ``reward-1-2`` that in
@@ -100,16 +100,16 @@ def save(pipe: Any, rewards: int, folder: Path) -> None:
             save_file({identifier(place): row}, folder / f"reward-{place + 1}{ending}.safetensors")
 
 
-def longest(pipe: Any, prompts: Iterable[Prompt]) -> tuple[int, int]:
+def longest_prompt(pipe: Any, prompts: Iterable[Prompt]) -> tuple[int, int]:
     """The tokens of the longest prompt with its identifiers, its two ends included, and how many an encoder reads."""
     tokenizer, _ = next(iter(_readers(pipe).values()))
-    texts = [prompt.read for prompt in prompts]
+    texts = [prompt.generator_text for prompt in prompts]
     return max(len(tokenizer(text).input_ids) for text in texts), tokenizer.model_max_length
 
 
 def fits(pipe: Any, prompt: Prompt) -> bool:
     """Whether the pipeline's text encoder reads a prompt, its identifiers included, to its end."""
-    length, most = longest(pipe, [prompt])
+    length, most = longest_prompt(pipe, [prompt])
     return length <= most
 
 

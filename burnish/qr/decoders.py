@@ -32,7 +32,7 @@ READ_MICRO = tuple(BINARIZERS)
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCode:
     """A code that zxing-cpp found: what it says, its kind, and the side of its modules in px."""
 
     payload: str
@@ -60,9 +60,9 @@ def variants(name: str) -> tuple[str, ...]:
     return tuple(BINARIZERS) if name == "zxing" else (name,)
 
 
-def find(picture: np.ndarray) -> list[Found]:
+def find(picture: np.ndarray) -> list[FoundCode]:
     """Every QR and Micro QR code of a grey picture (H, W) uint8, under any binarizer of zxing-cpp, each text once."""
-    found: dict[str, Found] = {}
+    found: dict[str, FoundCode] = {}
     for name in BINARIZERS:
         for code in _read(picture, name):
             micro = code.format == _library().BarcodeFormat.MicroQRCode
@@ -72,7 +72,7 @@ def find(picture: np.ndarray) -> list[Found]:
             corners = [(c.x, c.y) for c in (at.top_left, at.top_right, at.bottom_right, at.bottom_left)]
             around = sum(dist(a, b) for a, b in zip(corners, [*corners[1:], corners[0]], strict=True))
             kind = f"{version}-{code.ec_level}" if code.ec_level else version
-            found.setdefault(code.text, Found(code.text, kind, max(1.0, around / 4 / n)))
+            found.setdefault(code.text, FoundCode(code.text, kind, max(1.0, around / 4 / n)))
     return list(found.values())
 
 

@@ -160,7 +160,7 @@ def fit(
     return layout
 
 
-def of(prompt: Prompt, side: int) -> Layout:
+def layout_of(prompt: Prompt, side: int) -> Layout:
     """The code that a prompt asks for: metadata["payload"], and in metadata["qr"], if it is there, arguments of `fit`.
 
     Raises:

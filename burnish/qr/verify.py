@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from burnish.images import eight_bit, opened
+from burnish.images import eight_bit, open_image
 from burnish.qr.conditions import CONDITIONS, soften
-from burnish.qr.decoders import Found, find
+from burnish.qr.decoders import FoundCode, find
 from burnish.qr.scanner import Readings, Scanner
 
 NEAR = 0.04  # a module so near to a whole number of px is one
@@ -69,7 +69,7 @@ def verify(path: Path, payload: str = "", decoders: tuple[str, ...] = ("zxing",)
         FileNotFoundError, ValueError: the file is no picture, or a decoder cannot be asked.
     """
     scanner = Scanner(decoders, "all", softened=True)
-    picture, codes = _codes(Image.fromarray(eight_bit(opened(path)[None])[0]).convert("L"))
+    picture, codes = _codes(Image.fromarray(eight_bit(open_image(path)[None])[0]).convert("L"))
     match = next((code for code in codes if payload in ("", code.payload)), None)
     module = _whole((match or codes[0]).module) if codes else _guess(picture)
     picture, scale = _smaller(picture, 8 / module)
@@ -100,7 +100,7 @@ def verify(path: Path, payload: str = "", decoders: tuple[str, ...] = ("zxing",)
     )
 
 
-def _codes(picture: Image.Image) -> tuple[Image.Image, list[Found]]:
+def _codes(picture: Image.Image) -> tuple[Image.Image, list[FoundCode]]:
     """What is found by the first way that finds something, and the picture in whose px it is."""
     if found := find(np.asarray(picture)):
         return picture, found

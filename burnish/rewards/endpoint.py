@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from burnish.images import eight_bit
-from burnish.rewards.wire import NoAnswer, Wire, encode, shown, tell, token
+from burnish.rewards.wire import NoAnswer, Wire, encode, redact_url, report_failures, token
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 Key = tuple[bytes, str]  # the hash of an image, its question
@@ -107,7 +107,7 @@ class Endpoint:
         answers |= zip(asked, self.wire.each(lambda key: self._ask(pixels[rows[key]], key[1]), asked), strict=True)
         failed = [answer for key in keys if isinstance(answer := answers[key], NoAnswer)]
         self._remember({key: answer for key, answer in answers.items() if isinstance(answer, str)})
-        tell(failed, len(keys))
+        report_failures(failed, len(keys))
         return [None if isinstance(answer := answers[key], NoAnswer) else answer for key in keys]
 
     def _ask(self, pixels: np.ndarray, question: str) -> str:
@@ -142,7 +142,7 @@ class Endpoint:
 
 def completions(url: str) -> str:
     """The address to ask: `http://host`, `http://host/v1` and the whole of it all mean the same."""
-    shown(url)  # says so if it is none
+    redact_url(url)  # says so if it is none
     parts = urlsplit(url)
     path = parts.path.rstrip("/")
     if not path.endswith("/chat/completions"):

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from burnish.images import opened
+from burnish.images import open_image
 from burnish.qr import layout as qr
 from burnish.qr.scanner import side
 from burnish.rewards.clip import Clip
@@ -48,7 +48,7 @@ def _alike(clip: Clip, key: str, device: str) -> Reward:
             )
         if path not in known:
             try:
-                known[path] = clip.images(opened(Path(path))[None])[0]
+                known[path] = clip.images(open_image(Path(path))[None])[0]
             except (OSError, ValueError) as error:
                 raise ValueError(f"the picture of the prompt '{prompt.text}' ({key}): {error}") from error
         return known[path]
@@ -74,7 +74,7 @@ def code_distance(model: str = "openai/clip-vit-large-patch14", device: str = "a
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         clip.model.to(images.device if device == "auto" else device)
-        return 1 - code_similarity(clip, images, [qr.of(prompt, side(images)) for prompt in prompts])
+        return 1 - code_similarity(clip, images, [qr.layout_of(prompt, side(images)) for prompt in prompts])
 
     return reward
 

@@ -23,6 +23,6 @@ def modules(whole: bool = False) -> Reward:
     """
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        return 1 - module_errors(images, [qr.of(prompt, side(images)) for prompt in prompts], whole)
+        return 1 - module_errors(images, [qr.layout_of(prompt, side(images)) for prompt in prompts], whole)
 
     return reward

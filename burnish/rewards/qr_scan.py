@@ -33,7 +33,7 @@ def scan(
     scanner = Scanner(decoders or ("zxing",), conditions, workers=workers)
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        layouts = [qr.of(prompt, side(images)) for prompt in prompts]
+        layouts = [qr.layout_of(prompt, side(images)) for prompt in prompts]
         return scanner.measure(images, layouts).fraction + module_weight * (1 - module_errors(images, layouts))
 
     return reward

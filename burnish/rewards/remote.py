@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from burnish.images import eight_bit
-from burnish.rewards.wire import NoAnswer, Wire, encode, tell, token
+from burnish.rewards.wire import NoAnswer, Wire, encode, report_failures, token
 from burnish.types import Prompt, Reward
 
 VERSION = 1
@@ -79,7 +79,7 @@ def remote(
             else:
                 scores[first : first + batch] = torch.tensor(result, dtype=torch.float64)
                 failed += [NoAnswer(f"{wire.shown} gave null")] * sum(map(math.isnan, result))
-        tell(failed, len(pixels))
+        report_failures(failed, len(pixels))
         return scores
 
     return reward

@@ -22,7 +22,7 @@ from torch import Tensor
 from burnish.types import Prompt, Reward
 
 
-class Unfit(ValueError):
+class InvalidRewardOutput(ValueError):
     """A reward returned something that is not one number an image."""
 
 
@@ -52,7 +52,7 @@ class Tolerance:
             asked = [prompts[row] for row in rows.tolist()]
             try:
                 values[rows], failure = _column(name, self._in_time(reward, some, asked), len(asked)), None
-            except Unfit:
+            except InvalidRewardOutput:
                 raise
             except Exception as error:
                 failure = error
@@ -106,11 +106,11 @@ def _column(name: str, values: object, count: int) -> Tensor:
         try:
             values = torch.as_tensor(values, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
-            raise Unfit(
+            raise InvalidRewardOutput(
                 f"reward '{name}' returned {_described(values)}; it must return {count} numbers, one an image"
             ) from None
     if values.is_complex() or values.shape != (count,):
-        raise Unfit(
+        raise InvalidRewardOutput(
             f"reward '{name}' returned {_described(values)} for {count} images; "
             f"it must return shape ({count},), one number an image"
         )

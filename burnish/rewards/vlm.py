@@ -49,7 +49,7 @@ def load(
         return Endpoint(model, **{"model": "default", **(endpoint or {})})
     if endpoint:
         raise ValueError(f"endpoint = ... is for a model behind an address, and '{model}' is none; leave it out")
-    return Remembered(Local.load(model, device, batch))
+    return CachedVlm(Local.load(model, device, batch))
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Local:
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
 
-class Remembered:
+class CachedVlm:
     """A model that is not asked twice: the last `room` answers, by picture and question. What failed is asked again."""
 
     def __init__(self, ask: Vlm, room: int = 10_000) -> None:

@@ -69,7 +69,7 @@ class Wire:
             ValueError: an argument is out of range; the message names it.
         """
         self.url = url
-        self.shown = shown(url)
+        self.shown = redact_url(url)
         if any(not "!" <= letter <= "~" for letter in token):
             raise ValueError("the API key contains spaces or letters that a header cannot hold; copy it again")
         for name, value, least in (("timeout", timeout, 1e-3), ("retries", retries, 0), ("workers", workers, 1)):
@@ -178,7 +178,7 @@ class Wire:
         return text.replace(self._token, "***") if self._token else text
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """The URL without a password, for messages; a ValueError if it is none."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -196,7 +196,7 @@ def encode(pixels: np.ndarray, kind: str = "png", quality: int = 80) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def tell(failures: Sequence[NoAnswer], count: int) -> None:
+def report_failures(failures: Sequence[NoAnswer], count: int) -> None:
     """What becomes of `failures` among `count` images: a warning; where there was no answer at all, a NoAnswer."""
     if failures and len(failures) == count:
         raise NoAnswer(f"none of {count} images got an answer: {failures[-1]}")

@@ -11,7 +11,7 @@ it. They differ in what "expected" means:
 
 ``weighted`` is the control of that choice: ``group`` of one reward, the weighted sum of the raw ones, in which the
 loudest wins. `pareto` keeps the advantage of ``group`` for images that no other beats in every reward. Where
-``scores.asked`` says which reward an image was asked to please (`identifiers`), the others have weight 0 for it.
+``scores.target_reward`` says which reward an image was asked to please (`identifiers`), the others have weight 0 for it.
 
 For an objective that imitates (RWR) there are weights instead, none below 0 and 1 in the mean, of the weighted sum
 R of the raw rewards (DDPO, arXiv 2305.13301, section 4.1):
@@ -43,7 +43,7 @@ SPREAD = 1e-6
 """Rewards whose std is below this share of their magnitude are all equal but for rounding."""
 
 
-class batch:
+class BatchAdvantage:
     """Against the mean and std of the whole batch. ``clip``: advantages are cut at +-clip."""
 
     def __init__(self, clip: float = 5.0) -> None:
@@ -62,7 +62,7 @@ class batch:
         """Nothing to restore."""
 
 
-class group(batch):
+class GroupAdvantage(BatchAdvantage):
     """Against the mean and std of the images of the same prompt: at least 4, better 8.
 
     ``spread = "batch"`` divides by the std within prompts of the whole batch instead: where all images of a prompt but
@@ -83,7 +83,7 @@ class group(batch):
         return _combine(z, valid, per_image(weights, scores), self.clip)
 
 
-class weighted(batch):
+class WeightedAdvantage(BatchAdvantage):
     """The weighted sum of the raw rewards, against the images of the same prompt: the loudest reward wins."""
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class weighted(batch):
         return _combine(_by_group(summed, valid, group), valid, torch.ones(1), self.clip)
 
 
-class tracker:
+class TrackerAdvantage:
     """Against the last ``buffer`` rewards of the same prompt, this batch's included.
 
     A prompt with fewer than ``min_count`` rewards so far is compared with the whole batch instead. The numbers in
@@ -132,7 +132,7 @@ class tracker:
         self._seen = {int(number): deque(rows, maxlen=self.buffer) for number, rows in state["seen"].items()}
 
 
-class softmax:
+class SoftmaxWeights:
     """RWR's weights. ``beta`` is an inverse temperature: per unit of reward, or per standard deviation of it with
     ``standardise``. ``within`` is "prompt" or "batch"."""
 
@@ -154,7 +154,7 @@ class softmax:
         return result
 
 
-class top_fraction:
+class TopFractionWeights:
     """Sparse RWR's weights: only the best ``fraction`` of the images of a prompt (or of the batch, by ``within``) is
     imitated, at least one; of equal images the first."""
 
@@ -175,7 +175,7 @@ class top_fraction:
         return result
 
 
-def per_move(adv: Tensor, previews: Tensor, weights: Tensor, group: Tensor) -> Tensor:
+def per_transition(adv: Tensor, previews: Tensor, weights: Tensor, group: Tensor) -> Tensor:
     """The advantage of each move: ``adv`` less what the picture expected before the move explains of it.
 
     In every column of moves z is the preview's z-score among the images of its prompt, and c the least-squares slope
@@ -209,9 +209,9 @@ def per_image(weights: Tensor, scores: Scores) -> Tensor:
     if len(weights) != scores.parts.shape[1]:
         raise ValueError(f"{len(weights)} reward weights were given for {scores.parts.shape[1]} rewards.")
     rows = weights.detach().cpu().double().expand(scores.parts.shape)
-    if scores.asked is None:
+    if scores.target_reward is None:
         return rows
-    return rows * torch.nn.functional.one_hot(scores.asked.cpu(), len(weights))
+    return rows * torch.nn.functional.one_hot(scores.target_reward.cpu(), len(weights))
 
 
 def total(scores: Scores, weights: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 
-class linear:
+class LinearCurriculum:
     """In a straight line from ``first`` to ``last``, which it reaches at the share ``until`` of the run."""
 
     reward = ""
@@ -49,7 +49,7 @@ class linear:
         """Nothing to restore."""
 
 
-class cosine(linear):
+class CosineCurriculum(LinearCurriculum):
     """Slowly away from ``first`` and slowly to ``last``."""
 
     def __call__(self, progress: float, chance: torch.Generator) -> float:
@@ -58,7 +58,7 @@ class cosine(linear):
         return self.last + (self.first - self.last) * (1 + math.cos(math.pi * gone)) / 2
 
 
-class sampled(linear):
+class SampledCurriculum(LinearCurriculum):
     """Anywhere between ``first`` and where ``linear`` would be."""
 
     def __call__(self, progress: float, chance: torch.Generator) -> float:
@@ -67,7 +67,7 @@ class sampled(linear):
         return lowest + (self.first - lowest) * float(torch.rand((), generator=chance))
 
 
-class steps(linear):
+class StepsCurriculum(LinearCurriculum):
     """The ``values`` one after another, for equally many iterations each."""
 
     def __init__(self, values: list[float]) -> None:
@@ -80,7 +80,7 @@ class steps(linear):
         return self.values[min(int(progress * len(self.values)), len(self.values) - 1)]
 
 
-class gated(linear):
+class GatedCurriculum(LinearCurriculum):
     """As fast as it is learned, down and up again. ``smoothing``: the share that the average of the success keeps."""
 
     def __init__(

@@ -35,7 +35,7 @@ from burnish.types import Loss, Replay
 
 
 @dataclass(frozen=True)
-class reinforce:
+class Reinforce:
     """The score function estimator. Right for one optimizer step per batch of images. ``kl``: KL coefficient."""
 
     kl: float = 0.0
@@ -50,7 +50,7 @@ class reinforce:
 
 
 @dataclass(frozen=True)
-class clipped:
+class Clipped:
     """Importance sampling with PPO's clip: several optimizer steps per batch of images.
 
     ``clip`` is in nats per image and move, c = clip / D: the published 1e-4 at D = 16384 is 1.64, and 1.64 is the
@@ -75,7 +75,7 @@ class clipped:
 
 
 @dataclass(frozen=True)
-class rebel:
+class Rebel:
     """Regression of reward differences: what a policy says about two images of a prompt shall differ as they do.
 
     ``rate``: k above, 1 / eta of the paper, on mean log-densities as in RLCM's code. The loss needs all moves of all
@@ -113,7 +113,7 @@ class rebel:
 
 
 @dataclass(frozen=True)
-class rwr:
+class RWR:
     """Weighted denoising: the advantage must give weights (softmax, top_fraction). Made for many updates a batch.
 
     ``data``: "latent" denoises the latents that were sampled; "encoded", as in DDPO's code, those that the autoencoder
@@ -149,7 +149,7 @@ class rwr:
 
 
 @dataclass(frozen=True)
-class awm(clipped):
+class AWM(Clipped):
     """Policy gradient on the forward process: ``clipped`` with minus the denoising error for the log-density.
 
     ``clip`` is the largest change of that error times D; the published 1e-5 at D = 65536 is 0.66.

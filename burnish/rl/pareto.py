@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.rl.advantages import group as by_group
+from burnish.rl.advantages import GroupAdvantage as by_group
 from burnish.rl.advantages import total, z_scores
 from burnish.types import Scores
 
 
-class pareto(by_group):
+class ParetoAdvantage(by_group):
     """The advantage of `group` for the images that none dominates, exactly 0 for all others.
 
     ``within`` is what an image is compared with: "prompt", as in the paper, or "batch": all images of the iteration, by
@@ -61,7 +61,7 @@ class pareto(by_group):
 def front(advantage: Any, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
     """The front (B,) bool that ``advantage`` selects or, if it selects none, that of each prompt: how much the rewards
     are in conflict."""
-    chosen: Tensor = getattr(advantage, "front", pareto().front)(scores, weights, group)
+    chosen: Tensor = getattr(advantage, "front", ParetoAdvantage().front)(scores, weights, group)
     return chosen
 
 

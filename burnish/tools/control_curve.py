@@ -60,7 +60,7 @@ def curve(
     plain = drawn(policy, replace(sampler, control=Control(0.0)), asked, seed)
     texts = clip.texts([prompt.text for prompt in asked])
     bases, scanner = clip.images(plain), Scanner(conditions=conditions)
-    layouts = [qr.of(prompt, plain.shape[-1]) for prompt in asked]
+    layouts = [qr.layout_of(prompt, plain.shape[-1]) for prompt in asked]
     points = []
     for scale in scales:
         images = drawn(policy, replace(sampler, control=Control(scale)), asked, seed)

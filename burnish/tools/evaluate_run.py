@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from burnish import config as configuration
-from burnish.evaluation.paired import compare, kept
+from burnish.evaluation.paired import compare, load_evaluation
 from burnish.runs import Run, dumps, write
 from burnish.seeds import seed_globals
 from burnish.training import checkpoint
 from burnish.training.assembly import assemble
-from burnish.training.evaluations import measure
+from burnish.training.evaluations import evaluate_all
 
 
 def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
@@ -29,13 +29,13 @@ def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
             raise FileNotFoundError(f"{run.folder} has no checkpoint yet, so there is nothing to compare; train first")
         seed_globals(config.seed, "weights")
         parts = assemble(config)
-        before = kept(run.measured(0))
+        before = load_evaluation(run.measured(0))
         if before is None or before["train"].images_per_prompt != count:
-            before = measure(parts, count, seed, config.batch.sample)
+            before = evaluate_all(parts, count, seed, config.batch.sample_batch)
         parts.policy.load_state(state.average or state.weights)
         if parts.expander is not None:
             parts.expander.load_state(state.expander)
-        now = measure(parts, count, seed, before["train"].chunk, frame=parts.frame)
+        now = evaluate_all(parts, count, seed, before["train"].chunk, template=parts.template)
         comparison = compare(before, now, parts.weights)
         write(run.evaluation, dumps(comparison, indent=1))
     return comparison

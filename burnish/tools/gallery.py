@@ -14,8 +14,8 @@ from torch import Tensor
 from burnish import config as configuration
 from burnish.catalog import nearest
 from burnish.config import reward_names
-from burnish.diffusion.guidance import cfg, dual, embedded, embedded_dual
-from burnish.diffusion.kernels import ddim, lcm
+from burnish.diffusion.guidance import CFG, DualGuidance, EmbeddedDualGuidance, EmbeddedGuidance
+from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.prompts import identifiers
@@ -54,23 +54,23 @@ def open_source(
             raise FileNotFoundError(f"{run.adapter} is missing: train {source} first, or draw with --before")
         policy = load_policy(config, adapter="" if before or config.model.train == "none" else str(run.adapter))
         if strength != 1:
-            policy.weaken(strength)
+            policy.set_lora_scale(strength)
         sampler = load_sampler(config)
         if guidance >= 0:
-            kind = embedded if policy.takes_weight else cfg
+            kind = EmbeddedGuidance if policy.takes_weight else CFG
             sampler = replace(sampler, guidance=kind(guidance))
         return policy, replace(sampler, steps=steps or sampler.steps)
     if strength != 1:
         raise ValueError(f"--strength is the strength of what a run has learned, and {source} is no run")
     policy = Policy.load(source, controlnet=controlnet, train="none")
     if policy.takes_weight:
-        asked: Callable[..., Tensor] = embedded(5.0 if guidance < 0 else guidance)
+        asked: Callable[..., Tensor] = EmbeddedGuidance(5.0 if guidance < 0 else guidance)
     else:  # a consistency model without that input has learned guidance already and bears little on top
         usual = 1.5 if policy.schedule.consistency else 5.0
-        asked = cfg(usual if guidance < 0 else guidance)
+        asked = CFG(usual if guidance < 0 else guidance)
     if policy.schedule.consistency:
-        return policy, Sampler(lcm(), steps or 4, asked)
-    return policy, Sampler(ddim(), steps or 50, asked)
+        return policy, Sampler(LCM(), steps or 4, asked)
+    return policy, Sampler(DDIM(), steps or 50, asked)
 
 
 def centred(guidance: Callable[..., Tensor], share: float) -> Callable[..., Tensor]:
@@ -79,10 +79,10 @@ def centred(guidance: Callable[..., Tensor], share: float) -> Callable[..., Tens
     Raises:
         ValueError: it is neither `cfg` nor `embedded`.
     """
-    if isinstance(guidance, cfg):
-        return dual(share * guidance.weight, (1 - share) * guidance.weight, guidance.negative)
-    if isinstance(guidance, embedded):
-        return embedded_dual(share * guidance.weight, (1 - share) * guidance.weight)
+    if isinstance(guidance, CFG):
+        return DualGuidance(share * guidance.weight, (1 - share) * guidance.weight, guidance.negative)
+    if isinstance(guidance, EmbeddedGuidance):
+        return EmbeddedDualGuidance(share * guidance.weight, (1 - share) * guidance.weight)
     raise ValueError("only guidance 'cfg' or 'embedded' has a weight to share with the original prompt (--original)")
 
 
@@ -114,7 +114,7 @@ def preferred(source: str, names: str = "", before: bool = False) -> str:
         if name not in known:
             raise ValueError(f'--prefer: {source} has no reward "{name}"; {nearest(name, known)}')
     places = [place for place, name in enumerate(known) if name in wanted or not wanted]
-    return identifiers.frame(places, config.sampler.identifiers_after)
+    return identifiers.template(places, config.sampler.identifiers_after)
 
 
 def open_expander(source: str, policy: Policy, *, before: bool = False) -> Expander | None:

@@ -56,7 +56,11 @@ def preflight(config: Config) -> list[Finding]:
     try:
         return [*_prompts(config, parts), *_rehearsal(config, parts)]
     except torch.OutOfMemoryError:
-        return [Finding("error", "out of memory", "lower batch.sample or batch.replay, or use model.dtype float16")]
+        return [
+            Finding(
+                "error", "out of memory", "lower batch.sample_batch or batch.train_batch, or use model.dtype float16"
+            )
+        ]
 
 
 def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
@@ -64,12 +68,12 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
     if policy.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(policy.device)
     prompts, group = _some_prompts(config, parts)
-    prompts = identifiers.ask(prompts, parts.frame)
+    prompts = identifiers.with_template(prompts, parts.template)
     if parts.expander is not None:
         prompts = yield from _expansions(config, parts.expander, prompts)
     started = time.perf_counter()
     cond, noise = sampler.encode(policy, prompts), generator(config.seed, "preflight")
-    trajectory = sampler.rollout(policy, cond, group, noise, guesses=config.batch.previews)
+    trajectory = sampler.rollout(policy, cond, group, noise, keep_x0_pred=bool(config.batch.baseline))
     images = policy.decode(trajectory.latent)
     sampling = _since(started, parts) / len(prompts)
     forward = getattr(parts.objective, "forward", False)
@@ -84,9 +88,9 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
         seen, _ = parts.panel.measure(policy, sampler, trajectory, images, prompts, 0)
         watched = [*(["judge"] if parts.judge else []), *seen[0], *(["diversity"] if parts.panel.clip else [])]
         yield Finding("ok", f"the guard watches {', '.join(watched)} every {config.evaluation.every} iterations")
-    preview = (yield from _previews(parts, prompts, trajectory, scores)) if config.batch.previews else 0.0
+    preview = (yield from _previews(parts, prompts, trajectory, scores)) if config.batch.baseline else 0.0
 
-    pairs = config.batch.replay
+    pairs = config.batch.train_batch
     rows = torch.arange(pairs) % len(prompts)
     process: Process = Reverse(policy, sampler, trajectory)
     count = trajectory.logp.shape[1] if forward else sampler.transitions(policy, config.batch.least_noise)
@@ -115,7 +119,7 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
 
 def _some_prompts(config: Config, parts: Parts) -> tuple[list[Prompt], torch.Tensor]:
     """One chunk of images: at least two of each of at least two prompts where the chunk allows."""
-    total = min(config.batch.sample, max(4, config.batch.prompts * config.batch.images_per_prompt))
+    total = min(config.batch.sample_batch, max(4, config.batch.prompts * config.batch.images_per_prompt))
     each = min(max(2, config.batch.images_per_prompt), max(1, total // 2))
     group = (torch.arange(total) // each) % len(parts.prompts)
     group = group.sort().values
@@ -186,7 +190,9 @@ def _selection(compared: int, rewards: int) -> Finding:
 
 def _length(parts: Parts) -> Finding:
     """Do the prompts still fit beside all identifiers?"""
-    length, most = identifiers.longest(parts.policy.pipe, identifiers.ask(parts.prompts, parts.frame))
+    length, most = identifiers.longest_prompt(
+        parts.policy.pipe, identifiers.with_template(parts.prompts, parts.template)
+    )
     text = f"with all identifiers the longest prompt has {length} tokens, and the text encoder reads {most}"
     if length <= most:
         return Finding("ok", text)
@@ -207,7 +213,7 @@ def _finite(trajectory: Trajectory) -> Iterator[Finding]:
 def _ratio(config: Config, parts: Parts, sampler: Sampler, trajectory: Trajectory) -> Iterator[Finding]:
     """Before the first update the ratio must be 1 at every move: at most a tenth of the clip range off."""
     worst, where, dims, count = 0.0, 0, 1, trajectory.logp.shape[1]
-    images = torch.arange(min(config.batch.replay, len(trajectory.group)))
+    images = torch.arange(min(config.batch.train_batch, len(trajectory.group)))
     with torch.no_grad():
         for step in range(count):
             replay = sampler.replay(parts.policy, trajectory, images, torch.full((len(images), 1), step))
@@ -260,21 +266,21 @@ def _previews(
     parts: Parts, prompts: list[Prompt], trajectory: Trajectory, scores: Scores
 ) -> Generator[Finding, None, float]:
     """Do the guesses before the moves tell what the pictures will score? Returns the seconds a guess costs."""
-    assert trajectory.guess is not None
+    assert trajectory.x0_pred is not None
     count, moves = trajectory.logp.shape
     looked = torch.linspace(0, moves - 1, min(moves, PREVIEWED)).round().long().tolist()
     seen = torch.full((count, moves, len(parts.weights)), torch.nan, dtype=torch.float64)
     started = time.perf_counter()
     for move in looked:
-        pictures = parts.policy.decode(trajectory.guess[:, move])
+        pictures = parts.policy.decode(trajectory.x0_pred[:, move])
         seen[:, move] = score(parts.rewards, pictures, prompts, parts.tolerance).parts
     seconds = _since(started, parts) / (count * len(looked))
-    adv = advantages.group()(scores, parts.weights, trajectory.group)
-    left = advantages.per_move(adv, seen, parts.weights, trajectory.group)[:, looked].square().mean()
+    adv = advantages.GroupAdvantage()(scores, parts.weights, trajectory.group)
+    left = advantages.per_transition(adv, seen, parts.weights, trajectory.group)[:, looked].square().mean()
     settled = float(1 - left / adv.square().mean()) if adv.any() else 0.0
     text = f"previews: {settled:.0%} of the advantages' variance is settled before a move, at {_duration(seconds)} each"
     useless = settled < LEAST_SETTLED
-    yield Finding("warning" if useless else "ok", text, "batch.previews = false saves that time" if useless else "")
+    yield Finding("warning" if useless else "ok", text, "batch.baseline = '' saves that time" if useless else "")
     return seconds
 
 
@@ -285,7 +291,9 @@ def _memory(parts: Parts) -> Finding:
         peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
         text = f"{peak / MIB:,.0f} of {total / MIB:,.0f} MiB of GPU memory at most, before the optimizer's share"
         close = peak > 0.85 * total
-        return Finding("warning" if close else "ok", text, "lower batch.sample and batch.replay" if close else "")
+        return Finding(
+            "warning" if close else "ok", text, "lower batch.sample_batch and batch.train_batch" if close else ""
+        )
     if sys.platform == "win32" or device.type == "mps":
         return Finding("ok", "memory is not measured on this device")
     import resource

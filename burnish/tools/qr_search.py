@@ -62,7 +62,7 @@ def open_artist(
     if source.startswith("zoo:"):
         controlnet = controlnet or "zoo:emoji-qr"
     policy, sampler = open_source(source, steps=steps, guidance=guidance, controlnet=controlnet)
-    if not policy.steered:
+    if not policy.has_controlnet:
         if Run(Path(source)).exists():
             raise ValueError(f"{source} is a run without a ControlNet: give one that trained with model.controlnet")
         raise ValueError(f"{source} draws no codes by itself: give a ControlNet for it by --controlnet")
@@ -97,7 +97,7 @@ def search(
         cond = sampler.encode(policy, [prompt] * CHUNK)
         trajectory = sampler.rollout(policy, cond, torch.zeros(CHUNK, dtype=torch.long), noise)
         images = policy.decode(trajectory.latent).cpu()[: tries - drawn]
-        code = qr.of(prompt, images.shape[-1])
+        code = qr.layout_of(prompt, images.shape[-1])
         readings = scanner.measure(images, [code] * len(images))
         passed += int(readings.strict.sum())
         read += int(readings.lenient.sum())

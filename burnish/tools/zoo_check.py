@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 from burnish import zoo
-from burnish.diffusion.guidance import cfg, embedded
-from burnish.diffusion.kernels import ddim, lcm
+from burnish.diffusion.guidance import CFG, EmbeddedGuidance
+from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.prompts.expander import Expander
@@ -77,7 +77,7 @@ def measure(images: int = 4, seed: int = 1) -> tuple[dict[str, float], list[Poin
     """Every number of the table, and the ControlNet's curve. `images` are generated for each noun, 24 times as many for
     each other question and each point of the curve."""
     policy = Policy.load("zoo:emoji-sd", train="none")
-    sampler = Sampler(ddim(), STEPS, cfg(WEIGHT))
+    sampler = Sampler(DDIM(), STEPS, CFG(WEIGHT))
     judge = judging.load()
     scenes = Scenes(seed * 1_000_003 + 17)  # far from the small seeds that training draws its scenes with
     asked = questions(seed, 24 * images)
@@ -95,7 +95,9 @@ def measure(images: int = 4, seed: int = 1) -> tuple[dict[str, float], list[Poin
     right = {name: judged(pictures[name], name) for name in asked}
     few = Policy.load("zoo:emoji-lcm", train="none")
     shares = {
-        f"lcm_{steps}_steps": judged(drawn(few, Sampler(lcm(), steps, embedded(WEIGHT)), "nouns"), "nouns").mean()
+        f"lcm_{steps}_steps": judged(
+            drawn(few, Sampler(LCM(), steps, EmbeddedGuidance(WEIGHT)), "nouns"), "nouns"
+        ).mean()
         / right["nouns"].mean()
         for steps in (4, 2)
     }

@@ -25,12 +25,12 @@ from burnish.training.requirements import check_identifiers, check_transitions
 from burnish.types import Judge, Objective, Prompt, Reward
 
 Source = Callable[[int], Sequence[Prompt]]  # how many are wanted -> that many prompts, drawn anew each time
-OBJECT = "burnish.training.assembly:absent"
+IN_MEMORY = "burnish.training.assembly:absent"
 """What a run's configuration says in place of the name of something that has none: an object of a Python program."""
 
 
 @dataclass(frozen=True)
-class Given:
+class Overrides:
     """What a Python program has in its hands and gives to `train` in place of what the configuration names.
 
     Only that program can resume such a run: its config.toml says where an object stood, but cannot hold it.
@@ -49,10 +49,10 @@ class Given:
             names = reward_names(config.rewards)
             weights = {name: table.get("weight", 1.0) for name, table in zip(names, config.rewards, strict=True)}
             changes["rewards"] = [
-                {"use": OBJECT, "name": name, "weight": float(weights.get(name, 1.0))} for name in self.rewards
+                {"use": IN_MEMORY, "name": name, "weight": float(weights.get(name, 1.0))} for name in self.rewards
             ]
         if self.source is not None:
-            changes["prompts"] = {"use": OBJECT}
+            changes["prompts"] = {"use": IN_MEMORY}
         return replace(config, **changes)
 
 
@@ -74,12 +74,12 @@ class Parts:
     curriculum: Any = None  # (progress, chance) -> control scale; one that remembers has learn, state_dict, ...
     source: Source | None = None  # draws each iteration's prompts, if they are no fixed list
     expander: Expander | None = None  # rewrites what the generator reads
-    frame: str = "{}"  # all reward identifiers: how a trained model is asked in evaluations and samples
+    template: str = "{}"  # all reward identifiers: how a trained model is asked in evaluations and samples
 
 
-def assemble(config: Config, device: str = "", given: Given | None = None) -> Parts:
+def assemble(config: Config, device: str = "", given: Overrides | None = None) -> Parts:
     """Load and build everything but what is `given`; what takes longest comes last, so that a slip is told soon."""
-    given = given or Given()
+    given = given or Overrides()
     check_identifiers(config)
     prompts = [] if given.source else load_prompts(config.prompts, "prompts")
     judged = {"train": load_prompts(config.evaluation.prompts, "evaluation.prompts") or prompts}
@@ -118,7 +118,7 @@ def assemble(config: Config, device: str = "", given: Given | None = None) -> Pa
         curriculum=catalog.build("curriculum", config.curriculum) if config.curriculum else None,
         source=given.source,
         expander=load_expander(config, policy),
-        frame=identifiers.frame(everything, config.sampler.identifiers_after),
+        template=identifiers.template(everything, config.sampler.identifiers_after),
     )
 
 
@@ -168,10 +168,10 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
         revision=model.revision or None,
         variant=model.variant or None,
         scheduler=model.scheduler,
-        fused=model.fused or None,
+        fused_lora=model.fused_lora or None,
         controlnet=model.controlnet,
         size=model.size,
-        learns=model.learns,
+        trainable_parts=model.trainable_parts,
         adapter=adapter or model.adapter or None,
         reference=model.train == "full" and (config.objective.get("kl", 0) > 0 or config.guard.kl > 0),
     )
@@ -209,7 +209,7 @@ def load_expander(config: Config, policy: Policy, adapter: str = "") -> Expander
 def identify(config: Config, policy: Policy) -> None:
     """Let the model read the rewards' identifiers, if they are tokens of their own."""
     if config.sampler.identifiers == "tokens":
-        identifiers.add(policy.pipe, len(config.rewards))
+        identifiers.add_tokens(policy.pipe, len(config.rewards))
 
 
 def load_rewards(tables: Sequence[Table], where: str) -> dict[str, Reward]:

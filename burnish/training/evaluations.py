@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable
 
 from burnish.evaluation.guard import remember, verdict
-from burnish.evaluation.paired import Evaluation, compare, evaluate, keep, kept
-from burnish.prompts.identifiers import ask
+from burnish.evaluation.paired import Evaluation, compare, evaluate, load_evaluation, save_evaluation
+from burnish.prompts.identifiers import with_template
 from burnish.runs import dumps, write
 from burnish.training import checkpoint
 from burnish.training.assembly import Parts
@@ -17,35 +17,35 @@ from burnish.training.samples import draw_samples
 from burnish.world import World
 
 
-def before(job: Job, done: int) -> dict[str, Evaluation] | None:
+def evaluate_initial(job: Job, done: int) -> dict[str, Evaluation] | None:
     """The evaluation before training: measured at the first start, then read from the run directory."""
     settings = job.config.evaluation
     if settings.images_per_prompt == 0:
         return None
-    if measured := kept(job.run.measured(0)):
+    if measured := load_evaluation(job.run.measured(0)):
         return measured
     if done:
         warnings.warn(f"{job.run.measured(0)} is missing, so there is nothing to compare with", stacklevel=3)
         return None
-    chunk = job.config.batch.sample
-    measured = measure(job.parts, settings.images_per_prompt, settings.seed, chunk, job.world, job.poll)
+    chunk = job.config.batch.sample_batch
+    measured = evaluate_all(job.parts, settings.images_per_prompt, settings.seed, chunk, job.world, job.poll)
     if job.world.main:
-        keep(job.run.measured(0), measured)
+        save_evaluation(job.run.measured(0), measured)
     return measured
 
 
-def after(job: Job, first: dict[str, Evaluation], iteration: int) -> None:
+def evaluate_now(job: Job, first: dict[str, Evaluation], iteration: int) -> None:
     """Measure again with the same noise, and write the comparison with `first`."""
     settings, chunk = job.config.evaluation, first["train"].chunk
     with averaged(job):
-        count, frame = settings.images_per_prompt, job.parts.frame
-        measured = measure(job.parts, count, settings.seed, chunk, job.world, job.poll, frame)
+        count, template = settings.images_per_prompt, job.parts.template
+        measured = evaluate_all(job.parts, count, settings.seed, chunk, job.world, job.poll, template)
     if job.world.main:
-        keep(job.run.measured(iteration), measured)
+        save_evaluation(job.run.measured(iteration), measured)
         write(job.run.evaluation, dumps(compare(first, measured, job.parts.weights), indent=1))
 
 
-def watch(job: Job, first: dict[str, Evaluation], iteration: int) -> bool:
+def check_guard(job: Job, first: dict[str, Evaluation], iteration: int) -> bool:
     """Ask the guard after an evaluation; whether it ends the run. With "rollback" the weights are the best ones then.
 
     All processes read the same evaluations, which the main one has written, and so come to the same verdict.
@@ -83,28 +83,28 @@ def go_back(job: Job, first: dict[str, Evaluation], iteration: int) -> None:
     draw_samples(job, iteration)
     if not job.world.main:
         return
-    measured = kept(job.run.measured(iteration))
+    measured = load_evaluation(job.run.measured(iteration))
     assert measured is not None
     write(job.run.evaluation, dumps(compare(first, measured, job.parts.weights), indent=1))
     save_adapter(job)
     checkpoint.forget(job.run.checkpoints, iteration)
 
 
-def measure(
+def evaluate_all(
     parts: Parts,
     images_per_prompt: int,
     seed: int,
     chunk: int,
     world: World | None = None,
     poll: Callable[[], None] = lambda: None,
-    frame: str = "{}",
+    template: str = "{}",
 ) -> dict[str, Evaluation]:
-    """Evaluate on the training prompts and, if there are any, on the unseen ones, with ``frame`` around them."""
+    """Evaluate on the training prompts and, if there are any, on the unseen ones, with ``template`` around them."""
     return {
         name: evaluate(
             parts.policy,
             parts.sampler,
-            ask(prompts, frame),
+            with_template(prompts, template),
             parts.rewards,
             judge=parts.judge,
             tolerance=parts.tolerance,

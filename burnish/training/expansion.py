@@ -70,7 +70,7 @@ def teach(job: Job, drawn: Expansions | None, adv: Tensor, there: Tensor, group:
         return record
     optimizer.zero_grad(set_to_none=True)
     distance, deviation = 0.0, 0.0
-    for rows in torch.arange(len(own)).split(job.config.batch.replay):
+    for rows in torch.arange(len(own)).split(job.config.batch.train_batch):
         say = expander.replay(drawn, rows, reference=expander.remembers)
         logp = say.logp.sum(1)
         loss = -(own[rows].to(logp) * logp).sum()

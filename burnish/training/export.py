@@ -18,7 +18,7 @@ def save_adapter(job: Job) -> None:
         if job.parts.expander is not None:
             job.parts.expander.save(job.run.adapter / "expander")
         if job.config.sampler.identifiers == "tokens":
-            identifiers.save(job.parts.policy.pipe, len(job.parts.rewards), job.run.adapter / "identifiers")
+            identifiers.save_tokens(job.parts.policy.pipe, len(job.parts.rewards), job.run.adapter / "identifiers")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from burnish import config as configuration
 from burnish.config import Config
-from burnish.diffusion.sampler import Sampler, join
+from burnish.diffusion.sampler import Sampler, join_trajectories
 from burnish.prompts import identifiers
 from burnish.rewards import score
 from burnish.rl.pareto import front
@@ -35,11 +35,21 @@ from burnish.seeds import generator, seed_globals
 from burnish.seeds import number as seed_of
 from burnish.training import evaluations, samples
 from burnish.training import resume as resuming
-from burnish.training.assembly import Given, Parts, assemble, stage
+from burnish.training.assembly import Overrides, Parts, assemble, stage
 from burnish.training.expansion import reword, teach
 from burnish.training.job import Job
 from burnish.training.optimizer import adamw
-from burnish.training.updates import credit, look, minibatches, moves, selects, set_rate, share, summary, update
+from burnish.training.updates import (
+    loss_scale,
+    make_process,
+    minibatches,
+    moves,
+    selects,
+    set_rate,
+    summary,
+    update,
+    x0_baseline,
+)
 from burnish.types import Prompt, Scores, Trajectory
 from burnish.world import World
 
@@ -48,7 +58,7 @@ SCALES = 0.05
 
 
 @dataclass(frozen=True)
-class Pictures:
+class SampledImages:
     """One process's images of an iteration, as they were scored."""
 
     iteration: int
@@ -70,8 +80,8 @@ def train(
     resume: bool = False,
     on_record: Callable[[Record], None] | None = None,
     stop: Callable[[], bool] | None = None,
-    given: Given | None = None,
-    on_images: Callable[[Pictures], None] | None = None,
+    given: Overrides | None = None,
+    on_images: Callable[[SampledImages], None] | None = None,
 ) -> Path:
     """Fine-tune as `config` says and leave everything in the run directory `out`; returns it.
 
@@ -92,15 +102,15 @@ def train(
         >>> redness = lambda images, prompts: images[:, 0].mean((1, 2)) - images.mean((1, 2, 3))
         >>> train(configuration.load("demo"), "runs/red", given=Given(rewards={"redness": redness}))  # doctest: +SKIP
     """
-    given = given or Given()
+    given = given or Overrides()
     config = given.described(config)
     world = World.start(config.run.trackers, Path(config.run.tracker_folder or out), config.model.device)
     run = Run(Path(out)) if not world.main else Run.open(out) if resume else Run.create(out)
     with run.lock() if world.main else nullcontext():
         # 1. Everything the configuration names, and where an earlier start left it.
         if resume:
-            resuming.check_same(config, run)
-            resuming.check_guard(run)
+            resuming.check_unchanged(config, run)
+            resuming.check_not_guarded(run)
         seed_globals(config.seed, "weights")
         job = prepare(config, run, world, stop, given)
         parts = job.parts
@@ -113,7 +123,7 @@ def train(
 
         try:
             # 2. What the pictures are before training, to compare with.
-            before = evaluations.before(job, done)
+            before = evaluations.evaluate_initial(job, done)
             if done == 0:
                 samples.draw_samples(job, 0)
 
@@ -122,17 +132,19 @@ def train(
 
                 # 3. Prompts -> images -> scores: whole prompt groups, each process its own.
                 started = time.perf_counter()
-                prompts, group = choose(job, iteration)
+                prompts, group = sample_prompts(job, iteration)
                 prompts, texts = reword(job, prompts, iteration)
                 sampler = stage(config, parts, iteration)
-                trajectory, own_scores, seconds_scoring = explore(job, sampler, prompts, group, iteration, on_images)
+                trajectory, own_scores, seconds_scoring = rollout_and_score(
+                    job, sampler, prompts, group, iteration, on_images
+                )
                 sampled = time.perf_counter()
                 job.poll()  # the last chance before the updates
 
                 # 4. Scores -> advantages: over the images of all processes.
                 problems = sorted(set(world.gather_list(list(own_scores.problems))))
-                asked = None if own_scores.asked is None else world.gather(own_scores.asked)
-                scores = Scores(world.gather(own_scores.parts), own_scores.names, tuple(problems), asked)
+                target = None if own_scores.target_reward is None else world.gather(own_scores.target_reward)
+                scores = Scores(world.gather(own_scores.parts), own_scores.names, tuple(problems), target)
                 there = scores.parts.isfinite().all(1)  # the images that have all their scores
                 barren = 0 if there.any() else barren + 1
                 if parts.curriculum is None:  # it begins where success is easy
@@ -141,22 +153,24 @@ def train(
                 whole = False
                 groups = world.gather(group)
                 if parts.curriculum is not None:
-                    groups = apart(groups, sampler.control.scale)
+                    groups = group_by_scale(groups, sampler.control.scale)
                     learn(job, scores)
                 everyone = parts.advantage(scores, parts.weights, groups)
                 several = len(scores.names) > 1
                 chosen = front(parts.advantage, scores, parts.weights, groups) if several or selects(job) else there
                 own = slice(world.rank * len(group), (world.rank + 1) * len(group))
-                adv = (everyone * share(job, everyone, chosen if selects(job) else there))[own]
+                adv = (everyone * loss_scale(job, everyone, chosen if selects(job) else there))[own]
 
                 # 5. Updates. Once begun they are finished, even if somebody asks to stop.
                 more: dict[str, Any] = {}
                 updates: list[dict[str, float]] = []
                 pairs = list(minibatches(job, len(adv), moves(job), iteration=iteration, adv=adv))
                 pairs = pairs if there.any() and parts.policy.trainable else []
-                if config.batch.previews and pairs:
-                    adv, more["settled"] = credit(job, prompts, trajectory, adv, there[own], pairs, own_scores.asked)
-                process = look(job, trajectory, pairs, iteration)
+                if config.batch.baseline and pairs:
+                    adv, more["settled"] = x0_baseline(
+                        job, prompts, trajectory, adv, there[own], pairs, own_scores.target_reward
+                    )
+                process = make_process(job, trajectory, pairs, iteration)
                 for number, (images, steps) in enumerate(pairs):
                     set_rate(job, iteration, number)
                     updates.append(update(job, process, adv, there[own], images, steps, first=number == 0))
@@ -192,16 +206,16 @@ def train(
                 if config.run.sample_every and iteration % config.run.sample_every == 0:
                     samples.draw_samples(job, iteration)
                 if before and (due or last):
-                    evaluations.after(job, before, iteration)
-                    if guarded := evaluations.watch(job, before, iteration):
+                    evaluations.evaluate_now(job, before, iteration)
+                    if guarded := evaluations.check_guard(job, before, iteration):
                         break
 
             # 7. What the pictures are now.
             if not guarded:
                 samples.draw_samples(job, done)
-                samples.draw_asked(job, done)
+                samples.draw_identifier_grid(job, done)
             if before and not guarded and world.any(not run.measured(done).exists()):
-                evaluations.after(job, before, done)
+                evaluations.evaluate_now(job, before, done)
         except Exception as error:
             if whole:
                 resuming.save(job, done)
@@ -214,7 +228,9 @@ def train(
 # The pieces, in the order of the loop ---------------------------------------------------------------------------------
 
 
-def prepare(config: Config, run: Run, world: World, stop: Callable[[], bool] | None, given: Given | None = None) -> Job:
+def prepare(
+    config: Config, run: Run, world: World, stop: Callable[[], bool] | None, given: Overrides | None = None
+) -> Job:
     """Load what the configuration names, but for what is given, and give it an optimizer."""
 
     def poll() -> None:
@@ -242,7 +258,7 @@ def prepare(config: Config, run: Run, world: World, stop: Callable[[], bool] | N
     return Job(config, run, world, parts, optimizer, scaler, poll, first, average, wordsmith, words)
 
 
-def draw(job: Job, iteration: int) -> Tensor:
+def sample_prompt_numbers(job: Job, iteration: int) -> Tensor:
     """This process's prompt numbers in an iteration, (images,) int64; images of one prompt are neighbours.
 
     Prompts come from one endless row of shuffled rounds over all prompts, so each is drawn equally often.
@@ -259,14 +275,14 @@ def draw(job: Job, iteration: int) -> Tensor:
     return own.repeat_interleave(job.config.batch.images_per_prompt)
 
 
-def choose(job: Job, iteration: int) -> tuple[list[Prompt], Tensor]:
+def sample_prompts(job: Job, iteration: int) -> tuple[list[Prompt], Tensor]:
     """This process's prompts in an iteration, one an image, and their numbers (images,): the same text, the same one.
 
     Images of one drawn prompt are neighbours. What a function draws has numbers that follow from the texts, so that
     they mean the same in every process and after a resume. A prompt with another identifier is another text.
     """
     if job.parts.source is None:
-        group = draw(job, iteration)
+        group = sample_prompt_numbers(job, iteration)
         prompts = [job.parts.prompts[number] for number in group.tolist()]
     else:
         count, each = job.config.batch.prompts // job.world.count, job.config.batch.images_per_prompt
@@ -277,8 +293,8 @@ def choose(job: Job, iteration: int) -> tuple[list[Prompt], Tensor]:
         group = torch.tensor([seed_of("prompt", prompt.text) for prompt in drawn]).repeat_interleave(each)
     if (asked := asked_for(job, len(prompts))) is None:
         return prompts, group
-    frames = [identifiers.frame([place], job.config.sampler.identifiers_after) for place in asked.tolist()]
-    prompts = [replace(prompt, frame=frame) for prompt, frame in zip(prompts, frames, strict=True)]
+    templates = [identifiers.template([place], job.config.sampler.identifiers_after) for place in asked.tolist()]
+    prompts = [replace(prompt, template=template) for prompt, template in zip(prompts, templates, strict=True)]
     numbers = zip(group.tolist(), asked.tolist(), strict=True)
     return prompts, torch.tensor([seed_of("asked", number, place) for number, place in numbers])
 
@@ -287,10 +303,10 @@ def asked_for(job: Job, images: int) -> Tensor | None:
     """The place (images,) of the reward whose identifier each image of an iteration is asked with; None without."""
     if not job.config.sampler.identifiers:
         return None
-    return identifiers.shares(images, job.config.batch.images_per_prompt, len(job.parts.rewards))
+    return identifiers.target_rewards(images, job.config.batch.images_per_prompt, len(job.parts.rewards))
 
 
-def apart(group: Tensor, scale: float) -> Tensor:
+def group_by_scale(group: Tensor, scale: float) -> Tensor:
     """The prompts' numbers (images,) at a control scale, others at another: what a prompt scored at one scale is no
     measure of it at the next, and an advantage that remembers must not compare them."""
     bucket = round(scale / SCALES)
@@ -304,13 +320,13 @@ def learn(job: Job, scores: Scores) -> None:
         curriculum.learn(float(scores.parts[:, scores.names.index(named)].nanmean()))
 
 
-def explore(
+def rollout_and_score(
     job: Job,
     sampler: Sampler,
     prompts: list[Prompt],
     group: Tensor,
     iteration: int,
-    on_images: Callable[[Pictures], None] | None = None,
+    on_images: Callable[[SampledImages], None] | None = None,
 ) -> tuple[Trajectory, Scores, float]:
     """Sample an image for each of `prompts`, chunk by chunk, scoring one chunk while the next is sampled.
 
@@ -322,11 +338,11 @@ def explore(
     trajectories, answers, kept = [], [], []
     thread = ThreadPoolExecutor(1)
     try:
-        for rows in torch.arange(len(group)).split(job.config.batch.sample):
+        for rows in torch.arange(len(group)).split(job.config.batch.sample_batch):
             job.poll()
             some = [prompts[row] for row in rows.tolist()]
-            cond, previews = sampler.encode(policy, some), job.config.batch.previews
-            trajectory = sampler.rollout(policy, cond, group[rows], noise, guesses=previews)
+            cond, previews = sampler.encode(policy, some), bool(job.config.batch.baseline)
+            trajectory = sampler.rollout(policy, cond, group[rows], noise, keep_x0_pred=previews)
             trajectories.append(trajectory)
             images = policy.decode(trajectory.latent)
             answers.append(thread.submit(timed_score, parts, images, some))
@@ -338,7 +354,7 @@ def explore(
         scores = [answer.result()[0] for answer in answers]
     finally:
         thread.shutdown(cancel_futures=True)  # after a failure no other chunk is scored
-    everything = join(trajectories)
+    everything = join_trajectories(trajectories)
     if not everything.logp.isfinite().all():
         raise RuntimeError(
             f"a log-probability of iteration {iteration} is not finite; use model.dtype float32 or bfloat16, or a "
@@ -348,7 +364,7 @@ def explore(
     problems = tuple(problem for one in scores for problem in one.problems)
     everyone = Scores(torch.cat([one.parts for one in scores]), scores[0].names, problems, asked_for(job, len(prompts)))
     if on_images is not None:
-        on_images(Pictures(iteration, torch.cat(kept), prompts, everyone, job.world.rank, job.world.trackers))
+        on_images(SampledImages(iteration, torch.cat(kept), prompts, everyone, job.world.rank, job.world.trackers))
     return everything, everyone, seconds
 
 
@@ -403,8 +419,8 @@ def describe(scores: Scores, group: Tensor) -> dict[str, dict[str, float]]:
         if len(scores.names) > 1:
             spreads = [column[there & (group == number)].std(correction=0) for number in group[there].unique()]
             described[name]["within"] = float(torch.stack(spreads).mean()) if spreads else math.nan
-        if scores.asked is not None:
-            described[name]["asked"] = float(column[there & (scores.asked == place)].mean())
+        if scores.target_reward is not None:
+            described[name]["asked"] = float(column[there & (scores.target_reward == place)].mean())
     return described
 
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from burnish.config import Optimizer
+from burnish.config import OptimizerConfig
 
 Make = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 
 
-def adamw(settings: Optimizer) -> Make:
+def adamw(settings: OptimizerConfig) -> Make:
     """What makes the optimizer for some parameters; asked for before a model is loaded, so that a slip is told soon.
 
     Raises:

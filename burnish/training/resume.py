@@ -7,9 +7,9 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from burnish import config as configuration
-from burnish.config import Config, Keeping
+from burnish.config import Config, RunConfig
 from burnish.evaluation.guard import verdict
-from burnish.evaluation.paired import kept
+from burnish.evaluation.paired import load_evaluation
 from burnish.runs import Run
 from burnish.training import checkpoint
 from burnish.training.export import averaged, save_adapter
@@ -18,9 +18,9 @@ from burnish.training.job import Job
 # What may differ from the first start on resume: how long, how fast and what is kept, but not what is learned.
 MAY_CHANGE: dict[str, tuple[str, ...]] = {
     "iterations": (),
-    "run": tuple(one.name for one in fields(Keeping)),
+    "run": tuple(one.name for one in fields(RunConfig)),
     "model": ("device", "gradient_checkpointing"),
-    "batch": ("sample", "replay"),
+    "batch": ("sample_batch", "train_batch"),
     "evaluation": ("every",),
     "scoring": ("retries", "timeout", "missing", "patience"),
     "guard": ("action", "kl", "drop", "patience"),
@@ -41,7 +41,7 @@ def save(job: Job, iteration: int) -> None:
         **expander_state(job),
         **average_state(job),
     )
-    checkpoint.save(job.run.checkpoints, state, job.config.run.keep, spared=best(job, iteration))
+    checkpoint.save(job.run.checkpoints, state, job.config.run.keep, spared=best_iteration(job, iteration))
     save_adapter(job)
 
 
@@ -65,9 +65,9 @@ def expander_state(job: Job) -> dict[str, Any]:
     return {"expander": job.parts.expander.state(), "wordsmith": checkpoint.optimizer_tensors(job.wordsmith)}
 
 
-def best(job: Job, iteration: int) -> int:
+def best_iteration(job: Job, iteration: int) -> int:
     """The iteration to which the guard would go back; 0 without one."""
-    first = kept(job.run.measured(0)) if job.config.guard.action == "rollback" else None
+    first = load_evaluation(job.run.measured(0)) if job.config.guard.action == "rollback" else None
     return verdict(job.run, job.config, job.parts.weights, first["train"], iteration).best if first else 0
 
 
@@ -98,7 +98,7 @@ def restore(job: Job) -> int:
     return state.iteration
 
 
-def check_guard(run: Run) -> None:
+def check_not_guarded(run: Run) -> None:
     """ValueError if the guard has ended the run."""
     if not run.guard.exists():
         return
@@ -109,7 +109,7 @@ def check_guard(run: Run) -> None:
     )
 
 
-def check_same(config: Config, run: Run) -> None:
+def check_unchanged(config: Config, run: Run) -> None:
     """ValueError if a run is resumed with another configuration, beyond what may change."""
     old, new = asdict(configuration.load(run.config)), asdict(config)
     changed = []

@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 
 from burnish.diffusion.process import Forward, Process, Reverse
 from burnish.rewards import score
-from burnish.rl.advantages import per_move
+from burnish.rl.advantages import per_transition
 from burnish.seeds import generator
 from burnish.training.job import Job
 from burnish.types import Prompt, Trajectory
@@ -28,7 +28,7 @@ def selects(job: Job) -> bool:
     return getattr(job.parts.advantage, "selects", False)
 
 
-def share(job: Job, adv: Tensor, there: Tensor) -> float:
+def loss_scale(job: Job, adv: Tensor, there: Tensor) -> float:
     """What advantages are multiplied with, so that losses are means over the images that count: those `there`, which
     have a score (and are on the front, if the advantage `selects`), or, where images are imitated, those with a weight,
     because the others are left out of the batches. An objective that compares images regresses on the advantages as
@@ -58,23 +58,23 @@ def minibatches(
     """
     count, company = job.config.batch.transitions or moves, job.config.batch.images_per_prompt
     block = company if hasattr(job.parts.objective, "targets") else 1
-    alike = company if job.config.batch.previews else 1
+    alike = company if job.config.batch.baseline else 1
     forward = getattr(job.parts.objective, "forward", False)
     for epoch in range(job.config.batch.epochs):
         stream = generator(job.config.seed, iteration, "order", epoch, job.world.rank)
         order = torch.randperm(images // block, generator=stream)
         if adv is not None and imitates(job) and bool(adv.any()):
             order = order[adv[order] != 0]
-            order = order.repeat(math.ceil(job.config.batch.updates / len(order)))  # an update needs an image
+            order = order.repeat(math.ceil(job.config.batch.minibatches / len(order)))  # an update needs an image
         chosen = torch.rand(images // alike, moves, generator=stream).argsort(1)[:, :count].repeat_interleave(alike, 0)
-        for blocks in order.tensor_split(job.config.batch.updates):
+        for blocks in order.tensor_split(job.config.batch.minibatches):
             rows = (blocks[:, None] * block + torch.arange(block)).flatten()
             yield rows.repeat_interleave(count), chosen[rows].flatten() + (epoch * moves if forward else 0)
 
 
-def look(job: Job, trajectory: Trajectory, pairs: list[tuple[Tensor, Tensor]], iteration: int) -> Process:
+def make_process(job: Job, trajectory: Trajectory, pairs: list[tuple[Tensor, Tensor]], iteration: int) -> Process:
     """What the objective looks at: the sampled moves, or the finished images noised again."""
-    parts, chunk = job.parts, job.config.batch.sample
+    parts, chunk = job.parts, job.config.batch.sample_batch
     if not getattr(parts.objective, "forward", False):
         return Reverse(parts.policy, parts.sampler, trajectory)
     latent, stream = trajectory.latent.float().cpu(), generator(job.config.seed, iteration, "encode", job.world.rank)
@@ -87,7 +87,7 @@ def look(job: Job, trajectory: Trajectory, pairs: list[tuple[Tensor, Tensor]], i
     return process.remembering(pairs, chunk) if hasattr(parts.objective, "clip") and len(pairs) > 1 else process
 
 
-def credit(
+def x0_baseline(
     job: Job,
     prompts: list[Prompt],
     trajectory: Trajectory,
@@ -103,17 +103,17 @@ def credit(
     before the moves and is left out.
     """
     parts, (count, moves) = job.parts, trajectory.logp.shape
-    assert trajectory.guess is not None  # asked for, because the configuration says so
+    assert trajectory.x0_pred is not None  # asked for, because the configuration says so
     previews = torch.full((count * moves, len(parts.weights)), torch.nan, dtype=torch.float64)
     chosen = torch.cat([images * moves + steps for images, steps in pairs]).unique()
-    for places in chosen.split(job.config.batch.sample):
+    for places in chosen.split(job.config.batch.sample_batch):
         images, steps = places // moves, places % moves
         shown = [prompts[image] for image in images.tolist()]
-        pictures = parts.policy.decode(trajectory.guess[images, steps])
+        pictures = parts.policy.decode(trajectory.x0_pred[images, steps])
         previews[places] = score(parts.rewards, pictures, shown, parts.tolerance).parts
     previews.view(count, moves, -1)[~there] = torch.nan
     weights = parts.weights if asked is None else parts.weights * one_hot(asked, len(parts.weights))
-    left = per_move(adv, previews.view(count, moves, -1), weights, trajectory.group)
+    left = per_transition(adv, previews.view(count, moves, -1), weights, trajectory.group)
     before = adv[chosen // moves].square().sum()
     return left, float(1 - left.flatten()[chosen].square().sum() / before) if before > 0 else 0.0
 
@@ -121,7 +121,7 @@ def credit(
 def set_rate(job: Job, iteration: int, number: int) -> None:
     """Gives the optimizer the learning rate of an iteration's update ``number``, the first being 0."""
     settings, batch = job.config.optimizer, job.config.batch
-    step = (iteration - 1) * batch.updates * batch.epochs + number + 1
+    step = (iteration - 1) * batch.minibatches * batch.epochs + number + 1
     fallen = 1 - (1 - settings.final_lr) * (iteration - 1) / job.config.iterations
     for group in job.optimizer.param_groups:
         group["lr"] = settings.lr * fallen * min(1.0, step / max(1, settings.warmup))
@@ -137,7 +137,7 @@ def targets(
     assert isinstance(process, Reverse)
     change, group = torch.zeros_like(adv), process.trajectory.group
     with torch.no_grad():
-        for rows, columns in zip(*(each.split(job.config.batch.replay) for each in (images, steps)), strict=True):
+        for rows, columns in zip(*(each.split(job.config.batch.train_batch) for each in (images, steps)), strict=True):
             if not first:  # before the first update nothing has changed
                 replay = process.replay(rows, columns)
                 change.index_add_(0, rows, (replay.logp - replay.logp_old)[:, 0].to(adv))
@@ -168,7 +168,7 @@ def update(
         teach = adv[images] != 0
         teach[0] |= not teach.any()  # an update without a single pair would have no gradient at all
         images, steps = images[teach], steps[teach]
-    pieces = math.ceil(len(images) / job.config.batch.replay)
+    pieces = math.ceil(len(images) / job.config.batch.train_batch)
     metrics: dict[str, float] = {}
     for rows, columns in zip(images.tensor_split(pieces), steps.tensor_split(pieces), strict=True):
         replay = process.replay(rows, columns, reference=needs_reference)

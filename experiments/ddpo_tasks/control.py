@@ -10,11 +10,11 @@ import shutil
 from pathlib import Path
 
 from burnish import config as configuration
-from burnish.evaluation.paired import keep
+from burnish.evaluation.paired import save_evaluation
 from burnish.runs import Run
 from burnish.training import checkpoint
 from burnish.training.assembly import assemble
-from burnish.training.evaluations import measure
+from burnish.training.evaluations import evaluate_all
 from experiments.ddpo_tasks import plan
 from experiments.running import place
 
@@ -36,6 +36,6 @@ def borrow(out: Path) -> None:
             for iteration in range(job.every, job.iterations + 1, job.every):
                 parts.policy.load_state(checkpoint.read(source.checkpoints / f"{iteration:06d}").weights)
                 settings = config.evaluation
-                seen = measure(parts, settings.images_per_prompt, settings.seed, config.batch.sample)
-                keep(run.measured(iteration), seen)
+                seen = evaluate_all(parts, settings.images_per_prompt, settings.seed, config.batch.sample_batch)
+                save_evaluation(run.measured(iteration), seen)
             print(f"{job.name}: measured", flush=True)

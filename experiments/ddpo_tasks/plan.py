@@ -36,7 +36,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     ),
 }
 COMMON = (
-    "batch.previews=false",  # they would be further queries, and the paper has none
+    "batch.baseline=",  # they would be further queries, and the paper has none
     "evaluation.images_per_prompt=1",
     "run.sample_every=0",
     "run.checkpoint_every=2",
@@ -68,12 +68,12 @@ MOVES = (*FEW, "batch.transitions=0", "batch.least_noise=0.1")  # three of the f
 IMITATE = (*FEW, "objective.use=rwr", "batch.prompts=16", "batch.transitions=4", "optimizer.warmup=4")
 ARMS: dict[str, Arm] = {
     "ddpo_is": Arm("demo", 64, 5e-3, MOVES),
-    "ddpo_sf": Arm("demo", 64, 5e-3, (*MOVES, "objective.use=reinforce", "batch.updates=1")),
+    "ddpo_sf": Arm("demo", 64, 5e-3, (*MOVES, "objective.use=reinforce", "batch.minibatches=1")),
     "rwr": Arm(
         "demo",
         128,
         1e-3,
-        (*IMITATE, 'advantage={use="softmax",beta=2.0,standardise=true}', "batch.updates=8"),
+        (*IMITATE, 'advantage={use="softmax",beta=2.0,standardise=true}', "batch.minibatches=8"),
     ),
     "rwr_sparse": Arm(
         "demo",
@@ -83,7 +83,7 @@ ARMS: dict[str, Arm] = {
             *IMITATE,
             'advantage={use="top_fraction",fraction=0.25}',
             "batch.epochs=4",
-            "batch.updates=2",
+            "batch.minibatches=2",
         ),
     ),
     # all weights equal: what imitation does without any reward, so what the two above must beat
@@ -91,7 +91,7 @@ ARMS: dict[str, Arm] = {
         "demo",
         128,
         1e-3,
-        (*IMITATE, 'advantage={use="softmax",beta=0.0}', "batch.updates=8"),
+        (*IMITATE, 'advantage={use="softmax",beta=0.0}', "batch.minibatches=8"),
         ("compressibility",),
     ),
     "awm": Arm(  # a policy gradient on the forward process

@@ -33,7 +33,7 @@ def turn(out: Path) -> None:
                 judge=load_judge(config),
                 images_per_prompt=config.evaluation.images_per_prompt,
                 seed=config.evaluation.seed,
-                chunk=config.batch.sample,
+                chunk=config.batch.sample_batch,
             )
             columns = zip(*([float(value or 0) for value in row] for row in seen.parts), strict=True)
             found[f"{strength:g}"] = {

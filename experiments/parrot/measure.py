@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from burnish import config as configuration
-from burnish.diffusion.guidance import embedded_dual
+from burnish.diffusion.guidance import EmbeddedDualGuidance
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
-from burnish.evaluation.paired import evaluate, keep
+from burnish.evaluation.paired import evaluate, save_evaluation
 from burnish.prompts.expander import Expander
-from burnish.prompts.identifiers import ask
+from burnish.prompts.identifiers import with_template
 from burnish.tools.gallery import open_expander, open_source, preferred
 from burnish.training.assembly import load_prompts, load_rewards
 from burnish.types import Prompt
@@ -38,13 +38,13 @@ def learned(arm: str) -> bool:
 def measure_all(out: Path) -> None:
     """Writes what is missing: every arm, and Parrot without expander asked for each reward alone."""
     rewards = load_rewards(configuration.load(plan.RECIPE).rewards, "rewards")
-    for path, policy, sampler, expander, frame in missing(out):
+    for path, policy, sampler, expander, template in missing(out):
         path.parent.mkdir(parents=True, exist_ok=True)
         found = {
             split: evaluate(
                 policy,
                 sampler,
-                ask(nouns(kind), frame),
+                with_template(nouns(kind), template),
                 rewards,
                 judge=judge.load(),
                 expander=expander,
@@ -54,7 +54,7 @@ def measure_all(out: Path) -> None:
             )
             for split, (kind, each) in SPLITS.items()
         }
-        keep(path, found)
+        save_evaluation(path, found)
         print(f"{path.stem}: measured", flush=True)
 
 
@@ -85,7 +85,12 @@ def artist(out: Path, arm: plan.Arm, seed: int) -> tuple[Policy, Sampler, Expand
 
     drawing = run(arm.generator or "no_expander")
     policy, sampler = open_source(drawing, before=not arm.generator)
-    frame = preferred(drawing, before=not arm.generator)
+    template = preferred(drawing, before=not arm.generator)
     writing = run("parrot" if arm.expander == "before" else arm.expander)
     expander = open_expander(writing, policy, before=arm.expander == "before") if arm.expander else None
-    return policy, replace(sampler, guidance=embedded_dual(*plan.DUAL)) if arm.dual else sampler, expander, frame
+    return (
+        policy,
+        replace(sampler, guidance=EmbeddedDualGuidance(*plan.DUAL)) if arm.dual else sampler,
+        expander,
+        template,
+    )

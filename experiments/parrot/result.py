@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib import pyplot
 from torch import Tensor
 
-from burnish.evaluation.paired import Evaluation, kept
+from burnish.evaluation.paired import Evaluation, load_evaluation
 from burnish.runs import dumps, write
 from burnish.tools.gallery import draw as paint
 from burnish.tools.gallery import preferred
@@ -61,7 +61,7 @@ def report(out: Path) -> None:
 
 def read(path: Path) -> dict[str, Evaluation]:
     """A measurement; SystemExit if it was not made."""
-    found = kept(path)
+    found = load_evaluation(path)
     if found is None:
         raise SystemExit(f"{path} is missing: run the experiment again, it goes on where it was")
     return found
@@ -182,9 +182,9 @@ def grid(out: Path) -> None:
     seed = plan.SEEDS[0]
 
     def row(arm: str, asked: str = "") -> Tensor:
-        policy, sampler, expander, frame = artist(out, plan.ARMS[arm], seed)
-        frame = preferred(str(out / place(plan.TASK, arm, seed)), asked) if asked else frame
-        return paint(policy, sampler, [Prompt(f"a {noun}", frame=frame) for noun in NOUNS], 1, 7, expander)
+        policy, sampler, expander, template = artist(out, plan.ARMS[arm], seed)
+        template = preferred(str(out / place(plan.TASK, arm, seed)), asked) if asked else template
+        return paint(policy, sampler, [Prompt(f"a {noun}", template=template) for noun in NOUNS], 1, 7, expander)
 
     rows = {name: row(name) for name in SHOWN}
     rows |= {f"asked: {reward}": row("no_expander", reward) for reward in plan.REWARDS}

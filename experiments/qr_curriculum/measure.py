@@ -23,7 +23,7 @@ from torch import Tensor
 from burnish.diffusion.control import Control
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
-from burnish.images import opened
+from burnish.images import open_image
 from burnish.qr import layout as qr
 from burnish.qr.conditions import HELD_OUT, TRAIN
 from burnish.qr.scanner import Scanner, module_errors
@@ -81,7 +81,7 @@ def look(policy: Policy, sampler: Sampler, scale: float, out: Path, seed: int = 
 
 def seen(images: Tensor, some: Sequence[Prompt], bases: Path) -> dict[str, float]:
     """All numbers of pictures of these prompts."""
-    clip, layouts = Clip.load(CLIP), [qr.of(prompt, images.shape[-1]) for prompt in some]
+    clip, layouts = Clip.load(CLIP), [qr.layout_of(prompt, images.shape[-1]) for prompt in some]
     scanner = Scanner(["zxing", "zxing-global"], "all")
     read, other = scanner.measure(images, layouts).table.unbind(1)
     trained, held_out = ([scanner.conditions.index(name) for name in names] for names in (TRAIN, HELD_OUT))
@@ -89,7 +89,7 @@ def seen(images: Tensor, some: Sequence[Prompt], bases: Path) -> dict[str, float
     nouns = [str(prompt.metadata["noun"]) for prompt in some]
     alike = embedded @ clip.texts([prompt.text for prompt in some]).T  # every picture with every prompt
     other = torch.tensor([[one != another for another in nouns] for one in nouns])
-    base = clip.images(torch.stack([opened(bases / f"{noun}.png") for noun in nouns]))
+    base = clip.images(torch.stack([open_image(bases / f"{noun}.png") for noun in nouns]))
     numbers = {
         "strict": read.all(1),
         "trained": read[:, trained].all(1),

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from burnish.training.loop import Pictures
+from burnish.training.loop import SampledImages
 from burnish.types import Prompt
 
 PromptFunction = Callable[[], tuple[str, Any]]
@@ -49,7 +49,7 @@ class Calls:
             self._said[prompts[0].metadata["place"]] = answer[1]
         return answer[0]
 
-    def show(self, pictures: Pictures) -> None:
+    def show(self, pictures: SampledImages) -> None:
         """Calls the hook in the main process, with batches as TRL's: [images, prompts, metadata, rewards, info]."""
         rewards, batches = pictures.scores.parts[:, 0].to(pictures.images.device, pictures.images.dtype), []
         if self.hook is None or pictures.rank != 0:

@@ -3,7 +3,7 @@
 An epoch of TRL is an iteration here. With s = sample_batch_size, n = sample_num_batches_per_epoch,
 b = train_batch_size, a = train_gradient_accumulation_steps, p processes and D scalars in a latent:
 
-    batch.prompts = s n p, one image each       batch.updates = s n / (b a)       objective.clip = train_clip_range * D
+    batch.prompts = s n p, one image each       batch.minibatches = s n / (b a)       objective.clip = train_clip_range * D
 
 because TRL clips the ratio of densities averaged over D, and Burnish states the same bound in nats per image. Every
 option is kept, translated, warned about or refused: nothing is dropped in silence.
@@ -205,9 +205,9 @@ class DDPOConfig:
         return {
             "prompts": self.sample_batch_size * self.sample_num_batches_per_epoch * processes,
             "images_per_prompt": 1,
-            "sample": self.sample_batch_size,
-            "replay": self.train_batch_size,
-            "updates": self.updates,
+            "sample_batch": self.sample_batch_size,
+            "train_batch": self.train_batch_size,
+            "minibatches": self.updates,
             "epochs": self.train_num_inner_epochs,
             "transitions": 0 if moves == self.sample_num_steps else moves,
         }

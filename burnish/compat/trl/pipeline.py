@@ -67,7 +67,7 @@ class DefaultDDPOStableDiffusionPipeline:
         self.rank, self.alpha, self.targets = rank, alpha, list(targets)
         self.policy: Policy | None = None
         if self.adapter:
-            lora.read(self.sd_pipeline, "unet", self.adapter, "none", alpha)
+            lora.read_adapter(self.sd_pipeline, "unet", self.adapter, "none", alpha)
 
     def __init_subclass__(cls) -> None:
         for name in TRAINERS:
@@ -139,7 +139,7 @@ class DefaultDDPOStableDiffusionPipeline:
         self.sd_pipeline.unload_lora_weights()
         self.sd_pipeline.save_pretrained(folder)
         (folder / FILE).write_bytes((self.adapter / FILE).read_bytes())
-        lora.read(self.sd_pipeline, "unet", self.adapter, "none", self.alpha)
+        lora.read_adapter(self.sd_pipeline, "unet", self.adapter, "none", self.alpha)
 
     def _adapter_beside(self) -> Path | None:
         """The folder of the model's LoRA, if it has one: its own, or the hub's cache."""

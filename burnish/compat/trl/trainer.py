@@ -20,7 +20,7 @@ from burnish.report.progress import Progress
 from burnish.runs import Run, write
 from burnish.seeds import seed_globals
 from burnish.training import loop as trainer
-from burnish.training.assembly import OBJECT, Given
+from burnish.training.assembly import IN_MEMORY, Overrides
 from burnish.training.optimizer import adamw
 
 LOOP = ("step", "loss", "calculate_loss", "compute_rewards", "_generate_samples", "_train_batched_samples")
@@ -89,7 +89,7 @@ class DDPOTrainer:
         goes_on = bool(self.config.resume_from) or (self._asked > 0 and self.run.exists())
         recipe = replace(self.recipe, iterations=self._asked + (self.config.num_epochs if epochs is None else epochs))
         self._asked = recipe.iterations
-        given = Given(self._policy, {self._calls.name: self._calls.reward}, self._calls.draw)
+        given = Overrides(self._policy, {self._calls.name: self._calls.reward}, self._calls.draw)
         shown = self._calls.show if self._calls.hook else None
         with Progress(recipe.iterations) if main_process() else nullcontext() as progress:
             trainer.train(recipe, self.run.folder, resume=goes_on, on_record=progress, given=given, on_images=shown)
@@ -133,8 +133,8 @@ def translated(config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline,
     """The options as a Burnish configuration for this pipeline, in which objects stand for the functions."""
     recipe = config.to_burnish(
         pipeline.pretrained_model,
-        {"use": OBJECT},
-        [{"use": OBJECT, "name": reward}],
+        {"use": IN_MEMORY},
+        [{"use": IN_MEMORY, "name": reward}],
         use_lora=pipeline.use_lora,
         latent=pipeline.dims,
         processes=int(os.environ.get("WORLD_SIZE", "1")),
