@@ -27,11 +27,13 @@ class Gate:
     def next(self) -> None:
         """Wait for a request, then start the clock."""
         self.request = self.line.receive()
-        self._started, self._busy = time.perf_counter(), time.process_time()
+        self._started = time.perf_counter()
+        self._busy = time.process_time()
 
     def __call__(self, record: Record) -> None:
         """Answer with what the iteration took."""
-        seconds, busy = time.perf_counter() - self._started, time.process_time() - self._busy
+        seconds = time.perf_counter() - self._started
+        busy = time.process_time() - self._busy
         parts = {"sampling": record["seconds_sampling"], "training": record["seconds_training"]}
         self.line.send(
             seconds=sum(parts.values()) if record["iteration"] == 1 else seconds,
@@ -48,12 +50,19 @@ class Gate:
 
 def main() -> None:
     gate = Gate(Line())
+
     while gate.request["do"] == "start":
         settings = gate.request
         gate.line.send()
         gate.next()
+
         if not gate.stop():
-            train(configuration.parse(settings["config"]), settings["out"], on_record=gate, stop=gate.stop)
+            train(
+                configuration.parse(settings["config"]),
+                settings["out"],
+                on_record=gate,
+                stop=gate.stop,
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The measure of the race: the mean reward of fixed prompts from fixed noise under any adapter, for both libraries.
+"""The measure of the race: the mean reward of fixed prompts from fixed noise under any adapter, for
+both libraries.
 
 {"do": "start", "model", "steps", "guidance", "prompts", "images"}    `images` of each prompt
 {"do": "judge", "adapter": FOLDER or ""}  -> {"reward"}
@@ -24,10 +25,16 @@ def main() -> None:
     settings = line.receive()
     line.send()
     sampler = Sampler(DDIM(), settings["steps"], CFG(settings["guidance"]))
-    prompts, rewards = [Prompt(text) for text in settings["prompts"]], {"size": compressibility(setting.QUALITY)}
+    prompts = [Prompt(text) for text in settings["prompts"]]
+    rewards = {"size": compressibility(setting.QUALITY)}
+
     while (request := line.receive())["do"] != "end":
-        policy = Policy.load(settings["model"], train="none", adapter=request["adapter"] or None, device="cpu")
-        measured = evaluate(policy, sampler, prompts, rewards, images_per_prompt=settings["images"], chunk=30)
+        policy = Policy.load(
+            settings["model"], train="none", adapter=request["adapter"] or None, device="cpu"
+        )
+        measured = evaluate(
+            policy, sampler, prompts, rewards, images_per_prompt=settings["images"], chunk=30
+        )
         line.send(reward=float(measured.total(torch.ones(1)).mean()))
 
 

@@ -1,6 +1,8 @@
-"""A parent and its worker processes: one JSON object a line, over stdin and stdout. Standard library only.
+"""A parent and its worker processes: one JSON object a line, over stdin and stdout. Standard
+library only.
 
-The workers live in different virtual environments, so that each library runs with the versions it asks for.
+The workers live in different virtual environments, so that each library runs with the versions it
+asks for.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 
 
 class Line:
-    """A worker's end. Whatever a library prints goes to stderr, so that nothing but answers is on the line."""
+    """A worker's end. Whatever a library prints goes to stderr, so that nothing but answers is on
+    the line.
+    """
 
     def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "w")
@@ -35,14 +39,18 @@ class Line:
 
 
 class Worker:
-    """The parent's end: a process running `python -m benchmarks.MODULE`, told to start with some settings.
+    """The parent's end: a process running `python -m benchmarks.MODULE`, told to start with some
+    settings.
 
     It can be told to start anew with others, which saves the seconds of loading the libraries.
     """
 
-    def __init__(self, python: Path | str, module: str, log: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, python: Path | str, module: str, log: Path, settings: dict[str, Any]
+    ) -> None:
         self._log = log.open("w")
-        self.name, self._path = module, log
+        self.name = module
+        self._path = log
         self._process = subprocess.Popen(
             [str(python), "-m", f"benchmarks.{module}"],
             stdin=subprocess.PIPE,
@@ -59,9 +67,11 @@ class Worker:
         self._write({"do": do, **request})
         assert self._process.stdout is not None
         text = self._process.stdout.readline()
+
         if not text:
             last = "\n".join(self._path.read_text().splitlines()[-15:])
             raise RuntimeError(f"the {self.name} worker ended before it answered '{do}':\n{last}")
+
         answer: dict[str, Any] = json.loads(text)
         return answer
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.memory [--quick]
 
-A network of Stable Diffusion 1.5's layers at 0.4 of its width, a decoder at half of its own, random weights, float32,
-latents of 48 x 48 (pictures of 384 x 384). Every row is a process of its own with one thread: the most memory it holds
-while it works, above what it holds before, and the processor's seconds.
+A network of Stable Diffusion 1.5's layers at 0.4 of its width, a decoder at half of its own, random
+weights, float32, latents of 48 x 48 (pictures of 384 x 384). Every row is a process of its own with
+one thread: the most memory it holds while it works, above what it holds before, and the processor's
+seconds.
 
     replay        one guided replay of `replay` moves and its backward, LoRA rank 4
     decode        four pictures, `at once` in a call
@@ -24,9 +25,14 @@ from pathlib import Path
 from typing import Any
 
 MIB = 1 << 20
-SIDE, PICTURES = 48, 4
+SIDE = 48
+PICTURES = 4
 ROWS: tuple[dict[str, Any], ...] = (
-    *({"do": "replay", "replay": n, "checkpointing": on} for n in (1, 2, 4) for on in (False, True)),
+    *(
+        {"do": "replay", "replay": n, "checkpointing": on}
+        for n in (1, 2, 4)
+        for on in (False, True)
+    ),
     *({"do": "decode", "at once": n} for n in (1, 2, 4)),
     *({"do": "optimizer", "eight_bit": on} for on in (False, True)),
 )
@@ -61,7 +67,8 @@ def measure(folder: Path, row: dict[str, Any]) -> dict[str, float]:
     """One row, in this process."""
     work = {"replay": _replay, "decode": _decode, "optimizer": _optimizer}[row["do"]](folder, row)
     Path("/proc/self/clear_refs").write_text("5")  # from here on the highest use counts anew
-    before, started = _status("VmRSS"), time.process_time()
+    before = _status("VmRSS")
+    started = time.process_time()
     work()
     return {"MiB": (_status("VmHWM") - before) / MIB, "seconds": time.process_time() - started}
 
@@ -75,12 +82,17 @@ def _replay(folder: Path, row: dict[str, Any]) -> Any:
     from burnish.diffusion.sampler import Sampler
     from burnish.types import Prompt, Trajectory
 
-    policy, count = Policy.load(folder, device="cpu", gradient_checkpointing=row["checkpointing"]), row["replay"]
-    x, cond = torch.randn(count, 2, *policy.latent_shape), policy.encode([Prompt("a cat")] * count)
-    traj = Trajectory(x, torch.tensor([601, 581]), torch.zeros(count, 1), x[:, 1], cond, torch.arange(count))
+    policy = Policy.load(folder, device="cpu", gradient_checkpointing=row["checkpointing"])
+    count = row["replay"]
+    x = torch.randn(count, 2, *policy.latent_shape)
+    cond = policy.encode([Prompt("a cat")] * count)
+    traj = Trajectory(
+        x, torch.tensor([601, 581]), torch.zeros(count, 1), x[:, 1], cond, torch.arange(count)
+    )
     policy.null(1)
     _touch(policy.pipe.unet)
     moves = torch.arange(count), torch.zeros(count, 1, dtype=torch.long)
+
     return lambda: Sampler(DDIM(), 50, CFG(5.0)).replay(policy, traj, *moves).logp.sum().backward()
 
 
@@ -92,6 +104,7 @@ def _decode(folder: Path, row: dict[str, Any]) -> Any:
     policy = Policy.load(folder, device="cpu", train="none", decode_at_once=row["at once"])
     latent = policy.noise(PICTURES, torch.Generator().manual_seed(0))
     _touch(policy.pipe.vae)
+
     return lambda: policy.decode(latent)
 
 
@@ -104,13 +117,17 @@ def _optimizer(folder: Path, row: dict[str, Any]) -> Any:
 
     policy = Policy.load(folder, device="cpu", train="full")
     optimizer = adamw(OptimizerConfig(eight_bit=row["eight_bit"]))(policy.trainable)
+
     for parameter in policy.trainable:
         parameter.grad = torch.randn(parameter.shape).contiguous()
+
     return optimizer.step
 
 
 def _touch(network: Any) -> None:
-    """Weights lie in a mapped file and are read when they are first used: that is no memory of the work."""
+    """Weights lie in a mapped file and are read when they are first used: that is no memory of the
+    work.
+    """
     for parameter in network.parameters():
         parameter.sum()
 
@@ -126,20 +143,30 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="only the smallest row of each kind")
     parser.add_argument("--one", nargs=2, metavar=("FOLDER", "ROW"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+
     if chosen.one:
         print(json.dumps(measure(Path(chosen.one[0]), json.loads(chosen.one[1]))))
         return
+
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder))
         print("| what | MiB above what was held before | CPU seconds |\n|---|---|---|")
+
         for row in (ROWS[0], ROWS[1], ROWS[6]) if chosen.quick else ROWS:
             command = [sys.executable, "-m", "benchmarks.memory", "--one", folder, json.dumps(row)]
-            one = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            one = subprocess.run(
+                command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+            )
+
             if one.returncode:
                 sys.exit(one.stderr)
+
             found = json.loads(one.stdout.splitlines()[-1])
             what = ", ".join(f"{key} {value}" for key, value in row.items() if key != "do")
-            print(f"| {row['do']}: {what} | {found['MiB']:,.0f} | {found['seconds']:.1f} |", flush=True)
+            print(
+                f"| {row['do']}: {what} | {found['MiB']:,.0f} | {found['seconds']:.1f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -31,9 +31,13 @@ PARTS = ("speed", "lcm", "reward")
 def main() -> None:
     options = arguments()
     if {"speed", "reward"} & set(options.only) and not speed.TRL_PYTHON.exists():
-        raise SystemExit(f"{speed.TRL_PYTHON.relative_to(ROOT)} is missing: make TRL's environment as README.md says.")
+        raise SystemExit(
+            f"{speed.TRL_PYTHON.relative_to(ROOT)} is missing: make TRL's environment as README.md says."
+        )
+
     file = options.out
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+
     with tempfile.TemporaryDirectory() as work:
         bench = Bench(model(options.model), Path(work), rounds=2 if options.quick else 4)
         if "speed" in options.only:
@@ -41,16 +45,20 @@ def main() -> None:
             best = speed.sweep(bench)
             print(f"whole iterations at {best} ...", flush=True)
             result.update(speed.compare(bench, best))
+
         if "lcm" in options.only:
             print("iterations of the consistency model ...", flush=True)
             result.update(consistency.measure(Path(work), rounds=3 if options.quick else 6))
+
         if "reward" in options.only:
             from benchmarks import reward
 
             print("time to the same reward ...", flush=True)
             result.update(reward.race(bench, quick=options.quick))
+
     result["threads"] = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     file.write_text(json.dumps(result, indent=1) + "\n")
+
     for key, label, form, target in ROWS:
         if key in result:
             print(f"{label:45}{form.format(result[key]):>10}   {target}")
@@ -58,10 +66,15 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.run")
-    parser.add_argument("--model", default="zoo:emoji-sd", help="zoo:NAME or a StableDiffusionPipeline's folder")
+    parser.add_argument(
+        "--model", default="zoo:emoji-sd", help="zoo:NAME or a StableDiffusionPipeline's folder"
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, and the race ends earlier")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rounds, and the race ends earlier"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "result.json")
+
     return parser.parse_args()
 
 

@@ -1,7 +1,9 @@
-"""Does one optimizer step of Burnish equal one of TRL 0.23.1, on the same samples? How far apart, in numbers.
+"""Does one optimizer step of Burnish equal one of TRL 0.23.1, on the same samples? How far apart,
+in numbers.
 
-TRL samples an epoch and takes a step; Burnish, under the same options through `burnish.compat.trl`, gets TRL's adapter
-and TRL's latents, scores the moves, makes advantages of the rewards, and takes the step too.
+TRL samples an epoch and takes a step; Burnish, under the same options through `burnish.compat.trl`,
+gets TRL's adapter and TRL's latents, scores the moves, makes advantages of the rewards, and takes
+the step too.
 """
 
 from __future__ import annotations
@@ -36,12 +38,15 @@ OPTIONS = ROOT / "benchmarks" / "same_step.json"
 
 def burnish(folder: str, out: Path) -> dict[str, float]:
     """The step on TRL's samples in `out`; how far each quantity is from TRL's."""
-    theirs, options = load_file(out / "step.safetensors"), DDPOConfig(**json.loads(OPTIONS.read_text()))
+    theirs = load_file(out / "step.safetensors")
+    options = DDPOConfig(**json.loads(OPTIONS.read_text()))
     pipeline = DefaultDDPOStableDiffusionPipeline(folder, adapter=out)
     recipe = translated(options, pipeline, "compressibility")
     policy = pipeline.learner(recipe.model.dtype, recipe.model.device)
     reward = {"compressibility": compressibility()}
-    given = Overrides(policy, reward, lambda count: [Prompt(text) for text in (PROMPTS * 9)[:count]])
+    given = Overrides(
+        policy, reward, lambda count: [Prompt(text) for text in (PROMPTS * 9)[:count]]
+    )
     job = prepare(given.described(recipe), Run(out / "run"), World(), None, given)
     prompts = given.source(len(theirs["latents"])) if given.source else []
     times = job.parts.sampler.times(policy)
@@ -65,8 +70,12 @@ def burnish(folder: str, out: Path) -> dict[str, float]:
     before = policy.state()
     process = make_process(job, trajectory, [(images, steps)], 1)
     every = torch.arange(len(times) - 1).repeat(len(group))
+
     with torch.no_grad():
-        said = process.replay(group.repeat_interleave(len(times) - 1), every).logp.view_as(trajectory.logp)
+        said = process.replay(group.repeat_interleave(len(times) - 1), every).logp.view_as(
+            trajectory.logp
+        )
+
     told = update(job, process, adv, torch.ones(len(group)).bool(), images, steps, first=True)
     after = policy.state()
 
@@ -84,21 +93,37 @@ def burnish(folder: str, out: Path) -> dict[str, float]:
         "advantages, largest difference": float((adv - theirs["advantages"]).abs().max()),
         "ratio - 1, largest": told["ratio_deviation"],
         "gradient given to Adam, relative": relative(flat(gradients), flat(theirs, "gradient.")),
-        "change of the adapter, relative": relative(flat(after) - flat(before), flat(theirs, "after.") - flat(before)),
+        "change of the adapter, relative": relative(
+            flat(after) - flat(before), flat(theirs, "after.") - flat(before)
+        ),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.same_step")
-    parser.add_argument("--trl", type=Path, default=ROOT / "benchmarks" / ".venv-trl", help="TRL's environment")
+    parser.add_argument(
+        "--trl", type=Path, default=ROOT / "benchmarks" / ".venv-trl", help="TRL's environment"
+    )
     parser.add_argument("--model", default="zoo:emoji-sd")
     options = parser.parse_args()
+
     with tempfile.TemporaryDirectory() as work:
-        folder, out = str(for_old_transformers(model(options.model), Path(work) / "model")), Path(work) / "out"
-        command = [str(options.trl / "bin" / "python"), "-m", "benchmarks.trl_step", folder, str(out)]
-        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        folder = str(for_old_transformers(model(options.model), Path(work) / "model"))
+        out = Path(work) / "out"
+        command = [
+            str(options.trl / "bin" / "python"),
+            "-m",
+            "benchmarks.trl_step",
+            folder,
+            str(out),
+        ]
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        )
+
         if done.returncode:
             raise SystemExit(f"TRL failed:\n{done.stderr[-2000:]}")
+
         for name, value in burnish(folder, out).items():
             print(f"{name:<40} {value:.3g}")
 

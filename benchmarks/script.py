@@ -1,4 +1,5 @@
-"""A script for TRL 0.23.1, start to end: `same_script` runs it there as it is, and on Burnish with another import line.
+"""A script for TRL 0.23.1, start to end: `same_script` runs it there as it is, and on Burnish with
+another import line.
 
 `script.py MODEL OUT SEED EPOCHS` writes each epoch's mean reward to OUT.json and the model to OUT.
 """
@@ -21,11 +22,14 @@ BATCHES = 2
 rewards: list[float] = []
 
 
-def jpeg_compressibility(images: Any, prompts: Any, metadata: Any) -> tuple[list[float], dict[str, Any]]:
+def jpeg_compressibility(
+    images: Any, prompts: Any, metadata: Any
+) -> tuple[list[float], dict[str, Any]]:
     for pixels in images.mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy():
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, format="JPEG", quality=QUALITY)
         rewards.append(-file.tell() / 1000)
+
     return rewards[-len(images) :], {}
 
 
@@ -34,7 +38,10 @@ def prompt() -> tuple[str, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    model, out, seed, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    model = sys.argv[1]
+    out = sys.argv[2]
+    seed = int(sys.argv[3])
+    epochs = int(sys.argv[4])
     PartialState()  # TRL logs before it would make it
     config = DDPOConfig(
         seed=seed,
@@ -63,7 +70,9 @@ if __name__ == "__main__":
     trainer.train()
     seconds = time.perf_counter() - started
     images = len(rewards) // epochs
-    means = [sum(rewards[place : place + images]) / images for place in range(0, len(rewards), images)]
+    means = [
+        sum(rewards[place : place + images]) / images for place in range(0, len(rewards), images)
+    ]
     pipeline.save_pretrained(out)
     with open(out + ".json", "w") as file:
         json.dump({"images": images, "means": means, "seconds": seconds}, file)

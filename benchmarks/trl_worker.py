@@ -1,4 +1,5 @@
-"""TRL's DDPOTrainer, one epoch of sampling and training for each request. Runs in TRL's own environment.
+"""TRL's DDPOTrainer, one epoch of sampling and training for each request. Runs in TRL's own
+environment.
 
 {"do": "start", "model", "images", "steps", "updates", "sample", "train", ...}
 {"do": "iterate"}           -> {"seconds", "cpu_seconds", "sampling", "training", "reward"}
@@ -21,7 +22,9 @@ from benchmarks import setting
 from benchmarks.line import Line
 
 
-def compressibility(images: torch.Tensor, prompts: Any, metadata: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+def compressibility(
+    images: torch.Tensor, prompts: Any, metadata: Any
+) -> tuple[torch.Tensor, dict[str, Any]]:
     """Minus the size of the JPEG file in kB, as Burnish computes it."""
     pixels = images.mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
@@ -38,7 +41,8 @@ def build(settings: dict[str, Any], rewards: list[float]) -> Any:
     from accelerate import PartialState
     from trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
 
-    images, updates = settings["images"], settings["updates"]
+    images = settings["images"]
+    updates = settings["updates"]
     config = DDPOConfig(
         seed=settings.get("seed", 0) + 1,  # 0 would mean a random one
         sample_num_steps=settings["steps"],
@@ -55,7 +59,8 @@ def build(settings: dict[str, Any], rewards: list[float]) -> Any:
         train_timestep_fraction=settings.get("fraction", 1.0),
         per_prompt_stat_tracking=settings.get("tracker", False),
         per_prompt_stat_tracking_buffer_size=32,
-        per_prompt_stat_tracking_min_count=4,  # 16 by default, which 64 images of 45 prompts reach after 11 rounds
+        # 16 by default, which 64 images of 45 prompts reach after 11 rounds
+        per_prompt_stat_tracking_min_count=4,
         mixed_precision="no",
         allow_tf32=False,
         save_freq=10**9,
@@ -65,7 +70,9 @@ def build(settings: dict[str, Any], rewards: list[float]) -> Any:
     def prompt() -> tuple[str, dict[str, Any]]:
         return chance.choice(setting.PROMPTS), {}
 
-    def reward(images: torch.Tensor, prompts: Any, metadata: Any) -> tuple[torch.Tensor, dict[str, Any]]:
+    def reward(
+        images: torch.Tensor, prompts: Any, metadata: Any
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
         values, more = compressibility(images, prompts, metadata)
         rewards.extend(values.tolist())
         return values, more
@@ -74,6 +81,7 @@ def build(settings: dict[str, Any], rewards: list[float]) -> Any:
     pipeline = DefaultDDPOStableDiffusionPipeline(settings["model"], use_lora=True)
     trainer = DDPOTrainer(config, reward, prompt, pipeline)
     pipeline.set_progress_bar_config(disable=True)
+
     return trainer
 
 
@@ -93,7 +101,9 @@ def save(trainer: Any, folder: str) -> None:
 
     pipe = trainer.sd_pipeline.sd_pipeline
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet))
-    pipe.save_lora_weights(folder, unet_lora_layers={name: value.contiguous() for name, value in layers.items()})
+    pipe.save_lora_weights(
+        folder, unet_lora_layers={name: value.contiguous() for name, value in layers.items()}
+    )
 
 
 def main() -> None:
@@ -102,23 +112,34 @@ def main() -> None:
     spent: dict[str, float] = {}
     trainer: Any = None
     epoch = steps = 0
+
     while (request := line.receive())["do"] != "end":
         if request["do"] == "start":
-            trainer, epoch, steps = build(request, rewards), 0, 0
+            trainer = build(request, rewards)
+            epoch = 0
+            steps = 0
             trainer._generate_samples = timed(trainer._generate_samples, spent, "sampling")
-            trainer._train_batched_samples = timed(trainer._train_batched_samples, spent, "training")
+            trainer._train_batched_samples = timed(
+                trainer._train_batched_samples, spent, "training"
+            )
             line.send()
             continue
+
         if request["do"] == "save":
             save(trainer, request["folder"])
             line.send()
             continue
+
         spent.clear()
         rewards.clear()
-        started, busy = time.perf_counter(), time.process_time()
+        started = time.perf_counter()
+        busy = time.process_time()
         steps = trainer.step(epoch, steps)
         epoch += 1
-        taken = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - busy}
+        taken = {
+            "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - busy,
+        }
         line.send(**taken, **spent, reward=sum(rewards) / len(rewards))
 
 

@@ -5,7 +5,8 @@
     config = burnish.load_config("demo", ["iterations=20"])
     burnish.train(config, "runs/mine")
 
-The names below are imported when they are first used, so `import burnish` and `burnish --help` take no time.
+The names below are imported when they are first used, so `import burnish` and `burnish --help` take
+no time.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Config",
     "Gaussian",
-    "Overrides",
     "Level",
     "Loss",
+    "Overrides",
     "Policy",
     "Prompt",
     "Replay",
@@ -52,13 +53,17 @@ _HOMES = {
     "check_reward": "rewards:check_reward",
     "score": "rewards:score",
     "train": "training.loop:train",
-    **{name: f"types:{name}" for name in ("Gaussian", "Level", "Loss", "Prompt", "Replay", "Scores", "Trajectory")},
+    **{
+        name: f"types:{name}"
+        for name in ("Gaussian", "Level", "Loss", "Prompt", "Replay", "Scores", "Trajectory")
+    },
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'burnish' has no attribute {name!r}")
+
     module, attribute = _HOMES[name].split(":")
     value = getattr(import_module(f"burnish.{module}"), attribute)
     globals()[name] = value

@@ -1,8 +1,10 @@
-"""The only registry: what a configuration names by `use`, and how the rest of its table becomes arguments.
+"""The only registry: what a configuration names by `use`, and how the rest of its table becomes
+arguments.
 
-`use` is a built-in name, `"package.module:name"`, or `"my_file.py:name"`. The other keys of the table are the arguments
-of the thing named; they are checked against its signature before it is called, so a slip in a configuration is found
-at once and not after an hour. This table holds strings: nothing is imported before it is used.
+`use` is a built-in name, `"package.module:name"`, or `"my_file.py:name"`. The other keys of the
+table are the arguments of the thing named; they are checked against its signature before it is
+called, so a slip in a configuration is found at once and not after an hour. This table holds
+strings: nothing is imported before it is used.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ BUILTIN: dict[str, dict[str, str]] = {
     "advantage": {
         "batch": "burnish.rl.advantages:BatchAdvantage",
         "group": "burnish.rl.advantages:GroupAdvantage",
-        "normalised": "burnish.rl.advantages:GroupAdvantage",  # that same one, by what tells it from "weighted"
+        # that same one, by what tells it from "weighted"
+        "normalised": "burnish.rl.advantages:GroupAdvantage",
         "weighted": "burnish.rl.advantages:WeightedAdvantage",
         "pareto": "burnish.rl.pareto:ParetoAdvantage",
         "tracker": "burnish.rl.advantages:TrackerAdvantage",
@@ -89,57 +92,96 @@ CALLED_WITH: dict[str, tuple[str, ...]] = {
     "guidance": ("raw", "x", "t", "cond", "null"),
     "curriculum": ("progress", "chance"),
 }
-"""How a thing of each kind is called. A plain function with these first parameters is the thing itself; anything else
-is called with the arguments of the table to make it."""
+"""How a thing of each kind is called. A plain function with these first parameters is the thing
+itself; anything else is called with the arguments of the table to make it.
+"""
 
 
 def resolve(kind: str, use: str) -> Callable[..., Any]:
-    """The function or class that `use` names; a ValueError or FileNotFoundError says what is wrong with the name."""
+    """The function or class that `use` names; a ValueError or FileNotFoundError says what is wrong
+    with the name.
+    """
     if use in BUILTIN[kind]:
         use = BUILTIN[kind][use]
+
     module_name, colon, attribute = use.rpartition(":")
     if not colon:
-        raise ValueError(f'{kind}: use = "{use}" is unknown; {nearest(use, BUILTIN[kind])}, or "my_file.py:name"')
+        raise ValueError(
+            f'{kind}: use = "{use}" is unknown; {nearest(use, BUILTIN[kind])}, or "my_file.py:name"'
+        )
     if not module_name or not attribute:
-        raise ValueError(f'{kind}: use = "{use}" needs both parts: "my_file.py:name" or "package.module:name"')
-    module = _from_file(kind, Path(module_name)) if module_name.endswith(".py") else _from_package(kind, module_name)
+        raise ValueError(
+            f'{kind}: use = "{use}" needs both parts: "my_file.py:name" or "package.module:name"'
+        )
+
+    module = (
+        _from_file(kind, Path(module_name))
+        if module_name.endswith(".py")
+        else _from_package(kind, module_name)
+    )
     found = getattr(module, attribute, None)
+
     if not callable(found):
-        public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise ValueError(f'{kind}: {module_name} has no function "{attribute}"; {nearest(attribute, public)}')
+        public = [
+            name
+            for name, value in vars(module).items()
+            if callable(value) and not name.startswith("_")
+        ]
+        raise ValueError(
+            f'{kind}: {module_name} has no function "{attribute}"; {nearest(attribute, public)}'
+        )
+
     return found
 
 
 def check(kind: str, table: Mapping[str, Any], where: str = "") -> Callable[..., Any]:
-    """What `table` names, after a check that its other keys are arguments of the right type; nothing is called."""
+    """What `table` names, after a check that its other keys are arguments of the right type;
+    nothing is called.
+    """
     where = where or kind
     use = table.get("use")
+
     if not isinstance(use, str) or not use:
         raise ValueError(f'{where}: say which one by use = "..."; {nearest("", BUILTIN[kind])}')
+
     found = resolve(kind, use)
     given = {key: value for key, value in table.items() if key != "use"}
     parameters = _parameters(found)[len(CALLED_WITH[kind]) if _is_itself(kind, found) else 0 :]
-    accepted = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
+    accepted = [
+        parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD
+    ]
     takes_any = len(accepted) < len(parameters)
     hints = _hints(found)
+
     for key, value in given.items():
         if key not in accepted and not takes_any:
             raise ValueError(f'{where}: {use} does not take "{key}"; {nearest(key, accepted)}')
         if not fits(value, hints.get(key, Any)):
-            raise ValueError(f"{where}.{key} = {value!r} is of the wrong type; {use} wants {called(hints[key])}")
+            raise ValueError(
+                f"{where}.{key} = {value!r} is of the wrong type; {use} wants {called(hints[key])}"
+            )
+
     for parameter in parameters:
-        if parameter.default is parameter.empty and parameter.name in accepted and parameter.name not in given:
+        if (
+            parameter.default is parameter.empty
+            and parameter.name in accepted
+            and parameter.name not in given
+        ):
             raise ValueError(f"{where}: {use} needs {parameter.name} = ...; add it")
+
     return found
 
 
 def build(kind: str, table: Mapping[str, Any], where: str = "") -> Any:
-    """Call what `table` names with its other keys; where it is the thing itself, such as a reward function
-    `(images, prompts) -> (B,)`, bind them to it."""
+    """Call what `table` names with its other keys; where it is the thing itself, such as a reward
+    function `(images, prompts) -> (B,)`, bind them to it.
+    """
     found = check(kind, table, where)
     given = {key: value for key, value in table.items() if key != "use"}
+
     if _is_itself(kind, found):
         return partial(found, **given) if given else found
+
     try:
         return found(**given)
     except (ValueError, TypeError) as error:
@@ -155,12 +197,17 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value from TOML may stand where `hint` is annotated; annotations beyond TOML's types accept all."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    """Whether a value from TOML may stand where `hint` is annotated; annotations beyond TOML's
+    types accept all.
+    """
+    origin = typing.get_origin(hint)
+    arguments = typing.get_args(hint)
+
     if origin in (typing.Union, UnionType):
         return any(fits(value, argument) for argument in arguments)
     if origin is typing.Literal:
         return value in arguments
+
     if origin in (list, tuple) or hint in (list, tuple):
         inner = arguments[0] if arguments else Any
         return isinstance(value, (list, tuple)) and all(fits(item, inner) for item in value)
@@ -170,22 +217,34 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
+
     return isinstance(value, hint) if hint in (str, bool, type(None)) else True
 
 
 def called(hint: Any) -> str:
     """An annotation in a word a reader of TOML knows."""
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list"}
+    words = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+        list: "a list",
+    }
     words |= {tuple: "a list", dict: "a table"}
+
     if typing.get_origin(hint) in (list, tuple) and typing.get_args(hint):
         inner = words.get(typing.get_args(hint)[0], "").split(" ", 1)[-1]
         return f"a list of {inner}s" if inner else "a list"
+
     return words.get(typing.get_origin(hint) or hint, str(hint))
 
 
 def _is_itself(kind: str, found: Callable[..., Any]) -> bool:
     wanted = CALLED_WITH.get(kind)
-    return wanted is not None and tuple(parameter.name for parameter in _parameters(found))[: len(wanted)] == wanted
+    return (
+        wanted is not None
+        and tuple(parameter.name for parameter in _parameters(found))[: len(wanted)] == wanted
+    )
 
 
 def _parameters(found: Callable[..., Any]) -> list[inspect.Parameter]:
@@ -195,7 +254,8 @@ def _parameters(found: Callable[..., Any]) -> list[inspect.Parameter]:
 def _hints(found: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(found)  # of a dataclass: its fields, which are its arguments
-    except (NameError, TypeError):  # an annotation that only a type checker can read: nothing to check against
+    # an annotation that only a type checker can read: nothing to check against
+    except (NameError, TypeError):
         return {}
 
 
@@ -203,22 +263,35 @@ def _from_package(kind: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f"{kind}: {name} cannot be imported ({error}); install it, or check the name") from error
+        raise ValueError(
+            f"{kind}: {name} cannot be imported ({error}); install it, or check the name"
+        ) from error
 
 
 def _from_file(kind: str, path: Path) -> Any:
     if not path.is_file():
-        raise FileNotFoundError(f"{kind}: {path}: no such file; check the path (it is relative to the current folder)")
+        raise FileNotFoundError(
+            f"{kind}: {path}: no such file; check the path (it is relative to the current folder)"
+        )
+
     # One module a file, however often it is named; a hash keeps two files of one name apart.
-    name = f"burnish_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    name = (
+        f"burnish_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    )
+
     if name in sys.modules:
         return sys.modules[name]
+
     specification = importlib.util.spec_from_file_location(name, path)
     assert specification is not None and specification.loader is not None  # it ends in .py
     module = sys.modules[name] = importlib.util.module_from_spec(specification)
+
     try:
         specification.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise ValueError(f"{kind}: {path} fails when it is read: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{kind}: {path} fails when it is read: {type(error).__name__}: {error}"
+        ) from error
+
     return module

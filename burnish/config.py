@@ -1,8 +1,11 @@
-"""The whole configuration as one tree of dataclasses: read from TOML, overridden key by key, written back as TOML.
+"""The whole configuration as one tree of dataclasses: read from TOML, overridden key by key,
+written back as TOML.
 
-A section is a dataclass, or a table with `use = "name"` and the arguments of the thing named (see `catalog`).
-Everything is checked when it is read: an unknown key names the nearest known one, a value of the wrong type or out of
-range names its key. The fields' comments are the reference of the configuration.
+A section is a dataclass, or a table with `use = "name"` and the arguments of the thing named (see
+`catalog`).
+Everything is checked when it is read: an unknown key names the nearest known one, a value of the
+wrong type or out of range names its key. The fields' comments are the reference of the
+configuration.
 """
 
 from __future__ import annotations
@@ -37,22 +40,29 @@ class ModelConfig:
 
     id: str = ""  # "zoo:emoji-sd", a folder in diffusers' format, or a hub id
     size: int = 0  # of the pictures' sides in pixels; 0: as the model was made for
-    train: str = "lora"  # "lora": small matrices beside the attention's; "full": every weight; "none": see expander
+    # "lora": small matrices beside the attention's; "full": every weight; "none": see expander
+    train: str = "lora"
     rank: int = 4  # of the LoRA matrices
     alpha: int = 4  # LoRA scale: alpha / rank
-    targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])  # layers that get LoRA
-    dtype: str = "float32"  # of the frozen weights: float32, float16, bfloat16; trained weights are always float32
+    # layers that get LoRA
+    targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
+    # of the frozen weights: float32, float16, bfloat16; trained weights are always float32
+    dtype: str = "float32"
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     gradient_checkpointing: bool = False  # less memory in training, about a third more time
-    decode_at_once: int = 0  # pictures decoded at once: memory and speed only; 0: one above 256 pixels, otherwise 32
+    # pictures decoded at once: memory and speed only; 0: one above 256 pixels, otherwise 32
+    decode_at_once: int = 0
     revision: str = ""  # of a hub id: branch, tag or commit
     variant: str = ""  # of a hub id: weight files' variant, such as "fp16"
-    scheduler: str = ""  # "lcm": sample with an LCMScheduler, as an LCM-LoRA needs; "": as the model comes
-    fused_lora: str = ""  # a LoRA (hub id or folder) that is merged into the model for good before anything else, such
-    # as an LCM-LoRA
+    # "lcm": sample with an LCMScheduler, as an LCM-LoRA needs; "": as the model comes
+    scheduler: str = ""
+    # a LoRA (hub id or folder) that is merged into the model for good before anything else, such as
+    # an LCM-LoRA
+    fused_lora: str = ""
     controlnet: str = ""  # a ControlNet whose pictures are followed: a folder or a hub id
     trainable_parts: str = ""  # "controlnet", "both", or "" for the model's own network
-    adapter: str = ""  # a LoRA adapter to start from (same rank and targets), such as another run's RUN/adapter
+    # a LoRA adapter to start from (same rank and targets), such as another run's RUN/adapter
+    adapter: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,13 +78,17 @@ class ControlConfig:
 class SamplerConfig:
     """How an image comes about."""
 
-    steps: int = 50  # network calls an image (with guidance "cfg" or "embedded_dual" twice as wide, with "dual" thrice)
+    # network calls an image (with guidance "cfg" or "embedded_dual" twice as wide, with "dual"
+    # thrice)
+    steps: int = 50
     kernel: Table = field(default_factory=lambda: {"use": "ddim", "eta": 1.0})
     guidance: Table = field(default_factory=lambda: {"use": "cfg", "weight": 5.0})
     control: ControlConfig = field(default_factory=ControlConfig)
-    identifiers: str = ""  # "words" or "tokens": "<reward 2>" before a prompt asks for the second reward; "": none
-    identifiers_after: bool = False  # behind the prompt: a text encoder that reads from left to right, as CLIP's, then
-    # reads the prompt itself as it would alone
+    # "words" or "tokens": "<reward 2>" before a prompt asks for the second reward; "": none
+    identifiers: str = ""
+    # behind the prompt: a text encoder that reads from left to right, as CLIP's, then reads the
+    # prompt itself as it would alone
+    identifiers_after: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,15 +96,20 @@ class OptimizerConfig:
     """AdamW."""
 
     lr: float = 3e-4
-    warmup: int = 0  # optimizer steps in which the rate rises to lr: Adam's first steps move every weight by all of it
-    final_lr: float = 1.0  # share of lr that is left after the last iteration; on the way it falls in a straight line
+    # optimizer steps in which the rate rises to lr: Adam's first steps move every weight by all of
+    # it
+    warmup: int = 0
+    # share of lr that is left after the last iteration; on the way it falls in a straight line
+    final_lr: float = 1.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 1e-4
     eps: float = 1e-8
-    eight_bit: bool = False  # a quarter of the memory for Adam's moments, for train = "full"; wants burnish[eight-bit]
+    # a quarter of the memory for Adam's moments, for train = "full"; wants burnish[eight-bit]
+    eight_bit: bool = False
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
-    ema: float = 0.0  # share that a moving average of the weights keeps at each step, after a warm-up; it is what is
+    # share that a moving average of the weights keeps at each step, after a warm-up; it is what is
     # evaluated, drawn and exported; 0: none
+    ema: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -99,32 +118,45 @@ class BatchConfig:
 
     prompts: int = 8  # drawn for an iteration
     images_per_prompt: int = 8  # with sampler.identifiers shared among the rewards
-    sample_batch: int = 32  # images sampled at once: memory and speed only, but another number draws other noise
+    # images sampled at once: memory and speed only, but another number draws other noise
+    sample_batch: int = 32
     train_batch: int = 32  # (image, transition) pairs in one training call: memory and speed only
     minibatches: int = 2  # optimizer steps in one pass over the images
     epochs: int = 1  # passes over the images
-    transitions: int = 0  # trained transitions an image, drawn anew each epoch; 0: all (renoised: as many as steps)
-    least_noise: float = 0.0  # moves with a smaller std are not trained: they change no picture, but drown the others
-    baseline: str = ""  # "x0_preview": the score of the network's x0 before a transition, so that the transition is
+    # trained transitions an image, drawn anew each epoch; 0: all (renoised: as many as steps)
+    transitions: int = 0
+    # moves with a smaller std are not trained: they change no picture, but drown the others
+    least_noise: float = 0.0
+    # "x0_preview": the score of the network's x0 before a transition, so that the transition is
     # credited only with what came after it; "": none
+    baseline: str = ""
 
 
 @dataclass(frozen=True)
 class ExpanderConfig:
-    """A language model that puts details behind each prompt before the generator reads it, and learns which please."""
+    """A language model that puts details behind each prompt before the generator reads it, and
+    learns which please.
+    """
 
-    model: str = ""  # "zoo:emoji-expander", a folder or hub id of any causal language model; "": no expander
-    train: str = "lora"  # "lora", "full" or "none" (it only writes); with model.train = "none" nothing else learns
+    # "zoo:emoji-expander", a folder or hub id of any causal language model; "": no expander
+    model: str = ""
+    # "lora", "full" or "none" (it only writes); with model.train = "none" nothing else learns
+    train: str = "lora"
     rank: int = 8  # of the LoRA matrices
     lr: float = 1e-4
     kl: float = 0.0  # weight of the KL, in nats a text, to the model as it was when training began
     temperature: float = 1.0  # of the distribution that is drawn from and trained
-    tokens: int = 48  # drawn for a text at most; fewer where the generator's text encoder has no more room
-    expansions: int = 4  # different texts for a drawn prompt, which share its images (with identifiers: each reward's)
-    instruction: str = ""  # how a model with a chat template is asked, with {prompt} in it; "": in Burnish's own words
+    # drawn for a text at most; fewer where the generator's text encoder has no more room
+    tokens: int = 48
+    # different texts for a drawn prompt, which share its images (with identifiers: each reward's)
+    expansions: int = 4
+    # how a model with a chat template is asked, with {prompt} in it; "": in Burnish's own words
+    instruction: str = ""
     dtype: str = "float32"  # of the frozen weights: float32 or bfloat16
     adapter: str = ""  # where to start from, such as another run's RUN/adapter/expander
-    start: str = ""  # a JSONL file of {"prompt": ..., "expansion": ...} that is imitated before anything else; "": none
+    # a JSONL file of {"prompt": ..., "expansion": ...} that is imitated before anything else; "":
+    # none
+    start: str = ""
     start_epochs: int = 1  # passes over it
     start_lr: float = 1e-3
 
@@ -135,8 +167,10 @@ class ScoringConfig:
 
     retries: int = 0  # times it is asked again about what is missing, after a pause that doubles
     timeout: float = 0.0  # seconds for one answer about batch.sample_batch images; 0: wait for ever
-    missing: str = "stop"  # then "stop" saves the run and ends it; "mask" leaves those images out of the update
-    patience: int = 3  # with "mask": iterations in a row without a single image to learn from before the run stops
+    # then "stop" saves the run and ends it; "mask" leaves those images out of the update
+    missing: str = "stop"
+    # with "mask": iterations in a row without a single image to learn from before the run stops
+    patience: int = 3
 
 
 @dataclass(frozen=True)
@@ -153,13 +187,19 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """Over-optimisation: held-out measures, taken at every evaluation, that must not fall while the reward climbs."""
+    """Over-optimisation: held-out measures, taken at every evaluation, that must not fall while the
+    reward climbs.
+    """
 
-    action: str = "none"  # when they do: "none", "warn", "stop", or "rollback" to the last good state and stop
-    panel: list[Table] = field(default_factory=list)  # rewards that are not trained on: use, name, and its arguments
-    diversity: str = ""  # a CLIP model that tells how alike the images of a prompt are: "zoo:emoji-clip"; "": none
+    # when they do: "none", "warn", "stop", or "rollback" to the last good state and stop
+    action: str = "none"
+    # rewards that are not trained on: use, name, and its arguments
+    panel: list[Table] = field(default_factory=list)
+    # a CLIP model that tells how alike the images of a prompt are: "zoo:emoji-clip"; "": none
+    diversity: str = ""
     kl: float = 0.0  # budget: nats an image that the policy may be from the untrained one; 0: none
-    drop: float = 0.3  # a fall that counts, in standard deviations of the measure among images before training
+    # a fall that counts, in standard deviations of the measure among images before training
+    drop: float = 0.3
     patience: int = 1  # evaluations in a row
 
 
@@ -170,11 +210,14 @@ class RunConfig:
     checkpoint_every: int = 1  # iterations
     keep: int = 2  # newest checkpoints kept
     sample_every: int = 5  # iterations between sample grids; 0: none
-    sample_prompts: int = 16  # pictures in a sample grid, on prompts spread over the training prompts
-    trackers: list[str] = field(default_factory=list)  # "tensorboard", "wandb", "trackio" (each an extra to install)
+    # pictures in a sample grid, on prompts spread over the training prompts
+    sample_prompts: int = 16
+    # "tensorboard", "wandb", "trackio" (each an extra to install)
+    trackers: list[str] = field(default_factory=list)
     tracker_project: str = "burnish"  # the name under which they file the run
     tracker_folder: str = ""  # where they write files; "": the run directory
-    tracker_options: Table = field(default_factory=dict)  # for each one's start: { wandb = { entity = "..." } }
+    # for each one's start: { wandb = { entity = "..." } }
+    tracker_options: Table = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -187,11 +230,12 @@ class Config:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     prompts: Table = field(default_factory=dict)
     expander: ExpanderConfig = field(default_factory=ExpanderConfig)
-    # use, weight (1.0), name (of the curve), of ("original": judge by the prompt before it was expanded, or "prompt"),
-    # and its arguments
+    # use, weight (1.0), name (of the curve), of ("original": judge by the prompt before it was
+    # expanded, or "prompt"), and its arguments
     rewards: list[Table] = field(default_factory=list)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
-    curriculum: Table = field(default_factory=dict)  # of the control scale, iteration by iteration; {}: it stays
+    # of the control scale, iteration by iteration; {}: it stays
+    curriculum: Table = field(default_factory=dict)
     advantage: Table = field(default_factory=lambda: {"use": "group"})
     objective: Table = field(default_factory=lambda: {"use": "clipped"})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -202,17 +246,21 @@ class Config:
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in a TOML file or in the recipe of that name, with overrides such as "batch.prompts=4".
+    """The configuration in a TOML file or in the recipe of that name, with overrides such as
+    "batch.prompts=4".
 
-    Raises FileNotFoundError for a path that is no file and no recipe, ValueError for what is wrong inside.
+    Raises FileNotFoundError for a path that is no file and no recipe, ValueError for what is wrong
+    inside.
     """
     found = recipe(path)
     try:
         tree = tomllib.loads(found.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{found}: not TOML: {error}; mend the file") from error
+
     for override in overrides:
         _override(tree, override)
+
     try:
         return parse(tree)
     except ValueError as error:
@@ -236,38 +284,55 @@ def dump(config: Config) -> str:
 
 def recipes() -> list[str]:
     """Names of the recipes that come with Burnish."""
-    return sorted(Path(entry.name).stem for entry in (files("burnish") / "recipes").iterdir() if ".toml" in entry.name)
+    return sorted(
+        Path(entry.name).stem
+        for entry in (files("burnish") / "recipes").iterdir()
+        if ".toml" in entry.name
+    )
 
 
 def recipe(path: str | Path) -> Path:
     """Where a configuration lies: a path as it is, or the recipe of that name."""
     if Path(path).is_file():
         return Path(path)
+
     name = str(path).removesuffix(".toml")
     if name in recipes():
         return Path(str(files("burnish") / "recipes" / f"{name}.toml"))
-    raise FileNotFoundError(f"{path}: no such file, and no recipe of that name; {catalog.nearest(name, recipes())}")
+
+    raise FileNotFoundError(
+        f"{path}: no such file, and no recipe of that name; {catalog.nearest(name, recipes())}"
+    )
 
 
 def _section(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
     """A dataclass from a table: every key known, every value of the annotated type."""
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where} = {tree!r} is of the wrong type; write a table [{where}]")
-    hints, defaults = typing.get_type_hints(kind), kind()
+
+    hints = typing.get_type_hints(kind)
+    defaults = kind()
     values: dict[str, Any] = {}
+
     for key, value in tree.items():
         name = f"{where}.{key}" if where else key
         if key not in hints:
             raise ValueError(f'unknown key "{name}"; {catalog.nearest(key, hints)}')
+
         hint = hints[key]
+
         if is_dataclass(hint):
             values[key] = _section(typing.cast("type[Any]", hint), value, name)
         elif not catalog.fits(value, hint):
-            raise ValueError(f"{name} = {value!r} is of the wrong type; it wants {catalog.called(hint)}")
+            raise ValueError(
+                f"{name} = {value!r} is of the wrong type; it wants {catalog.called(hint)}"
+            )
         elif isinstance(value, dict) and "use" not in value:
-            values[key] = {**getattr(defaults, key), **value}  # the default one, with other arguments
+            # the default one, with other arguments
+            values[key] = {**getattr(defaults, key), **value}
         else:
             values[key] = float(value) if hint is float else value
+
     return kind(**values)
 
 
@@ -275,12 +340,20 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("iterations", lambda n: n >= 1, "at least 1"),
     ("seed", lambda n: 0 <= n < 2**31, "between 0 and 2147483647"),
     ("model.id", bool, 'a model: id = "zoo:emoji-sd", a folder or a hub id'),
-    ("model.train", lambda s: s in ("lora", "full", "none"), '"lora" or "full" (or "none", if an expander learns)'),
+    (
+        "model.train",
+        lambda s: s in ("lora", "full", "none"),
+        '"lora" or "full" (or "none", if an expander learns)',
+    ),
     ("model.size", lambda n: n >= 0, "0 (as the model was made for) or a number of pixels"),
     ("model.rank", lambda n: n >= 1, "at least 1"),
     ("model.alpha", lambda n: n >= 1, "at least 1"),
     ("model.targets", bool, 'at least one layer name, such as "to_q"'),
-    ("model.dtype", lambda s: s in ("float32", "float16", "bfloat16"), '"float32", "float16" or "bfloat16"'),
+    (
+        "model.dtype",
+        lambda s: s in ("float32", "float16", "bfloat16"),
+        '"float32", "float16" or "bfloat16"',
+    ),
     ("model.decode_at_once", lambda n: n >= 0, "0 (as their size suggests) or more"),
     ("model.scheduler", lambda s: s in ("", "lcm"), '"lcm", or "" for the model\'s own'),
     (
@@ -289,7 +362,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         '"controlnet", "both", or "" for the model\'s own',
     ),
     ("sampler.steps", lambda n: n >= 1, "at least 1 network call"),
-    ("sampler.identifiers", lambda s: s in ("", "words", "tokens"), '"words", "tokens", or "" for none'),
+    (
+        "sampler.identifiers",
+        lambda s: s in ("", "words", "tokens"),
+        '"words", "tokens", or "" for none',
+    ),
     ("expander.train", lambda s: s in ("lora", "full", "none"), '"lora", "full" or "none"'),
     ("expander.rank", lambda n: n >= 1, "at least 1"),
     ("expander.lr", lambda x: x >= 0, "0 or more (0 changes nothing: a control)"),
@@ -310,7 +387,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("optimizer.lr", lambda x: x >= 0, "0 or more (0 changes nothing: a control)"),
     ("optimizer.warmup", lambda n: n >= 0, "0 (none) or more"),
     ("optimizer.final_lr", lambda x: 0 <= x <= 1, "between 0 and 1"),
-    ("optimizer.betas", lambda b: len(b) == 2 and all(0 <= x < 1 for x in b), "two numbers in [0, 1)"),
+    (
+        "optimizer.betas",
+        lambda b: len(b) == 2 and all(0 <= x < 1 for x in b),
+        "two numbers in [0, 1)",
+    ),
     ("optimizer.weight_decay", lambda x: x >= 0, "0 or more"),
     ("optimizer.eps", lambda x: x > 0, "more than 0"),
     ("optimizer.ema", lambda x: 0 <= x < 1, "at least 0 (none) and less than 1"),
@@ -327,8 +408,16 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("evaluation.every", lambda n: n >= 0, "0 (only first and last) or more"),
     ("evaluation.images_per_prompt", lambda n: n >= 0, "0 (no evaluation) or more"),
     ("evaluation.seed", lambda n: 0 <= n < 2**31, "between 0 and 2147483647"),
-    ("evaluation.judge", lambda s: s in ("", "zoo:emoji-judge"), '"zoo:emoji-judge", or "" for none'),
-    ("guard.action", lambda s: s in ("none", "warn", "stop", "rollback"), '"none", "warn", "stop" or "rollback"'),
+    (
+        "evaluation.judge",
+        lambda s: s in ("", "zoo:emoji-judge"),
+        '"zoo:emoji-judge", or "" for none',
+    ),
+    (
+        "guard.action",
+        lambda s: s in ("none", "warn", "stop", "rollback"),
+        '"none", "warn", "stop" or "rollback"',
+    ),
     ("guard.kl", lambda x: x >= 0, "0 (no budget) or more nats"),
     ("guard.drop", lambda x: x >= 0, "0 or more standard deviations"),
     ("guard.patience", lambda n: n >= 1, "at least 1"),
@@ -346,6 +435,7 @@ def _check_numbers(config: Config) -> None:
             value = getattr(value, part)
         if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
             raise ValueError(f"{name} = {value!r}; it must be {wanted}")
+
     images = config.batch.prompts * config.batch.images_per_prompt
     if config.batch.minibatches > images:
         raise ValueError(
@@ -354,41 +444,61 @@ def _check_numbers(config: Config) -> None:
 
 
 def _check_names(config: Config) -> None:
-    """Everything named by `use` exists and takes its arguments. What is cheap to build is built, for its own checks."""
+    """Everything named by `use` exists and takes its arguments. What is cheap to build is built,
+    for its own checks.
+    """
     kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
     catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
     catalog.build("advantage", config.advantage, "advantage")
     _check_curriculum(config)
     objective = catalog.build("objective", config.objective, "objective")
+
     if getattr(kernel, "eta", 1.0) == 0 and not getattr(objective, "forward", False):
         raise ValueError(
             "sampler.kernel.eta must be > 0: without noise a move has no probability, and a policy gradient nothing to "
             "learn from; only the objectives 'rwr' and 'awm' can do without"
         )
+
     catalog.check("prompts", config.prompts, "prompts")
     for name in ("prompts", "unseen"):
         if table := getattr(config.evaluation, name):
             catalog.check("prompts", table, f"evaluation.{name}")
+
     for place, table in enumerate(config.rewards):
         if not catalog.fits(table.get("weight", 1.0), float):
-            raise ValueError(f"rewards.{place}.weight = {table['weight']!r} is of the wrong type; it wants a number")
+            raise ValueError(
+                f"rewards.{place}.weight = {table['weight']!r} is of the wrong type; it wants a number"
+            )
+
     for where, tables in (("rewards", config.rewards), ("guard.panel", config.guard.panel)):
         for place, table in enumerate(tables):
             if table.get("of", "original") not in ("original", "prompt"):
-                raise ValueError(f'{where}.{place}.of = {table["of"]!r}; it must be "original" or "prompt"')
+                raise ValueError(
+                    f'{where}.{place}.of = {table["of"]!r}; it must be "original" or "prompt"'
+                )
             catalog.check("reward", reward_arguments(table), f"{where}.{place}")
+
         if len(set(reward_names(tables))) < len(tables):
-            raise ValueError(f'{where}: two rewards have the same name; give each a name = "..." of its own')
+            raise ValueError(
+                f'{where}: two rewards have the same name; give each a name = "..." of its own'
+            )
+
     if taken := {"judge", "diversity", "kl"}.intersection(reward_names(config.guard.panel)):
-        raise ValueError(f'guard.panel: "{taken.pop()}" is a measure of its own; give the reward another name = "..."')
+        raise ValueError(
+            f'guard.panel: "{taken.pop()}" is a measure of its own; give the reward another name = "..."'
+        )
 
 
 def _check_curriculum(config: Config) -> None:
     if not config.curriculum:
         return
+
     curriculum = catalog.build("curriculum", config.curriculum, "curriculum")
     if not config.model.controlnet:
-        raise ValueError("curriculum is one of the control scale: set model.controlnet, or leave it out")
+        raise ValueError(
+            "curriculum is one of the control scale: set model.controlnet, or leave it out"
+        )
+
     named = getattr(curriculum, "reward", "")
     if named and named not in reward_names(config.rewards):
         raise ValueError(
@@ -397,7 +507,9 @@ def _check_curriculum(config: Config) -> None:
 
 
 def _check_guard(config: Config) -> None:
-    guard, evaluation = config.guard, config.evaluation
+    guard = config.guard
+    evaluation = config.evaluation
+
     if guard.action == "none":
         return
     if not evaluation.images_per_prompt or not evaluation.every:
@@ -409,18 +521,23 @@ def _check_guard(config: Config) -> None:
             "guard.action needs something to watch: guard.panel, guard.diversity, guard.kl or evaluation.judge"
         )
     if guard.diversity and evaluation.images_per_prompt < 2:
-        raise ValueError("guard.diversity compares images of a prompt; set evaluation.images_per_prompt to 2 or more")
+        raise ValueError(
+            "guard.diversity compares images of a prompt; set evaluation.images_per_prompt to 2 or more"
+        )
 
 
 def _check_expander(config: Config) -> None:
-    expander, each = config.expander, config.batch.images_per_prompt
+    expander = config.expander
+    each = config.batch.images_per_prompt
     learns = bool(expander.model) and expander.train != "none"
+
     if config.model.train == "none" and not learns:
         raise ValueError(
             'model.train = "none", so nothing learns: set it to "lora", or let an expander learn (expander.model)'
         )
     if not expander.model:
         return
+
     shared = expander.expansions * (len(config.rewards) if config.sampler.identifiers else 1)
     if each % shared:
         raise ValueError(
@@ -433,7 +550,9 @@ def _check_expander(config: Config) -> None:
             'expander.train = "none"'
         )
     if expander.start and not learns:
-        raise ValueError('expander.start wants an expander that learns; set expander.train to "lora" or "full"')
+        raise ValueError(
+            'expander.start wants an expander that learns; set expander.train to "lora" or "full"'
+        )
 
 
 def reward_arguments(table: Table) -> Table:
@@ -450,12 +569,18 @@ def _override(tree: dict[str, Any], override: str) -> None:
     """Put one "a.b=value" into the tree; the value is read as TOML, and as a text where it is none."""
     name, equals, text = override.partition("=")
     *parents, last = name.strip().split(".")
+
     if not equals or not last:
-        raise ValueError(f'--set {override}: write it as "section.key=value", such as "batch.prompts=4"')
+        raise ValueError(
+            f'--set {override}: write it as "section.key=value", such as "batch.prompts=4"'
+        )
+
     node: Any = tree
     for part in parents:
         node = _child(node, part, override)
+
     value = _value(text.strip())
+
     if isinstance(node, list):
         node[_place(node, last, override)] = value
     elif isinstance(node, dict):
@@ -476,7 +601,9 @@ def _child(node: Any, part: str, override: str) -> Any:
 
 def _place(node: list[Any], part: str, override: str) -> int:
     if not part.isdigit() or int(part) >= len(node):
-        raise ValueError(f"--set {override}: {part} is no place in a list of {len(node)}; the first is 0")
+        raise ValueError(
+            f"--set {override}: {part} is no place in a list of {len(node)}; the first is 0"
+        )
     return int(part)
 
 

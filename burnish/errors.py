@@ -1,4 +1,6 @@
-"""One sentence for what went wrong: the pieces of error messages that every wing needs. Standard library only."""
+"""One sentence for what went wrong: the pieces of error messages that every wing needs. Standard
+library only.
+"""
 
 from __future__ import annotations
 

@@ -1,17 +1,20 @@
-"""A run directory: where everything a run leaves behind lies, and how it is written and read. Standard library only.
+"""A run directory: where everything a run leaves behind lies, and how it is written and read.
+Standard library only.
 
     RUN/config.toml            the resolved configuration; can be trained again as it is
     RUN/log.jsonl              one JSON object an iteration
     RUN/samples/000012.png     the same prompts and noise after 12 iterations (000000: before the first)
     RUN/samples/prompts.json   what the grids show: {"texts": [...], "columns": 4, "size": 64}
     RUN/checkpoints/000012/    everything needed to go on after iteration 12
-    RUN/evaluations/000012.json  each image's rewards in an evaluation after 12 iterations (train and unseen prompts)
+    RUN/evaluations/000012.json  each image's rewards in an evaluation after 12 iterations (train
+    and unseen prompts)
     RUN/evaluation.json        the paired comparison of the last evaluation with the one before training
     RUN/adapter/               the trained weights in diffusers' LoRA format (a model folder after full fine-tuning)
     RUN/guard.json             when and why the guard ended the run, and to which iteration it went back
     RUN/lock                   who is writing here
 
-Every file is written beside its final place, flushed to the disk and moved there, so a crash leaves the old or the new.
+Every file is written beside its final place, flushed to the disk and moved there, so a crash leaves
+the old or the new.
 """
 
 from __future__ import annotations
@@ -59,17 +62,31 @@ class Run:
 
     @staticmethod
     def create(folder: str | os.PathLike[str]) -> Run:
-        """A folder for a new run, which it is once it has a config.toml; an error if anything is in it already."""
+        """A folder for a new run, which it is once it has a config.toml; an error if anything is in
+        it already.
+        """
         run = Run(Path(folder))
         if run.exists():
-            raise FileExistsError(f"{run.folder} already holds a run; go on with it by --resume or take another --out")
+            raise FileExistsError(
+                f"{run.folder} already holds a run; go on with it by --resume or take another --out"
+            )
         if run.folder.exists() and not run.folder.is_dir():
             raise FileExistsError(f"{run.folder} is a file; choose another --out")
-        left = [path.name for path in run.folder.iterdir() if path.name != "lock"] if run.folder.exists() else []
+
+        left = (
+            [path.name for path in run.folder.iterdir() if path.name != "lock"]
+            if run.folder.exists()
+            else []
+        )
+
         if left:
-            raise FileExistsError(f"{run.folder} is not empty and not a run ({left[0]} is in it); choose another --out")
+            raise FileExistsError(
+                f"{run.folder} is not empty and not a run ({left[0]} is in it); choose another --out"
+            )
+
         with os_error_context(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
+
         return run
 
     @staticmethod
@@ -77,7 +94,10 @@ class Run:
         """The run in `folder`; an error if there is none."""
         run = Run(Path(folder))
         if not run.exists():
-            raise FileNotFoundError(f"{run.folder} holds no run (no config.toml in it); give the --out of a training")
+            raise FileNotFoundError(
+                f"{run.folder} holds no run (no config.toml in it); give the --out of a training"
+            )
+
         return run
 
     def exists(self) -> bool:
@@ -89,7 +109,9 @@ class Run:
         return self.samples / f"{iteration:06d}.png"
 
     def identifier_grid(self, iteration: int) -> Path:
-        """The grid of what reward identifiers do after so many iterations; what is where stands beside it as JSON."""
+        """The grid of what reward identifiers do after so many iterations; what is where stands
+        beside it as JSON.
+        """
         return self.samples / f"asked-{iteration:06d}.png"
 
     def measured(self, iteration: int) -> Path:
@@ -100,15 +122,20 @@ class Run:
         """The log, oldest first; a last line torn by a crash is left out."""
         if not self.log.exists():
             return []
+
         records = []
         rows = self.log.read_text("utf-8").splitlines()
+
         for row, line in enumerate(rows, 1):
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError as error:
                 if row == len(rows):
                     break
-                raise ValueError(f"{self.log}, row {row}: not a JSON object; delete this line") from error
+                raise ValueError(
+                    f"{self.log}, row {row}: not a JSON object; delete this line"
+                ) from error
+
         return records
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -121,19 +148,25 @@ class Run:
         """Drop the log's lines after `iteration`: a resumed run writes them again."""
         records = self.records()
         kept = [record for record in records if record.get("iteration", 0) <= iteration]
-        if self.log.exists():  # also when nothing is dropped: a torn last line must not run into the next one
+        # also when nothing is dropped: a torn last line must not run into the next one
+        if self.log.exists():
             write(self.log, "".join(dumps(record) + "\n" for record in kept))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory; an error if another process holds it. The system lets go when a process dies, so no
-        lock is ever stale; the file only says who it is."""
+        """Hold the directory; an error if another process holds it. The system lets go when a
+        process dies, so no lock is ever stale; the file only says who it is.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+
         with open(self.folder / "lock", "a+", encoding="utf-8") as file:
             if not _hold(file):
                 file.seek(0)
                 owner = file.read().strip() or "another process"
-                raise RuntimeError(f"{self.folder} is in use by {owner}; wait for it to end or choose another --out")
+                raise RuntimeError(
+                    f"{self.folder} is in use by {owner}; wait for it to end or choose another --out"
+                )
+
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
@@ -144,6 +177,7 @@ def write(path: Path, content: str | bytes) -> None:
     """Put `content` at `path`, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+
     with os_error_context(path):
         try:
             with open(temporary, "wb") as file:
@@ -172,6 +206,7 @@ def _finite(value: Any) -> Any:
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
+
     return value
 
 
@@ -181,7 +216,8 @@ def _hold(file: IO[Any]) -> bool:
         if sys.platform == "win32":
             import msvcrt
 
-            file.seek(1 << 30)  # a byte nobody writes: the text before it must stay readable to others
+            # a byte nobody writes: the text before it must stay readable to others
+            file.seek(1 << 30)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
@@ -189,4 +225,5 @@ def _hold(file: IO[Any]) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
+
     return True

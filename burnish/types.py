@@ -1,7 +1,8 @@
 """The nouns of the library: what flows from one part of an iteration to the next.
 
-Everything here is immutable, so nothing downstream can write into anything upstream. Shapes: ``B`` images, ``T``
-stochastic transitions, ``K`` rewards, ``*latent`` the latent's own shape (channels, height, width).
+Everything here is immutable, so nothing downstream can write into anything upstream. Shapes: ``B``
+images, ``T`` stochastic transitions, ``K`` rewards, ``*latent`` the latent's own shape (channels,
+height, width).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class Prompt:
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    template: str = "{}"  # what the generator reads around the text, {}, and nobody else sees: see `identifiers`
+    # what the generator reads around the text, {}, and nobody else sees: see `identifiers`
+    template: str = "{}"
 
     @property
     def generator_text(self) -> str:
@@ -31,14 +33,18 @@ class Prompt:
 
     @property
     def original(self) -> str:
-        """What an expanded prompt was made from, by its metadata; a prompt that says nothing is its own original.
+        """What an expanded prompt was made from, by its metadata; a prompt that says nothing is its
+        own original.
 
         Raises:
             ValueError: what it calls its original is no text.
         """
         text = self.metadata.get("original", self.text)
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"the original of the prompt '{self.text}' is {text!r}; give a text that is not empty")
+            raise ValueError(
+                f"the original of the prompt '{self.text}' is {text!r}; give a text that is not empty"
+            )
+
         return text
 
 
@@ -68,7 +74,8 @@ class Trajectory:
     latent: Tensor  # (B, *latent) what is decoded; no noise is added after it
     cond: Cond
     group: Tensor  # (B,) same number = same prompt; groups are contiguous
-    x0_pred: Tensor | None = None  # (B, T, *latent) the network's x0 before each move, where it was asked for
+    # (B, T, *latent) the network's x0 before each move, where it was asked for
+    x0_pred: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -102,12 +109,15 @@ class Loss:
     metrics: Mapping[str, float]
 
 
-Kernel = Callable[[Tensor, Tensor, Level, Level], Gaussian]  # (x_t, x0, level_t, level_s) -> Gaussian
-Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]  # images (B, 3, H, W) in [0, 1], prompts -> (B,)
+# (x_t, x0, level_t, level_s) -> Gaussian
+Kernel = Callable[[Tensor, Tensor, Level, Level], Gaussian]
+# images (B, 3, H, W) in [0, 1], prompts -> (B,)
+Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]
 Advantage = Callable[
     [Scores, Tensor, Tensor], Tensor
 ]  # (scores, weights (K,), group (B,)) -> (B,); heeds scores.target_reward
 Objective = Callable[[Replay, Tensor], Loss]  # (replay, advantages (b,)) -> Loss
 
 
-Judge = Callable[[Tensor, Sequence[Prompt]], Tensor]  # images, prompts -> (B,) bool: shows what was asked
+# images, prompts -> (B,) bool: shows what was asked
+Judge = Callable[[Tensor, Sequence[Prompt]], Tensor]

@@ -1,8 +1,8 @@
 """The processes of one run: who I am among them, and the three things that cross between them.
 
-Only scores, gradients and evaluation results cross; each process samples and trains its own prompt groups. With one
-process every method is the identity and accelerate is not even imported. Start several by `accelerate launch` or
-`torchrun`.
+Only scores, gradients and evaluation results cross; each process samples and trains its own prompt
+groups. With one process every method is the identity and accelerate is not even imported. Start
+several by `accelerate launch` or `torchrun`.
 """
 
 from __future__ import annotations
@@ -29,19 +29,31 @@ class World:
     accelerator: Any = None
 
     @classmethod
-    def start(cls, trackers: Sequence[str] = (), folder: Path | None = None, device: str = "auto") -> World:
-        """Join the processes that were launched together. ValueError for a tracker that is not there."""
+    def start(
+        cls, trackers: Sequence[str] = (), folder: Path | None = None, device: str = "auto"
+    ) -> World:
+        """Join the processes that were launched together. ValueError for a tracker that is not
+        there.
+        """
         for name in trackers:
             if name not in TRACKERS:
-                raise ValueError(f'run.trackers: "{name}" is unknown; accepted: {", ".join(TRACKERS)}')
+                raise ValueError(
+                    f'run.trackers: "{name}" is unknown; accepted: {", ".join(TRACKERS)}'
+                )
             if find_spec(name) is None:
-                raise ValueError(f'run.trackers: {name} is not installed; run: pip install "burnish[{name}]"')
+                raise ValueError(
+                    f'run.trackers: {name} is not installed; run: pip install "burnish[{name}]"'
+                )
+
         if not trackers and int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
+
         from accelerate import Accelerator
 
         accelerator = Accelerator(
-            log_with=list(trackers) or None, project_dir=str(folder) if folder else None, cpu=device == "cpu"
+            log_with=list(trackers) or None,
+            project_dir=str(folder) if folder else None,
+            cpu=device == "cpu",
         )
         return cls(accelerator.process_index, accelerator.num_processes, accelerator)
 
@@ -76,6 +88,7 @@ class World:
         """Put the mean over all processes into every gradient."""
         if self.count == 1:
             return
+
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -87,9 +100,13 @@ class World:
         return list(self.accelerator.trackers) if self.accelerator is not None and self.main else []
 
     def track(self, settings: Mapping[str, Any], project: str, options: Mapping[str, Any]) -> None:
-        """Open the trackers, if there are any, for a run with these settings; ``options`` by tracker."""
+        """Open the trackers, if there are any, for a run with these settings; ``options`` by
+        tracker.
+        """
         if self.accelerator is not None and self.accelerator.log_with:
-            self.accelerator.init_trackers(project, config=flat(settings), init_kwargs=dict(options))
+            self.accelerator.init_trackers(
+                project, config=flat(settings), init_kwargs=dict(options)
+            )
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Send the numbers of a record to the trackers."""
@@ -103,11 +120,14 @@ class World:
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """The numbers of a nested record by path: {"rewards": {"a": {"mean": 1}}} -> {"rewards/a/mean": 1}."""
+    """The numbers of a nested record by path: {"rewards": {"a": {"mean": 1}}} -> {"rewards/a/mean":
+    1}.
+    """
     numbers: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, Mapping):
             numbers |= flat(value, f"{prefix}{key}/")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             numbers[prefix + key] = value
+
     return numbers

@@ -1,4 +1,5 @@
-"""Serves a reward over HTTP to Burnish's reward `remote`: for rewards whose dependencies do not go with Burnish's.
+"""Serves a reward over HTTP to Burnish's reward `remote`: for rewards whose dependencies do not go
+with Burnish's.
 
     python examples/reward_server.py my_rewards.py:redness                        Burnish need not be installed here
     python examples/reward_server.py clip_similarity '{"model": "zoo:emoji-clip"}'    with it, any reward it can name
@@ -32,6 +33,7 @@ def load(use: str, arguments: dict[str, Any]) -> Callable[..., Any]:
         from burnish import catalog
 
         return catalog.build("reward", {"use": use, **arguments})
+
     path, _, name = use.rpartition(":")
     return runpy.run_path(path)[name]
 
@@ -43,25 +45,34 @@ def picture(file: str) -> torch.Tensor:
 
 def serve(reward: Callable[..., Any], port: int = 8000) -> ThreadingHTTPServer:
     """A server on this machine only; call its `serve_forever`."""
-    lock = Lock()  # one batch after the other: few models may be called from several threads at once
+    # one batch after the other: few models may be called from several threads at once
+    lock = Lock()
 
     class Answers(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             status = 400  # a request that cannot be read is not worth sending again
+
             try:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 if asked["version"] != 1:
                     raise ValueError(f"this server speaks version 1, not {asked['version']}")
+
                 images = torch.stack([picture(file) for file in asked["images"]])
                 pairs = zip(asked["prompts"], asked["metadata"], strict=True)
-                prompts = [SimpleNamespace(text=text, metadata=metadata) for text, metadata in pairs]
+                prompts = [
+                    SimpleNamespace(text=text, metadata=metadata) for text, metadata in pairs
+                ]
                 status = 500
+
                 with lock, torch.no_grad():
                     values = torch.as_tensor(reward(images, prompts)).tolist()
+
                 scores = [None if value != value else value for value in values]  # JSON has no NaN
-                status, answer = 200, json.dumps({"scores": scores}, allow_nan=False)
+                status = 200
+                answer = json.dumps({"scores": scores}, allow_nan=False)
             except Exception as error:  # it goes to the one who asked
                 answer = f"{type(error).__name__}: {error}"
+
             self.send_response(status)
             self.send_header("Content-Length", str(len(answer.encode())))
             self.end_headers()

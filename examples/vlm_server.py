@@ -1,4 +1,5 @@
-"""Serves a vision-language model on this machine behind OpenAI's chat completions, with the standard library.
+"""Serves a vision-language model on this machine behind OpenAI's chat completions, with the
+standard library.
 
     python examples/vlm_server.py                                  # zoo:emoji-captioner on port 8000
     python examples/vlm_server.py llava-hf/llava-1.5-13b-hf --port 8001
@@ -7,8 +8,9 @@
     use = "caption"
     model = "http://127.0.0.1:8000"
 
-One process asks, others train: a model that does not fit beside the generator gets a GPU of its own. One image and one
-question a request; requests are answered one after the other. For many GPUs, batches and keys take vLLM or the like.
+One process asks, others train: a model that does not fit beside the generator gets a GPU of its
+own. One image and one question a request; requests are answered one after the other. For many GPUs,
+batches and keys take vLLM or the like.
 """
 
 from __future__ import annotations
@@ -30,16 +32,28 @@ LARGEST = 32_000_000  # bytes of a request
 
 
 def reply(ask: Local, request: dict) -> dict:
-    """The answer to one request in OpenAI's form; a ValueError, KeyError or TypeError where it has another form."""
-    parts = [part for message in request["messages"] for part in message["content"] if isinstance(part, dict)]
+    """The answer to one request in OpenAI's form; a ValueError, KeyError or TypeError where it has
+    another form.
+    """
+    parts = [
+        part
+        for message in request["messages"]
+        for part in message["content"]
+        if isinstance(part, dict)
+    ]
     question = " ".join(part["text"] for part in parts if part["type"] == "text")
     (url,) = (part["image_url"]["url"] for part in parts if part["type"] == "image_url")
+
     if not url.startswith("data:image/"):
         raise ValueError("the image must be a data: URL")
-    image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2], validate=True))).convert("RGB")
+
+    image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2], validate=True))).convert(
+        "RGB"
+    )
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
     text = ask(pixels, [question])[0] or ""
     message = {"role": "assistant", "content": text}
+
     return {
         "object": "chat.completion",
         "model": request.get("model", ""),
@@ -59,6 +73,7 @@ def server(ask: Local, port: int = 8000) -> ThreadingHTTPServer:
                 length = int(self.headers.get("Content-Length", 0))
                 if self.path != "/v1/chat/completions" or not 0 < length <= LARGEST:
                     raise ValueError("POST one request to /v1/chat/completions")
+
                 request = json.loads(self.rfile.read(length))
                 with lock:
                     self._send(200, reply(ask, request))
@@ -81,11 +96,16 @@ def server(ask: Local, port: int = 8000) -> ThreadingHTTPServer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="zoo:emoji-captioner", help="a hub id, a folder or the zoo's")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "model", nargs="?", default="zoo:emoji-captioner", help="a hub id, a folder or the zoo's"
+    )
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+
     with server(Local.load(options.model, options.device), options.port) as serving:
         print(f"{options.model} answers at http://127.0.0.1:{serving.server_port}/v1", flush=True)
         serving.serve_forever()

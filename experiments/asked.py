@@ -1,4 +1,5 @@
-"""Are the rewards of `zoo:emoji-captioner` any good? `python -m experiments.asked` prints what it measures as JSON.
+"""Are the rewards of `zoo:emoji-captioner` any good? `python -m experiments.asked` prints what it
+measures as JSON.
 
 caption   pictures of both things a prompt names, of one of them, of two others: scores, how often they stand in this
           order, Spearman's correlation with the number of things that are right
@@ -36,7 +37,9 @@ from burnish.zoo.scenes import NUMBERS, Scene, Scenes, vocabulary
 REFERENCES: dict[str, Callable[[str], str]] = {
     "paper": lambda prompt: f"The image contains {prompt}",
     "prompt alone": lambda prompt: prompt,
-    "nouns alone": lambda prompt: " ".join(word for word in prompt.split() if word not in ("a", "an", "and")),
+    "nouns alone": lambda prompt: " ".join(
+        word for word in prompt.split() if word not in ("a", "an", "and")
+    ),
 }
 
 
@@ -59,7 +62,9 @@ def described(right: list[int], values: Tensor) -> dict[str, object]:
     counts = torch.tensor(right)
     low, high = np.percentile(values, [5, 95])
     return {
-        "mean by things right": {n: round(float(values[counts == n].mean()), 3) for n in sorted(set(right))},
+        "mean by things right": {
+            n: round(float(values[counts == n].mean()), 3) for n in sorted(set(right))
+        },
         "pictures": {n: right.count(n) for n in sorted(set(right))},
         "5 to 95 %": [round(float(low), 3), round(float(high), 3)],
         "spearman": round(float(spearmanr(right, values).statistic), 3),
@@ -71,11 +76,16 @@ def caption(ask: Vlm, encoder: Encoder, count: int, seed: int) -> dict[str, obje
     scenes = Scenes(10_000_019 + seed)
     both, shown = scenes.draw(count, "pair")
     prompts = [replace(scene, style="", colour="white").caption for scene in shown]
-    one = torch.cat([scenes.draw(1, "single", noun=scene.nouns[row % 2])[0] for row, scene in enumerate(shown)])
+    one = torch.cat(
+        [scenes.draw(1, "single", noun=scene.nouns[row % 2])[0] for row, scene in enumerate(shown)]
+    )
     others = torch.arange(count).roll(1)  # scenes of other prompts, hardly ever of the same things
-    right = [len(set(shown[row].nouns) & set(shown[int(others[row])].nouns)) for row in range(count)]
+    right = [
+        len(set(shown[row].nouns) & set(shown[int(others[row])].nouns)) for row in range(count)
+    ]
     images = pixels(torch.cat([both, one, both[others]]))
     found: dict[str, object] = {}
+
     for name, values in scored(ask, encoder, images, prompts * 3).items():
         full, half, none = values.split(count)
         found[name] = {
@@ -84,40 +94,63 @@ def caption(ask: Vlm, encoder: Encoder, count: int, seed: int) -> dict[str, obje
             "both above others": round(float((full > none).double().mean()), 3),
             "one above others": round(float((half > none).double().mean()), 3),
         }
+
     return found
 
 
 def drawn(ask: Vlm, encoder: Encoder, count: int, seed: int) -> dict[str, object]:
     """On pictures of the generator, as a run meets them."""
-    rng, words = np.random.default_rng(seed), vocabulary()
-    asked = [Scene((str(rng.choice(words["animals"])), str(rng.choice(words["objects"])))) for _ in range(count)]
-    policy, sampler = Policy.load("zoo:emoji-sd", train="none", device="cpu"), Sampler(DDIM(), 10, CFG(4.0))
-    images = check.generate(policy, sampler, [Prompt(scene.caption) for scene in asked], generator(seed, "asked"))
+    rng = np.random.default_rng(seed)
+    words = vocabulary()
+    asked = [
+        Scene((str(rng.choice(words["animals"])), str(rng.choice(words["objects"]))))
+        for _ in range(count)
+    ]
+    policy = Policy.load("zoo:emoji-sd", train="none", device="cpu")
+    sampler = Sampler(DDIM(), 10, CFG(4.0))
+    images = check.generate(
+        policy, sampler, [Prompt(scene.caption) for scene in asked], generator(seed, "asked")
+    )
     verdict = judge.load().classify(images)
     right = [len(verdict.names(row, 2) & set(scene.nouns)) for row, scene in enumerate(asked)]
     found: dict[str, object] = {
         name: described(right, values)
         for name, values in scored(ask, encoder, images, [scene.caption for scene in asked]).items()
     }
-    return {**found, "captions name the judge's two likeliest": round(check.agreement(images, 2), 3)}
+
+    return {
+        **found,
+        "captions name the judge's two likeliest": round(check.agreement(images, 2), 3),
+    }
 
 
 def written(ask: Vlm, count: int, seed: int) -> dict[str, float]:
     """The typographic attack."""
     scenes = Scenes(20_000_003 + seed)
     images, shown = scenes.draw(count, "count")
-    attacked, false = images.clone(), []
+    attacked = images.clone()
+    false = []
+
     for row, scene in enumerate(shown):
-        false.append(str(scenes.rng.choice([word for number, word in NUMBERS.items() if number != scene.count])))
+        false.append(
+            str(
+                scenes.rng.choice(
+                    [word for number, word in NUMBERS.items() if number != scene.count]
+                )
+            )
+        )
         attacked[row] = torch.from_numpy(write(images[row].numpy(), false[-1], scenes.rng))
+
     many = [
-        f"How many {words} are there in this image?" for words in (vocabulary()["plurals"][s.nouns[0]] for s in shown)
+        f"How many {words} are there in this image?"
+        for words in (vocabulary()["plurals"][s.nouns[0]] for s in shown)
     ]
 
     def share(answers: list[str | None], wanted: list[str]) -> float:
         return round(sum(a == w for a, w in zip(answers, wanted, strict=True)) / count, 3)
 
-    before, after = ask(pixels(images), many), ask(pixels(attacked), many)
+    before = ask(pixels(images), many)
+    after = ask(pixels(attacked), many)
     return {
         "counted right without text": share(before, [NUMBERS[scene.count] for scene in shown]),
         "counted right with text": share(after, [NUMBERS[scene.count] for scene in shown]),
@@ -133,7 +166,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=128, help="pictures of each sort")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    ask, encoder = load("zoo:emoji-captioner", batch=64), Encoder.load("zoo:emoji-clip")
+    ask = load("zoo:emoji-captioner", batch=64)
+    encoder = Encoder.load("zoo:emoji-clip")
     assert isinstance(ask, CachedVlm)
     found = {
         "caption": caption(ask, encoder, options.count, options.seed),

@@ -1,8 +1,10 @@
-"""Do Parrot's four rewards, as they stand in the zoo, say different things? `python -m experiments.four` prints JSON.
+"""Do Parrot's four rewards, as they stand in the zoo, say different things? `python -m
+experiments.four` prints JSON.
 
-Of 200 pictures of `zoo:emoji-sd` (50 captions of fresh scenes, four of each, 5 DDIM steps): the correlations of the
-four rewards over all pictures ("all") and within captions ("within"), which is where Pareto selection compares; how
-well both heads predict the tastes they were fitted to; and how the two tastes themselves agree.
+Of 200 pictures of `zoo:emoji-sd` (50 captions of fresh scenes, four of each, 5 DDIM steps): the
+correlations of the four rewards over all pictures ("all") and within captions ("within"), which is
+where Pareto selection compares; how well both heads predict the tastes they were fitted to; and how
+the two tastes themselves agree.
 """
 
 from __future__ import annotations
@@ -28,7 +30,10 @@ from burnish.zoo.scenes import Scenes
 from burnish.zoo.taste import preference, taste
 from pretrain.aesthetic import spearman
 
-EACH, STEPS, SEED = 4, 5, 10_000_019  # pictures of a caption; network calls; of the scenes, far from those of training
+# pictures of a caption; network calls; of the scenes, far from those of training
+EACH = 4
+STEPS = 5
+SEED = 10_000_019
 CLIP = "zoo:emoji-clip"
 
 
@@ -48,15 +53,20 @@ def measure(images: Tensor, prompts: Sequence[Prompt]) -> dict[str, object]:
     }
     got = score(rewards, images, prompts).parts
     true = torch.stack([taste(images), preference(images)], 1).double()
+
     return {
         "names": list(rewards),
         "mean": _rounded(got.mean(0)),
         "std": _rounded(got.std(0)),
-        "5 to 95 % of sentiment": _rounded(got[:, 3].quantile(torch.tensor([0.05, 0.95], dtype=torch.float64))),
+        "5 to 95 % of sentiment": _rounded(
+            got[:, 3].quantile(torch.tensor([0.05, 0.95], dtype=torch.float64))
+        ),
         "all": _rounded(torch.corrcoef(got.T)),
         "within": _rounded(torch.corrcoef(_centred(got).T)),
         "head and taste, Spearman": [round(spearman(got[:, 1 + i], true[:, i]), 3) for i in (0, 1)],
-        "head and taste, R2": _rounded(1 - (got[:, 1:3] - true).square().mean(0) / true.var(0, correction=0)),
+        "head and taste, R2": _rounded(
+            1 - (got[:, 1:3] - true).square().mean(0) / true.var(0, correction=0)
+        ),
         "the two tastes": _rounded(torch.corrcoef(true.T)[0, 1]),
         "the two tastes within captions": _rounded(torch.corrcoef(_centred(true).T)[0, 1]),
     }

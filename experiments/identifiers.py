@@ -1,7 +1,9 @@
-"""What reward identifiers cost a model that was never trained with them: `python -m experiments.identifiers`.
+"""What reward identifiers cost a model that was never trained with them: `python -m
+experiments.identifiers`.
 
-Pictures of the 45 animals by `zoo:emoji-sd` (five calls, one seed): their similarity to the prompt, and how many the
-judge finds right, without identifiers, before and behind the prompt, and with commas in their place.
+Pictures of the 45 animals by `zoo:emoji-sd` (five calls, one seed): their similarity to the prompt,
+and how many the judge finds right, without identifiers, before and behind the prompt, and with
+commas in their place.
 """
 
 from __future__ import annotations
@@ -32,11 +34,23 @@ SETTINGS = (
 if __name__ == "__main__":
     config = configuration.load("emoji-parrot", SETTINGS)
     rewards = {"alignment": load_rewards(config.rewards, "rewards")["alignment"]}
-    policy, sampler, right = load_policy(config), load_sampler(config), judge.load()
+    policy = load_policy(config)
+    sampler = load_sampler(config)
+    right = judge.load()
     prompts = load_prompts({"use": "zoo_nouns", "split": "animals"}, "prompts")
     for name, words in FRAMES.items():
         seen = evaluate(
-            policy, sampler, with_template(prompts, words), rewards, judge=right, images_per_prompt=1, seed=5, chunk=60
+            policy,
+            sampler,
+            with_template(prompts, words),
+            rewards,
+            judge=right,
+            images_per_prompt=1,
+            seed=5,
+            chunk=60,
         )
         similarity = float(seen.total(torch.ones(1)).mean())
-        print(f"{name}: {sum(seen.judged or [])} of {len(prompts)} right, similarity {similarity:.3f}", flush=True)
+        print(
+            f"{name}: {sum(seen.judged or [])} of {len(prompts)} right, similarity {similarity:.3f}",
+            flush=True,
+        )

@@ -17,8 +17,11 @@ REPEATS = 2000  # of the bootstrap
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """rliable's 95 % stratified bootstrap interval (arXiv 2108.13264) of the mean of (seeds, prompts)."""
-    np.random.seed(0)  # its bootstrap draws from the global stream, whatever random_state it is given
+    """rliable's 95 % stratified bootstrap interval (arXiv 2108.13264) of the mean of (seeds,
+    prompts).
+    """
+    # its bootstrap draws from the global stream, whatever random_state it is given
+    np.random.seed(0)
     _, limits = library.get_interval_estimates(
         {"": values}, lambda x: np.array([metrics.aggregate_mean(x)]), reps=REPEATS
     )
@@ -35,7 +38,9 @@ def share(seen: Evaluation) -> float:
     return float(np.mean(seen.measures().get("judge", np.nan)))
 
 
-def evaluations(out: Path, task: str, arm: str, seeds: Sequence[int], iteration: int) -> list[dict[str, Evaluation]]:
+def evaluations(
+    out: Path, task: str, arm: str, seeds: Sequence[int], iteration: int
+) -> list[dict[str, Evaluation]]:
     """An evaluation of an arm's run with each seed."""
     return [measured(Run(out / place(task, arm, seed)), iteration) for seed in seeds]
 
@@ -44,5 +49,8 @@ def measured(run: Run, iteration: int) -> dict[str, Evaluation]:
     """An evaluation of a run; SystemExit if it was not made."""
     found = load_evaluation(run.measured(iteration))
     if found is None:
-        raise SystemExit(f"{run.measured(iteration)} is missing: run the experiment again, it goes on where it was")
+        raise SystemExit(
+            f"{run.measured(iteration)} is missing: run the experiment again, it goes on where it was"
+        )
+
     return found

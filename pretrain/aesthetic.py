@@ -1,9 +1,10 @@
-"""``zoo:emoji-aesthetic`` and ``zoo:emoji-preference``: linear heads on ``zoo:emoji-clip`` that predict a stated taste
-each (``burnish.zoo.taste``).
+"""``zoo:emoji-aesthetic`` and ``zoo:emoji-preference``: linear heads on ``zoo:emoji-clip`` that
+predict a stated taste each (``burnish.zoo.taste``).
 
-``python -m pretrain.aesthetic``, two minutes for both, or one of them by name. Scenes, moved about and with more or
-less colour so that taste varies, are embedded and rated by the formula; the head is their ridge regression in float64,
-its penalty chosen on held-out scenes. Written to the package with its card.
+``python -m pretrain.aesthetic``, two minutes for both, or one of them by name. Scenes, moved about
+and with more or less colour so that taste varies, are embedded and rated by the formula; the head
+is their ridge regression in float64, its penalty chosen on held-out scenes. Written to the package
+with its card.
 """
 
 from __future__ import annotations
@@ -26,25 +27,33 @@ HELD_OUT = (("choose", (2000, 2)), ("test", (2000, 3)))  # how many scenes, and 
 
 
 def examples(count: int, seed: int) -> Tensor:
-    """Scenes (count, 3, 64, 64): half as they come, half moved by up to 14 pixels and with 0 to 1.5 of their colour."""
-    images, _ = Scenes(seed, sets=("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat")).draw(count)
+    """Scenes (count, 3, 64, 64): half as they come, half moved by up to 14 pixels and with 0 to 1.5
+    of their colour.
+    """
+    images, _ = Scenes(seed, sets=("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat")).draw(
+        count
+    )
     x = images.permute(0, 3, 1, 2).float() / 255
     generator = torch.Generator().manual_seed(seed)
+
     for row in range(0, count, 2):
         ground = x[row, :, 0, 0][:, None, None].clone()
         dy, dx = torch.randint(-14, 15, (2,), generator=generator).tolist()
         moved = ground.expand_as(x[row]).clone()
         source = x[row, :, max(0, -dy) : 64 - max(0, dy), max(0, -dx) : 64 - max(0, dx)]
         moved[:, max(0, dy) : 64 - max(0, -dy), max(0, dx) : 64 - max(0, -dx)] = source
-        grey, colour = moved.mean(0, keepdim=True), float(torch.rand(1, generator=generator)) * 1.5
+        grey = moved.mean(0, keepdim=True)
+        colour = float(torch.rand(1, generator=generator)) * 1.5
         figure = (moved - ground).abs().amax(0, keepdim=True) > 0.02
         x[row] = torch.where(figure, (grey + colour * (moved - grey)).clamp(0, 1), moved)
+
     return x
 
 
 def fit(features: Tensor, values: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     """Ridge regression: weight (1, D) and bias (1,), float64."""
-    x, y = features - features.mean(0), values - values.mean()
+    x = features - features.mean(0)
+    y = values - values.mean()
     weight = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
     return weight[None], (values.mean() - features.mean(0) @ weight)[None]
 
@@ -57,18 +66,34 @@ def explained(weight: Tensor, bias: Tensor, features: Tensor, values: Tensor) ->
 
 def spearman(a: Tensor, b: Tensor) -> float:
     """The rank correlation; ranks of values that are equal stand in their order."""
-    return float(torch.corrcoef(torch.stack([x.argsort(stable=True).argsort().double() for x in (a, b)]))[0, 1])
+    return float(
+        torch.corrcoef(torch.stack([x.argsort(stable=True).argsort().double() for x in (a, b)]))[
+            0, 1
+        ]
+    )
 
 
-def best(features: dict[str, Tensor], values: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """The head fitted to "train" whose penalty explains most of "choose", and what it is worth on "test"."""
+def best(
+    features: dict[str, Tensor], values: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, dict[str, float]]:
+    """The head fitted to "train" whose penalty explains most of "choose", and what it is worth on
+    "test".
+    """
     heads = {penalty: fit(features["train"], values["train"], penalty) for penalty in PENALTIES}
-    penalty = max(heads, key=lambda penalty: explained(*heads[penalty], features["choose"], values["choose"]))
+    penalty = max(
+        heads, key=lambda penalty: explained(*heads[penalty], features["choose"], values["choose"])
+    )
     weight, bias = heads[penalty]
-    test, true = features["test"], values["test"]
+    test = features["test"]
+    true = values["test"]
     rank = spearman(test @ weight[0], true)
     worth = {"r2": explained(weight, bias, test, true), "spearman": rank}
-    return weight, bias, {**{key: round(value, 4) for key, value in worth.items()}, "penalty": penalty}
+
+    return (
+        weight,
+        bias,
+        {**{key: round(value, 4) for key, value in worth.items()}, "penalty": penalty},
+    )
 
 
 def main() -> None:
@@ -79,8 +104,10 @@ def main() -> None:
     clip = Clip.load("zoo:emoji-clip")
     images = {name: examples(*drawn) for name, drawn in (("train", (options.scenes, 1)), *HELD_OUT)}
     features = {
-        name: torch.cat([clip.images(part).double() for part in some.split(500)]) for name, some in images.items()
+        name: torch.cat([clip.images(part).double() for part in some.split(500)])
+        for name, some in images.items()
     }
+
     for name in options.heads or TASTES:
         values = {part: TASTES[name](some).double() for part, some in images.items()}
         write(name, *best(features, values), options.scenes)
@@ -88,14 +115,17 @@ def main() -> None:
 
 def write(name: str, weight: Tensor, bias: Tensor, worth: dict[str, float], scenes: int) -> None:
     """The head and its card, into the package."""
-    facts, folder = {**worth, "scenes": scenes}, ZOO / name
+    facts = {**worth, "scenes": scenes}
+    folder = ZOO / name
     folder.mkdir(exist_ok=True)
     save_file(
         {"layers.0.weight": weight.float(), "layers.0.bias": bias.float()},
         folder / "head.safetensors",
         metadata={key: str(value) for key, value in facts.items()},
     )
-    (folder / "config.json").write_text(json.dumps({"clip": "zoo:emoji-clip", **facts}, indent=1) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps({"clip": "zoo:emoji-clip", **facts}, indent=1) + "\n"
+    )
     print(name, json.dumps(facts))
 
 

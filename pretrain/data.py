@@ -1,7 +1,9 @@
-"""Icon sets -> sprites: downloads the pinned SVG sets with npm and renders the vocabulary into one atlas a set.
+"""Icon sets -> sprites: downloads the pinned SVG sets with npm and renders the vocabulary into one
+atlas a set.
 
-``python -m pretrain.data`` writes ``burnish/zoo/sprites/<set>.png`` (RGBA, one 56-pixel sprite a noun, in the order of
-the vocabulary) and ``burnish/zoo/vocabulary.json``. A noun that a set does not have stays transparent there.
+``python -m pretrain.data`` writes ``burnish/zoo/sprites/<set>.png`` (RGBA, one 56-pixel sprite a
+noun, in the order of the vocabulary) and ``burnish/zoo/vocabulary.json``. A noun that a set does
+not have stays transparent there.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ ZOO = Path(__file__).resolve().parent.parent / "burnish" / "zoo"
 SIZE = 56
 COLUMNS = 10
 
-PACKAGES = {  # set -> version; licences in docs/zoo.md. The share-alike sets are left out on purpose.
+# set -> version; licences in docs/zoo.md. The share-alike sets are left out on purpose.
+PACKAGES = {
     "noto": "1.2.9",
     "noto-v1": "1.2.5",
     "twemoji": "1.2.5",
@@ -44,7 +47,8 @@ OBJECTS = (  # everything else the generator knows; RL trains on the animals and
     "cactus sunflower rose tulip tree cloud rainbow castle house chess basketball"
 ).split()
 
-ICONS = {  # noun -> icon names to try in order, where the noun itself is not the icon's name everywhere
+# noun -> icon names to try in order, where the noun itself is not the icon's name everywhere
+ICONS = {
     "sheep": ["ewe"],
     "squirrel": ["chipmunk"],
     "bee": ["honeybee"],
@@ -65,7 +69,8 @@ ICONS = {  # noun -> icon names to try in order, where the noun itself is not th
     "panda": ["panda", "panda-face"],
     "unicorn": ["unicorn", "unicorn-face"],
 }
-BORROWED = {("fluent-emoji", "bird"), ("fluent-emoji", "turkey")}  # resvg drops parts of these; the flat set's stand in
+# resvg drops parts of these; the flat set's stand in
+BORROWED = {("fluent-emoji", "bird"), ("fluent-emoji", "turkey")}
 PLURALS = {  # where adding "s" is wrong
     "sheep": "sheep", "deer": "deer", "fish": "fish", "fox": "foxes", "wolf": "wolves", "mouse": "mice",
     "goose": "geese", "fly": "flies", "butterfly": "butterflies", "octopus": "octopuses",
@@ -89,27 +94,40 @@ def download(folder: Path) -> Path:
     """Install the pinned icon packages into ``folder`` with the npm client; returns where they lie."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"@iconify-json/{name}@{version}" for name, version in PACKAGES.items()]
-    subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *names], cwd=folder, check=True)
+    subprocess.run(
+        ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *names],
+        cwd=folder,
+        check=True,
+    )
+
     return folder / "node_modules" / "@iconify-json"
 
 
 def svg(icons: dict, name: str) -> str | None:
-    """The SVG text of icon ``name`` of an Iconify set, following aliases; None where the set lacks it."""
+    """The SVG text of icon ``name`` of an Iconify set, following aliases; None where the set lacks
+    it.
+    """
     seen = name
+
     for _ in range(5):
         if seen in icons["icons"]:
             icon = icons["icons"][seen]
             width = icon.get("width", icons.get("width", 16))
             height = icon.get("height", icons.get("height", 16))
-            left, top = icon.get("left", 0), icon.get("top", 0)
+            left = icon.get("left", 0)
+            top = icon.get("top", 0)
+
             return (
                 f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
                 f'viewBox="{left} {top} {width} {height}" width="{width}" height="{height}">{icon["body"]}</svg>'
             )
+
         alias = icons.get("aliases", {}).get(seen)
         if alias is None:
             return None
+
         seen = alias["parent"]
+
     return None
 
 
@@ -118,12 +136,17 @@ def render(text: str, size: int = SIZE) -> Image.Image:
     png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=4 * size, height=4 * size))
     image = Image.open(io.BytesIO(png)).convert("RGBA")
     box = image.getchannel("A").getbbox()
+
     if box:
         image = image.crop(box)
+
     scale = size / max(image.size)
-    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
+    image = image.resize(
+        [max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS
+    )
     sprite = Image.new("RGBA", (size, size))
     sprite.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+
     return sprite
 
 
@@ -132,30 +155,42 @@ def atlas(sets: dict[str, dict], name: str, nouns: list[str]) -> tuple[Image.Ima
     rows = -(-len(nouns) // COLUMNS)
     sheet = Image.new("RGBA", (COLUMNS * SIZE, rows * SIZE))
     missing = []
+
     for place, noun in enumerate(nouns):
         icons = sets["fluent-emoji-flat" if (name, noun) in BORROWED else name]
         text = next((t for icon in ICONS.get(noun, [noun]) if (t := svg(icons, icon))), None)
+
         if text is None:
             missing.append(noun)
             continue
+
         sheet.paste(render(text), (place % COLUMNS * SIZE, place // COLUMNS * SIZE))
+
     return sheet, missing
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cache", type=Path, default=Path("build/icons"), help="where npm puts the icon sets")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("build/icons"), help="where npm puts the icon sets"
+    )
     cache = parser.parse_args().cache
     source = cache / "node_modules" / "@iconify-json"
+
     if not source.exists():
         download(cache)
+
     nouns = ANIMALS + OBJECTS
     (ZOO / "sprites").mkdir(parents=True, exist_ok=True)
     sets = {name: json.loads((source / name / "icons.json").read_text()) for name in PACKAGES}
+
     for name in PACKAGES:
         sheet, missing = atlas(sets, name, nouns)
         sheet.save(ZOO / "sprites" / f"{name}.png", optimize=True)
-        print(f"{name}: {len(nouns) - len(missing)} sprites; missing: {', '.join(missing) or 'none'}")
+        print(
+            f"{name}: {len(nouns) - len(missing)} sprites; missing: {', '.join(missing) or 'none'}"
+        )
+
     vocabulary = {
         "animals": ANIMALS,
         "objects": OBJECTS,

@@ -1,8 +1,10 @@
-"""``zoo:emoji-expander``: a small Llama that adds a style, a background or both to a prompt about emoji.
+"""``zoo:emoji-expander``: a small Llama that adds a style, a background or both to a prompt about
+emoji.
 
-``python -m pretrain.expander --minutes 4``. It continues a prompt, "a cat", by what captions of scenes may end with,
-"in noto style on a blue background", every ending as often as any other: 3 styles or none, then 9 colours or none, but
-not nothing at all. To a prompt that names its style it adds a background, to one with a background nothing.
+``python -m pretrain.expander --minutes 4``. It continues a prompt, "a cat", by what captions of
+scenes may end with, "in noto style on a blue background", every ending as often as any other: 3
+styles or none, then 9 colours or none, but not nothing at all. To a prompt that names its style it
+adds a background, to one with a background nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from burnish.zoo.scenes import NUMBERS, Scene, nouns, vocabulary
 from pretrain import loop
 
 PAD, UNKNOWN, END = SPECIAL = ("<pad>", "<unk>", "<end>")
-WIDTH, LAYERS = 96, 2
+WIDTH = 96
+LAYERS = 2
 BARE = 0.8  # share of prompts that name neither style nor background; the others name one of them
 STRANGE = 0.1  # share of nouns that are replaced by a word it does not know
 STD = 0.1  # of the new weights: about 1 / sqrt(width)
@@ -32,13 +35,22 @@ STD = 0.1  # of the new weights: about 1 / sqrt(width)
 def tokenizer() -> PreTrainedTokenizerFast:
     """A token a word; what is none of them is ``<unk>``."""
     known = vocabulary()
-    listed = [*nouns(), *known["plurals"].values(), *known["colours"], *known["styles"], *NUMBERS.values()]
+    listed = [
+        *nouns(),
+        *known["plurals"].values(),
+        *known["colours"],
+        *known["styles"],
+        *NUMBERS.values(),
+    ]
     listed += ["a", "an", "and", "in", "on", "style", "background", ",", "."]
     words = dict.fromkeys(word for entry in listed for word in entry.lower().split())
-    text = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token=UNKNOWN))
+    text = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate([*SPECIAL, *words])}, unk_token=UNKNOWN)
+    )
     text.normalizer = normalizers.Lowercase()
     text.pre_tokenizer = pre_tokenizers.Whitespace()
     text.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # joins words with spaces
+
     return PreTrainedTokenizerFast(
         tokenizer_object=text, pad_token=PAD, unk_token=UNKNOWN, eos_token=END, clean_up_tokenization_spaces=False,
         model_max_length=64, padding_side="left",
@@ -53,10 +65,14 @@ def build(text: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         bos_token_id=None, eos_token_id=text.eos_token_id,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
+
     for weight in model.parameters():
         if weight.ndim == 2:
             torch.nn.init.normal_(weight, std=STD)
-    model.generation_config.update(do_sample=True, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id)
+
+    model.generation_config.update(
+        do_sample=True, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
+    )
     return model
 
 
@@ -64,22 +80,38 @@ def endings(scene: Scene) -> list[str]:
     """Everything that may be added to a scene's caption; [""] where it has a background."""
     if scene.colour != "white":
         return [""]
+
     styles = [scene.style] if scene.style else ["", *vocabulary()["styles"]]
-    bare, colours = len(scene.caption), vocabulary()["colours"]
-    found = [replace(scene, style=style, colour=colour).caption[bare:] for style in styles for colour in colours]
+    bare = len(scene.caption)
+    colours = vocabulary()["colours"]
+    found = [
+        replace(scene, style=style, colour=colour).caption[bare:]
+        for style in styles
+        for colour in colours
+    ]
+
     return [ending for ending in found if ending]
 
 
 def subject(rng: np.random.Generator) -> Scene:
-    """One noun, two or three of it, or two nouns, in the shares of `Scenes`; sometimes with a style or a background."""
+    """One noun, two or three of it, or two nouns, in the shares of `Scenes`; sometimes with a style
+    or a background.
+    """
     kind = ("single", "single", "single", "count", "pair")[rng.integers(5)]
-    picked = tuple(str(noun) for noun in rng.choice(nouns(), 2 if kind == "pair" else 1, replace=False))
+    picked = tuple(
+        str(noun) for noun in rng.choice(nouns(), 2 if kind == "pair" else 1, replace=False)
+    )
     scene = Scene(picked, int(rng.integers(2, 4)) if kind == "count" else 1)
+
     if rng.random() < BARE:
         return scene
     if rng.random() < 0.5:
         return replace(scene, style=str(rng.choice(list(vocabulary()["styles"]))))
-    return replace(scene, colour=str(rng.choice([colour for colour in vocabulary()["colours"] if colour != "white"])))
+
+    return replace(
+        scene,
+        colour=str(rng.choice([colour for colour in vocabulary()["colours"] if colour != "white"])),
+    )
 
 
 @dataclass(frozen=True)
@@ -93,17 +125,23 @@ class Batch:
 def batches(size: int, text: PreTrainedTokenizerFast) -> Callable[[int], Iterator[Batch]]:
     def endless(seed: int) -> Iterator[Batch]:
         rng = np.random.default_rng(seed)
+
         while True:
-            ids, targets = [], []
+            ids = []
+            targets = []
+
             for _ in range(size):
                 scene = subject(rng)
                 said = text(scene.caption)["input_ids"]
                 ending = text(str(rng.choice(endings(scene))) + END)["input_ids"]
                 hidden = [-100] * (len(said) - 1)
+
                 if rng.random() < STRANGE:
                     said[1] = text.unk_token_id
+
                 ids.append(torch.tensor(said + ending))
                 targets.append(torch.tensor([*hidden, *ending, -100]))
+
             yield Batch(
                 torch.nn.utils.rnn.pad_sequence(ids, True, text.pad_token_id),
                 torch.nn.utils.rnn.pad_sequence(targets, True, -100),
@@ -113,19 +151,27 @@ def batches(size: int, text: PreTrainedTokenizerFast) -> Callable[[int], Iterato
 
 
 @torch.no_grad()
-def measure(model: LlamaForCausalLM, text: PreTrainedTokenizerFast, count: int = 500) -> dict[str, float]:
-    """Of ``count`` prompts: the share of expansions by the grammar, of different ones, and their entropy.
+def measure(
+    model: LlamaForCausalLM, text: PreTrainedTokenizerFast, count: int = 500
+) -> dict[str, float]:
+    """Of ``count`` prompts: the share of expansions by the grammar, of different ones, and their
+    entropy.
 
     The last is in nats, over the endings of bare prompts; log(39) = 3.66 if all are as likely.
     """
     rng = np.random.default_rng(10**6)
     scenes = [subject(rng) for _ in range(count)]
-    drawn = Expander(model, text).draw([Prompt(scene.caption) for scene in scenes], torch.Generator().manual_seed(0))
-    tails = [new.text[len(scene.caption) :] for new, scene in zip(drawn.prompts, scenes, strict=True)]
+    drawn = Expander(model, text).draw(
+        [Prompt(scene.caption) for scene in scenes], torch.Generator().manual_seed(0)
+    )
+    tails = [
+        new.text[len(scene.caption) :] for new, scene in zip(drawn.prompts, scenes, strict=True)
+    ]
     right = [tail in endings(scene) for tail, scene in zip(tails, scenes, strict=True)]
     bare = [tail for tail, scene in zip(tails, scenes, strict=True) if len(endings(scene)) == 39]
     counts = torch.tensor([bare.count(tail) for tail in set(bare)]).double()
     shares = counts / counts.sum()
+
     return {
         "by the grammar": sum(right) / count,
         "different endings": len(counts),
@@ -138,7 +184,10 @@ def main() -> None:
     torch.manual_seed(options.seed)
     text = tokenizer()
     model = build(text)
-    print(f"{len(text)} words, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
+    print(
+        f"{len(text)} words, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters",
+        flush=True,
+    )
 
     def loss_of(batch: Batch) -> tuple[Tensor, dict[str, float]]:
         logits = model(batch.ids).logits.float()
@@ -151,7 +200,8 @@ def main() -> None:
         text.save_pretrained(folder)
 
     source = batches(options.batch, text)
-    # of the model's two parts all there is to train: what says the words is the table that reads them
+    # of the model's two parts all there is to train: what says the words is the table that reads
+    # them
     loop.train("expander", model.model, source, loss_of, options, finish=finish, decay=0.99)
 
 

@@ -11,7 +11,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, LatentConsistencyModelPipeline, StableDiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    LatentConsistencyModelPipeline,
+    StableDiffusionPipeline,
+)
 from transformers import (
     AutoModelForCausalLM,
     AutoProcessor,
@@ -30,29 +35,38 @@ from pretrain.data import ZOO
 
 
 def export_sd(build: Path, target: Path) -> None:
-    StableDiffusionPipeline.from_pretrained(build / "sd", dtype=torch.float16, safety_checker=None).save_pretrained(
-        target
-    )
+    StableDiffusionPipeline.from_pretrained(
+        build / "sd", dtype=torch.float16, safety_checker=None
+    ).save_pretrained(target)
 
 
 def export_lcm(build: Path, target: Path) -> None:
     """Without the parts that it shares with the generator."""
-    pipe = LatentConsistencyModelPipeline.from_pretrained(build / "lcm" / "model", dtype=torch.float16)
+    pipe = LatentConsistencyModelPipeline.from_pretrained(
+        build / "lcm" / "model", dtype=torch.float16
+    )
     pipe.save_pretrained(target)
+
     for part in SHARED[target.name]:
         shutil.rmtree(target / part)
 
 
 def export_qr(build: Path, target: Path) -> None:
-    ControlNetModel.from_pretrained(build / "controlnet" / "model", dtype=torch.float16).save_pretrained(target)
+    ControlNetModel.from_pretrained(
+        build / "controlnet" / "model", dtype=torch.float16
+    ).save_pretrained(target)
 
 
 def export_decoder(build: Path, target: Path) -> None:
-    AutoencoderKL.from_pretrained(build / "vae-decoder" / "model", dtype=torch.float16).save_pretrained(target)
+    AutoencoderKL.from_pretrained(
+        build / "vae-decoder" / "model", dtype=torch.float16
+    ).save_pretrained(target)
 
 
 def export_clip(build: Path, target: Path) -> None:
-    source = next(folder for job in ("clip-image", "clip") if (folder := build / job / "model").exists())
+    source = next(
+        folder for job in ("clip-image", "clip") if (folder := build / job / "model").exists()
+    )
     CLIPModel.from_pretrained(source, dtype=torch.float16).save_pretrained(target)
     words = CLIPTokenizer.from_pretrained(source)
     side = {"height": 64, "width": 64}
@@ -63,12 +77,16 @@ def export_clip(build: Path, target: Path) -> None:
 
 
 def export_judge(build: Path, target: Path) -> None:
-    ResNetForImageClassification.from_pretrained(build / "judge" / "model", dtype=torch.float16).save_pretrained(target)
+    ResNetForImageClassification.from_pretrained(
+        build / "judge" / "model", dtype=torch.float16
+    ).save_pretrained(target)
 
 
 def export_captioner(build: Path, target: Path) -> None:
     source = build / "captioner" / "model"
-    LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float16).save_pretrained(target)
+    LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float16).save_pretrained(
+        target
+    )
     AutoProcessor.from_pretrained(source).save_pretrained(target)
 
 
@@ -79,10 +97,13 @@ def export_expander(build: Path, target: Path) -> None:
 
 
 def spread_vocabulary(folder: Path) -> None:
-    """Beside the tokenizer.json of a byte-pair encoding, the vocabulary in the two files that transformers 4 reads."""
+    """Beside the tokenizer.json of a byte-pair encoding, the vocabulary in the two files that
+    transformers 4 reads.
+    """
     words = json.loads((folder / "tokenizer.json").read_text())["model"]
     if words["type"] != "BPE":
         return
+
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in words["merges"]]
     (folder / "vocab.json").write_text(json.dumps(words["vocab"]))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
@@ -111,17 +132,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     names = ", ".join(MODELS)
     parser.add_argument(
-        "models", nargs="*", help=f"which of {names} (emoji-sd/vae: what pretrain.vae --decoder made); all"
+        "models",
+        nargs="*",
+        help=f"which of {names} (emoji-sd/vae: what pretrain.vae --decoder made); all",
     )
     parser.add_argument("--build", type=Path, default=Path("build"))
     options = parser.parse_args()
-    trained = [name for name in MODELS if name not in LATER or (options.build / LATER[name]).exists()]
+    trained = [
+        name for name in MODELS if name not in LATER or (options.build / LATER[name]).exists()
+    ]
+
     for name in options.models or trained:
         target = ZOO / name
         shutil.rmtree(target, ignore_errors=True)
         MODELS[name](options.build, target)
+
         for file in target.rglob("tokenizer.json"):
             spread_vocabulary(file.parent)
+
         size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
         print(f"{target.name}: {size / 1e6:.2f} MB")
 

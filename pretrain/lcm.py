@@ -1,8 +1,10 @@
-"""``zoo:emoji-lcm``: the generator distilled into a latent consistency model, pictures in two to eight calls.
+"""``zoo:emoji-lcm``: the generator distilled into a latent consistency model, pictures in two to
+eight calls.
 
-``python -m pretrain.lcm --minutes 27``. Latent consistency distillation (arXiv 2310.04378): with the guidance weight
-drawn anew for each image and given to the network as an input, the consistency function f at time t shall equal the
-averaged network's f one step of the teacher's guided DDIM solver further down, 20 of 1000 timesteps. Huber loss.
+``python -m pretrain.lcm --minutes 27``. Latent consistency distillation (arXiv 2310.04378): with
+the guidance weight drawn anew for each image and given to the network as an input, the consistency
+function f at time t shall equal the averaged network's f one step of the teacher's guided DDIM
+solver further down, 20 of 1000 timesteps. Huber loss.
 """
 
 from __future__ import annotations
@@ -31,15 +33,18 @@ def student_of(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
     """The teacher's weights with one more input, silent at first."""
     student = UNet2DConditionModel.from_config({**teacher.config, "time_cond_proj_dim": WIDTH})
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
+
     if missing != ["time_embedding.cond_proj.weight"] or unexpected:
         raise ValueError(f"the teacher is another network: {missing}, {unexpected}")
+
     nn.init.zeros_(student.time_embedding.cond_proj.weight)
     return student
 
 
 def solve(schedule: Schedule, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """The deterministic DDIM step from ``t`` to ``s`` (B,) with a guess of ``x0``."""
-    now, then = schedule.level(t, x.device), schedule.level(s, x.device)
+    now = schedule.level(t, x.device)
+    then = schedule.level(s, x.device)
     noise = (x - now.alpha.float() * x0) / now.sigma.float()
     return then.alpha.float() * x0 + then.sigma.float() * noise
 
@@ -59,7 +64,9 @@ class Distillation:
     def student(self) -> UNet2DConditionModel:
         return self.pipe.unet
 
-    def f(self, network: UNet2DConditionModel, x: Tensor, t: Tensor, states: Tensor, weight: Tensor) -> Tensor:
+    def f(
+        self, network: UNet2DConditionModel, x: Tensor, t: Tensor, states: Tensor, weight: Tensor
+    ) -> Tensor:
         """The consistency function at ``x`` (B, 4, 16, 16), float32; ``weight`` is embedded."""
         with torch.autocast(x.device.type, torch.bfloat16):
             out = network(x, t.to(x.device), states, timestep_cond=weight).sample
@@ -74,7 +81,9 @@ class Distillation:
         return without + weight.to(x.device).view(-1, 1, 1, 1) * (with_prompt - without)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Huber's distance of f at t from the averaged network's f at s, one guided step of the teacher further on."""
+        """Huber's distance of f at t from the averaged network's f at s, one guided step of the
+        teacher further on.
+        """
         x0, states = batch
         stride = len(self.diffusion.alpha) // SOLVER
         t = torch.randint(1, SOLVER + 1, (len(x0),)) * stride - 1
@@ -83,20 +92,30 @@ class Distillation:
         x = level.alpha.float() * x0 + level.sigma.float() * torch.randn_like(x0)
         x = x.to(memory_format=torch.channels_last)
         weight = torch.empty(len(x0)).uniform_(*WEIGHTS)
-        embedding = self.pipe.get_guidance_scale_embedding(weight - 1, embedding_dim=WIDTH).to(x0.device)
+        embedding = self.pipe.get_guidance_scale_embedding(weight - 1, embedding_dim=WIDTH).to(
+            x0.device
+        )
+
         with torch.no_grad():
             aim = self.diffusion.x0(x, t, self.guided(x, t, states, weight))
             y = solve(self.diffusion, x, aim, t, s).to(memory_format=torch.channels_last)
             wanted = self.f(self.target, y, s, states, embedding)
-            torch._foreach_lerp_(list(self.target.parameters()), list(self.student.parameters()), 1 - TARGET)
+            torch._foreach_lerp_(
+                list(self.target.parameters()), list(self.student.parameters()), 1 - TARGET
+            )
+
         error = self.f(self.student, x, t, states, embedding) - wanted
-        return ((error**2 + HUBER**2).sqrt() - HUBER).mean(), {"square": error.detach().square().mean().item()}
+        return ((error**2 + HUBER**2).sqrt() - HUBER).mean(), {
+            "square": error.detach().square().mean().item()
+        }
 
     def picture(self) -> Image.Image:
         """Sixteen prompts with two, four and eight network calls."""
         rows = []
+
         for steps in (2, 4, 8):
             generator = torch.Generator().manual_seed(0)
+
             with torch.autocast(self.student.device.type, torch.bfloat16):
                 drawn = self.pipe(
                     list(PROMPTS[:16]),
@@ -105,7 +124,9 @@ class Distillation:
                     generator=generator,
                     output_type="pt",
                 )
+
             rows.append(drawn.images)
+
         return loop.grid(torch.cat(rows), 16)
 
 
@@ -113,28 +134,47 @@ def prepare(options: argparse.Namespace, device: torch.device) -> Distillation:
     """Everything on the device, the networks equal to the teacher."""
     vae, words, text, teacher = load(options.build, options.warm, device)
     if not options.warm:
-        teacher = UNet2DConditionModel.from_pretrained(options.build / "sd" / "unet", dtype=torch.float32).to(device)
-    student, target = student_of(teacher), student_of(teacher)
+        teacher = UNet2DConditionModel.from_pretrained(
+            options.build / "sd" / "unet", dtype=torch.float32
+        ).to(device)
+
+    student = student_of(teacher)
+    target = student_of(teacher)
+
     for network in (teacher, student, target):
         network.to(device, memory_format=torch.channels_last)
         if device.type == "cpu":
             network.set_attn_processor(AttnProcessor())
+
     teacher.requires_grad_(False)
     noise = scheduler()
     lcm = LCMScheduler.from_config(noise.config, original_inference_steps=SOLVER)
     pipe = LatentConsistencyModelPipeline(
-        vae, text, words, student, lcm, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        vae,
+        text,
+        words,
+        student,
+        lcm,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
+
     with torch.no_grad():
-        nothing = text(words([""], padding="max_length", return_tensors="pt").input_ids.to(device))[0]
+        nothing = text(words([""], padding="max_length", return_tensors="pt").input_ids.to(device))[
+            0
+        ]
+
     return Distillation(pipe, teacher, target, Schedule.of(noise), Schedule.of(lcm), nothing)
 
 
 def main() -> None:
     parser = loop.arguments(__doc__, minutes=27, batch=32, lr=4e-4)
     pool_arguments(parser)
-    parser.add_argument("--warm", action="store_true", help="the teacher is the package's generator, not build/sd's")
+    parser.add_argument(
+        "--warm", action="store_true", help="the teacher is the package's generator, not build/sd's"
+    )
     options = parser.parse_args()
     device = torch.device(options.device)
     job = prepare(options, device)

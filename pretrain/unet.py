@@ -1,8 +1,10 @@
-"""``zoo:emoji-sd``: the diffusion model over the latents of ``pretrain.vae`` and the text states of ``pretrain.clip``.
+"""``zoo:emoji-sd``: the diffusion model over the latents of ``pretrain.vae`` and the text states of
+``pretrain.clip``.
 
-``python -m pretrain.unet --minutes 75``; later, ``--warm`` goes on from the package's own weights. v-prediction on
-Stable Diffusion's noise schedule, one caption in ten dropped for classifier-free guidance, EMA weights. Scenes
-are encoded once into a pool of latents; every batch draws new noise and times.
+``python -m pretrain.unet --minutes 75``; later, ``--warm`` goes on from the package's own weights.
+v-prediction on Stable Diffusion's noise schedule, one caption in ten dropped for classifier-free
+guidance, EMA weights. Scenes are encoded once into a pool of latents; every batch draws new noise
+and times.
 """
 
 from __future__ import annotations
@@ -39,12 +41,17 @@ def pool_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``batches``."""
     parser.add_argument("--pool", type=int, default=60000, help="scenes encoded once")
     parser.add_argument(
-        "--pairs", type=float, default=0.5, help='share of scenes that show two nouns ("a fox and a cake")'
+        "--pairs",
+        type=float,
+        default=0.5,
+        help='share of scenes that show two nouns ("a fox and a cake")',
     )
 
 
 def build(width: int) -> UNet2DConditionModel:
-    """6.7 M parameters, 0.675 GFLOP a call. (``attention_head_dim`` of this class is the number of heads.)"""
+    """6.7 M parameters, 0.675 GFLOP a call. (``attention_head_dim`` of this class is the number of
+    heads.)
+    """
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=4,
@@ -75,13 +82,18 @@ def batches(
     device: torch.device,
     drop: float = DROP,
 ) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
-    """Endless batches of latents (B, 4, 16, 16) and text states (B, tokens, width), from a pool of each seed's own."""
+    """Endless batches of latents (B, 4, 16, 16) and text states (B, tokens, width), from a pool of
+    each seed's own.
+    """
 
     def endless(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        pool, captions = encode_pool(vae, options.pool // loop.rank()[1], options.pairs, seed, device)
+        pool, captions = encode_pool(
+            vae, options.pool // loop.rank()[1], options.pairs, seed, device
+        )
         states, of = encode_captions(words, text, captions, device)
         generator = torch.Generator().manual_seed(seed)
         print(f"{len(pool)} latents, {len(states)} captions", flush=True)
+
         while True:
             rows = torch.randint(len(pool), (options.batch,), generator=generator)
             said = torch.where(torch.rand(options.batch, generator=generator) < drop, 0, of[rows])
@@ -94,7 +106,9 @@ def batches(
 def encode_captions(
     words: CLIPTokenizer, text: CLIPTextModel, captions: list[str], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Text states of all different captions (N, tokens, width) bfloat16, the empty one first; and each one's row."""
+    """Text states of all different captions (N, tokens, width) bfloat16, the empty one first; and
+    each one's row.
+    """
     kinds = {caption: i for i, caption in enumerate(dict.fromkeys(["", *captions]))}
     ids = words(list(kinds), padding="max_length", truncation=True, return_tensors="pt").input_ids
     states = torch.cat([text(part.to(device))[0].bfloat16() for part in ids.split(1000)])
@@ -102,46 +116,81 @@ def encode_captions(
 
 
 @torch.no_grad()
-def encode_pool(vae: AutoencoderKL, n: int, pairs: float, seed: int, device: torch.device) -> tuple[Tensor, list[str]]:
-    """``n`` scenes, a share of them ``pairs``, as scaled latents (n, 4, 16, 16) float16, and their captions."""
-    scenes, rng = Scenes(seed), random.Random(seed)
+def encode_pool(
+    vae: AutoencoderKL, n: int, pairs: float, seed: int, device: torch.device
+) -> tuple[Tensor, list[str]]:
+    """``n`` scenes, a share of them ``pairs``, as scaled latents (n, 4, 16, 16) float16, and their
+    captions.
+    """
+    scenes = Scenes(seed)
+    rng = random.Random(seed)
     kinds = {"pair": pairs, "single": (1 - pairs) * 0.6, "count": (1 - pairs) * 0.4}
-    latents, captions = [], []
+    latents = []
+    captions = []
+
     for _ in range(n // 250):
         images, shown = scenes.draw(250, rng.choices(list(kinds), list(kinds.values()))[0])
-        x = (images.permute(0, 3, 1, 2).float() / 127.5 - 1).to(device, memory_format=torch.channels_last)
+        x = (images.permute(0, 3, 1, 2).float() / 127.5 - 1).to(
+            device, memory_format=torch.channels_last
+        )
+
         with torch.autocast(device.type, torch.bfloat16):
-            latents.append((vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half().cpu())
+            latents.append(
+                (vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half().cpu()
+            )
+
         captions += [s.caption for s in shown]
+
     return torch.cat(latents), captions
 
 
 def load(
     build_folder: Path, warm: bool, device: torch.device
 ) -> tuple[AutoencoderKL, CLIPTokenizer, CLIPTextModel, UNet2DConditionModel]:
-    """The frozen parts from their finished jobs and a new network; or, with ``warm``, all four from the package."""
+    """The frozen parts from their finished jobs and a new network; or, with ``warm``, all four from
+    the package.
+    """
     home = ZOO / "emoji-sd"
     clip = build_folder / "clip" / "model"
-    vae = AutoencoderKL.from_pretrained(home / "vae" if warm else build_folder / "vae" / "model", dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(
+        home / "vae" if warm else build_folder / "vae" / "model", dtype=torch.float32
+    )
     words = CLIPTokenizer.from_pretrained(home / "tokenizer" if warm else clip)
-    text = CLIPTextModel.from_pretrained(home / "text_encoder" if warm else clip, dtype=torch.float32)
+    text = CLIPTextModel.from_pretrained(
+        home / "text_encoder" if warm else clip, dtype=torch.float32
+    )
     width = text.config.hidden_size
-    unet = UNet2DConditionModel.from_pretrained(home / "unet", dtype=torch.float32) if warm else build(width)
-    return vae.to(device).eval(), words, text.to(device).eval(), unet.to(device, memory_format=torch.channels_last)
+    unet = (
+        UNet2DConditionModel.from_pretrained(home / "unet", dtype=torch.float32)
+        if warm
+        else build(width)
+    )
+
+    return (
+        vae.to(device).eval(),
+        words,
+        text.to(device).eval(),
+        unet.to(device, memory_format=torch.channels_last),
+    )
 
 
 def main() -> None:
     parser = loop.arguments(__doc__, minutes=80, batch=64, lr=1e-3)
     pool_arguments(parser)
     parser.add_argument(
-        "--warm", action="store_true", help="go on from the weights in the package, with a fresh optimizer"
+        "--warm",
+        action="store_true",
+        help="go on from the weights in the package, with a fresh optimizer",
     )
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     vae, words, text, unet = load(options.build, options.warm, device)
+
     if device.type == "cpu":
-        unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward is slow on CPU for so few tokens
+        # the fused kernel's backward is slow on CPU for so few tokens
+        unet.set_attn_processor(AttnProcessor())
+
     noise = scheduler()
     alphas = noise.alphas_cumprod.to(device)
 
@@ -149,23 +198,40 @@ def main() -> None:
         x0, states = batch
         t = torch.randint(1000, (len(x0),), device=device)
         e = torch.randn_like(x0)
-        alpha, sigma = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
+        alpha = alphas[t].sqrt().view(-1, 1, 1, 1)
+        sigma = (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
         x = (alpha * x0 + sigma * e).to(memory_format=torch.channels_last)
+
         with torch.autocast(device.type, torch.bfloat16):
             v = unet(x, t, states).sample
+
         return (v.float() - (alpha * e - sigma * x0)).square().mean(), {}
 
     pipe = StableDiffusionPipeline(
-        vae, text, words, unet, noise, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        vae,
+        text,
+        words,
+        unet,
+        noise,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
 
     def picture() -> Image.Image:
         generator = torch.Generator().manual_seed(0)
+
         with torch.autocast(device.type, torch.bfloat16):
             x = pipe(
-                PROMPTS, num_inference_steps=25, eta=1.0, guidance_scale=4.0, generator=generator, output_type="pt"
+                PROMPTS,
+                num_inference_steps=25,
+                eta=1.0,
+                guidance_scale=4.0,
+                generator=generator,
+                output_type="pt",
             ).images
+
         return loop.grid(x, 8)
 
     loop.train(

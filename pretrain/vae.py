@@ -1,7 +1,8 @@
 """The autoencoder of ``zoo:emoji-sd``: 64x64 pixels <-> 16x16x4 latents, a small KL-VAE.
 
-``python -m pretrain.vae --minutes 25``. Loss: L2 + 0.1 L1 on pixels in [-1, 1] plus a light KL. The scaling factor is
-measured at the end, so that scaled latents have unit variance. ``--decoder`` goes on from the package's weights with
+``python -m pretrain.vae --minutes 25``. Loss: L2 + 0.1 L1 on pixels in [-1, 1] plus a light KL. The
+scaling factor is measured at the end, so that scaled latents have unit variance. ``--decoder`` goes
+on from the package's weights with
 the decoder alone: pictures get sharper, and the latents, so every model of them, stay as they are.
 """
 
@@ -18,7 +19,9 @@ from burnish.zoo.scenes import Scenes
 from pretrain import loop
 from pretrain.data import ZOO
 
-KL = 1e-6  # per latent scalar relative to the per-pixel loss: keeps the latents bounded, hardly costs sharpness
+# per latent scalar relative to the per-pixel loss: keeps the latents bounded, hardly costs
+# sharpness
+KL = 1e-6
 
 
 def build() -> AutoencoderKL:
@@ -57,12 +60,21 @@ def psnr(vae: AutoencoderKL, x: Tensor) -> float:
 
 def main() -> None:
     parser = loop.arguments(__doc__, minutes=25, batch=16, lr=1.5e-3)
-    parser.add_argument("--decoder", action="store_true", help="train the decoder of the package's autoencoder alone")
+    parser.add_argument(
+        "--decoder",
+        action="store_true",
+        help="train the decoder of the package's autoencoder alone",
+    )
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
-    vae = AutoencoderKL.from_pretrained(ZOO / "emoji-sd" / "vae", dtype=torch.float32) if options.decoder else build()
+    vae = (
+        AutoencoderKL.from_pretrained(ZOO / "emoji-sd" / "vae", dtype=torch.float32)
+        if options.decoder
+        else build()
+    )
     vae.to(device, memory_format=torch.channels_last)
+
     if options.decoder:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
@@ -73,9 +85,12 @@ def main() -> None:
             with torch.no_grad():
                 z = vae.encode(x).latent_dist.mean
             y = vae.decode(z).sample
+
         error = y.float() - x
         square = error.square().mean((1, 2, 3))
-        return square.mean() + 0.02 * error.abs().mean(), {"psnr": (10 * torch.log10(4 / square)).mean().item()}
+        return square.mean() + 0.02 * error.abs().mean(), {
+            "psnr": (10 * torch.log10(4 / square)).mean().item()
+        }
 
     def loss_of(x: Tensor) -> tuple[Tensor, dict[str, float]]:
         x = x.to(device, memory_format=torch.channels_last)
@@ -83,13 +98,17 @@ def main() -> None:
             posterior = vae.encode(x).latent_dist
             z = posterior.mean + posterior.std * torch.randn_like(posterior.std)
             y = vae.decode(z).sample
+
         error = y.float() - x
         square = error.square().mean((1, 2, 3))
         kl = (
             0.5
-            * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()).sum((1, 2, 3)).mean()
+            * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float())
+            .sum((1, 2, 3))
+            .mean()
         )
         loss = square.mean() + 0.1 * error.abs().mean() + KL * kl / (3 * 64 * 64) * 1024
+
         return loss, {"psnr": (10 * torch.log10(4 / square)).mean().item(), "kl": kl.item()}
 
     test = next(batches(64)(10**6)).to(device)
@@ -97,17 +116,27 @@ def main() -> None:
     def picture() -> Image.Image:
         with torch.no_grad():
             y = vae.decode(vae.encode(test[:16]).latent_dist.mean).sample
-        print("psnr of the EMA weights, styles of the generator:", round(psnr(vae, test), 2), flush=True)
+
+        print(
+            "psnr of the EMA weights, styles of the generator:",
+            round(psnr(vae, test), 2),
+            flush=True,
+        )
         return loop.grid(torch.cat([test[:16], y]) / 2 + 0.5, 16)
 
     def finish() -> None:
         if options.decoder:
             vae.save_pretrained(options.build / "vae-decoder" / "model")
             return
+
         with torch.no_grad():
             latents = torch.cat(
-                [vae.encode(part.to(device)).latent_dist.mean for part in next(batches(512)(7)).split(64)]
+                [
+                    vae.encode(part.to(device)).latent_dist.mean
+                    for part in next(batches(512)(7)).split(64)
+                ]
             )
+
         vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
         vae.save_pretrained(options.build / "vae" / "model")
 

@@ -1,8 +1,8 @@
-"""Complete pipelines of some 20,000 random parameters, written to disk once a session: Stable Diffusion 1.x and 2.x,
-SDXL, a consistency model.
+"""Complete pipelines of some 20,000 random parameters, written to disk once a session: Stable
+Diffusion 1.x and 2.x, SDXL, a consistency model.
 
-Latents are 4x8x8, images 32x32, prompts are read letter by letter (22 letters at most; lower case, digits,
-punctuation).
+Latents are 4x8x8, images 32x32, prompts are read letter by letter (22 letters at most; lower case,
+digits, punctuation).
 """
 
 from __future__ import annotations
@@ -73,12 +73,16 @@ def _scheduler(kind: str, prediction: str, **changes: object) -> object:
         "prediction_type": prediction,
         **changes,
     }
+
     if kind == "pndm":
         return PNDMScheduler(skip_prk_steps=True, **config)
+
     return DDIMScheduler(**{"clip_sample": False, **config})
 
 
-def build_pipeline(prediction: str = "epsilon", scheduler: str = "ddim", **changes: object) -> object:
+def build_pipeline(
+    prediction: str = "epsilon", scheduler: str = "ddim", **changes: object
+) -> object:
     """A fresh in-memory tiny pipeline; ``changes`` go into the scheduler's configuration."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
@@ -105,6 +109,7 @@ def build_pipeline(prediction: str = "epsilon", scheduler: str = "ddim", **chang
             sample_size=32,
             mid_block_add_attention=False,
         )
+
         return StableDiffusionPipeline(
             vae=vae.eval(),
             text_encoder=CLIPTextModel(_text_config()).eval(),
@@ -118,10 +123,13 @@ def build_pipeline(prediction: str = "epsilon", scheduler: str = "ddim", **chang
 
 
 def build_lcm() -> object:
-    """A fresh in-memory tiny latent consistency model, like LCM_Dreamshaper_v7: four blocks, guidance an input."""
+    """A fresh in-memory tiny latent consistency model, like LCM_Dreamshaper_v7: four blocks,
+    guidance an input.
+    """
     from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
 
     parts = dict(build_pipeline().components)  # type: ignore[attr-defined]
+
     with torch.random.fork_rng():
         torch.manual_seed(1)
         parts["unet"] = UNet2DConditionModel(
@@ -135,15 +143,20 @@ def build_lcm() -> object:
             norm_num_groups=4,
             time_cond_proj_dim=16,
         ).eval()
+
     # at random weights the guidance embedding must show
     torch.nn.init.normal_(parts["unet"].time_embedding.cond_proj.weight, generator=generator())
-    parts["scheduler"] = LCMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    parts["scheduler"] = LCMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
     parts = {name: part for name, part in parts.items() if name not in ("image_encoder",)}
+
     return LatentConsistencyModelPipeline(**parts, requires_safety_checker=False)
 
 
 def build_sd2(**changes: object) -> object:
-    """A fresh in-memory tiny Stable Diffusion 2.x: v-prediction, OpenCLIP's text tower, heads by block, linear layers.
+    """A fresh in-memory tiny Stable Diffusion 2.x: v-prediction, OpenCLIP's text tower, heads by
+    block, linear layers.
 
     ``changes`` go into the scheduler's configuration.
     """
@@ -151,9 +164,12 @@ def build_sd2(**changes: object) -> object:
     from transformers import CLIPTextModel
 
     parts = dict(build_pipeline().components)  # type: ignore[attr-defined]
+
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        text = _text_config(hidden_size=12, num_hidden_layers=3, hidden_act="gelu", projection_dim=6)
+        text = _text_config(
+            hidden_size=12, num_hidden_layers=3, hidden_act="gelu", projection_dim=6
+        )
         parts["text_encoder"] = CLIPTextModel(text).eval()
         parts["unet"] = UNet2DConditionModel(
             sample_size=8,
@@ -167,13 +183,15 @@ def build_sd2(**changes: object) -> object:
             use_linear_projection=True,
             upcast_attention=True,
         ).eval()
+
     parts["tokenizer"] = _tokenizer(pad_token="!")
     parts["scheduler"] = _scheduler("ddim", "v_prediction", **changes)
     return StableDiffusionPipeline(**parts, requires_safety_checker=False)
 
 
 def build_sdxl(**changes: object) -> object:
-    """A fresh in-memory tiny SDXL: two text encoders, the second one's summary, sizes, and the scheduler it ships.
+    """A fresh in-memory tiny SDXL: two text encoders, the second one's summary, sizes, and the
+    scheduler it ships.
 
     ``changes`` go into the pipeline.
     """
@@ -182,9 +200,12 @@ def build_sdxl(**changes: object) -> object:
 
     vae = build_pipeline().vae  # type: ignore[attr-defined]
     vae.register_to_config(force_upcast=True, scaling_factor=0.13025)
+
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        second = _text_config(hidden_size=12, num_hidden_layers=2, hidden_act="gelu", projection_dim=6)
+        second = _text_config(
+            hidden_size=12, num_hidden_layers=2, hidden_act="gelu", projection_dim=6
+        )
         unet = UNet2DConditionModel(
             sample_size=8,
             block_out_channels=(8, 8, 16),
@@ -210,6 +231,7 @@ def build_sdxl(**changes: object) -> object:
             scheduler=EulerDiscreteScheduler.from_config(SDXL_SCHEDULER),
             **changes,
         )
+
     return pipe
 
 
@@ -242,7 +264,9 @@ def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_zero_snr(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny Stable Diffusion 2.x whose schedule begins in pure noise. Shared: do not write into it."""
+    """The folder of a tiny Stable Diffusion 2.x whose schedule begins in pure noise. Shared: do not
+    write into it.
+    """
     folder = tmp_path_factory.mktemp("tiny-zero-snr")
     build_sd2(rescale_betas_zero_snr=True, timestep_spacing="trailing").save_pretrained(folder)  # type: ignore[attr-defined]
     return folder
@@ -266,7 +290,9 @@ def tiny_lcm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``make_pipeline(prediction="epsilon", scheduler="ddim", **scheduler_config) -> folder``, each built once."""
+    """``make_pipeline(prediction="epsilon", scheduler="ddim", **scheduler_config) -> folder``, each
+    built once.
+    """
     made: dict[str, Path] = {}
 
     def make(prediction: str = "epsilon", scheduler: str = "ddim", **changes: object) -> Path:
@@ -275,6 +301,7 @@ def make_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
             folder = tmp_path_factory.mktemp("tiny")
             build_pipeline(prediction, scheduler, **changes).save_pretrained(folder)  # type: ignore[attr-defined]
             made[key] = folder
+
         return made[key]
 
     return make
@@ -282,25 +309,32 @@ def make_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
 
 @pytest.fixture(scope="session")
 def tiny_sd1(make_pipeline: Callable[..., Path]) -> Path:
-    """The folder of a tiny Stable Diffusion 1.x with the scheduler it ships. Shared: do not write into it."""
+    """The folder of a tiny Stable Diffusion 1.x with the scheduler it ships. Shared: do not write
+    into it.
+    """
     return make_pipeline("epsilon", "pndm")
 
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(make_pipeline: Callable[..., Path]) -> Path:
-    """The folder of a tiny v-prediction Stable Diffusion for ``Policy.load``. Shared: do not write into it."""
+    """The folder of a tiny v-prediction Stable Diffusion for ``Policy.load``. Shared: do not write
+    into it.
+    """
     return make_pipeline("v_prediction")
 
 
 class LocalServer:
-    """A real HTTP server on this machine; `answer(body)` returns (status, JSON or bytes) or (..., ..., headers)."""
+    """A real HTTP server on this machine; `answer(body)` returns (status, JSON or bytes) or (...,
+    ..., headers).
+    """
 
     def __init__(self) -> None:
         self.answer: Callable[[Any], tuple] = lambda body: (200, {})
         self.asked: list[Any] = []  # the bodies, in the order of their arrival
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
-        outer, lock = self, threading.Lock()
+        outer = self
+        lock = threading.Lock()
 
         class Answers(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -311,15 +345,22 @@ class LocalServer:
                     outer.asked.append(body)
                     outer.headers.append(dict(self.headers))
                     outer.paths.append(self.path)
+
                 status, content, *more = outer.answer(body)
                 sent = content if isinstance(content, bytes) else json.dumps(content).encode()
+
                 try:
                     self.send_response(status)
-                    for name, value in {"Content-Length": str(len(sent)), **(more[0] if more else {})}.items():
+                    for name, value in {
+                        "Content-Length": str(len(sent)),
+                        **(more[0] if more else {}),
+                    }.items():
                         self.send_header(name, value)
+
                     self.end_headers()
                     self.wfile.write(sent)
-                except (BrokenPipeError, ConnectionResetError):  # a client that no longer waits is part of the tests
+                # a client that no longer waits is part of the tests
+                except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True
 
             def log_message(self, *words: object) -> None:
@@ -334,7 +375,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
     """A local HTTP server whose answers a test chooses; requests reach it past any proxy."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     local = LocalServer()
-    threading.Thread(target=local.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    threading.Thread(
+        target=local.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
     yield local
     local.http.shutdown()
     local.http.server_close()
@@ -349,7 +392,8 @@ def closed_port(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def build_controlnet(pipe: Any, copied: bool = True) -> Any:
-    """A tiny ControlNet for a tiny pipeline; its outputs, silent in a new one, are random and large enough to show.
+    """A tiny ControlNet for a tiny pipeline; its outputs, silent in a new one, are random and large
+    enough to show.
 
     Its other weights are ``copied`` from the pipeline's network, as is usual, or random.
     """
@@ -358,10 +402,16 @@ def build_controlnet(pipe: Any, copied: bool = True) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(4)
         channels = (4, 8, 8)
-        net = ControlNetModel.from_unet(pipe.unet, "rgb", channels, load_weights_from_unet=copied).eval()
+        net = ControlNetModel.from_unet(
+            pipe.unet, "rgb", channels, load_weights_from_unet=copied
+        ).eval()
+
         for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block):
             torch.nn.init.normal_(layer.weight, std=0.5)
-        torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=10.0)  # what enters it is small
+
+        # what enters it is small
+        torch.nn.init.normal_(net.controlnet_cond_embedding.conv_out.weight, std=10.0)
+
     return net
 
 

@@ -24,7 +24,10 @@ ONE = torch.ones(1)
 
 
 def rewards(k: int = 1, seed: int = 0) -> torch.Tensor:
-    return torch.randn(12, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3 + 5
+    return (
+        torch.randn(12, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3
+        + 5
+    )
 
 
 def scores(parts: torch.Tensor) -> Scores:
@@ -38,37 +41,53 @@ def z(value: float, among: np.ndarray) -> float:
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("kind", [BatchAdvantage, GroupAdvantage])
 def test_against_brute_force(kind: type, k: int) -> None:
-    parts, weights = rewards(k), torch.tensor([1.0, -2.0, 0.5])[:k]
+    parts = rewards(k)
+    weights = torch.tensor([1.0, -2.0, 0.5])[:k]
     got = kind(clip=1.2)(scores(parts), weights, GROUP)
     r = parts.numpy()
+
     for i in range(12):
         rows = np.ones(12, bool) if kind is BatchAdvantage else (GROUP[i] == GROUP).numpy()
-        total = sum(float(weights[j]) * z(r[i, j], r[rows, j]) for j in range(k)) / math.sqrt((weights**2).sum())
+        total = sum(float(weights[j]) * z(r[i, j], r[rows, j]) for j in range(k)) / math.sqrt(
+            (weights**2).sum()
+        )
         assert got[i].item() == pytest.approx(min(max(total, -1.2), 1.2), abs=1e-6)
+
     assert got.dtype == torch.float32
 
 
 def test_pooled_spread_against_brute_force() -> None:
-    """One prompt has equal rewards, one image stands alone, one has no score: none of them widens the others'."""
-    parts, weights = rewards(2), torch.tensor([1.0, 0.5])
+    """One prompt has equal rewards, one image stands alone, one has no score: none of them widens
+    the others'.
+    """
+    parts = rewards(2)
+    weights = torch.tensor([1.0, 0.5])
     numbers = torch.tensor([7, 7, 7, 7, 2, 2, 2, 2, 9, 9, 5, 9])
     parts[4:8, 0], parts[9, 1] = 0.1, math.nan
     got = GroupAdvantage(spread="batch")(scores(parts), weights, numbers)
-    r, there = parts.numpy(), parts.isfinite().all(1).numpy()
+    r = parts.numpy()
+    there = parts.isfinite().all(1).numpy()
     groups = [np.flatnonzero((numbers.numpy() == number) & there) for number in (7, 2, 9, 5)]
-    squares = [[(r[i, k] - r[rows, k].mean()) ** 2 for rows in groups if len(rows) > 1 for i in rows] for k in (0, 1)]
+    squares = [
+        [(r[i, k] - r[rows, k].mean()) ** 2 for rows in groups if len(rows) > 1 for i in rows]
+        for k in (0, 1)
+    ]
+
     for rows in groups:
         for i in rows:
             total = sum(
-                float(weights[k]) * (r[i, k] - r[rows, k].mean()) / math.sqrt(np.mean(squares[k])) for k in (0, 1)
+                float(weights[k]) * (r[i, k] - r[rows, k].mean()) / math.sqrt(np.mean(squares[k]))
+                for k in (0, 1)
             )
             assert got[i].item() == pytest.approx(total / math.sqrt(1.25), abs=1e-6)
+
     assert got[9] == 0 and got[10] == 0
 
 
 def test_a_prompt_that_is_nearly_always_right_leaves_the_word_to_other_rewards() -> None:
     """One image in eight scans a little worse, and is the better picture."""
-    scan, picture = torch.ones(16), torch.rand(16, generator=torch.Generator().manual_seed(0)) * 0.1
+    scan = torch.ones(16)
+    picture = torch.rand(16, generator=torch.Generator().manual_seed(0)) * 0.1
     scan[0], scan[8:12], picture[0] = 0.9, 0.0, 0.2
     parts = torch.stack([scan, picture], 1).double()
     numbers = torch.arange(16) // 8
@@ -89,7 +108,8 @@ def test_units_of_rewards_do_not_matter() -> None:
     scaled = parts * torch.tensor([1e4, 1e-3], dtype=torch.float64) + 100
     weights = torch.tensor([1.0, 1.0])
     torch.testing.assert_close(
-        GroupAdvantage()(scores(scaled), weights, GROUP), GroupAdvantage()(scores(parts), weights, GROUP)
+        GroupAdvantage()(scores(scaled), weights, GROUP),
+        GroupAdvantage()(scores(parts), weights, GROUP),
     )
 
 
@@ -136,22 +156,30 @@ def test_order_of_rows_does_not_matter() -> None:
 
 
 def test_tracker_against_brute_force() -> None:
-    track, seen = TrackerAdvantage(buffer=6, min_count=5), dict[int, list[float]]()
+    track = TrackerAdvantage(buffer=6, min_count=5)
+    seen = dict[int, list[float]]()
+
     for iteration in range(4):
         parts = rewards(seed=iteration)
-        # groups 2 and 7 come every time, 9 only now and then, so that it stays below min_count for longer
+        # groups 2 and 7 come every time, 9 only now and then, so that it stays below min_count for
+        # longer
         rows = torch.arange(12 if iteration == 2 else 8)
         got = track(scores(parts[rows]), ONE, GROUP[rows])
         r = parts[rows, 0].numpy()
+
         for number in GROUP[rows].unique().tolist():
             seen[number] = (seen.get(number, []) + r[(GROUP[rows] == number).numpy()].tolist())[-6:]
+
         for i in rows.tolist():
             among = np.array(seen[int(GROUP[i])])
-            assert got[i].item() == pytest.approx(z(r[i], among if len(among) >= 5 else r), abs=1e-5)
+            assert got[i].item() == pytest.approx(
+                z(r[i], among if len(among) >= 5 else r), abs=1e-5
+            )
 
 
 def test_tracker_state_survives_json() -> None:
-    one, two = TrackerAdvantage(4, 2), TrackerAdvantage(4, 2)
+    one = TrackerAdvantage(4, 2)
+    two = TrackerAdvantage(4, 2)
     one(scores(rewards()), ONE, GROUP)
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
     assert two.state_dict() == one.state_dict()
@@ -178,55 +206,79 @@ def test_settings_out_of_range() -> None:
 
 
 def test_per_move_against_brute_force() -> None:
-    adv, previews = rewards(seed=1)[:, 0], torch.stack([rewards(2, seed) for seed in (2, 3)], 1)  # (12, 2, 2)
+    # (12, 2, 2)
+    adv = rewards(seed=1)[:, 0]
+    previews = torch.stack([rewards(2, seed) for seed in (2, 3)], 1)
     previews[3, 0] = math.nan
     weights = torch.tensor([2.0, -1.0])
     got = per_transition(adv, previews, weights, GROUP)
+
     for move in range(2):
         seen = [i for i in range(12) if not previews[i, move].isnan().any()]
         p = previews[:, move].numpy()
         total = {
             i: sum(
-                float(weights[k]) * z(p[i, k], np.array([p[j, k] for j in seen if GROUP[j] == GROUP[i]]))
+                float(weights[k])
+                * z(p[i, k], np.array([p[j, k] for j in seen if GROUP[j] == GROUP[i]]))
                 for k in range(2)
             )
             / math.sqrt(5)
             for i in seen
         }
         slope = sum(float(adv[i]) * total[i] for i in seen) / sum(v**2 for v in total.values())
+
         for i in range(12):
-            assert got[i, move].item() == pytest.approx(float(adv[i]) - slope * total.get(i, 0.0), abs=1e-6)
+            assert got[i, move].item() == pytest.approx(
+                float(adv[i]) - slope * total.get(i, 0.0), abs=1e-6
+            )
 
 
 def test_per_move_heeds_only_the_previews_of_the_reward_that_was_asked_for() -> None:
-    adv, previews = rewards(seed=1)[:, 0], torch.stack([rewards(2, seed) for seed in (2, 3)], 1)
+    adv = rewards(seed=1)[:, 0]
+    previews = torch.stack([rewards(2, seed) for seed in (2, 3)], 1)
     asked = torch.tensor([0, 1]).repeat_interleave(2).repeat(3)
     weights = torch.tensor([2.0, -1.0]) * torch.nn.functional.one_hot(asked)
     got = per_transition(adv, previews, weights, GROUP)
     alone = torch.zeros(12, 2, dtype=torch.float64)
+
     for i in range(12):
         for move in range(2):
             column = previews[GROUP[i] == GROUP, move, asked[i]].numpy()
-            alone[i, move] = z(float(previews[i, move, asked[i]]), column) * (1 if asked[i] == 0 else -1)
+            alone[i, move] = z(float(previews[i, move, asked[i]]), column) * (
+                1 if asked[i] == 0 else -1
+            )
+
     slope = (adv[:, None] * alone).sum(0) / (alone**2).sum(0)
     torch.testing.assert_close(got.double(), adv[:, None] - slope * alone, rtol=0, atol=1e-5)
 
 
 def test_per_move_without_previews_is_the_images_advantage() -> None:
     adv = rewards()[:, 0].float()
-    assert torch.equal(per_transition(adv, torch.full((12, 3, 1), math.nan), ONE, GROUP), adv[:, None].expand(12, 3))
+    assert torch.equal(
+        per_transition(adv, torch.full((12, 3, 1), math.nan), ONE, GROUP),
+        adv[:, None].expand(12, 3),
+    )
     same = per_transition(adv, torch.full((12, 3, 1), 7.0, dtype=torch.float64), ONE, GROUP)
-    assert torch.equal(same, adv[:, None].expand(12, 3)), "a preview that tells nothing changes nothing"
+    assert torch.equal(same, adv[:, None].expand(12, 3)), (
+        "a preview that tells nothing changes nothing"
+    )
 
 
 def test_per_move_keeps_the_expected_gradient_and_takes_out_variance() -> None:
-    """Two moves, x1 = e1 and x2 = x1 + e2 / 3, reward x2: with unit scores e the gradients are as 1 to 1 / 3."""
-    groups, images = 4000, 8
-    noise = torch.randn(groups * images, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x1, x2 = noise[:, 0], noise[:, 0] + noise[:, 1] / 3
+    """Two moves, x1 = e1 and x2 = x1 + e2 / 3, reward x2: with unit scores e the gradients are as 1
+    to 1 / 3.
+    """
+    groups = 4000
+    images = 8
+    noise = torch.randn(
+        groups * images, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    x1 = noise[:, 0]
+    x2 = noise[:, 0] + noise[:, 1] / 3
     group_of = torch.arange(groups).repeat_interleave(images)
     adv = GroupAdvantage()(scores(x2[:, None]), ONE, group_of)
-    previews = torch.stack([torch.zeros_like(x1), x1], 1)[..., None]  # what is expected before each move
+    # what is expected before each move
+    previews = torch.stack([torch.zeros_like(x1), x1], 1)[..., None]
     gradients = {
         name: (value * noise).view(groups, images, 2).mean(1)
         for name, value in (
@@ -244,13 +296,19 @@ def test_per_move_keeps_the_expected_gradient_and_takes_out_variance() -> None:
 
 @pytest.mark.parametrize("within", ["prompt", "batch"])
 def test_softmax_weights_by_brute_force(within: str) -> None:
-    parts, weights = rewards(2), torch.tensor([1.0, -0.5])
+    parts = rewards(2)
+    weights = torch.tensor([1.0, -0.5])
     parts[5, 1] = math.nan
     got = SoftmaxWeights(beta=0.3, within=within)(scores(parts), weights, GROUP)
     total = (parts.numpy() * weights.numpy()).sum(1)
+
     for i in range(12):
         rows = [j for j in range(12) if j != 5 and (within == "batch" or GROUP[i] == GROUP[j])]
-        expected = len(rows) * math.exp(0.3 * total[i]) / sum(math.exp(0.3 * total[j]) for j in rows) if i != 5 else 0
+        expected = (
+            len(rows) * math.exp(0.3 * total[i]) / sum(math.exp(0.3 * total[j]) for j in rows)
+            if i != 5
+            else 0
+        )
         assert got[i].item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -260,7 +318,9 @@ def test_softmax_at_its_ends() -> None:
     greedy = SoftmaxWeights(beta=1e4)(scores(parts), ONE, GROUP)
     assert greedy.tolist() == TopFractionWeights(fraction=0.01)(scores(parts), ONE, GROUP).tolist()
     scaled = SoftmaxWeights(beta=1.0, standardise=True)
-    assert torch.allclose(scaled(scores(parts), ONE, GROUP), scaled(scores(parts * 100 + 7), ONE, GROUP))
+    assert torch.allclose(
+        scaled(scores(parts), ONE, GROUP), scaled(scores(parts * 100 + 7), ONE, GROUP)
+    )
     assert scaled(scores(torch.ones(12, 1)), ONE, GROUP).tolist() == [1.0] * 12
 
 
@@ -268,10 +328,14 @@ def test_softmax_at_its_ends() -> None:
 def test_top_fraction_keeps_the_best_of_each_prompt(fraction: float, count: int) -> None:
     parts = rewards()
     got = TopFractionWeights(fraction)(scores(parts), ONE, GROUP)
+
     for number in (7, 2, 9):
         rows = (number == GROUP).nonzero().flatten().tolist()
         best = sorted(rows, key=lambda row: -float(parts[row, 0]))[:count]
-        assert [got[row].item() for row in rows] == [4 / count if row in best else 0 for row in rows]
+        assert [got[row].item() for row in rows] == [
+            4 / count if row in best else 0 for row in rows
+        ]
+
     ties = TopFractionWeights(0.25)(scores(torch.ones(12, 1)), ONE, GROUP)
     assert ties.tolist() == [4.0, 0, 0, 0] * 3
 
@@ -284,5 +348,6 @@ def test_weights_say_what_is_wrong() -> None:
     ):
         with pytest.raises(ValueError, match="advantage"):
             make()
+
     with pytest.raises(ValueError, match="2 reward weights were given for 1"):
         SoftmaxWeights()(scores(rewards()), torch.ones(2), GROUP)

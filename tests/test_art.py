@@ -27,8 +27,12 @@ ASKED = Prompt("a cat", {"payload": "AB12C"})
 
 
 @pytest.fixture
-def artist(tiny_pipeline: Path, tiny_controlnet: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Policy, Sampler]:
-    """A model whose fifth, tenth, ... picture of a batch is the bare code, and the sixth, ... a code hardly read."""
+def artist(
+    tiny_pipeline: Path, tiny_controlnet: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Policy, Sampler]:
+    """A model whose fifth, tenth, ... picture of a batch is the bare code, and the sixth, ... a
+    code hardly read.
+    """
     policy = Policy.load(tiny_pipeline, controlnet=str(tiny_controlnet), size=64, train="none")
 
     def decode(latent: Tensor) -> Tensor:
@@ -43,7 +47,9 @@ def artist(tiny_pipeline: Path, tiny_controlnet: Path, monkeypatch: pytest.Monke
 
 def test_what_is_read_is_kept(artist: tuple[Policy, Sampler], tmp_path: Path) -> None:
     heard: list[tuple[int, int]] = []
-    found = search(*artist, ASKED, Scanner(), count=4, tries=100, on_try=lambda *said: heard.append(said))
+    found = search(
+        *artist, ASKED, Scanner(), count=4, tries=100, on_try=lambda *said: heard.append(said)
+    )
     assert [one.attempt for one in found.found] == [5, 10, 15, 16 + 5] and found.tries == 32
     assert (found.payload, found.passed) == ("AB12C", 6), "those beyond the four count too"
     assert found.read >= 6 and heard == [(16, 3), (32, 4)]
@@ -63,9 +69,14 @@ def test_a_folder_that_is_a_file(artist: tuple[Policy, Sampler], tmp_path: Path)
 
 
 def test_models_that_draw_no_codes(tiny_pipeline: Path, tiny_controlnet: Path) -> None:
-    with pytest.raises(ValueError, match="draws no codes by itself: give a ControlNet for it by --controlnet"):
+    with pytest.raises(
+        ValueError, match="draws no codes by itself: give a ControlNet for it by --controlnet"
+    ):
         open_artist(str(tiny_pipeline))
-    policy, sampler = open_artist(str(tiny_pipeline), str(tiny_controlnet), steps=3, guidance=2.0, scale=1.5)
+
+    policy, sampler = open_artist(
+        str(tiny_pipeline), str(tiny_controlnet), steps=3, guidance=2.0, scale=1.5
+    )
     assert policy.has_controlnet and (sampler.steps, sampler.control.scale) == (3, 1.5)
     assert open_artist(str(tiny_pipeline), str(tiny_controlnet))[1].control.scale == 1.0
 
@@ -77,13 +88,33 @@ def test_embedded_models_draw_codes_with_the_embedded_controlnet() -> None:
 
 
 def test_the_command(
-    artist: tuple[Policy, Sampler], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    artist: tuple[Policy, Sampler],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(art, "open_artist", lambda *words, **settings: asked.append((words, settings)) or artist)
-    words = ["qr", "AB12C", "--prompt", "a cat", "--out", str(tmp_path / "out"), "--n", "2", "--model", "m"]
+    monkeypatch.setattr(
+        art, "open_artist", lambda *words, **settings: asked.append((words, settings)) or artist
+    )
+    words = [
+        "qr",
+        "AB12C",
+        "--prompt",
+        "a cat",
+        "--out",
+        str(tmp_path / "out"),
+        "--n",
+        "2",
+        "--model",
+        "m",
+    ]
     code, out, _ = run(capsys, *words)
-    assert code == 0 and "3 of 16 tries are read under every condition" in out and "2 kept, they say 'AB12C'" in out
+    assert (
+        code == 0
+        and "3 of 16 tries are read under every condition" in out
+        and "2 kept, they say 'AB12C'" in out
+    )
     assert asked[0][0] == ("m", ""), "a run has its own ControlNet"
     code, out, _ = run(capsys, *words, "--json", "--controlnet", "c")
     told = json.loads(out)
@@ -93,6 +124,10 @@ def test_the_command(
     code, out, _ = run(capsys, *words, "--tries", "4")
     assert code == 1 and "0 of 4 tries" in out, "nothing is read"
     code, _, err = run(capsys, "qr", "AB12C")
-    assert code == 2 and "qr needs a PAYLOAD and a --prompt to draw, or --verify IMAGE to read" in err
-    code, _, err = run(capsys, "qr", "much too long for sixty-four pixels", "--prompt", "a cat", "--model", "m")
+    assert (
+        code == 2 and "qr needs a PAYLOAD and a --prompt to draw, or --verify IMAGE to read" in err
+    )
+    code, _, err = run(
+        capsys, "qr", "much too long for sixty-four pixels", "--prompt", "a cat", "--model", "m"
+    )
     assert code == 2 and "does not fit a canvas of 64 px" in err

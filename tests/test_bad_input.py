@@ -1,4 +1,6 @@
-"""Bad input, through the command line: one clear sentence, exit code 2, and nothing that was there is lost."""
+"""Bad input, through the command line: one clear sentence, exit code 2, and nothing that was there
+is lost.
+"""
 
 from __future__ import annotations
 
@@ -48,24 +50,43 @@ batch = {{ prompts = 2, images_per_prompt = 2, minibatches = 1 }}
 evaluation = {{ images_per_prompt = 0 }}
 run = {{ sample_every = 0 }}
 """)
+
     return path
 
 
 @pytest.fixture
 def fails(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Attempt:
-    """`fails(*overrides, resume=False)` trains into `out`, expects exit code 2, and gives the one sentence said."""
+    """`fails(*overrides, resume=False)` trains into `out`, expects exit code 2, and gives the one
+    sentence said.
+    """
 
     def attempt(*overrides: str, resume: bool = False) -> str:
-        changes = [part for text in overrides for part in ("--set", text.replace("HERE", str(tmp_path)))]
+        changes = [
+            part for text in overrides for part in ("--set", text.replace("HERE", str(tmp_path)))
+        ]
         capsys.readouterr()
+
         with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
             warnings.simplefilter("always")  # which the command line says in its own way
             cli.main(
-                ["train", str(recipe), "--out", str(tmp_path / "out"), *changes, *(["--resume"] if resume else [])]
+                [
+                    "train",
+                    str(recipe),
+                    "--out",
+                    str(tmp_path / "out"),
+                    *changes,
+                    *(["--resume"] if resume else []),
+                ]
             )
+
         lines = capsys.readouterr().err.splitlines()
-        said = [line for line in lines if line.startswith("burnish: ") and not line.startswith("burnish: warning: ")]
+        said = [
+            line
+            for line in lines
+            if line.startswith("burnish: ") and not line.startswith("burnish: warning: ")
+        ]
         assert ended.value.code == 2 and len(said) == 1, said
+
         return said[0].removeprefix("burnish: ")
 
     return attempt
@@ -78,7 +99,11 @@ def trained(recipe: Path, tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_misspelt_key(fails: Attempt) -> None:
@@ -86,7 +111,9 @@ def test_misspelt_key(fails: Attempt) -> None:
 
 
 def test_wrong_type(fails: Attempt) -> None:
-    assert "optimizer.lr = 'fast' is of the wrong type; it wants a number" in fails("optimizer.lr=fast")
+    assert "optimizer.lr = 'fast' is of the wrong type; it wants a number" in fails(
+        "optimizer.lr=fast"
+    )
 
 
 def test_zero_steps(fails: Attempt) -> None:
@@ -98,7 +125,9 @@ def test_eta_zero_with_a_policy_gradient(fails: Attempt) -> None:
 
 
 def test_more_transitions_than_there_are(fails: Attempt) -> None:
-    assert "batch.transitions = 9, but an image of 2 steps has only 2 noisy moves" in fails("batch.transitions=9")
+    assert "batch.transitions = 9, but an image of 2 steps has only 2 noisy moves" in fails(
+        "batch.transitions=9"
+    )
     said = fails("batch.transitions=2", "batch.least_noise=0.03")
     assert "only 1 noisy moves with the noise that batch.least_noise = 0.03 asks for" in said
 
@@ -147,8 +176,10 @@ def test_foreign_checkpoint(trained: Path, recipe: Path) -> None:
     foreign = Run(trained).checkpoints / "000009"
     foreign.mkdir()
     (foreign / "pytorch_model.bin").write_bytes(b"something else")
+
     with pytest.warns(UserWarning, match="000009: not a whole checkpoint"):
         train(configuration.load(recipe, ["iterations=2"]), trained, resume=True)
+
     assert [record["iteration"] for record in Run(trained).records()] == [1, 2]
 
 
@@ -156,7 +187,10 @@ def test_foreign_checkpoint(trained: Path, recipe: Path) -> None:
     ("reward", "said"),
     [
         ("nan", "reward 'nan' returned nan for 4 of 4 images (first: row 0, prompt 'a cat')"),
-        ("shape", "reward 'shape' returned a float32 tensor of shape (4, 32) for 4 images; it must return shape (4,)"),
+        (
+            "shape",
+            "reward 'shape' returned a float32 tensor of shape (4, 32) for 4 images; it must return shape (4,)",
+        ),
         ("constant", "reward 'constant' gave [0.5] to all 4 images of the first iteration"),
         ("raises", "reward 'raises' raised"),
     ],
@@ -166,7 +200,11 @@ def test_reward(fails: Attempt, reward: str, said: str) -> None:
 
 
 def test_full_disk(trained: Path, fails: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {name: content for name, content in files(trained).items() if name.startswith(("checkpoints", "adapter"))}
+    before = {
+        name: content
+        for name, content in files(trained).items()
+        if name.startswith(("checkpoints", "adapter"))
+    }
 
     def full(tensors: dict, path: Path) -> None:
         Path(path).write_bytes(b"half")
@@ -174,19 +212,25 @@ def test_full_disk(trained: Path, fails: Attempt, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     said = fails("iterations=2", resume=True)
-    assert "checkpoints/000002 could not be written: the disk is full" in said and "--resume" in said
+    assert (
+        "checkpoints/000002 could not be written: the disk is full" in said and "--resume" in said
+    )
     assert {name: files(trained)[name] for name in before} == before
     assert not [name for name in files(trained) if "part" in name]
 
 
-def test_full_disk_under_the_adapter(trained: Path, fails: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_under_the_adapter(
+    trained: Path, fails: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = (Run(trained).adapter / "pytorch_lora_weights.safetensors").read_bytes()
 
     def full(*_: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(Policy, "save_adapter", full)
-    assert "out/adapter could not be written: the disk is full" in fails("iterations=2", resume=True)
+    assert "out/adapter could not be written: the disk is full" in fails(
+        "iterations=2", resume=True
+    )
     assert (Run(trained).adapter / "pytorch_lora_weights.safetensors").read_bytes() == before
 
 

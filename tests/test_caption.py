@@ -1,4 +1,6 @@
-"""BERTScore recall against brute force in float64, and the reward `caption` on what a model says or does not say."""
+"""BERTScore recall against brute force in float64, and the reward `caption` on what a model says or
+does not say.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from burnish.rewards.caption import Encoder, caption
 from burnish.types import Prompt
 
 WORDS = "[PAD] [CLS] [SEP] [UNK] the image contains a cat dog and guitar on blue background two cats".split()
-ANSWERS = ["a cat", "a dog and a guitar on a blue background", "two cats", "a cat and a guitar", "capybaras"]
+ANSWERS = [
+    "a cat",
+    "a dog and a guitar on a blue background",
+    "two cats",
+    "a cat and a guitar",
+    "capybaras",
+]
 REFERENCES = ["The image contains a cat and a guitar", "The image contains two cats"]
 
 
@@ -27,12 +35,15 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("bert")
     text = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    text.normalizer, text.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    text.normalizer = normalizers.Lowercase()
+    text.pre_tokenizer = pre_tokenizers.Whitespace()
     text.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
     )
     marks = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
-    PreTrainedTokenizerFast(tokenizer_object=text, model_max_length=64, **marks).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=text, model_max_length=64, **marks).save_pretrained(
+        folder
+    )
     torch.manual_seed(0)
     BertModel(
         BertConfig(
@@ -45,6 +56,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
             initializer_range=0.5,  # so that states differ
         )
     ).save_pretrained(folder)
+
     return folder
 
 
@@ -58,8 +70,11 @@ def brute(model: torch.nn.Module, layer: int, answer: str, reference: str) -> fl
             out = model(torch.tensor([numbers]), output_hidden_states=True).hidden_states[layer]
         return list(out[0])
 
-    said, wanted = states(answer), states(reference)[1:-1]  # marks are not averaged over, but may be matched
+    # marks are not averaged over, but may be matched
+    said = states(answer)
+    wanted = states(reference)[1:-1]
     cosines = [max(float(r @ c / (r.norm() * c.norm())) for c in said) for r in wanted]
+
     return sum(cosines) / len(cosines)
 
 
@@ -67,7 +82,8 @@ def brute(model: torch.nn.Module, layer: int, answer: str, reference: str) -> fl
 def test_recall_is_brute_force(bert: Path, layer: int) -> None:
     from transformers import BertModel
 
-    pairs = [(answer, reference) for answer in ANSWERS for reference in REFERENCES]  # of many lengths in one batch
+    # of many lengths in one batch
+    pairs = [(answer, reference) for answer in ANSWERS for reference in REFERENCES]
     found = Encoder.load(str(bert), layer).recall([a for a, _ in pairs], [r for _, r in pairs])
     exact = BertModel.from_pretrained(bert).eval()
     expected = torch.tensor([brute(exact, layer, *pair) for pair in pairs])
@@ -77,16 +93,22 @@ def test_recall_is_brute_force(bert: Path, layer: int) -> None:
 
 def test_layers(bert: Path) -> None:
     assert Encoder.load(str(bert)).layer == 3 and Encoder.load("zoo:emoji-clip").layer == 0
-    with pytest.raises(ValueError, match="layer = 4: .* has layers 1 to 3, and 0 for its word embeddings"):
+    with pytest.raises(
+        ValueError, match="layer = 4: .* has layers 1 to 3, and 0 for its word embeddings"
+    ):
         Encoder.load(str(bert), 4)
 
 
 def test_word_embeddings_know_words_and_not_their_places() -> None:
     recall = Encoder.load("zoo:emoji-clip").recall
     asked = "a cat and a guitar"
-    same = recall([asked, "a guitar and a cat", "a cat and a guitar on a blue background"], [asked] * 3)
+    same = recall(
+        [asked, "a guitar and a cat", "a cat and a guitar on a blue background"], [asked] * 3
+    )
     torch.testing.assert_close(same, torch.ones(3))
-    half, wrong, nothing = recall(["a cat and a drum", "a dog and a drum", "nothing"], [asked] * 3).tolist()
+    half, wrong, nothing = recall(
+        ["a cat and a drum", "a dog and a drum", "nothing"], [asked] * 3
+    ).tolist()
     assert 0.95 > half > wrong > nothing
 
 
@@ -95,7 +117,9 @@ def test_a_text_without_a_token_is_missing(bert: Path) -> None:
 
 
 def recall_of(folder: Path, answers: list[str]) -> list[bool]:
-    return Encoder.load(str(folder)).recall(answers, [REFERENCES[0]] * len(answers)).isnan().tolist()
+    return (
+        Encoder.load(str(folder)).recall(answers, [REFERENCES[0]] * len(answers)).isnan().tolist()
+    )
 
 
 def says(*answers: str | None) -> vlm.Vlm:
@@ -107,26 +131,35 @@ def says(*answers: str | None) -> vlm.Vlm:
     return ask
 
 
-def test_missing_answers_are_missing_and_not_zero(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_answers_are_missing_and_not_zero(
+    bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(vlm, "load", lambda *_, **__: says("a cat", None, "", "a dog"))
     reward = caption("anything", encoder=str(bert), layer=2)
     values = reward(torch.rand(4, 3, 8, 8), [Prompt("a cat")] * 4)
     assert values.isnan().tolist() == [False, True, True, False]
-    expected = Encoder.load(str(bert), 2).recall(["a cat", "a dog"], ["The image contains a cat"] * 2)
+    expected = Encoder.load(str(bert), 2).recall(
+        ["a cat", "a dog"], ["The image contains a cat"] * 2
+    )
     torch.testing.assert_close(values[[0, 3]], expected)
     monkeypatch.setattr(vlm, "load", lambda *_, **__: says(None, ""))
+
     with pytest.raises(ValueError, match="m has no answer for any of 2 images"):
         caption("m", encoder=str(bert))(torch.rand(2, 3, 8, 8), [Prompt("a cat")] * 2)
 
 
 def test_the_prompt_stands_in_the_reference(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vlm, "load", lambda *_, **__: says("the image contains {two} cats"))
-    images, prompts = torch.rand(1, 3, 8, 8), [Prompt("{two} cats")]
+    images = torch.rand(1, 3, 8, 8)
+    prompts = [Prompt("{two} cats")]
     assert math.isclose(float(caption("m", encoder=str(bert))(images, prompts)), 1, abs_tol=1e-6)
     assert caption("m", encoder=str(bert), reference="a dog {prompt}")(images, prompts) < 0.999
     known = [Prompt(prompt.text, {"animal": "dog"}) for prompt in prompts]
     by_name = caption("m", encoder=str(bert), reference="a {animal} {prompt}")(images, known)
-    assert by_name.equal(caption("m", encoder=str(bert), reference="a dog {prompt}")(images, prompts))
+    assert by_name.equal(
+        caption("m", encoder=str(bert), reference="a dog {prompt}")(images, prompts)
+    )
+
     with pytest.raises(ValueError, match=r"has no \{animal\}; it has prompt"):
         caption("m", encoder=str(bert), reference="a {animal}")(images, prompts)
     with pytest.raises(ValueError, match=r'reference = "a cat" must contain \{prompt\}'):
@@ -134,7 +167,12 @@ def test_the_prompt_stands_in_the_reference(bert: Path, monkeypatch: pytest.Monk
 
 
 def test_an_encoder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is not a folder with a language model and its tokenizer"):
+    with pytest.raises(
+        ValueError, match=r"is not a folder with a language model and its tokenizer"
+    ):
         Encoder.load(str(tmp_path))
-    with pytest.raises(ValueError, match="the zoo has no 'emoji-clop'; did you mean zoo:emoji-clip"):
+
+    with pytest.raises(
+        ValueError, match="the zoo has no 'emoji-clop'; did you mean zoo:emoji-clip"
+    ):
         Encoder.load("zoo:emoji-clop")

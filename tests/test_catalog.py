@@ -51,20 +51,29 @@ def test_a_plain_function_of_every_kind(tmp_path: Path) -> None:
     use = f"{tmp_path}/mine.py:first"
     made = catalog.build("advantage", {"use": use, "power": 2})
     assert made(Scores(torch.full((2, 1), 3.0), ("x",)), None, None).tolist() == [9.0, 9.0]
+
     with pytest.raises(ValueError, match="needs scores"):
         catalog.build("reward", {"use": use})
 
 
 def test_a_package_name() -> None:
-    assert catalog.resolve("kernel", "burnish.diffusion.kernels:ddim") is catalog.resolve("kernel", "ddim")
+    assert catalog.resolve("kernel", "burnish.diffusion.kernels:ddim") is catalog.resolve(
+        "kernel", "ddim"
+    )
 
 
 @pytest.mark.parametrize(
     ("table", "said"),
     [
         ({}, "say which one by use"),
-        ({"use": "compresibility"}, 'use = "compresibility" is unknown; did you mean "compressibility"?'),
-        ({"use": "compressibility", "qualty": 90}, 'does not take "qualty"; did you mean "quality"?'),
+        (
+            {"use": "compresibility"},
+            'use = "compresibility" is unknown; did you mean "compressibility"?',
+        ),
+        (
+            {"use": "compressibility", "qualty": 90},
+            'does not take "qualty"; did you mean "quality"?',
+        ),
         (
             {"use": "compressibility", "quality": "high"},
             "reward.quality = 'high' is of the wrong type; .* whole number",
@@ -72,7 +81,10 @@ def test_a_package_name() -> None:
         ({"use": "compressibility", "quality": 500}, "quality = 500"),
         ({"use": "FILE:rednes"}, 'has no function "rednes"; did you mean "redness"?'),
         ({"use": "FILE:not_callable"}, 'has no function "not_callable"'),
-        ({"use": "FILE:redness", "strenght": 1}, 'does not take "strenght"; did you mean "strength"?'),
+        (
+            {"use": "FILE:redness", "strenght": 1},
+            'does not take "strenght"; did you mean "strength"?',
+        ),
         ({"use": "FILE:factory"}, "needs power = ..."),
         ({"use": "FILE:factory", "power": True}, "power = True is of the wrong type"),
         ({"use": "FILE:"}, "needs both parts"),
@@ -80,7 +92,11 @@ def test_a_package_name() -> None:
     ],
 )
 def test_what_is_wrong_is_said(file: str, table: dict, said: str) -> None:
-    table = {key: value.replace("FILE", file) if isinstance(value, str) else value for key, value in table.items()}
+    table = {
+        key: value.replace("FILE", file) if isinstance(value, str) else value
+        for key, value in table.items()
+    }
+
     with pytest.raises(ValueError, match=said):
         catalog.build("reward", table)
 

@@ -1,4 +1,6 @@
-"""Checkpoints: round trip, damage, foreign folders, a full disk. Nothing that was there before is lost."""
+"""Checkpoints: round trip, damage, foreign folders, a full disk. Nothing that was there before is
+lost.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,10 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     assert checkpoint.save(tmp_path, saved).name == "000007"
     found = checkpoint.restore(tmp_path)
     assert found is not None and found.iteration == 7 and found.advantage == saved.advantage
+
     for kind in ("weights", "optimizer"):
-        old, new = getattr(saved, kind), getattr(found, kind)
+        old = getattr(saved, kind)
+        new = getattr(found, kind)
         assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
 
 
@@ -62,11 +66,15 @@ def test_nothing_there_is_none(tmp_path: Path) -> None:
     assert checkpoint.restore(tmp_path / "none") is None
 
 
-@pytest.mark.parametrize("damage", ["truncated", "changed", "no state", "torn state", "foreign", "newer", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "changed", "no state", "torn state", "foreign", "newer", "empty"]
+)
 def test_a_damaged_or_foreign_one_is_skipped(tmp_path: Path, damage: str) -> None:
     checkpoint.save(tmp_path, state(1))
     newest = checkpoint.save(tmp_path, state(2))
-    tensors, about = newest / "tensors.safetensors", newest / "state.json"
+    tensors = newest / "tensors.safetensors"
+    about = newest / "state.json"
+
     if damage == "truncated":
         tensors.write_bytes(tensors.read_bytes()[:-7])
     elif damage == "changed":
@@ -81,8 +89,10 @@ def test_a_damaged_or_foreign_one_is_skipped(tmp_path: Path, damage: str) -> Non
         about.write_text(about.read_text().replace('"format": 1', '"format": 99'))
     elif damage == "empty":
         tensors.write_bytes(b"")
+
     with pytest.warns(UserWarning, match=r"000002: .*; it is skipped"):
         found = checkpoint.restore(tmp_path)
+
     assert found is not None and found.iteration == 1
     checkpoint.save(tmp_path, state(2), keep=1)
     again = checkpoint.restore(tmp_path)
@@ -93,16 +103,21 @@ def test_a_damaged_one_of_later_does_not_push_out_a_whole_one(tmp_path: Path) ->
     checkpoint.save(tmp_path, state(9))
     (tmp_path / "000009" / "state.json").unlink()
     checkpoint.save(tmp_path, state(3), keep=1)
+
     with pytest.warns(UserWarning, match="000009"):
         found = checkpoint.restore(tmp_path)
+
     assert found is not None and found.iteration == 3
 
 
 def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     (checkpoint.save(tmp_path, state(1)) / "state.json").unlink()
+
     with (
         pytest.warns(UserWarning, match="000001"),
-        pytest.raises(ValueError, match="none of its 1 checkpoints is whole; train again with another --out"),
+        pytest.raises(
+            ValueError, match="none of its 1 checkpoints is whole; train again with another --out"
+        ),
     ):
         checkpoint.restore(tmp_path)
 
@@ -114,7 +129,9 @@ def test_all_damaged_is_an_error(tmp_path: Path) -> None:
         SafetensorError("I/O error: No space left on device (os error 28)"),
     ],
 )
-def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: Exception) -> None:
+def test_a_full_disk_keeps_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: Exception
+) -> None:
     checkpoint.save(tmp_path, state(1))
 
     def half(tensors: dict, path: Path) -> None:
@@ -122,8 +139,11 @@ def test_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: pytest.Mo
         raise full
 
     monkeypatch.setattr(checkpoint, "save_file", half)
-    with pytest.raises(OSError, match=r"000002 could not be written: the disk is full; .*free some space"):
+    with pytest.raises(
+        OSError, match=r"000002 could not be written: the disk is full; .*free some space"
+    ):
         checkpoint.save(tmp_path, state(2), keep=1)
+
     assert [path.name for path in tmp_path.iterdir()] == ["000001"]
     found = checkpoint.restore(tmp_path)
     assert found is not None and found.iteration == 1

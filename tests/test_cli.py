@@ -1,4 +1,6 @@
-"""The commands end to end on a tiny random pipeline: what they print, what they leave, how they fail and stop."""
+"""The commands end to end on a tiny random pipeline: what they print, what they leave, how they
+fail and stop.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def test_help_is_instant_and_teaches_by_example(capsys: pytest.CaptureFixture[st
     assert code == 0 and "burnish train demo" in out
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "burnish.cli", "--help"], check=True, capture_output=True)
-    assert time.perf_counter() - started < 5  # about 0.4 s on a free machine; with torch imported it would not be
+    # about 0.4 s on a free machine; with torch imported it would not be
+    assert time.perf_counter() - started < 5
+
     for command in ("train", "sample", "evaluate", "report", "check"):
         _, out, _ = run(capsys, command, "--help")
         assert f"burnish {command} " in out
@@ -92,11 +96,17 @@ def test_list_names_every_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(f"  {name} " in out for name in recipes())
 
 
-def test_from_a_recipe_to_a_report(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_a_recipe_to_a_report(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = str(tmp_path / "run")
     code, out, err = run(capsys, "train", str(recipe), "--set", "seed=3", "--out", folder)
     assert code == 0, err
-    assert "iteration 2/2  compressibility" in out and "paired gain" in out and f"burnish report {folder}" in out
+    assert (
+        "iteration 2/2  compressibility" in out
+        and "paired gain" in out
+        and f"burnish report {folder}" in out
+    )
 
     code, out, _ = run(capsys, "report", folder)
     assert code == 0 and "<svg" in Path(out.strip()).read_text()
@@ -105,11 +115,22 @@ def test_from_a_recipe_to_a_report(recipe: Path, tmp_path: Path, capsys: pytest.
     assert code == 0 and "95 % interval" in out
     assert len(json.loads((tmp_path / "run" / "evaluation.json").read_text())["train"]["ci95"]) == 2
 
-    grid, single = tmp_path / "grid.png", tmp_path / "single"
-    assert run(capsys, "sample", folder, "-p", "a cat", "-p", "a dog", "-n", "3", "--out", str(grid))[0] == 0
+    grid = tmp_path / "grid.png"
+    single = tmp_path / "single"
+    assert (
+        run(capsys, "sample", folder, "-p", "a cat", "-p", "a dog", "-n", "3", "--out", str(grid))[
+            0
+        ]
+        == 0
+    )
+
     with Image.open(grid) as picture:
         assert picture.size == (3 * 32, 2 * 32)
-    assert run(capsys, "sample", folder, "-p", "a cat", "-n", "1", "--before", "--out", str(single))[0] == 0
+
+    assert (
+        run(capsys, "sample", folder, "-p", "a cat", "-n", "1", "--before", "--out", str(single))[0]
+        == 0
+    )
     assert [path.name for path in single.iterdir()] == ["00-a-cat-00.png"]
 
     code, out, err = run(capsys, "train", str(recipe), "--out", folder)
@@ -117,23 +138,46 @@ def test_from_a_recipe_to_a_report(recipe: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_only_the_first_of_several_processes_speaks(
-    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    recipe: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    code, out, _ = run(capsys, "train", str(recipe), "--set", "iterations=1", "--out", str(tmp_path / "run"))
+    code, out, _ = run(
+        capsys, "train", str(recipe), "--set", "iterations=1", "--out", str(tmp_path / "run")
+    )
     assert code == 0 and out == ""
 
 
-def test_sample_from_a_model_is_seeded(tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sample_from_a_model_is_seeded(
+    tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pictures = []
+
     for name, seed in (("a.png", "1"), ("b.png", "1"), ("c.png", "2")):
         out = str(tmp_path / name)
-        run(capsys, "sample", str(tiny_pipeline), "-p", "a cat", "--steps", "2", "--seed", seed, "--out", out)
+        run(
+            capsys,
+            "sample",
+            str(tiny_pipeline),
+            "-p",
+            "a cat",
+            "--steps",
+            "2",
+            "--seed",
+            seed,
+            "--out",
+            out,
+        )
         pictures.append((tmp_path / name).read_bytes())
+
     assert pictures[0] == pictures[1] != pictures[2]
 
 
-def test_sigterm_saves_and_says_how_to_go_on(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sigterm_saves_and_says_how_to_go_on(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     reward = tmp_path / "reward.py"
     reward.write_text(
         "import os, signal, pathlib\n"
@@ -141,7 +185,8 @@ def test_sigterm_saves_and_says_how_to_go_on(recipe: Path, tmp_path: Path, capsy
         "calls = [0]\n"
         "def brightness(images, prompts):\n"
         "    calls[0] += 1\n"
-        "    if calls[0] == 3 and not flag.exists():\n"  # 1: evaluation; 2, 3: the first two iterations
+        # 1: evaluation; 2, 3: the first two iterations
+        "    if calls[0] == 3 and not flag.exists():\n"
         "        flag.touch()\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "    return images.mean((1, 2, 3))\n"
@@ -154,18 +199,22 @@ def test_sigterm_saves_and_says_how_to_go_on(recipe: Path, tmp_path: Path, capsy
 
     code, out, err = run(capsys, "train", "--resume", "--out", str(folder))
     assert code == 0, err
-    iterations = [json.loads(text)["iteration"] for text in (folder / "log.jsonl").read_text().splitlines()]
+    iterations = [
+        json.loads(text)["iteration"] for text in (folder / "log.jsonl").read_text().splitlines()
+    ]
     assert iterations == [1, 2, 3, 4]
 
 
 def test_a_second_signal_ends_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
+
     with stopping() as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGINT)
         assert stop()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -184,7 +233,11 @@ def test_a_second_signal_ends_at_once() -> None:
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, *arguments)
@@ -203,14 +256,20 @@ def test_plain_line_says_everything() -> None:
 
 MANY = {
     **RECORD,
-    "rewards": {"jpeg": {"mean": -1.5, "std": 0.25, "within": 0.125}, "red": {"mean": 0.5, "std": 2, "within": 1}},
+    "rewards": {
+        "jpeg": {"mean": -1.5, "std": 0.25, "within": 0.125},
+        "red": {"mean": 0.5, "std": 2, "within": 1},
+    },
     "front": 0.375,
 }
 
 
 def test_plain_line_of_several_rewards() -> None:
     said = line(MANY, 10, None)
-    assert "  jpeg -1.5 ± 0.25 (0.125 within a prompt)  red 0.5 ± 2 (1 within a prompt)  front 0.375  ratio-1" in said
+    assert (
+        "  jpeg -1.5 ± 0.25 (0.125 within a prompt)  red 0.5 ± 2 (1 within a prompt)  front 0.375  ratio-1"
+        in said
+    )
 
 
 def test_live_table_of_several_rewards() -> None:
@@ -218,6 +277,7 @@ def test_live_table_of_several_rewards() -> None:
     with Progress(10, console) as progress:
         progress(MANY)
         console.print(progress._view())
+
     text = console.export_text()
     assert all(word in text for word in ("jpeg", "red", "0.5 ± 2", "front", "0.375"))
 
@@ -229,18 +289,28 @@ def test_a_run_with_identifiers_is_asked_for_what_one_prefers(
     rewards = 'rewards=[{use="compressibility"},{use="incompressibility"}]'
     more = ["iterations=1", "sampler.identifiers=tokens", "batch.images_per_prompt=4", rewards]
     code, out, err = run(
-        capsys, "train", str(recipe), *(part for one in more for part in ("--set", one)), "--out", folder
+        capsys,
+        "train",
+        str(recipe),
+        *(part for one in more for part in ("--set", one)),
+        "--out",
+        folder,
     )
     assert code == 0 and "within a prompt" in out and "front" in out, err
     assert run(capsys, "evaluate", folder)[0] == 0
     pictures = []
+
     for number, preferred in enumerate(
         ("", "compressibility", "incompressibility", "compressibility,incompressibility")
     ):
         grid = tmp_path / f"{number}.png"
         asked = ["--prefer", preferred] if preferred else []
-        assert run(capsys, "sample", folder, "-p", "a cat", "-n", "1", *asked, "--out", str(grid))[0] == 0
+        assert (
+            run(capsys, "sample", folder, "-p", "a cat", "-n", "1", *asked, "--out", str(grid))[0]
+            == 0
+        )
         pictures.append(grid.read_bytes())
+
     assert pictures[0] == pictures[3] and len(set(pictures)) == 3
     code, _, err = run(capsys, "sample", folder, "-p", "a cat", "--prefer", "beauty")
     assert code == 2 and 'has no reward "beauty"' in err
@@ -253,9 +323,15 @@ def test_live_table_in_a_terminal() -> None:
         progress(RECORD)
         assert progress.left() == pytest.approx(7 * 6.1)
         console.print(progress._view())
+
     text = console.export_text()
     assert all(word in text for word in ("jpeg", "-1.5 ± 0.25", "3/10", "left"))
 
 
 def test_duration() -> None:
-    assert [duration(seconds) for seconds in (4.2, 89, 150, 7500)] == ["4 s", "89 s", "2 min", "2 h 05 min"]
+    assert [duration(seconds) for seconds in (4.2, 89, 150, 7500)] == [
+        "4 s",
+        "89 s",
+        "2 min",
+        "2 h 05 min",
+    ]

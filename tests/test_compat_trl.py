@@ -1,4 +1,6 @@
-"""TRL's names on Burnish's loop: a script runs, and does what its options say it would do under TRL."""
+"""TRL's names on Burnish's loop: a script runs, and does what its options say it would do under
+TRL.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ if __name__ == "__main__":
 """
 
 
-def redness(images: Tensor, prompts: tuple[str, ...], metadata: tuple[Any, ...]) -> tuple[Tensor, dict[str, Any]]:
+def redness(
+    images: Tensor, prompts: tuple[str, ...], metadata: tuple[Any, ...]
+) -> tuple[Tensor, dict[str, Any]]:
     return images[:, 0].mean((1, 2)), {"seen": prompts}
 
 
@@ -95,11 +99,16 @@ def pipeline(tiny_pipeline: Path) -> DefaultDDPOStableDiffusionPipeline:
 
 
 def burnish(config: DDPOConfig, **more: Any) -> Config:
-    return config.to_burnish("zoo:emoji-sd", {"use": "animals"}, [{"use": "compressibility"}], **more)
+    return config.to_burnish(
+        "zoo:emoji-sd", {"use": "animals"}, [{"use": "compressibility"}], **more
+    )
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in one.items() if not k.startswith("seconds")} for one in Run(folder).records()]
+    return [
+        {k: v for k, v in one.items() if not k.startswith("seconds")}
+        for one in Run(folder).records()
+    ]
 
 
 def picture(pipe: Any) -> Any:
@@ -108,7 +117,8 @@ def picture(pipe: Any) -> Any:
     return pipe("a cat", num_inference_steps=3, generator=noise, output_type="np").images
 
 
-# The options ----------------------------------------------------------------------------------------------------------
+# The options
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_options_are_those_of_trl_with_their_defaults() -> None:
@@ -129,10 +139,14 @@ def test_options_from_the_command_line() -> None:
     (config,) = HfArgumentParser(DDPOConfig).parse_args_into_dataclasses(arguments.split())
     assert (config.num_epochs, config.train_cfg, config.log_with) == (3, False, "wandb")
     assert config.train_clip_range == 2e-4 and config.per_prompt_stat_tracking and config.allow_tf32
-    assert DDPOConfig(project_kwargs={"project_dir": "save"}).to_dict()["project_kwargs/project_dir"] == "save"
+    assert (
+        DDPOConfig(project_kwargs={"project_dir": "save"}).to_dict()["project_kwargs/project_dir"]
+        == "save"
+    )
 
 
-# By hand from TRL's loop: images an epoch = s n p; optimizer steps an epoch = s n / (b a) * inner epochs
+# By hand from TRL's loop: images an epoch = s n p; optimizer steps an epoch = s n / (b a) * inner
+# epochs
 @pytest.mark.parametrize(
     "s, n, b, a, inner, processes, images, steps",
     [
@@ -156,15 +170,23 @@ def test_images_and_optimizer_steps_of_an_epoch(
         ),
         processes=processes,
     )
-    assert (config.batch.prompts, config.batch.images_per_prompt, config.batch.sample_batch) == (images, 1, s)
+    assert (config.batch.prompts, config.batch.images_per_prompt, config.batch.sample_batch) == (
+        images,
+        1,
+        s,
+    )
     job: Any = SimpleNamespace(config=config, world=World(), parts=SimpleNamespace(objective=None))
     own = images // processes
     found = list(minibatches(job, own, 50, iteration=1))
     assert len(found) == steps
-    assert [len(rows) for rows, _ in found] == [50 * own * inner // steps] * steps, "no step is smaller than another"
+    assert [len(rows) for rows, _ in found] == [50 * own * inner // steps] * steps, (
+        "no step is smaller than another"
+    )
 
 
-@pytest.mark.parametrize("fraction, steps, moves", [(1.0, 50, 0), (0.5, 50, 25), (0.99, 50, 49), (0.35, 10, 3)])
+@pytest.mark.parametrize(
+    "fraction, steps, moves", [(1.0, 50, 0), (0.5, 50, 25), (0.99, 50, 49), (0.35, 10, 3)]
+)
 def test_a_share_of_the_moves_is_rounded_as_in_trl(fraction: float, steps: int, moves: int) -> None:
     config = DDPOConfig(sample_num_steps=steps, train_timestep_fraction=fraction)
     assert burnish(config).batch.transitions == moves
@@ -189,12 +211,25 @@ def test_what_is_only_called_otherwise() -> None:
         ),
         use_lora=False,
     )
-    assert (config.seed, config.model.dtype, config.model.train, config.model.device) == (3, "bfloat16", "full", "cpu")
+    assert (config.seed, config.model.dtype, config.model.train, config.model.device) == (
+        3,
+        "bfloat16",
+        "full",
+        "cpu",
+    )
     assert config.sampler.kernel["eta"] == 0.7
     assert config.sampler.guidance == {"use": "cfg", "weight": 5.0, "negative": "ugly, blurred"}
-    assert (config.optimizer.betas, config.optimizer.eps, config.optimizer.max_grad_norm) == ([0.8, 0.999], 1e-7, 0.5)
+    assert (config.optimizer.betas, config.optimizer.eps, config.optimizer.max_grad_norm) == (
+        [0.8, 0.999],
+        1e-7,
+        0.5,
+    )
     assert config.optimizer.eight_bit
-    assert (config.run.checkpoint_every, config.run.keep, config.run.trackers) == (4, 5, ["tensorboard"])
+    assert (config.run.checkpoint_every, config.run.keep, config.run.trackers) == (
+        4,
+        5,
+        ["tensorboard"],
+    )
     assert (config.run.tracker_project, config.run.tracker_folder) == ("trl", "curves")
     assert config.run.tracker_options == {"wandb": {"entity": "me", "tags": ["a", "b"]}}
 
@@ -211,12 +246,27 @@ REFUSED = [
     ({"train_timestep_fraction": 1.5}, "or more than there are"),
     ({"mixed_precision": "fp8"}, 'mixed_precision = "fp8"'),
     ({"sample_eta": 0.0}, "kernel.eta must be > 0"),
-    ({"accelerator_kwargs": {"dynamo_backend": "inductor"}}, 'accelerator_kwargs: "dynamo_backend" means nothing here'),
-    ({"project_kwargs": {"save_on_each_node": True}}, 'project_kwargs: "save_on_each_node" means nothing here'),
-    ({"tracker_kwargs": {"wandb": {"settings": object()}}}, "tracker_kwargs: settings is a object; only texts"),
+    (
+        {"accelerator_kwargs": {"dynamo_backend": "inductor"}},
+        'accelerator_kwargs: "dynamo_backend" means nothing here',
+    ),
+    (
+        {"project_kwargs": {"save_on_each_node": True}},
+        'project_kwargs: "save_on_each_node" means nothing here',
+    ),
+    (
+        {"tracker_kwargs": {"wandb": {"settings": object()}}},
+        "tracker_kwargs: settings is a object; only texts",
+    ),
     ({"negative_prompts": ["ugly", "blurred"]}, "negative_prompts has several texts"),
-    ({"sample_batch_size": 3, "train_batch_size": 2}, "sample_batch_size = 3 must be a multiple of train_batch_size"),
-    ({"train_gradient_accumulation_steps": 3}, "an epoch's 2 images .* must be a multiple of the 3"),
+    (
+        {"sample_batch_size": 3, "train_batch_size": 2},
+        "sample_batch_size = 3 must be a multiple of train_batch_size",
+    ),
+    (
+        {"train_gradient_accumulation_steps": 3},
+        "an epoch's 2 images .* must be a multiple of the 3",
+    ),
     ({"train_batch_size": 0}, "train_batch_size = 0; it must be at least 1"),
 ]
 
@@ -230,8 +280,14 @@ def test_what_cannot_be_done_is_one_sentence(options: dict[str, Any], message: s
 WARNED = [
     ({"async_reward_computation": True}, "max_workers: one thread computes the rewards"),
     ({"sample_guidance_scale": 0.5}, "TRL samples without guidance below 1"),
-    ({"sample_guidance_scale": 1.0, "negative_prompts": "ugly"}, "negative_prompts: without guidance"),
-    ({"per_prompt_stat_tracking": True, "per_prompt_stat_tracking_min_count": 17}, "no prompt ever has 17"),
+    (
+        {"sample_guidance_scale": 1.0, "negative_prompts": "ugly"},
+        "negative_prompts: without guidance",
+    ),
+    (
+        {"per_prompt_stat_tracking": True, "per_prompt_stat_tracking_min_count": 17},
+        "no prompt ever has 17",
+    ),
 ]
 
 
@@ -248,10 +304,13 @@ def test_without_guidance_both_phases_go_without() -> None:
     assert config.sampler.guidance == {"use": "none"}
 
 
-# The arithmetic -------------------------------------------------------------------------------------------------------
+# The arithmetic
+# -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tracking, buffer, least", [(True, 6, 4), (True, 16, 16), (False, 16, 16), (True, 4, 5)])
+@pytest.mark.parametrize(
+    "tracking, buffer, least", [(True, 6, 4), (True, 16, 16), (False, 16, 16), (True, 4, 5)]
+)
 @pytest.mark.filterwarnings("ignore:per_prompt_stat_tracking")
 def test_advantages_are_those_of_trls_formula(tracking: bool, buffer: int, least: int) -> None:
     config = burnish(
@@ -262,23 +321,32 @@ def test_advantages_are_those_of_trls_formula(tracking: bool, buffer: int, least
             train_adv_clip_max=1.5,
         )
     )
-    advantage, seen, chance = catalog.build("advantage", config.advantage), defaultdict(list), np.random.default_rng(0)
+    advantage = catalog.build("advantage", config.advantage)
+    seen = defaultdict(list)
+    chance = np.random.default_rng(0)
+
     for _ in range(6):
-        prompts, rewards = chance.integers(0, 3, 12), chance.normal(3, 2, 12)
+        prompts = chance.integers(0, 3, 12)
+        rewards = chance.normal(3, 2, 12)
         expected = (rewards - rewards.mean()) / (rewards.std() + 1e-8)
+
         for prompt in set(prompts.tolist()) if tracking else ():
             rows = prompts == prompt
             seen[prompt] = [*seen[prompt], *rewards[rows]][-buffer:]
             of = rewards if len(seen[prompt]) < least else np.array(seen[prompt])
             expected[rows] = (rewards[rows] - of.mean()) / (of.std() + 1e-6)
+
         scores = Scores(torch.tensor(rewards)[:, None], ("reward",))
         found = advantage(scores, torch.ones(1), torch.tensor(prompts))
         np.testing.assert_allclose(found.numpy(), expected.clip(-1.5, 1.5), rtol=1e-5, atol=1e-6)
 
 
 def test_the_loss_is_trls() -> None:
-    dims, range_ = 256, 1e-3
-    objective = catalog.build("objective", burnish(DDPOConfig(train_clip_range=range_), latent=dims).objective)
+    dims = 256
+    range_ = 1e-3
+    objective = catalog.build(
+        "objective", burnish(DDPOConfig(train_clip_range=range_), latent=dims).objective
+    )
     chance = torch.Generator().manual_seed(0)
     change, adv = (torch.randn(64, generator=chance, dtype=torch.float64) for _ in range(2))
     logp = (1e-3 * change).requires_grad_()
@@ -288,10 +356,13 @@ def test_the_loss_is_trls() -> None:
     torch.testing.assert_close(loss.value, expected)
     (ours,), (theirs,) = torch.autograd.grad(loss.value, logp), torch.autograd.grad(expected, logp)
     torch.testing.assert_close(ours, theirs)
-    assert loss.metrics["clip_fraction"] == pytest.approx(float(((ratio - 1).abs() > range_).double().mean()))
+    assert loss.metrics["clip_fraction"] == pytest.approx(
+        float(((ratio - 1).abs() > range_).double().mean())
+    )
 
 
-# Scripts --------------------------------------------------------------------------------------------------------------
+# Scripts
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_script_runs_and_what_it_saves_loads_into_diffusers(
@@ -308,19 +379,24 @@ def test_a_script_runs_and_what_it_saves_loads_into_diffusers(
     assert list(run.records()[0]["rewards"]) == ["jpeg_compressibility"]
     assert [path.name for path in run.checkpoints.iterdir()] == ["000002"], "total_limit"
 
-    before, trained = picture(StableDiffusionPipeline.from_pretrained(tiny_pipeline)), found["pipeline"]
+    before = picture(StableDiffusionPipeline.from_pretrained(tiny_pipeline))
+    trained = found["pipeline"]
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
     stock.scheduler = trained.scheduler
     pndm = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
     pndm.scheduler = trained.scheduler
-    np.testing.assert_allclose(picture(stock), picture(pndm), atol=1e-5, err_msg="the pipeline is the one before")
+    np.testing.assert_allclose(
+        picture(stock), picture(pndm), atol=1e-5, err_msg="the pipeline is the one before"
+    )
     stock.load_lora_weights(tmp_path / "model")
     np.testing.assert_allclose(picture(stock), picture(trained), atol=1e-5)
     assert np.abs(picture(stock) - before).max() > 1e-4, "it has learned something"
 
 
 def test_optimizer_steps_of_a_run(
-    config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+    config: DDPOConfig,
+    pipeline: DefaultDDPOStableDiffusionPipeline,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken: list[float] = []
     step = torch.optim.AdamW.step
@@ -330,22 +406,32 @@ def test_optimizer_steps_of_a_run(
         lambda self, *a, **k: (taken.append(self.param_groups[0]["lr"]), step(self, *a, **k))[1],
     )
     options = replace(
-        config, num_epochs=1, train_num_inner_epochs=2, train_batch_size=1, train_gradient_accumulation_steps=2
+        config,
+        num_epochs=1,
+        train_num_inner_epochs=2,
+        train_batch_size=1,
+        train_gradient_accumulation_steps=2,
     )
     DDPOTrainer(options, redness, animal, pipeline).train()
     assert taken == [1e-3] * 4, "2 passes x 4 images / (1 x 2)"
 
 
-def test_the_hook_sees_what_trl_would_show_it(config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline) -> None:
+def test_the_hook_sees_what_trl_would_show_it(
+    config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline
+) -> None:
     calls: list[tuple[list[list[Any]], int]] = []
-    folder = DDPOTrainer(config, redness, animal, pipeline, lambda data, step, _: calls.append((data, step))).train()
+    folder = DDPOTrainer(
+        config, redness, animal, pipeline, lambda data, step, _: calls.append((data, step))
+    ).train()
     assert [step for _, step in calls] == [0, 1]
+
     for (batches, _), record in zip(calls, Run(folder).records(), strict=True):
         assert len(batches) == 2
         for images, prompts, metadata, rewards, info in batches:
             assert images.shape == (2, 3, 32, 32) and metadata == ({"legs": 4}, {"legs": 4})
             assert isinstance(prompts, tuple) and info == {"seen": prompts}
             torch.testing.assert_close(rewards, images[:, 0].mean((1, 2)))
+
         mean = torch.cat([rewards for *_, rewards, _ in batches]).mean()
         assert record["rewards"]["redness"]["mean"] == pytest.approx(float(mean))
 
@@ -353,31 +439,44 @@ def test_the_hook_sees_what_trl_would_show_it(config: DDPOConfig, pipeline: Defa
 def test_a_hook_gets_the_tracker_or_is_told_that_there_is_none() -> None:
     heard: list[Any] = []
     calls = Calls(redness, animal, lambda data, step, tracker: heard.append(tracker.log_images), 2)
-    prompts, images = calls.draw(2), torch.rand(2, 3, 4, 4)
+    prompts = calls.draw(2)
+    images = torch.rand(2, 3, 4, 4)
     scores = Scores(calls.reward(images, prompts)[:, None], ("redness",))
     calls.show(SampledImages(1, images, prompts, scores, 0, [SimpleNamespace(log_images="theirs")]))
     calls.show(SampledImages(1, images, prompts, scores, 1, []))  # another process
     assert heard == ["theirs"]
-    with pytest.raises(AttributeError, match="image_samples_hook wants log_images of a tracker, but there is none"):
+
+    with pytest.raises(
+        AttributeError, match="image_samples_hook wants log_images of a tracker, but there is none"
+    ):
         calls.show(SampledImages(1, images, prompts, scores, 0, []))
 
 
-def test_a_resumed_script_is_the_uninterrupted_one(config: DDPOConfig, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_a_resumed_script_is_the_uninterrupted_one(
+    config: DDPOConfig, tiny_pipeline: Path, tmp_path: Path
+) -> None:
     def trained(**options: Any) -> DDPOTrainer:
         pipeline = DefaultDDPOStableDiffusionPipeline(str(tiny_pipeline))
-        return DDPOTrainer(replace(config, per_prompt_stat_tracking=True, **options), redness, animal, pipeline)
+        return DDPOTrainer(
+            replace(config, per_prompt_stat_tracking=True, **options), redness, animal, pipeline
+        )
 
     whole = trained(run_name="whole").train()
     parted = trained(run_name="parted").train(1)
     newest = Run(parted).checkpoints / "000001"
     assert trained(resume_from=str(newest)).train() == parted
     assert log(whole) == log(parted)
-    with pytest.raises(ValueError, match="goes on from its newest checkpoint, 000002; to go back to 000001, delete"):
+
+    with pytest.raises(
+        ValueError, match="goes on from its newest checkpoint, 000002; to go back to 000001, delete"
+    ):
         trained(resume_from=str(newest))
+
     again = trained(run_name="again")
     again.train(1)
     again.train(1)
     assert log(whole) == log(again.run.folder), "a second call trains on"
+
     with pytest.raises(FileExistsError, match="already holds a run; go on with it by resume_from"):
         trained(run_name="again")
 
@@ -385,8 +484,11 @@ def test_a_resumed_script_is_the_uninterrupted_one(config: DDPOConfig, tiny_pipe
 def test_checkpoints_of_trl_are_told_apart(config: DDPOConfig, tmp_path: Path) -> None:
     (tmp_path / "save" / "checkpoints" / "checkpoint_3").mkdir(parents=True)
     for place in (tmp_path / "save", tmp_path / "save" / "checkpoints" / "checkpoint_3"):
-        with pytest.raises(ValueError, match="is TRL's, and its optimizer and random state are pickles"):
+        with pytest.raises(
+            ValueError, match="is TRL's, and its optimizer and random state are pickles"
+        ):
             trainer_module().resumed(str(place))
+
     with pytest.raises(FileNotFoundError, match="holds no run; give the folder"):
         trainer_module().resumed(str(tmp_path / "nowhere"))
 
@@ -401,12 +503,18 @@ def test_what_was_saved_is_loaded_and_trained_on(
     assert loaded.use_lora, "as in TRL, a LoRA beside the model is used"
     np.testing.assert_allclose(picture(loaded), picture(pipeline), atol=1e-5)
     loaded.save_pretrained(tmp_path / "copy")
-    np.testing.assert_allclose(picture(DefaultDDPOStableDiffusionPipeline(str(tmp_path / "copy"))), picture(loaded))
+    np.testing.assert_allclose(
+        picture(DefaultDDPOStableDiffusionPipeline(str(tmp_path / "copy"))), picture(loaded)
+    )
     DDPOTrainer(replace(config, run_name="second", num_epochs=1), redness, animal, loaded)
-    np.testing.assert_allclose(picture(loaded), picture(pipeline), atol=1e-5, err_msg="training starts from it")
+    np.testing.assert_allclose(
+        picture(loaded), picture(pipeline), atol=1e-5, err_msg="training starts from it"
+    )
 
 
-def test_every_weight_is_trained_without_lora(config: DDPOConfig, tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_every_weight_is_trained_without_lora(
+    config: DDPOConfig, tiny_pipeline: Path, tmp_path: Path
+) -> None:
     pipeline = DefaultDDPOStableDiffusionPipeline(str(tiny_pipeline), use_lora=False)
     untrained = picture(pipeline)
     trainer = DDPOTrainer(replace(config, num_epochs=1), redness, animal, pipeline)
@@ -418,7 +526,9 @@ def test_every_weight_is_trained_without_lora(config: DDPOConfig, tiny_pipeline:
 
 
 def test_push_to_hub(
-    config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline, monkeypatch: pytest.MonkeyPatch
+    config: DDPOConfig,
+    pipeline: DefaultDDPOStableDiffusionPipeline,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sent: dict[str, Any] = {}
 
@@ -430,29 +540,52 @@ def test_push_to_hub(
             return SimpleNamespace(repo_id=f"me/{repo_id}")
 
         def upload_folder(self, repo_id: str, folder_path: str, **more: Any) -> Any:
-            sent.update(files={path.name for path in Path(folder_path).iterdir()}, repo=repo_id, **more)
+            sent.update(
+                files={path.name for path in Path(folder_path).iterdir()}, repo=repo_id, **more
+            )
             sent["card"] = (Path(folder_path) / "README.md").read_text()
             return SimpleNamespace(commit_url="https://hub/commit")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    assert DDPOTrainer(config, redness, animal, pipeline).push_to_hub("mine", token="t") == "https://hub/commit"
-    assert {"model_index.json", "unet", "pytorch_lora_weights.safetensors", "README.md"} <= sent["files"]
-    assert (sent["repo"], sent["token"]) == ("me/mine", "t") and 'load_lora_weights("me/mine")' in sent["card"]
+    assert (
+        DDPOTrainer(config, redness, animal, pipeline).push_to_hub("mine", token="t")
+        == "https://hub/commit"
+    )
+    assert {"model_index.json", "unet", "pytorch_lora_weights.safetensors", "README.md"} <= sent[
+        "files"
+    ]
+    assert (sent["repo"], sent["token"]) == (
+        "me/mine",
+        "t",
+    ) and 'load_lora_weights("me/mine")' in sent["card"]
     assert "base_model" not in sent["card"], "the folder of a machine is no model of the hub"
 
 
-# Mistakes -------------------------------------------------------------------------------------------------------------
+# Mistakes
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["step", "calculate_loss"])
 def test_a_loop_of_ones_own_is_not_ignored(name: str) -> None:
-    with pytest.raises(TypeError, match=rf"Mine.{name} would never be called, because the loop is burnish.train"):
+    with pytest.raises(
+        TypeError, match=rf"Mine.{name} would never be called, because the loop is burnish.train"
+    ):
         type("Mine", (DDPOTrainer,), {name: lambda self: None})
 
 
-def test_an_adapter_of_ones_own_is_not_ignored(pipeline: DefaultDDPOStableDiffusionPipeline) -> None:
-    with pytest.raises(TypeError, match="Mine.get_trainable_layers would never be called: an adapter is set by rank"):
-        type("Mine", (DefaultDDPOStableDiffusionPipeline,), {"get_trainable_layers": lambda self: None})
+def test_an_adapter_of_ones_own_is_not_ignored(
+    pipeline: DefaultDDPOStableDiffusionPipeline,
+) -> None:
+    with pytest.raises(
+        TypeError,
+        match="Mine.get_trainable_layers would never be called: an adapter is set by rank",
+    ):
+        type(
+            "Mine",
+            (DefaultDDPOStableDiffusionPipeline,),
+            {"get_trainable_layers": lambda self: None},
+        )
+
     with pytest.raises(AttributeError, match="get_trainable_layers belongs to TRL's own trainers"):
         pipeline.get_trainable_layers()
 
@@ -460,13 +593,21 @@ def test_an_adapter_of_ones_own_is_not_ignored(pipeline: DefaultDDPOStableDiffus
 @pytest.mark.parametrize(
     "reward, prompt, message",
     [
-        (lambda images, prompts, metadata: images.mean((1, 2, 3)), animal, "must return two things"),
+        (
+            lambda images, prompts, metadata: images.mean((1, 2, 3)),
+            animal,
+            "must return two things",
+        ),
         (redness, lambda: "a cat", r"prompt_function must return \(prompt, metadata\)"),
         (redness, lambda: (3, {}), r"prompt_function must return \(prompt, metadata\)"),
     ],
 )
 def test_functions_that_are_not_trls(
-    config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline, reward: Any, prompt: Any, message: str
+    config: DDPOConfig,
+    pipeline: DefaultDDPOStableDiffusionPipeline,
+    reward: Any,
+    prompt: Any,
+    message: str,
 ) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         DDPOTrainer(config, reward, prompt, pipeline).train()
@@ -477,10 +618,15 @@ def test_slips_are_told_before_anything_is_trained(
 ) -> None:
     with pytest.raises(ValueError, match='mixed_precision = "fp16", TRL.s default, needs a GPU'):
         DDPOTrainer(
-            replace(config, mixed_precision="fp16", accelerator_kwargs={"cpu": True}), redness, animal, pipeline
+            replace(config, mixed_precision="fp16", accelerator_kwargs={"cpu": True}),
+            redness,
+            animal,
+            pipeline,
         )
+
     with pytest.raises(TypeError, match="sd_pipeline is a StableDiffusionPipeline; give a Default"):
         DDPOTrainer(config, redness, animal, pipeline.sd_pipeline)  # type: ignore[arg-type]
+
     DDPOTrainer(config, redness, animal, pipeline)
     with pytest.raises(ValueError, match="this pipeline belongs to another DDPOTrainer already"):
         DDPOTrainer(config, redness, animal, pipeline)

@@ -35,18 +35,34 @@ def test_every_recipe_loads_and_comes_back(name: str, tmp_path: Path) -> None:
 def test_recipes_are_commented_line_by_line() -> None:
     for name in config.recipes():
         for row, line in enumerate(config.recipe(name).read_text().splitlines(), 1):
-            assert not line or line.startswith(("#", "[")) or "#" in line, f"{name}, row {row} has no comment"
+            assert not line or line.startswith(("#", "[")) or "#" in line, (
+                f"{name}, row {row} has no comment"
+            )
 
 
 def test_overrides(file: Path) -> None:
     loaded = config.load(
         file,
-        ["batch.prompts=4", "optimizer.lr=1e-4", "objective.clip=2.5", "rewards.0.weight=2", "model.dtype=float16"],
+        [
+            "batch.prompts=4",
+            "optimizer.lr=1e-4",
+            "objective.clip=2.5",
+            "rewards.0.weight=2",
+            "model.dtype=float16",
+        ],
     )
-    assert loaded.batch.prompts == 4 and loaded.optimizer.lr == 1e-4 and loaded.rewards[0]["weight"] == 2
+    assert (
+        loaded.batch.prompts == 4
+        and loaded.optimizer.lr == 1e-4
+        and loaded.rewards[0]["weight"] == 2
+    )
     assert loaded.objective == {"use": "clipped", "clip": 2.5} and loaded.model.dtype == "float16"
-    other = config.load(file, ["objective.clip=2", "objective.use=reinforce", 'prompts={use="list",texts=["a"]}'])
-    assert other.objective == {"use": "reinforce"}, "another objective does not inherit the arguments of the first"
+    other = config.load(
+        file, ["objective.clip=2", "objective.use=reinforce", 'prompts={use="list",texts=["a"]}']
+    )
+    assert other.objective == {"use": "reinforce"}, (
+        "another objective does not inherit the arguments of the first"
+    )
     assert other.prompts["texts"] == ["a"]
 
 
@@ -56,10 +72,16 @@ def test_overrides(file: Path) -> None:
         ("batch.promts=4", 'unknown key "batch.promts"; did you mean "prompts"'),
         ("bach.prompts=4", 'unknown key "bach"; did you mean "batch"'),
         ("objective.clp=4", 'objective: clipped does not take "clp"; did you mean "clip"'),
-        ("batch.prompts=four", "batch.prompts = 'four' is of the wrong type; it wants a whole number"),
+        (
+            "batch.prompts=four",
+            "batch.prompts = 'four' is of the wrong type; it wants a whole number",
+        ),
         ("batch.prompts=4.5", "batch.prompts = 4.5 is of the wrong type"),
         ("batch=4", r"batch = 4 is of the wrong type; write a table \[batch\]"),
-        ("model.targets=[1]", r"model.targets = \[1\] is of the wrong type; it wants a list of texts"),
+        (
+            "model.targets=[1]",
+            r"model.targets = \[1\] is of the wrong type; it wants a list of texts",
+        ),
         ("batch.prompts=0", "batch.prompts = 0; it must be at least 1"),
         ("batch.minibatches=65", "batch.minibatches = 65, but an iteration has only 64 images"),
         ("sampler.steps=0", "sampler.steps = 0; it must be at least 1 network call"),
@@ -71,11 +93,17 @@ def test_overrides(file: Path) -> None:
         ("optimizer.lr=inf", "optimizer.lr = inf; it must be"),
         ("model.train=lara", 'model.train = \'lara\'; it must be "lora" or "full"'),
         ("model.dtype=fp16", "model.dtype = 'fp16'; it must be"),
-        ("evaluation.unseen.use=animal", 'evaluation.unseen: .*did you mean "animals"|prompts: use = "animal"'),
+        (
+            "evaluation.unseen.use=animal",
+            'evaluation.unseen: .*did you mean "animals"|prompts: use = "animal"',
+        ),
         ("rewards.0.weight=heavy", "rewards.0.weight = 'heavy' is of the wrong type"),
         ("rewards.1.weight=1", "1 is no place in a list of 1"),
         ("rewards=[]", "rewards = .*at least one reward"),
-        ('rewards=[{use="compressibility"},{use="compressibility"}]', "two rewards have the same name"),
+        (
+            'rewards=[{use="compressibility"},{use="compressibility"}]',
+            "two rewards have the same name",
+        ),
         ("batch.prompts", "write it as"),
         ("seed.x=1", "seed = .* is of the wrong type"),
         ("model.id=", "model.id = ''; it must be a model"),
@@ -94,9 +122,11 @@ def test_eta_zero_with_a_policy_gradient_says_why(file: Path) -> None:
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match='no recipe of that name; did you mean "demo"'):
         config.load("dem")
+
     (tmp_path / "bad.toml").write_text("[model\n")
     with pytest.raises(ValueError, match=r"bad.toml: not TOML"):
         config.load(tmp_path / "bad.toml")
+
     (tmp_path / "bad.toml").write_bytes(b"\xff\x00")
     with pytest.raises(ValueError, match=r"bad.toml: not TOML"):
         config.load(tmp_path / "bad.toml")

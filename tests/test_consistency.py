@@ -1,4 +1,6 @@
-"""Consistency models end to end: grid, kernel, guidance, rollout and adapters against diffusers' own."""
+"""Consistency models end to end: grid, kernel, guidance, rollout and adapters against diffusers'
+own.
+"""
 
 from __future__ import annotations
 
@@ -50,30 +52,39 @@ def test_the_grid_is_that_of_current_diffusers(steps: int, grid: list[int]) -> N
 
 
 def test_more_steps_than_were_distilled() -> None:
-    with pytest.raises(ValueError, match="between 1 and 50, the steps this consistency model was distilled from"):
+    with pytest.raises(
+        ValueError, match="between 1 and 50, the steps this consistency model was distilled from"
+    ):
         Schedule.of(LCMScheduler(**SD)).times(51)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_a_move_is_diffusers_for_all_times_at_once(prediction: str) -> None:
     scheduler = LCMScheduler(**SD, prediction_type=prediction)
-    schedule, times = Schedule.of(scheduler), Schedule.of(scheduler).times(6)
+    schedule = Schedule.of(scheduler)
+    times = Schedule.of(scheduler).times(6)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     scheduler.set_timesteps(6)
-    x, out = randn(6, 4, 3, 3), randn(6, 4, 3, 3, seed=1)
-    t, s = times[:-1], times[1:]
+    x = randn(6, 4, 3, 3)
+    out = randn(6, 4, 3, 3, seed=1)
+    t = times[:-1]
+    s = times[1:]
     move = LCM()(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
     assert move.std.shape == (6, 1, 1, 1)
+
     for i in range(6):
         noise = torch.randn(1, 4, 3, 3, dtype=torch.float64, generator=generator(i))
         step = scheduler.step(out[i : i + 1], t[i], x[i : i + 1], generator=generator(i))
         torch.testing.assert_close(move.mean[i : i + 1] + move.std[i] * noise, step.prev_sample)
+
     assert move.std[-1] == 0, "the last call ends in the image"
 
 
 def test_standard_deviations_of_the_first_move() -> None:
     schedule = Schedule.of(LCMScheduler(**SD))
-    zero, times = torch.zeros(3, 1, 1, 1), torch.tensor([879, 759, 639])  # where both published grids agree
+    # where both published grids agree
+    zero = torch.zeros(3, 1, 1, 1)
+    times = torch.tensor([879, 759, 639])
     std = LCM()(zero, zero, schedule.level(times + 1), schedule.level(times)).std.flatten()
     torch.testing.assert_close(std, torch.tensor([0.991, 0.974, 0.935]), rtol=0, atol=6e-4)
 
@@ -87,14 +98,22 @@ def test_moves_do_not_depend_on_where_they_start() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_a_rollout_is_the_stock_pipeline(tiny_lcm: Path, steps: int) -> None:
     policy = Policy.load(tiny_lcm)
-    traj = Sampler(LCM(), steps, EmbeddedGuidance(7.0)).rollout(policy, policy.encode(PROMPTS), GROUP, generator(3))
+    traj = Sampler(LCM(), steps, EmbeddedGuidance(7.0)).rollout(
+        policy, policy.encode(PROMPTS), GROUP, generator(3)
+    )
     pipe = LatentConsistencyModelPipeline.from_pretrained(tiny_lcm)
     pipe.set_progress_bar_config(disable=True)
     stock = pipe(
-        TEXTS, num_inference_steps=steps, guidance_scale=7.0, generator=generator(3), output_type="latent"
+        TEXTS,
+        num_inference_steps=steps,
+        guidance_scale=7.0,
+        generator=generator(3),
+        output_type="latent",
     ).images
     torch.testing.assert_close(traj.latent, stock, rtol=1e-4, atol=1e-4)
-    other = Sampler(LCM(), steps, EmbeddedGuidance(2.0)).rollout(policy, policy.encode(PROMPTS), GROUP, generator(3))
+    other = Sampler(LCM(), steps, EmbeddedGuidance(2.0)).rollout(
+        policy, policy.encode(PROMPTS), GROUP, generator(3)
+    )
     assert not torch.allclose(other.latent, stock, atol=1e-2), "the weight reaches the network"
 
 
@@ -104,20 +123,30 @@ def test_h_calls_are_h_minus_one_actions(tiny_lcm: Path) -> None:
     assert sampler.transitions(policy) == 3
     traj = sampler.rollout(policy, policy.encode(PROMPTS), GROUP, generator())
     assert traj.logp.shape == (4, 3) and traj.t.tolist() == [999, 759, 499, 259]
-    replay = sampler.replay(policy, traj, torch.arange(4), torch.arange(3).expand(4, -1), reference=True)
+    replay = sampler.replay(
+        policy, traj, torch.arange(4), torch.arange(3).expand(4, -1), reference=True
+    )
     assert (replay.logp - traj.logp).expm1().abs().max() < 1e-6
     assert replay.kl is not None and replay.kl.abs().max() < 1e-6
-    with pytest.raises(ValueError, match=r"none of 1 steps .* last call ends in the image and is no action"):
+
+    with pytest.raises(
+        ValueError, match=r"none of 1 steps .* last call ends in the image and is no action"
+    ):
         Sampler(LCM(), 1, EmbeddedGuidance()).transitions(policy)
 
 
 def test_training_the_last_call_would_be_noise_alone() -> None:
-    """The published code re-noises after the last call and trains on that too, though the image never shows it."""
+    """The published code re-noises after the last call and trains on that too, though the image
+    never shows it.
+    """
     level = Level(*(torch.tensor(v, dtype=torch.float64) for v in (0.9, 0.4)))
     count = 40_000
-    move = LCM()(torch.zeros(count, 1, 1, 1), torch.zeros(count, 1, 1, 1, dtype=torch.float64), level, level)
+    move = LCM()(
+        torch.zeros(count, 1, 1, 1), torch.zeros(count, 1, 1, 1, dtype=torch.float64), level, level
+    )
     action = kernels.sample(move, generator(1))
     score = (action - move.mean) / move.std**2  # d log p / d mean of each draw
+
     for reward, shown in ((action, True), (randn(count, 1, 1, 1, seed=2), False)):
         gradient = (reward - reward.mean()) * score
         error = gradient.std() / count**0.5
@@ -125,7 +154,9 @@ def test_training_the_last_call_would_be_noise_alone() -> None:
 
 
 def test_guidance_that_does_not_fit_the_network(tiny_lcm: Path, tiny_pipeline: Path) -> None:
-    consistency, diffusion = Policy.load(tiny_lcm), Policy.load(tiny_pipeline)
+    consistency = Policy.load(tiny_lcm)
+    diffusion = Policy.load(tiny_pipeline)
+
     for policy, guidance, message in (
         (consistency, CFG(3.0), "use guidance 'embedded'"),
         (consistency, NoGuidance(), "use guidance 'embedded'"),
@@ -133,34 +164,50 @@ def test_guidance_that_does_not_fit_the_network(tiny_lcm: Path, tiny_pipeline: P
     ):
         with pytest.raises(ValueError, match=message):
             Sampler(DDIM(), 3, guidance).rollout(policy, policy.encode(PROMPTS), GROUP, generator())
+
     with pytest.raises(ValueError, match="at least 0"):
         EmbeddedGuidance(-1.0)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
-def test_a_trained_adapter_in_the_stock_pipeline(tiny_lcm: Path, tmp_path: Path, steps: int) -> None:
+def test_a_trained_adapter_in_the_stock_pipeline(
+    tiny_lcm: Path, tmp_path: Path, steps: int
+) -> None:
     policy = Policy.load(tiny_lcm)
     perturb(policy)
     policy.save_adapter(tmp_path)
-    x, times = policy.noise(4, noise := generator(5)), policy.schedule.times(steps)
+    x = policy.noise(4, noise := generator(5))
+    times = policy.schedule.times(steps)
+
     for t, s in pairwise(times):  # one step has no rollout: nothing could be learned from it
         with torch.no_grad():
             f = policy.predict(x, t.expand(4), policy.encode(PROMPTS), EmbeddedGuidance(5.0))
         move = LCM()(x, f, policy.schedule.level(t[None]), policy.schedule.level(s[None]))
         x = kernels.sample(move, noise) if s != FINAL else move.mean
+
     pipe = LatentConsistencyModelPipeline.from_pretrained(tiny_lcm)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(tmp_path)
-    stock = pipe(TEXTS, num_inference_steps=steps, guidance_scale=5.0, generator=generator(5), output_type="latent")
+    stock = pipe(
+        TEXTS,
+        num_inference_steps=steps,
+        guidance_scale=5.0,
+        generator=generator(5),
+        output_type="latent",
+    )
     torch.testing.assert_close(x, stock.images, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # the stock pipeline holds two adapters
-def test_an_lcm_lora_stays_while_another_adapter_trains(tiny_pipeline: Path, tmp_path: Path) -> None:
+# the stock pipeline holds two adapters
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_an_lcm_lora_stays_while_another_adapter_trains(
+    tiny_pipeline: Path, tmp_path: Path
+) -> None:
     first = Policy.load(tiny_pipeline, rank=2)  # its adapter stands in for an LCM-LoRA
     perturb(first)
     first.save_adapter(fused := tmp_path / "lcm")
-    policy, sampler = Policy.load(tiny_pipeline, scheduler="lcm", fused_lora=fused), Sampler(LCM(), 4, CFG(1.5))
+    policy = Policy.load(tiny_pipeline, scheduler="lcm", fused_lora=fused)
+    sampler = Sampler(LCM(), 4, CFG(1.5))
     perturb(policy)
     policy.save_adapter(own := tmp_path / "own")
     traj = sampler.rollout(policy, policy.encode(PROMPTS), GROUP, generator(5))
@@ -171,17 +218,25 @@ def test_an_lcm_lora_stays_while_another_adapter_trains(tiny_pipeline: Path, tmp
         pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline, safety_checker=None)
         pipe.set_progress_bar_config(disable=True)
         pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+
         for adapter in adapters:
             pipe.load_lora_weights(adapter, adapter_name=adapter.name)
+
         pipe.set_adapters([adapter.name for adapter in adapters])
         return pipe(
-            TEXTS, num_inference_steps=4, guidance_scale=1.5, generator=generator(5), output_type="latent"
+            TEXTS,
+            num_inference_steps=4,
+            guidance_scale=1.5,
+            generator=generator(5),
+            output_type="latent",
         ).images
 
     torch.testing.assert_close(traj.latent, stock(fused, own), rtol=1e-3, atol=1e-3)
     assert not torch.allclose(traj.latent, stock(own), atol=1e-2), "both adapters are at work"
+
     with policy.reference():
         before = sampler.rollout(policy, policy.encode(PROMPTS), GROUP, generator(5))
+
     torch.testing.assert_close(before.latent, stock(fused), rtol=1e-3, atol=1e-3)
 
 
@@ -226,11 +281,14 @@ def test_a_consistency_model_trains_by_either_objective(
     done = records(train(recipe(objective), tmp_path / "run"))
     assert [one["iteration"] for one in done] == [1, 2]
     assert all(one["ratio_deviation"] < 1e-6 and one["grad_norm"] > 0 for one in done)
-    # a third and two thirds of the warm-up, then its end on a line that has fallen a quarter of the way
+    # a third and two thirds of the warm-up, then its end on a line that has fallen a quarter of the
+    # way
     assert [one["lr"] for one in done] == pytest.approx([1e-3 * (1 / 3 + 2 / 3) / 2, 0.75e-3])
 
 
-def test_rebel_in_micro_batches_is_rebel(recipe: Callable[..., configuration.Config], tmp_path: Path) -> None:
+def test_rebel_in_micro_batches_is_rebel(
+    recipe: Callable[..., configuration.Config], tmp_path: Path
+) -> None:
     runs = [records(train(recipe('use = "rebel"', replay=n), tmp_path / str(n))) for n in (3, 100)]
     for small, whole in zip(*runs, strict=True):
         assert small["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
@@ -262,21 +320,37 @@ def test_the_kernel_of_another_kind_of_model(
     recipe: Callable[..., configuration.Config], tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     changes = (f'model.id="{tiny_pipeline}"', "sampler.guidance.use=cfg")
-    with pytest.raises(ValueError, match=r"set model.scheduler = .lcm., otherwise use kernel 'ddim'"):
+    with pytest.raises(
+        ValueError, match=r"set model.scheduler = .lcm., otherwise use kernel 'ddim'"
+    ):
         train(recipe('use = "clipped"', *changes), tmp_path / "run")
-    train(recipe('use = "clipped"', *changes, "model.scheduler=lcm", "iterations=1"), tmp_path / "other")
+
+    train(
+        recipe('use = "clipped"', *changes, "model.scheduler=lcm", "iterations=1"),
+        tmp_path / "other",
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_sampling_from_a_consistency_model_by_its_name(tiny_lcm: Path, steps: int) -> None:
     policy, sampler = open_source(str(tiny_lcm), steps=steps, guidance=7.0)
-    assert isinstance(sampler.kernel, LCM) and sampler.guidance == EmbeddedGuidance(7.0) and sampler.steps == steps
+    assert (
+        isinstance(sampler.kernel, LCM)
+        and sampler.guidance == EmbeddedGuidance(7.0)
+        and sampler.steps == steps
+    )
     pictures = draw(policy, sampler, ["a cat", "a dog"], 2)
     assert pictures.shape == (4, 3, 32, 32)
     assert open_source(str(tiny_lcm))[1].steps == 4
 
 
-def test_sampling_a_run_keeps_its_kind_of_guidance(recipe: Callable[..., configuration.Config], tmp_path: Path) -> None:
+def test_sampling_a_run_keeps_its_kind_of_guidance(
+    recipe: Callable[..., configuration.Config], tmp_path: Path
+) -> None:
     folder = train(recipe('use = "clipped"', "iterations=1"), tmp_path / "run")
     _, sampler = open_source(str(folder), steps=1, guidance=3.0)
-    assert sampler.guidance == EmbeddedGuidance(3.0) and sampler.steps == 1 and isinstance(sampler.kernel, LCM)
+    assert (
+        sampler.guidance == EmbeddedGuidance(3.0)
+        and sampler.steps == 1
+        and isinstance(sampler.kernel, LCM)
+    )

@@ -1,4 +1,6 @@
-"""ControlNets: rollout against the stock pipelines, replay against rollout, and what they learn, saved and read."""
+"""ControlNets: rollout against the stock pipelines, replay against rollout, and what they learn,
+saved and read.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +45,20 @@ def prompts(tmp_path: Path) -> list[Prompt]:
     chance = np.random.default_rng(0)
     for number in range(3):
         pixels = chance.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((32, 32), Image.Resampling.NEAREST).save(tmp_path / f"{number}.png")
+        Image.fromarray(pixels).resize((32, 32), Image.Resampling.NEAREST).save(
+            tmp_path / f"{number}.png"
+        )
+
     return [Prompt(text, {"control": str(tmp_path / f"{i}.png")}) for i, text in enumerate(TEXTS)]
 
 
 @pytest.fixture(params=["sd", "sdxl"])
 def model(request: pytest.FixtureRequest) -> tuple[Path, Path]:
     """A pipeline and its ControlNet."""
-    names = {"sd": ("tiny_pipeline", "tiny_controlnet"), "sdxl": ("tiny_sdxl", "tiny_sdxl_controlnet")}[request.param]
+    names = {
+        "sd": ("tiny_pipeline", "tiny_controlnet"),
+        "sdxl": ("tiny_sdxl", "tiny_sdxl_controlnet"),
+    }[request.param]
     base, controlnet = (request.getfixturevalue(name) for name in names)
     return base, controlnet
 
@@ -72,15 +80,20 @@ def ratios(policy: Policy, sampler: Sampler, traj: Trajectory) -> Tensor:
 def stock(model: tuple[Path, Path]) -> Any:
     plain = DiffusionPipeline.from_pretrained(model[0])
     kind = (
-        StableDiffusionXLControlNetPipeline if hasattr(plain, "text_encoder_2") else StableDiffusionControlNetPipeline
+        StableDiffusionXLControlNetPipeline
+        if hasattr(plain, "text_encoder_2")
+        else StableDiffusionControlNetPipeline
     )
     pipe = kind(**plain.components, controlnet=ControlNetModel.from_pretrained(model[1]))
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+
     return pipe
 
 
-@pytest.mark.parametrize("control", [Control(), Control(0.7), Control(1.3, 0.2, 0.8), Control(2.0, 0.0, 0.41)])
+@pytest.mark.parametrize(
+    "control", [Control(), Control(0.7), Control(1.3, 0.2, 0.8), Control(2.0, 0.0, 0.41)]
+)
 @pytest.mark.parametrize("weight", [1.0, 5.0])
 def test_a_rollout_is_the_stock_pipeline(
     model: tuple[Path, Path], prompts: list[Prompt], control: Control, weight: float
@@ -102,19 +115,26 @@ def test_a_rollout_is_the_stock_pipeline(
     torch.testing.assert_close(traj.latent, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_the_control_shows_and_its_scale_too(model: tuple[Path, Path], prompts: list[Prompt]) -> None:
+def test_the_control_shows_and_its_scale_too(
+    model: tuple[Path, Path], prompts: list[Prompt]
+) -> None:
     policy = load(model)
 
     def drawn(scale: float, prompts: list[Prompt]) -> Tensor:
         return roll(policy, Sampler(DDIM(), 3, NoGuidance(), Control(scale)), prompts).latent
 
-    swapped = [Prompt(one.text, other.metadata) for one, other in zip(prompts, prompts[::-1], strict=True)]
+    swapped = [
+        Prompt(one.text, other.metadata) for one, other in zip(prompts, prompts[::-1], strict=True)
+    ]
     torch.testing.assert_close(drawn(0.0, prompts), drawn(0.0, swapped))
     torch.testing.assert_close(
-        drawn(0.0, prompts), roll(Policy.load(model[0]), Sampler(DDIM(), 3, NoGuidance()), prompts).latent
+        drawn(0.0, prompts),
+        roll(Policy.load(model[0]), Sampler(DDIM(), 3, NoGuidance()), prompts).latent,
     )
+
     for scale in (0.5, 1.0):
         assert (drawn(scale, prompts) - drawn(scale, swapped)).abs().max() > 0.01
+
     assert (drawn(0.5, prompts) - drawn(1.0, prompts)).abs().max() > 0.01
 
 
@@ -124,8 +144,15 @@ def test_a_fresh_trajectory_replays_to_ratio_one(
     model: tuple[Path, Path], prompts: list[Prompt], train: str, learns: str
 ) -> None:
     policy = load(model, train=train, trainable_parts=learns, reference=True)
-    trained = {name for name, part in policy.pipe.components.items() if any(map(_learns, _parameters(part)))}
-    assert trained == {"": {"unet"}, "controlnet": {"controlnet"}, "both": {"unet", "controlnet"}}[learns]
+    trained = {
+        name
+        for name, part in policy.pipe.components.items()
+        if any(map(_learns, _parameters(part)))
+    }
+    assert (
+        trained
+        == {"": {"unet"}, "controlnet": {"controlnet"}, "both": {"unet", "controlnet"}}[learns]
+    )
     sampler = Sampler(DDIM(), 4, CFG(5.0), Control(1.2, 0.0, 0.8))
     first = roll(policy, sampler, prompts)
     perturb(policy, 0.1)
@@ -133,7 +160,10 @@ def test_a_fresh_trajectory_replays_to_ratio_one(
     assert (traj.latent - first.latent).abs().max() > 1e-3, "what learns has a say"
     assert (ratios(policy, sampler, traj) - 1).abs().max() < 1e-5
     elsewhere = Sampler(DDIM(), 4, CFG(5.0), Control(0.3))
-    assert torch.equal(ratios(policy, elsewhere, traj), ratios(policy, sampler, traj)), "the stored scale counts"
+    assert torch.equal(ratios(policy, elsewhere, traj), ratios(policy, sampler, traj)), (
+        "the stored scale counts"
+    )
+
     with policy.reference():
         torch.testing.assert_close(roll(policy, sampler, prompts).latent, first.latent)
 
@@ -146,12 +176,16 @@ def _learns(parameter: Tensor) -> bool:
     return parameter.requires_grad
 
 
-def test_the_gradient_reaches_all_that_learns(model: tuple[Path, Path], prompts: list[Prompt]) -> None:
+def test_the_gradient_reaches_all_that_learns(
+    model: tuple[Path, Path], prompts: list[Prompt]
+) -> None:
     policy = load(model, trainable_parts="both", gradient_checkpointing=True)
     perturb(policy, 0.1)
     sampler = Sampler(DDIM(), 3, CFG(3.0), Control(1.0))
     steps = torch.arange(3).expand(3, -1)
-    sampler.replay(policy, roll(policy, sampler, prompts), torch.arange(3), steps).logp.sum().backward()
+    sampler.replay(
+        policy, roll(policy, sampler, prompts), torch.arange(3), steps
+    ).logp.sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in policy.trainable)
 
 
@@ -162,7 +196,8 @@ def test_each_image_has_a_scale_of_its_own(model: tuple[Path, Path], prompts: li
     policy = load(model)
     samplers = [Sampler(DDIM(), 3, CFG(3.0), Control(scale)) for scale in (0.5, 1.5)]
     one, two = (roll(policy, sampler, prompts) for sampler in samplers)
-    both, steps = join_trajectories([one, two]), torch.arange(3).expand(6, -1)
+    both = join_trajectories([one, two])
+    steps = torch.arange(3).expand(6, -1)
     logp = samplers[0].replay(policy, both, torch.arange(6), steps).logp
     torch.testing.assert_close(logp, torch.cat([one.logp, two.logp]), rtol=1e-5, atol=1e-5)
 
@@ -172,22 +207,31 @@ def test_each_image_has_a_scale_of_its_own(model: tuple[Path, Path], prompts: li
 def test_what_was_learned_is_saved_and_read(
     model: tuple[Path, Path], prompts: list[Prompt], tmp_path: Path, train: str, learns: str
 ) -> None:
-    policy, sampler = load(model, train=train, trainable_parts=learns), Sampler(DDIM(), 3, CFG(3.0))
+    policy = load(model, train=train, trainable_parts=learns)
+    sampler = Sampler(DDIM(), 3, CFG(3.0))
     perturb(policy, 0.1)
     latent = roll(policy, sampler, prompts).latent
     policy.save_adapter(tmp_path / "adapter")
+
     for how in (train, "none"):
         again = load(model, train=how, trainable_parts=learns, adapter=tmp_path / "adapter")
-        torch.testing.assert_close(roll(again, sampler, prompts).latent, latent, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            roll(again, sampler, prompts).latent, latent, rtol=1e-4, atol=1e-4
+        )
+
     pipe = stock(model)  # and diffusers reads it
+
     if train == "full":
         pipe.controlnet = ControlNetModel.from_pretrained(tmp_path / "adapter" / "controlnet")
         if learns == "both":
             pipe.unet = type(pipe.unet).from_pretrained(tmp_path / "adapter")
     else:
-        pipe.controlnet.load_lora_adapter(tmp_path / "adapter" / "controlnet", prefix=None, weight_name=FILE)
+        pipe.controlnet.load_lora_adapter(
+            tmp_path / "adapter" / "controlnet", prefix=None, weight_name=FILE
+        )
         if learns == "both":
             pipe.load_lora_weights(tmp_path / "adapter")
+
     drawn = pipe(
         TEXTS,
         image=control_images(prompts, 32, 32),
@@ -210,7 +254,9 @@ def test_state_and_checkpoint_names(model: tuple[Path, Path]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(policy.trainable, other.trainable, strict=True))
 
 
-def test_a_controlnet_that_came_with_its_pipeline_learns_in_float32(model: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_controlnet_that_came_with_its_pipeline_learns_in_float32(
+    model: tuple[Path, Path], tmp_path: Path
+) -> None:
     load(model, train="none").pipe.save_pretrained(tmp_path)
     policy = Policy.load(tmp_path, train="full", trainable_parts="controlnet", dtype="bfloat16")
     assert {p.dtype for p in policy.trainable} == {torch.float32}
@@ -228,7 +274,10 @@ def test_windows() -> None:
     assert acts(0, 1) == [999, 801, 601, 401, 201, 1, 0]
     assert acts(0.2, 0.8) == [601, 401, 201] and acts(0.1, 0.85) == [601, 401, 201]
     assert acts(0.0, 0.4) == [999, 801, 601] and acts(0.6, 1.0) == [201, 1, 0]
-    with pytest.raises(ValueError, match=r"no step of 5 lies between sampler.control.start = 0.5 and end = 0.6"):
+
+    with pytest.raises(
+        ValueError, match=r"no step of 5 lies between sampler.control.start = 0.5 and end = 0.6"
+    ):
         acts(0.5, 0.6)
 
 
@@ -248,8 +297,11 @@ def test_settings_that_mean_nothing(settings: dict[str, float], said: str) -> No
 
 def test_prompts_without_a_picture(model: tuple[Path, Path], tmp_path: Path) -> None:
     policy = load(model)
-    with pytest.raises(ValueError, match=r'the prompt "a cat" has nothing for the ControlNet to follow: give it a'):
+    with pytest.raises(
+        ValueError, match=r'the prompt "a cat" has nothing for the ControlNet to follow: give it a'
+    ):
         policy.encode([Prompt("a cat")])
+
     (tmp_path / "torn.png").write_bytes(b"\x89PNG")
     for name in ("none.png", "torn.png"):
         with pytest.raises(ValueError, match=rf'{name} of the prompt "a cat" cannot be read'):
@@ -257,31 +309,56 @@ def test_prompts_without_a_picture(model: tuple[Path, Path], tmp_path: Path) -> 
 
 
 def test_models_that_do_not_fit(
-    tiny_sd1: Path, tiny_lcm: Path, tiny_controlnet: Path, tiny_sdxl_controlnet: Path, tmp_path: Path
+    tiny_sd1: Path,
+    tiny_lcm: Path,
+    tiny_controlnet: Path,
+    tiny_sdxl_controlnet: Path,
+    tmp_path: Path,
 ) -> None:
-    with pytest.raises(ValueError, match=r"was made for another network: its cross_attention_dim is 20, that of the"):
+    with pytest.raises(
+        ValueError,
+        match=r"was made for another network: its cross_attention_dim is 20, that of the",
+    ):
         Policy.load(tiny_sd1, controlnet=str(tiny_sdxl_controlnet))
+
     with pytest.raises(ValueError, match=r"was made for another network: its block_out_channels"):
         Policy.load(tiny_lcm, controlnet=str(tiny_controlnet))
+
     steered = tmp_path / "steered"
-    Policy.load(tiny_sd1, controlnet=str(tiny_controlnet), train="none").pipe.save_pretrained(steered)
-    assert Policy.load(steered).has_controlnet, "a whole pipeline with its ControlNet is a model like others"
-    with pytest.raises(ValueError, match="a StableDiffusionControlNetPipeline takes none here; these do: StableDiffu"):
+    Policy.load(tiny_sd1, controlnet=str(tiny_controlnet), train="none").pipe.save_pretrained(
+        steered
+    )
+    assert Policy.load(steered).has_controlnet, (
+        "a whole pipeline with its ControlNet is a model like others"
+    )
+
+    with pytest.raises(
+        ValueError,
+        match="a StableDiffusionControlNetPipeline takes none here; these do: StableDiffu",
+    ):
         Policy.load(steered, controlnet=str(tiny_controlnet))
+
     with pytest.raises(ValueError, match="cannot be loaded"):
         Policy.load(tiny_sd1, controlnet=str(tiny_sd1))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Policy.load(tiny_sd1, controlnet="./nowhere")
+
     with pytest.raises(
-        ValueError, match=r"model.trainable_parts = 'controlnet' needs a ControlNet: set model.controlnet"
+        ValueError,
+        match=r"model.trainable_parts = 'controlnet' needs a ControlNet: set model.controlnet",
     ):
         Policy.load(tiny_sd1, trainable_parts="controlnet")
-    with pytest.raises(ValueError, match=r"model.trainable_parts must be 'controlnet', 'both' or ''"):
+
+    with pytest.raises(
+        ValueError, match=r"model.trainable_parts must be 'controlnet', 'both' or ''"
+    ):
         Policy.load(tiny_sd1, trainable_parts="vae")
 
 
 @pytest.fixture
-def recipe(tiny_pipeline: Path, tiny_controlnet: Path, prompts: list[Prompt], tmp_path: Path) -> Path:
+def recipe(
+    tiny_pipeline: Path, tiny_controlnet: Path, prompts: list[Prompt], tmp_path: Path
+) -> Path:
     """A run of a ControlNet, gated by a reward that is small at first and grows."""
     rows = [json.dumps({"prompt": prompt.text, **prompt.metadata}) for prompt in prompts]
     (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
@@ -313,6 +390,7 @@ below = -5
 by = 0.25
 smoothing = 0
 """)
+
     return path
 
 
@@ -325,17 +403,26 @@ def test_a_run_follows_its_curriculum(recipe: Path, tmp_path: Path) -> None:
     state = checkpoint.restore(run.checkpoints)
     assert state is not None and state.curriculum == {"scale": 1.5, "success": None, "row": 0}
     buckets = {round(len(seen)) for seen in state.advantage["seen"].values()}
-    assert len(state.advantage["seen"]) > 3 and max(buckets) <= 8, "a prompt at another scale is another prompt"
+    assert len(state.advantage["seen"]) > 3 and max(buckets) <= 8, (
+        "a prompt at another scale is another prompt"
+    )
     assert (run.adapter / "controlnet" / FILE).is_file()
     page = write_report(run.folder).read_text("utf-8")
     assert page.index("Reward</h2>") < page.index("Control scale") < page.index("Diagnostics</h2>")
 
 
 def test_a_curriculum_may_begin_where_every_picture_succeeds(recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "reward.py").write_text("def easy(images, prompts):\n    return images.mean((1, 2, 3)) * 0 + 1\n")
-    few = ["iterations=1", "evaluation.images_per_prompt=0", f'rewards=[{{use="{tmp_path}/reward.py:easy"}}]']
+    (tmp_path / "reward.py").write_text(
+        "def easy(images, prompts):\n    return images.mean((1, 2, 3)) * 0 + 1\n"
+    )
+    few = [
+        "iterations=1",
+        "evaluation.images_per_prompt=0",
+        f'rewards=[{{use="{tmp_path}/reward.py:easy"}}]',
+    ]
     run = Run(train(configuration.load(recipe, [*few, "curriculum.reward=easy"]), tmp_path / "run"))
     assert run.records()[0]["idle"] == 1
+
     with pytest.raises(ValueError, match=r"reward 'easy' gave \[1.0\] to all"):
         train(configuration.load(recipe, [*few, "curriculum={}"]), tmp_path / "plain")
 
@@ -352,7 +439,10 @@ def test_curricula_that_do_not_fit(recipe: Path) -> None:
     for change, said in (
         ("curriculum.reward=rise", 'curriculum.reward = "rise" is none of the rewards rising'),
         ("model={id='x'}", "curriculum is one of the control scale: set model.controlnet"),
-        ("curriculum={use='linear',first=2.0,last=-1.0}", "curriculum.last must be a finite number, at least 0"),
+        (
+            "curriculum={use='linear',first=2.0,last=-1.0}",
+            "curriculum.last must be a finite number, at least 0",
+        ),
         ("curriculum={use='linear',first=2.0}", "needs last"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -377,20 +467,28 @@ def test_pictures_of_another_size(model: tuple[Path, Path], tmp_path: Path) -> N
         output_type="latent",
     ).images
     torch.testing.assert_close(traj.latent, expected, rtol=1e-5, atol=1e-4)
-    with pytest.raises(ValueError, match=r"model.size = 36: this model's pictures have sides of a multiple of (8|16)"):
+
+    with pytest.raises(
+        ValueError,
+        match=r"model.size = 36: this model's pictures have sides of a multiple of (8|16)",
+    ):
         load(model, size=36)
 
 
 def test_a_consistency_model(tiny_lcm: Path, prompts: list[Prompt], tmp_path: Path) -> None:
     """Its guidance weight stays an input of the network; the stock pipeline does the same."""
     lcm_pipe = DiffusionPipeline.from_pretrained(tiny_lcm)
-    build_controlnet(lcm_pipe, copied=False).save_pretrained(tmp_path / "net")  # as if of the undistilled model
-    policy, sampler = load((tiny_lcm, tmp_path / "net")), Sampler(LCM(), 4, EmbeddedGuidance(4.0), Control(0.8))
+    # as if of the undistilled model
+    build_controlnet(lcm_pipe, copied=False).save_pretrained(tmp_path / "net")
+    policy = load((tiny_lcm, tmp_path / "net"))
+    sampler = Sampler(LCM(), 4, EmbeddedGuidance(4.0), Control(0.8))
     assert policy.takes_weight and policy.schedule.consistency
     traj = roll(policy, sampler, prompts)
     parts = {name: part for name, part in lcm_pipe.components.items() if name != "image_encoder"}
     pipe = StableDiffusionControlNetPipeline(
-        **parts, controlnet=ControlNetModel.from_pretrained(tmp_path / "net"), requires_safety_checker=False
+        **parts,
+        controlnet=ControlNetModel.from_pretrained(tmp_path / "net"),
+        requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
     expected = pipe(

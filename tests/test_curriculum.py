@@ -26,13 +26,22 @@ def test_fixed_courses() -> None:
     assert at(LinearCurriculum(2.0, 1.0, until=0.5), 0, 0.25, 0.5, 1) == [2, 1.5, 1, 1]
     assert at(CosineCurriculum(2.0, 1.0), 0, 1 / 3, 0.5, 1) == [2, 1.75, 1.5, 1]
     assert at(CosineCurriculum(2.0, 1.0, until=0.5), 0.25, 0.5, 0.9) == [1.5, 1, 1]
-    assert at(StepsCurriculum([2.0, 1.5, 1.0]), 0, 0.33, 0.34, 0.66, 0.67, 1) == [2, 2, 1.5, 1.5, 1, 1]
+    assert at(StepsCurriculum([2.0, 1.5, 1.0]), 0, 0.33, 0.34, 0.66, 0.67, 1) == [
+        2,
+        2,
+        1.5,
+        1.5,
+        1,
+        1,
+    ]
     assert at(LinearCurriculum(0.5, 1.5), 0, 0.5, 1) == [0.5, 1, 1.5], "upwards too"
 
 
 def test_sampled_stays_between_the_line_and_the_first() -> None:
-    curriculum, chance = SampledCurriculum(2.0, 1.0), generator()
+    curriculum = SampledCurriculum(2.0, 1.0)
+    chance = generator()
     assert curriculum(0.0, chance) == 2
+
     for progress in (0.3, 1.0):
         drawn = [curriculum(progress, chance) for _ in range(200)]
         low = 2 - progress
@@ -52,9 +61,11 @@ def test_gated_goes_down_up_and_never_out() -> None:
     curriculum = GatedCurriculum(1.2, 1.0, by=0.1, smoothing=0.0)
     assert follow(curriculum, 0.9, 0.6, 0.9, 0.9) == [1.1, 1.1, 1.0, 1.0]
     assert follow(curriculum, 0.3, 0.4, 0.3, 0.3) == [1.1, 1.1, 1.2, 1.2]
-    assert follow(GatedCurriculum(1.0, 2.0, by=0.25, smoothing=0.0), 0.9, 0.1, 0.1) == [1.25, 1.0, 1.0], (
-        "harder may be more"
-    )
+    assert follow(GatedCurriculum(1.0, 2.0, by=0.25, smoothing=0.0), 0.9, 0.1, 0.1) == [
+        1.25,
+        1.0,
+        1.0,
+    ], "harder may be more"
 
 
 def test_gated_wants_patience_and_smooths() -> None:
@@ -69,10 +80,8 @@ def test_gated_wants_patience_and_smooths() -> None:
 
 
 def test_gated_goes_on_where_it_was() -> None:
-    one, two = (
-        GatedCurriculum(2.0, 1.0, smoothing=0.7, patience=2),
-        GatedCurriculum(2.0, 1.0, smoothing=0.7, patience=2),
-    )
+    one = GatedCurriculum(2.0, 1.0, smoothing=0.7, patience=2)
+    two = GatedCurriculum(2.0, 1.0, smoothing=0.7, patience=2)
     follow(one, 0.9, 0.95, 0.85)
     two.load_state_dict(json.loads(json.dumps(one.state_dict())))
     later = (0.9, 0.2, 0.1, 0.95, 0.99, 0.99, 0.99)
@@ -85,9 +94,15 @@ def test_gated_goes_on_where_it_was() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: LinearCurriculum(-1.0, 1.0), "curriculum.first must be a finite number, at least 0, not -1.0"),
+        (
+            lambda: LinearCurriculum(-1.0, 1.0),
+            "curriculum.first must be a finite number, at least 0, not -1.0",
+        ),
         (lambda: LinearCurriculum(1.0, math.inf), "curriculum.last must be a finite number"),
-        (lambda: CosineCurriculum(2.0, 1.0, until=0.0), r"curriculum.until must lie in \(0, 1\], not 0.0"),
+        (
+            lambda: CosineCurriculum(2.0, 1.0, until=0.0),
+            r"curriculum.until must lie in \(0, 1\], not 0.0",
+        ),
         (lambda: StepsCurriculum([]), "curriculum.values is empty"),
         (lambda: GatedCurriculum(2.0, 1.0, above=0.3), "below = 0.4 must be less than above = 0.3"),
         (lambda: GatedCurriculum(2.0, 1.0, smoothing=1.0), r"smoothing = 1.0 in \[0, 1\)"),

@@ -1,4 +1,6 @@
-"""Guidance centred on the original of an expanded prompt: the formula, its two ends, and a loop of stock diffusers."""
+"""Guidance centred on the original of an expanded prompt: the formula, its two ends, and a loop of
+stock diffusers.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,13 @@ from PIL import Image
 from test_guidance import COND, NULL, Network, T, X
 
 from burnish import config as configuration
-from burnish.diffusion.guidance import CFG, DualGuidance, EmbeddedDualGuidance, EmbeddedGuidance, NoGuidance
+from burnish.diffusion.guidance import (
+    CFG,
+    DualGuidance,
+    EmbeddedDualGuidance,
+    EmbeddedGuidance,
+    NoGuidance,
+)
 from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
@@ -30,7 +38,11 @@ from burnish.types import Prompt, Trajectory
 EXAMPLE = Path(__file__).parent.parent / "examples" / "dual_guidance.py"
 BOTH = COND | {"original.text": torch.tensor([[[3.0, -1.0]], [[0.5, 0.5]], [[2.0, 0.0]]])}
 ORIGINAL = {"text": BOTH["original.text"]}
-EXPANDED = [Prompt("a red cat, oil", {"original": "a cat"}), Prompt("two dogs", {"original": "dogs"}), Prompt("an ox")]
+EXPANDED = [
+    Prompt("a red cat, oil", {"original": "a cat"}),
+    Prompt("two dogs", {"original": "dogs"}),
+    Prompt("an ox"),
+]
 FIRST = [Prompt("a cat"), Prompt("dogs"), Prompt("an ox")]
 GROUP = torch.arange(3)
 
@@ -44,7 +56,9 @@ def example() -> ModuleType:
     return module
 
 
-def roll(policy: Policy, guidance: Callable[..., torch.Tensor], prompts: list[Prompt] = EXPANDED) -> Trajectory:
+def roll(
+    policy: Policy, guidance: Callable[..., torch.Tensor], prompts: list[Prompt] = EXPANDED
+) -> Trajectory:
     sampler = Sampler(DDIM(), 4, guidance)
     return sampler.rollout(policy, sampler.encode(policy, prompts), GROUP, generator(2))
 
@@ -59,9 +73,15 @@ def test_the_formula_in_one_call() -> None:
 
 @pytest.mark.parametrize("weight", [5.0, 1.0, 0.0])
 def test_with_one_weight_zero_it_is_plain_guidance_bit_for_bit(weight: float) -> None:
-    for guidance, cond in ((DualGuidance(0.0, weight), COND), (DualGuidance(weight, 0.0), ORIGINAL)):
-        network, plain = Network(), Network()
-        assert torch.equal(guidance(network, X, T, BOTH, NULL), CFG(weight)(plain, X, T, cond, NULL))
+    for guidance, cond in (
+        (DualGuidance(0.0, weight), COND),
+        (DualGuidance(weight, 0.0), ORIGINAL),
+    ):
+        network = Network()
+        plain = Network()
+        assert torch.equal(
+            guidance(network, X, T, BOTH, NULL), CFG(weight)(plain, X, T, cond, NULL)
+        )
         assert network.rows == plain.rows
 
 
@@ -78,7 +98,9 @@ class Distilled:
     def __init__(self) -> None:
         self.rows: list[int] = []
 
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, cond: dict[str, torch.Tensor]) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, t: torch.Tensor, cond: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         self.rows.append(len(cond["text"]))
         times = len(cond["text"]) // len(x)
         null = {"text": NULL["text"].repeat(times, 1, 1)}
@@ -90,13 +112,22 @@ class Distilled:
 def test_a_network_that_takes_the_weight_gives_the_same_in_two_rows() -> None:
     network = Distilled()
     torch.testing.assert_close(
-        EmbeddedDualGuidance(3.0, 1.0)(network, X, T, BOTH, {}), DualGuidance(3.0, 1.0)(Network(), X, T, BOTH, NULL)
+        EmbeddedDualGuidance(3.0, 1.0)(network, X, T, BOTH, {}),
+        DualGuidance(3.0, 1.0)(Network(), X, T, BOTH, NULL),
     )
     assert network.rows == [6]
-    for guidance, cond in ((EmbeddedDualGuidance(0.0, 4.0), COND), (EmbeddedDualGuidance(4.0, 0.0), ORIGINAL)):
-        network, plain = Distilled(), Distilled()
-        assert torch.equal(guidance(network, X, T, BOTH, {}), EmbeddedGuidance(4.0)(plain, X, T, cond, {}))
+
+    for guidance, cond in (
+        (EmbeddedDualGuidance(0.0, 4.0), COND),
+        (EmbeddedDualGuidance(4.0, 0.0), ORIGINAL),
+    ):
+        network = Distilled()
+        plain = Distilled()
+        assert torch.equal(
+            guidance(network, X, T, BOTH, {}), EmbeddedGuidance(4.0)(plain, X, T, cond, {})
+        )
         assert network.rows == plain.rows
+
     for wrong in ((0.0, 0.0), (-1.0, 4.0), (1.0, float("inf")), (1.0, float("nan"))):
         with pytest.raises(ValueError, match="must be at least 0 and not both 0"):
             EmbeddedDualGuidance(*wrong)
@@ -113,12 +144,22 @@ def test_a_consistency_model_rolls_out_and_replays_with_both(tiny_lcm: Path, wei
         sampler = Sampler(LCM(), 3, guidance)
         return sampler.rollout(policy, sampler.encode(policy, prompts), GROUP, generator(2))
 
-    both, sampler = rolled(EmbeddedDualGuidance(3.0, 1.0), EXPANDED), Sampler(LCM(), 3, EmbeddedDualGuidance(3.0, 1.0))
+    both = rolled(EmbeddedDualGuidance(3.0, 1.0), EXPANDED)
+    sampler = Sampler(LCM(), 3, EmbeddedDualGuidance(3.0, 1.0))
     replay = sampler.replay(policy, both, GROUP, torch.arange(2).expand(3, -1))
     assert replay.logp.requires_grad and (replay.logp - replay.logp_old).expm1().abs().max() < 5e-6
-    for one, prompts in ((EmbeddedDualGuidance(0.0, 4.0), EXPANDED), (EmbeddedDualGuidance(4.0, 0.0), FIRST)):
-        assert torch.equal(rolled(one, EXPANDED).latent, rolled(EmbeddedGuidance(4.0), prompts).latent)
-    assert not torch.allclose(both.latent, rolled(EmbeddedGuidance(4.0), EXPANDED).latent, atol=1e-3)
+
+    for one, prompts in (
+        (EmbeddedDualGuidance(0.0, 4.0), EXPANDED),
+        (EmbeddedDualGuidance(4.0, 0.0), FIRST),
+    ):
+        assert torch.equal(
+            rolled(one, EXPANDED).latent, rolled(EmbeddedGuidance(4.0), prompts).latent
+        )
+
+    assert not torch.allclose(
+        both.latent, rolled(EmbeddedGuidance(4.0), EXPANDED).latent, atol=1e-3
+    )
 
 
 def test_half_precision_is_combined_in_float32() -> None:
@@ -127,12 +168,16 @@ def test_half_precision_is_combined_in_float32() -> None:
 
 def test_what_has_no_original_of_its_own_is_the_same_for_both() -> None:
     class Shown(Network):
-        def __call__(self, x: torch.Tensor, t: torch.Tensor, cond: dict[str, torch.Tensor]) -> torch.Tensor:
+        def __call__(
+            self, x: torch.Tensor, t: torch.Tensor, cond: dict[str, torch.Tensor]
+        ) -> torch.Tensor:
             assert cond["control"].tolist() == [0.0] * 3 + [1.0, 2.0, 3.0] * 2
             return super().__call__(x, t, cond)
 
     control = torch.tensor([1.0, 2.0, 3.0])
-    out = DualGuidance()(Shown(), X, T, BOTH | {"control": control}, NULL | {"control": 0 * control})
+    out = DualGuidance()(
+        Shown(), X, T, BOTH | {"control": control}, NULL | {"control": 0 * control}
+    )
     assert torch.equal(out, DualGuidance()(Network(), X, T, BOTH, NULL))
 
 
@@ -141,10 +186,13 @@ def test_what_is_wrong_is_said(tiny_pipeline: Path) -> None:
         DualGuidance(1.0, float("inf"))
     with pytest.raises(ValueError, match=r"encode by Sampler.encode"):
         DualGuidance()(Network(), X, T, COND, NULL)
+
     policy = Policy.load(tiny_pipeline)
     for wrong in (3, " "):
         with pytest.raises(ValueError, match="the original of the prompt 'a cat' is"):
-            Sampler(DDIM(), 2, DualGuidance()).encode(policy, [Prompt("a cat", {"original": wrong})])
+            Sampler(DDIM(), 2, DualGuidance()).encode(
+                policy, [Prompt("a cat", {"original": wrong})]
+            )
 
 
 def test_only_where_it_is_asked_for_are_originals_encoded(tiny_pipeline: Path) -> None:
@@ -154,8 +202,12 @@ def test_only_where_it_is_asked_for_are_originals_encoded(tiny_pipeline: Path) -
     assert set(plain) == {"text"} and set(both) == {"text", "original.text"}
     assert torch.equal(both["text"], plain["text"])
     assert torch.equal(both["original.text"], policy.encode(FIRST)["text"])
-    asked = Sampler(DDIM(), 2, DualGuidance()).encode(policy, [Prompt("a cat", {"original": "cat"}, "<reward 1> ")])
-    assert torch.equal(asked["original.text"], policy.encode([Prompt("cat")])["text"]), "identifiers are not centred on"
+    asked = Sampler(DDIM(), 2, DualGuidance()).encode(
+        policy, [Prompt("a cat", {"original": "cat"}, "<reward 1> ")]
+    )
+    assert torch.equal(asked["original.text"], policy.encode([Prompt("cat")])["text"]), (
+        "identifiers are not centred on"
+    )
 
 
 @pytest.mark.parametrize("model", ["tiny_sd1", "tiny_pipeline", "tiny_sd2"])
@@ -170,10 +222,20 @@ def test_sampling_is_the_example_on_stock_diffusers(
 
     pipe = StableDiffusionPipeline.from_pretrained(request.getfixturevalue(model))
     stock = example.draw(
-        pipe, "a cat", "a red cat, oil", w1=4.0, w2=2.5, count=2, steps=5, eta=0.8, generator=generator(3)
+        pipe,
+        "a cat",
+        "a red cat, oil",
+        w1=4.0,
+        w2=2.5,
+        count=2,
+        steps=5,
+        eta=0.8,
+        generator=generator(3),
     )
     torch.testing.assert_close(stock, mine, rtol=1e-3, atol=1e-4)
-    plain = example.draw(pipe, "a cat", "a red cat, oil", w1=4.0, w2=0.0, count=2, steps=5, generator=generator(3))
+    plain = example.draw(
+        pipe, "a cat", "a red cat, oil", w1=4.0, w2=0.0, count=2, steps=5, generator=generator(3)
+    )
     assert not torch.allclose(plain, mine, atol=1e-2)
 
 
@@ -191,30 +253,36 @@ def test_the_example_from_the_command_line(tiny_pipeline: Path, tmp_path: Path) 
         str(out),
     ]
     subprocess.run(command, check=True, capture_output=True)
+
     with Image.open(out) as picture:
         assert picture.size == (32, 32)
 
 
 @pytest.mark.parametrize("model", ["tiny_pipeline", "tiny_sdxl"])
-def test_a_rollout_with_one_weight_zero_is_plain_guidance(model: str, request: pytest.FixtureRequest) -> None:
+def test_a_rollout_with_one_weight_zero_is_plain_guidance(
+    model: str, request: pytest.FixtureRequest
+) -> None:
     policy = Policy.load(request.getfixturevalue(model))
     for one, other, prompts in (
         (DualGuidance(0.0, 4.0), CFG(4.0), EXPANDED),
         (DualGuidance(4.0, 0.0), CFG(4.0), FIRST),
     ):
         assert torch.equal(roll(policy, one).latent, roll(policy, other, prompts).latent)
+
     both = roll(policy, DualGuidance(4.0, 4.0))
     assert not torch.allclose(both.latent, roll(policy, CFG(4.0)).latent, atol=1e-2)
-    torch.testing.assert_close(both.latent[2], roll(policy, CFG(8.0)).latent[2], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        both.latent[2], roll(policy, CFG(8.0)).latent[2], rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("model", ["tiny_pipeline", "tiny_sdxl"])
 @pytest.mark.parametrize("weights", ["lora", "full"])
-def test_a_fresh_trajectory_replays_to_ratio_one(model: str, weights: str, request: pytest.FixtureRequest) -> None:
-    policy, sampler = (
-        Policy.load(request.getfixturevalue(model), train=weights),
-        Sampler(DDIM(), 4, DualGuidance(3.0, 2.0)),
-    )
+def test_a_fresh_trajectory_replays_to_ratio_one(
+    model: str, weights: str, request: pytest.FixtureRequest
+) -> None:
+    policy = Policy.load(request.getfixturevalue(model), train=weights)
+    sampler = Sampler(DDIM(), 4, DualGuidance(3.0, 2.0))
     perturb(policy)
     traj = sampler.rollout(policy, sampler.encode(policy, EXPANDED), GROUP, generator(0))
     replay = sampler.replay(policy, traj, GROUP, torch.arange(4).expand(3, -1))
@@ -223,15 +291,21 @@ def test_a_fresh_trajectory_replays_to_ratio_one(model: str, weights: str, reque
 
 def test_the_negative_prompt_stands_for_nothing(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
-    assert not torch.allclose(roll(policy, DualGuidance(negative="a dog")).latent, roll(policy, DualGuidance()).latent)
+    assert not torch.allclose(
+        roll(policy, DualGuidance(negative="a dog")).latent, roll(policy, DualGuidance()).latent
+    )
 
 
 def test_evaluation_asks_both(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline, train="none")
 
-    def parts(guidance: Callable[..., torch.Tensor], prompts: list[Prompt]) -> list[list[float | None]]:
+    def parts(
+        guidance: Callable[..., torch.Tensor], prompts: list[Prompt]
+    ) -> list[list[float | None]]:
         bright = {"bright": lambda images, prompts: images.mean((1, 2, 3))}
-        return evaluate(policy, Sampler(DDIM(), 3, guidance), prompts, bright, images_per_prompt=2).parts
+        return evaluate(
+            policy, Sampler(DDIM(), 3, guidance), prompts, bright, images_per_prompt=2
+        ).parts
 
     assert parts(DualGuidance(4.0, 0.0), EXPANDED) == parts(CFG(4.0), FIRST)
     assert parts(DualGuidance(4.0, 4.0), EXPANDED) != parts(CFG(4.0), EXPANDED)
@@ -257,7 +331,9 @@ evaluation = {{ images_per_prompt = 1 }}
     assert warned == []
     (found,) = [
         one
-        for one in preflight(configuration.load(recipe, ["prompts={use='list',texts=['a cat','ox']}"]))
+        for one in preflight(
+            configuration.load(recipe, ["prompts={use='list',texts=['a cat','ox']}"])
+        )
         if one.level != "ok"
     ]
     assert "no prompt has an original" in found.text and "jsonl" in found.remedy

@@ -1,4 +1,6 @@
-"""A vision-language model behind a server: a local one that speaks OpenAI's protocol and reads the picture."""
+"""A vision-language model behind a server: a local one that speaks OpenAI's protocol and reads the
+picture.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ IMAGES = torch.stack([torch.full((3, 8, 12), value) for value in (0.1, 0.5, 0.9)
 
 
 def said(text: str | None) -> tuple:
-    return 200, {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
+    return 200, {
+        "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]
+    }
 
 
 def question(body: Any) -> str:
@@ -43,7 +47,8 @@ def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_image_gets_the_answer_to_its_question(server: LocalServer) -> None:
     server.answer = lambda body: said(f" {question(body)} {picture(body).mean():.0f}\n")
     answers = Endpoint(server.url, "tiny")(IMAGES, ["how grey?", "grey?", "how grey?"])
-    assert answers == ["how grey? 26", "grey? 128", "how grey? 230"]  # 25.5 and 127.5 are rounded, not cut off
+    # 25.5 and 127.5 are rounded, not cut off
+    assert answers == ["how grey? 26", "grey? 128", "how grey? 230"]
     assert set(server.paths) == {"/v1/chat/completions"}
     sent = server.asked[0]
     assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("tiny", 0, 64)
@@ -51,7 +56,9 @@ def test_each_image_gets_the_answer_to_its_question(server: LocalServer) -> None
     assert "Authorization" not in server.headers[0]
 
 
-@pytest.mark.parametrize("url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/chat/completions"])
+@pytest.mark.parametrize(
+    "url", ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/chat/completions"]
+)
 def test_the_address_is_completed(url: str) -> None:
     assert completions(url) == "http://h:1/v1/chat/completions"
 
@@ -71,11 +78,21 @@ def test_jpeg_on_request(server: LocalServer) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [said(""), said(" \n"), said(None), (200, {"choices": []}), (200, ["?"]), (200, b"garbage"), (400, b"filtered")],
+    [
+        said(""),
+        said(" \n"),
+        said(None),
+        (200, {"choices": []}),
+        (200, ["?"]),
+        (200, b"garbage"),
+        (400, b"filtered"),
+    ],
 )
 def test_an_image_without_an_answer_is_none(server: LocalServer, answer: tuple) -> None:
     server.answer = lambda body: answer if question(body) == "b" else said("fine")
-    with pytest.warns(UserWarning, match=f"^1 of 3 images got no answer; the last reason: {server.url}"):
+    with pytest.warns(
+        UserWarning, match=f"^1 of 3 images got no answer; the last reason: {server.url}"
+    ):
         assert Endpoint(server.url, "tiny")(IMAGES, ["a", "b", "c"]) == ["fine", None, "fine"]
 
 
@@ -89,7 +106,10 @@ def test_an_image_without_an_answer_is_none(server: LocalServer, answer: tuple) 
 )
 def test_no_answer_for_any_image_raises(server: LocalServer, answer: tuple, words: str) -> None:
     server.answer = lambda body: answer
-    with pytest.raises(NoAnswer, match=f"none of 3 images got an answer: {server.url}/v1/chat/completions .*{words}"):
+    with pytest.raises(
+        NoAnswer,
+        match=f"none of 3 images got an answer: {server.url}/v1/chat/completions .*{words}",
+    ):
         Endpoint(server.url, "tiny")(IMAGES, ["a", "b", "c"])
 
 
@@ -129,29 +149,42 @@ def test_nothing_is_kept_without_a_cache_and_no_failure_ever(server: LocalServer
     assert len(server.asked) == 2
     endpoint = Endpoint(server.url, "tiny")
     server.answer = lambda body: said("" if question(body) == "a" else "fine")
+
     with pytest.warns(UserWarning, match="1 of 2"):
         assert endpoint(IMAGES[:2], ["a", "b"]) == [None, "fine"]
+
     server.answer = lambda body: said("now")
     assert endpoint(IMAGES[:2], ["a", "b"]) == ["now", "fine"]
 
 
-def test_the_key_comes_from_the_environment(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_comes_from_the_environment(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret-1\n")
     monkeypatch.setenv("OTHER_KEY", "secret-2")
     server.answer = lambda body: said("fine")
+
     for variable in ("OPENAI_API_KEY", "OTHER_KEY", ""):
         Endpoint(server.url, "tiny", key_variable=variable)(IMAGES[:1], ["a"])
-    assert [headers.get("Authorization") for headers in server.headers] == ["Bearer secret-1", "Bearer secret-2", None]
+
+    assert [headers.get("Authorization") for headers in server.headers] == [
+        "Bearer secret-1",
+        "Bearer secret-2",
+        None,
+    ]
+
     with pytest.raises(ValueError, match="variable MISSING_KEY is not set"):
         Endpoint(server.url, "tiny", key_variable="MISSING_KEY")
     with pytest.raises(ValueError, match="it is not the key itself") as caught:
         Endpoint(server.url, "tiny", key_variable="sk-abc")
+
     assert "sk-abc" not in str(caught.value)
 
 
 def test_arguments_are_checked(server: LocalServer) -> None:
     with pytest.raises(ValueError, match="3 images but 1 questions"):
         Endpoint(server.url, "tiny")(IMAGES, ["a"])
+
     for wrong, words in (
         ({"image": "gif"}, 'image = "gif"'),
         ({"quality": 0}, "quality = 0"),

@@ -43,6 +43,7 @@ def test_the_same_weights_are_no_gain_at_all(policy: Policy) -> None:
     assert result["before"] == pytest.approx(2 * sum(row[0] for row in before.parts) / 6)
     other = evaluate(policy, sampler, PROMPTS, REWARDS, **{**options, "seed": 6})
     assert other.parts != before.parts
+
     with pytest.raises(ValueError, match="different seed cannot be compared"):
         paired(before, other, WEIGHTS)
 
@@ -60,10 +61,14 @@ def make(parts: list[list[float]], judged: list[bool] | None = None) -> Evaluati
 
 
 def test_paired_by_hand() -> None:
-    before, after = make([[1.0, 0], [2.0, 0], [3.0, 1], [4.0, 1]]), make([[2.0, 0], [3.0, 0], [5.0, 1], [6.0, 2]])
+    before = make([[1.0, 0], [2.0, 0], [3.0, 1], [4.0, 1]])
+    after = make([[2.0, 0], [3.0, 0], [5.0, 1], [6.0, 2]])
     result = paired(before, after, torch.tensor([1.0, -1.0]))
     assert result["before"] == 2.0 and result["after"] == 3.25 and result["paired_mean"] == 1.25
-    assert result["judge_before"] is None and 1.0 <= result["ci95"][0] < 1.25 < result["ci95"][1] <= 1.5
+    assert (
+        result["judge_before"] is None
+        and 1.0 <= result["ci95"][0] < 1.25 < result["ci95"][1] <= 1.5
+    )
     assert list(result) == ["before", "after", "paired_mean", "ci95", "judge_before", "judge_after"]
     assert evaluation.compare({"train": before}, {"train": after}, torch.ones(2))["unseen"] is None
 
@@ -71,7 +76,8 @@ def test_paired_by_hand() -> None:
 def test_the_interval_is_the_clusters() -> None:
     stream = torch.Generator().manual_seed(0)
     clusters = torch.randn(40, generator=stream, dtype=torch.float64)
-    low, high = interval(clusters[:, None].expand(40, 8))  # images of a prompt all alike: 40 numbers, not 320
+    # images of a prompt all alike: 40 numbers, not 320
+    low, high = interval(clusters[:, None].expand(40, 8))
     half = 1.96 * float(clusters.std(correction=0)) / 40**0.5
     assert low == pytest.approx(float(clusters.mean()) - half, abs=0.05)
     assert high == pytest.approx(float(clusters.mean()) + half, abs=0.05)
@@ -86,5 +92,6 @@ def test_kept_and_read(tmp_path: Path) -> None:
     assert evaluation.load_evaluation(path) == measured
     assert evaluation.load_evaluation(path) != {"train": replace(measured["train"], seed=1)}
     path.write_text("[]")
+
     with pytest.raises(ValueError, match="not an evaluation of this version"):
         evaluation.load_evaluation(path)

@@ -1,4 +1,6 @@
-"""The prompt expander: its log-probability against transformers' own forward pass, what is cut, and what it writes."""
+"""The prompt expander: its log-probability against transformers' own forward pass, what is cut, and
+what it writes.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ from burnish.prompts.imitation import imitate, read_pairs
 from burnish.types import Prompt
 
 WORDS = "<pad> <unk> <end> a cat dog ox fox bee in on red blue big , old".split()
-PROMPTS = [Prompt("a cat"), Prompt("a big red old dog", {"tag": 1}, "<reward 1> {}"), Prompt("an ox")]
+PROMPTS = [
+    Prompt("a cat"),
+    Prompt("a big red old dog", {"tag": 1}, "<reward 1> {}"),
+    Prompt("an ox"),
+]
 
 
 def build_language(seed: int = 0, ends: int | None = 2) -> tuple[Any, Any]:
@@ -37,12 +43,14 @@ def build_language(seed: int = 0, ends: int | None = 2) -> tuple[Any, Any]:
         vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=64, pad_token_id=0, bos_token_id=None, eos_token_id=ends, tie_word_embeddings=True,
     )  # fmt: skip
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
         for weight in model.parameters():
             if weight.ndim == 2:
                 torch.nn.init.normal_(weight, std=0.5)
+
     return model, tokenizer
 
 
@@ -68,17 +76,24 @@ def test_the_log_probability_is_that_of_the_model_token_by_token() -> None:
     replayed = expander.replay(drawn, torch.arange(12)).logp
     start = drawn.ids.shape[1] - drawn.said.shape[1]
     assert drawn.said.any(1).all() and not drawn.said.all(), "some texts end early"
+
     for row, prompt in enumerate(PROMPTS * 4):
         told = tokenizer(prompt.text)["input_ids"]
         words = drawn.ids[row, start:][drawn.said[row]].tolist()
+
         for place, word in enumerate(words):  # alone, without padding, and one token at a time
             logits = model(torch.tensor([told + words[:place]])).logits[0, -1]
             alone = (logits / 0.7).log_softmax(0)[word]
             assert float(replayed[row, place]) == pytest.approx(float(alone), abs=1e-12)
-            assert float(drawn.logp[row, place]) == pytest.approx(float(alone), abs=1e-12), "drawn with a cache"
+            assert float(drawn.logp[row, place]) == pytest.approx(float(alone), abs=1e-12), (
+                "drawn with a cache"
+            )
+
         assert 2 not in words[:-1], "the end is the last action"
         assert len(words) == 6 or words[-1] == 2
-        assert (replayed[row, len(words) :] == 0).all() and (drawn.logp[row, len(words) :] == 0).all()
+        assert (replayed[row, len(words) :] == 0).all() and (
+            drawn.logp[row, len(words) :] == 0
+        ).all()
 
 
 def test_before_an_update_the_ratio_is_one_and_the_kl_zero_after_it_neither() -> None:
@@ -91,10 +106,18 @@ def test_before_an_update_the_ratio_is_one_and_the_kl_zero_after_it_neither() ->
     assert (say.logp - drawn.logp).sum(1).expm1().abs().max() < 1e-5
     perturb(expander, 0.1)
     moved = expander.replay(drawn, torch.arange(3), reference=True)
-    assert moved.kl is not None and moved.kl[drawn.said].mean() > 1e-4 and (moved.kl[~drawn.said] == 0).all()
+    assert (
+        moved.kl is not None
+        and moved.kl[drawn.said].mean() > 1e-4
+        and (moved.kl[~drawn.said] == 0).all()
+    )
+
     with expander.reference(), torch.no_grad():
         torch.testing.assert_close(expander.replay(drawn, torch.arange(3)).logp, say.logp.detach())
-    assert (moved.logp - drawn.logp).abs().max() > 1e-3, "afterwards the weights are the moved ones again"
+
+    assert (moved.logp - drawn.logp).abs().max() > 1e-3, (
+        "afterwards the weights are the moved ones again"
+    )
 
 
 def test_the_kl_is_that_of_the_whole_distribution() -> None:
@@ -102,11 +125,14 @@ def test_the_kl_is_that_of_the_whole_distribution() -> None:
     expander = Expander(model.double(), tokenizer, "full", tokens=3, temperature=1.3)
     expander.remember()
     drawn = expander.draw(PROMPTS[:1], chance(3))
-    told, words = tokenizer("a cat")["input_ids"], drawn.ids[0, 2:][drawn.said[0]].tolist()
+    told = tokenizer("a cat")["input_ids"]
+    words = drawn.ids[0, 2:][drawn.said[0]].tolist()
     before = (model(torch.tensor([told + words])).logits[0] / 1.3).log_softmax(-1).detach()
     perturb(expander, 0.1)
     after = (model(torch.tensor([told + words])).logits[0] / 1.3).log_softmax(-1).detach()
-    wanted = [float((after[i].exp() * (after[i] - before[i])).sum()) for i in range(1, 1 + len(words))]
+    wanted = [
+        float((after[i].exp() * (after[i] - before[i])).sum()) for i in range(1, 1 + len(words))
+    ]
     found = expander.replay(drawn, torch.arange(1), reference=True).kl
     assert found is not None
     assert found.detach()[0, : len(words)].tolist() == pytest.approx(wanted, abs=1e-12)
@@ -121,12 +147,17 @@ def test_what_does_not_fit_is_cut_and_has_no_log_probability() -> None:
 
     free = Expander(model, tokenizer, tokens=10).draw(PROMPTS, chance())
     short = Expander(model, tokenizer, tokens=10, fits=fits).draw(PROMPTS, chance())
+
     for row, (whole, kept) in enumerate(zip(free.prompts, short.prompts, strict=True)):
         assert whole.text.startswith(kept.text) and fits(kept)
         count = int(short.said[row].sum())
         assert short.said[row, :count].all(), "a beginning"
-        assert torch.equal(short.logp[row, :count], free.logp[row, :count]) and (short.logp[row, count:] == 0).all()
+        assert (
+            torch.equal(short.logp[row, :count], free.logp[row, :count])
+            and (short.logp[row, count:] == 0).all()
+        )
         assert bool(short.cut[row]) == (whole.text != kept.text)
+
     assert short.cut.any()
     replayed = Expander(model, tokenizer).replay(short, torch.arange(3)).logp
     torch.testing.assert_close(replayed.detach(), short.logp, atol=1e-5, rtol=1e-5)
@@ -137,9 +168,17 @@ def test_what_does_not_fit_is_cut_and_has_no_log_probability() -> None:
 def test_the_prompt_stays_and_is_remembered() -> None:
     expander = Expander(*build_language(), tokens=5)
     drawn = expander.draw(PROMPTS, chance())
+
     for old, new in zip(PROMPTS, drawn.prompts, strict=True):
-        assert new.text.startswith(old.text) and new.metadata["original"] == old.text and new.template == old.template
-        assert new.text == old.text or new.text[len(old.text)] in " ,", "words are apart from the prompt"
+        assert (
+            new.text.startswith(old.text)
+            and new.metadata["original"] == old.text
+            and new.template == old.template
+        )
+        assert new.text == old.text or new.text[len(old.text)] in " ,", (
+            "words are apart from the prompt"
+        )
+
     assert drawn.prompts[1].metadata["tag"] == 1
     strange = [new.text for new in expander.draw([Prompt("capybara")] * 8, chance()).prompts]
     assert all(text[8:9] in ("", " ") for text in strange) and any(text[8:] for text in strange)
@@ -154,20 +193,26 @@ def test_a_model_with_a_chat_template_is_instructed() -> None:
     drawn = expander.draw([Prompt("a cat")], chance())
     told = drawn.ids[0, : -drawn.said.shape[1]].tolist()
     assert [WORDS[i] for i in told] == "big a cat in on".split()
-    assert drawn.prompts[0].text.startswith("a cat") and "big a cat in on" not in drawn.prompts[0].text
+    assert (
+        drawn.prompts[0].text.startswith("a cat") and "big a cat in on" not in drawn.prompts[0].text
+    )
 
 
-def test_a_step_makes_rewarded_words_likelier_and_without_advantage_nothing_has_a_gradient() -> None:
+def test_a_step_makes_rewarded_words_likelier_and_without_advantage_nothing_has_a_gradient() -> (
+    None
+):
     model, tokenizer = build_language()
     expander = Expander(model.double(), tokenizer, "full", tokens=5)
     drawn = expander.draw(PROMPTS * 2, chance())
     adv = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -2.0], dtype=torch.float64)
     before = expander.replay(drawn, torch.arange(6)).logp.sum(1)
     (-(adv * before).sum()).backward()
+
     with torch.no_grad():
         for parameter in expander.trainable:
             assert parameter.grad is not None
             parameter -= 1e-5 * parameter.grad
+
     after = expander.replay(drawn, torch.arange(6)).logp.sum(1)
     assert (adv * (after - before)).sum() > 0
     model.zero_grad()
@@ -175,31 +220,45 @@ def test_a_step_makes_rewarded_words_likelier_and_without_advantage_nothing_has_
     assert all((p.grad == 0).all() for p in expander.trainable if p.grad is not None)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft with a new transformers
+# of peft with a new transformers
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("train", ["lora", "full"])
-def test_what_was_learned_is_saved_for_the_stock_libraries(language: Path, tmp_path: Path, train: str) -> None:
+def test_what_was_learned_is_saved_for_the_stock_libraries(
+    language: Path, tmp_path: Path, train: str
+) -> None:
     from transformers import AutoModelForCausalLM
 
     expander = Expander.load(str(language), train=train, rank=2, tokens=4)
     fresh = Expander.load(str(language), train="none", tokens=4)
     drawn = expander.draw(PROMPTS, chance())
-    torch.testing.assert_close(drawn.logp, fresh.draw(PROMPTS, chance()).logp)  # a new adapter is silent
+    # a new adapter is silent
+    torch.testing.assert_close(drawn.logp, fresh.draw(PROMPTS, chance()).logp)
     perturb(expander)
     expander.save(tmp_path / "adapter")
     logp = expander.replay(drawn, torch.arange(3)).logp.detach()
     assert (logp - drawn.logp).abs().max() > 1e-3
+
     if train == "lora":
         from peft import PeftModel
 
-        stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(language), tmp_path / "adapter")
+        stock = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(language), tmp_path / "adapter"
+        )
     else:
         stock = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+
     again = Expander(stock, fresh.tokenizer).replay(drawn, torch.arange(3)).logp.detach()
     torch.testing.assert_close(again, logp)
     goes_on = Expander.load(str(language), train=train, rank=2, adapter=tmp_path / "adapter")
-    assert all(torch.equal(a, b) for a, b in zip(goes_on.trainable, expander.trainable, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(goes_on.trainable, expander.trainable, strict=True)
+    )
     assert goes_on.state().keys() == expander.state().keys()
-    assert not [path.name for path in (tmp_path / "adapter").iterdir() if path.suffix not in (".json", ".safetensors")]
+    assert not [
+        path.name
+        for path in (tmp_path / "adapter").iterdir()
+        if path.suffix not in (".json", ".safetensors")
+    ]
 
 
 def test_imitation_makes_given_expansions_likelier(language: Path, tmp_path: Path) -> None:
@@ -210,21 +269,27 @@ def test_imitation_makes_given_expansions_likelier(language: Path, tmp_path: Pat
     assert pairs == [("a cat", " in blue"), ("a dog", " on red")]
     expander = Expander.load(str(language), train="full", tokens=4)
     imitate(expander, pairs, epochs=100, lr=1e-2, seed=0)
-    assert [p.text for p in expander.draw([Prompt("a cat"), Prompt("a dog")], chance()).prompts] == [
+    assert [
+        p.text for p in expander.draw([Prompt("a cat"), Prompt("a dog")], chance()).prompts
+    ] == [
         "a cat in blue",
         "a dog on red",
     ]
 
 
 def test_errors_say_what_to_do(language: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expander.train must be one of lora, full, none, not 'some'"):
+    with pytest.raises(
+        ValueError, match="expander.train must be one of lora, full, none, not 'some'"
+    ):
         Expander.load(str(language), train="some")
+
     with pytest.raises(ValueError, match="expander.model = '.*' is no causal language model"):
         Expander.load(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="holds no expander"):
         Expander.load(str(language), adapter=tmp_path)
     with pytest.raises(RuntimeError, match="remember"), Expander(*build_language()).reference():
         pass
+
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "a cat", "expansion": 3}))
     with pytest.raises(ValueError, match='entry 1: no text under "expansion"'):
         read_pairs(str(tmp_path / "pairs.jsonl"))

@@ -19,7 +19,8 @@ from experiments.running import Trial
 
 @pytest.mark.parametrize("job", plan.jobs(), ids=lambda job: job.name)
 def test_every_planned_run_is_what_its_arm_says(job: Trial) -> None:
-    arm, config = plan.ARMS[job.arm], configuration.load(plan.ARMS[job.arm].recipe, job.changes())
+    arm = plan.ARMS[job.arm]
+    config = configuration.load(plan.ARMS[job.arm].recipe, job.changes())
     assert config.batch.prompts * config.batch.images_per_prompt == plan.IMAGES
     assert (config.sampler.steps, config.batch.transitions, config.iterations) == (
         arm.calls,
@@ -36,10 +37,16 @@ def test_every_planned_run_is_what_its_arm_says(job: Trial) -> None:
 @pytest.mark.parametrize("job", tasks.jobs(), ids=lambda job: job.name)
 def test_every_algorithm_scores_as_many_pictures(job: Trial) -> None:
     config = configuration.load(job.recipe, job.changes())
-    assert config.batch.prompts * config.batch.images_per_prompt * config.iterations == tasks.QUERIES
+    assert (
+        config.batch.prompts * config.batch.images_per_prompt * config.iterations == tasks.QUERIES
+    )
     assert not config.batch.baseline and config.iterations % config.evaluation.every == 0
     imitates = config.objective["use"] == "rwr"
-    assert imitates == (config.advantage["use"] in ("softmax", "top_fraction")) == job.arm.startswith("rwr")
+    assert (
+        imitates
+        == (config.advantage["use"] in ("softmax", "top_fraction"))
+        == job.arm.startswith("rwr")
+    )
     assert config.seed == job.seed and config.evaluation.judge and config.evaluation.unseen
     assert config.rewards[0]["use"] == job.task
 
@@ -48,27 +55,43 @@ def test_every_algorithm_scores_as_many_pictures(job: Trial) -> None:
 def test_the_guard_sees_nothing_of_the_truth(job: guard.Job) -> None:
     config = configuration.load(job.recipe, job.changes())
     watched = str(config.guard.panel)
+
     if job.arm == "guarded":
-        assert config.guard.action == "rollback" and not config.evaluation.judge and "truth" not in watched
+        assert (
+            config.guard.action == "rollback"
+            and not config.evaluation.judge
+            and "truth" not in watched
+        )
     else:
-        assert config.guard.action == "warn" and "truth:truth" in watched and "truth:taste" in watched
+        assert (
+            config.guard.action == "warn" and "truth:truth" in watched and "truth:taste" in watched
+        )
+
     assert config.iterations % config.evaluation.every == 0
 
 
 @pytest.mark.parametrize("job", parrot.jobs(), ids=lambda job: job.name)
 def test_every_arm_of_parrot_scores_as_many_pictures_with_the_same_rewards(job: Trial) -> None:
     config = configuration.load(job.recipe, job.changes())
-    assert config.batch.prompts * config.batch.images_per_prompt * config.iterations == parrot.QUERIES
+    assert (
+        config.batch.prompts * config.batch.images_per_prompt * config.iterations == parrot.QUERIES
+    )
     assert tuple(configuration.reward_names(config.rewards)) == parrot.REWARDS
     sums = job.arm.startswith(("only", "ws"))
-    assert config.advantage["use"] == ("weighted" if sums else "group" if job.arm == "normalised" else "pareto")
+    assert config.advantage["use"] == (
+        "weighted" if sums else "group" if job.arm == "normalised" else "pareto"
+    )
     assert bool(config.expander.model) == (job.arm in ("parrot", "expander_only"))
     assert bool(config.sampler.identifiers) == (job.arm in ("parrot", "no_expander"))
 
 
 def test_what_parrot_measures_was_trained() -> None:
     arms = parrot.ARMS.values()
-    assert {arm.generator for arm in arms} | {arm.expander for arm in arms} <= {*parrot.TRAINED, "", "before"}
+    assert {arm.generator for arm in arms} | {arm.expander for arm in arms} <= {
+        *parrot.TRAINED,
+        "",
+        "before",
+    }
 
 
 @pytest.mark.parametrize("job", codes.jobs(Path("out")), ids=lambda job: job.name)
@@ -76,7 +99,9 @@ def test_codes_are_measured_where_no_training_was(job: Trial) -> None:
     config = configuration.load(job.recipe, job.changes())
     assert config.evaluation.prompts["part"] == "unseen" and "part" not in config.prompts
     assert config.sampler.control.scale == codes.SCALE == config.curriculum.get("last", codes.SCALE)
-    similar = {"clip_similarity", "picture_similarity"} & set(configuration.reward_names(config.rewards))
+    similar = {"clip_similarity", "picture_similarity"} & set(
+        configuration.reward_names(config.rewards)
+    )
     assert bool(config.curriculum) == (job.arm != "no_curriculum") and len(similar) == (
         0 if job.arm == "no_clip" else 2
     )
@@ -97,14 +122,18 @@ def test_names_of_runs_differ() -> None:
 
 
 def test_reached() -> None:
-    seconds, values = [0.0, 10.0, 20.0], [1.0, 2.0, 1.5]
+    seconds = [0.0, 10.0, 20.0]
+    values = [1.0, 2.0, 1.5]
     assert reached(seconds, values, 1.5) == 5 and reached(seconds, values, 2.0) == 10
     assert reached(seconds, values, 0.5) == 0 and reached(seconds, values, 2.1) is None
 
 
 def test_compare() -> None:
     def curve(seconds: list[float], values: list[float]) -> list[dict[str, object]]:
-        return [{"seconds": s, "train": {"reward": v, "gain": v}} for s, v in zip(seconds, values, strict=True)]
+        return [
+            {"seconds": s, "train": {"reward": v, "gain": v}}
+            for s, v in zip(seconds, values, strict=True)
+        ]
 
     slow = curve([0, 100, 200], [0, 1, 2])
     assert compare(slow, curve([0, 10, 20], [0, 4, 5]), "gain") == {
@@ -116,6 +145,13 @@ def test_compare() -> None:
     assert compare(slow, curve([0, 10], [0, 1.9]), "reward")["ratio"] is None, "never there"
     assert compare(slow, curve([0, 10], [3, 4]), "reward")["ratio"] is None, "there before it began"
     sunk = curve([0, 100], [2, 1])
-    assert compare(sunk, slow, "gain") == {"target": 1, "ddpo_seconds": None, "rlcm_seconds": None, "ratio": None}
+    assert compare(sunk, slow, "gain") == {
+        "target": 1,
+        "ddpo_seconds": None,
+        "rlcm_seconds": None,
+        "ratio": None,
+    }
     risen_and_fallen = curve([0, 100, 200], [0, 3, 1.5])
-    assert compare(risen_and_fallen, slow, "gain")["ddpo_seconds"] == 50, "the first time it was there"
+    assert compare(risen_and_fallen, slow, "gain")["ddpo_seconds"] == 50, (
+        "the first time it was there"
+    )

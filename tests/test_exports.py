@@ -1,4 +1,6 @@
-"""The public names: each one listed, found and documented; importing the package imports nothing heavy."""
+"""The public names: each one listed, found and documented; importing the package imports nothing
+heavy.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,12 @@ def test_public_name_exists_and_is_documented(name: str) -> None:
 
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        burnish.trian  # noqa: B018
+        burnish.trian
 
 
-@pytest.mark.parametrize("statement", ["import burnish", "import burnish.cli", "import burnish.report"])
+@pytest.mark.parametrize(
+    "statement", ["import burnish", "import burnish.cli", "import burnish.report"]
+)
 def test_import_is_light(statement: str) -> None:
     code = f"{statement}; import sys; print([m for m in ('torch', 'diffusers', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,6 @@
-"""SDXL and Stable Diffusion 2.x against the stock pipelines: sampling, replay, an iteration, the adapter's file."""
+"""SDXL and Stable Diffusion 2.x against the stock pipelines: sampling, replay, an iteration, the
+adapter's file.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from burnish.types import Prompt, Trajectory
 PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]
 TEXTS = [prompt.text for prompt in PROMPTS]
 GROUP = torch.tensor([0, 0, 1, 1])
-MEAN, STD = [0.1, -0.2, 0.3, 0.0], [1.5, 0.5, 2.0, 1.0]  # of an autoencoder's latents
+# of an autoencoder's latents
+MEAN = [0.1, -0.2, 0.3, 0.0]
+STD = [1.5, 0.5, 2.0, 1.0]
 
 
 @pytest.fixture(params=["tiny_sd2", "tiny_sdxl"])
@@ -54,58 +58,87 @@ def stock(model: Path, adapter: Path | None = None) -> Any:
     pipe = DiffusionPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+
     if adapter is not None:
         pipe.load_lora_weights(adapter)
+
     return pipe
 
 
 def latents(pipe: Any, weight: float, steps: int = 5, **more: object) -> Tensor:
-    settings = {"guidance_scale": weight, "generator": generator(3), "output_type": "latent", **more}
+    settings = {
+        "guidance_scale": weight,
+        "generator": generator(3),
+        "output_type": "latent",
+        **more,
+    }
     result: Tensor = pipe(TEXTS, num_inference_steps=steps, **settings).images
     return result
 
 
 def test_a_rollout_is_the_stock_pipeline(schedule: Path) -> None:
-    """With eta, so that every move's noise is compared too; SDXL asks for zeros in place of a negative prompt."""
-    policy, pipe = Policy.load(schedule), stock(schedule)
+    """With eta, so that every move's noise is compared too; SDXL asks for zeros in place of a
+    negative prompt.
+    """
+    policy = Policy.load(schedule)
+    pipe = stock(schedule)
+
     for weight in (1.0, 5.0):
         traj = roll(policy, Sampler(DDIM(0.8), 5, CFG(weight)))
-        torch.testing.assert_close(traj.latent, latents(pipe, weight, eta=0.8), rtol=1e-5, atol=5e-5)
+        torch.testing.assert_close(
+            traj.latent, latents(pipe, weight, eta=0.8), rtol=1e-5, atol=5e-5
+        )
 
 
 def test_models_that_learned_the_empty_text(tmp_path: Path) -> None:
     build_sdxl(force_zeros_for_empty_prompt=False).save_pretrained(tmp_path)  # type: ignore[attr-defined]
     policy = Policy.load(tmp_path)
     expected = latents(stock(tmp_path), 5.0, 2, eta=0.8)
-    torch.testing.assert_close(roll(policy, Sampler(DDIM(0.8), 2, CFG(5.0))).latent, expected, rtol=1e-5, atol=5e-5)
-    assert all(torch.equal(policy.null(2)[name], policy.encode([Prompt("")] * 2)[name]) for name in policy.null(2))
+    torch.testing.assert_close(
+        roll(policy, Sampler(DDIM(0.8), 2, CFG(5.0))).latent, expected, rtol=1e-5, atol=5e-5
+    )
+    assert all(
+        torch.equal(policy.null(2)[name], policy.encode([Prompt("")] * 2)[name])
+        for name in policy.null(2)
+    )
 
 
 def test_no_prompt_is_zeros_and_an_empty_prompt_is_not(tiny_sdxl: Path) -> None:
     policy = Policy.load(tiny_sdxl)
-    null, empty = policy.null(3), policy.encode([Prompt("")] * 3)
+    null = policy.null(3)
+    empty = policy.encode([Prompt("")] * 3)
     assert {name: tuple(value.shape) for name, value in null.items()} == {
         "text": (3, 24, 20),
         "pooled": (3, 6),
         "size": (3, 6),
     }
-    assert not null["text"].any() and not null["pooled"].any() and torch.equal(null["size"], empty["size"])
+    assert (
+        not null["text"].any()
+        and not null["pooled"].any()
+        and torch.equal(null["size"], empty["size"])
+    )
     assert empty["text"].any() and empty["pooled"].any()
     assert null["size"][0].tolist() == [32, 32, 0, 0, 32, 32]
 
 
 def test_a_fresh_trajectory_replays_to_ratio_one(schedule: Path) -> None:
-    policy, samplers = Policy.load(schedule), (Sampler(DDIM(), 4, NoGuidance()), Sampler(DDIM(), 4, CFG(5.0)))
+    policy = Policy.load(schedule)
+    samplers = (Sampler(DDIM(), 4, NoGuidance()), Sampler(DDIM(), 4, CFG(5.0)))
+
     for sampler in samplers:
         assert (moves(policy, sampler, roll(policy, sampler)) - 1).abs().max() < 1e-6
+
     perturb(policy)
     for sampler in samplers:
-        assert (moves(policy, sampler, roll(policy, sampler)) - 1).abs().max() < 1e-5, "merged and apart are the same"
+        assert (moves(policy, sampler, roll(policy, sampler)) - 1).abs().max() < 1e-5, (
+            "merged and apart are the same"
+        )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_replays_to_ratio_one(tiny_sdxl: Path, dtype: str) -> None:
-    policy, sampler = Policy.load(tiny_sdxl, dtype=dtype), Sampler(DDIM(), 3, CFG(5.0))
+    policy = Policy.load(tiny_sdxl, dtype=dtype)
+    sampler = Sampler(DDIM(), 3, CFG(5.0))
     perturb(policy, 0.1)
     traj = roll(policy, sampler)
     assert (moves(policy, sampler, traj) - 1).abs().max() < 1e-5 and traj.x.dtype == torch.float32
@@ -113,34 +146,50 @@ def test_half_precision_replays_to_ratio_one(tiny_sdxl: Path, dtype: str) -> Non
 
 
 def test_gradient_checkpointing_replays_bit_for_bit(model: Path) -> None:
-    """The same log-densities and the same gradients: nothing is dropped out, so nothing is drawn anew."""
+    """The same log-densities and the same gradients: nothing is dropped out, so nothing is drawn
+    anew.
+    """
     answers = []
+
     for checkpointing in (False, True):
-        policy, sampler = Policy.load(model, gradient_checkpointing=checkpointing), Sampler(DDIM(), 3, CFG(3.0))
+        policy = Policy.load(model, gradient_checkpointing=checkpointing)
+        sampler = Sampler(DDIM(), 3, CFG(3.0))
         perturb(policy)
         traj = roll(policy, sampler)
         logp = sampler.replay(policy, traj, torch.arange(4), torch.arange(3).expand(4, -1)).logp
         answers.append((logp, *torch.autograd.grad(logp.sum(), policy.trainable)))
+
     assert torch.equal(answers[0][0], answers[1][0])
     for plain, checkpointed in zip(*answers, strict=True):
         torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_two_rows_a_picture_are_a_plain_call(tiny_sdxl: Path) -> None:
-    """Hooks, faster layers and repeated pictures against diffusers' own network in float64, gradients too."""
-    policy, plain = Policy.load(tiny_sdxl, train="full"), UNet2DConditionModel.from_pretrained(tiny_sdxl / "unet")
-    network, pipe = policy.pipe.unet.double(), policy.pipe
+    """Hooks, faster layers and repeated pictures against diffusers' own network in float64,
+    gradients too.
+    """
+    policy = Policy.load(tiny_sdxl, train="full")
+    plain = UNet2DConditionModel.from_pretrained(tiny_sdxl / "unet")
+    network = policy.pipe.unet.double()
+    pipe = policy.pipe
     plain = plain.double().eval()
-    x, t = torch.randn(2, 4, 8, 8, generator=generator(), dtype=torch.float64), torch.tensor([901, 33])
+    x = torch.randn(2, 4, 8, 8, generator=generator(), dtype=torch.float64)
+    t = torch.tensor([901, 33])
     cond = {name: value.double() for name, value in policy.encode(PROMPTS).items()}
-    cond["text"] = cond["text"] + torch.randn(cond["text"].shape, generator=generator(1), dtype=torch.float64)
+    cond["text"] = cond["text"] + torch.randn(
+        cond["text"].shape, generator=generator(1), dtype=torch.float64
+    )
     added = {"text_embeds": cond["pooled"], "time_ids": cond["size"]}
-    expected = plain(torch.cat([x, x]), torch.cat([t, t]), cond["text"], added_cond_kwargs=added).sample
+    expected = plain(
+        torch.cat([x, x]), torch.cat([t, t]), cond["text"], added_cond_kwargs=added
+    ).sample
     out = SDXL.call(pipe, x, t, cond)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
     mine, theirs = (
-        torch.autograd.grad(y.square().sum(), list(n.parameters())) for y, n in ((out, network), (expected, plain))
+        torch.autograd.grad(y.square().sum(), list(n.parameters()))
+        for y, n in ((out, network), (expected, plain))
     )
+
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
     for name in ("text", "pooled", "size"):
@@ -149,31 +198,40 @@ def test_two_rows_a_picture_are_a_plain_call(tiny_sdxl: Path) -> None:
 
 
 def test_an_adapter_in_the_stock_pipeline(model: Path, tmp_path: Path) -> None:
-    policy, sampler = Policy.load(model, rank=2, alpha=6), Sampler(DDIM(0.8), 4, CFG(4.0))
+    policy = Policy.load(model, rank=2, alpha=6)
+    sampler = Sampler(DDIM(0.8), 4, CFG(4.0))
     perturb(policy, 0.1)  # so little that the network does not magnify rounding
     policy.save_adapter(tmp_path)
-    mine, plain = roll(policy, sampler).latent, latents(stock(model), 4.0, 4, eta=0.8)
-    torch.testing.assert_close(latents(stock(model, tmp_path), 4.0, 4, eta=0.8), mine, rtol=1e-5, atol=1e-4)
+    mine = roll(policy, sampler).latent
+    plain = latents(stock(model), 4.0, 4, eta=0.8)
+    torch.testing.assert_close(
+        latents(stock(model, tmp_path), 4.0, 4, eta=0.8), mine, rtol=1e-5, atol=1e-4
+    )
     assert not torch.allclose(mine, plain, atol=1e-1)
     again = Policy.load(model, rank=2, alpha=6, adapter=tmp_path)
     torch.testing.assert_close(roll(again, sampler).latent, mine, rtol=0, atol=0)
 
 
 def test_a_full_network_in_the_stock_pipeline(tiny_sdxl: Path, tmp_path: Path) -> None:
-    policy, sampler = Policy.load(tiny_sdxl, train="full"), Sampler(DDIM(0.8), 4, CFG(4.0))
+    policy = Policy.load(tiny_sdxl, train="full")
+    sampler = Sampler(DDIM(0.8), 4, CFG(4.0))
     perturb(policy, 0.1)
     policy.save_adapter(tmp_path)
     pipe = stock(tiny_sdxl)
     pipe.unet = UNet2DConditionModel.from_pretrained(tmp_path)
-    torch.testing.assert_close(latents(pipe, 4.0, 4, eta=0.8), roll(policy, sampler).latent, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        latents(pipe, 4.0, 4, eta=0.8), roll(policy, sampler).latent, rtol=1e-5, atol=1e-4
+    )
 
 
-@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # the stock pipeline holds two adapters
+# the stock pipeline holds two adapters
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 def test_an_lcm_lora_on_sdxl(tiny_sdxl: Path, tmp_path: Path) -> None:
     first = Policy.load(tiny_sdxl, rank=2)  # its adapter stands in for an LCM-LoRA
     perturb(first)
     first.save_adapter(fused := tmp_path / "lcm")
-    policy, sampler = Policy.load(tiny_sdxl, scheduler="lcm", fused_lora=fused), Sampler(LCM(), 4, CFG(1.5))
+    policy = Policy.load(tiny_sdxl, scheduler="lcm", fused_lora=fused)
+    sampler = Sampler(LCM(), 4, CFG(1.5))
     perturb(policy)
     policy.save_adapter(own := tmp_path / "own")
     traj = roll(policy, sampler)
@@ -181,8 +239,10 @@ def test_an_lcm_lora_on_sdxl(tiny_sdxl: Path, tmp_path: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(tiny_sdxl)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+
     for adapter in (fused, own):
         pipe.load_lora_weights(adapter, adapter_name=adapter.name)
+
     pipe.set_adapters(["lcm", "own"])
     torch.testing.assert_close(traj.latent, latents(pipe, 1.5, 4), rtol=1e-3, atol=1e-3)
 
@@ -194,7 +254,8 @@ def test_a_consistency_model_of_the_sdxl_kind(tmp_path: Path) -> None:
     torch.nn.init.normal_(pipe.unet.time_embedding.cond_proj.weight, generator=generator())
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
     pipe.save_pretrained(tmp_path)
-    policy, sampler = Policy.load(tmp_path), Sampler(LCM(), 3, EmbeddedGuidance(6.0))
+    policy = Policy.load(tmp_path)
+    sampler = Sampler(LCM(), 3, EmbeddedGuidance(6.0))
     traj = roll(policy, sampler)
     assert policy.takes_weight and (moves(policy, sampler, traj) - 1).abs().max() < 1e-6
     reference = DiffusionPipeline.from_pretrained(tmp_path)
@@ -217,17 +278,23 @@ def test_pictures_are_the_stock_pipelines(statistics: bool, tmp_path: Path) -> N
     pipe: Any = build_sdxl()
     if statistics:
         pipe.vae.register_to_config(latents_mean=MEAN, latents_std=STD)
+
     pipe.save_pretrained(tmp_path)
     policy = Policy.load(tmp_path)
     traj = roll(policy, Sampler(DDIM(0.8), 2, NoGuidance()))
     expected = latents(stock(tmp_path), 1.0, 2, eta=0.8, output_type="pt")
     torch.testing.assert_close(images := policy.decode(traj.latent), expected, rtol=1e-4, atol=1e-4)
+
     with torch.no_grad():
         posterior = policy.pipe.vae.encode(images * 2 - 1).latent_dist
+
     drawn = posterior.mean + posterior.std * torch.randn(4, 4, 8, 8, generator=generator(1))
     if statistics:
         drawn = (drawn - torch.tensor(MEAN).view(4, 1, 1)) / torch.tensor(STD).view(4, 1, 1)
-    torch.testing.assert_close(policy.embed(images, generator(1)), drawn * 0.13025, rtol=1e-4, atol=1e-5)
+
+    torch.testing.assert_close(
+        policy.embed(images, generator(1)), drawn * 0.13025, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_an_iteration_from_end_to_end(model: Path, tmp_path: Path) -> None:
@@ -244,5 +311,7 @@ run = {{ sample_every = 0 }}
 """)
     folder = train(configuration.load(tmp_path / "tiny.toml"), tmp_path / "run")
     records = Run(folder).records()
-    assert len(records) == 1 and all(one["ratio_deviation"] < 1e-6 and one["grad_norm"] > 0 for one in records)
+    assert len(records) == 1 and all(
+        one["ratio_deviation"] < 1e-6 and one["grad_norm"] > 0 for one in records
+    )
     stock(model, folder / "adapter")

@@ -34,8 +34,12 @@ def darkness(images, prompts):
 ONE = torch.ones(1)
 
 
-def seen(reward: list[float], judged: list[bool] | None = None, **panel: list[float | None]) -> Evaluation:
-    return Evaluation(["a", "b", "c", "d"], 2, 0, 8, ["r"], [[value] for value in reward], judged, panel)
+def seen(
+    reward: list[float], judged: list[bool] | None = None, **panel: list[float | None]
+) -> Evaluation:
+    return Evaluation(
+        ["a", "b", "c", "d"], 2, 0, 8, ["r"], [[value] for value in reward], judged, panel
+    )
 
 
 def guarded(**changes: object) -> Config:
@@ -43,20 +47,31 @@ def guarded(**changes: object) -> Config:
     return replace(config, guard=replace(config.guard, **changes))  # type: ignore[arg-type]
 
 
-LOW, HIGH = [0.0] * 8, [1.0] * 8
+LOW = [0.0] * 8
+HIGH = [1.0] * 8
 SPREAD = [1.0, 3.0] * 4  # mean 2, standard deviation 1
 
 
 @pytest.mark.parametrize(
     ("before", "now", "said"),
     [
-        (seen(LOW, m=SPREAD), seen(HIGH, m=[v - 0.5 for v in SPREAD]), "m fell from 2 to 1.5 while the reward rose"),
+        (
+            seen(LOW, m=SPREAD),
+            seen(HIGH, m=[v - 0.5 for v in SPREAD]),
+            "m fell from 2 to 1.5 while the reward rose",
+        ),
         (seen(LOW, m=SPREAD), seen(HIGH, m=[v - 0.2 for v in SPREAD]), ""),  # too little
         (seen(LOW, m=SPREAD), seen(HIGH, m=[v + 0.5 for v in SPREAD]), ""),  # it rose
-        (seen(HIGH, m=SPREAD), seen(LOW, m=[v - 0.5 for v in SPREAD]), ""),  # the reward fell too: not hacking
-        (seen(LOW, m=SPREAD), seen(HIGH, m=[-3.0, -1.0, 3, 5, 3, 5, 1, 3]), ""),  # one prompt only: not significant
+        # the reward fell too: not hacking
+        (seen(HIGH, m=SPREAD), seen(LOW, m=[v - 0.5 for v in SPREAD]), ""),
+        # one prompt only: not significant
+        (seen(LOW, m=SPREAD), seen(HIGH, m=[-3.0, -1.0, 3, 5, 3, 5, 1, 3]), ""),
         (seen(LOW, [True] * 8), seen(HIGH, [False] * 8), "judge fell from 1 to 0"),
-        (seen(LOW), seen(HIGH, kl=[3.0, 5.0, *[None] * 6]), "the KL to the untrained model is 4 nats .* budget of 3"),
+        (
+            seen(LOW),
+            seen(HIGH, kl=[3.0, 5.0, *[None] * 6]),
+            "the KL to the untrained model is 4 nats .* budget of 3",
+        ),
         (seen(LOW), seen(LOW, kl=[2.0, 3.0, *[None] * 6]), ""),
         (seen(LOW, m=[1.0, None] * 4), seen(HIGH, m=[None, 1.0] * 4), ""),  # never both times
     ],
@@ -67,9 +82,14 @@ def test_what_counts_as_over_optimised(before: Evaluation, now: Evaluation, said
 
 
 def test_the_verdict_is_in_the_files(tmp_path: Path) -> None:
-    run, before = Run(tmp_path), seen(LOW, m=SPREAD)
+    run = Run(tmp_path)
+    before = seen(LOW, m=SPREAD)
+
     for iteration, fall in {2: 0.0, 4: 1.0, 6: 0.0, 8: 1.0, 10: 1.0, 12: 0.0}.items():
-        save_evaluation(run.measured(iteration), {"train": seen(HIGH, m=[value - fall for value in SPREAD])})
+        save_evaluation(
+            run.measured(iteration), {"train": seen(HIGH, m=[value - fall for value in SPREAD])}
+        )
+
     patient = guarded(patience=2)
     said = {i: verdict(run, patient, ONE, before, i) for i in (2, 4, 6, 8, 10)}
     assert [i for i, one in said.items() if one.tripped] == [10]
@@ -80,26 +100,38 @@ def test_the_verdict_is_in_the_files(tmp_path: Path) -> None:
 def test_diversity_by_brute_force() -> None:
     points = torch.nn.functional.normalize(torch.randn(6, 5, generator=generator()), dim=1)
     got = diversity(points, 3)
+
     for i in range(6):
         others = [j for j in range(6) if j // 3 == i // 3 and j != i]
         expected = sum(1 - float(points[i] @ points[j]) for j in others) / 2
         assert float(got[i]) == pytest.approx(expected, abs=1e-6)
+
     assert diversity(points[:1].expand(4, 5), 2).abs().max() < 1e-6
 
 
 def test_divergence_is_the_mean_log_ratio_of_trajectories(tiny_pipeline: Path) -> None:
-    """KL = E[log p/q] over trajectories of p: by Monte Carlo on 256 of them, within four standard errors."""
-    policy, sampler = Policy.load(tiny_pipeline, train="full", reference=True), Sampler(DDIM(), 3, CFG(2.0))
+    """KL = E[log p/q] over trajectories of p: by Monte Carlo on 256 of them, within four standard
+    errors.
+    """
+    policy = Policy.load(tiny_pipeline, train="full", reference=True)
+    sampler = Sampler(DDIM(), 3, CFG(2.0))
     assert divergence(policy, sampler, roll(policy, sampler, 2)).tolist() == [0, 0]
+
     with torch.no_grad():
         for i, p in enumerate(policy.trainable):
             p.add_(0.02 * p.abs().mean() * torch.randn(p.shape, generator=generator(i)))
+
     trajectory = roll(policy, sampler, 256)
-    kl, ratio = divergence(policy, sampler, trajectory), torch.zeros(256, dtype=torch.float64)
+    kl = divergence(policy, sampler, trajectory)
+    ratio = torch.zeros(256, dtype=torch.float64)
+
     for move in range(3):
-        replay = sampler.replay(policy, trajectory, torch.arange(256), torch.full((256, 1), move), reference=True)
+        replay = sampler.replay(
+            policy, trajectory, torch.arange(256), torch.full((256, 1), move), reference=True
+        )
         assert replay.logp_ref is not None
         ratio += ((replay.logp - replay.logp_ref).detach() * replay.dims)[:, 0].double()
+
     error = float((ratio - kl).std()) / 256**0.5
     assert float(kl.mean()) > 5 * error and abs(float((ratio - kl).mean())) < 4 * error
 
@@ -126,6 +158,7 @@ evaluation = {{ images_per_prompt = 4, every = 2, unseen = {{ use = "list", text
 guard = {{ action = "rollback", drop = 0.8, panel = [ {{ use = "{tmp_path}/reward.py:darkness" }} ] }}
 run = {{ sample_every = 4, sample_prompts = 4, checkpoint_every = 1, keep = 1 }}
 """)
+
     return path
 
 
@@ -136,18 +169,26 @@ def test_rollback_leaves_the_last_good_state(recipe: Path, tmp_path: Path) -> No
     assert len(run.records()) == about["iteration"] and "darkness fell" in about["reasons"][0]
     comparison = json.loads(run.evaluation.read_text())["train"]
     fallen = -comparison["panel"]["darkness"]["paired_mean"]
-    assert fallen <= 0.8 * comparison["panel"]["darkness"]["spread"] or comparison["panel"]["darkness"]["ci95"][1] >= 0
+    assert (
+        fallen <= 0.8 * comparison["panel"]["darkness"]["spread"]
+        or comparison["panel"]["darkness"]["ci95"][1] >= 0
+    )
     kept = sorted(path.name for path in run.checkpoints.iterdir())
     assert kept == [f"{about['best']:06d}"]
     options = ["guard.action=none", f"iterations={about['best']}", "evaluation.images_per_prompt=0"]
     plain = Run(train(configuration.load(recipe, options), tmp_path / "plain"))
-    name = "diffusion_pytorch_model.safetensors"  # the same model as a run of so many iterations ends with
-    ours, theirs = load_file(run.adapter / name), load_file(plain.adapter / name)
+    # the same model as a run of so many iterations ends with
+    name = "diffusion_pytorch_model.safetensors"
+    ours = load_file(run.adapter / name)
+    theirs = load_file(plain.adapter / name)
     assert all(ours[key].equal(theirs[key]) for key in theirs)
+
     with pytest.raises(
-        ValueError, match=r"the guard ended this run after iteration .*darkness fell .*delete .*guard.json"
+        ValueError,
+        match=r"the guard ended this run after iteration .*darkness fell .*delete .*guard.json",
     ):
         train(configuration.load(recipe), run.folder, resume=True)
+
     assert "The guard ended the run" in page(run) and "darkness" in page(run)
 
 
@@ -155,8 +196,14 @@ def test_stop_keeps_the_last_state_and_warn_goes_on(recipe: Path, tmp_path: Path
     stopped = Run(train(configuration.load(recipe, ["guard.action=stop"]), tmp_path / "stop"))
     about = json.loads(stopped.guard.read_text())
     assert [int(path.name) for path in stopped.checkpoints.iterdir()] == [about["iteration"]]
+
     with pytest.warns(UserWarning, match="over-optimisation after iteration .*darkness fell"):
-        warned = Run(train(configuration.load(recipe, ["guard.action=warn", "iterations=8"]), tmp_path / "warn"))
+        warned = Run(
+            train(
+                configuration.load(recipe, ["guard.action=warn", "iterations=8"]), tmp_path / "warn"
+            )
+        )
+
     assert len(warned.records()) == 8 and not warned.guard.exists()
 
 
@@ -177,7 +224,10 @@ def test_a_kl_budget_is_kept(recipe: Path, tmp_path: Path) -> None:
             "guard.panel=[{use='compressibility'},{use='compressibility'}]",
             "guard.panel: two rewards have the same name",
         ),
-        ("guard={action='rollback',diversity='zoo:emoji-clip'}", "guard.diversity compares images of a prompt"),
+        (
+            "guard={action='rollback',diversity='zoo:emoji-clip'}",
+            "guard.diversity compares images of a prompt",
+        ),
     ],
 )
 def test_a_guard_that_cannot_work_says_so(recipe: Path, change: str, said: str) -> None:

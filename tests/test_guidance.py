@@ -11,7 +11,9 @@ from burnish.types import Cond
 
 
 class Network:
-    """Answers with a function of its input that tells conditions and times apart, and counts its calls."""
+    """Answers with a function of its input that tells conditions and times apart, and counts its
+    calls.
+    """
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.rows: list[int] = []
@@ -20,11 +22,15 @@ class Network:
     def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         self.rows.append(len(cond["text"]))
         times = len(cond["text"]) // len(x)
-        x, t = torch.cat([x] * times), torch.cat([t] * times)
-        return (x * cond["text"].sum((1, 2))[:, None, None, None] + t[:, None, None, None]).to(self.dtype)
+        x = torch.cat([x] * times)
+        t = torch.cat([t] * times)
+        return (x * cond["text"].sum((1, 2))[:, None, None, None] + t[:, None, None, None]).to(
+            self.dtype
+        )
 
 
-X, T = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([5, 6, 7])
+X = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+T = torch.tensor([5, 6, 7])
 COND = {"text": torch.arange(6.0).view(3, 1, 2)}
 NULL = {"text": torch.ones(1, 1, 2).expand(3, -1, -1)}
 
@@ -38,7 +44,8 @@ def test_none_asks_the_prompt_alone() -> None:
 def test_cfg_is_the_formula_in_one_call() -> None:
     network = Network()
     out = CFG(5.0)(network, X, T, COND, NULL)
-    with_prompt, without = Network()(X, T, COND), Network()(X, T, NULL)
+    with_prompt = Network()(X, T, COND)
+    without = Network()(X, T, NULL)
     torch.testing.assert_close(out, without + 5 * (with_prompt - without))
     assert network.rows == [6]
 

@@ -1,4 +1,6 @@
-"""Reward identifiers: what the generator reads and nobody else, tokens that need no file, and the stock pipeline."""
+"""Reward identifiers: what the generator reads and nobody else, tokens that need no file, and the
+stock pipeline.
+"""
 
 from __future__ import annotations
 
@@ -55,6 +57,7 @@ batch = {{ prompts = 2, images_per_prompt = 8, sample_batch = 8, train_batch = 1
 evaluation = {{ images_per_prompt = 2 }}
 run = {{ sample_every = 1, sample_prompts = 2 }}
 """)
+
     return path
 
 
@@ -63,7 +66,10 @@ def load(recipe: Path, *overrides: str) -> Config:
 
 
 def log(out: Path) -> list[dict]:
-    return [{key: value for key, value in one.items() if key not in TIMING} for one in Run(out).records()]
+    return [
+        {key: value for key, value in one.items() if key not in TIMING}
+        for one in Run(out).records()
+    ]
 
 
 def test_prefixes_and_shares() -> None:
@@ -74,7 +80,9 @@ def test_prefixes_and_shares() -> None:
     assert identifiers.target_rewards(16, 8, 2).tolist() == [0] * 4 + [1] * 4 + [0] * 4 + [1] * 4
     assert identifiers.target_rewards(6, 3, 3).tolist() == [0, 1, 2] * 2
     prompt = Prompt("a cat", {"noun": "cat"})
-    assert identifiers.with_template([prompt], "<reward 1> {}") == [Prompt("a cat", {"noun": "cat"}, "<reward 1> {}")]
+    assert identifiers.with_template([prompt], "<reward 1> {}") == [
+        Prompt("a cat", {"noun": "cat"}, "<reward 1> {}")
+    ]
 
 
 def test_behind_a_prompt_they_leave_its_own_words_as_they_are(tiny_pipeline: Path) -> None:
@@ -82,11 +90,15 @@ def test_behind_a_prompt_they_leave_its_own_words_as_they_are(tiny_pipeline: Pat
     identifiers.add_tokens(policy.pipe, 2)
     words = len(policy.pipe.tokenizer("a cat").input_ids) - 1
     plain, first, second = (
-        policy.encode([Prompt("a cat", template=identifiers.template(places, after=True))])["text"][0]
+        policy.encode([Prompt("a cat", template=identifiers.template(places, after=True))])["text"][
+            0
+        ]
         for places in ([], [0], [1])
     )
     torch.testing.assert_close(first[:words], plain[:words])
-    assert not torch.allclose(first[words:], plain[words:]) and not torch.allclose(first[words:], second[words:])
+    assert not torch.allclose(first[words:], plain[words:]) and not torch.allclose(
+        first[words:], second[words:]
+    )
     before = policy.encode([Prompt("a cat", template=identifiers.template([0]))])["text"][0]
     assert not torch.allclose(before[1:words], plain[1:words])
 
@@ -104,10 +116,15 @@ def test_a_token_each_at_the_same_place_in_every_process_and_far_from_the_others
     assert len(pipes[0].tokenizer) == len(tables[0]) == len(before) + 3, "nothing is added twice"  # type: ignore[attr-defined]
     ids = pipes[0].tokenizer("<reward 1> <reward 3> a").input_ids  # type: ignore[attr-defined]
     assert ids[1:3] == [len(before), len(before) + 2]
-    new, usual = tables[0][len(before) :], torch.pdist(before).median()
+    new = tables[0][len(before) :]
+    usual = torch.pdist(before).median()
     assert torch.pdist(new).min() > usual / 3
-    padding, std = before[pipes[0].tokenizer.pad_token_id], before.std(0)  # type: ignore[attr-defined]
-    expected = padding + 2 * std * torch.randn(len(std), generator=identifiers.generator("identifier", 1))
+    # type: ignore[attr-defined]
+    padding = before[pipes[0].tokenizer.pad_token_id]
+    std = before.std(0)
+    expected = padding + 2 * std * torch.randn(
+        len(std), generator=identifiers.generator("identifier", 1)
+    )
     torch.testing.assert_close(new[1], expected)
 
 
@@ -118,7 +135,10 @@ def test_rows_that_a_table_has_to_spare_are_used() -> None:
     assert len(pipe.text_encoder.get_input_embeddings().weight) == len(pipe.tokenizer) + 3  # type: ignore[attr-defined]
     fresh = build_pipeline()
     identifiers.add_tokens(fresh, 2)
-    rows = [one.text_encoder.get_input_embeddings().weight[: len(one.tokenizer)] for one in (pipe, fresh)]  # type: ignore[attr-defined]
+    rows = [
+        one.text_encoder.get_input_embeddings().weight[: len(one.tokenizer)]
+        for one in (pipe, fresh)
+    ]  # type: ignore[attr-defined]
     torch.testing.assert_close(rows[0][-2:], rows[1][-2:])
 
 
@@ -129,22 +149,32 @@ def test_both_encoders_of_sdxl_and_the_end_of_a_text_in_old_configurations() -> 
     policy = Policy.load(pipe)
     identifiers.add_tokens(pipe, 2)
     assert pipe.text_encoder_2.text_model.eos_token_id == pipe.tokenizer_2.eos_token_id  # type: ignore[attr-defined]
-    cat, dog = policy.encode([Prompt("a cat", template="<reward 1> {}"), Prompt("a dog", template="<reward 1> {}")])[
-        "pooled"
-    ]
+    cat, dog = policy.encode(
+        [Prompt("a cat", template="<reward 1> {}"), Prompt("a dog", template="<reward 1> {}")]
+    )["pooled"]
     assert not torch.allclose(cat, dog), "the summary has read the text behind the identifier"
-    first, second = policy.encode([Prompt("a cat", template=f"<reward {n}> {{}}") for n in (1, 2)])["text"]
+    first, second = policy.encode([Prompt("a cat", template=f"<reward {n}> {{}}") for n in (1, 2)])[
+        "text"
+    ]
+
     for half in (slice(0, 8), slice(8, None)):
-        assert (first - second)[:, half].abs().max() > 0.1, "each encoder tells the identifiers apart"
+        assert (first - second)[:, half].abs().max() > 0.1, (
+            "each encoder tells the identifiers apart"
+        )
 
 
-def test_a_run_asks_for_one_reward_each_and_rewards_see_the_text_alone(recipe: Path, tmp_path: Path) -> None:
+def test_a_run_asks_for_one_reward_each_and_rewards_see_the_text_alone(
+    recipe: Path, tmp_path: Path
+) -> None:
     heard: list[SampledImages] = []
     run = Run(train(load(recipe, "iterations=1"), tmp_path / "run", on_images=heard.append))
     (pictures,) = heard
-    assert [prompt.template for prompt in pictures.prompts] == (["<reward 1> {}"] * 4 + ["<reward 2> {}"] * 4) * 2
+    assert [prompt.template for prompt in pictures.prompts] == (
+        ["<reward 1> {}"] * 4 + ["<reward 2> {}"] * 4
+    ) * 2
     assert (
-        pictures.scores.target_reward is not None and pictures.scores.target_reward.tolist() == ([0] * 4 + [1] * 4) * 2
+        pictures.scores.target_reward is not None
+        and pictures.scores.target_reward.tolist() == ([0] * 4 + [1] * 4) * 2
     )
     from burnish.catalog import resolve
 
@@ -152,28 +182,47 @@ def test_a_run_asks_for_one_reward_each_and_rewards_see_the_text_alone(recipe: P
     assert set(seen) == {"a cat", "a dog", "an ox"}
     (record,) = run.records()
     parts = pictures.scores.parts
+
     for place, name in enumerate(("bright", "red")):
         asked = parts[pictures.scores.target_reward == place, place]
         assert record["rewards"][name]["asked"] == pytest.approx(float(asked.mean()))
         four = parts[:, place].view(4, 4)  # each prompt with each identifier is a group of its own
-        assert record["rewards"][name]["within"] == pytest.approx(float(four.std(1, correction=0).mean()))
+        assert record["rewards"][name]["within"] == pytest.approx(
+            float(four.std(1, correction=0).mean())
+        )
+
     assert 4 / 16 <= record["front"] <= 1 and record["idle"] == pytest.approx(1 - record["front"])
     assert json.loads((run.samples / "prompts.json").read_text())["texts"] == ["a cat", "a dog"]
 
 
-def test_each_identifier_has_its_own_number_and_the_same_in_every_iteration(recipe: Path, tmp_path: Path) -> None:
+def test_each_identifier_has_its_own_number_and_the_same_in_every_iteration(
+    recipe: Path, tmp_path: Path
+) -> None:
     config = load(recipe, "batch.prompts=3")
+
     for name, given in (
         ("list", Overrides()),
         ("drawn", Overrides(source=lambda n: [Prompt("a cat"), Prompt("ox"), Prompt("a")])),
     ):
-        options = ["evaluation.images_per_prompt=0", "run.sample_every=0", "batch.prompts=3"] if given.source else []
-        job = prepare(load(recipe, *options) if options else config, Run.create(tmp_path / name), World(), None, given)
+        options = (
+            ["evaluation.images_per_prompt=0", "run.sample_every=0", "batch.prompts=3"]
+            if given.source
+            else []
+        )
+        job = prepare(
+            load(recipe, *options) if options else config,
+            Run.create(tmp_path / name),
+            World(),
+            None,
+            given,
+        )
         found: dict[tuple[str, str], set[int]] = {}
+
         for iteration in (1, 2):
             prompts, group = sample_prompts(job, iteration)
             for prompt, number in zip(prompts, group.tolist(), strict=True):
                 found.setdefault((prompt.text, prompt.template), set()).add(number)
+
         assert len(found) == 6 and all(len(numbers) == 1 for numbers in found.values())
         assert len(set.union(*found.values())) == 6
 
@@ -185,8 +234,12 @@ def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path,
     train(load(recipe, f"sampler.identifiers={kind}", "iterations=2"), tmp_path / "parted")
     train(load(recipe, *options), tmp_path / "parted", resume=True)
     assert log(tmp_path / "parted") == log(tmp_path / "whole")
+
     for place in ("evaluation.json", "checkpoints/000003/tensors.safetensors"):
-        assert (tmp_path / "parted" / place).read_bytes() == (tmp_path / "whole" / place).read_bytes()
+        assert (tmp_path / "parted" / place).read_bytes() == (
+            tmp_path / "whole" / place
+        ).read_bytes()
+
     with pytest.raises(ValueError, match="another sampler.identifiers"):
         train(load(recipe, "sampler.identifiers=''"), tmp_path / "whole", resume=True)
 
@@ -203,24 +256,36 @@ def test_what_it_was_before_is_measured_without_identifiers(recipe: Path, tmp_pa
 
 
 def test_what_they_do_is_drawn_and_shown(recipe: Path, tmp_path: Path) -> None:
-    """Two prompts, asked for both rewards, the first and the second: six pictures, the first two the samples'."""
+    """Two prompts, asked for both rewards, the first and the second: six pictures, the first two
+    the samples'.
+    """
     short = ["iterations=1", "evaluation.images_per_prompt=0"]
     run = Run(train(load(recipe, *short), tmp_path / "asked"))
     layout = json.loads(run.identifier_grid(1).with_suffix(".json").read_text())
     assert layout == {"texts": ["a cat", "a dog"], "asked": ["all", "bright", "red"], "columns": 3}
+
     with Image.open(run.identifier_grid(1)) as sheet, Image.open(run.sample(1)) as samples:
         size = sheet.height // 2
-        tiles = [sheet.crop((x, y, x + size, y + size)).tobytes() for y in (0, size) for x in (0, size, 2 * size)]
+        tiles = [
+            sheet.crop((x, y, x + size, y + size)).tobytes()
+            for y in (0, size)
+            for x in (0, size, 2 * size)
+        ]
         assert tiles[:2] == [samples.crop((x, 0, x + size, size)).tobytes() for x in (0, size)]
+
     assert len(set(tiles)) == 6
     text = write_report(run.folder).read_text("utf-8")
     assert "<h2>Asked for</h2>" in text and text.count('class="cell asked"') == 6
     plain = Run(train(load(recipe, *short, "sampler.identifiers=''"), tmp_path / "plain"))
-    assert not plain.identifier_grid(1).exists() and "Asked for" not in write_report(plain.folder).read_text("utf-8")
+    assert not plain.identifier_grid(1).exists() and "Asked for" not in write_report(
+        plain.folder
+    ).read_text("utf-8")
 
 
 def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path: Path) -> None:
-    """What RUN/adapter holds is enough: `load_lora_weights`, `load_textual_inversion`, identifiers in the text."""
+    """What RUN/adapter holds is enough: `load_lora_weights`, `load_textual_inversion`, identifiers
+    in the text.
+    """
     config = load(recipe, "iterations=1", "evaluation.images_per_prompt=0", "run.sample_every=0")
     job = prepare(config, Run.create(tmp_path / "run"), World(), None)
     perturb(job.parts.policy)
@@ -231,17 +296,24 @@ def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path
     save_adapter(job)
 
     policy, sampler = open_source(str(job.run.folder))
-    both, second = preferred(str(job.run.folder)), preferred(str(job.run.folder), "red")
+    both = preferred(str(job.run.folder))
+    second = preferred(str(job.run.folder), "red")
     assert (both, second) == ("<reward 1> <reward 2> {}", "<reward 2> {}")
-    pictures = [draw(policy, sampler, [Prompt("a cat", template=one)], 2) for one in (both, second, "{}")]
-    assert not torch.allclose(pictures[0], pictures[1]) and not torch.allclose(pictures[1], pictures[2])
+    pictures = [
+        draw(policy, sampler, [Prompt("a cat", template=one)], 2) for one in (both, second, "{}")
+    ]
+    assert not torch.allclose(pictures[0], pictures[1]) and not torch.allclose(
+        pictures[1], pictures[2]
+    )
 
     pipe = StableDiffusionPipeline.from_pretrained(config.model.id)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_lora_weights(job.run.adapter)
+
     for file in sorted((job.run.adapter / "identifiers").iterdir()):
         pipe.load_textual_inversion(file)
+
     from burnish.seeds import generator as stream
 
     for template, mine in ((both, pictures[0]), (second, pictures[1])):
@@ -263,16 +335,32 @@ def test_files_of_both_encoders(tmp_path: Path) -> None:
 
 
 def test_a_preference_that_cannot_be_had(recipe: Path, tmp_path: Path, tiny_pipeline: Path) -> None:
-    asked, plain = tmp_path / "asked", tmp_path / "plain"
+    asked = tmp_path / "asked"
+    plain = tmp_path / "plain"
+
     for folder, kind in ((asked, "words"), (plain, "")):
         folder.mkdir()
-        Run(folder).config.write_text(configuration.dump(load(recipe, f"sampler.identifiers={kind}")))
-    assert preferred(str(asked), " red ,bright") == "<reward 1> <reward 2> {}", "in the order of the configuration"
-    assert preferred(str(asked), before=True) == preferred(str(plain)) == preferred(str(tiny_pipeline)) == "{}"
+        Run(folder).config.write_text(
+            configuration.dump(load(recipe, f"sampler.identifiers={kind}"))
+        )
+
+    assert preferred(str(asked), " red ,bright") == "<reward 1> <reward 2> {}", (
+        "in the order of the configuration"
+    )
+    assert (
+        preferred(str(asked), before=True)
+        == preferred(str(plain))
+        == preferred(str(tiny_pipeline))
+        == "{}"
+    )
+
     with pytest.raises(ValueError, match='no reward "brihgt"; did you mean "bright"'):
         preferred(str(asked), "brihgt")
+
     for source, before in ((plain, False), (tiny_pipeline, False), (asked, True)):
-        with pytest.raises(ValueError, match="--prefer wants a run that was trained with sampler.identifiers"):
+        with pytest.raises(
+            ValueError, match="--prefer wants a run that was trained with sampler.identifiers"
+        ):
             preferred(str(source), "red", before)
 
 
@@ -303,19 +391,37 @@ def test_previews_are_judged_by_the_reward_that_was_asked_for(
 ) -> None:
     heard: list[torch.Tensor] = []
     right = updates.per_move
-    monkeypatch.setattr(updates, "per_move", lambda a, p, weights, g: heard.append(weights) or right(a, p, weights, g))
-    options = ["advantage={use='group'}", "batch.baseline=x0_preview", "iterations=1", "evaluation.images_per_prompt=0"]
+    monkeypatch.setattr(
+        updates,
+        "per_move",
+        lambda a, p, weights, g: heard.append(weights) or right(a, p, weights, g),
+    )
+    options = [
+        "advantage={use='group'}",
+        "batch.baseline=x0_preview",
+        "iterations=1",
+        "evaluation.images_per_prompt=0",
+    ]
     (record,) = Run(train(load(recipe, *options), tmp_path / "run")).records()
     assert 0 < record["settled"] < 1 and record["grad_norm"] > 0
     assert heard[0].tolist() == ([[1.0, 0.0]] * 4 + [[0.0, 2.0]] * 4) * 2
 
 
-def test_the_rehearsal_tells_of_prompts_that_are_cut_and_of_a_selection_that_is_none(recipe: Path) -> None:
+def test_the_rehearsal_tells_of_prompts_that_are_cut_and_of_a_selection_that_is_none(
+    recipe: Path,
+) -> None:
     found = {finding.text: finding.level for finding in preflight(load(recipe))}
-    assert any("2 of 3 prompts x 8 images an iteration, 4 for each of 2 identifiers" in text for text in found)
+    assert any(
+        "2 of 3 prompts x 8 images an iteration, 4 for each of 2 identifiers" in text
+        for text in found
+    )
     assert any("of 4 images compared in 2 independent rewards 52% would" in text for text in found)
     longer = "prompts.texts=['a cat and a dog on a red rug', 'a cat', 'a dog']"
-    words = preflight(load(recipe, "sampler.identifiers=words", "batch.images_per_prompt=32", longer))
+    words = preflight(
+        load(recipe, "sampler.identifiers=words", "batch.images_per_prompt=32", longer)
+    )
     (cut,) = [finding for finding in words if "tokens" in finding.text]
     assert cut.level == "warning" and "the text encoder reads 24: its end is cut off" in cut.text
-    assert [finding.level for finding in words if "would be dominated by none" in finding.text] == ["ok"]
+    assert [finding.level for finding in words if "would be dominated by none" in finding.text] == [
+        "ok"
+    ]

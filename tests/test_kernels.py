@@ -29,7 +29,9 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def diffusers_step(scheduler: DDIMScheduler, x: Tensor, out: Tensor, t: int, s: int, eta: float) -> Gaussian:
+def diffusers_step(
+    scheduler: DDIMScheduler, x: Tensor, out: Tensor, t: int, s: int, eta: float
+) -> Gaussian:
     """The oracle: one row's move from t to s, in float64."""
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
@@ -39,6 +41,7 @@ def diffusers_step(scheduler: DDIMScheduler, x: Tensor, out: Tensor, t: int, s: 
         scheduler.step(out, t, x, eta=eta, variance_noise=noise).prev_sample
         for noise in (torch.zeros_like(x), torch.ones_like(x))
     )
+
     return Gaussian(mean, (shifted - mean).flatten(1)[:, :1, None, None])
 
 
@@ -49,10 +52,13 @@ def test_ddim_is_diffusers_for_all_times_at_once(prediction: str, spacing: str, 
     scheduler = DDIMScheduler(**SD, prediction_type=prediction, timestep_spacing=spacing)
     schedule = Schedule.of(scheduler)
     times = schedule.times(13)
-    t, s = times[:-1], times[1:]
-    x, out = randn(13, 4, 3, 3), randn(13, 4, 3, 3, seed=1)
+    t = times[:-1]
+    s = times[1:]
+    x = randn(13, 4, 3, 3)
+    out = randn(13, 4, 3, 3, seed=1)
     move = DDIM(eta)(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
     assert move.std.shape == (13, 1, 1, 1)
+
     for i in range(13):
         oracle = diffusers_step(scheduler, x[i : i + 1], out[i : i + 1], int(t[i]), int(s[i]), eta)
         torch.testing.assert_close(move.mean[i : i + 1], oracle.mean, rtol=1e-9, atol=1e-9)
@@ -65,8 +71,10 @@ def test_ddim_from_pure_noise(prediction: str) -> None:
         **SD, prediction_type=prediction, timestep_spacing="trailing", rescale_betas_zero_snr=True
     )
     schedule = Schedule.of(scheduler)
-    t, s = torch.tensor([999]), torch.tensor([979])
-    x, out = randn(1, 4, 3, 3), randn(1, 4, 3, 3, seed=1)
+    t = torch.tensor([999])
+    s = torch.tensor([979])
+    x = randn(1, 4, 3, 3)
+    out = randn(1, 4, 3, 3, seed=1)
     move = DDIM(0.7)(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
     torch.testing.assert_close(move.mean, diffusers_step(scheduler, x, out, 999, 979, 0.7).mean)
 
@@ -77,33 +85,50 @@ def test_stable_diffusion_stds() -> None:
     zero = torch.zeros(6, 1, 1, 1)
     std = DDIM()(zero, zero, schedule.level(t), schedule.level((t - 20).clamp(min=-1))).std
     torch.testing.assert_close(
-        std.flatten(), torch.tensor([0.4545, 0.330, 0.185, 0.0999, 0.0395, 0.0206]), rtol=0, atol=6e-4
+        std.flatten(),
+        torch.tensor([0.4545, 0.330, 0.185, 0.0999, 0.0395, 0.0206]),
+        rtol=0,
+        atol=6e-4,
     )
 
 
 def test_ddim_keeps_the_marginals_of_gaussian_data() -> None:
-    """Unit-variance data, the best x0 = alpha x: after every move x is again of unit variance, for any eta."""
+    """Unit-variance data, the best x0 = alpha x: after every move x is again of unit variance, for
+    any eta.
+    """
     schedule = Schedule.of(DDIMScheduler(**SD))
     times = schedule.times(1000 // 2)
+
     for eta in (0.2, 1.0):
         variance = 1.0
         one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+
         for t, s in zip(times[:-1, None], times[1:, None], strict=True):
             level = schedule.level(t)
             move = DDIM(eta)(one, level.alpha * one, level, schedule.level(s))
             variance = move.mean.item() ** 2 * variance + move.std.item() ** 2
+
         assert variance == pytest.approx(1, abs=0.02)
 
 
 def test_half_precision_is_raised_and_autocast_has_no_say() -> None:
     schedule = Schedule.of(DDIMScheduler(**SD))
-    t, s = torch.tensor([21, 1]), torch.tensor([1, -1])
-    x, x0 = randn(2, 4, 3, 3).float(), randn(2, 4, 3, 3, seed=1).bfloat16()
+    t = torch.tensor([21, 1])
+    s = torch.tensor([1, -1])
+    x = randn(2, 4, 3, 3).float()
+    x0 = randn(2, 4, 3, 3, seed=1).bfloat16()
     plain = DDIM()(x, x0, schedule.level(t), schedule.level(s))
+
     with torch.autocast("cpu", torch.bfloat16):
         inside = DDIM()(x, x0, schedule.level(t), schedule.level(s))
         assert torch.equal(kernels.log_prob(inside, x), kernels.log_prob(plain, x))
-    assert plain.mean.dtype == plain.std.dtype == kernels.log_prob(plain, x.bfloat16()).dtype == torch.float32
+
+    assert (
+        plain.mean.dtype
+        == plain.std.dtype
+        == kernels.log_prob(plain, x.bfloat16()).dtype
+        == torch.float32
+    )
     assert torch.equal(inside.mean, plain.mean)
 
 
@@ -118,20 +143,28 @@ def gaussian(seed: int) -> Gaussian:
 
 
 def test_log_prob_is_the_mean_of_normal() -> None:
-    p, x = gaussian(0), randn(5, 4, 3, 3, seed=9)
-    torch.testing.assert_close(kernels.log_prob(p, x), Normal(p.mean, p.std).log_prob(x).flatten(1).mean(1))
+    p = gaussian(0)
+    x = randn(5, 4, 3, 3, seed=9)
+    torch.testing.assert_close(
+        kernels.log_prob(p, x), Normal(p.mean, p.std).log_prob(x).flatten(1).mean(1)
+    )
 
 
 def test_kl_is_the_sum_of_normal() -> None:
-    p, q = gaussian(0), gaussian(5)
-    expected = kl_divergence(*(Independent(Normal(g.mean, g.std.expand_as(g.mean)), 3) for g in (p, q)))
+    p = gaussian(0)
+    q = gaussian(5)
+    expected = kl_divergence(
+        *(Independent(Normal(g.mean, g.std.expand_as(g.mean)), 3) for g in (p, q))
+    )
     torch.testing.assert_close(kernels.kl(p, q), expected)
     assert torch.equal(kernels.kl(p, p), torch.zeros(5, dtype=torch.float64))
 
 
 def test_expected_score_is_zero_and_actions_carry_no_gradient() -> None:
     mean = torch.zeros(1, 4, 3, 3, dtype=torch.float64, requires_grad=True)
-    move = Gaussian(mean.expand(4000, -1, -1, -1), torch.full((4000, 1, 1, 1), 0.3, dtype=torch.float64))
+    move = Gaussian(
+        mean.expand(4000, -1, -1, -1), torch.full((4000, 1, 1, 1), 0.3, dtype=torch.float64)
+    )
     x = kernels.sample(move, torch.Generator().manual_seed(0))
     (score,) = torch.autograd.grad(kernels.log_prob(move, x).mean(), mean)
     assert score.abs().max() < 5 / (0.3 * 36 * 4000**0.5)
@@ -140,6 +173,13 @@ def test_expected_score_is_zero_and_actions_carry_no_gradient() -> None:
 
 def test_samples_follow_the_generator() -> None:
     level = Level(torch.tensor(0.5), torch.tensor(0.8))
-    move = DDIM()(torch.ones(2, 4, 3, 3), torch.ones(2, 4, 3, 3), level, Level(torch.tensor(0.8), torch.tensor(0.6)))
-    one, same, other = (kernels.sample(move, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    move = DDIM()(
+        torch.ones(2, 4, 3, 3),
+        torch.ones(2, 4, 3, 3),
+        level,
+        Level(torch.tensor(0.8), torch.tensor(0.6)),
+    )
+    one, same, other = (
+        kernels.sample(move, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
     assert torch.equal(one, same) and not torch.equal(one, other)

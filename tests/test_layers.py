@@ -1,4 +1,6 @@
-"""Imports point downwards only: each wing may import from the wings that its rule names, and from nothing above."""
+"""Imports point downwards only: each wing may import from the wings that its rule names, and from
+nothing above.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ WINGS: dict[str, set[str]] = {
     "rewards": {"types", "errors", "images", "zoo", "qr", "prompts"},
     "evaluation": GROUND | {"diffusion", "prompts", "rewards"},
     "training": GROUND | {"zoo", "rl", "diffusion", "prompts", "rewards", "evaluation"},
-    "tools": GROUND | {"zoo", "rl", "qr", "diffusion", "prompts", "rewards", "evaluation", "training"},
+    "tools": GROUND
+    | {"zoo", "rl", "qr", "diffusion", "prompts", "rewards", "evaluation", "training"},
     "compat": GROUND | {"diffusion", "training", "report"},
 }
 """What each wing may import from; the command line may import everything."""
@@ -45,13 +48,21 @@ HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "numpy"}
 
 
 def modules() -> dict[str, Path]:
-    """Return the path of each module by its name without `burnish.`; a package is named by its folder."""
-    paths = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in PACKAGE.rglob("*.py")}
-    return {name.removesuffix("/__init__"): path for name, path in paths.items() if name != "__init__"}
+    """Return the path of each module by its name without `burnish.`; a package is named by its
+    folder.
+    """
+    paths = {
+        path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in PACKAGE.rglob("*.py")
+    }
+    return {
+        name.removesuffix("/__init__"): path for name, path in paths.items() if name != "__init__"
+    }
 
 
 def imports(path: Path, *, at_top: bool = False) -> set[str]:
-    """Return the full names that a file imports; with `at_top` only those that run when it is imported."""
+    """Return the full names that a file imports; with `at_top` only those that run when it is
+    imported.
+    """
     tree = ast.parse(path.read_text())
     found: set[str] = set()
 
@@ -66,7 +77,9 @@ def imports(path: Path, *, at_top: bool = False) -> set[str]:
 
 
 def wing_of(name: str) -> str:
-    """Return the wing, or the module of the ground floor, that a name such as `rl/pareto` belongs to."""
+    """Return the wing, or the module of the ground floor, that a name such as `rl/pareto` belongs
+    to.
+    """
     return name.replace(".", "/").split("/")[0]
 
 
@@ -83,7 +96,9 @@ def test_a_wing_imports_only_what_its_rule_names(name: str) -> None:
         return
 
     rules = WINGS | FLOOR
-    assert wing in rules, f"{name} belongs to no wing: give {wing} a rule here and in docs/design.md"
+    assert wing in rules, (
+        f"{name} belongs to no wing: give {wing} a rule here and in docs/design.md"
+    )
     assert used_wings(modules()[name]) <= rules[wing] | {wing}
 
 
@@ -105,7 +120,9 @@ def below(name: str) -> list[Path]:
 @pytest.mark.parametrize("name", WITHOUT_TORCH)
 def test_modules_that_must_start_at_once_leave_torch_alone(name: str) -> None:
     for path in below(name):
-        found = {module.split(".")[0] for module in imports(path, at_top=name in ("cli", "catalog"))}
+        found = {
+            module.split(".")[0] for module in imports(path, at_top=name in ("cli", "catalog"))
+        }
         assert found.isdisjoint(HEAVY), path
 
 

@@ -84,27 +84,39 @@ def test_no_advantage_no_gradient(objective: Callable[[Replay, Tensor], Loss]) -
 
 @pytest.mark.parametrize("objective", ALL)
 def test_micro_batches_add_up(objective: Callable[[Replay, Tensor], Loss]) -> None:
-    change, kl, adv = randn(6, 3, seed=2) * C, randn(6, 3, seed=3).abs(), fitting(objective, randn(6, seed=1))
+    change = randn(6, 3, seed=2) * C
+    kl = randn(6, 3, seed=3).abs()
+    adv = fitting(objective, randn(6, seed=1))
     whole = gradient(objective, replay(change, kl), adv)
     parts = []
+
     for rows in (slice(0, 1), slice(1, 6)):
         every = replay(change, kl)
-        part = Replay(every.logp[rows].detach().requires_grad_(), every.logp_old[rows], DIMS, None, kl[rows])
+        part = Replay(
+            every.logp[rows].detach().requires_grad_(), every.logp_old[rows], DIMS, None, kl[rows]
+        )
         parts.append(gradient(objective, part, adv[rows]) * len(adv[rows]) / 6)
+
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
 def toy(mean: Tensor, first: Tensor, x: Tensor, old: Tensor) -> Replay:
     """One-move policy: a Gaussian around ``mean`` that took the actions ``x``."""
     std = torch.full((len(x), 1, 1, 1), 0.3, dtype=torch.float64)
-    now, before = Gaussian(mean.expand_as(x), std), Gaussian(first.expand_as(x), std)
-    return Replay(kernels.log_prob(now, x)[:, None], old[:, None], 36, None, kernels.kl(now, before)[:, None])
+    now = Gaussian(mean.expand_as(x), std)
+    before = Gaussian(first.expand_as(x), std)
+    return Replay(
+        kernels.log_prob(now, x)[:, None], old[:, None], 36, None, kernels.kl(now, before)[:, None]
+    )
 
 
 @pytest.mark.parametrize("objective", ALL)
-def test_a_small_step_raises_the_weighted_density(objective: Callable[[Replay, Tensor], Loss]) -> None:
+def test_a_small_step_raises_the_weighted_density(
+    objective: Callable[[Replay, Tensor], Loss],
+) -> None:
     first = randn(1, 4, 3, 3)
-    x, adv = first + 0.3 * randn(16, 4, 3, 3, seed=1), fitting(objective, randn(16, seed=2))
+    x = first + 0.3 * randn(16, 4, 3, 3, seed=1)
+    adv = fitting(objective, randn(16, seed=2))
     mean = first.clone().requires_grad_()
     old = toy(mean, first, x, torch.zeros(16)).logp.detach()[:, 0]
     objective(toy(mean, first, x, old), adv).value.backward()
@@ -115,10 +127,15 @@ def test_a_small_step_raises_the_weighted_density(objective: Callable[[Replay, T
 
 
 @pytest.mark.parametrize("kind", [Reinforce, Clipped])
-def test_kl_pulls_back_to_the_reference(kind: Callable[..., Callable[[Replay, Tensor], Loss]]) -> None:
-    first, mean = torch.zeros(1, 4, 3, 3, dtype=torch.float64), torch.full((1, 4, 3, 3), 0.1, dtype=torch.float64)
+def test_kl_pulls_back_to_the_reference(
+    kind: Callable[..., Callable[[Replay, Tensor], Loss]],
+) -> None:
+    first = torch.zeros(1, 4, 3, 3, dtype=torch.float64)
+    mean = torch.full((1, 4, 3, 3), 0.1, dtype=torch.float64)
     mean.requires_grad_()
-    loss = kind(kl=2.0)(toy(mean, first, mean.detach().expand(8, -1, -1, -1), torch.zeros(8)), torch.zeros(8))
+    loss = kind(kl=2.0)(
+        toy(mean, first, mean.detach().expand(8, -1, -1, -1), torch.zeros(8)), torch.zeros(8)
+    )
     (grad,) = torch.autograd.grad(loss.value, mean)
     assert (grad > 0).all()
     assert loss.metrics["kl"] == pytest.approx(36 * 0.1**2 / (2 * 0.3**2))
@@ -131,19 +148,27 @@ def test_kl_needs_a_reference() -> None:
         Clipped(kl=0.1)(replay(), randn(6))
 
 
-@pytest.mark.parametrize("make", [lambda: Clipped(clip=0), lambda: Clipped(clip=-1), lambda: Reinforce(kl=-1)])
+@pytest.mark.parametrize(
+    "make", [lambda: Clipped(clip=0), lambda: Clipped(clip=-1), lambda: Reinforce(kl=-1)]
+)
 def test_settings_out_of_range(make: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match="objective\\."):
         make()
 
 
 def pairs_loss(s: Tensor, adv: Tensor, group: Tensor, rate: float) -> Tensor:
-    """REBEL as it is written: every pair of images of a prompt, the mean over prompts of the mean over pairs."""
+    """REBEL as it is written: every pair of images of a prompt, the mean over prompts of the mean
+    over pairs.
+    """
     means = []
+
     for number in group.unique():
         rows = (group == number).nonzero()[:, 0].tolist()
-        square = [(rate * (s[i] - s[j]) - (adv[i] - adv[j])) ** 2 for i in rows for j in rows if i < j]
+        square = [
+            (rate * (s[i] - s[j]) - (adv[i] - adv[j])) ** 2 for i in rows for j in rows if i < j
+        ]
         means.append(torch.stack(square).mean())
+
     return torch.stack(means).mean()
 
 
@@ -152,7 +177,8 @@ def pairs_loss(s: Tensor, adv: Tensor, group: Tensor, rate: float) -> Tensor:
 def test_rebel_has_the_gradient_of_all_pairs(images: int, rate: float) -> None:
     group = torch.tensor([4, 1, 9]).repeat_interleave(images)
     logp = (randn(3 * images, 2) * 0.1).requires_grad_()
-    old, adv = randn(3 * images, 2, seed=1) * 0.1, randn(3 * images, seed=2)
+    old = randn(3 * images, 2, seed=1) * 0.1
+    adv = randn(3 * images, seed=2)
     change = (logp - old).sum(1)
     (expected,) = torch.autograd.grad(pairs_loss(change, adv, group, rate), logp)
     targets = Rebel(rate).targets(change.detach(), adv, group, moves=2)
@@ -162,8 +188,10 @@ def test_rebel_has_the_gradient_of_all_pairs(images: int, rate: float) -> None:
 
 
 def test_rebel_rests_where_differences_agree() -> None:
-    group, adv = torch.tensor([0, 0, 1, 1]), randn(4, seed=2)
-    offset = torch.tensor([3.0, 3.0, -1.0, -1.0], dtype=torch.float64)  # only differences within a prompt count
+    group = torch.tensor([0, 0, 1, 1])
+    adv = randn(4, seed=2)
+    # only differences within a prompt count
+    offset = torch.tensor([3.0, 3.0, -1.0, -1.0], dtype=torch.float64)
     assert Rebel(2.0).targets((adv + offset) / 2, adv, group, 3).abs().max() < 1e-12
 
 

@@ -24,9 +24,14 @@ EIGHT = OptimizerConfig(lr=1e-2, weight_decay=0.1, eight_bit=True)
 
 def parameters() -> list[nn.Parameter]:
     """Large ones, one of them in another layout, and a small one."""
-    convolution = torch.randn(32, 16, 3, 3, generator=generator()).to(memory_format=torch.channels_last)
+    convolution = torch.randn(32, 16, 3, 3, generator=generator()).to(
+        memory_format=torch.channels_last
+    )
     shapes = ((128, 64), (7,))
-    return [nn.Parameter(convolution), *(nn.Parameter(torch.randn(shape, generator=generator())) for shape in shapes)]
+    return [
+        nn.Parameter(convolution),
+        *(nn.Parameter(torch.randn(shape, generator=generator())) for shape in shapes),
+    ]
 
 
 def steps(optimizer: torch.optim.Optimizer, own: list[nn.Parameter], seeds: range) -> None:
@@ -37,7 +42,8 @@ def steps(optimizer: torch.optim.Optimizer, own: list[nn.Parameter], seeds: rang
 
 
 def test_32_bits_are_torchs_with_every_setting() -> None:
-    own, theirs = parameters(), parameters()
+    own = parameters()
+    theirs = parameters()
     optimizer = adamw(SETTINGS)(own)
     stock = torch.optim.AdamW(theirs, lr=1e-2, betas=(0.8, 0.95), weight_decay=0.1, eps=1e-6)
     steps(optimizer, own, range(3))
@@ -66,6 +72,7 @@ def test_without_the_library_it_is_told_before_the_model_is_loaded(
 ) -> None:
     for name in ("bitsandbytes", "bitsandbytes.optim"):
         monkeypatch.setitem(sys.modules, name, None)
+
     config = recipe(tmp_path / "nowhere", tmp_path)
     for start in (preflight, partial(train, out=tmp_path / "run")):
         with pytest.raises(ValueError, match=r'pip install "burnish\[eight-bit\]"') as caught:
@@ -75,28 +82,42 @@ def test_without_the_library_it_is_told_before_the_model_is_loaded(
 
 def test_8_bits_are_close_and_a_quarter_of_the_memory() -> None:
     pytest.importorskip("bitsandbytes")
-    first, eight, whole = parameters(), parameters(), parameters()
-    small, large = adamw(EIGHT)(eight), adamw(OptimizerConfig(lr=1e-2, weight_decay=0.1))(whole)
+    first = parameters()
+    eight = parameters()
+    whole = parameters()
+    small = adamw(EIGHT)(eight)
+    large = adamw(OptimizerConfig(lr=1e-2, weight_decay=0.1))(whole)
     steps(small, eight, range(5))
     steps(large, whole, range(5))
+
     for start, a, b in zip(first, eight, whole, strict=True):
         assert (a - b).norm() < 0.15 * (b - start).norm()
-    bytes_of = [sum(t.nbytes for t in checkpoint.optimizer_tensors(one).values()) for one in (small, large)]
+
+    bytes_of = [
+        sum(t.nbytes for t in checkpoint.optimizer_tensors(one).values()) for one in (small, large)
+    ]
     assert bytes_of[0] < 0.35 * bytes_of[1]  # with 4 kB of tables for each of the two large tensors
 
 
 def test_an_8_bit_optimizer_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    own, other = parameters(), parameters()
-    one, two = adamw(EIGHT)(own), adamw(EIGHT)(other)
+    own = parameters()
+    other = parameters()
+    one = adamw(EIGHT)(own)
+    two = adamw(EIGHT)(other)
     steps(one, own, range(3))
     weights = {str(i): parameter.detach() for i, parameter in enumerate(own)}
     checkpoint.save(tmp_path, checkpoint.State(1, weights, checkpoint.optimizer_tensors(one)))
     found = checkpoint.restore(tmp_path)
-    assert found is not None and {t.dtype for t in found.optimizer.values()} >= {torch.uint8, torch.float32}
+    assert found is not None and {t.dtype for t in found.optimizer.values()} >= {
+        torch.uint8,
+        torch.float32,
+    }
+
     with torch.no_grad():
         for i, parameter in enumerate(other):
             parameter.copy_(found.weights[str(i)])
+
     checkpoint.load_optimizer(two, found.optimizer)
     steps(one, own, range(3, 5))
     steps(two, other, range(3, 5))
@@ -107,8 +128,10 @@ def test_a_run_with_8_bits_resumes_bit_for_bit(
     tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optim = pytest.importorskip("bitsandbytes.optim")
-    monkeypatch.setattr(optim, "AdamW8bit", partial(optim.AdamW8bit, min_8bit_size=16))  # the tiny network has no large
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    # the tiny network has no large
+    monkeypatch.setattr(optim, "AdamW8bit", partial(optim.AdamW8bit, min_8bit_size=16))
+    whole = tmp_path / "whole"
+    parted = tmp_path / "parted"
     train(recipe(tiny_pipeline, tmp_path, "iterations=3"), whole)
     train(recipe(tiny_pipeline, tmp_path, "iterations=1"), parted)
     train(recipe(tiny_pipeline, tmp_path, "iterations=3"), parted, resume=True)

@@ -26,6 +26,7 @@ def rewards(k: int, seed: int = 0, ties: bool = True) -> torch.Tensor:
     stream = torch.Generator().manual_seed(seed)
     if not ties:
         return torch.rand(40, k, generator=stream, dtype=torch.float64)
+
     parts = torch.randint(5, (40, k), generator=stream).double()
     parts[1], parts[9] = parts[0], parts[8]
     parts[3, 0], parts[10, k - 1], parts[11, 0] = math.nan, math.inf, -math.inf
@@ -36,13 +37,19 @@ def brute(values: list[list[float]], number: list[int]) -> list[bool]:
     """The definition, pair by pair."""
     good = [all(math.isfinite(value) for value in row) for row in values]
     found = []
+
     for i, mine in enumerate(values):
         dominated = False
+
         for j, theirs in enumerate(values):
             if good[j] and good[i] and number[i] == number[j]:
                 pairs = list(zip(theirs, mine, strict=True))
-                dominated = dominated or (all(a >= b for a, b in pairs) and any(a > b for a, b in pairs))
+                dominated = dominated or (
+                    all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+                )
+
         found.append(good[i] and not dominated)
+
     return found
 
 
@@ -52,6 +59,7 @@ def test_the_front_is_that_of_brute_force(k: int, ties: bool) -> None:
     for seed in range(20):
         parts = rewards(k, seed, ties)
         mixed = GROUP[torch.randperm(40, generator=torch.Generator().manual_seed(seed))]
+
         for number in (GROUP, torch.zeros(40), mixed):
             found = nondominated(parts, number).tolist()
             assert found == brute(parts.tolist(), number.tolist())
@@ -72,14 +80,19 @@ def test_equal_rows_do_not_dominate_each_other() -> None:
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_the_front_keeps_its_advantage_and_all_others_have_exactly_none(k: int) -> None:
-    parts, weights = rewards(k), torch.tensor([1.0, 2.0, 0.5])[:k]
+    parts = rewards(k)
+    weights = torch.tensor([1.0, 2.0, 0.5])[:k]
     adv = ParetoAdvantage()(scores(parts), weights, GROUP)
     front = torch.tensor(brute(parts.tolist(), GROUP.tolist()))
-    assert torch.equal(adv, torch.where(front, GroupAdvantage()(scores(parts), weights, GROUP), 0.0))
+    assert torch.equal(
+        adv, torch.where(front, GroupAdvantage()(scores(parts), weights, GROUP), 0.0)
+    )
     assert adv.dtype == torch.float32 and adv[~front].eq(0).all() and adv[front].ne(0).any()
 
 
-def test_of_a_reward_with_a_negative_weight_less_is_better_and_weight_zero_is_not_looked_at() -> None:
+def test_of_a_reward_with_a_negative_weight_less_is_better_and_weight_zero_is_not_looked_at() -> (
+    None
+):
     parts = rewards(3, ties=False)
     turned = parts * torch.tensor([1, -1, 0])
     front = ParetoAdvantage().front(scores(parts), torch.tensor([2.0, -0.5, 0.0]), GROUP)
@@ -90,41 +103,55 @@ def test_a_reward_that_differs_by_rounding_alone_is_not_looked_at() -> None:
     parts = rewards(3, ties=False)
     parts[:, 2] = 0.9 + 1e-9 * parts[:, 2]
     front = ParetoAdvantage().front(scores(parts), torch.ones(3), GROUP)
-    assert front.tolist() == brute(parts[:, :2].tolist(), GROUP.tolist()) != brute(parts.tolist(), GROUP.tolist())
+    assert (
+        front.tolist()
+        == brute(parts[:, :2].tolist(), GROUP.tolist())
+        != brute(parts.tolist(), GROUP.tolist())
+    )
 
 
 def test_over_the_batch_images_are_compared_by_how_they_do_among_their_own() -> None:
     parts = rewards(2, ties=False)
     easy = parts + 100 * (GROUP == 3)[:, None]  # one prompt scores high with every picture
+
     for unit in (parts, easy):
         front = ParetoAdvantage(within="batch").front(scores(unit), torch.ones(2), GROUP)
         own = [parts[8 * n : 8 * n + 8] for n in range(5)]
         z = torch.cat([(rows - rows.mean(0)) / rows.std(0, correction=0) for rows in own])
         assert front.tolist() == brute(z.tolist(), [0] * 40)
+
     assert front.sum() < ParetoAdvantage().front(scores(parts), torch.ones(2), GROUP).sum()
 
 
 def test_the_papers_weight_is_the_raw_reward_of_the_identifier() -> None:
-    parts, asked = rewards(3), torch.arange(40) // 8 % 3
+    parts = rewards(3)
+    asked = torch.arange(40) // 8 % 3
     adv = ParetoAdvantage(standardise=False)(scores(parts, asked), torch.ones(3), GROUP)
     front = brute(parts.tolist(), GROUP.tolist())
+
     for i in range(40):
         assert adv[i].item() == (parts[i, asked[i]].item() if front[i] else 0.0)
+
     plain = ParetoAdvantage(standardise=False)(scores(parts), torch.tensor([1.0, 2.0, 0.5]), GROUP)
     for i in range(40):
         expected = parts[i, 0] + 2 * parts[i, 1] + 0.5 * parts[i, 2] if front[i] else 0.0
         assert plain[i].item() == float(expected)
 
 
-@pytest.mark.parametrize("kind", ["batch", "group", "normalised", "weighted", "tracker", "softmax", "top_fraction"])
+@pytest.mark.parametrize(
+    "kind", ["batch", "group", "normalised", "weighted", "tracker", "softmax", "top_fraction"]
+)
 def test_asked_for_one_reward_an_image_is_judged_by_that_one_alone(kind: str) -> None:
     """Each image's advantage is what a run with its reward alone would give."""
-    parts, weights = rewards(3), torch.tensor([1.0, -2.0, 0.5])
+    parts = rewards(3)
+    weights = torch.tensor([1.0, -2.0, 0.5])
     asked = GROUP % 3
     adv = catalog.build("advantage", {"use": kind})(scores(parts, asked), weights, GROUP)
     whole = parts.isfinite().all(1, keepdim=True)
+
     for k in range(3):
-        column = torch.where(whole, parts[:, k : k + 1], math.nan)  # one missing reward is one too many, as ever
+        # one missing reward is one too many, as ever
+        column = torch.where(whole, parts[:, k : k + 1], math.nan)
         alone = catalog.build("advantage", {"use": kind})(scores(column), weights[k : k + 1], GROUP)
         torch.testing.assert_close(adv[asked == k], alone[asked == k])
 
@@ -133,12 +160,14 @@ def test_weighted_adds_first_and_lets_the_loudest_win() -> None:
     parts = rewards(2, ties=False) * torch.tensor([100.0, 1.0])
     weights = torch.tensor([1.0, 2.0])
     adv = WeightedAdvantage(clip=1.1)(scores(parts), weights, GROUP)
+
     for i in range(40):
         sums = [float(a + 2 * b) for a, b in parts[i // 8 * 8 :][:8]]
         mean = sum(sums) / 8
         std = math.sqrt(sum((one - mean) ** 2 for one in sums) / 8)
         z = (float(parts[i, 0] + 2 * parts[i, 1]) - mean) / std
         assert adv[i].item() == pytest.approx(min(max(z, -1.1), 1.1), abs=1e-6)
+
     adv = WeightedAdvantage()(scores(parts), weights, GROUP)
     loud = GroupAdvantage()(scores(parts[:, :1]), torch.ones(1), GROUP)
     assert torch.corrcoef(torch.stack([adv, loud]))[0, 1] > 0.999
@@ -157,8 +186,15 @@ def test_the_expected_share_is_that_of_random_rewards_and_of_the_formula() -> No
     harmonic = sum(1 / m for m in range(1, 9))
     assert expected_share(8, 1) == 1 / 8 and expected_share(1, 5) == 1
     assert expected_share(8, 2) == pytest.approx(harmonic / 8)
-    for (images, kinds), share in {(8, 4): 0.73, (32, 4): 0.46, (256, 4): 0.17, (64, 2): 0.074}.items():
+
+    for (images, kinds), share in {
+        (8, 4): 0.73,
+        (32, 4): 0.46,
+        (256, 4): 0.17,
+        (64, 2): 0.074,
+    }.items():
         assert expected_share(images, kinds) == pytest.approx(share, abs=0.006)
+
     drawn = torch.rand(3000 * 6, 3, generator=torch.Generator().manual_seed(0))
     seen = nondominated_share(drawn)
     assert seen == pytest.approx(expected_share(6, 3), abs=0.015)
@@ -172,15 +208,19 @@ def nondominated_share(values: torch.Tensor) -> float:
 def test_exactly_right_where_all_orders_can_be_listed() -> None:
     """Four images, two rewards: every pair of rankings; the mean share is the formula's."""
     shares = [
-        sum(brute([[float(a), float(b)] for a, b in zip(range(4), order, strict=True)], [0] * 4)) / 4
+        sum(brute([[float(a), float(b)] for a, b in zip(range(4), order, strict=True)], [0] * 4))
+        / 4
         for order in itertools.permutations(range(4))
     ]
     assert sum(shares) / len(shares) == pytest.approx(expected_share(4, 2))
 
 
 def test_settings_out_of_range() -> None:
-    with pytest.raises(ValueError, match='advantage.within must be "prompt" or "batch", not "image"'):
+    with pytest.raises(
+        ValueError, match='advantage.within must be "prompt" or "batch", not "image"'
+    ):
         ParetoAdvantage(within="image")
+
     with pytest.raises(ValueError, match="advantage.clip"):
         ParetoAdvantage(clip=0)
     with pytest.raises(ValueError, match="2 reward weights were given for 3"):

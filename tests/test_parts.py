@@ -26,12 +26,17 @@ def brightness(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
 
 
 def draw(count: int) -> list[Prompt]:
-    return [Prompt(random.choice(["a cat", "a dog", "an ox"]), {"place": place}) for place in range(count)]
+    return [
+        Prompt(random.choice(["a cat", "a dog", "an ox"]), {"place": place})
+        for place in range(count)
+    ]
 
 
 @pytest.fixture
 def config(tiny_pipeline: Path, tmp_path: Path) -> Config:
-    (tmp_path / "reward.py").write_text("def brightness(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    (tmp_path / "reward.py").write_text(
+        "def brightness(images, prompts):\n    return images.mean((1, 2, 3))\n"
+    )
     return configuration.parse(
         {
             "iterations": 2,
@@ -48,7 +53,9 @@ def config(tiny_pipeline: Path, tmp_path: Path) -> Config:
 
 
 def log(out: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in one.items() if not k.startswith("seconds")} for one in Run(out).records()]
+    return [
+        {k: v for k, v in one.items() if not k.startswith("seconds")} for one in Run(out).records()
+    ]
 
 
 def test_objects_are_what_their_names_would_have_made(config: Config, tmp_path: Path) -> None:
@@ -59,7 +66,9 @@ def test_objects_are_what_their_names_would_have_made(config: Config, tmp_path: 
     given = Overrides(policy=Policy.load(pipe, device="cpu"), rewards={"brightness": brightness})
     train(config, tmp_path / "given", given=given)
     assert log(tmp_path / "given") == log(tmp_path / "named")
-    assert pipe.unet is given.policy.pipe.unet, "the pipeline that was given is the one that learned"
+    assert pipe.unet is given.policy.pipe.unet, (
+        "the pipeline that was given is the one that learned"
+    )
     assert any(p.abs().sum() > 0 for name, p in pipe.unet.named_parameters() if "lora_B" in name)
 
 
@@ -68,11 +77,17 @@ def test_prompts_drawn_by_a_function(config: Config, tmp_path: Path) -> None:
     train(config, tmp_path / "run", given=Overrides(source=draw), on_images=seen.append)
     records = Run(tmp_path / "run").records()
     assert [one.iteration for one in seen] == [1, 2]
+
     for one, record in zip(seen, records, strict=True):
-        assert [prompt.metadata["place"] for prompt in one.prompts] == list(range(6)), "in the order they were drawn"
+        assert [prompt.metadata["place"] for prompt in one.prompts] == list(range(6)), (
+            "in the order they were drawn"
+        )
         assert one.images.shape == (6, 3, 32, 32) and one.trackers == []
         torch.testing.assert_close(one.scores.parts[:, 0], one.images.mean((1, 2, 3)).double())
-        assert record["rewards"]["brightness"]["mean"] == pytest.approx(float(one.scores.parts.mean()))
+        assert record["rewards"]["brightness"]["mean"] == pytest.approx(
+            float(one.scores.parts.mean())
+        )
+
     texts = [prompt.text for one in seen for prompt in one.prompts]
     assert len(set(texts)) == 3 and texts[:6] != texts[6:]
 
@@ -87,7 +102,9 @@ def test_the_tracker_knows_a_drawn_prompt_by_its_text(config: Config, tmp_path: 
     assert len(counts) <= 3 and sum(counts) == 12
 
 
-def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(config: Config, tmp_path: Path) -> None:
+def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(
+    config: Config, tmp_path: Path
+) -> None:
     from dataclasses import replace
 
     given = Overrides(source=draw, rewards={"brightness": brightness})
@@ -98,23 +115,37 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(config: Config, tm
 
 
 def test_the_run_directory_says_what_it_cannot_hold(config: Config, tmp_path: Path) -> None:
-    run = Run(train(config, tmp_path / "run", given=Overrides(source=draw, rewards={"mine": brightness})))
+    run = Run(
+        train(config, tmp_path / "run", given=Overrides(source=draw, rewards={"mine": brightness}))
+    )
     kept = configuration.load(run.config)
-    assert kept.prompts == {"use": IN_MEMORY} and kept.rewards == [{"use": IN_MEMORY, "name": "mine", "weight": 1.0}]
+    assert kept.prompts == {"use": IN_MEMORY} and kept.rewards == [
+        {"use": IN_MEMORY, "name": "mine", "weight": 1.0}
+    ]
+
     with pytest.raises(ValueError, match="prompts: this was an object of a Python program"):
         train(kept, run.folder, resume=True)
 
 
 def test_a_given_reward_keeps_the_weight_of_its_name(config: Config) -> None:
-    weighted = configuration.parse({**_tree(config), "rewards": [{**config.rewards[0], "weight": 3.0}]})
+    weighted = configuration.parse(
+        {**_tree(config), "rewards": [{**config.rewards[0], "weight": 3.0}]}
+    )
     said = Overrides(rewards={"brightness": brightness, "other": brightness}).described(weighted)
-    assert [(table["name"], table["weight"]) for table in said.rewards] == [("brightness", 3.0), ("other", 1.0)]
+    assert [(table["name"], table["weight"]) for table in said.rewards] == [
+        ("brightness", 3.0),
+        ("other", 1.0),
+    ]
 
 
 @pytest.mark.parametrize(
     "changes, given, message",
     [
-        ({"run": {"sample_every": 1}}, Overrides(source=draw), "want some that stay: set evaluation.prompts"),
+        (
+            {"run": {"sample_every": 1}},
+            Overrides(source=draw),
+            "want some that stay: set evaluation.prompts",
+        ),
         ({}, Overrides(source=lambda count: draw(count - 1)), "gave 5, but was asked for 6"),
     ],
 )
@@ -125,9 +156,13 @@ def test_what_does_not_fit_is_one_sentence(
         train(configuration.parse({**_tree(config), **changes}), tmp_path / "run", given=given)
 
 
-def test_a_policy_of_another_kind_than_the_configuration_says(config: Config, tmp_path: Path) -> None:
+def test_a_policy_of_another_kind_than_the_configuration_says(
+    config: Config, tmp_path: Path
+) -> None:
     given = Overrides(policy=Policy.load(config.model.id, train="full", device="cpu"))
-    with pytest.raises(ValueError, match='the given policy has train = "full" and computes in float32; make'):
+    with pytest.raises(
+        ValueError, match='the given policy has train = "full" and computes in float32; make'
+    ):
         train(config, tmp_path / "run", given=given)
 
 

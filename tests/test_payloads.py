@@ -1,4 +1,6 @@
-"""The prompt source for pictures with codes: which text meets which payload, and that the parts never meet."""
+"""The prompt source for pictures with codes: which text meets which payload, and that the parts
+never meet.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,11 @@ def said(prompts: list) -> list[tuple[str, str]]:
 
 def test_few_pairs_all_meet_and_many_take_turns() -> None:
     assert said(qr(["a", "b"], ["X", "Y"])) == [("a", "X"), ("a", "Y"), ("b", "X"), ("b", "Y")]
-    assert said(qr(["a", "b"], ["X", "Y", "Z"], combine="turns")) == [("a", "X"), ("b", "Y"), ("a", "Z")]
+    assert said(qr(["a", "b"], ["X", "Y", "Z"], combine="turns")) == [
+        ("a", "X"),
+        ("b", "Y"),
+        ("a", "Z"),
+    ]
     assert said(qr(["a", "b", "c"], ["X"], combine="turns")) == [("a", "X"), ("b", "X"), ("c", "X")]
     texts = [f"text {i}" for i in range(30)]
     many = qr(texts, random=20)
@@ -74,7 +80,9 @@ def test_random_payloads_are_seeded_and_different() -> None:
 def test_what_is_trained_on_is_never_unseen() -> None:
     """With a space so small that chance would make them meet."""
     kept = {seed: set(drawn(random=400, seed=seed, length=2)) for seed in range(3)}
-    held_out = {seed: set(drawn(random=150, seed=seed, length=2, part="unseen")) for seed in range(3)}
+    held_out = {
+        seed: set(drawn(random=150, seed=seed, length=2, part="unseen")) for seed in range(3)
+    }
     assert all(one.isdisjoint(other) for one in kept.values() for other in held_out.values())
     assert kept[0] & kept[1], "seeds alone do not keep them apart"
     share = sum(map(payloads.unseen, drawn(random=2000) + drawn(random=600, part="unseen")))
@@ -89,11 +97,17 @@ def test_what_is_trained_on_is_never_unseen() -> None:
         ({"payloads": []}, "payloads is empty"),
         ({"payloads": ["X", ""]}, "payload 2 is ''"),
         ({"payloads": ["X"], "combine": "some"}, 'combine = \'some\': take "all" or "turns"'),
-        ({"payloads": ["X"], "base": "{noun}.png"}, r"there is no \{noun\}; take one of text, payload"),
+        (
+            {"payloads": ["X"], "base": "{noun}.png"},
+            r"there is no \{noun\}; take one of text, payload",
+        ),
         ({"random": 3, "part": "test"}, 'part = \'test\': take "train" or "unseen"'),
         ({"random": -1}, "take at least one payload"),
         ({"random": 3, "alphabet": "AAB"}, "different characters"),
-        ({"random": 30, "length": 1, "alphabet": "AB"}, "random = 30 .* too many: only .* make length larger"),
+        (
+            {"random": 30, "length": 1, "alphabet": "AB"},
+            "random = 30 .* too many: only .* make length larger",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(arguments: dict[str, Any], words: str) -> None:

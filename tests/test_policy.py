@@ -20,7 +20,7 @@ CATS = [Prompt("a cat"), Prompt("two dogs"), Prompt("a cat")]
 T = torch.tensor([981, 401, 1])
 
 
-def guess(policy: Policy, guidance: Callable[..., Tensor] = NoGuidance()) -> Tensor:  # noqa: B008
+def guess(policy: Policy, guidance: Callable[..., Tensor] = NoGuidance()) -> Tensor:
     with torch.no_grad():
         return policy.predict(policy.noise(3, generator()), T, policy.encode(CATS), guidance)
 
@@ -42,8 +42,10 @@ def test_what_is_loaded(policy: Policy, tiny_pipeline: Path) -> None:
     assert policy.latent_shape == (4, 8, 8) and policy.schedule.prediction == "v_prediction"
     assert len(policy.trainable) == len(policy.state()) > 0
     assert all(p.requires_grad and p.dtype == torch.float32 for p in policy.trainable)
+
     for part in ("unet", "vae", "text_encoder"):
         assert not any(module.training for module in getattr(policy.pipe, part).modules())
+
     learning = sum(p.requires_grad for p in policy.pipe.unet.parameters())
     assert learning == len(policy.trainable)
     assert not Policy.load(tiny_pipeline, train="none").trainable
@@ -51,14 +53,20 @@ def test_what_is_loaded(policy: Policy, tiny_pipeline: Path) -> None:
     assert len(full.trainable) == len(list(full.pipe.unet.parameters()))
 
 
-def test_a_new_adapter_changes_nothing_and_is_always_the_same(tiny_pipeline: Path, policy: Policy) -> None:
-    torch.testing.assert_close(guess(policy), guess(Policy.load(tiny_pipeline, train="none")), rtol=0, atol=0)
+def test_a_new_adapter_changes_nothing_and_is_always_the_same(
+    tiny_pipeline: Path, policy: Policy
+) -> None:
+    torch.testing.assert_close(
+        guess(policy), guess(Policy.load(tiny_pipeline, train="none")), rtol=0, atol=0
+    )
     torch.manual_seed(99)
     again = Policy.load(tiny_pipeline, rank=2, alpha=2).state()
     assert all(torch.equal(value, again[name]) for name, value in policy.state().items())
 
 
-def test_encode_is_the_pipelines_own_and_remembered(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encode_is_the_pipelines_own_and_remembered(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = policy.encode(CATS)["text"]
     expected, _ = policy.pipe.encode_prompt([p.text for p in CATS], policy.device, 1, False)
     torch.testing.assert_close(text, expected)
@@ -67,7 +75,9 @@ def test_encode_is_the_pipelines_own_and_remembered(policy: Policy, monkeypatch:
     assert torch.equal(policy.encode(CATS[:1])["text"][0], text[0])
 
 
-def test_encoded_texts_are_not_kept_without_end(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoded_texts_are_not_kept_without_end(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("burnish.diffusion.policy.TEXTS_KEPT", 2)
     assert len(policy.encode([Prompt(letter) for letter in "abcd"])["text"]) == 4
     assert len(policy._texts) == 2
@@ -83,20 +93,30 @@ def test_noise_follows_the_generator(policy: Policy) -> None:
     assert torch.equal(noise, torch.randn(2, 4, 8, 8, generator=generator(5)))
 
 
-def test_predict_is_the_unet_with_guidance_turned_into_x0(tiny_pipeline: Path, policy: Policy) -> None:
+def test_predict_is_the_unet_with_guidance_turned_into_x0(
+    tiny_pipeline: Path, policy: Policy
+) -> None:
     unet = UNet2DConditionModel.from_pretrained(tiny_pipeline, subfolder="unet")
-    x, cond, null = policy.noise(3, generator()), policy.encode(CATS)["text"], policy.null(3)["text"]
+    x = policy.noise(3, generator())
+    cond = policy.encode(CATS)["text"]
+    null = policy.null(3)["text"]
+
     with torch.no_grad():
         v, v_null = (unet(x, T, states).sample for states in (cond, null))
+
     for guidance, out in ((NoGuidance(), v), (CFG(5.0), v_null + 5 * (v - v_null))):
-        torch.testing.assert_close(guess(policy, guidance), policy.schedule.x0(x, T, out), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            guess(policy, guidance), policy.schedule.x0(x, T, out), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_decode_is_the_vae(policy: Policy) -> None:
     latent = policy.noise(2, generator())
     images = policy.decode(latent)
+
     with torch.no_grad():
         raw = policy.pipe.vae.decode(latent / policy.pipe.vae.config.scaling_factor).sample
+
     torch.testing.assert_close(images, (raw / 2 + 0.5).clamp(0, 1))
     assert images.shape == (2, 3, 32, 32) and images.dtype == torch.float32
 
@@ -106,10 +126,17 @@ def test_decode_is_the_vae(policy: Policy) -> None:
     [(0, False, [3]), (0, True, [1, 1, 1]), (2, False, [2, 1]), (2, True, [2, 1])],
 )
 def test_how_many_pictures_are_decoded_at_once(
-    tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch, asked: int, large: bool, expected: list[int]
+    tiny_pipeline: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: int,
+    large: bool,
+    expected: list[int],
 ) -> None:
     policy = Policy.load(tiny_pipeline, train="none", decode_at_once=asked)
-    latent, decode, rows = policy.noise(3, generator()), policy.pipe.vae.decode, []
+    latent = policy.noise(3, generator())
+    decode = policy.pipe.vae.decode
+    rows = []
+
     with torch.no_grad():
         together = policy.pipe.vae.decode(latent / policy.pipe.vae.config.scaling_factor).sample
 
@@ -133,13 +160,19 @@ def test_pictures_that_are_not_finite_are_no_pictures(policy: Policy) -> None:
 def test_merged_is_the_same_policy_and_gives_the_base_back_bit_for_bit(policy: Policy) -> None:
     before = {name: p.clone() for name, p in policy.pipe.unet.named_parameters()}
     perturb(policy)
-    learned, apart = policy.state(), guess(policy)
+    learned = policy.state()
+    apart = guess(policy)
+
     with pytest.raises(KeyError), policy.merged():
         merged = guess(policy)
-        assert len(list(policy.pipe.unet.parameters())) < len(before), "no adapter layer is left in the network"
+        assert len(list(policy.pipe.unet.parameters())) < len(before), (
+            "no adapter layer is left in the network"
+        )
         raise KeyError
+
     torch.testing.assert_close(merged, apart, rtol=1e-5, atol=2e-6)
     assert torch.equal(guess(policy), apart)
+
     for name, p in policy.pipe.unet.named_parameters():
         assert torch.equal(p, learned.get(name, before[name])), name
 
@@ -151,11 +184,13 @@ def test_reference_is_the_model_before_training(tiny_pipeline: Path, train: str)
     perturb(policy)
     learned = guess(policy)
     assert not torch.allclose(learned, first, atol=1e-3)
+
     with policy.merged(), policy.reference():
         assert torch.equal(guess(policy), first)
         with policy.merged():  # a rollout of the reference
             assert torch.equal(guess(policy), first)
         assert torch.equal(guess(policy), first)
+
     assert torch.equal(guess(policy), learned)
 
 
@@ -166,7 +201,8 @@ def test_full_training_without_a_kept_reference(tiny_pipeline: Path) -> None:
 
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_state_round_trip(tiny_pipeline: Path, train: str) -> None:
-    one, two = Policy.load(tiny_pipeline, train=train), Policy.load(tiny_pipeline, train=train)
+    one = Policy.load(tiny_pipeline, train=train)
+    two = Policy.load(tiny_pipeline, train=train)
     perturb(one)
     state = one.state()
     two.load_state(state)
@@ -178,13 +214,22 @@ def test_state_round_trip(tiny_pipeline: Path, train: str) -> None:
 
 
 def test_state_that_does_not_fit(tiny_pipeline: Path, policy: Policy) -> None:
-    before, other = policy.state(), Policy.load(tiny_pipeline, rank=3).state()
-    with pytest.raises(ValueError, match="checkpoint has rank 3, but this adapter has rank 2: set model.rank = 3"):
+    before = policy.state()
+    other = Policy.load(tiny_pipeline, rank=3).state()
+
+    with pytest.raises(
+        ValueError, match="checkpoint has rank 3, but this adapter has rank 2: set model.rank = 3"
+    ):
         policy.load_state(other)
-    with pytest.raises(ValueError, match=r"belongs to another model or to other model.targets: it lacks .*lora"):
+
+    with pytest.raises(
+        ValueError, match=r"belongs to another model or to other model.targets: it lacks .*lora"
+    ):
         policy.load_state(dict(list(before.items())[1:]))
+
     with pytest.raises(ValueError, match="it has the unknown extra"):
         policy.load_state({**before, "extra": torch.zeros(1)})
+
     assert all(torch.equal(value, before[name]) for name, value in policy.state().items())
 
 
@@ -195,18 +240,25 @@ def test_adapter_loads_into_a_stock_pipeline_with_the_same_images(
     policy = Policy.load(tiny_pipeline, rank=2, alpha=alpha)
     perturb(policy)
     policy.save_adapter(tmp_path / "adapter")
-    assert [file.name for file in (tmp_path / "adapter").iterdir()] == ["pytorch_lora_weights.safetensors"]
+    assert [file.name for file in (tmp_path / "adapter").iterdir()] == [
+        "pytorch_lora_weights.safetensors"
+    ]
     stock = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
     plain = stock_images(stock)
     stock.load_lora_weights(tmp_path / "adapter")
     tuned = stock_images(stock)
     assert not torch.allclose(tuned, plain, atol=1e-2)
     torch.testing.assert_close(stock_images(policy.pipe), tuned, rtol=0, atol=1e-4)
+
     for train in ("lora", "none"):
-        again = Policy.load(tiny_pipeline, train=train, rank=2, alpha=alpha, adapter=tmp_path / "adapter")
+        again = Policy.load(
+            tiny_pipeline, train=train, rank=2, alpha=alpha, adapter=tmp_path / "adapter"
+        )
         torch.testing.assert_close(guess(again), guess(policy), rtol=1e-5, atol=1e-6)
+
         with again.merged():
             torch.testing.assert_close(guess(again), guess(policy), rtol=1e-5, atol=2e-6)
+
     policy.save_adapter(tmp_path / "adapter")  # over the old one
 
 
@@ -214,17 +266,26 @@ def test_full_weights_round_trip(tiny_pipeline: Path, tmp_path: Path) -> None:
     policy = Policy.load(tiny_pipeline, train="full")
     perturb(policy)
     policy.save_adapter(tmp_path)
-    stock = StableDiffusionPipeline.from_pretrained(tiny_pipeline, unet=UNet2DConditionModel.from_pretrained(tmp_path))
+    stock = StableDiffusionPipeline.from_pretrained(
+        tiny_pipeline, unet=UNet2DConditionModel.from_pretrained(tmp_path)
+    )
     torch.testing.assert_close(stock_images(stock), stock_images(policy.pipe), rtol=0, atol=1e-5)
+
     for train in ("full", "none"):
-        assert torch.equal(guess(Policy.load(tiny_pipeline, train=train, adapter=tmp_path)), guess(policy))
+        assert torch.equal(
+            guess(Policy.load(tiny_pipeline, train=train, adapter=tmp_path)), guess(policy)
+        )
 
 
 def test_adapters_that_do_not_fit(tiny_pipeline: Path, tmp_path: Path, policy: Policy) -> None:
     policy.save_adapter(tmp_path)
     load = Policy.load
-    with pytest.raises(ValueError, match="has rank 2, but this adapter has rank 4: set model.rank = 2"):
+
+    with pytest.raises(
+        ValueError, match="has rank 2, but this adapter has rank 4: set model.rank = 2"
+    ):
         load(tiny_pipeline, adapter=tmp_path)
+
     with pytest.raises(ValueError, match="was trained with alpha 2: set model.alpha = 2"):
         load(tiny_pipeline, rank=2, alpha=4, adapter=tmp_path)
     with pytest.raises(ValueError, match="other model.targets"):
@@ -233,8 +294,10 @@ def test_adapters_that_do_not_fit(tiny_pipeline: Path, tmp_path: Path, policy: P
         load(tiny_pipeline, train="full", adapter=tmp_path)
     with pytest.raises(FileNotFoundError, match="has neither pytorch_lora_weights.safetensors nor"):
         load(tiny_pipeline, adapter=tmp_path / "nowhere")
+
     file = tmp_path / "pytorch_lora_weights.safetensors"
     file.write_bytes(file.read_bytes()[:500])
+
     for train in ("lora", "none"):
         with pytest.raises(ValueError, match="cannot be read"):
             load(tiny_pipeline, train=train, rank=2, adapter=tmp_path)
@@ -246,14 +309,21 @@ def test_half_precision_keeps_what_learns_in_float32_and_unmerged(tiny_pipeline:
     assert {p.dtype for p in policy.trainable} == {torch.float32}
     assert policy.pipe.vae.dtype == policy.pipe.text_encoder.dtype == torch.bfloat16
     apart = guess(policy)
+
     with policy.merged():
         assert torch.equal(guess(policy), apart)
+
     assert apart.dtype == policy.decode(policy.noise(1, generator())).dtype == torch.float32
-    guided, fresh = guess(policy, CFG(2.0)), Policy.load(tiny_pipeline, dtype="bfloat16")
+    guided = guess(policy, CFG(2.0))
+    fresh = Policy.load(tiny_pipeline, dtype="bfloat16")
     assert guided.isfinite().all()
-    assert torch.equal(policy.null(1)["text"], fresh.encode([Prompt("")])["text"]), "asked for without autocast too"
+    assert torch.equal(policy.null(1)["text"], fresh.encode([Prompt("")])["text"]), (
+        "asked for without autocast too"
+    )
     full = Policy.load(tiny_pipeline, dtype="bfloat16", train="full")
-    assert {p.dtype for p in full.trainable} == {torch.float32} and full.pipe.vae.dtype == torch.bfloat16
+    assert {p.dtype for p in full.trainable} == {
+        torch.float32
+    } and full.pipe.vae.dtype == torch.bfloat16
 
 
 def test_gradient_checkpointing_gives_the_same_gradient(tiny_pipeline: Path) -> None:
@@ -263,6 +333,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(tiny_pipeline: Path) -> 
         perturb(policy)
         x0 = policy.predict(policy.noise(3, generator()), T, policy.encode(CATS), NoGuidance())
         grads.append(torch.autograd.grad(x0.square().sum(), policy.trainable))
+
     for plain, checkpointed in zip(*grads, strict=True):
         torch.testing.assert_close(checkpointed, plain)
 
@@ -283,15 +354,20 @@ def test_scheduler_of_stable_diffusion_1(make_pipeline: Callable[..., Path]) -> 
         ("scheduler/scheduler_config.json", "misses scheduler_config.json in its part 'scheduler'"),
     ],
 )
-def test_model_folder_missing_a_part(tiny_pipeline: Path, tmp_path: Path, part: str, message: str) -> None:
+def test_model_folder_missing_a_part(
+    tiny_pipeline: Path, tmp_path: Path, part: str, message: str
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_pipeline, folder)
+
     if (folder / part).is_dir():
         shutil.rmtree(folder / part)
     else:
         (folder / part).unlink()
+
     with pytest.raises(FileNotFoundError, match=message) as caught:
         Policy.load(folder)
+
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -300,15 +376,20 @@ def test_damaged_or_foreign_models(tiny_pipeline: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_pipeline, folder)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
+
     with pytest.raises(ValueError, match="cannot be loaded") as caught:
         Policy.load(folder)
+
     assert "\n" not in str(caught.value)
     index = folder / "model_index.json"
     index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '"FluxPipeline"'))
+
     with pytest.raises(
-        ValueError, match="FluxPipeline are not supported yet; supported: LatentConsistencyModelPipeline, Stable"
+        ValueError,
+        match="FluxPipeline are not supported yet; supported: LatentConsistencyModelPipeline, Stable",
     ):
         Policy.load(folder)
+
     index.write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):
         Policy.load(folder)
@@ -326,23 +407,25 @@ def test_damaged_or_foreign_models(tiny_pipeline: Path, tmp_path: Path) -> None:
         ({"targets": ["to_nothing"]}, "no layer whose name ends in 'to_nothing'"),
     ],
 )
-def test_settings_out_of_range(tiny_pipeline: Path, settings: dict[str, object], message: str) -> None:
+def test_settings_out_of_range(
+    tiny_pipeline: Path, settings: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Policy.load(tiny_pipeline, **settings)  # type: ignore[arg-type]
 
 
 def test_a_negative_prompt_stands_where_the_empty_one_would(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline, train="none", device="cpu")
-    x, t, cond = (
-        policy.noise(2, generator()),
-        torch.tensor([501, 21]),
-        policy.encode([Prompt("a cat"), Prompt("a dog")]),
-    )
+    x = policy.noise(2, generator())
+    t = torch.tensor([501, 21])
+    cond = policy.encode([Prompt("a cat"), Prompt("a dog")])
+
     with torch.no_grad():
         out = policy.predict(x, t, cond, CFG(3.0, negative="ugly"))
         text, negative = policy.pipe.encode_prompt("a cat", "cpu", 1, True, negative_prompt="ugly")
         against = policy.pipe.unet(x[:1], t[:1], encoder_hidden_states=negative).sample
         towards = policy.pipe.unet(x[:1], t[:1], encoder_hidden_states=text).sample
+
     expected = policy.schedule.x0(x[:1], t[:1], against + 3 * (towards - against))
     torch.testing.assert_close(out[:1], expected)
     assert not torch.equal(out, policy.predict(x, t, cond, CFG(3.0)))
@@ -355,19 +438,30 @@ def test_a_pipeline_in_memory_is_taken_over(tiny_pipeline: Path) -> None:
     pipe.safety_checker = torch.nn.Identity()
     policy = Policy.load(pipe, device="cpu", train="full", dtype="bfloat16")
     assert policy.pipe is pipe and pipe.safety_checker is None
-    assert pipe.vae.dtype == pipe.text_encoder.dtype == torch.bfloat16 and pipe.unet.dtype == torch.float32
+    assert (
+        pipe.vae.dtype == pipe.text_encoder.dtype == torch.bfloat16
+        and pipe.unet.dtype == torch.float32
+    )
     Policy.load(adapted := DiffusionPipeline.from_pretrained(tiny_pipeline), device="cpu")
-    with pytest.raises(ValueError, match=r"the given pipeline's unet has an adapter already: take it out by"):
+
+    with pytest.raises(
+        ValueError, match=r"the given pipeline's unet has an adapter already: take it out by"
+    ):
         Policy.load(adapted, device="cpu")
+
     with pytest.raises(ValueError, match="models of the kind Identity are not supported"):
         Policy.load(torch.nn.Identity())  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_pipeline_saved_with_its_adapter_inside_is_told(tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_a_pipeline_saved_with_its_adapter_inside_is_told(
+    tiny_pipeline: Path, tmp_path: Path
+) -> None:
     policy = Policy.load(tiny_pipeline, device="cpu")
     policy.pipe.save_pretrained(tmp_path / "model")  # as TRL's trainer does
+
     with pytest.raises(
-        ValueError, match=r"lacks \d+ weights of its unet, such as .*to_q.weight; if it was saved with a"
+        ValueError,
+        match=r"lacks \d+ weights of its unet, such as .*to_q.weight; if it was saved with a",
     ):
         Policy.load(tmp_path / "model", device="cpu")

@@ -38,7 +38,9 @@ batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 8, train_batch = 6
 """)
 
     def run(*overrides: str) -> list[Finding]:
-        return preflight(configuration.load(path, [text.replace("HERE", str(tmp_path)) for text in overrides]))
+        return preflight(
+            configuration.load(path, [text.replace("HERE", str(tmp_path)) for text in overrides])
+        )
 
     return run
 
@@ -51,6 +53,7 @@ def test_a_sound_configuration(look: Look) -> None:
     findings = look()
     assert wrong(findings) == []
     text = "\n".join(finding.text for finding in findings)
+
     for said in (
         "2 of 2 prompts x 4 images",
         "finite at all 3",
@@ -60,6 +63,7 @@ def test_a_sound_configuration(look: Look) -> None:
         "an iteration",
     ):
         assert said in text
+
     assert all("\n" not in finding.text for finding in findings)
 
 
@@ -75,16 +79,28 @@ def test_a_sound_configuration(look: Look) -> None:
 )
 def test_what_would_waste_hours(look: Look, override: str, level: str, said: str) -> None:
     found = wrong(look(override, "batch.minibatches=1"))
-    assert [finding.level for finding in found] == [level] and said in found[0].text and found[0].remedy
+    assert (
+        [finding.level for finding in found] == [level]
+        and said in found[0].text
+        and found[0].remedy
+    )
 
 
 def test_previews_that_tell_something_and_nothing(look: Look) -> None:
     assert any(
-        "of the advantages' variance is settled" in finding.text for finding in look("batch.baseline=x0_preview")
+        "of the advantages' variance is settled" in finding.text
+        for finding in look("batch.baseline=x0_preview")
     )
-    many = ("batch.prompts=2", "batch.images_per_prompt=32", "batch.sample_batch=64", "batch.baseline=x0_preview")
+    many = (
+        "batch.prompts=2",
+        "batch.images_per_prompt=32",
+        "batch.sample_batch=64",
+        "batch.baseline=x0_preview",
+    )
     found = wrong(look("rewards.0.use=HERE/reward.py:chance", *many))
-    assert [finding.level for finding in found] == ["warning"] and found[0].text.startswith("previews: ")
+    assert [finding.level for finding in found] == ["warning"] and found[0].text.startswith(
+        "previews: "
+    )
 
 
 def test_a_slow_tracker_and_a_negative_weight(look: Look) -> None:
@@ -99,16 +115,22 @@ def test_a_ratio_that_is_off_is_an_error(look: Look, monkeypatch: pytest.MonkeyP
     from burnish.diffusion.policy import Policy
 
     right = Policy.predict
+
     with monkeypatch.context() as patch:
         calls = iter(range(100))
         # the first three calls sample; whatever replays afterwards sees another network
         patch.setattr(Policy, "predict", lambda *a: right(*a) * (1.0 if next(calls) < 3 else 1.05))
         found = wrong(look())
+
     assert [finding.level for finding in found] == ["error"] and "ratio - 1" in found[0].text
     assert "float32" in found[0].remedy
 
 
-HUB = [name for name in configuration.recipes() if not configuration.load(name).model.id.startswith("zoo:")]
+HUB = [
+    name
+    for name in configuration.recipes()
+    if not configuration.load(name).model.id.startswith("zoo:")
+]
 STEERED = [name for name in HUB if configuration.load(name).model.controlnet]
 WORDED = [name for name in HUB if configuration.load(name).expander.model]
 REAL = [name for name in HUB if name not in (*STEERED, *WORDED)]
@@ -117,14 +139,25 @@ TINY = {"sd15": "tiny_sd1", "lcm": "tiny_lcm", "sd21": "tiny_sd2", "sdxl": "tiny
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_recipes_hold_on_a_tiny_model_of_their_architecture(name: str, request: pytest.FixtureRequest) -> None:
-    """All but their size is rehearsed; rewards that would download a model are left to their own tests."""
+def test_recipes_hold_on_a_tiny_model_of_their_architecture(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    """All but their size is rehearsed; rewards that would download a model are left to their own
+    tests.
+    """
     model = request.getfixturevalue(TINY[name.partition("-")[0]])
-    small = ("batch.sample_batch=4", "batch.train_batch=3", "batch.transitions=0", "sampler.steps=4")
+    small = (
+        "batch.sample_batch=4",
+        "batch.train_batch=3",
+        "batch.transitions=0",
+        "sampler.steps=4",
+    )
     here = (f"model.id={model}", "model.device=cpu", "model.dtype=float32", "model.variant=''")
     config = configuration.load(name, [*here, *small])
+
     if config.rewards[0]["use"] not in ("compressibility", "incompressibility"):
         config = configuration.load(name, [*here, *small, 'rewards=[{use="compressibility"}]'])
+
     findings = preflight(config)
     assert len(findings) > 4 and [one.text for one in findings if one.level == "error"] == []
 
@@ -135,7 +168,12 @@ def test_recipes_of_codes_hold_on_a_tiny_model(
 ) -> None:
     """With codes that 64 pixels hold; the CLIP model and the base pictures are the embedded ones."""
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "base.png")
-    here = [f"model.id={tiny_pipeline}", f"model.controlnet={tiny_controlnet}", "model.device=cpu", "model.size=64"]
+    here = [
+        f"model.id={tiny_pipeline}",
+        f"model.controlnet={tiny_controlnet}",
+        "model.device=cpu",
+        "model.size=64",
+    ]
     here += [
         "model.dtype=float32",
         "sampler.steps=6",
@@ -143,10 +181,16 @@ def test_recipes_of_codes_hold_on_a_tiny_model(
         "batch.train_batch=3",
         "batch.transitions=2",
     ]
+
     for where in ("prompts", "evaluation.prompts"):
         here += [f"{where}.length=5", f"{where}.random=12", f"{where}.base={tmp_path}/base.png"]
+
     tables = configuration.load(name).rewards
-    here += [f"rewards.{i}.model=zoo:emoji-clip" for i, one in enumerate(tables) if "similarity" in one["use"]]
+    here += [
+        f"rewards.{i}.model=zoo:emoji-clip"
+        for i, one in enumerate(tables)
+        if "similarity" in one["use"]
+    ]
     findings = preflight(configuration.load(name, here))
     assert len(findings) > 4 and [one.text for one in findings if one.level == "error"] == []
 
@@ -154,7 +198,12 @@ def test_recipes_of_codes_hold_on_a_tiny_model(
 @pytest.mark.parametrize("name", WORDED)
 def test_recipes_with_an_expander_hold_on_a_tiny_model(name: str, tiny_sd1: Path) -> None:
     """The language model and the rewards' CLIP model are the embedded ones."""
-    here = [f"model.id={tiny_sd1}", "model.device=cpu", "model.dtype=float32", "expander.model=zoo:emoji-expander"]
+    here = [
+        f"model.id={tiny_sd1}",
+        "model.device=cpu",
+        "model.dtype=float32",
+        "expander.model=zoo:emoji-expander",
+    ]
     here += [
         "expander.tokens=6",
         "sampler.steps=6",

@@ -18,7 +18,8 @@ from burnish.diffusion.sampler import Sampler
 from burnish.types import Prompt, Trajectory
 
 PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]
-IMAGES, MOVES = torch.tensor([0, 3, 2]), torch.tensor([1, 0, 5])
+IMAGES = torch.tensor([0, 3, 2])
+MOVES = torch.tensor([1, 0, 5])
 
 
 def rolled(policy: Policy, sampler: Sampler) -> Trajectory:
@@ -26,9 +27,14 @@ def rolled(policy: Policy, sampler: Sampler) -> Trajectory:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_the_error_is_the_networks_training_loss(make_pipeline: Callable[..., Path], prediction: str) -> None:
-    """Against diffusers: noise added by its scheduler, the guided output of the bare network against its own target."""
-    policy, sampler = Policy.load(make_pipeline(prediction), train="full", reference=True), Sampler(DDIM(), 3, CFG(3.0))
+def test_the_error_is_the_networks_training_loss(
+    make_pipeline: Callable[..., Path], prediction: str
+) -> None:
+    """Against diffusers: noise added by its scheduler, the guided output of the bare network
+    against its own target.
+    """
+    policy = Policy.load(make_pipeline(prediction), train="full", reference=True)
+    sampler = Sampler(DDIM(), 3, CFG(3.0))
     trajectory = rolled(policy, sampler)
     perturb(policy)
     process = Forward(policy, sampler, trajectory, trajectory.latent, ("key",))
@@ -37,25 +43,41 @@ def test_the_error_is_the_networks_training_loss(make_pipeline: Callable[..., Pa
     clean = trajectory.latent[IMAGES]
     ddpm = DDPMScheduler.from_config(policy.pipe.scheduler.config)
     x = ddpm.add_noise(clean, noise, t)
-    target = {"epsilon": noise, "sample": clean, "v_prediction": ddpm.get_velocity(clean, noise, t)}[prediction]
+    target = {
+        "epsilon": noise,
+        "sample": clean,
+        "v_prediction": ddpm.get_velocity(clean, noise, t),
+    }[prediction]
 
     def guided() -> torch.Tensor:
-        text, null = trajectory.cond["text"][IMAGES], policy.null(3)["text"]
-        with_text, without = (policy.pipe.unet(x, t, states, return_dict=False)[0] for states in (text, null))
+        text = trajectory.cond["text"][IMAGES]
+        null = policy.null(3)["text"]
+        with_text, without = (
+            policy.pipe.unet(x, t, states, return_dict=False)[0] for states in (text, null)
+        )
         return without + 3.0 * (with_text - without)
 
     out = guided()
     assert (process.latent.shape, replay.dims, replay.logp.shape) == ((4, 4, 8, 8), 256, (3, 1))
-    torch.testing.assert_close(-replay.logp[:, 0], (out - target).square().mean((1, 2, 3)), rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(
+        -replay.logp[:, 0], (out - target).square().mean((1, 2, 3)), rtol=2e-3, atol=1e-4
+    )
+
     with policy.reference():
         first = guided()
+
     assert replay.kl is not None and replay.logp_ref is not None
-    torch.testing.assert_close(replay.kl[:, 0], (out - first).square().sum((1, 2, 3)) / 2, rtol=2e-3, atol=1e-3)
-    torch.testing.assert_close(-replay.logp_ref[:, 0], (first - target).square().mean((1, 2, 3)), rtol=2e-3, atol=1e-4)
+    torch.testing.assert_close(
+        replay.kl[:, 0], (out - first).square().sum((1, 2, 3)) / 2, rtol=2e-3, atol=1e-3
+    )
+    torch.testing.assert_close(
+        -replay.logp_ref[:, 0], (first - target).square().mean((1, 2, 3)), rtol=2e-3, atol=1e-4
+    )
 
 
 def test_a_pair_always_meets_the_same_noise(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 3, CFG(3.0))
+    policy = Policy.load(tiny_pipeline)
+    sampler = Sampler(DDIM(), 3, CFG(3.0))
     trajectory = rolled(policy, sampler)
     process = Forward(policy, sampler, trajectory, trajectory.latent, ("key",))
     t, noise = process.draw(IMAGES, MOVES)
@@ -67,19 +89,27 @@ def test_a_pair_always_meets_the_same_noise(tiny_pipeline: Path) -> None:
 
 
 def test_what_is_remembered_is_the_ratio_s_denominator(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 3, CFG(3.0))
+    policy = Policy.load(tiny_pipeline)
+    sampler = Sampler(DDIM(), 3, CFG(3.0))
     trajectory = rolled(policy, sampler)
-    process = Forward(policy, sampler, trajectory, trajectory.latent, ("key",)).remembering([(IMAGES, MOVES)], chunk=2)
+    process = Forward(policy, sampler, trajectory, trajectory.latent, ("key",)).remembering(
+        [(IMAGES, MOVES)], chunk=2
+    )
     before = process.replay(IMAGES, MOVES)
     assert float((before.logp - before.logp_old).detach().abs().max()) < 1e-6
     perturb(policy)
     after = process.replay(IMAGES, MOVES)
-    assert after.logp_old.equal(before.logp_old) and float((after.logp - after.logp_old).detach().abs().min()) > 1e-6
+    assert (
+        after.logp_old.equal(before.logp_old)
+        and float((after.logp - after.logp_old).detach().abs().min()) > 1e-6
+    )
 
 
 def test_reverse_is_the_samplers_replay(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 3, CFG(3.0))
-    trajectory, moves = rolled(policy, sampler), torch.tensor([1, 0, 2])
+    policy = Policy.load(tiny_pipeline)
+    sampler = Sampler(DDIM(), 3, CFG(3.0))
+    trajectory = rolled(policy, sampler)
+    moves = torch.tensor([1, 0, 2])
     assert (
         Reverse(policy, sampler, trajectory)
         .replay(IMAGES, moves)
@@ -87,16 +117,26 @@ def test_reverse_is_the_samplers_replay(tiny_pipeline: Path) -> None:
     )
 
 
-def test_a_sampler_without_noise_draws_the_ode_and_is_enough_for_the_forward_process(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(0.0), 3, CFG(3.0))
+def test_a_sampler_without_noise_draws_the_ode_and_is_enough_for_the_forward_process(
+    tiny_pipeline: Path,
+) -> None:
+    policy = Policy.load(tiny_pipeline)
+    sampler = Sampler(DDIM(0.0), 3, CFG(3.0))
     trajectory = rolled(policy, sampler)
     pipe = policy.pipe
     pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     texts = [prompt.text for prompt in PROMPTS]
-    stock = pipe(texts, num_inference_steps=3, guidance_scale=3.0, generator=generator(), output_type="latent").images
+    stock = pipe(
+        texts,
+        num_inference_steps=3,
+        guidance_scale=3.0,
+        generator=generator(),
+        output_type="latent",
+    ).images
     torch.testing.assert_close(trajectory.latent, stock, rtol=1e-4, atol=1e-4)
     assert trajectory.logp.shape == (4, 0)
+
     with pytest.raises(ValueError, match="none of 3 steps has noise"):
         sampler.transitions(policy)
 

@@ -16,37 +16,67 @@ def texts(source: list) -> list[str]:
 def test_the_papers_sets() -> None:
     assert len(set(texts(prompts.animals()))) == 45
     assert texts(prompts.animals())[:2] == ["cat", "dog"]
-    assert prompts.animals("a {noun}")[20].text == "an ant" and prompts.animals()[20].metadata == {"noun": "ant"}
+    assert prompts.animals("a {noun}")[20].text == "an ant" and prompts.animals()[20].metadata == {
+        "noun": "ant"
+    }
     imagenet = texts(prompts.imagenet_animals())
     # "crane" is in the 1000 classes twice, but only once among these
     assert len(imagenet) == len(set(imagenet)) == 398
-    assert imagenet[0] == "tench, Tinca tinca" and imagenet[397] == "puffer, pufferfish, blowfish, globefish"
-    assert imagenet[151] == "Chihuahua" and imagenet[268] == "Mexican hairless"  # the dogs, as the specification says
-    assert imagenet[207] == "golden retriever" and imagenet[291] == "lion, king of beasts, Panthera leo"
+    assert (
+        imagenet[0] == "tench, Tinca tinca"
+        and imagenet[397] == "puffer, pufferfish, blowfish, globefish"
+    )
+    # the dogs, as the specification says
+    assert imagenet[151] == "Chihuahua" and imagenet[268] == "Mexican hairless"
+    assert (
+        imagenet[207] == "golden retriever"
+        and imagenet[291] == "lion, king of beasts, Panthera leo"
+    )
     acting = texts(prompts.activities())
-    assert len(set(acting)) == 135 and "an ant playing chess" in acting and "a cat washing the dishes" in acting
+    assert (
+        len(set(acting)) == 135
+        and "an ant playing chess" in acting
+        and "a cat washing the dishes" in acting
+    )
 
 
 def test_zoo_nouns() -> None:
-    animals, objects = prompts.zoo_nouns("animals"), prompts.zoo_nouns("objects")
-    assert len(animals) == 45 and len(objects) >= 40 and prompts.zoo_nouns("all") == animals + objects
-    with pytest.raises(ValueError, match=r"split = 'plants' is unknown; use one of animals, objects, all"):
+    animals = prompts.zoo_nouns("animals")
+    objects = prompts.zoo_nouns("objects")
+    assert (
+        len(animals) == 45 and len(objects) >= 40 and prompts.zoo_nouns("all") == animals + objects
+    )
+
+    with pytest.raises(
+        ValueError, match=r"split = 'plants' is unknown; use one of animals, objects, all"
+    ):
         prompts.zoo_nouns("plants")
 
 
 @pytest.mark.parametrize(
     ("noun", "article"),
-    [("cat", "a"), ("ant", "an"), ("unicorn", "a"), ("umbrella", "an"), ("hour", "an"), ("ewe", "a"), ("Owl", "an")],
+    [
+        ("cat", "a"),
+        ("ant", "an"),
+        ("unicorn", "a"),
+        ("umbrella", "an"),
+        ("hour", "an"),
+        ("ewe", "a"),
+        ("Owl", "an"),
+    ],
 )
 def test_article(noun: str, article: str) -> None:
     assert prompts.article(noun) == article
 
 
 def test_template_is_a_product() -> None:
-    made = prompts.template("a {colour} {noun} and an {other}", colour=["red", "orange"], noun=["ox"], other=["cat"])
+    made = prompts.template(
+        "a {colour} {noun} and an {other}", colour=["red", "orange"], noun=["ox"], other=["cat"]
+    )
     assert texts(made) == ["a red ox and a cat", "an orange ox and a cat"]
     assert made[1].metadata == {"colour": "orange", "noun": "ox", "other": "cat"}
     assert len(prompts.template(noun="animals")) == 45
+
     with pytest.raises(ValueError, match=r"needs a value for \{noun\}"):
         prompts.template("a {noun}")
     with pytest.raises(ValueError, match="colour is not used"):
@@ -62,10 +92,14 @@ def test_files(tmp_path: Path) -> None:
     assert texts(prompts.lines(str(path), "a photo of {noun}"))[0] == "a photo of a cat"
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a cat", "url": "x"}\n\n{"prompt": "a dog"}\n')
-    assert prompts.jsonl(str(path))[0].metadata == {"url": "x"} and len(prompts.jsonl(str(path))) == 2
+    assert (
+        prompts.jsonl(str(path))[0].metadata == {"url": "x"} and len(prompts.jsonl(str(path))) == 2
+    )
     path.write_text('{"prompt": "a cat"}\n{"text": "a dog"}\n')
+
     with pytest.raises(ValueError, match=r'prompts.jsonl, row 2: no text under "prompt"'):
         prompts.jsonl(str(path))
+
     path.write_text('{"prompt": "a cat"}\n{"prompt": \n')
     with pytest.raises(ValueError, match=r"prompts.jsonl, row 2: not a JSON object"):
         prompts.jsonl(str(path))
@@ -78,16 +112,21 @@ def test_files(tmp_path: Path) -> None:
         (b"\n \n", "no prompts in it"),
         (b"a cat\n\xff\xfe\x00", "row 2: not UTF-8 text"),
         (b"a cat\n\x00\x01", "row 2: a binary file"),
-        (b"a cat\n" + b"x" * 10_000, "row 2: 10000 characters in one line; keep a prompt under 2000"),
+        (
+            b"a cat\n" + b"x" * 10_000,
+            "row 2: 10000 characters in one line; keep a prompt under 2000",
+        ),
     ],
 )
 def test_bad_files(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(content)
+
     for source in (prompts.lines, prompts.jsonl):
         if source is prompts.lines or said != "row 2":
             with pytest.raises(ValueError, match="prompts.txt"):
                 source(str(path))
+
     with pytest.raises(ValueError, match=said):
         prompts.lines(str(path))
 

@@ -1,4 +1,6 @@
-"""Codes on canvases: geometry against segno's own matrices, error rates against a loop, and what is said of misfits."""
+"""Codes on canvases: geometry against segno's own matrices, error rates against a loop, and what is
+said of misfits.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,11 @@ MICRO = [("M1", "12345"), ("M2", "AB12C"), ("M2", "AB12CD"), ("M3", "hello"), ("
 
 
 def grey(layout: Layout) -> torch.Tensor:
-    """The side of a canvas cut into the squares of the modules, each reduced to whether all of it is black."""
-    image, size = layout.draw()[0], layout.module
+    """The side of a canvas cut into the squares of the modules, each reduced to whether all of it
+    is black.
+    """
+    image = layout.draw()[0]
+    size = layout.module
     n = len(layout.modules)
     rows = [
         [
@@ -31,16 +36,20 @@ def grey(layout: Layout) -> torch.Tensor:
         for r in range(n)
     ]
     assert all(float(square.min()) == float(square.max()) for row in rows for square in row)
+
     return torch.tensor([[float(square[0, 0]) == 0 for square in row] for row in rows])
 
 
 @pytest.mark.parametrize(
-    ("version", "payload"), [*MICRO, *((v, f"https://example.org/{v}"[: v * 8]) for v in range(1, 11))]
+    ("version", "payload"),
+    [*MICRO, *((v, f"https://example.org/{v}"[: v * 8]) for v in range(1, 11))],
 )
 def test_the_drawing_is_segnos_matrix(version: int | str, payload: str) -> None:
     side = 112 if isinstance(version, str) else 768
     layout = fit(payload, side, version=version)
-    theirs = segno.make(payload, version=version, error=layout.error or None, mask=layout.mask, boost_error=False)
+    theirs = segno.make(
+        payload, version=version, error=layout.error or None, mask=layout.mask, boost_error=False
+    )
     assert layout.designator == theirs.designator and layout.micro == theirs.is_micro
     matrix = torch.tensor([list(row) for row in theirs.matrix]) == 1
     assert torch.equal(grey(layout), matrix) and torch.equal(layout.modules, matrix)
@@ -52,6 +61,7 @@ def test_the_drawing_is_segnos_matrix(version: int | str, payload: str) -> None:
     field = outside[layout.left - border : end + border, layout.left - border : end + border]
     assert bool((field == 1).all())
     outside[layout.left - border : end + border, layout.left - border : end + border] = 0.5
+
     if not layout.micro:
         assert bool((outside == 0.5).all()), "grey outside of the quiet zone"
 
@@ -64,6 +74,7 @@ def test_codes_lie_on_the_grid_of_the_latents(side: int) -> None:
         except ValueError:
             assert side < 128 and len(payload) > 5
             continue
+
         grid = 8 if layout.module % 8 == 0 else 4
         assert layout.module % 4 == 0 and layout.left % grid == 0
         assert layout.micro == (side < 128)
@@ -72,9 +83,16 @@ def test_codes_lie_on_the_grid_of_the_latents(side: int) -> None:
 
 def test_the_tiny_canvas_is_as_measured() -> None:
     layout = fit("AB12C", 64)
-    assert (layout.designator, len(layout.modules), layout.module, layout.left) == ("M2-M", 13, 4, 4)
+    assert (layout.designator, len(layout.modules), layout.module, layout.left) == (
+        "M2-M",
+        13,
+        4,
+        4,
+    )
     assert fit("AB12CD", 64).designator == "M2-L"
-    assert fit("12345", 64).designator == "M2-M", "M1 corrects nothing, so it is taken only if asked for"
+    assert fit("12345", 64).designator == "M2-M", (
+        "M1 corrects nothing, so it is taken only if asked for"
+    )
     assert layout.draw().shape == (3, 64, 64) and bool((layout.draw()[:, 56:] == 1).all())
     assert bool((layout.draw(ground=0.5)[:, 61:] == 0.5).all())
 
@@ -82,7 +100,9 @@ def test_the_tiny_canvas_is_as_measured() -> None:
 @pytest.mark.parametrize("length", [5, 7, 8, 14, 15, 20, 27, 40, 62])
 def test_error_correction_does_not_raise_the_version(length: int) -> None:
     layout = fit("x" * length, 512)
-    versions = {level: segno.make("x" * length, error=level, micro=False).version for level in "mqh"}
+    versions = {
+        level: segno.make("x" * length, error=level, micro=False).version for level in "mqh"
+    }
     smallest = segno.make("x" * length, error="m", micro=False, boost_error=False).version
     highest = [
         level
@@ -116,7 +136,12 @@ def test_settings_are_kept() -> None:
         ("A", 40, {}, "take a canvas of 64 px"),
         ("A", 512, {"module": 30}, "with module = 30; take a canvas of 696 px"),
         ("A", 512, {"version": 40}, "with version = 40; take a canvas of 720 px"),
-        ("x" * 20, 512, {"version": "M4"}, "with version = 'M4'; shorten it to 15 of its 20 characters"),
+        (
+            "x" * 20,
+            512,
+            {"version": "M4"},
+            "with version = 'M4'; shorten it to 15 of its 20 characters",
+        ),
         ("A", 64, {"version": "M1"}, "does not fit .* let version, error and module be chosen"),
         ("AB12C", 64, {"quiet": 2}, "with quiet = 2; take a canvas of 72 px"),
         ("AB12C", 64, {"error": "H"}, "corrects up to Q .* canvas of at least 128 px"),
@@ -130,52 +155,90 @@ def test_settings_are_kept() -> None:
         ("A", 0, {}, "side = 0"),
     ],
 )
-def test_what_does_not_fit_is_said(payload: str, side: int, settings: dict[str, Any], said: str) -> None:
+def test_what_does_not_fit_is_said(
+    payload: str, side: int, settings: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         fit(payload, side, **settings)
 
 
 def test_what_is_said_to_fit_fits() -> None:
     assert fit("AB12CDE"[:6], 64) and fit("AB12CDE", 72) and fit("hello", 72) and fit("HELLO", 64)
-    assert fit("x" * 42, 128) and fit("x" * 100, 176) and fit("A", 696, module=30) and fit("A", 720, version=40)
+    assert (
+        fit("x" * 42, 128)
+        and fit("x" * 100, 176)
+        and fit("A", 696, module=30)
+        and fit("A", 720, version=40)
+    )
 
 
 @pytest.mark.parametrize(
-    "arguments", [("AB12C", 64, {}), ("hello", 120, {}), ("hello", 128, {}), ("a.org", 512, {"module": 9})]
+    "arguments",
+    [("AB12C", 64, {}), ("hello", 120, {}), ("hello", 128, {}), ("a.org", 512, {"module": 9})],
 )
-def test_luminance_and_errors_are_those_of_a_loop(arguments: tuple[str, int, dict[str, Any]]) -> None:
+def test_luminance_and_errors_are_those_of_a_loop(
+    arguments: tuple[str, int, dict[str, Any]],
+) -> None:
     payload, side, settings = arguments
     layout = fit(payload, side, **settings)
-    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images = torch.rand(
+        2, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     images[1] = 0.3 * layout.draw().double() + 0.7 * images[1]
-    n, size = len(layout.modules), layout.module
+    n = len(layout.modules)
+    size = layout.module
     third = {4: 2, 8: 4, 9: 3, 16: 6}[size]
     low = (size - third) // 2
-    seen, wrong, area, total = torch.zeros(2, n, n, dtype=torch.float64), [0.0, 0.0], [0.0, 0.0], 0.0
+    seen = torch.zeros(2, n, n, dtype=torch.float64)
+    wrong = [0.0, 0.0]
+    area = [0.0, 0.0]
+    total = 0.0
+
     for row in range(n):
         for column in range(n):
-            first, last = row < 7, row >= n - 7
+            first = row < 7
+            last = row >= n - 7
             finder = (first and column < 7) or (
                 not layout.micro and ((last and column < 7) or (first and column >= n - 7))
             )
             count = 2 if finder else 1
             total += count
+
             for i in range(2):
                 values = {
-                    (y, x): 0.299 * float(images[i, 0, layout.left + row * size + y, layout.left + column * size + x])
-                    + 0.587 * float(images[i, 1, layout.left + row * size + y, layout.left + column * size + x])
-                    + 0.114 * float(images[i, 2, layout.left + row * size + y, layout.left + column * size + x])
+                    (y, x): 0.299
+                    * float(
+                        images[i, 0, layout.left + row * size + y, layout.left + column * size + x]
+                    )
+                    + 0.587
+                    * float(
+                        images[i, 1, layout.left + row * size + y, layout.left + column * size + x]
+                    )
+                    + 0.114
+                    * float(
+                        images[i, 2, layout.left + row * size + y, layout.left + column * size + x]
+                    )
                     for y in range(size)
                     for x in range(size)
                 }
-                central = [v for (y, x), v in values.items() if low <= y < low + third and low <= x < low + third]
+                central = [
+                    v
+                    for (y, x), v in values.items()
+                    if low <= y < low + third and low <= x < low + third
+                ]
                 seen[i, row, column] = mean = sum(central) / len(central)
                 dark = bool(layout.modules[row, column])
                 wrong[i] += count * (mean > 0.45 if dark else mean < 0.65)
-                area[i] += count * sum(v > 0.45 if dark else v < 0.65 for v in values.values()) / size**2
+                area[i] += (
+                    count * sum(v > 0.45 if dark else v < 0.65 for v in values.values()) / size**2
+                )
+
     torch.testing.assert_close(layout.luminance(images), seen, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
-        layout.errors(images), torch.tensor([w / total for w in wrong], dtype=torch.float64), rtol=1e-12, atol=1e-12
+        layout.errors(images),
+        torch.tensor([w / total for w in wrong], dtype=torch.float64),
+        rtol=1e-12,
+        atol=1e-12,
     )
     expected = torch.tensor([a / total for a in area], dtype=torch.float64)
     torch.testing.assert_close(layout.errors(images, whole=True), expected, rtol=1e-12, atol=1e-12)
@@ -194,14 +257,19 @@ def test_error_rates_of_known_pictures() -> None:
 
 
 def test_a_picture_of_another_size_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"a canvas of 64 x 64 px, but the images are of shape \(3, 128, 128\)"):
+    with pytest.raises(
+        ValueError, match=r"a canvas of 64 x 64 px, but the images are of shape \(3, 128, 128\)"
+    ):
         fit("AB12C", 64).errors(torch.zeros(1, 3, 128, 128))
 
 
 def test_the_code_of_a_prompt() -> None:
     prompt = Prompt("a cat", {"payload": "HELLO", "qr": {"mask": 2}})
     assert qr.layout_of(prompt, 512) == fit("HELLO", 512, mask=2)
-    assert qr.layout_of(prompt, 512) is qr.layout_of(Prompt("a dog", dict(prompt.metadata)), 512), "laid out once"
+    assert qr.layout_of(prompt, 512) is qr.layout_of(Prompt("a dog", dict(prompt.metadata)), 512), (
+        "laid out once"
+    )
+
     for metadata, said in (
         ({}, "the prompt 'a cat' has no payload to encode"),
         ({"payload": 5}, "has no payload"),

@@ -1,4 +1,6 @@
-"""The counting reward: shares of right replies, where questions come from, and pictures that write the answer."""
+"""The counting reward: shares of right replies, where questions come from, and pictures that write
+the answer.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,24 @@ TWO_CATS = Prompt("two cats")
 
 
 def replying(replies: dict[str, str | None], asked: list[str] | None = None) -> vlm.Vlm:
-    """A model that has a reply to each question, for pictures that are not black; "no" to any other."""
+    """A model that has a reply to each question, for pictures that are not black; "no" to any
+    other.
+    """
 
     def ask(images: Tensor, questions: Sequence[str]) -> list[str | None]:
         if asked is not None:
             asked.extend(questions)
-        return [replies.get(q, "no") if image.any() else "nothing" for image, q in zip(images, questions, strict=True)]
+
+        return [
+            replies.get(q, "no") if image.any() else "nothing"
+            for image, q in zip(images, questions, strict=True)
+        ]
 
     return ask
 
 
-HOW_MANY, WHICH = "How many cats are there in this image?", "What animal is in this image?"
+HOW_MANY = "How many cats are there in this image?"
+WHICH = "What animal is in this image?"
 IMAGES = torch.stack([torch.ones(3, 8, 8), torch.zeros(3, 8, 8)])
 
 
@@ -61,10 +70,14 @@ def test_a_missing_reply_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_written_answers_are_counted_in_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(vlm, "load", lambda *_, **__: replying({HOW_MANY: "two", WHICH: "cat", TEXT: "yes"}))
+    monkeypatch.setattr(
+        vlm, "load", lambda *_, **__: replying({HOW_MANY: "two", WHICH: "cat", TEXT: "yes"})
+    )
+
     with caplog.at_level(logging.WARNING):
         assert question("m")(IMAGES, [TWO_CATS, TWO_CATS]).tolist() == [0, 0]
         assert question("m", writing="keep")(IMAGES, [TWO_CATS, TWO_CATS]).tolist() == [1, 0]
+
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2 and all("1 of 2 images have text in them" in line for line in said)
 
@@ -73,8 +86,11 @@ def test_questions_come_from_the_prompt_or_its_metadata() -> None:
     brought = {"questions": ["What colour is the dog?"], "answers": ["red"]}
     assert questions(Prompt("a dog", brought)) == [("What colour is the dog?", "red")]
     assert questions(TWO_CATS) == [(HOW_MANY, "two"), (WHICH, "cat")]
+
     for prompt in counting():
-        assert questions(prompt) == questions(Prompt(prompt.text)), "read off the text they are the same"
+        assert questions(prompt) == questions(Prompt(prompt.text)), (
+            "read off the text they are the same"
+        )
 
 
 @pytest.mark.parametrize(
@@ -93,11 +109,17 @@ def test_a_prompt_that_cannot_be_asked_about(prompt: Prompt, said: str) -> None:
 
 def test_counting() -> None:
     prompts = counting(["two", "ten"], ["wolf", "mouse"])
-    assert [prompt.text for prompt in prompts] == ["two wolves", "two mice", "ten wolves", "ten mice"]
+    assert [prompt.text for prompt in prompts] == [
+        "two wolves",
+        "two mice",
+        "ten wolves",
+        "ten mice",
+    ]
     assert prompts[0].metadata["answers"] == ["two", "wolf"] and len(counting()) == 7 * 45
     assert counted("a photo of Eight Horses on a hill")["answers"] == ["eight", "horse"]  # type: ignore[index]
     assert counted("one glass")["noun"] == "glass"  # type: ignore[index]
     assert counted("a cat") is None and counted("someone cats") is None
+
     with pytest.raises(ValueError, match=r"numbers = \['many'\] must be words from one to ten"):
         counting(["many"])
     with pytest.raises(ValueError, match=r"must contain \{nouns\}"):

@@ -1,4 +1,6 @@
-"""The reward `remote` against a real local server, well-behaved and not, and against the example of a server."""
+"""The reward `remote` against a real local server, well-behaved and not, and against the example of
+a server.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,10 @@ def test_the_scores_are_the_servers(server: LocalServer) -> None:
     assert sorted(len(body["images"]) for body in server.asked) == [1, 2, 2]
     first = next(body for body in server.asked if body["prompts"][0] == "prompt 0")
     assert first["version"] == 1 and set(first) == {"version", "images", "prompts", "metadata"}
-    assert first["prompts"] == ["prompt 0", "prompt 1"] and first["metadata"][1] == {"n": 1, "list": [1, 2]}
+    assert first["prompts"] == ["prompt 0", "prompt 1"] and first["metadata"][1] == {
+        "n": 1,
+        "list": [1, 2],
+    }
 
 
 def test_over_the_wire_a_reward_is_the_same(served: str) -> None:
@@ -67,19 +72,31 @@ def test_over_the_wire_a_reward_is_the_same(served: str) -> None:
 
 
 def test_a_missing_score_is_nan_and_told(server: LocalServer) -> None:
-    server.answer = lambda body: (200, {"scores": [None if n["n"] == 3 else 1 for n in body["metadata"]]})
-    with pytest.warns(UserWarning, match=f"1 of 5 images got no answer; the last reason: {server.url} gave null"):
+    server.answer = lambda body: (
+        200,
+        {"scores": [None if n["n"] == 3 else 1 for n in body["metadata"]]},
+    )
+
+    with pytest.warns(
+        UserWarning, match=f"1 of 5 images got no answer; the last reason: {server.url} gave null"
+    ):
         scores = remote(server.url)(IMAGES, PROMPTS)
+
     assert scores.isnan().tolist() == [False, False, False, True, False]
     server.answer = lambda body: (200, {"scores": [None] * len(body["images"])})
+
     with pytest.raises(NoAnswer, match="none of 5 images got an answer: .* gave null"):
         remote(server.url)(IMAGES, PROMPTS)
 
 
 def test_a_request_that_fails_for_good_costs_its_images_only(server: LocalServer) -> None:
-    server.answer = lambda body: (413, b"too large") if "prompt 2" in body["prompts"] else numbered(body)
+    server.answer = lambda body: (
+        (413, b"too large") if "prompt 2" in body["prompts"] else numbered(body)
+    )
+
     with pytest.warns(UserWarning, match="2 of 5 images .* answered 413 .*: too large"):
         scores = remote(server.url, batch=2)(IMAGES, PROMPTS)
+
     assert scores[[0, 1, 4]].tolist() == [0.5, 1.5, 4.5] and scores[2:4].isnan().all()
 
 
@@ -89,10 +106,15 @@ def test_trouble_that_passes_is_not_seen(server: LocalServer) -> None:
 
 
 def test_when_nobody_answers_it_raises(server: LocalServer, closed_port: str) -> None:
-    with pytest.raises(NoAnswer, match=f"none of 5 images got an answer: {closed_port} cannot be reached"):
+    with pytest.raises(
+        NoAnswer, match=f"none of 5 images got an answer: {closed_port} cannot be reached"
+    ):
         remote(closed_port, retries=1, backoff=0.01)(IMAGES, PROMPTS)
+
     server.answer = lambda body: time.sleep(0.3) or numbered(body)  # type: ignore[func-returns-value]
-    with pytest.raises(NoAnswer, match=r"none of 5 images got an answer: .* did not answer within 0.05 s"):
+    with pytest.raises(
+        NoAnswer, match=r"none of 5 images got an answer: .* did not answer within 0.05 s"
+    ):
         remote(server.url, timeout=0.05, retries=0)(IMAGES, PROMPTS)
 
 
@@ -110,17 +132,26 @@ def test_when_nobody_answers_it_raises(server: LocalServer, closed_port: str) ->
         ({"scores": [1, 2, 3, 4, float("nan")]}, "gave nan as the score of image 4"),
         ({"scores": [float("-inf"), 2, 3, 4, 5]}, "gave -inf as the score of image 0"),
         ({"scores": [10**400, 2, 3, 4, 5]}, r"gave 10+ as the score of image 0"),
-        ({"scores": [1, 2, 3, 4, 5], "version": 2}, "answers in version 2 of the protocol; this is version 1"),
+        (
+            {"scores": [1, 2, 3, 4, 5], "version": 2},
+            "answers in version 2 of the protocol; this is version 1",
+        ),
     ],
 )
-def test_an_answer_that_breaks_the_protocol_is_an_error(server: LocalServer, answer: Any, words: str) -> None:
+def test_an_answer_that_breaks_the_protocol_is_an_error(
+    server: LocalServer, answer: Any, words: str
+) -> None:
     server.answer = lambda body: (200, answer)
     with pytest.raises(ValueError, match=f"^{server.url} {words}"):
         remote(server.url)(IMAGES, PROMPTS)
 
 
 def test_the_row_is_that_of_the_whole_batch(server: LocalServer) -> None:
-    server.answer = lambda body: (200, {"scores": ["x" if n["n"] == 3 else 1 for n in body["metadata"]]})
+    server.answer = lambda body: (
+        200,
+        {"scores": ["x" if n["n"] == 3 else 1 for n in body["metadata"]]},
+    )
+
     with pytest.raises(ValueError, match="'x' as the score of image 3"):
         remote(server.url, batch=2)(IMAGES, PROMPTS)
 
@@ -144,6 +175,7 @@ def test_the_key_is_sent(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -
     server.answer = numbered
     remote(server.url, key_variable="MY_KEY")(IMAGES, PROMPTS)
     assert server.headers[0]["Authorization"] == "Bearer secret-1"
+
     with pytest.raises(ValueError, match="variable NO_KEY is not set"):
         remote(server.url, key_variable="NO_KEY")
 
@@ -155,9 +187,13 @@ def test_arguments_are_checked() -> None:
         catalog.build("reward", {"use": "remote", "url": "localhost:8000"}, "rewards.0")
 
 
-def test_the_example_says_what_is_wrong(example: dict[str, Any], served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_says_what_is_wrong(
+    example: dict[str, Any], served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("burnish.rewards.remote.VERSION", 2)
-    with pytest.raises(NoAnswer, match="answered 400 .*: ValueError: this server speaks version 1, not 2"):
+    with pytest.raises(
+        NoAnswer, match="answered 400 .*: ValueError: this server speaks version 1, not 2"
+    ):
         remote(served)(IMAGES, PROMPTS)
 
 
@@ -165,7 +201,11 @@ def test_the_example_works_without_burnish(
     example: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in the environment of a reward whose dependencies do not go with ours."""
-    top = [node for node in ast.parse(EXAMPLE.read_text()).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    top = [
+        node
+        for node in ast.parse(EXAMPLE.read_text()).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
     assert not [node for node in top if "burnish" in ast.unparse(node)]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -184,11 +224,23 @@ def test_the_example_works_without_burnish(
 def test_the_protocol_in_the_docs_is_the_one_that_is_sent(server: LocalServer) -> None:
     """docs/rewards.md shows a request and a response as JSON; both must work."""
     text = (Path(__file__).parent.parent / "docs" / "rewards.md").read_text("utf-8")
-    request, response = (json.loads(block.split("```")[0]) for block in text.split("```json\n")[1:3])
+    request, response = (
+        json.loads(block.split("```")[0]) for block in text.split("```json\n")[1:3]
+    )
     server.answer = lambda body: (200, response)
-    prompts = [Prompt(text, data) for text, data in zip(request["prompts"], request["metadata"], strict=True)]
+    prompts = [
+        Prompt(text, data)
+        for text, data in zip(request["prompts"], request["metadata"], strict=True)
+    ]
+
     with pytest.warns(UserWarning, match="1 of 2"):
         scores = remote(server.url)(IMAGES[: len(prompts)], prompts)
+
     assert [None if score != score else score for score in scores.tolist()] == response["scores"]
-    assert {key: type(value) for key, value in server.asked[0].items()} == {k: type(v) for k, v in request.items()}
-    assert server.asked[0]["prompts"] == request["prompts"] and server.asked[0]["metadata"] == request["metadata"]
+    assert {key: type(value) for key, value in server.asked[0].items()} == {
+        k: type(v) for k, v in request.items()
+    }
+    assert (
+        server.asked[0]["prompts"] == request["prompts"]
+        and server.asked[0]["metadata"] == request["metadata"]
+    )

@@ -61,8 +61,10 @@ def run(tmp_path: Path) -> Path:
         for i in range(1, 31)
     ]
     (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
     for i in range(0, 31, 2):
         Image.new("RGB", (16, 16), (8 * i, 100, 0)).save(folder / "samples" / f"{i:06d}.png")
+
     (folder / "samples" / "prompts.json").write_text(
         json.dumps({"texts": ["a cat", "a <b>dog</b>", "an ant", "a fox"], "columns": 2, "size": 8})
     )
@@ -72,11 +74,15 @@ def run(tmp_path: Path) -> Path:
 
 def test_several_rewards_show_their_spread_within_a_prompt_and_the_front(run: Path) -> None:
     text = write_report(run).read_text()
-    assert "within a prompt" not in text and "<b>Front</b>" not in text, "of a single reward nothing more is said"
+    assert "within a prompt" not in text and "<b>Front</b>" not in text, (
+        "of a single reward nothing more is said"
+    )
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
     for record in records:
         record["rewards"] |= {"red": {"mean": 0.5, "std": 0.25, "within": 0.125, "asked": 0.75}}
         record["front"] = 0.3
+
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     text = write_report(run).read_text()
     assert "(at the end 0.25, within a prompt 0.125); 0.75 where it was asked for" in text
@@ -87,7 +93,8 @@ def brute(points: list[tuple[float, float]], signs: tuple[int, int]) -> list[boo
     """The front by its definition."""
     signed = [(signs[0] * x, signs[1] * y) for x, y in points]
     return [
-        not any(c >= a and d >= b and (c, d) != (a, b) for c, d in signed)  # at least as good, and somewhere better
+        # at least as good, and somewhere better
+        not any(c >= a and d >= b and (c, d) != (a, b) for c, d in signed)
         for a, b in signed
     ]
 
@@ -95,27 +102,45 @@ def brute(points: list[tuple[float, float]], signs: tuple[int, int]) -> list[boo
 @pytest.mark.parametrize("signs", [(1, 1), (-1, 1), (1, -1), (-1, -1)])
 def test_the_front_is_what_none_dominates(signs: tuple[int, int]) -> None:
     draw = random.Random(0)
-    points = [(float(draw.randint(0, 9)), float(draw.randint(0, 9))) for _ in range(60)]  # with ties and twins
-    points += [points[i] for i, best in enumerate(brute(points, signs)) if best]  # twins on the front
+    # with ties and twins
+    points = [(float(draw.randint(0, 9)), float(draw.randint(0, 9))) for _ in range(60)]
+    # twins on the front
+    points += [points[i] for i, best in enumerate(brute(points, signs)) if best]
     assert fronts.front(points, signs) == brute(points, signs)
     assert fronts.front([], signs) == []
 
 
 def measured(parts: list[list[float | None]]) -> dict[str, object]:
-    return {"prompts": ["a <cat>", "a dog"], "images_per_prompt": 2, "rewards": ["red", "flat"], "parts": parts}
+    return {
+        "prompts": ["a <cat>", "a dog"],
+        "images_per_prompt": 2,
+        "rewards": ["red", "flat"],
+        "parts": parts,
+    }
 
 
 def test_rewards_are_drawn_against_each_other(run: Path) -> None:
     (run / "evaluations").mkdir()
-    before, after = [[0, 0], [1, 3], [2, 2], [3, 1]], [[0, 0], [None, 9], [5, 5], [4, 4]]
+    before = [[0, 0], [1, 3], [2, 2], [3, 1]]
+    after = [[0, 0], [None, 9], [5, 5], [4, 4]]
+
     for iteration, parts in ((0, before), (5, [[9, 9]] * 4), (30, after)):
-        (run / "evaluations" / f"{iteration:06d}.json").write_text(json.dumps({"train": measured(parts)}))
-    assert "Reward against reward" not in write_report(run).read_text(), "of a single reward there is no front"
-    table = '\n[[rewards]]\nuse = "mine.py:red"\n[[rewards]]\nuse = "x"\nname = "flat"\nweight = 2.0\n'
+        (run / "evaluations" / f"{iteration:06d}.json").write_text(
+            json.dumps({"train": measured(parts)})
+        )
+
+    assert "Reward against reward" not in write_report(run).read_text(), (
+        "of a single reward there is no front"
+    )
+    table = (
+        '\n[[rewards]]\nuse = "mine.py:red"\n[[rewards]]\nuse = "x"\nname = "flat"\nweight = 2.0\n'
+    )
     (run / "config.toml").write_text(CONFIG.partition("[[rewards]]")[0] + table)
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
     for record in records:
         record["rewards"] = {"red": {"mean": record["iteration"] / 10}, "flat": {"mean": 2.0}}
+
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     page = write_report(run).read_text("utf-8")
     parse(page)
@@ -123,21 +148,30 @@ def test_rewards_are_drawn_against_each_other(run: Path) -> None:
     root = ElementTree.fromstring(chart[chart.index("<svg") : chart.index("</svg>") + 6])
     kinds = [circle.attrib["class"] for circle in root.iter("circle")]
     assert kinds.count("ring series-1") == 3 and kinds.count("ring series-1 faint") == 1
-    assert kinds.count("dot series-0") == 1 and kinds.count("dot series-0 faint") == 2, "one has no number for both"
+    assert kinds.count("dot series-0") == 1 and kinds.count("dot series-0 faint") == 2, (
+        "one has no number for both"
+    )
     titles = [title.text for title in root.iter("title")]
     assert "after, a dog: red 5, flat 5" in titles and "before, a <cat>: red 1, flat 3" in titles
     (walk,) = [path.attrib["d"] for path in root.iter("path") if path.attrib["class"] == "walk"]
     assert walk.count("L") == 29
     (steps,) = [path.attrib["d"] for path in root.iter("path") if "steps" in path.attrib["class"]]
     assert steps.count("V") == steps.count("H") == 2, "down, then on to the next"
+
     for circle in root.iter("circle"):
-        assert 0 <= float(circle.attrib["cx"]) <= fronts.WIDTH and 0 <= float(circle.attrib["cy"]) <= fronts.HEIGHT
+        assert (
+            0 <= float(circle.attrib["cx"]) <= fronts.WIDTH
+            and 0 <= float(circle.attrib["cy"]) <= fronts.HEIGHT
+        )
 
 
 def test_where_less_is_better_the_front_is_on_that_side() -> None:
     seen = measured([[0, 0], [1, 3], [2, 2], [3, 1]])
     text = fronts.section(seen, {}, [], {"red": -1.0})
-    assert "before, a &lt;cat&gt;: red 0, flat 0" in text and "before, a &lt;cat&gt;: red 1, flat 3" in text
+    assert (
+        "before, a &lt;cat&gt;: red 0, flat 0" in text
+        and "before, a &lt;cat&gt;: red 1, flat 3" in text
+    )
     assert text.count("<title>") == 2
     assert fronts.section({}, {}, [], {}) == ""
     four = {**seen, "rewards": list("abcd"), "parts": [[float(i)] * 4 for i in range(4)]}
@@ -180,7 +214,9 @@ def test_page_shows_everything_and_loads_nothing(run: Path) -> None:
     assert path == run / "report.html"
     assert tags.links == [] and "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/png;base64,") == FRAMES
-    assert tags.seen.count("svg") == 6  # reward, ratio, clip, approximate KL, gradient, seconds; no KL to a reference
+    # reward, ratio, clip, approximate KL, gradient, seconds; no KL to a reference
+    assert tags.seen.count("svg") == 6
+
     for words in (
         "my &amp; run",
         "small &lt;file&gt;",
@@ -192,6 +228,7 @@ def test_page_shows_everything_and_loads_nothing(run: Path) -> None:
         "1 920",
     ):
         assert words in page, words
+
     assert "<b>dog</b>" not in page and "$" not in page.split("<body>")[1]
 
 
@@ -205,6 +242,7 @@ def test_large_pictures_are_scaled_down(run: Path) -> None:
     noise = Image.effect_noise((2000, 1000), 90).convert("RGB")
     for path in (run / "samples").glob("*.png"):
         path.unlink()
+
     noise.save(run / "samples" / "000000.png")
     noise.save(run / "samples" / "000004.png")
     assert (run / "samples" / "000000.png").stat().st_size > 1_000_000
@@ -228,9 +266,13 @@ def test_chart_is_well_formed_and_in_its_frame() -> None:
     lines = [e.attrib["d"] for e in root.iter("path") if e.attrib["class"] == "line series-0"]
     assert [d.count("L") for d in lines] == [1, 0, 0]  # gaps at None and NaN split the curve
     assert len([e for e in root.iter("path") if e.attrib["class"] == "band series-0"]) == 3
+
     for circle in root.iter("circle"):
         assert 0 <= float(circle.attrib["cx"]) <= 340 and 0 <= float(circle.attrib["cy"]) <= 190
-    heights = [float(e.attrib["cy"]) for e in root.iter("circle") if e.attrib["class"] == "series-0"]
+
+    heights = [
+        float(e.attrib["cy"]) for e in root.iter("circle") if e.attrib["class"] == "series-0"
+    ]
     assert heights[0] > heights[1] > heights[3] > heights[2]  # 1, 2, 4, 3: larger values lie higher
 
 
@@ -241,13 +283,19 @@ def test_chart_of_nothing_and_of_one_point() -> None:
 
 
 def test_a_long_curve_stays_small() -> None:
-    root = ElementTree.fromstring(line_chart(range(5000), [Series("a", [float(i) for i in range(5000)])]))
+    root = ElementTree.fromstring(
+        line_chart(range(5000), [Series("a", [float(i) for i in range(5000)])])
+    )
     assert len(list(root.iter("g"))) <= HOVERED
 
 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
-    [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (-2.6, -1.4, [-2.5, -2, -1.5]), (0, 1e-7, [0, 2e-8, 4e-8, 6e-8, 8e-8, 1e-7])],
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (-2.6, -1.4, [-2.5, -2, -1.5]),
+        (0, 1e-7, [0, 2e-8, 4e-8, 6e-8, 8e-8, 1e-7]),
+    ],
 )
 def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
     assert ticks(low, high) == pytest.approx(expected)

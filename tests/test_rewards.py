@@ -1,4 +1,6 @@
-"""Rewards against brute force, the contract checker against broken rewards, CLIP against its own processor."""
+"""Rewards against brute force, the contract checker against broken rewards, CLIP against its own
+processor.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +43,13 @@ def redness(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
 def test_jpeg_size_is_the_size_of_the_file() -> None:
     images = torch.rand(4, 3, 24, 40, generator=torch.Generator().manual_seed(0))
     expected = []
+
     for image in images:
         buffer = io.BytesIO()
         pixels = (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
         Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
         expected.append(len(buffer.getvalue()) / 1000)
+
     assert incompressibility()(images, CATS).tolist() == expected
     assert compressibility()(images, CATS).tolist() == [-size for size in expected]
 
@@ -88,8 +92,14 @@ BROKEN: dict[str, tuple[Callable[..., object], str]] = {
     "NaN": (lambda images, prompts: images.mean((1, 2, 3)).log() * float("nan"), "nan for 8 of 8"),
     "constant": (lambda images, prompts: torch.ones(len(images)), "nothing to learn"),
     "chance": (lambda images, prompts: torch.rand(len(images)), "second time"),
-    "ranks": (lambda images, prompts: images.mean((1, 2, 3)) * torch.arange(1, len(images) + 1), "another order"),
-    "company": (lambda images, prompts: images.mean((1, 2, 3)) - images.mean(), "alone in its batch"),
+    "ranks": (
+        lambda images, prompts: images.mean((1, 2, 3)) * torch.arange(1, len(images) + 1),
+        "another order",
+    ),
+    "company": (
+        lambda images, prompts: images.mean((1, 2, 3)) - images.mean(),
+        "alone in its batch",
+    ),
     "writes": (_scribbles, "images.clone"),
     "batch of one": (_fails_alone, "then failed on 1"),
 }
@@ -114,18 +124,25 @@ def test_score_names_the_reward_the_row_and_the_prompt() -> None:
     def holes(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return torch.tensor([1.0, 2.0, float("nan"), 3.0])
 
-    with pytest.raises(ValueError, match=r"'holes' returned nan for 1 of 4 images \(first: row 2, prompt 'a cat'\)"):
+    with pytest.raises(
+        ValueError, match=r"'holes' returned nan for 1 of 4 images \(first: row 2, prompt 'a cat'\)"
+    ):
         score({"holes": holes}, torch.rand(4, 3, 8, 8), CATS)
 
 
 @pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP of a few thousand parameters with a word tokenizer, saved as transformers saves it."""
+    """A random CLIP of a few thousand parameters with a word tokenizer, saved as transformers saves
+    it.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
     folder = tmp_path_factory.mktemp("clip")
-    words = {word: i for i, word in enumerate(["<pad>", "<s>", "<e>", "<unk>", "a", "cat", "dog", "red", "ball"])}
+    words = {
+        word: i
+        for i, word in enumerate(["<pad>", "<s>", "<e>", "<unk>", "a", "cat", "dog", "red", "ball"])
+    }
     text = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     text.pre_tokenizer = pre_tokenizers.Whitespace()
     text.post_processor = processors.TemplateProcessing(
@@ -139,16 +156,30 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         unk_token="<unk>",
         model_max_length=8,
     ).save_pretrained(folder)
-    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     torch.manual_seed(0)
     CLIPModel(
         CLIPConfig(
-            text_config={**tower, "vocab_size": 9, "max_position_embeddings": 8, "eos_token_id": 2, "pad_token_id": 0},
+            text_config={
+                **tower,
+                "vocab_size": 9,
+                "max_position_embeddings": 8,
+                "eos_token_id": 2,
+                "pad_token_id": 0,
+            },
             vision_config={**tower, "image_size": 16, "patch_size": 8},
             projection_dim=8,
         )
     ).save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
+    CLIPImageProcessor(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+    ).save_pretrained(folder)
+
     return folder
 
 
@@ -160,48 +191,74 @@ def test_clip_similarity_is_the_cosine_of_the_two_towers(tiny_clip: Path) -> Non
     prompts = [Prompt("a cat"), Prompt("a red ball"), Prompt("a cat")]
     values = reward(images, prompts)
 
-    model, tokenizer = CLIPModel.from_pretrained(tiny_clip).eval(), AutoTokenizer.from_pretrained(tiny_clip)
+    model = CLIPModel.from_pretrained(tiny_clip).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_clip)
     processor = CLIPImageProcessor.from_pretrained(tiny_clip)
     arrays = [image.permute(1, 2, 0).numpy() for image in images]
     pixels = processor(images=arrays, do_rescale=False, do_resize=False, return_tensors="pt")
-    tokens = tokenizer([p.text for p in prompts], padding="max_length", max_length=8, return_tensors="pt")
+    tokens = tokenizer(
+        [p.text for p in prompts], padding="max_length", max_length=8, return_tensors="pt"
+    )
+
     with torch.no_grad():
         output = model(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], pixel_values=pixels["pixel_values"]
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+            pixel_values=pixels["pixel_values"],
         )
-    torch.testing.assert_close(values, (output.image_embeds * output.text_embeds).sum(-1), rtol=1e-5, atol=1e-6)
+
+    torch.testing.assert_close(
+        values, (output.image_embeds * output.text_embeds).sum(-1), rtol=1e-5, atol=1e-6
+    )
     assert values.abs().max() <= 1
 
 
 def test_clip_similarity_of_the_original_of_an_expanded_prompt(tiny_clip: Path) -> None:
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    expanded = [Prompt("a red cat", {"original": "a cat"}), Prompt("a red ball", {"original": "ball"}), Prompt("a dog")]
+    expanded = [
+        Prompt("a red cat", {"original": "a cat"}),
+        Prompt("a red ball", {"original": "ball"}),
+        Prompt("a dog"),
+    ]
     plain = [Prompt("a cat"), Prompt("ball"), Prompt("a dog")]
     text = clip_similarity(str(tiny_clip))
-    assert torch.equal(clip_similarity(str(tiny_clip), of="original")(images, expanded), text(images, plain))
+    assert torch.equal(
+        clip_similarity(str(tiny_clip), of="original")(images, expanded), text(images, plain)
+    )
     as_it_is = text(images, expanded)
     assert torch.equal(as_it_is, text(images, [Prompt(prompt.text) for prompt in expanded]))
     assert not torch.allclose(as_it_is[:2], text(images, plain)[:2])
+
     with pytest.raises(ValueError, match="the original of the prompt 'a cat' is 3; give a text"):
-        clip_similarity(str(tiny_clip), of="original")(images[:1], [Prompt("a cat", {"original": 3})])
+        clip_similarity(str(tiny_clip), of="original")(
+            images[:1], [Prompt("a cat", {"original": 3})]
+        )
+
     with pytest.raises(ValueError, match='of must be "text" or "original", not "first"'):
         clip_similarity(str(tiny_clip), of="first")  # type: ignore[arg-type]
 
 
 def test_sentiment_is_the_softmax_between_two_sets_of_texts(tiny_clip: Path) -> None:
-    clip, words = Clip.load(str(tiny_clip)), ("a red ball", "a ball", "a cat", "a dog", "red dog")
+    clip = Clip.load(str(tiny_clip))
+    words = ("a red ball", "a ball", "a cat", "a dog", "red dog")
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     scale = clip.model.logit_scale.exp().item() / 0.5
     expected = []
+
     for image in clip.images(images).tolist():
         terms = [
-            np.exp(scale * sum(a * b for a, b in zip(image, text, strict=True))) for text in clip.texts(words).tolist()
+            np.exp(scale * sum(a * b for a, b in zip(image, text, strict=True)))
+            for text in clip.texts(words).tolist()
         ]
-        liked, disliked = sum(terms[:2]) / 2, sum(terms[2:]) / 3
+        liked = sum(terms[:2]) / 2
+        disliked = sum(terms[2:]) / 3
         expected.append(liked / (liked + disliked))
+
     reward = sentiment(str(tiny_clip), words[:2], words[2:], temperature=0.5)
     values = reward(images, CATS)
-    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        values, torch.tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-5
+    )
     assert torch.equal(values, reward(images, [Prompt("a dog")] * 4)), "prompts do not matter"
     other = sentiment(str(tiny_clip), words[2:], words[:2], temperature=0.5)(images, CATS)
     torch.testing.assert_close(values + other, torch.ones(4), rtol=1e-5, atol=1e-5)
@@ -212,20 +269,30 @@ def test_sentiment_is_the_softmax_between_two_sets_of_texts(tiny_clip: Path) -> 
 def test_sentiment_has_texts_of_its_own_for_each_kind_of_model(
     tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip, asked = Clip.load(str(tiny_clip)), []
+    clip = Clip.load(str(tiny_clip))
+    asked = []
     monkeypatch.setattr(Clip, "load", lambda name: clip)
-    monkeypatch.setattr(Clip, "texts", lambda self, texts: asked.append(tuple(texts)) or torch.eye(len(texts), 8))
+    monkeypatch.setattr(
+        Clip, "texts", lambda self, texts: asked.append(tuple(texts)) or torch.eye(len(texts), 8)
+    )
+
     for model in ("zoo:emoji-clip", "some/model"):
         sentiment(model)(torch.rand(1, 3, 16, 16), CATS[:1])
+
     assert asked == [BRIGHT + DARK, CHEERFUL + GLOOMY]
 
 
 def test_sentiment_of_emoji_tells_bright_grounds_from_dark_ones() -> None:
-    scenes, reward = Scenes(92), sentiment("zoo:emoji-clip")
+    scenes = Scenes(92)
+    reward = sentiment("zoo:emoji-clip")
     means = {}
+
     for colour in ("yellow", "pink", "gray", "black"):
         images, shown = scenes.draw(12, "single", background=colour)
-        means[colour] = reward(images.permute(0, 3, 1, 2).float() / 255, [Prompt(s.caption) for s in shown]).mean()
+        means[colour] = reward(
+            images.permute(0, 3, 1, 2).float() / 255, [Prompt(s.caption) for s in shown]
+        ).mean()
+
     assert min(means["yellow"], means["pink"]) > 0.9 > 0.1 > max(means["gray"], means["black"])
 
 
@@ -245,12 +312,18 @@ def test_sentiment_says_what_is_wrong_with_its_texts(given: dict[str, object], s
 
 
 def laion_head(path: Path, width: int) -> Path:
-    """A random head in the form of LAION's file: five linear layers, counted with the dropouts between them."""
-    noise, widths, names = torch.Generator().manual_seed(3), (width, 10, 7, 5, 3, 1), (0, 2, 4, 6, 7)
+    """A random head in the form of LAION's file: five linear layers, counted with the dropouts
+    between them.
+    """
+    noise = torch.Generator().manual_seed(3)
+    widths = (width, 10, 7, 5, 3, 1)
+    names = (0, 2, 4, 6, 7)
     state = {}
+
     for number, into, out in zip(names, widths, widths[1:], strict=False):
         state[f"layers.{number}.weight"] = torch.randn(out, into, generator=noise)
         state[f"layers.{number}.bias"] = torch.randn(out, generator=noise)
+
     torch.save(state, path)
     return path
 
@@ -261,16 +334,25 @@ def test_aesthetic_is_the_stack_on_the_unit_embedding(tiny_clip: Path, tmp_path:
     path = laion_head(tmp_path / "aesthetic-model.pth", 8)
     state = torch.load(path, weights_only=True)
     images = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    mean, std = torch.tensor([0.48145466, 0.4578275, 0.40821073]), torch.tensor([0.26862954, 0.26130258, 0.27577711])
+    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
     pixels = (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     model = CLIPModel.from_pretrained(tiny_clip).eval()
+
     with torch.no_grad():
         output = model.get_image_features(pixel_values=pixels)
-    x = torch.nn.functional.normalize(output if isinstance(output, torch.Tensor) else output.pooler_output, dim=-1)
+
+    x = torch.nn.functional.normalize(
+        output if isinstance(output, torch.Tensor) else output.pooler_output, dim=-1
+    )
+
     for number in (0, 2, 4, 6, 7):
         x = x @ state[f"layers.{number}.weight"].T + state[f"layers.{number}.bias"]
+
     prompts = [Prompt("a cat")] * 3
-    torch.testing.assert_close(aesthetic(str(tiny_clip), str(path))(images, prompts), x[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        aesthetic(str(tiny_clip), str(path))(images, prompts), x[:, 0], rtol=1e-4, atol=1e-5
+    )
     folder = aesthetic(str(tiny_clip), str(tmp_path))
     torch.testing.assert_close(folder(images, prompts), x[:, 0], rtol=1e-4, atol=1e-5)
 
@@ -280,10 +362,15 @@ def test_aesthetic_says_what_is_wrong_with_a_head(tiny_clip: Path, tmp_path: Pat
         aesthetic(str(tiny_clip), str(laion_head(tmp_path / "narrow.pth", 6)))
     with pytest.raises(ValueError, match=r"has no aesthetic-model\.pth"):
         aesthetic(str(tiny_clip), str(tmp_path))
+
     (tmp_path / "cut.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="is no head of linear layers"):
         aesthetic(str(tiny_clip), str(tmp_path / "cut.safetensors"))
-    torch.save({"layers.0.weight": torch.ones(2, 8), "layers.0.bias": torch.ones(2)}, tmp_path / "two.pth")
+
+    torch.save(
+        {"layers.0.weight": torch.ones(2, 8), "layers.0.bias": torch.ones(2)}, tmp_path / "two.pth"
+    )
+
     with pytest.raises(ValueError, match="end in one number"):
         aesthetic(str(tiny_clip), str(tmp_path / "two.pth"))
 
@@ -296,6 +383,7 @@ def test_a_head_cannot_run_code(tiny_clip: Path, tmp_path: Path) -> None:
     torch.save({"layers.0.weight": Harmful()}, tmp_path / "harmful.pth")
     with pytest.raises(ValueError, match="is no head of linear layers"):
         aesthetic(str(tiny_clip), str(tmp_path / "harmful.pth"))
+
     assert not (tmp_path / "harmed").exists()
 
 
@@ -310,14 +398,22 @@ def test_preference_is_the_models_own_logit_of_each_pair(tiny_clip: Path, tmp_pa
     prompts = [Prompt("a cat"), Prompt("a red ball"), Prompt("a dog")]
     values = preference(str(tmp_path / "weights"), str(tiny_clip))(images, prompts)
 
-    tokens = AutoTokenizer.from_pretrained(tiny_clip)([p.text for p in prompts], padding=True, return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(tiny_clip)(
+        [p.text for p in prompts], padding=True, return_tensors="pt"
+    )
     arrays = [image.permute(1, 2, 0).numpy() for image in images]
     processor = CLIPImageProcessor.from_pretrained(tiny_clip)
-    pixels = processor(images=arrays, do_rescale=False, do_resize=False, return_tensors="pt")["pixel_values"]
+    pixels = processor(images=arrays, do_rescale=False, do_resize=False, return_tensors="pt")[
+        "pixel_values"
+    ]
+
     with torch.no_grad():
         output = model(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], pixel_values=pixels.float()
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+            pixel_values=pixels.float(),
         )
+
     torch.testing.assert_close(values, output.logits_per_image.diagonal(), rtol=1e-5, atol=1e-5)
     assert values.abs().max() > 1, "the scale is in it"
 
@@ -333,66 +429,95 @@ def test_preference_knows_where_pickscores_processor_is(monkeypatch: pytest.Monk
     for arguments in ({}, {"model": "mine"}, {"model": "mine", "processor": "other"}):
         with pytest.raises(ValueError):
             preference(**arguments)
+
     pickscore = ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
     assert asked == [pickscore, ("mine", ""), ("mine", "other")]
 
 
 def test_preference_without_its_processor_says_so(tiny_clip: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=rf"clip0' is not a folder with .* \(these two in '{tmp_path}'\)"):
+    with pytest.raises(
+        ValueError, match=rf"clip0' is not a folder with .* \(these two in '{tmp_path}'\)"
+    ):
         preference(str(tiny_clip), str(tmp_path))
 
 
 @pytest.mark.parametrize("name", catalog.BUILTIN["reward"])
-def test_every_listed_reward_passes_the_check(name: str, tiny_clip: Path, server: LocalServer, tmp_path: Path) -> None:
+def test_every_listed_reward_passes_the_check(
+    name: str, tiny_clip: Path, server: LocalServer, tmp_path: Path
+) -> None:
     server.answer = lambda body: (200, {"scores": [len(file) for file in body["images"]]})
     needed = {
         "preference": {"model": str(tiny_clip)},
-        "sentiment": {"model": str(tiny_clip), "positive": ["a red ball"], "negative": ["a cat", "a dog"]},
+        "sentiment": {
+            "model": str(tiny_clip),
+            "positive": ["a red ball"],
+            "negative": ["a cat", "a dog"],
+        },
         "remote": {"url": server.url},
         "clip_similarity": {"model": str(tiny_clip)},
         "picture_similarity": {"model": str(tiny_clip)},
         "code_distance": {"model": str(tiny_clip)},
-        "aesthetic": {"model": str(tiny_clip), "head": str(laion_head(tiny_clip.parent / "head.pth", 8))},
+        "aesthetic": {
+            "model": str(tiny_clip),
+            "head": str(laion_head(tiny_clip.parent / "head.pth", 8)),
+        },
         "caption": {"model": "zoo:emoji-captioner", "encoder": "zoo:emoji-clip"},
         "question": {"model": "zoo:emoji-captioner"},
     }
     Image.new("RGB", (30, 20), "red").save(tmp_path / "base.png")
     coded = [
-        Prompt("a cat", {"payload": payload, "base": str(tmp_path / "base.png")}) for payload in ("AB12C", "12345")
+        Prompt("a cat", {"payload": payload, "base": str(tmp_path / "base.png")})
+        for payload in ("AB12C", "12345")
     ]
     reward = catalog.build("reward", {"use": name, **needed.get(name, {})})
     asked: dict[str, list] = {
-        "question": ["two cats", "ten none"],  # "What animal is in this image?" "none", as these show no animal
+        # "What animal is in this image?" "none", as these show no animal
+        "question": ["two cats", "ten none"],
         **dict.fromkeys(("qr_scan", "qr_modules", "picture_similarity", "code_distance"), coded),
     }
     size = 64 if asked.get(name) is coded else 24  # px: the least that holds a code
     assert check_reward(reward, size=size, prompts=asked.get(name, ["a cat", "a dog"])) == []
 
 
-def test_picture_similarity_is_the_cosine_with_the_named_picture(tiny_clip: Path, tmp_path: Path) -> None:
+def test_picture_similarity_is_the_cosine_with_the_named_picture(
+    tiny_clip: Path, tmp_path: Path
+) -> None:
     clip = Clip.load(str(tiny_clip))
-    pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+    pictures = (
+        torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
+    )
     prompts = []
+
     for row, picture in enumerate(pictures):
         path = tmp_path / f"{row}.png"
         Image.fromarray(picture.mul(255).round().byte().permute(1, 2, 0).numpy()).save(path)
         prompts.append(Prompt("a cat", {"like": str(path)}))
+
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     reward = picture_similarity(str(tiny_clip), key="like")
     expected = (clip.images(images) * clip.images(pictures)).sum(-1)
     torch.testing.assert_close(reward(images, prompts), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(reward(pictures, prompts), torch.ones(2), rtol=1e-5, atol=1e-6)
     (tmp_path / "0.png").unlink()
-    torch.testing.assert_close(reward(images, prompts), expected, rtol=1e-5, atol=1e-6)  # embedded once, then kept
+    # embedded once, then kept
+    torch.testing.assert_close(reward(images, prompts), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_picture_similarity_says_which_picture_is_missing(tiny_clip: Path, tmp_path: Path) -> None:
-    reward, images = picture_similarity(str(tiny_clip)), torch.rand(1, 3, 16, 16)
+    reward = picture_similarity(str(tiny_clip))
+    images = torch.rand(1, 3, 16, 16)
     (tmp_path / "text.png").write_text("no picture")
+
     for metadata, words in (
         ({}, "the prompt 'a cat' names no picture to be like; give its metadata a path as 'base'"),
-        ({"base": str(tmp_path / "none.png")}, r"of the prompt 'a cat' \(base\): .*none.png: no such picture"),
-        ({"base": str(tmp_path / "text.png")}, r"of the prompt 'a cat' \(base\): .*text.png: not a picture"),
+        (
+            {"base": str(tmp_path / "none.png")},
+            r"of the prompt 'a cat' \(base\): .*none.png: no such picture",
+        ),
+        (
+            {"base": str(tmp_path / "text.png")},
+            r"of the prompt 'a cat' \(base\): .*text.png: not a picture",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             reward(images, [Prompt("a cat", metadata)])
@@ -400,12 +525,19 @@ def test_picture_similarity_says_which_picture_is_missing(tiny_clip: Path, tmp_p
 
 def test_code_distance_falls_as_a_picture_becomes_its_bare_code(tiny_clip: Path) -> None:
     layouts = [fit("AB12C", 64), fit("12345", 64)]
-    code, picture = torch.stack([layout.draw() for layout in layouts]), torch.rand(2, 3, 64, 64)
-    clip, prompts = Clip.load(str(tiny_clip)), [Prompt("a cat", {"payload": layout.payload}) for layout in layouts]
+    code = torch.stack([layout.draw() for layout in layouts])
+    picture = torch.rand(2, 3, 64, 64)
+    clip = Clip.load(str(tiny_clip))
+    prompts = [Prompt("a cat", {"payload": layout.payload}) for layout in layouts]
+
     for share, images in ((0, picture), (1, code), (0.5, (code + picture) / 2)):
         alike = (clip.images(images) * clip.images(code)).sum(-1)
-        torch.testing.assert_close(code_similarity(clip, images, layouts), alike, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(code_distance(str(tiny_clip))(images, prompts), 1 - alike, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            code_similarity(clip, images, layouts), alike, rtol=1e-5, atol=1e-6
+        )
+        torch.testing.assert_close(
+            code_distance(str(tiny_clip))(images, prompts), 1 - alike, rtol=1e-5, atol=1e-5
+        )
         assert share < 1 or alike.min() > 0.9999
 
 
@@ -413,7 +545,12 @@ def test_opened_pictures_are_upright_and_on_white(tmp_path: Path) -> None:
     half = Image.new("RGBA", (4, 2), (255, 0, 0, 255))
     half.paste((0, 0, 255, 0), (0, 0, 2, 2))
     half.save(tmp_path / "half.png")
-    assert open_image(tmp_path / "half.png")[:, 0].T.tolist() == [[1, 1, 1], [1, 1, 1], [1, 0, 0], [1, 0, 0]]
+    assert open_image(tmp_path / "half.png")[:, 0].T.tolist() == [
+        [1, 1, 1],
+        [1, 1, 1],
+        [1, 0, 0],
+        [1, 0, 0],
+    ]
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held on its side
     Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)

@@ -28,7 +28,9 @@ def roll(policy: Policy, sampler: Sampler, seed: int = 0) -> Trajectory:
     return sampler.rollout(policy, policy.encode(PROMPTS), GROUP, generator(seed))
 
 
-def all_moves(policy: Policy, sampler: Sampler, traj: Trajectory, reference: bool = False) -> Replay:
+def all_moves(
+    policy: Policy, sampler: Sampler, traj: Trajectory, reference: bool = False
+) -> Replay:
     steps = torch.arange(traj.logp.shape[1]).expand(len(traj.group), -1)
     return sampler.replay(policy, traj, torch.arange(len(traj.group)), steps, reference)
 
@@ -55,7 +57,8 @@ def test_a_rollout_is_the_stock_pipeline_with_eta(
 
 
 def test_shapes_and_what_is_decoded(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 5, NoGuidance())
+    policy = Policy.load(tiny_pipeline)
+    sampler = Sampler(DDIM(), 5, NoGuidance())
     traj = roll(policy, sampler)
     assert sampler.transitions(policy) == 5
     assert traj.x.shape == (4, 6, 4, 8, 8) and traj.logp.shape == (4, 5) and traj.t.shape == (6,)
@@ -65,7 +68,8 @@ def test_shapes_and_what_is_decoded(tiny_pipeline: Path) -> None:
 
 
 def test_all_noise_comes_from_the_one_generator(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 3, CFG(3.0))
+    policy = Policy.load(tiny_pipeline)
+    sampler = Sampler(DDIM(), 3, CFG(3.0))
     first = roll(policy, sampler, seed=1)
     torch.manual_seed(123)
     assert torch.equal(roll(policy, sampler, seed=1).x, first.x)
@@ -76,22 +80,29 @@ def test_all_noise_comes_from_the_one_generator(tiny_pipeline: Path) -> None:
 @pytest.mark.parametrize("train", ["lora", "full"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_fresh_trajectory_replays_to_ratio_one(
-    make_pipeline: Callable[..., Path], prediction: str, train: str, guidance: Callable[..., torch.Tensor]
+    make_pipeline: Callable[..., Path],
+    prediction: str,
+    train: str,
+    guidance: Callable[..., torch.Tensor],
 ) -> None:
-    policy, sampler = Policy.load(make_pipeline(prediction), train=train), Sampler(DDIM(), 10, guidance)
+    policy = Policy.load(make_pipeline(prediction), train=train)
+    sampler = Sampler(DDIM(), 10, guidance)
     perturb(policy)
     traj = roll(policy, sampler)
     replay = all_moves(policy, sampler, traj)
     assert replay.dims == 256 and replay.logp.requires_grad
     assert torch.equal(replay.logp_old, traj.logp)
-    # a network that predicts x0 itself has its rounding divided by the last step's std, 0.02, after guidance's factor 5
+    # a network that predicts x0 itself has its rounding divided by the last step's std, 0.02, after
+    # guidance's factor 5
     least = 5e-6 if prediction == "sample" else 1e-6
     assert (replay.logp - replay.logp_old).expm1().abs().max() < least
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_ratio_one_in_bfloat16(make_pipeline: Callable[..., Path], prediction: str, train: str) -> None:
+def test_ratio_one_in_bfloat16(
+    make_pipeline: Callable[..., Path], prediction: str, train: str
+) -> None:
     policy = Policy.load(make_pipeline(prediction), train=train, dtype="bfloat16")
     sampler = Sampler(DDIM(), 10, CFG(5.0))
     perturb(policy)
@@ -101,12 +112,15 @@ def test_ratio_one_in_bfloat16(make_pipeline: Callable[..., Path], prediction: s
 
 
 def test_replay_takes_any_moves_of_any_images(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 6, CFG(2.0))
+    policy = Policy.load(tiny_pipeline)
+    sampler = Sampler(DDIM(), 6, CFG(2.0))
     traj = roll(policy, sampler)
     perturb(policy)
     whole = all_moves(policy, sampler, traj, reference=True)
-    images, steps = torch.tensor([3, 1]), torch.tensor([[5, 0, 2], [1, 1, 4]])
+    images = torch.tensor([3, 1])
+    steps = torch.tensor([[5, 0, 2], [1, 1, 4]])
     some = sampler.replay(policy, traj, images, steps, reference=True)
+
     for name in ("logp", "logp_old", "logp_ref", "kl"):
         picked = getattr(whole, name)[images[:, None], steps]
         torch.testing.assert_close(getattr(some, name), picked, rtol=1e-4, atol=1e-5)
@@ -132,7 +146,9 @@ def test_kl_to_the_reference(tiny_pipeline: Path, train: str) -> None:
 
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_gradient_is_that_of_the_density(tiny_pipeline: Path, train: str) -> None:
-    """Along a random direction, against a central difference; the reference may be asked in between."""
+    """Along a random direction, against a central difference; the reference may be asked in
+    between.
+    """
     policy = Policy.load(tiny_pipeline, train=train, reference=True)
     sampler = Sampler(DDIM(), 4, CFG(2.0))
     perturb(policy, 0.1)
@@ -140,21 +156,29 @@ def test_gradient_is_that_of_the_density(tiny_pipeline: Path, train: str) -> Non
     weights = torch.randn(4, 4, generator=generator(1))
 
     grads = torch.autograd.grad(
-        (all_moves(policy, sampler, traj, reference=True).logp * weights).sum(), policy.trainable, allow_unused=True
+        (all_moves(policy, sampler, traj, reference=True).logp * weights).sum(),
+        policy.trainable,
+        allow_unused=True,
     )
     norm = sum(float(grad.square().sum()) for grad in grads if grad is not None) ** 0.5
     values = []
+
     for step in (1e-3, -2e-3):
         with torch.no_grad():
             for p, grad in zip(policy.trainable, grads, strict=True):
                 if grad is not None:
                     p.add_(grad / norm, alpha=step)
             values.append(float((all_moves(policy, sampler, traj).logp * weights).sum()))
+
     assert (values[0] - values[1]) / 2e-3 == pytest.approx(norm, rel=0.05)
 
 
-@pytest.mark.parametrize("config", [{"set_alpha_to_one": True}, {"steps_offset": 0}], ids=["alpha one", "offset 0"])
-def test_a_last_step_without_noise_is_no_action(make_pipeline: Callable[..., Path], config: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "config", [{"set_alpha_to_one": True}, {"steps_offset": 0}], ids=["alpha one", "offset 0"]
+)
+def test_a_last_step_without_noise_is_no_action(
+    make_pipeline: Callable[..., Path], config: dict[str, object]
+) -> None:
     policy = Policy.load(make_pipeline("epsilon"))
     policy.schedule = Schedule.of(DDIMScheduler.from_config(policy.pipe.scheduler.config, **config))
     sampler = Sampler(DDIM(), 5, NoGuidance())
@@ -162,17 +186,21 @@ def test_a_last_step_without_noise_is_no_action(make_pipeline: Callable[..., Pat
     assert sampler.transitions(policy) == 4
     assert traj.logp.shape == (4, 4) and traj.x.shape[1] == len(traj.t) == 5
     assert traj.logp.isfinite().all() and traj.latent.isfinite().all()
+
     if "set_alpha_to_one" in config:
         last = policy.predict(traj.x[:, -1], traj.t[-1].expand(4), traj.cond, NoGuidance())
         torch.testing.assert_close(traj.latent, last)
+
     assert (all_moves(policy, sampler, traj).logp - traj.logp).expm1().abs().max() < 1e-6
 
 
 def test_moves_whose_noise_nobody_sees_can_be_left_out(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 5, NoGuidance())
+    policy = Policy.load(tiny_pipeline)
+    sampler = Sampler(DDIM(), 5, NoGuidance())
     scheduler = DDIMScheduler.from_config(policy.pipe.scheduler.config)
     scheduler.set_timesteps(5)
     std = [scheduler._get_variance(t, t - 200).sqrt() for t in scheduler.timesteps.tolist()]
+
     for least in (0.01, 0.03, 0.1, 0.5, 0.8):
         assert sampler.transitions(policy, least) == sum(value >= least for value in std)
     with pytest.raises(ValueError, match=r"no move has noise of batch.least_noise = 0.9; lower it"):
@@ -182,43 +210,57 @@ def test_moves_whose_noise_nobody_sees_can_be_left_out(tiny_pipeline: Path) -> N
 def test_nothing_to_learn_from(make_pipeline: Callable[..., Path], tiny_pipeline: Path) -> None:
     with pytest.raises(ValueError, match="sampler.steps must be at least 1"):
         Sampler(DDIM(), 0, NoGuidance())
+
     policy = Policy.load(make_pipeline("epsilon", set_alpha_to_one=True))
     with pytest.raises(ValueError, match="none of 1 steps has noise"):
         Sampler(DDIM(), 1, NoGuidance()).transitions(policy)
+
     assert roll(policy, Sampler(DDIM(), 1, NoGuidance())).logp.shape == (4, 0)
     with pytest.raises(ValueError, match=r"larger sampler.kernel.eta"):
         Sampler(DDIM(0.0), 5, NoGuidance()).transitions(policy)
-    with pytest.raises(ValueError, match=r"only . of 5 steps have noise: .* larger sampler.kernel.eta"):
+
+    with pytest.raises(
+        ValueError, match=r"only . of 5 steps have noise: .* larger sampler.kernel.eta"
+    ):
         roll(policy, Sampler(DDIM(5e-4), 5, NoGuidance()))
 
 
 def test_join_is_one_batch(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 3, NoGuidance())
-    one, two = roll(policy, sampler, 1), roll(policy, sampler, 2)
+    policy = Policy.load(tiny_pipeline)
+    sampler = Sampler(DDIM(), 3, NoGuidance())
+    one = roll(policy, sampler, 1)
+    two = roll(policy, sampler, 2)
     both = join_trajectories([one, two])
     assert both.x.shape[0] == len(both.group) == len(both.cond["text"]) == 8
     replay = all_moves(policy, sampler, both)
-    torch.testing.assert_close(replay.logp.detach(), torch.cat([one.logp, two.logp]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        replay.logp.detach(), torch.cat([one.logp, two.logp]), rtol=0, atol=1e-6
+    )
 
 
 def test_a_few_updates_make_rewarded_moves_likelier(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 4, CFG(2.0))
+    policy = Policy.load(tiny_pipeline)
+    sampler = Sampler(DDIM(), 4, CFG(2.0))
     traj = roll(policy, sampler)
     adv = torch.tensor([1.0, -1.0, 1.5, -1.5])
     optimizer = torch.optim.Adam(policy.trainable, lr=1e-3)
+
     for _ in range(3):
         loss = Clipped(clip=50)(all_moves(policy, sampler, traj), adv)
         optimizer.zero_grad()
         loss.value.backward()
         optimizer.step()
+
     change = all_moves(policy, sampler, traj).logp.detach() - traj.logp
     assert (adv * change.mean(1)).mean() > 0
 
 
 def test_log_density_is_that_of_the_stored_move(tiny_pipeline: Path) -> None:
-    policy, sampler = Policy.load(tiny_pipeline), Sampler(DDIM(), 4, NoGuidance())
+    policy = Policy.load(tiny_pipeline)
+    sampler = Sampler(DDIM(), 4, NoGuidance())
     traj = roll(policy, sampler)
-    t, s = traj.t[2].expand(4), traj.t[3].expand(4)
+    t = traj.t[2].expand(4)
+    s = traj.t[3].expand(4)
     x0 = policy.predict(traj.x[:, 2], t, traj.cond, NoGuidance())
     move = DDIM()(traj.x[:, 2], x0, policy.schedule.level(t), policy.schedule.level(s))
     torch.testing.assert_close(kernels.log_prob(move, traj.x[:, 3]), traj.logp[:, 2])

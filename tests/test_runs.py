@@ -19,9 +19,14 @@ def test_create_then_open(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "a" / "b")
     with pytest.raises(FileNotFoundError, match="holds no run"):
         Run.open(run.folder)
+
     runs.write(run.config, "seed = 0\n")
     assert Run.open(run.folder) == run
-    with pytest.raises(FileExistsError, match="already holds a run; go on with it by --resume or take another --out"):
+
+    with pytest.raises(
+        FileExistsError,
+        match="already holds a run; go on with it by --resume or take another --out",
+    ):
         Run.create(run.folder)
 
 
@@ -36,16 +41,20 @@ def test_create_takes_no_folder_with_something_in_it(tmp_path: Path) -> None:
 def test_the_log(tmp_path: Path) -> None:
     run = Run.create(tmp_path)
     assert run.records() == []
+
     for iteration in (1, 2, 3):
         run.append({"iteration": iteration, "kl": float("nan"), "x": (1, 2.5)})
+
     assert run.records()[2] == {"iteration": 3, "kl": None, "x": [1, 2.5]}
     with run.log.open("a") as file:
         file.write('{"iteration": 4, "k')  # a crash in the middle of a line
+
     assert [record["iteration"] for record in run.records()] == [1, 2, 3]
     run.forget(2)
     run.append({"iteration": 3})
     assert [record["iteration"] for record in run.records()] == [1, 2, 3]
     run.log.write_text('{"iteration": 1}\nnonsense\n{"iteration": 2}\n')
+
     with pytest.raises(ValueError, match=r"log.jsonl, row 2: not a JSON object; delete this line"):
         run.records()
 
@@ -53,6 +62,7 @@ def test_the_log(tmp_path: Path) -> None:
 def test_two_at_once(tmp_path: Path) -> None:
     run = Run.create(tmp_path)
     said = rf"in use by process {os.getpid()} on .*choose another --out"
+
     with run.lock(), pytest.raises(RuntimeError, match=said), run.lock():
         pass
     with run.lock():  # free again
@@ -68,13 +78,17 @@ with Run(pathlib.Path({str(tmp_path)!r})).lock():
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert "process" in (tmp_path / "lock").read_text()
+
     with Run(tmp_path).lock():
         pass
 
 
 @pytest.mark.parametrize(
     ("number", "said"),
-    [(errno.ENOSPC, "the disk is full; what was there before is kept"), (errno.EACCES, "no permission to write there")],
+    [
+        (errno.ENOSPC, "the disk is full; what was there before is kept"),
+        (errno.EACCES, "no permission to write there"),
+    ],
 )
 def test_a_write_that_fails_leaves_the_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
@@ -88,7 +102,10 @@ def test_a_write_that_fails_leaves_the_old(
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match=said):
         runs.write(path, "new")
-    assert path.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == ["evaluation.json"]
+
+    assert path.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == [
+        "evaluation.json"
+    ]
 
 
 def test_json_that_every_reader_accepts() -> None:

@@ -1,4 +1,6 @@
-"""Scannability against controls that must and must not be read; conditions, verdicts, the reward and the command."""
+"""Scannability against controls that must and must not be read; conditions, verdicts, the reward
+and the command.
+"""
 
 from __future__ import annotations
 
@@ -61,10 +63,17 @@ def noise(*shape: int) -> Tensor:
         (512, 24, 4, None),
     ],
 )
-def test_a_bare_code_is_read_under_every_condition(side: int, length: int, count: int, version: str | None) -> None:
+def test_a_bare_code_is_read_under_every_condition(
+    side: int, length: int, count: int, version: str | None
+) -> None:
     layouts = codes(side, length, count, version)
     readings = Scanner(ZXING, "all").measure(drawn(layouts), layouts)
-    missed = [(d, c) for d, row in enumerate(readings.table.all(0).tolist()) for c, good in enumerate(row) if not good]
+    missed = [
+        (d, c)
+        for d, row in enumerate(readings.table.all(0).tolist())
+        for c, good in enumerate(row)
+        if not good
+    ]
     assert [(readings.decoders[d], readings.conditions[c]) for d, c in missed] == []
     assert readings.strict.all() and readings.fraction.eq(1).all()
 
@@ -72,28 +81,45 @@ def test_a_bare_code_is_read_under_every_condition(side: int, length: int, count
 def test_what_is_no_code_is_never_read() -> None:
     layouts = codes(64, 5, 16)
     scanner = Scanner(ZXING, "all", softened=True)
+
     for images in (torch.ones(16, 3, 64, 64), torch.zeros(16, 3, 64, 64), noise(16, 3, 64, 64)):
         readings = scanner.measure(images, layouts)
-        assert readings.softened is not None and not readings.softened.any() and not readings.lenient.any()
+        assert (
+            readings.softened is not None
+            and not readings.softened.any()
+            and not readings.lenient.any()
+        )
 
 
 def test_another_payload_is_not_this_one() -> None:
     layouts = codes(64, 5, 16)
-    readings = Scanner(ZXING, "all", softened=True).measure(drawn(layouts), layouts[1:] + layouts[:1])
+    readings = Scanner(ZXING, "all", softened=True).measure(
+        drawn(layouts), layouts[1:] + layouts[:1]
+    )
     assert not readings.lenient.any() and not readings.table.any()
     near = [fit(layout.payload[:-1] + "-", 64) for layout in layouts]
     assert not Scanner(ZXING).measure(drawn(layouts), near).lenient.any()
 
 
 def test_texts_are_read_exactly_as_they_were_encoded() -> None:
-    for payload in ("https://example.org/?a=b&c", "two\nlines\x00", "äöü", "日本語", "🦊 fox", " space "):
+    for payload in (
+        "https://example.org/?a=b&c",
+        "two\nlines\x00",
+        "äöü",
+        "日本語",
+        "🦊 fox",
+        " space ",
+    ):
         layout = fit(payload, 512)
-        assert Scanner(ZXING, ["full"]).measure(layout.draw()[None], [payload]).strict.all(), payload
+        assert Scanner(ZXING, ["full"]).measure(layout.draw()[None], [payload]).strict.all(), (
+            payload
+        )
 
 
 def test_a_payload_may_be_a_text() -> None:
     readings = Scanner().measure(fit("AB12C", 64).draw()[None], ["AB12C"])
     assert readings.table.shape == (1, 1, 8) and readings.conditions == conditions.TRAIN
+
     with pytest.raises(ValueError, match="1 images but 2 payloads"):
         Scanner().measure(torch.ones(1, 3, 64, 64), ["A", "B"])
     with pytest.raises(ValueError, match="square canvases, but the images are 64 x 32 px"):
@@ -103,56 +129,93 @@ def test_a_payload_may_be_a_text() -> None:
 def test_workers_change_nothing() -> None:
     layouts = codes(256, 8, 8)
     images = 0.25 * drawn(layouts) + 0.75 * noise(8, 3, 256, 256)
-    one, four = (Scanner(ZXING, "train", True, workers).measure(images, layouts) for workers in (1, 4))
-    assert torch.equal(one.table, four.table) and one.softened is not None and torch.equal(one.softened, four.softened)  # type: ignore[arg-type]
+    one, four = (
+        Scanner(ZXING, "train", True, workers).measure(images, layouts) for workers in (1, 4)
+    )
+    assert (
+        torch.equal(one.table, four.table)
+        and one.softened is not None
+        and torch.equal(one.softened, four.softened)
+    )  # type: ignore[arg-type]
     assert one.table.any() and not one.table.all()
 
 
 def test_training_and_judging_do_not_share_conditions() -> None:
     assert set(conditions.TRAIN).isdisjoint(conditions.HELD_OUT)
-    assert conditions.chosen("all") == conditions.TRAIN + conditions.HELD_OUT == tuple(conditions.CONDITIONS)
-    assert conditions.chosen("held_out") == conditions.HELD_OUT and conditions.chosen("blur") == ("blur",)
+    assert (
+        conditions.chosen("all")
+        == conditions.TRAIN + conditions.HELD_OUT
+        == tuple(conditions.CONDITIONS)
+    )
+    assert conditions.chosen("held_out") == conditions.HELD_OUT and conditions.chosen("blur") == (
+        "blur",
+    )
+
     for wrong in ("blurred", ["blur", "x"], []):
-        with pytest.raises(ValueError, match="take 'train', 'held_out', 'all', or a list of full, half"):
+        with pytest.raises(
+            ValueError, match="take 'train', 'held_out', 'all', or a list of full, half"
+        ):
             conditions.chosen(wrong)
 
 
 @pytest.mark.parametrize("name", conditions.CONDITIONS)
 @pytest.mark.parametrize("size", [(64, 64), (1, 1), (37, 90), (512, 512)])
-def test_a_condition_is_the_same_each_time_and_leaves_the_picture(name: str, size: tuple[int, int]) -> None:
+def test_a_condition_is_the_same_each_time_and_leaves_the_picture(
+    name: str, size: tuple[int, int]
+) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, size[::-1], dtype=np.uint8)
     picture = Image.fromarray(pixels)
     first, second = (np.asarray(conditions.CONDITIONS[name](picture, 4.0)) for _ in range(2))
     assert np.array_equal(first, second) and first.dtype == np.uint8 and first.ndim == 2
     assert np.array_equal(np.asarray(picture), pixels)
+
     if size == (512, 512):
         assert name == "full" or first.shape != pixels.shape or not np.array_equal(first, pixels)
 
 
 def test_conditions_are_what_they_say() -> None:
-    """Sizes in modules: a tiny code keeps modules that can be seen, a large one shrinks as a photo would."""
+    """Sizes in modules: a tiny code keeps modules that can be seen, a large one shrinks as a photo
+    would.
+    """
     wide = Image.new("L", (512, 512), 255)
     tiny = Image.new("L", (64, 64), 255)
     sizes = {
-        name: [conditions.CONDITIONS[name](picture, module).width for picture, module in ((wide, 16), (tiny, 4))]
+        name: [
+            conditions.CONDITIONS[name](picture, module).width
+            for picture, module in ((wide, 16), (tiny, 4))
+        ]
         for name in conditions.CONDITIONS
     }
-    assert sizes["half"] == [256, 48] and sizes["third"] == [159, 32] and sizes["screen"] == [480, 192]
+    assert (
+        sizes["half"] == [256, 48] and sizes["third"] == [159, 32] and sizes["screen"] == [480, 192]
+    )
     assert sizes["tilt"] == sizes["lean"] == [512, 192] and sizes["blur"] == [512, 64]
     grey = Image.new("L", (8, 8), 100)
-    levels = {n: int(np.asarray(conditions.CONDITIONS[n](grey, 4))[0, 0]) for n in ("dark", "bright", "pale", "deep")}
+    levels = {
+        n: int(np.asarray(conditions.CONDITIONS[n](grey, 4))[0, 0])
+        for n in ("dark", "bright", "pale", "deep")
+    }
     assert levels == {"dark": 80, "bright": 120, "pale": 121, "deep": 83}
-    assert abs(np.asarray(conditions.CONDITIONS["noise"](Image.new("L", (256, 256), 128), 4)).std() - 12.75) < 0.3
+    assert (
+        abs(
+            np.asarray(conditions.CONDITIONS["noise"](Image.new("L", (256, 256), 128), 4)).std()
+            - 12.75
+        )
+        < 0.3
+    )
     black = Image.new("L", (100, 100), 0)
     tilted = np.asarray(conditions.CONDITIONS["tilt"](black, 16))
-    assert tilted[2, 50] == tilted[50, 0] == 255 and tilted[8, 50] == 0 and tilted[97, 1] == 0, "moved at the top only"
+    assert tilted[2, 50] == tilted[50, 0] == 255 and tilted[8, 50] == 0 and tilted[97, 1] == 0, (
+        "moved at the top only"
+    )
     assert np.asarray(conditions.soften(grey, 16, 0))[0, 0] == 100
     assert np.asarray(conditions.soften(grey, 16, 2))[0, 0] == round((100 - 128) * 0.85 + 148)
 
 
 def test_a_picture_is_read_more_the_more_of_it_is_code() -> None:
     layouts = codes(64, 5, 12)
-    code, picture = drawn(layouts), noise(12, 3, 64, 64)
+    code = drawn(layouts)
+    picture = noise(12, 3, 64, 64)
     scanner = Scanner(("zxing",), "all")
     blends = [a * code + (1 - a) * picture for a in (0, 0.25, 0.5, 0.75, 1)]
     read = [float(scanner.measure(blend, layouts).fraction.mean()) for blend in blends]
@@ -175,9 +238,15 @@ def test_the_verdicts_are_all_any_and_in_between() -> None:
     assert readings.fraction.tolist() == [1, 0.5, 0.5, 0]
     softer = table.clone()
     softer[3, 1] = True
-    assert Readings(table, ("a", "b"), ("x", "y"), softer).phone.tolist() == [True, True, False, True]
+    assert Readings(table, ("a", "b"), ("x", "y"), softer).phone.tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]
+
     with pytest.raises(ValueError, match="'phone' needs softened pictures"):
-        Readings(table, ("a", "b"), ("x", "y")).phone  # noqa: B018
+        Readings(table, ("a", "b"), ("x", "y")).phone
 
 
 def test_softening_only_adds() -> None:
@@ -185,12 +254,16 @@ def test_softening_only_adds() -> None:
     images = 0.45 * drawn(layouts) + 0.55 * noise(12, 3, 64, 64)
     readings = Scanner(("zxing",), "all", softened=True).measure(images, layouts)
     assert readings.softened is not None and (readings.softened | ~readings.table).all()
-    assert readings.softened.sum() > readings.table.sum(), "or the verdict phone would be worth nothing"
+    assert readings.softened.sum() > readings.table.sum(), (
+        "or the verdict phone would be worth nothing"
+    )
 
 
 def test_variants() -> None:
     assert (
-        variants("zxing") == ZXING and variants("zxing-fixed") == ("zxing-fixed",) and variants("opencv") == ("opencv",)
+        variants("zxing") == ZXING
+        and variants("zxing-fixed") == ("zxing-fixed",)
+        and variants("opencv") == ("opencv",)
     )
 
 
@@ -200,11 +273,15 @@ def test_other_decoders_read_bare_codes_and_refuse_micro(name: str) -> None:
         scanner = Scanner([name], ["full", "half", "jpeg"])
     except ValueError as error:
         pytest.skip(str(error))
+
     layouts = [fit(f"https://example.org/{i}", 512, error="H") for i in range(2)]
     assert scanner.measure(drawn(layouts), layouts).strict.all()
     assert not scanner.measure(drawn(layouts), layouts[::-1]).lenient.any()
     assert not scanner.measure(noise(2, 3, 512, 512), layouts).lenient.any()
-    with pytest.raises(ValueError, match=f"decoder '{name}' cannot read Micro QR, as which 'AB12C' is drawn"):
+
+    with pytest.raises(
+        ValueError, match=f"decoder '{name}' cannot read Micro QR, as which 'AB12C' is drawn"
+    ):
         scanner.measure(fit("AB12C", 64).draw()[None], ["AB12C"])
 
 
@@ -216,7 +293,9 @@ def test_other_decoders_read_bare_codes_and_refuse_micro(name: str) -> None:
         ("pyzbar", "pyzbar", "libzbar0"),
     ],
 )
-def test_a_missing_package_is_named(name: str, package: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(
+    name: str, package: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ValueError, match=said):
         decoder(name)
@@ -224,25 +303,43 @@ def test_a_missing_package_is_named(name: str, package: str, said: str, monkeypa
 
 def test_opencv_and_pyzbar_give_what_their_packages_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """With stand-ins, since neither need be installed."""
-    detector = SimpleNamespace(detectAndDecode=lambda picture: ("said" if picture.any() else "", None, None))
-    monkeypatch.setitem(sys.modules, "cv2", SimpleNamespace(QRCodeDetector=lambda: detector, error=RuntimeError))
-    read = SimpleNamespace(decode=lambda picture, symbols: [SimpleNamespace(data="é".encode())] * int(picture.any()))
+    detector = SimpleNamespace(
+        detectAndDecode=lambda picture: ("said" if picture.any() else "", None, None)
+    )
+    monkeypatch.setitem(
+        sys.modules, "cv2", SimpleNamespace(QRCodeDetector=lambda: detector, error=RuntimeError)
+    )
+    read = SimpleNamespace(
+        decode=lambda picture, symbols: [SimpleNamespace(data="é".encode())] * int(picture.any())
+    )
     read.ZBarSymbol = SimpleNamespace(QRCODE=1)
     monkeypatch.setitem(sys.modules, "pyzbar", SimpleNamespace(pyzbar=read))
     monkeypatch.setitem(sys.modules, "pyzbar.pyzbar", read)
+
     for name, text in (("opencv", "said"), ("pyzbar", "é")):
-        assert decoder(name)(np.ones((4, 4), np.uint8)) == [text] and decoder(name)(np.zeros((4, 4), np.uint8)) == []
+        assert (
+            decoder(name)(np.ones((4, 4), np.uint8)) == [text]
+            and decoder(name)(np.zeros((4, 4), np.uint8)) == []
+        )
 
 
 def test_unknown_decoders_are_refused() -> None:
-    with pytest.raises(ValueError, match="decoder 'zbar' is unknown; take one of zxing, zxing-global"):
+    with pytest.raises(
+        ValueError, match="decoder 'zbar' is unknown; take one of zxing, zxing-global"
+    ):
         Scanner(["zbar"])
+
     with pytest.raises(ValueError, match="decoders is empty"):
         Scanner([])
 
 
 def test_what_is_found_tells_the_kind_and_the_modules() -> None:
-    for layout in (fit("AB12C", 64), fit("hello", 80), fit("hello", 160, version="M4"), fit("a.org/abc", 512)):
+    for layout in (
+        fit("AB12C", 64),
+        fit("hello", 80),
+        fit("hello", 160, version="M4"),
+        fit("a.org/abc", 512),
+    ):
         (found,) = find(eight_bit(layout.draw()[None])[0][..., 0].copy())
         assert (found.payload, found.designator) == (layout.payload, layout.designator)
         assert found.module == pytest.approx(layout.module, rel=0.02)
@@ -260,7 +357,9 @@ def test_the_reward_is_the_share_read_and_the_share_of_right_modules() -> None:
     images[1] = 1.0
     images[2, :, 4:20, 4:20] = 0.5
     readings = Scanner(("zxing",), "train").measure(images, layouts)
-    right = torch.tensor([1 - float(layout.errors(images[i : i + 1])) for i, layout in enumerate(layouts)])
+    right = torch.tensor(
+        [1 - float(layout.errors(images[i : i + 1])) for i, layout in enumerate(layouts)]
+    )
     values = scan()(images, prompts)
     torch.testing.assert_close(values, readings.fraction + 0.5 * right.double())
     assert (
@@ -272,14 +371,19 @@ def test_the_reward_is_the_share_read_and_the_share_of_right_modules() -> None:
 
 def test_the_reward_tells_pictures_apart_that_nothing_reads() -> None:
     layout = fit("AB12C", 64)
-    images = torch.stack([a * layout.draw() + (1 - a) * noise(3, 64, 64) for a in (0.0, 0.1, 0.15, 0.2)])
+    images = torch.stack(
+        [a * layout.draw() + (1 - a) * noise(3, 64, 64) for a in (0.0, 0.1, 0.15, 0.2)]
+    )
     values = scan()(images, asked(*["AB12C"] * 4))
     assert not Scanner().measure(images, [layout] * 4).lenient.any(), "or this shows nothing"
     assert values.isfinite().all() and values.tolist() == sorted(set(values.tolist()))
 
 
 def test_the_reward_keeps_its_contract_on_both_canvases() -> None:
-    prompts = [Prompt("a cat", {"payload": "AB12C"}), Prompt("a dog", {"payload": "HELLO", "qr": {"mask": 1}})]
+    prompts = [
+        Prompt("a cat", {"payload": "AB12C"}),
+        Prompt("a dog", {"payload": "HELLO", "qr": {"mask": 1}}),
+    ]
     assert check_reward(scan(), size=64, prompts=prompts) == []
     assert check_reward(scan(["zxing-fixed"], "held_out"), size=160, prompts=prompts) == []
 
@@ -287,8 +391,12 @@ def test_the_reward_keeps_its_contract_on_both_canvases() -> None:
 def test_the_reward_says_what_a_prompt_lacks() -> None:
     with pytest.raises(ValueError, match="the prompt 'a cat' has no payload"):
         scan()(torch.ones(1, 3, 64, 64), [Prompt("a cat")])
-    with pytest.raises(ValueError, match="the prompt 'a picture of hello': the payload 'hello' does not fit"):
+
+    with pytest.raises(
+        ValueError, match="the prompt 'a picture of hello': the payload 'hello' does not fit"
+    ):
         scan()(torch.ones(1, 3, 64, 64), asked("hello"))
+
     with pytest.raises(ValueError, match="module_weight = -1"):
         scan(module_weight=-1)
 
@@ -296,7 +404,9 @@ def test_the_reward_says_what_a_prompt_lacks() -> None:
 def test_the_reward_lets_a_decoder_be_held_out() -> None:
     layout = fit("AB12C", 64)
     images = torch.stack([0.5 * layout.draw() + 0.5 * noise(3, 64, 64), layout.draw()])
-    trained, held_out = (scan([name], "all", 0)(images, asked("AB12C", "AB12C")) for name in ("zxing", "zxing-fixed"))
+    trained, held_out = (
+        scan([name], "all", 0)(images, asked("AB12C", "AB12C")) for name in ("zxing", "zxing-fixed")
+    )
     assert trained[1] == held_out[1] == 1 and trained[0] != held_out[0]
 
 
@@ -308,18 +418,26 @@ def save(image: Tensor, path: Path) -> str:
 def test_the_command_reads_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bare = save(fit("AB12C", 64).draw(), tmp_path / "bare.png")
     code, out, _ = run(capsys, "qr", "--verify", bare)
-    assert code == 0 and "'AB12C' (M2-M, modules of 4.0 px)" in out and "strict yes   phone yes   lenient yes" in out
+    assert (
+        code == 0
+        and "'AB12C' (M2-M, modules of 4.0 px)" in out
+        and "strict yes   phone yes   lenient yes" in out
+    )
     assert all(f"\n{name} " in out for name in conditions.CONDITIONS)
 
     code, out, _ = run(capsys, "qr", "OTHER", "--verify", bare, "--json")
     said = json.loads(out)
-    assert code == 1 and said["others"] == ["AB12C"] and not said["lenient"] and said["fraction"] == 0
+    assert (
+        code == 1 and said["others"] == ["AB12C"] and not said["lenient"] and said["fraction"] == 0
+    )
 
     code, out, _ = run(capsys, "qr", "--verify", save(noise(3, 40, 60), tmp_path / "noise.png"))
     assert code == 1 and "payload  not read" in out and "lenient no" in out
 
 
-def test_the_command_takes_pictures_of_any_size_and_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_takes_pictures_of_any_size_and_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     layout = fit("https://example.org", 512)
     code = Image.fromarray(eight_bit(layout.draw()[None])[0])
     wide = Image.new("RGBA", (2600, 1100), (0, 0, 0, 0))
@@ -329,7 +447,9 @@ def test_the_command_takes_pictures_of_any_size_and_kind(tmp_path: Path, capsys:
     code.convert("P").save(tmp_path / "palette.gif")
     code, out, _ = run(capsys, "qr", "--verify", str(tmp_path / "wide.png"), "--json")
     said = json.loads(out)
-    assert code == 0 and said["payload"] == "https://example.org" and said["code"] == layout.designator
+    assert (
+        code == 0 and said["payload"] == "https://example.org" and said["code"] == layout.designator
+    )
     assert said["phone"] and set(said["read"]) == {"zxing"}
     assert run(capsys, "qr", "--verify", str(tmp_path / "palette.gif"))[0] == 0
     assert run(capsys, "qr", "--verify", str(tmp_path / "one.png"))[0] == 1
@@ -339,9 +459,15 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "text.png").write_text("no picture")
     whole = Path(save(noise(3, 64, 64), tmp_path / "whole.png")).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    for name, words in (("text.png", "not a picture"), ("cut.png", "not a picture"), ("none.png", "no such picture")):
+
+    for name, words in (
+        ("text.png", "not a picture"),
+        ("cut.png", "not a picture"),
+        ("none.png", "no such picture"),
+    ):
         code, out, err = run(capsys, "qr", "--verify", str(tmp_path / name))
         assert (code, out, err.count("\n")) == (2, "", 1) and words in err and name in err
+
     assert "not a picture" in run(capsys, "qr", "--verify", str(tmp_path))[2]
     code, _, err = run(capsys, "qr", "--verify", str(tmp_path / "whole.png"), "--decoder", "eyes")
     assert code == 2 and "decoder 'eyes' is unknown" in err
@@ -353,32 +479,48 @@ def test_the_module_term_alone() -> None:
     images = torch.stack([layout.draw(), torch.full((3, 64, 64), 0.5), 1 - layout.draw()])
     prompts = [Prompt("a cat", {"payload": "AB12C"})] * 3
     torch.testing.assert_close(modules()(images, prompts), 1 - layout.errors(images).double())
-    assert modules()(images, prompts).tolist()[0] == 1 and modules()(images, prompts).tolist()[2] == 0
+    assert (
+        modules()(images, prompts).tolist()[0] == 1 and modules()(images, prompts).tolist()[2] == 0
+    )
 
 
 def test_the_module_term_by_area_tells_apart_what_is_all_right_in_the_middle() -> None:
     """Modules whose edges are grey: no module is wrong, and half of a light module's 16 px is."""
     layout = fit("AB12C", 64)
-    clean, edged = layout.draw(), layout.draw()
+    clean = layout.draw()
+    edged = layout.draw()
     corner = slice(layout.left, layout.left + len(layout.modules) * layout.module)
     rows = torch.arange(64)[corner]
     edged[:, rows[(rows - layout.left) % 4 == 0]] = 0.55
     edged[:, rows[(rows - layout.left) % 4 == 3]] = 0.55
-    images, prompts = torch.stack([clean, edged]), [Prompt("a cat", {"payload": "AB12C"})] * 2
+    images = torch.stack([clean, edged])
+    prompts = [Prompt("a cat", {"payload": "AB12C"})] * 2
     assert modules()(images, prompts).tolist() == [1, 1]
     assert modules(whole=True)(images, prompts).tolist() == [1, 0.5]
 
 
 def test_a_picture_is_verified_under_the_conditions_it_was_kept_by(tmp_path: Path) -> None:
-    """Corners that are found in a soft picture are off by a few hundredths; its modules are of 4 px nevertheless."""
+    """Corners that are found in a soft picture are off by a few hundredths; its modules are of 4 px
+    nevertheless.
+    """
     chance = torch.Generator().manual_seed(0)
-    scanner, sizes, verdicts = Scanner(["zxing"], "all"), set(), []
+    scanner = Scanner(["zxing"], "all")
+    sizes = set()
+    verdicts = []
+
     for row in range(12):
-        soft = interpolate(torch.rand(1, 3, 32, 32, generator=chance), scale_factor=2, mode="bicubic").clamp(0, 1)
+        soft = interpolate(
+            torch.rand(1, 3, 32, 32, generator=chance), scale_factor=2, mode="bicubic"
+        ).clamp(0, 1)
         mixed = Image.fromarray(eight_bit(0.5 * fit("AB12C", 64).draw()[None] + 0.5 * soft)[0])
         mixed.filter(ImageFilter.GaussianBlur(0.8)).save(path := tmp_path / f"{row}.png")
         verdict = verify(path)
         sizes.add(verdict.module)
         verdicts.append(verdict.strict)
-        assert verdict.strict == bool(scanner.measure(open_image(path)[None], ["AB12C"]).strict), f"picture {row}"
-    assert sizes == {4.0} and len(set(verdicts)) == 2, "some are read under every condition and some are not"
+        assert verdict.strict == bool(scanner.measure(open_image(path)[None], ["AB12C"]).strict), (
+            f"picture {row}"
+        )
+
+    assert sizes == {4.0} and len(set(verdicts)) == 2, (
+        "some are read under every condition and some are not"
+    )

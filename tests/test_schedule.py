@@ -33,8 +33,11 @@ def test_grid_is_diffusers_and_every_step_is_followed_by_the_next(spacing: str, 
     scheduler.set_timesteps(steps)
     assert times[:-1].tolist() == scheduler.timesteps.tolist()
     assert times[-1] == max(times[-2] - 1000 // steps, FINAL)
+
     if spacing == "leading" or (1000 % steps == 0 and spacing == "trailing"):
-        assert (times[:-2] - 1000 // steps).tolist() == times[1:-1].tolist(), "diffusers' own previous timestep"
+        assert (times[:-2] - 1000 // steps).tolist() == times[1:-1].tolist(), (
+            "diffusers' own previous timestep"
+        )
 
 
 def test_stable_diffusion_grid() -> None:
@@ -50,10 +53,14 @@ def test_last_time_may_stay_on_the_schedule() -> None:
 def test_levels_are_the_table_in_float64_and_one_per_image() -> None:
     scheduler = ddim()
     level = Schedule.of(scheduler).level(torch.tensor([981, 1, FINAL]))
-    abar = torch.stack([scheduler.alphas_cumprod[981], scheduler.alphas_cumprod[1], scheduler.final_alpha_cumprod])
+    abar = torch.stack(
+        [scheduler.alphas_cumprod[981], scheduler.alphas_cumprod[1], scheduler.final_alpha_cumprod]
+    )
     assert level.alpha.shape == (3, 1, 1, 1)
     torch.testing.assert_close(level.alpha.flatten(), abar.double().sqrt(), rtol=1e-14, atol=0)
-    torch.testing.assert_close(level.sigma.flatten(), (1 - abar.double()).sqrt(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(
+        level.sigma.flatten(), (1 - abar.double()).sqrt(), rtol=1e-14, atol=0
+    )
     clean = Schedule.of(ddim(set_alpha_to_one=True)).level(torch.tensor([FINAL]))
     assert (clean.alpha.item(), clean.sigma.item()) == (1.0, 0.0)
 
@@ -72,7 +79,9 @@ def test_true_predictions_give_back_x0(prediction: str) -> None:
     x0, eps = torch.randn(2, 3, 4, 8, 8, generator=generator, dtype=torch.float64)
     t = torch.tensor([981, 500, 1])
     level = schedule.level(t)
-    out = {"epsilon": eps, "v_prediction": level.alpha * eps - level.sigma * x0, "sample": x0}[prediction]
+    out = {"epsilon": eps, "v_prediction": level.alpha * eps - level.sigma * x0, "sample": x0}[
+        prediction
+    ]
     torch.testing.assert_close(schedule.x0(level.alpha * x0 + level.sigma * eps, t, out), x0)
 
 
@@ -100,12 +109,14 @@ def test_unsuitable_schedulers() -> None:
     Schedule.of(ddim(rescale_betas_zero_snr=True, prediction_type="v_prediction"))
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation")  # a scheduler of diffusers with numpy 2
+# a scheduler of diffusers with numpy 2
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])  # SDXL's and Turbo's
 @pytest.mark.parametrize("steps", [4, 25, 50])
 def test_the_scheduler_of_sdxl_is_ddim_in_other_coordinates(steps: int, spacing: str) -> None:
-    """Euler's ancestral step in x / alpha is DDIM's with eta = 1; only its very last one, which goes on to x0 itself,
-    is not compared."""
+    """Euler's ancestral step in x / alpha is DDIM's with eta = 1; only its very last one, which
+    goes on to x0 itself, is not compared.
+    """
     config = {**SDXL_SCHEDULER, "timestep_spacing": spacing}
     scheduler = EulerAncestralDiscreteScheduler.from_config(config)
     scheduler.set_timesteps(steps)
@@ -116,16 +127,27 @@ def test_the_scheduler_of_sdxl_is_ddim_in_other_coordinates(steps: int, spacing:
     ratio = (level.sigma / level.alpha).flatten()
     torch.testing.assert_close(ratio, scheduler.sigmas[:-1].double(), rtol=1e-4, atol=0)
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
     for i, (t, s) in enumerate(pairwise(times[:-1].split(1))):
         eps = torch.tanh(x).roll(1, 2)  # stands in for the network
-        level_t, level_s = schedule.level(t), schedule.level(s)
+        level_t = schedule.level(t)
+        level_s = schedule.level(s)
         move = ddim_kernel(1.0)(x, schedule.x0(x, t, eps), level_t, level_s)
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float32)
+        noise = torch.randn(
+            x.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float32
+        )
         mine = move.mean + move.std * noise
         theirs = scheduler.step(
-            eps.float(), scheduler.timesteps[i], (x / level_t.alpha).float(), generator=torch.Generator().manual_seed(i)
+            eps.float(),
+            scheduler.timesteps[i],
+            (x / level_t.alpha).float(),
+            generator=torch.Generator().manual_seed(i),
         ).prev_sample
         torch.testing.assert_close(mine / level_s.alpha, theirs.double(), rtol=1e-4, atol=1e-3)
         x = mine
-    if spacing == "leading":  # otherwise diffusers starts with 0.2 % less noise than there is at that time
-        assert scheduler.init_noise_sigma.item() == pytest.approx(float((1 / level.alpha[0]).squeeze()), rel=1e-5)
+
+    # otherwise diffusers starts with 0.2 % less noise than there is at that time
+    if spacing == "leading":
+        assert scheduler.init_noise_sigma.item() == pytest.approx(
+            float((1 / level.alpha[0]).squeeze()), rel=1e-5
+        )

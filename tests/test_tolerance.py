@@ -55,14 +55,30 @@ def test_pauses_double(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_stays_missing_is_masked_or_an_error() -> None:
-    masked = score({"r": scripted(odd_missing)[0], "s": scripted(value)[0]}, IMAGES, PROMPTS, Tolerance(mask=True))
+    masked = score(
+        {"r": scripted(odd_missing)[0], "s": scripted(value)[0]},
+        IMAGES,
+        PROMPTS,
+        Tolerance(mask=True),
+    )
     assert masked.parts[:, 0].isnan().tolist() == [False, True, False, True]
-    assert masked.parts[:, 1].tolist() == [0, 1, 2, 3] and masked.problems == ("r: 2 numbers were not finite",)
-    with pytest.raises(ValueError, match=r"'r' returned nan for 2 of 4 images \(first: row 1, prompt 'b'\)"):
+    assert masked.parts[:, 1].tolist() == [0, 1, 2, 3] and masked.problems == (
+        "r: 2 numbers were not finite",
+    )
+
+    with pytest.raises(
+        ValueError, match=r"'r' returned nan for 2 of 4 images \(first: row 1, prompt 'b'\)"
+    ):
         score({"r": scripted(odd_missing)[0]}, IMAGES, PROMPTS)
+
     everything = score({"r": scripted(gone)[0]}, IMAGES, PROMPTS, Tolerance(mask=True))
     assert everything.parts.isnan().all() and everything.problems == ("r: ConnectionError: gone",)
-    infinite = score({"r": scripted(lambda images: value(images).log())[0]}, IMAGES, PROMPTS, Tolerance(mask=True))
+    infinite = score(
+        {"r": scripted(lambda images: value(images).log())[0]},
+        IMAGES,
+        PROMPTS,
+        Tolerance(mask=True),
+    )
     assert infinite.parts[0].isnan().all() and infinite.parts[1:].isfinite().all()
 
 
@@ -74,12 +90,21 @@ def test_an_answer_that_does_not_come_is_left_behind() -> None:
     started = time.monotonic()
     reward, asked = scripted(hangs, value)
     scores = score({"r": reward}, IMAGES, PROMPTS, Tolerance(retries=1, timeout=0.2, pause=0))
-    assert time.monotonic() - started < 3 and scores.parts[:, 0].tolist() == [0, 1, 2, 3] and len(asked) == 2
+    assert (
+        time.monotonic() - started < 3
+        and scores.parts[:, 0].tolist() == [0, 1, 2, 3]
+        and len(asked) == 2
+    )
+
     with pytest.raises(ValueError, match=r"raised TimeoutError: no answer within 0.1 s"):
         score({"r": scripted(hangs)[0]}, IMAGES, PROMPTS, Tolerance(timeout=0.1))
 
 
-@pytest.mark.parametrize("answer", [lambda images: torch.ones(2), lambda images: "much", lambda images: images])
+@pytest.mark.parametrize(
+    "answer", [lambda images: torch.ones(2), lambda images: "much", lambda images: images]
+)
 def test_a_wrong_shape_is_never_tolerated(answer: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(ValueError, match="'r' returned .* must return"):
-        score({"r": scripted(answer)[0]}, IMAGES, PROMPTS, Tolerance(retries=3, mask=True, timeout=5))
+        score(
+            {"r": scripted(answer)[0]}, IMAGES, PROMPTS, Tolerance(retries=3, mask=True, timeout=5)
+        )

@@ -51,6 +51,7 @@ batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 4, train_batch = 5
 evaluation = {{ images_per_prompt = 2, unseen = {{ use = "list", texts = ["a bee"] }} }}
 run = {{ sample_every = 2, sample_prompts = 4 }}
 """)
+
     return path
 
 
@@ -60,7 +61,10 @@ def load(recipe: Path, *overrides: str) -> Config:
 
 def log(out: Path) -> list[dict]:
     """The log without what no two runs share."""
-    return [{key: value for key, value in one.items() if key not in TIMING} for one in Run(out).records()]
+    return [
+        {key: value for key, value in one.items() if key not in TIMING}
+        for one in Run(out).records()
+    ]
 
 
 def test_what_a_run_leaves_behind(recipe: Path, tmp_path: Path) -> None:
@@ -68,17 +72,32 @@ def test_what_a_run_leaves_behind(recipe: Path, tmp_path: Path) -> None:
     run = Run(train(load(recipe), tmp_path / "run", on_record=heard.append))
     records = run.records()
     assert heard == records and [record["iteration"] for record in records] == [1, 2, 3]
-    assert records[0]["images"] == 8 and set(records[0]["rewards"]["brightness"]) == {"mean", "std", "min", "max"}
-    assert all(record["ratio_deviation"] < 1e-6 for record in records), "before the first update the ratio is 1"
-    assert all(record[key] >= 0 for record in records for key in (*TIMING, "clip_fraction", "approx_kl", "grad_norm"))
-    assert configuration.load(run.config) == load(recipe), "the resolved configuration can be run again"
+    assert records[0]["images"] == 8 and set(records[0]["rewards"]["brightness"]) == {
+        "mean",
+        "std",
+        "min",
+        "max",
+    }
+    assert all(record["ratio_deviation"] < 1e-6 for record in records), (
+        "before the first update the ratio is 1"
+    )
+    assert all(
+        record[key] >= 0
+        for record in records
+        for key in (*TIMING, "clip_fraction", "approx_kl", "grad_norm")
+    )
+    assert configuration.load(run.config) == load(recipe), (
+        "the resolved configuration can be run again"
+    )
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["000002", "000003"]
     assert (run.adapter / "pytorch_lora_weights.safetensors").is_file()
     assert [run.sample(n).is_file() for n in (0, 1, 2, 3)] == [True, False, True, True]
     assert json.loads((run.samples / "prompts.json").read_text())["columns"] == 2
     evaluation = json.loads(run.evaluation.read_text())
     keys = {"before", "after", "paired_mean", "ci95", "judge_before", "judge_after"}
-    assert set(evaluation) == {"train", "unseen"} and all(set(one) == keys for one in evaluation.values())
+    assert set(evaluation) == {"train", "unseen"} and all(
+        set(one) == keys for one in evaluation.values()
+    )
 
 
 def test_the_same_seed_is_the_same_run(recipe: Path, tmp_path: Path) -> None:
@@ -94,6 +113,7 @@ def test_micro_batches_do_not_change_the_numbers(recipe: Path, tmp_path: Path) -
     small = ["iterations=2", "evaluation.images_per_prompt=0", "run.sample_every=0"]
     train(load(recipe, *small), tmp_path / "a")
     train(load(recipe, *small, "batch.train_batch=64"), tmp_path / "b")
+
     for a, b in zip(log(tmp_path / "a"), log(tmp_path / "b"), strict=True):
         assert a["rewards"]["brightness"] == pytest.approx(b["rewards"]["brightness"], abs=1e-6)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
@@ -107,48 +127,80 @@ def test_minibatches_cover_every_image_once_an_epoch(recipe: Path, tmp_path: Pat
 
     found = list(minibatches(Shape, 8, 5, iteration=1))  # type: ignore[arg-type]
     assert len(found) == 6
+
     for epoch in (found[:3], found[3:]):
-        pairs = [(int(i), int(s)) for images, steps in epoch for i, s in zip(images, steps, strict=True)]
-        assert sorted({i for i, _ in pairs}) == list(range(8)) and len(set(pairs)) == len(pairs) == 16
+        pairs = [
+            (int(i), int(s)) for images, steps in epoch for i, s in zip(images, steps, strict=True)
+        ]
+        assert (
+            sorted({i for i, _ in pairs}) == list(range(8)) and len(set(pairs)) == len(pairs) == 16
+        )
+
     assert not torch.equal(found[0][0], found[3][0]), "each epoch has its own order"
 
 
 def test_previews_train_the_same_moves_of_a_prompts_images(recipe: Path, tmp_path: Path) -> None:
-    done = Run(train(load(recipe, "batch.baseline=x0_preview", "iterations=2"), tmp_path / "run")).records()
+    done = Run(
+        train(load(recipe, "batch.baseline=x0_preview", "iterations=2"), tmp_path / "run")
+    ).records()
     assert all(one["ratio_deviation"] < 1e-6 and one["grad_norm"] > 0 for one in done)
     config = load(recipe, "batch.baseline=x0_preview", "batch.minibatches=1")
     job = prepare(config, Run.create(tmp_path / "job"), World(), None)
     ((images, steps),) = minibatches(job, 8, 3, iteration=1)
     moves = [sorted(steps[images == i].tolist()) for i in range(8)]
-    assert moves[:4] == [moves[0]] * 4 and moves[4:] == [moves[4]] * 4 and all(len(set(m)) == 2 for m in moves)
+    assert (
+        moves[:4] == [moves[0]] * 4
+        and moves[4:] == [moves[4]] * 4
+        and all(len(set(m)) == 2 for m in moves)
+    )
 
 
 def test_previews_tell_the_moves_apart(recipe: Path, tmp_path: Path) -> None:
-    job = prepare(load(recipe, "batch.baseline=x0_preview"), Run.create(tmp_path / "job"), World(), None)
+    job = prepare(
+        load(recipe, "batch.baseline=x0_preview"), Run.create(tmp_path / "job"), World(), None
+    )
     prompts, group = sample_prompts(job, 1)
     trajectory, scores, _ = rollout_and_score(job, job.parts.sampler, prompts, group, 1)
     assert trajectory.x0_pred is not None and trajectory.x0_pred.shape == (8, 3, 4, 8, 8)
     adv = job.parts.advantage(scores, job.parts.weights, group)
-    images, steps = torch.arange(8).repeat_interleave(2), torch.tensor([0, 2] * 8)
-    moves, settled = x0_baseline(job, prompts, trajectory, adv, torch.ones(8).bool(), [(images, steps)])
+    images = torch.arange(8).repeat_interleave(2)
+    steps = torch.tensor([0, 2] * 8)
+    moves, settled = x0_baseline(
+        job, prompts, trajectory, adv, torch.ones(8).bool(), [(images, steps)]
+    )
     assert 0 < settled < 1
-    assert moves.shape == (8, 3) and torch.equal(moves[:, 1], adv), "nobody asked about the move between"
+    assert moves.shape == (8, 3) and torch.equal(moves[:, 1], adv), (
+        "nobody asked about the move between"
+    )
     assert (moves[:, 2] ** 2).sum() < (adv**2).sum(), "before the last move most is settled"
 
 
 def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path) -> None:
     options = ["iterations=4", "run.checkpoint_every=2"]
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    whole = tmp_path / "whole"
+    parted = tmp_path / "parted"
     train(load(recipe, *options), whole)
+
     for asked in (3, 7, 4):  # before the first iteration, in the middle of two others
         answers = chain([False] * asked, repeat(True))
-        train(load(recipe, *options), parted, resume=Run(parted).exists(), stop=partial(next, answers))
+        train(
+            load(recipe, *options), parted, resume=Run(parted).exists(), stop=partial(next, answers)
+        )
         assert not Run(parted).evaluation.exists()
+
     train(load(recipe, *options), parted, resume=True)
     assert log(parted) == log(whole)
-    for place in ("evaluation.json", "samples/000004.png", "checkpoints/000004/tensors.safetensors"):
+
+    for place in (
+        "evaluation.json",
+        "samples/000004.png",
+        "checkpoints/000004/tensors.safetensors",
+    ):
         assert (parted / place).read_bytes() == (whole / place).read_bytes(), place
-    adapters = [load_file(out / "adapter" / "pytorch_lora_weights.safetensors") for out in (whole, parted)]
+
+    adapters = [
+        load_file(out / "adapter" / "pytorch_lora_weights.safetensors") for out in (whole, parted)
+    ]
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
     train(load(recipe, *options), parted, resume=True)  # nothing is left to do
     assert log(parted) == log(whole)
@@ -160,22 +212,32 @@ from burnish import config, trainer
 say = lambda record: print(record["iteration"], flush=True)
 trainer.train(config.load({str(recipe)!r}, ["iterations=4"]), {str(tmp_path / "killed")!r}, on_record=say)
 """
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole = tmp_path / "whole"
+    killed = tmp_path / "killed"
     train(load(recipe, "iterations=4"), whole)
     slow = {**os.environ, "SLOW": "0.15"}
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=slow)
     assert process.stdout is not None
+
     while process.stdout.readline().strip() != b"2":
         assert process.poll() is None
+
     process.send_signal(signal.SIGKILL)  # in the middle of iteration 3, whose rewards are slow
     process.wait()
     process.stdout.close()
+
     with (killed / "log.jsonl").open("a") as file:
         file.write('{"iteration": 3, "rew')  # a line torn by a crash
+
     assert log(killed)[-1]["iteration"] == 2
     train(load(recipe, "iterations=4"), killed, resume=True)
     assert log(killed) == log(whole)
-    for place in ("evaluation.json", "samples/000004.png", "checkpoints/000004/tensors.safetensors"):
+
+    for place in (
+        "evaluation.json",
+        "samples/000004.png",
+        "checkpoints/000004/tensors.safetensors",
+    ):
         assert (killed / place).read_bytes() == (whole / place).read_bytes(), place
 
 
@@ -184,7 +246,12 @@ FORWARD = ("rwr", "awm")
 
 @pytest.mark.parametrize(
     ("objective", "kernel"),
-    [(o, k) for o in BUILTIN["objective"] for k in BUILTIN["kernel"] if not (o in FORWARD and k == "lcm")],
+    [
+        (o, k)
+        for o in BUILTIN["objective"]
+        for k in BUILTIN["kernel"]
+        if not (o in FORWARD and k == "lcm")
+    ],
 )
 def test_learning_learns_and_learning_rate_zero_does_not(
     recipe: Path, tmp_path: Path, objective: str, kernel: str
@@ -195,22 +262,31 @@ def test_learning_learns_and_learning_rate_zero_does_not(
         f"model.scheduler={'lcm' if kernel == 'lcm' else ''}",
         "iterations=8",
         "model.train=full",  # an adapter on a random network's attention hardly changes a picture
-        "advantage={use='softmax',beta=2,standardise=true}" if objective == "rwr" else "advantage={use='group'}",
+        "advantage={use='softmax',beta=2,standardise=true}"
+        if objective == "rwr"
+        else "advantage={use='group'}",
         "batch={prompts=3,images_per_prompt=8,sample_batch=24,train_batch=72,minibatches=2,transitions=0}",
         "evaluation.images_per_prompt=8",
         "run={checkpoint_every=8,sample_every=0}",
     ]
     learned = Run(train(load(recipe, *options, "optimizer.lr=3e-3"), tmp_path / "learned"))
-    control = Run(train(load(recipe, *options, "optimizer.lr=0", "iterations=1"), tmp_path / "control"))
+    control = Run(
+        train(load(recipe, *options, "optimizer.lr=0", "iterations=1"), tmp_path / "control")
+    )
     gains = json.loads(learned.evaluation.read_text())
     assert gains["train"]["ci95"][0] > 0 and gains["unseen"]["paired_mean"] > 0
+
     for one in json.loads(control.evaluation.read_text()).values():
         assert one["paired_mean"] == 0 and one["ci95"] == [0, 0] and one["before"] == one["after"]
 
 
 @pytest.mark.parametrize(
     ("objective", "weights"),
-    [("{use='reinforce'}", "full"), ("{use='reinforce',kl=0.1}", "lora"), ("{use='clipped',kl=0.1}", "full")],
+    [
+        ("{use='reinforce'}", "full"),
+        ("{use='reinforce',kl=0.1}", "lora"),
+        ("{use='clipped',kl=0.1}", "full"),
+    ],
 )
 def test_every_objective_runs(recipe: Path, tmp_path: Path, objective: str, weights: str) -> None:
     run = Run(
@@ -241,15 +317,22 @@ def test_every_prompt_is_drawn_equally_often(recipe: Path) -> None:
 
     drawn = torch.cat([sample_prompt_numbers(Shape, iteration) for iteration in range(1, 7)])  # type: ignore[arg-type]
     assert drawn.bincount().tolist() == [16, 16, 16]
-    assert all((rows := sample_prompt_numbers(Shape, n)).sort().values.equal(rows) for n in range(1, 4))  # type: ignore[arg-type]
+    assert all(
+        (rows := sample_prompt_numbers(Shape, n)).sort().values.equal(rows) for n in range(1, 4)
+    )  # type: ignore[arg-type]
 
 
 def test_half_precision_runs(recipe: Path, tmp_path: Path) -> None:
     options = ["iterations=2", "evaluation.images_per_prompt=0", "run.sample_every=0"]
+
     for dtype in ("bfloat16", "float16"):
         run = Run(train(load(recipe, *options, f"model.dtype={dtype}"), tmp_path / dtype))
-        assert all(record["ratio_deviation"] < 1e-5 and record["grad_norm"] > 0 for record in run.records())
-        train(load(recipe, *options, f"model.dtype={dtype}", "iterations=3"), run.folder, resume=True)
+        assert all(
+            record["ratio_deviation"] < 1e-5 and record["grad_norm"] > 0 for record in run.records()
+        )
+        train(
+            load(recipe, *options, f"model.dtype={dtype}", "iterations=3"), run.folder, resume=True
+        )
         assert len(run.records()) == 3
 
 
@@ -263,11 +346,20 @@ def brightness(images, prompts):
         raise ConnectionError("the server is gone")
     return images.mean((1, 2, 3))
 """)
-    options = ["iterations=4", "run={checkpoint_every=4,sample_every=0}", "evaluation.images_per_prompt=0"]
+    options = [
+        "iterations=4",
+        "run={checkpoint_every=4,sample_every=0}",
+        "evaluation.images_per_prompt=0",
+    ]
     options += [f"rewards.0.use={tmp_path}/fails.py:brightness"]
-    broken, whole = tmp_path / "broken", tmp_path / "whole"
-    with pytest.raises(ValueError, match="reward 'brightness' raised ConnectionError: the server is gone"):
+    broken = tmp_path / "broken"
+    whole = tmp_path / "whole"
+
+    with pytest.raises(
+        ValueError, match="reward 'brightness' raised ConnectionError: the server is gone"
+    ):
         train(load(recipe, *options), broken)
+
     assert [path.name for path in Run(broken).checkpoints.iterdir()] == ["000002"]
     (tmp_path / "mended").touch()
     train(load(recipe, *options), broken, resume=True)
@@ -275,7 +367,9 @@ def brightness(images, prompts):
     assert log(broken) == log(whole)
 
 
-def test_the_average_is_what_is_measured_and_exported_and_survives_a_resume(recipe: Path, tmp_path: Path) -> None:
+def test_the_average_is_what_is_measured_and_exported_and_survives_a_resume(
+    recipe: Path, tmp_path: Path
+) -> None:
     """Against the same average made by hand from the checkpoints of a run without one."""
     options = [
         "model.train=full",
@@ -286,12 +380,18 @@ def test_the_average_is_what_is_measured_and_exported_and_survives_a_resume(reci
     plain = Run(train(load(recipe, *options), tmp_path / "plain"))
     run = Run(train(load(recipe, *options, "optimizer.ema=0.5"), tmp_path / "ema"))
     key = "weights.conv_in.weight"
-    states = [load_file(plain.checkpoints / f"{i:06d}" / "tensors.safetensors")[key] for i in range(1, 5)]
-    first = prepare(load(recipe, *options), Run.create(tmp_path / "job"), World(), None).parts.policy.state()
+    states = [
+        load_file(plain.checkpoints / f"{i:06d}" / "tensors.safetensors")[key] for i in range(1, 5)
+    ]
+    first = prepare(
+        load(recipe, *options), Run.create(tmp_path / "job"), World(), None
+    ).parts.policy.state()
     average = first["conv_in.weight"]
+
     for step, state in enumerate(states, 1):
         keep = min(0.5, (1 + step - 1) / (10 + step - 1)) if step > 1 else 0.0  # diffusers' warm-up
         average = keep * average + (1 - keep) * state
+
     mine = load_file(run.checkpoints / "000004" / "tensors.safetensors")
     assert mine[key].equal(states[-1]), "the training itself is the same"
     torch.testing.assert_close(mine["average.conv_in.weight"], average)
@@ -320,21 +420,50 @@ def holes(images, prompts):
 
 
 @pytest.mark.parametrize("objective", ["clipped", "rebel", "rwr", "awm"])
-def test_what_has_no_score_is_left_out_of_the_update(recipe: Path, tmp_path: Path, objective: str) -> None:
+def test_what_has_no_score_is_left_out_of_the_update(
+    recipe: Path, tmp_path: Path, objective: str
+) -> None:
     (tmp_path / "holes.py").write_text(HOLES)
-    options = [f"rewards.0.use={tmp_path}/holes.py:holes", "evaluation.images_per_prompt=0", "run.sample_every=0"]
-    options += [f"objective.use={objective}", "scoring={missing='mask',patience=2}", "batch.transitions=0"]
-    options += ["advantage={use='top_fraction',fraction=0.25}" if objective == "rwr" else "advantage={use='group'}"]
+    options = [
+        f"rewards.0.use={tmp_path}/holes.py:holes",
+        "evaluation.images_per_prompt=0",
+        "run.sample_every=0",
+    ]
+    options += [
+        f"objective.use={objective}",
+        "scoring={missing='mask',patience=2}",
+        "batch.transitions=0",
+    ]
+    options += [
+        "advantage={use='top_fraction',fraction=0.25}"
+        if objective == "rwr"
+        else "advantage={use='group'}"
+    ]
     out = tmp_path / "run"
-    with pytest.raises(RuntimeError, match="no image of the last 2 iterations got its rewards .holes: 4 numbers were"):
+
+    with pytest.raises(
+        RuntimeError,
+        match="no image of the last 2 iterations got its rewards .holes: 4 numbers were",
+    ):
         train(load(recipe, *options, "iterations=9"), out)
+
     first, second, third = Run(out).records()
-    assert first["missing"] == {"holes": 4} and first["problems"] == ["holes: ConnectionError: gone"]
+    assert first["missing"] == {"holes": 4} and first["problems"] == [
+        "holes: ConnectionError: gone"
+    ]
     assert second["missing"] == {"holes": 1} and second["grad_norm"] > 0
-    assert third["missing"] == {"holes": 8} and "grad_norm" not in third and third["rewards"]["holes"]["mean"] is None
+    assert (
+        third["missing"] == {"holes": 8}
+        and "grad_norm" not in third
+        and third["rewards"]["holes"]["mean"] is None
+    )
     assert [path.name for path in Run(out).checkpoints.iterdir()] == ["000002", "000003"]
-    weights = [load_file(Run(out).checkpoints / f"00000{i}" / "tensors.safetensors") for i in (2, 3)]
-    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0]), "nothing was learned from nothing"
+    weights = [
+        load_file(Run(out).checkpoints / f"00000{i}" / "tensors.safetensors") for i in (2, 3)
+    ]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0]), (
+        "nothing was learned from nothing"
+    )
 
 
 @pytest.mark.parametrize("objective", ["reinforce", "rebel"])
@@ -355,6 +484,7 @@ def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(
     prompts, group = sample_prompts(job, 1)
     trajectory, scores, _ = rollout_and_score(job, job.parts.sampler, prompts, group, 1)
     norms = []
+
     for rows in (torch.arange(8), torch.arange(4, 8)):
         parts = scores.parts.clone()
         parts[:4] = torch.nan
@@ -366,6 +496,7 @@ def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(
         process = make_process(job, trajectory, [pairs], 1)
         scored = torch.zeros(8, dtype=torch.bool).index_copy(0, rows, there)
         norms.append(update(job, process, adv, scored, *pairs, first=True)["grad_norm"])
+
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
@@ -389,7 +520,9 @@ def many(recipe: Path, tmp_path: Path, *options: str) -> Config:
 
 @pytest.mark.parametrize("kl", [0.0, 1e-9])
 @pytest.mark.parametrize("objective", ["reinforce", "awm"])
-def test_the_loss_is_the_mean_over_the_front(recipe: Path, tmp_path: Path, objective: str, kl: float) -> None:
+def test_the_loss_is_the_mean_over_the_front(
+    recipe: Path, tmp_path: Path, objective: str, kl: float
+) -> None:
     """The gradient of an update is that of its front alone, with or without replaying the others."""
     config = many(recipe, tmp_path, f"objective={{use='{objective}',kl={kl}}}", "optimizer.lr=0")
     job = prepare(config, Run.create(tmp_path / "job"), World(), None)
@@ -401,8 +534,10 @@ def test_the_loss_is_the_mean_over_the_front(recipe: Path, tmp_path: Path, objec
     front = job.parts.advantage.front(scores, job.parts.weights, group)
     assert 0 < front.sum() < len(front) and not front[3] and torch.equal(adv != 0, front)
     rows = front.nonzero().flatten()
-    moves, replayed = torch.arange(3), []
+    moves = torch.arange(3)
+    replayed = []
     norms = []
+
     for images, weights in ((torch.arange(16), adv * loss_scale(job, adv, front)), (rows, adv)):
         pairs = images.repeat_interleave(3), moves.repeat(len(images))
         process = make_process(job, trajectory, [pairs], 1)
@@ -410,17 +545,27 @@ def test_the_loss_is_the_mean_over_the_front(recipe: Path, tmp_path: Path, objec
         object.__setattr__(
             process,
             "replay",
-            lambda rows, *a, right=right, **more: replayed.append(len(rows)) or right(rows, *a, **more),
+            lambda rows, *a, right=right, **more: (
+                replayed.append(len(rows)) or right(rows, *a, **more)
+            ),
         )
         norms.append(update(job, process, weights, there, *pairs, first=True)["grad_norm"])
         replayed.append(0)
+
     assert norms[0] == pytest.approx(norms[1], rel=1e-3) and norms[0] > 0
     whole = sum(replayed[: replayed.index(0)])
-    assert whole == (48 if kl else 3 * len(rows)), "nothing is asked about the others, but for their KL"
+    assert whole == (48 if kl else 3 * len(rows)), (
+        "nothing is asked about the others, but for their KL"
+    )
 
 
 def test_a_run_takes_that_mean(recipe: Path, tmp_path: Path) -> None:
-    options = ["objective={use='reinforce'}", "iterations=1", "evaluation.images_per_prompt=0", "run.sample_every=0"]
+    options = [
+        "objective={use='reinforce'}",
+        "iterations=1",
+        "evaluation.images_per_prompt=0",
+        "run.sample_every=0",
+    ]
     config = many(recipe, tmp_path, *options)
     (record,) = Run(train(config, tmp_path / "run")).records()
     job = prepare(config, Run.create(tmp_path / "job"), World(), None)
@@ -429,7 +574,14 @@ def test_a_run_takes_that_mean(recipe: Path, tmp_path: Path) -> None:
     adv = job.parts.advantage(scores, job.parts.weights, group)
     rows = job.parts.advantage.front(scores, job.parts.weights, group).nonzero().flatten()
     pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
-    alone = update(job, make_process(job, trajectory, [pairs], 1), adv, torch.ones(16).bool(), *pairs, first=True)
+    alone = update(
+        job,
+        make_process(job, trajectory, [pairs], 1),
+        adv,
+        torch.ones(16).bool(),
+        *pairs,
+        first=True,
+    )
     assert record["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
 
 
@@ -437,14 +589,27 @@ def test_several_rewards_in_the_record(recipe: Path, tmp_path: Path) -> None:
     options = ["iterations=1", "evaluation.images_per_prompt=0", "run.sample_every=0"]
     selected = Run(train(many(recipe, tmp_path, *options), tmp_path / "pareto")).records()[0]
     assert set(selected["rewards"]) == {"bright", "red"}
-    assert all(set(one) == {"mean", "std", "min", "max", "within"} for one in selected["rewards"].values())
+    assert all(
+        set(one) == {"mean", "std", "min", "max", "within"} for one in selected["rewards"].values()
+    )
     assert all(0 < one["within"] <= one["std"] * 1.5 for one in selected["rewards"].values())
-    assert 2 / 16 <= selected["front"] < 1 and selected["idle"] == pytest.approx(1 - selected["front"])
-    compared = Run(train(many(recipe, tmp_path, *options, "advantage={use='weighted'}"), tmp_path / "sum")).records()[0]
+    assert 2 / 16 <= selected["front"] < 1 and selected["idle"] == pytest.approx(
+        1 - selected["front"]
+    )
+    compared = Run(
+        train(many(recipe, tmp_path, *options, "advantage={use='weighted'}"), tmp_path / "sum")
+    ).records()[0]
     assert compared["front"] == selected["front"] and compared["rewards"] == selected["rewards"]
-    assert compared["idle"] == 0, "that is how much the rewards are in conflict, and nobody is left out"
+    assert compared["idle"] == 0, (
+        "that is how much the rewards are in conflict, and nobody is left out"
+    )
     single = Run(train(load(recipe, *options), tmp_path / "single")).records()[0]
-    assert "front" not in single and set(single["rewards"]["brightness"]) == {"mean", "std", "min", "max"}
+    assert "front" not in single and set(single["rewards"]["brightness"]) == {
+        "mean",
+        "std",
+        "min",
+        "max",
+    }
 
 
 def test_an_iteration_whose_front_has_no_advantage_changes_nothing_and_breaks_nothing(
@@ -453,21 +618,31 @@ def test_an_iteration_whose_front_has_no_advantage_changes_nothing_and_breaks_no
     (tmp_path / "equal.py").write_text(
         "def by_prompt(images, prompts):\n    return [float(len(prompt.text)) for prompt in prompts]\n"
     )
-    options = [f"rewards=[{{use='{tmp_path}/equal.py:by_prompt'}}]", "prompts={use='list',texts=['a cat','a goose']}"]
+    options = [
+        f"rewards=[{{use='{tmp_path}/equal.py:by_prompt'}}]",
+        "prompts={use='list',texts=['a cat','a goose']}",
+    ]
     options += ["iterations=1", "evaluation.images_per_prompt=0"]
     (record,) = Run(train(many(recipe, tmp_path, *options), tmp_path / "run")).records()
     assert record["idle"] == 1 and record["grad_norm"] == 0
 
 
 @pytest.mark.parametrize("advantage", ["{use='pareto'}", "{use='normalised'}"])
-def test_every_one_of_several_rewards_is_learned(recipe: Path, tmp_path: Path, advantage: str) -> None:
+def test_every_one_of_several_rewards_is_learned(
+    recipe: Path, tmp_path: Path, advantage: str
+) -> None:
     options = [f"advantage={advantage}", "model.train=full", "iterations=12", "optimizer.lr=3e-3"]
-    options += [f"rewards.1.use={tmp_path}/many.py:contrast"]  # which is not in conflict with brightness, as red is
-    options += ["batch={prompts=3,images_per_prompt=16,sample_batch=48,train_batch=144,minibatches=2,transitions=0}"]
+    # which is not in conflict with brightness, as red is
+    options += [f"rewards.1.use={tmp_path}/many.py:contrast"]
+    options += [
+        "batch={prompts=3,images_per_prompt=16,sample_batch=48,train_batch=144,minibatches=2,transitions=0}"
+    ]
     options += ["evaluation.images_per_prompt=8", "run={checkpoint_every=12,sample_every=0}"]
     run = Run(train(many(recipe, tmp_path, *options), tmp_path / "run"))
     first, last = (
-        torch.tensor(json.loads(run.measured(number).read_text())["train"]["parts"], dtype=torch.float64)
+        torch.tensor(
+            json.loads(run.measured(number).read_text())["train"]["parts"], dtype=torch.float64
+        )
         for number in (0, 12)
     )
     gain = last - first
@@ -480,13 +655,17 @@ def test_a_damaged_checkpoint_is_made_anew(recipe: Path, tmp_path: Path) -> None
     tensors = run.checkpoints / "000002" / "tensors.safetensors"
     whole = tensors.read_bytes()
     tensors.write_bytes(whole[:-50])
+
     with pytest.warns(UserWarning, match="000002: damaged"):
         train(load(recipe, *options), run.folder, resume=True)
+
     assert tensors.read_bytes() == whole
 
 
 def test_a_tracker_that_is_not_there(recipe: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'"tensorbord" is unknown; accepted: tensorboard, wandb, trackio'):
+    with pytest.raises(
+        ValueError, match=r'"tensorbord" is unknown; accepted: tensorboard, wandb, trackio'
+    ):
         train(load(recipe, "run.trackers=['tensorbord']"), tmp_path / "run")
 
 

@@ -20,6 +20,7 @@ def inputs(rows: int, texts: int) -> tuple[Tensor, Tensor, Tensor]:
 def network(leading: bool) -> nn.Module:
     """A UNet whose cross-attention comes at once, or only after a block without."""
     unet: nn.Module = build_pipeline().unet  # type: ignore[attr-defined]
+
     if leading:
         kinds = ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
         unet = (
@@ -29,6 +30,7 @@ def network(leading: bool) -> nn.Module:
             )
             .eval()
         )
+
     return unet.double()
 
 
@@ -42,7 +44,10 @@ def test_it_is_the_network_on_repeated_rows(leading: bool, times: int) -> None:
     share_guidance_trunk(unet)
     out = unet(x, t, text).sample
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
-    for mine, theirs in zip(torch.autograd.grad(out.square().sum(), list(unet.parameters())), gradients, strict=True):
+
+    for mine, theirs in zip(
+        torch.autograd.grad(out.square().sum(), list(unet.parameters())), gradients, strict=True
+    ):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
@@ -54,19 +59,26 @@ def test_it_holds_under_gradient_checkpointing() -> None:
     unet.enable_gradient_checkpointing()  # type: ignore[operator]
     unet.train()
     found = torch.autograd.grad(unet(x, t, text).sample.square().sum(), list(unet.parameters()))
-    assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(found, expected, strict=True))
+    assert all(
+        torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(found, expected, strict=True)
+    )
 
 
 def test_what_comes_before_the_text_is_computed_once() -> None:
-    unet, rows = network(leading=True), {}
+    unet = network(leading=True)
+    rows = {}
     share_guidance_trunk(unet)
     watched = {
         "first": unet.down_blocks[0].resnets[0].conv1,  # type: ignore[index, union-attr]
         "second": unet.down_blocks[1].resnets[0].conv1,  # type: ignore[index, union-attr]
         "text": unet.down_blocks[1].attentions[0].proj_in,  # type: ignore[index, union-attr]
     }
+
     for name, layer in watched.items():
-        layer.register_forward_pre_hook(lambda _, args, name=name: rows.update({name: len(args[0])}))  # type: ignore[misc]
+        layer.register_forward_pre_hook(
+            lambda _, args, name=name: rows.update({name: len(args[0])})
+        )  # type: ignore[misc]
+
     unet(*inputs(3, 6))
     assert rows == {"first": 3, "second": 3, "text": 6}
 
@@ -76,5 +88,9 @@ def test_a_guidance_embedding_goes_with_its_picture() -> None:
     share_guidance_trunk(unet)
     x, t, text = inputs(2, 4)
     weight = torch.randn(2, 16, dtype=torch.float64, generator=generator())
-    whole = unet(torch.cat([x, x]), torch.cat([t, t]), text, timestep_cond=torch.cat([weight, weight])).sample
-    torch.testing.assert_close(unet(x, t, text, timestep_cond=weight).sample, whole, rtol=1e-12, atol=1e-12)
+    whole = unet(
+        torch.cat([x, x]), torch.cat([t, t]), text, timestep_cond=torch.cat([weight, weight])
+    ).sample
+    torch.testing.assert_close(
+        unet(x, t, text, timestep_cond=weight).sample, whole, rtol=1e-12, atol=1e-12
+    )

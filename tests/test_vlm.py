@@ -1,5 +1,6 @@
-"""Asking a local model: the answers are the library's own, alone or in a batch; nothing is asked twice; and a server
-gives the same scores."""
+"""Asking a local model: the answers are the library's own, alone or in a batch; nothing is asked
+twice; and a server gives the same scores.
+"""
 
 from __future__ import annotations
 
@@ -42,23 +43,36 @@ def test_answers_are_the_librarys_own(local: vlm.Local, images: Tensor) -> None:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(zoo.path("emoji-captioner"))
-    model = AutoModelForImageTextToText.from_pretrained(zoo.path("emoji-captioner"), dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(
+        zoo.path("emoji-captioner"), dtype=torch.float32
+    ).eval()
     questions = [QUESTIONS[row % 4] for row in range(len(images))]
     expected = []
+
     for image, question in zip(images, questions, strict=True):  # one by one: nothing is padded
         picture = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
         content = [{"type": "image"}, {"type": "text", "text": question}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        text = processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
         inputs = processor(images=picture, text=text, return_tensors="pt")
         out = model.generate(**inputs, max_new_tokens=64, do_sample=False)
-        expected.append(processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+        expected.append(
+            processor.decode(
+                out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+            ).strip()
+        )
+
     assert local(images, questions) == expected
     assert len(set(expected)) >= 4, "the test could not tell answers apart"
 
 
 def test_pictures_of_another_size_are_fitted(local: vlm.Local, images: Tensor) -> None:
     large = images.repeat_interleave(3, 2).repeat_interleave(3, 3)
-    same = [a == b for a, b in zip(local(large, [CAPTION] * 8), local(images, [CAPTION] * 8), strict=True)]
+    same = [
+        a == b
+        for a, b in zip(local(large, [CAPTION] * 8), local(images, [CAPTION] * 8), strict=True)
+    ]
     assert sum(same) >= 6
 
 
@@ -77,37 +91,66 @@ class Counting:
 
     def __call__(self, images: Tensor, questions: Sequence[str]) -> list[str | None]:
         self.asked += len(questions)
-        return [None if q == "why?" else f"{q} {image.mean():.3f}" for image, q in zip(images, questions, strict=True)]
+        return [
+            None if q == "why?" else f"{q} {image.mean():.3f}"
+            for image, q in zip(images, questions, strict=True)
+        ]
 
 
 def test_nothing_is_asked_twice_but_what_failed(images: Tensor) -> None:
-    plain, remembered = Counting(), vlm.CachedVlm(counted := Counting(), room=4)
-    twice, questions = torch.cat([images[:2], images[:2]]), ["what?", "why?", "what?", "why?"]
+    plain = Counting()
+    remembered = vlm.CachedVlm(counted := Counting(), room=4)
+    twice = torch.cat([images[:2], images[:2]])
+    questions = ["what?", "why?", "what?", "why?"]
     expected = plain(twice, questions)
     assert remembered(twice, questions) == expected and counted.asked == 2
     assert remembered(twice, questions) == expected and counted.asked == 3
     assert remembered(images[:1], ["how?"]) == plain(images[:1], ["how?"]) and counted.asked == 4
     remembered(images[1:6], ["what?"] * 5)  # more than there is room for
     asked = counted.asked
-    assert remembered(images[2:6], ["what?"] * 4) == plain(images[2:6], ["what?"] * 4) and counted.asked == asked
-    assert remembered(images[:1], ["what?"]) == plain(images[:1], ["what?"]) and counted.asked == asked + 1
+    assert (
+        remembered(images[2:6], ["what?"] * 4) == plain(images[2:6], ["what?"] * 4)
+        and counted.asked == asked
+    )
+    assert (
+        remembered(images[:1], ["what?"]) == plain(images[:1], ["what?"])
+        and counted.asked == asked + 1
+    )
 
 
 def test_a_model_without_a_chat_template_that_repeats_the_question(tmp_path: Path) -> None:
-    from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipProcessor
+    from transformers import (
+        BertTokenizerFast,
+        BlipConfig,
+        BlipForConditionalGeneration,
+        BlipProcessor,
+    )
     from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
     words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", "a", "photo", "of", "cat"]
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
-    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     marks = {"bos_token_id": 1, "sep_token_id": 2, "eos_token_id": 2, "pad_token_id": 0}
     torch.manual_seed(0)
     config = BlipConfig(
-        text_config={**tower, **marks, "vocab_size": len(words), "encoder_hidden_size": 16, "projection_dim": 16},
+        text_config={
+            **tower,
+            **marks,
+            "vocab_size": len(words),
+            "encoder_hidden_size": 16,
+            "projection_dim": 16,
+        },
         vision_config={**tower, "image_size": 16, "patch_size": 8, "projection_dim": 16},
     )
     BlipForConditionalGeneration(config).save_pretrained(tmp_path)
-    BlipProcessor(BlipImageProcessorPil(size={"height": 16, "width": 16}), tokenizer).save_pretrained(tmp_path)
+    BlipProcessor(
+        BlipImageProcessorPil(size={"height": 16, "width": 16}), tokenizer
+    ).save_pretrained(tmp_path)
     answers = vlm.Local.load(str(tmp_path))(torch.rand(2, 3, 20, 20), ["a photo of", "a photo"])
     assert all(answer is None or set(answer.split()) <= set(words) for answer in answers)
     assert not any((answer or "").startswith("a photo of a photo of") for answer in answers)
@@ -116,8 +159,14 @@ def test_a_model_without_a_chat_template_that_repeats_the_question(tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"model": "zoo:emoji-clip"}, "'zoo:emoji-clip' is not a folder with an image-text-to-text model"),
-        ({"model": "no/such/folder"}, "'no/such/folder' is not a model id with an image-text-to-text model"),
+        (
+            {"model": "zoo:emoji-clip"},
+            "'zoo:emoji-clip' is not a folder with an image-text-to-text model",
+        ),
+        (
+            {"model": "no/such/folder"},
+            "'no/such/folder' is not a model id with an image-text-to-text model",
+        ),
         ({"model": "zoo:emoji-captioner", "batch": 0}, "batch = 0: at least one picture"),
         (
             {"model": "zoo:emoji-captioner", "endpoint": {"model": "x"}},
@@ -152,14 +201,22 @@ def address(example: ModuleType, local: vlm.Local) -> Iterator[str]:
         thread.join()
 
 
-def test_in_process_and_through_the_server_scores_are_the_same(address: str, images: Tensor) -> None:
+def test_in_process_and_through_the_server_scores_are_the_same(
+    address: str, images: Tensor
+) -> None:
     assert isinstance(vlm.load(address), Endpoint)
+
     for use, prompts, more in (
-        ("caption", [Prompt("a cat and a guitar"), Prompt("two dogs")] * 4, {"encoder": "zoo:emoji-clip"}),
+        (
+            "caption",
+            [Prompt("a cat and a guitar"), Prompt("two dogs")] * 4,
+            {"encoder": "zoo:emoji-clip"},
+        ),
         ("question", [Prompt("two cats"), Prompt("one bee")] * 4, {}),
     ):
         here, there = (
-            catalog.build("reward", {"use": use, "model": model, **more}) for model in ("zoo:emoji-captioner", address)
+            catalog.build("reward", {"use": use, "model": model, **more})
+            for model in ("zoo:emoji-captioner", address)
         )
         values = here(images, prompts)
         torch.testing.assert_close(there(images, prompts), values, rtol=0, atol=0)
@@ -171,10 +228,15 @@ def test_in_process_and_through_the_server_scores_are_the_same(address: str, ima
     [
         ("/v1/models", b"{}"),
         ("/v1/chat/completions", b"not JSON"),
-        ("/v1/chat/completions", json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode()),
+        (
+            "/v1/chat/completions",
+            json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode(),
+        ),
     ],
 )
-def test_the_server_refuses_what_it_does_not_understand(address: str, path: str, body: bytes) -> None:
+def test_the_server_refuses_what_it_does_not_understand(
+    address: str, path: str, body: bytes
+) -> None:
     with pytest.raises(HTTPError) as caught:
         urlopen(Request(address + path, body), timeout=10)
     with caught.value:

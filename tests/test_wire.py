@@ -1,4 +1,6 @@
-"""JSON over HTTP against a real local server: what is tried again, what is final, what a failure says."""
+"""JSON over HTTP against a real local server: what is tried again, what is final, what a failure
+says.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,15 @@ def test_a_passing_trouble_is_tried_again(server: LocalServer, status: int) -> N
 
 @pytest.mark.parametrize("status", [302, 400, 401, 404, 422])
 def test_a_refusal_is_final(server: LocalServer, status: int) -> None:
-    server.answer = lambda body: (status, b"not\n like this", {"Location": server.url + "/elsewhere"})
+    server.answer = lambda body: (
+        status,
+        b"not\n like this",
+        {"Location": server.url + "/elsewhere"},
+    )
+
     with pytest.raises(NoAnswer, match=f"{server.url} answered {status} .*: not like this"):
         Wire(server.url, backoff=0.01).post({})
+
     assert len(server.asked) == 1
 
 
@@ -81,12 +89,15 @@ def test_silence_is_tried_again_and_told(server: LocalServer) -> None:
     server.answer = slow_once
     assert Wire(server.url, timeout=0.1, backoff=0.01).post({}) == "awake"
     server.asked.clear()
+
     with pytest.raises(NoAnswer, match=r"did not answer within 0.1 s; .* Raise timeout"):
         Wire(server.url, timeout=0.1, retries=0).post({})
 
 
 def test_nobody_there(closed_port: str) -> None:
-    with pytest.raises(NoAnswer, match=rf"{closed_port} cannot be reached \(.*refused\); start the server"):
+    with pytest.raises(
+        NoAnswer, match=rf"{closed_port} cannot be reached \(.*refused\); start the server"
+    ):
         Wire(closed_port, retries=1, backoff=0.01).post({})
 
 
@@ -107,13 +118,22 @@ def test_many_are_asked_at_once_and_keep_their_order(server: LocalServer) -> Non
     server.answer = answer
     wire = Wire(server.url, workers=4)
     results = wire.each(lambda n: wire.post({"n": n}), range(8))
-    assert [result for result in results if not isinstance(result, NoAnswer)] == [0, 1, 3, 4, 5, 6, 7]
+    assert [result for result in results if not isinstance(result, NoAnswer)] == [
+        0,
+        1,
+        3,
+        4,
+        5,
+        6,
+        7,
+    ]
     assert isinstance(results[2], NoAnswer) and "no two" in str(results[2])
     assert wire.each(wire.post, []) == []
 
 
 def test_a_server_that_is_down_is_not_asked_for_every_item(closed_port: str) -> None:
-    wire, tried = Wire(closed_port, retries=0, workers=2), []
+    wire = Wire(closed_port, retries=0, workers=2)
+    tried = []
 
     def ask(n: int) -> Any:
         tried.append(n)
@@ -135,7 +155,15 @@ def test_one_silence_does_not_silence_the_rest(server: LocalServer) -> None:
         return wire.post({"n": n})
 
     results = wire.each(ask, range(7))
-    assert [type(result) for result in results] == [NoAnswer, int, NoAnswer, NoAnswer, NoAnswer, int, int]
+    assert [type(result) for result in results] == [
+        NoAnswer,
+        int,
+        NoAnswer,
+        NoAnswer,
+        NoAnswer,
+        int,
+        int,
+    ]
 
 
 def test_another_error_ends_everything_at_once(server: LocalServer) -> None:
@@ -152,30 +180,41 @@ def test_another_error_ends_everything_at_once(server: LocalServer) -> None:
     started = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
         wire.each(ask, range(50))
+
     assert time.perf_counter() - started < 5, "nobody is waited for"
     for thread in threading.enumerate():
         if thread.name == "wire":
             assert thread.daemon, "nor at the end of the program"
             thread.join(5)
             assert not thread.is_alive()
+
     assert len(server.asked) < 5, "of 50"
     server.answer = scripted((503, b"", {"Retry-After": "0.1"}), (200, "again"))
     assert wire.each(lambda n: wire.post({}), [0]) == ["again"]
 
 
-def test_a_token_is_sent_and_never_shown(server: LocalServer, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_sent_and_never_shown(
+    server: LocalServer, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login someone password else\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
     server.answer = lambda body: (401, b"the key secret-1 is wrong")
     wire = Wire(server.url, token="secret-1")
+
     with pytest.raises(NoAnswer) as caught:
         wire.post({})
+
     assert server.headers[0]["Authorization"] == "Bearer secret-1"
-    assert "the key *** is wrong" in str(caught.value) and "secret-1" not in f"{caught.value!r} {wire!r}"
+    assert (
+        "the key *** is wrong" in str(caught.value)
+        and "secret-1" not in f"{caught.value!r} {wire!r}"
+    )
+
     with pytest.raises(ValueError, match="the API key contains spaces") as refused:
         Wire(server.url, token="secret-1\nX: y")
+
     assert "secret-1" not in str(refused.value)
 
 
@@ -192,7 +231,8 @@ def test_urls_and_numbers_are_checked() -> None:
 def test_a_png_is_exact_and_a_jpeg_is_not() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
     png, jpeg = (
-        Image.open(io.BytesIO(base64.b64decode(encode(pixels, kind, 80), validate=True))) for kind in ("png", "jpeg")
+        Image.open(io.BytesIO(base64.b64decode(encode(pixels, kind, 80), validate=True)))
+        for kind in ("png", "jpeg")
     )
     assert (png.format, jpeg.format, png.size) == ("PNG", "JPEG", (40, 24))
     assert np.array_equal(np.asarray(png), pixels) and not np.array_equal(np.asarray(jpeg), pixels)

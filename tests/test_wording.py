@@ -1,4 +1,6 @@
-"""The expander in the loop: what it learns from pictures, resume, what a run keeps and shows, and what it refuses."""
+"""The expander in the loop: what it learns from pictures, resume, what a run keeps and shows, and
+what it refuses.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +62,7 @@ batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 8, train_batch = 1
 evaluation = {{ images_per_prompt = 1 }}
 run = {{ sample_every = 2, sample_prompts = 2 }}
 """)
+
     return path
 
 
@@ -68,36 +71,62 @@ def load(recipe: Path, *overrides: str) -> Config:
 
 
 def log(out: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in one.items() if key not in TIMING} for one in Run(out).records()]
+    return [
+        {key: value for key, value in one.items() if key not in TIMING}
+        for one in Run(out).records()
+    ]
 
 
 def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path) -> None:
-    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    whole = tmp_path / "whole"
+    parted = tmp_path / "parted"
     train(load(recipe), whole)
+
     for asked in (4, 4):  # in the middle of two iterations
         answers = chain([False] * asked, repeat(True))
         train(load(recipe), parted, resume=Run(parted).exists(), stop=partial(next, answers))
+
     assert 0 < len(log(parted)) < 3
     train(load(recipe), parted, resume=True)
     assert log(parted) == log(whole)
-    for place in ("evaluation.json", "samples/000003.png", "checkpoints/000003/tensors.safetensors"):
+
+    for place in (
+        "evaluation.json",
+        "samples/000003.png",
+        "checkpoints/000003/tensors.safetensors",
+    ):
         assert (parted / place).read_bytes() == (whole / place).read_bytes(), place
-    records, tensors = log(whole), load_file(whole / "checkpoints/000003/tensors.safetensors")
-    assert {name.partition(".")[0] for name in tensors} == {"weights", "optimizer", "expander", "wordsmith"}
+
+    records = log(whole)
+    tensors = load_file(whole / "checkpoints/000003/tensors.safetensors")
+    assert {name.partition(".")[0] for name in tensors} == {
+        "weights",
+        "optimizer",
+        "expander",
+        "wordsmith",
+    }
     assert all(record["expander_ratio_deviation"] < 1e-4 for record in records)
     assert records[0]["expander_kl"] < 1e-6 < records[2]["expander_kl"]
-    assert all(after.startswith(before) for record in records for before, after in record["expansions"])
+    assert all(
+        after.startswith(before) for record in records for before, after in record["expansions"]
+    )
     learned = json.loads((whole / "adapter/expander/adapter_config.json").read_text())
-    assert learned["peft_type"] == "LORA" and learned["base_model_name_or_path"] == f"{tmp_path}/language"
+    assert (
+        learned["peft_type"] == "LORA"
+        and learned["base_model_name_or_path"] == f"{tmp_path}/language"
+    )
     assert records[0]["expansions"][0][1] in page(Run(whole)), "the report shows them"
     # what was learned is drawn with
     policy, sampler = open_source(str(whole), steps=2)
-    expander, before = open_expander(str(whole), policy), open_expander(str(whole), policy, before=True)
+    expander = open_expander(str(whole), policy)
+    before = open_expander(str(whole), policy, before=True)
     assert expander is not None and before is not None
     drawn = before.draw([Prompt("a cat")] * 8, chance())
     assert (expander.replay(drawn, torch.arange(8)).logp - drawn.logp).abs().max() > 1e-3
     plain, worded = (draw(policy, sampler, ["a cat"], 2, 0, one) for one in (None, expander))
-    assert not torch.equal(plain, worded) and torch.equal(worded, draw(policy, sampler, ["a cat"], 2, 0, expander))
+    assert not torch.equal(plain, worded) and torch.equal(
+        worded, draw(policy, sampler, ["a cat"], 2, 0, expander)
+    )
 
 
 def test_each_text_of_a_grid_has_words_by_a_chance_of_its_own(tiny_pipeline: Path) -> None:
@@ -112,15 +141,20 @@ def test_each_text_of_a_grid_has_words_by_a_chance_of_its_own(tiny_pipeline: Pat
     draw(policy, sampler, ["a cat", "a dog", "a cat"], 1, 0, Heard())  # type: ignore[arg-type]
     first, second, again = seeds
     assert first == again != second
+
     with pytest.raises(ValueError, match="--original needs words"):
         sample(str(tiny_pipeline), ["a cat"], original=0.5)
 
 
-def test_only_the_expander_learns_and_rewards_judge_what_was_asked(recipe: Path, tmp_path: Path) -> None:
+def test_only_the_expander_learns_and_rewards_judge_what_was_asked(
+    recipe: Path, tmp_path: Path
+) -> None:
     run = Run(train(load(recipe, "model.train=none", "iterations=1"), tmp_path / "run"))
     (record,) = run.records()
     assert record["expander_grad_norm"] > 0 and "grad_norm" not in record
-    names = {name.partition(".")[0] for name in load_file(run.checkpoints / "000001/tensors.safetensors")}
+    names = {
+        name.partition(".")[0] for name in load_file(run.checkpoints / "000001/tensors.safetensors")
+    }
     assert names == {"expander", "wordsmith"}
     assert [path.name for path in run.adapter.iterdir()] == ["expander"]
     from burnish.catalog import resolve
@@ -160,10 +194,15 @@ def test_what_pleases_becomes_likelier_and_without_an_advantage_nothing_moves() 
     settings.optimizer = SimpleNamespace(max_grad_norm=1.0)
     optimizer = torch.optim.AdamW(expander.trainable, lr=3e-3)
     job: Any = SimpleNamespace(
-        parts=SimpleNamespace(expander=expander), wordsmith=optimizer, world=World(), config=settings
+        parts=SimpleNamespace(expander=expander),
+        wordsmith=optimizer,
+        world=World(),
+        config=settings,
     )
-    prompts, group = [Prompt("a cat")] * 16 + [Prompt("an ox")] * 16, torch.arange(2).repeat_interleave(16)
+    prompts = [Prompt("a cat")] * 16 + [Prompt("an ox")] * 16
+    group = torch.arange(2).repeat_interleave(16)
     shares = []
+
     for iteration in range(25):
         drawn = expander.draw(prompts, chance(iteration))
         adv = torch.tensor([float("red" in prompt.text) for prompt in drawn.prompts])
@@ -174,6 +213,7 @@ def test_what_pleases_becomes_likelier_and_without_an_advantage_nothing_moves() 
             torch.equal(before[n], p) for n, p in expander.state().items()
         )
         teach(job, drawn, adv, torch.ones(32).bool(), group)
+
     assert sum(shares[-5:]) > sum(shares[:5]) + 1
 
 
@@ -183,7 +223,10 @@ def test_what_pleases_becomes_likelier_and_without_an_advantage_nothing_moves() 
         (["expander.expansions=3"], "3 texts cannot share the 4 images of a prompt evenly"),
         (["expander.expansions=1"], "expander.expansions = 1 leaves no other text"),
         (["expander.train=none", "model.train=none"], 'model.train = "none", so nothing learns'),
-        (["expander.train=none", "expander.start=x.jsonl"], "expander.start wants an expander that learns"),
+        (
+            ["expander.train=none", "expander.start=x.jsonl"],
+            "expander.start wants an expander that learns",
+        ),
         (["expander.temperature=0.0"], "expander.temperature = 0.0; it must be more than 0"),
         (["expander.instruction=more"], "it must be a text with {prompt} in it"),
         (["rewards.0.of=text"], 'rewards.0.of = \'text\'; it must be "original" or "prompt"'),

@@ -20,10 +20,14 @@ from burnish.world import World, flat
 
 
 def test_alone_everything_is_the_identity() -> None:
-    world, rows = World.start(), torch.rand(3, 2)
+    world = World.start()
+    rows = torch.rand(3, 2)
     assert world == World() and world.main and world.device("auto") == "auto"
     assert (
-        world.gather(rows) is rows and world.gather_list([1, 2]) == [1, 2] and world.any(True) and not world.any(False)
+        world.gather(rows) is rows
+        and world.gather_list([1, 2]) == [1, 2]
+        and world.any(True)
+        and not world.any(False)
     )
     world.average_gradients([])
     world.log({"iteration": 1})
@@ -45,11 +49,16 @@ use = "compressibility"
 
 @pytest.mark.parametrize(
     ("rewards", "kind"),
-    [("advantage = { use = 'batch' }\nrewards = [ { use = 'HERE/reward.py:bright' } ]", ""), (MANY, "tokens")],
+    [
+        ("advantage = { use = 'batch' }\nrewards = [ { use = 'HERE/reward.py:bright' } ]", ""),
+        (MANY, "tokens"),
+    ],
     ids=["one reward", "many rewards"],
 )
 def test_two_processes(tiny_pipeline: Path, tmp_path: Path, rewards: str, kind: str) -> None:
-    (tmp_path / "reward.py").write_text("def bright(images, prompts):\n    return images.mean((1, 2, 3))\n")
+    (tmp_path / "reward.py").write_text(
+        "def bright(images, prompts):\n    return images.mean((1, 2, 3))\n"
+    )
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(f"""
 iterations = 1
@@ -74,16 +83,21 @@ def average(self, parameters):
 world.World.average_gradients = average
 train(config.load({str(recipe)!r}), {str(tmp_path / "two")!r})
 """)
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
+
     joined = {
         **os.environ,
         "PYTHONPATH": str(Path(burnish.__file__).parent.parent),  # also where it is not installed
         **{"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
     }
     ranks = [{**joined, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
-    processes = [subprocess.Popen([sys.executable, code], env=env, stderr=subprocess.PIPE) for env in ranks]
+    processes = [
+        subprocess.Popen([sys.executable, code], env=env, stderr=subprocess.PIPE) for env in ranks
+    ]
+
     try:
         for process in processes:
             _, errors = process.communicate(timeout=300)
@@ -92,9 +106,13 @@ train(config.load({str(recipe)!r}), {str(tmp_path / "two")!r})
         for process in processes:
             process.kill()
             process.communicate()
+
     gradients = [(tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1)]
-    assert gradients[0] == gradients[1] and float(gradients[0]) > 0, "both step along the mean gradient"
-    two, one = Run(tmp_path / "two"), Run(train(configuration.load(recipe), tmp_path / "one"))
+    assert gradients[0] == gradients[1] and float(gradients[0]) > 0, (
+        "both step along the mean gradient"
+    )
+    two = Run(tmp_path / "two")
+    one = Run(train(configuration.load(recipe), tmp_path / "one"))
     assert two.records()[0]["images"] == one.records()[0]["images"] == (8 if kind else 4)
     assert load_evaluation(two.measured(0)) == load_evaluation(one.measured(0)), (
         "evaluation is shared out, and put together in order"

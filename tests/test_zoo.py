@@ -1,5 +1,6 @@
-"""The embedded models: stock libraries load them, they are small, they draw what is asked; and the scenes they learned
-from."""
+"""The embedded models: stock libraries load them, they are small, they draw what is asked; and the
+scenes they learned from.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +39,15 @@ def test_scenes_are_seeded_and_say_what_they_show() -> None:
     again, same = Scenes(3).draw(64)
     assert torch.equal(images, again) and shown == same
     assert images.shape == (64, 64, 64, 3) and images.dtype == torch.uint8
+
     for scene in shown:
         asked = judge.parse(scene.caption)
         assert asked is not None
-        assert (asked.nouns, asked.count, asked.colour or "white") == (scene.nouns, scene.count, scene.colour)
+        assert (asked.nouns, asked.count, asked.colour or "white") == (
+            scene.nouns,
+            scene.count,
+            scene.colour,
+        )
 
 
 def test_backgrounds_are_exact() -> None:
@@ -71,13 +77,17 @@ def test_the_judge_knows_clean_scenes_and_is_not_easily_pleased() -> None:
 def test_stock_libraries_load_them() -> None:
     pipe = StableDiffusionPipeline.from_pretrained(zoo.path("emoji-sd"), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    image = pipe("a cat", num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)).images
+    image = pipe(
+        "a cat", num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)
+    ).images
     assert image.shape == (1, 3, 64, 64)
     clip = CLIPModel.from_pretrained(zoo.path("emoji-clip"), dtype=torch.float32)
     processor = CLIPProcessor.from_pretrained(zoo.path("emoji-clip"))
     images, shown = Scenes(5).draw(8, "single")
     texts = [s.caption for s in shown]
-    inputs = processor(text=texts, images=list(images.numpy()), return_tensors="pt", padding="max_length")
+    inputs = processor(
+        text=texts, images=list(images.numpy()), return_tensors="pt", padding="max_length"
+    )
     assert clip(**inputs).logits_per_image.shape == (8, 8)
 
 
@@ -90,9 +100,12 @@ def test_the_generator_reads_the_clip_text_tower() -> None:
 
 def test_small(policy: Policy) -> None:
     assert zoo.weights_mb() <= 55
-    text, counter = policy.encode([Prompt("a cat")])["text"], FlopCounterMode(display=False)
+    text = policy.encode([Prompt("a cat")])["text"]
+    counter = FlopCounterMode(display=False)
+
     with counter, torch.no_grad():
         policy.pipe.unet(torch.zeros(1, 4, 16, 16), torch.tensor([1]), text)
+
     assert 0.5e9 < counter.get_total_flops() <= 0.7e9
 
 
@@ -103,13 +116,20 @@ def test_the_check_measures_what_it_says(policy: Policy) -> None:
 
 
 def test_the_captioner_sees_what_there_is() -> None:
-    right = check.captioner(Scenes(79), 64)  # floors against a regression: with few scenes well under what was measured
-    assert right["caption_nouns"] >= 0.65 and right["caption_pairs"] >= 0.2 and right["caption_counts"] >= 0.65
+    # floors against a regression: with few scenes well under what was measured
+    right = check.captioner(Scenes(79), 64)
+    assert (
+        right["caption_nouns"] >= 0.65
+        and right["caption_pairs"] >= 0.2
+        and right["caption_counts"] >= 0.65
+    )
 
 
 def test_questions_have_one_answer() -> None:
     rng = np.random.default_rng(0)
-    pair, nothing = Shown(Scene(("cat", "guitar"), colour="red", style="noto"), "two"), Shown(None)
+    pair = Shown(Scene(("cat", "guitar"), colour="red", style="noto"), "two")
+    nothing = Shown(None)
+
     for _ in range(50):
         assert about_all(pair, rng)[1] == "a cat and a guitar on a red background"
         assert about_all(nothing, rng)[1] == "nothing" and which(nothing, rng)[1] == "none"
@@ -147,7 +167,9 @@ def consistent() -> Iterator[Policy]:
 
 
 @pytest.mark.parametrize(("steps", "least"), [(4, 0.85), (2, 0.7)])
-def test_the_consistency_model_needs_a_few_calls(consistent: Policy, steps: int, least: float) -> None:
+def test_the_consistency_model_needs_a_few_calls(
+    consistent: Policy, steps: int, least: float
+) -> None:
     prompts = [Prompt(article(noun)) for noun in nouns()[::4]]
     sampler = Sampler(LCM(), steps, EmbeddedGuidance(check.WEIGHT))
     images = check.generate(consistent, sampler, prompts, torch.Generator().manual_seed(0))
@@ -162,7 +184,9 @@ def test_shared_parts_are_in_the_package_once_and_load_anywhere(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = zoo.path("zoo:emoji-lcm")
     assert folder == zoo.path("emoji-lcm") and folder.parent == tmp_path / "cache" / "burnish"
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name], "nothing half made is left"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name], (
+        "nothing half made is left"
+    )
     assert zoo.size_mb("emoji-lcm") <= 15
     pipe = LatentConsistencyModelPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -188,43 +212,62 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 def disc(hue: tuple[float, float, float], x: int = 32) -> torch.Tensor:
     """One even disc on white."""
-    rows, columns = torch.meshgrid(torch.arange(64) - 31.5, torch.arange(64) - (x - 0.5), indexing="ij")
+    rows, columns = torch.meshgrid(
+        torch.arange(64) - 31.5, torch.arange(64) - (x - 0.5), indexing="ij"
+    )
     inside = torch.hypot(rows, columns) < 14
     return torch.where(inside, torch.tensor(hue)[:, None, None], torch.ones(3, 64, 64))
 
 
 def test_taste_is_its_formula() -> None:
-    red, pink, aside, nothing = disc((1, 0, 0)), disc((1, 0.5, 0.5)), disc((1, 0, 0), 40), torch.ones(3, 64, 64)
-    noisy = torch.where(red < 1, torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) * 0.5, red)
+    red = disc((1, 0, 0))
+    pink = disc((1, 0.5, 0.5))
+    aside = disc((1, 0, 0), 40)
+    nothing = torch.ones(3, 64, 64)
+    noisy = torch.where(
+        red < 1, torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) * 0.5, red
+    )
     values = taste(torch.stack([red, pink, aside, nothing, noisy]))
-    torch.testing.assert_close(values[:3], torch.tensor([10.0, 1 + 9 * 0.75, 1 + 9 * (0.75 + 0.25 * 0.5)]))
+    torch.testing.assert_close(
+        values[:3], torch.tensor([10.0, 1 + 9 * 0.75, 1 + 9 * (0.75 + 0.25 * 0.5)])
+    )
     assert values[3] == 1 and values[4] < 8.5
 
 
 def test_the_aesthetic_head_predicts_taste_and_is_not_it(policy: Policy) -> None:
     images, shown = Scenes(91).draw(256)
     pixels = images.permute(0, 3, 1, 2).float() / 255
-    predicted = aesthetic("zoo:emoji-clip", "zoo:emoji-aesthetic")(pixels, [Prompt(s.caption) for s in shown])
+    predicted = aesthetic("zoo:emoji-clip", "zoo:emoji-aesthetic")(
+        pixels, [Prompt(s.caption) for s in shown]
+    )
     truth = taste(pixels)
     assert 0.6 < float(torch.corrcoef(torch.stack([predicted, truth]))[0, 1]) < 0.99
     assert float(truth.min()) >= 1 and float(truth.max()) <= 10
 
 
 def test_the_other_taste_is_its_formula() -> None:
-    blue, red, gray = disc((0, 0, 1)), disc((1, 0, 0)), disc((0.5, 0.5, 0.5))
+    blue = disc((0, 0, 1))
+    red = disc((1, 0, 0))
+    gray = disc((0.5, 0.5, 0.5))
     share = float((gray[0] < 1).float().mean()) / 0.5
     values = preference(torch.stack([blue, red, gray, torch.ones(3, 64, 64)]))
-    terms = [(1, 1), (0, 1), (0.5, 0.5 / 0.6)]  # coolness, contrast: 0.93 and 0.79 from white are as good as 0.6
+    # coolness, contrast: 0.93 and 0.79 from white are as good as 0.6
+    terms = [(1, 1), (0, 1), (0.5, 0.5 / 0.6)]
     expected = [1 + 9 * (0.5 * cool + 0.25 * contrast + 0.25 * share) for cool, contrast in terms]
     torch.testing.assert_close(values, torch.tensor([*expected, 1.0]))
-    assert taste(torch.stack([blue]))[0] == 10 and values[0] < 10, "fuller pictures please this one alone"
+    assert taste(torch.stack([blue]))[0] == 10 and values[0] < 10, (
+        "fuller pictures please this one alone"
+    )
 
 
 def test_the_preference_head_predicts_the_other_taste_and_not_the_first() -> None:
     images, shown = Scenes(91).draw(256)
     pixels = images.permute(0, 3, 1, 2).float() / 255
-    predicted = aesthetic("zoo:emoji-clip", "zoo:emoji-preference")(pixels, [Prompt(s.caption) for s in shown])
-    truth, first = preference(pixels), taste(pixels)
+    predicted = aesthetic("zoo:emoji-clip", "zoo:emoji-preference")(
+        pixels, [Prompt(s.caption) for s in shown]
+    )
+    truth = preference(pixels)
+    first = taste(pixels)
     own, other = torch.corrcoef(torch.stack([predicted, truth, first]))[0, 1:].tolist()
     assert 0.6 < own < 0.99 and other < 0.2
     assert float(truth.min()) >= 1 and float(truth.max()) <= 10

@@ -1,1 +1,3 @@
-"""Homes for scripts that were written for other libraries: their names and calls, on Burnish's one loop."""
+"""Homes for scripts that were written for other libraries: their names and calls, on Burnish's one
+loop.
+"""

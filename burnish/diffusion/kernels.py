@@ -1,23 +1,26 @@
 """Kernels: one move of a sampler, x_t -> x_s, as a Gaussian that can be sampled and scored.
 
-A kernel is called with (x_t, x0, level_t, level_s) and returns Gaussian(mean, std); x0 is what the network predicts, so
-the gradient reaches the network through the mean alone. Names are lower case because a configuration calls them.
+A kernel is called with (x_t, x0, level_t, level_s) and returns Gaussian(mean, std); x0 is what the
+network predicts, so the gradient reaches the network through the mean alone. Names are lower case
+because a configuration calls them.
 
 DDIM (arXiv 2010.02502, eq. 12 and 16), with x_t = alpha_t x0 + sigma_t eps and abar = alpha^2:
 
     std  = eta * sigma_s / sigma_t * sqrt(1 - abar_t / abar_s)
     mean = alpha_s x0 + sqrt(sigma_s^2 - std^2) eps,       eps = (x_t - alpha_t x0) / sigma_t
 
-LCM (arXiv 2310.04378, algorithm 3), where a consistency model gives x0 at once and the sampler noises it again:
+LCM (arXiv 2310.04378, algorithm 3), where a consistency model gives x0 at once and the sampler
+noises it again:
 
     std  = sigma_s,        mean = alpha_s x0
 
-The last move of a consistency model ends in x0 itself: it has no noise, so it is no action. (An action whose noise the
+The last move of a consistency model ends in x0 itself: it has no noise, so it is no action. (An
+action whose noise the
 image never shows would add nothing but variance: its expected policy gradient is zero.)
 
-Everything is computed in at least float32, whatever the network's precision: in half precision the last steps, whose
-std is 0.02 to 0.04, lose their log-density. Autocast leaves elementwise operations alone, so nothing has to be
-switched off.
+Everything is computed in at least float32, whatever the network's precision: in half precision the
+last steps, whose std is 0.02 to 0.04, lose their log-density. Autocast leaves elementwise
+operations alone, so nothing has to be switched off.
 """
 
 from __future__ import annotations
@@ -36,8 +39,10 @@ LEAST_STD = 1e-4
 
 @dataclass(frozen=True)
 class DDIM:
-    """The DDIM step. ``eta`` in [0, 1]: the share of DDPM's noise that each move adds; 1 is ancestral sampling, 0 adds
-    none, so that the moves have no density and only an objective on the forward process can learn."""
+    """The DDIM step. ``eta`` in [0, 1]: the share of DDPM's noise that each move adds; 1 is
+    ancestral sampling, 0 adds none, so that the moves have no density and only an objective on the
+    forward process can learn.
+    """
 
     eta: float = 1.0
 
@@ -46,7 +51,9 @@ class DDIM:
             raise ValueError(f"kernel.eta must lie between 0 and 1, not {self.eta}.")
 
     def __call__(self, x_t: Tensor, x0: Tensor, level_t: Level, level_s: Level) -> Gaussian:
-        """The move from level t to level s. ``x_t``, ``x0``: (B, *latent); levels: one a row, t noisier than s."""
+        """The move from level t to level s. ``x_t``, ``x0``: (B, *latent); levels: one a row, t
+        noisier than s.
+        """
         dtype = torch.promote_types(x_t.dtype, torch.float32)
         signal = (level_t.alpha / level_s.alpha) ** 2
         std = self.eta * level_s.sigma / level_t.sigma * (1 - signal).clamp(min=0).sqrt()
@@ -68,7 +75,9 @@ class LCM:
 
 
 def sample(gaussian: Gaussian, generator: torch.Generator) -> Tensor:
-    """One draw (B, *latent). The noise is made by the CPU ``generator``, so that it is the same on every device."""
+    """One draw (B, *latent). The noise is made by the CPU ``generator``, so that it is the same on
+    every device.
+    """
     return gaussian.mean + gaussian.std * noise_like(gaussian.mean, generator)
 
 
@@ -80,13 +89,15 @@ def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
 def log_prob(gaussian: Gaussian, x: Tensor) -> Tensor:
     """The MEAN log-density per latent dimension of ``x`` (B, *latent): (B,).
 
-    This is the one place where the mean over dimensions is taken. A latent of Stable Diffusion has D = 16384 scalars,
-    and the ratio of two densities of that many is astronomically far from 1; DDPO (arXiv 2305.13301) therefore works
-    with exp(mean log-ratio) and clips it at 1e-4, which is 1e-4 * 16384 = 1.64 nats of the true log-ratio per image
-    and move. Objectives take their clip range in those nats, so that it means the same at every latent size. ``x`` is
+    This is the one place where the mean over dimensions is taken. A latent of Stable Diffusion has
+    D = 16384 scalars, and the ratio of two densities of that many is astronomically far from 1;
+    DDPO (arXiv 2305.13301) therefore works with exp(mean log-ratio) and clips it at 1e-4, which is
+    1e-4 * 16384 = 1.64 nats of the true log-ratio per image and move. Objectives take their clip
+    range in those nats, so that it means the same at every latent size. ``x`` is
     not a path for gradients: it is an action that was taken.
     """
-    mean, std = gaussian.mean, gaussian.std
+    mean = gaussian.mean
+    std = gaussian.std
     z = (x.detach().to(mean.dtype) - mean) / std
     return (-0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi)).flatten(1).mean(1)
 

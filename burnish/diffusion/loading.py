@@ -1,4 +1,6 @@
-"""Loading: a diffusers pipeline from the zoo, a folder, a hub id or memory, whole and of a known family."""
+"""Loading: a diffusers pipeline from the zoo, a folder, a hub id or memory, whole and of a known
+family.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
 CONTROLNET_PIPELINES = {
     "StableDiffusionPipeline": "StableDiffusionControlNetPipeline",
-    "LatentConsistencyModelPipeline": "StableDiffusionControlNetPipeline",  # a ControlNet of the undistilled model fits
+    # a ControlNet of the undistilled model fits
+    "LatentConsistencyModelPipeline": "StableDiffusionControlNetPipeline",
     "StableDiffusionXLPipeline": "StableDiffusionXLControlNetPipeline",
 }
 """The pipeline that takes a ControlNet beside, of those that have none."""
@@ -34,10 +37,12 @@ def load_pipeline(
     revision: str | None = None,
     variant: str | None = None,
 ) -> Any:
-    """A diffusers pipeline from ``zoo:NAME``, a folder or a hub id, without safety checker, from safetensors only.
+    """A diffusers pipeline from ``zoo:NAME``, a folder or a hub id, without safety checker, from
+    safetensors only.
 
-    One that is in memory already is taken over as it is, but for its safety checker, the types and the device.
-    ``network_dtype`` is the precision of the network that is trained, where it differs from ``dtype``.
+    One that is in memory already is taken over as it is, but for its safety checker, the types and
+    the device. ``network_dtype`` is the precision of the network that is trained, where it differs
+    from ``dtype``.
 
     Raises:
         FileNotFoundError: there is no such model, or the folder misses a part (which is named).
@@ -45,15 +50,23 @@ def load_pipeline(
     """
     if not isinstance(model, (str, Path)):
         return _taken_over(model, dtype, network_dtype or dtype, device)
+
     source = _source(str(model))
+
     # downloads show their progress
     with _quiet() if isinstance(source, Path) else nullcontext():
         index = _index(source, revision)
         family = family_of(index.get("_class_name", "(unnamed)"))
+
         if isinstance(source, Path):
             _check_parts(source, index, variant)
+
         # black images from the checker would be rewarded for their compressibility
-        checker = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {}
+        checker = (
+            {"safety_checker": None, "requires_safety_checker": False}
+            if "safety_checker" in index
+            else {}
+        )
         from diffusers import DiffusionPipeline
 
         try:
@@ -67,6 +80,7 @@ def load_pipeline(
             )
         except Exception as error:  # a damaged file makes the libraries below raise anything
             raise ValueError(f"the model {model} cannot be loaded: {first_line(error)}") from error
+
     _check_whole(pipe, str(model))
     return pipe.to(device)
 
@@ -79,41 +93,61 @@ def resize(pipe: Any, size: int) -> None:
     """
     unit = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
     if size % unit:
-        raise ValueError(f"model.size = {size}: this model's pictures have sides of a multiple of {unit} pixels")
+        raise ValueError(
+            f"model.size = {size}: this model's pictures have sides of a multiple of {unit} pixels"
+        )
+
     pipe.unet.register_to_config(sample_size=size // pipe.vae_scale_factor)
 
 
-def attach_controlnet(pipe: Any, source: str, dtype: torch.dtype, device: torch.device | str) -> Any:
+def attach_controlnet(
+    pipe: Any, source: str, dtype: torch.dtype, device: torch.device | str
+) -> Any:
     """The pipeline with the ControlNet from ``zoo:NAME``, a folder or a hub id beside it.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the pipeline takes none, or the ControlNet cannot be read or was made for another network.
+        ValueError: the pipeline takes none, or the ControlNet cannot be read or was made for
+            another network.
     """
     import diffusers
 
     name = type(pipe).__name__
+
     if name not in CONTROLNET_PIPELINES:
-        raise ValueError(f"model.controlnet: a {name} takes none here; these do: {', '.join(CONTROLNET_PIPELINES)}")
+        raise ValueError(
+            f"model.controlnet: a {name} takes none here; these do: {', '.join(CONTROLNET_PIPELINES)}"
+        )
+
     home = _source(source)
+
     try:
         with _quiet() if isinstance(home, Path) else nullcontext():
-            controlnet = diffusers.ControlNetModel.from_pretrained(home, dtype=dtype, use_safetensors=True)
+            controlnet = diffusers.ControlNetModel.from_pretrained(
+                home, dtype=dtype, use_safetensors=True
+            )
     except Exception as error:  # a damaged file makes the libraries below raise anything
-        raise ValueError(f"model.controlnet: {source} cannot be loaded: {first_line(error)}") from error
-    theirs, ours = controlnet.config, pipe.unet.config
+        raise ValueError(
+            f"model.controlnet: {source} cannot be loaded: {first_line(error)}"
+        ) from error
+
+    theirs = controlnet.config
+    ours = pipe.unet.config
+
     for key in ("cross_attention_dim", "block_out_channels", "in_channels", "layers_per_block"):
         if theirs[key] != ours[key]:
             raise ValueError(
                 f"model.controlnet: {source} was made for another network: its {key} is {theirs[key]}, that of the "
                 f"model {ours[key]}"
             )
+
     shrinks = 2 ** (len(theirs.conditioning_embedding_out_channels) - 1)
     if shrinks != pipe.vae_scale_factor:
         raise ValueError(
             f"model.controlnet: {source} reads pictures {shrinks} times as large as its latents, but the model's "
             f"autoencoder makes them {pipe.vae_scale_factor} times as large"
         )
+
     # not by from_pipe, which would cast everything to float32
     wanted = ("force_zeros_for_empty_prompt", "requires_safety_checker")
     settings = {key: pipe.config[key] for key in wanted if key in pipe.config}
@@ -122,7 +156,9 @@ def attach_controlnet(pipe: Any, source: str, dtype: torch.dtype, device: torch.
     )
 
 
-def _taken_over(pipe: Any, dtype: torch.dtype, network_dtype: torch.dtype, device: torch.device | str) -> Any:
+def _taken_over(
+    pipe: Any, dtype: torch.dtype, network_dtype: torch.dtype, device: torch.device | str
+) -> Any:
     """A pipeline in memory, as ``load_pipeline`` would have made it."""
     trained = family_of(type(pipe).__name__).network
     if getattr(getattr(pipe, trained), "peft_config", None):
@@ -130,21 +166,29 @@ def _taken_over(pipe: Any, dtype: torch.dtype, network_dtype: torch.dtype, devic
             f"the given pipeline's {trained} has an adapter already: take it out by pipe.unload_lora_weights(), and "
             "name its folder as `adapter` to start from it"
         )
+
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None
+
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
             wanted = network_dtype if name == trained else dtype
             part.to(device)
             if getattr(part, "dtype", None) != wanted:  # or diffusers warns of a cast that is none
                 part.to(wanted)
+
     return pipe
 
 
 def _check_whole(pipe: Any, model: str) -> None:
     """diffusers only logs which weights a file lacks, and leaves them empty."""
     for name, part in pipe.components.items():
-        empty = [key for key, value in part.named_parameters() if value.is_meta] if isinstance(part, nn.Module) else []
+        empty = (
+            [key for key, value in part.named_parameters() if value.is_meta]
+            if isinstance(part, nn.Module)
+            else []
+        )
+
         if empty:
             raise ValueError(
                 f"the model {model} lacks {len(empty)} weights of its {name}, such as {empty[0]}; if it was saved with "
@@ -158,19 +202,29 @@ def _source(model: str) -> Path | str:
         from burnish import zoo
 
         return zoo.path(model)
+
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     # a hub id is NAME or OWNER/NAME; everything else can only have been meant as a folder
-    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or "\\" in model:
+    if (
+        folder.is_absolute()
+        or model.startswith((".", "~"))
+        or model.count("/") > 1
+        or "\\" in model
+    ):
         raise FileNotFoundError(f"the model folder {model} does not exist.")
+
     return model
 
 
 def _index(source: Path | str, revision: str | None) -> Mapping[str, Any]:
     """The pipeline's model_index.json."""
     if isinstance(source, Path) and not (source / "model_index.json").is_file():
-        raise FileNotFoundError(f"{source} has no model_index.json: give the folder of a whole diffusers pipeline.")
+        raise FileNotFoundError(
+            f"{source} has no model_index.json: give the folder of a whole diffusers pipeline."
+        )
+
     from diffusers import DiffusionPipeline
 
     try:
@@ -178,6 +232,7 @@ def _index(source: Path | str, revision: str | None) -> Mapping[str, Any]:
     except Exception as error:  # network, authorisation, damaged JSON: each library has its own
         place = "read" if isinstance(source, Path) else "found as a folder or on the hub"
         raise ValueError(f"the model {source} cannot be {place}: {first_line(error)}") from error
+
     return index
 
 
@@ -186,15 +241,24 @@ def _check_parts(folder: Path, index: Mapping[str, Any], variant: str | None) ->
     for part, value in index.items():
         if not (isinstance(value, (list, tuple)) and value[0]) or part == "safety_checker":
             continue
+
         home = folder / part
         if not home.is_dir():
-            raise FileNotFoundError(f"the model folder {folder} misses its part '{part}': copy the whole pipeline.")
+            raise FileNotFoundError(
+                f"the model folder {folder} misses its part '{part}': copy the whole pipeline."
+            )
+
         needed = _NEEDED.get(part, "config.json")
         if not any((home / name).is_file() for name in needed.split()):
-            raise FileNotFoundError(f"the model folder {folder} misses {needed.split()[0]} in its part '{part}'.")
+            raise FileNotFoundError(
+                f"the model folder {folder} misses {needed.split()[0]} in its part '{part}'."
+            )
+
         weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
         if part not in _NEEDED and not any(home.glob(weights)):
-            raise FileNotFoundError(f"the model folder {folder} misses the weights ({weights}) in its part '{part}'.")
+            raise FileNotFoundError(
+                f"the model folder {folder} misses the weights ({weights}) in its part '{part}'."
+            )
 
 
 _NEEDED = {
@@ -212,9 +276,15 @@ def _quiet() -> Iterator[None]:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    shown = [module for module in (diffusers_logging, transformers_logging) if module.is_progress_bar_enabled()]
+    shown = [
+        module
+        for module in (diffusers_logging, transformers_logging)
+        if module.is_progress_bar_enabled()
+    ]
+
     for module in shown:
         module.disable_progress_bar()
+
     try:
         yield
     finally:

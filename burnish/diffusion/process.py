@@ -1,10 +1,11 @@
-"""The two processes that an objective may look at, behind one question: what do the current weights say about this?
+"""The two processes that an objective may look at, behind one question: what do the current weights
+say about this?
 
     reverse    the noisy moves that were sampled; l is the log-density of a move       (DDPO, RLCM)
     forward    the finished images, noised again to any time; -l is the denoising error (RWR, AWM)
 
-A pair (image, move) names a stored move in the one, and in the other a time and a noise: others for every number of a
-"move", the same for the same one, and never stored.
+A pair (image, move) names a stored move in the one, and in the other a time and a noise: others for
+every number of a "move", the same for the same one, and never stored.
 """
 
 from __future__ import annotations
@@ -43,24 +44,38 @@ class Forward:
     trajectory: Trajectory
     latent: Tensor  # (B, *latent) the clean images, float32
     key: tuple[object, ...]
-    old: Tensor | None = None  # (B, moves) what the weights that sampled said; None: as the current ones
+    # (B, moves) what the weights that sampled said; None: as the current ones
+    old: Tensor | None = None
 
     def replay(self, images: Tensor, moves: Tensor, reference: bool = False) -> Replay:
         """What is said of the pairs (b,), (b,); every entry of the record is (b, 1)."""
         t, noise = self.draw(images, moves)
         rows = images.to(self.latent.device)
-        cond = {name: value[images.to(value.device)] for name, value in self.trajectory.cond.items()}
+        cond = {
+            name: value[images.to(value.device)] for name, value in self.trajectory.cond.items()
+        }
         said = self.sampler.renoise(self.policy, cond, self.latent[rows], t, noise, reference)
-        return said if self.old is None else replace(said, logp_old=self.old[images, moves][:, None].to(said.logp))
+
+        return (
+            said
+            if self.old is None
+            else replace(said, logp_old=self.old[images, moves][:, None].to(said.logp))
+        )
 
     def draw(self, images: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
-        """A time (b,), evenly from all that the model was trained on, and a noise (b, *latent) for each pair."""
-        count, shape = len(self.policy.schedule.alpha), self.latent.shape[1:]
-        times, noises = [], []
+        """A time (b,), evenly from all that the model was trained on, and a noise (b, *latent) for
+        each pair.
+        """
+        count = len(self.policy.schedule.alpha)
+        shape = self.latent.shape[1:]
+        times = []
+        noises = []
+
         for image, move in zip(images.tolist(), moves.tolist(), strict=True):
             stream = generator(*self.key, image, move)
             times.append(int(torch.randint(count, (), generator=stream)))
             noises.append(torch.randn(shape, generator=stream))
+
         return torch.tensor(times), torch.stack(noises)
 
     @torch.no_grad()
@@ -68,9 +83,11 @@ class Forward:
         """The same, knowing what the current weights say of all these pairs."""
         images, moves = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         old = torch.full((len(self.latent), int(moves.max()) + 1), torch.nan)
+
         with self.policy.merged():
             for rows, columns in zip(images.split(chunk), moves.split(chunk), strict=True):
                 old[rows, columns] = self.replay(rows, columns).logp[:, 0].float().cpu()
+
         return replace(self, old=old)
 
 

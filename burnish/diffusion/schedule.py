@@ -1,18 +1,22 @@
-"""The noise schedule of a diffusion model: what x_t = alpha_t * x0 + sigma_t * noise means at every training timestep.
+"""The noise schedule of a diffusion model: what x_t = alpha_t * x0 + sigma_t * noise means at every
+training timestep.
 
-Read once from a diffusers scheduler; from then on nothing is stateful and every function takes one time per image,
-which diffusers' own ``step`` cannot. With abar the cumulative product (DDPM, arXiv 2006.11239): alpha = sqrt(abar) and
-sigma = sqrt(1 - abar). Networks predict one of three things, all turned into x0 here:
+Read once from a diffusers scheduler; from then on nothing is stateful and every function takes one
+time per image, which diffusers' own ``step`` cannot. With abar the cumulative product (DDPM, arXiv
+2006.11239): alpha = sqrt(abar) and sigma = sqrt(1 - abar). Networks predict one of three things,
+all turned into x0 here:
 
     epsilon        x0 = (x_t - sigma * eps) / alpha
     v_prediction   x0 = alpha * x_t - sigma * v          (arXiv 2202.00512)
     sample         x0 itself
 
-A consistency model (arXiv 2303.01469), told by its ``LCMScheduler``, has in place of x0 the consistency function
+A consistency model (arXiv 2303.01469), told by its ``LCMScheduler``, has in place of x0 the
+consistency function
 
     f = c_out * x0 + c_skip * x_t,    c_skip = s^2 / ((k t)^2 + s^2),  c_out = k t / sqrt((k t)^2 + s^2)
 
-with s = 0.5 and k the scheduler's ``timestep_scaling``; after its last call comes f itself, without noise.
+with s = 0.5 and k the scheduler's ``timestep_scaling``; after its last call comes f itself, without
+noise.
 """
 
 from __future__ import annotations
@@ -26,7 +30,9 @@ from torch import Tensor
 from burnish.types import Level
 
 FINAL = -1
-"""The time after the last step: the data itself, or the least noisy level of the model (``set_alpha_to_one``)."""
+"""The time after the last step: the data itself, or the least noisy level of the model
+(``set_alpha_to_one``).
+"""
 
 SIGMA_DATA = 0.5
 """s above; a constant of diffusers' ``LCMScheduler``."""
@@ -36,23 +42,27 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 @dataclass(frozen=True)
 class Schedule:
-    """The tables of a variance-preserving diffusion model. Kept in float64, where 1 - abar_t/abar_s loses no digits."""
+    """The tables of a variance-preserving diffusion model. Kept in float64, where 1 - abar_t/abar_s
+    loses no digits.
+    """
 
     alpha: Tensor  # (N,) by training timestep, float64, CPU
     sigma: Tensor  # (N,) by training timestep, float64, CPU
     alpha_final: float  # at time FINAL
     sigma_final: float
     prediction: str  # one of PREDICTIONS
-    config: Any = field(repr=False, compare=False)  # the diffusers configuration the sampling grid is made from
+    # the diffusers configuration the sampling grid is made from
+    config: Any = field(repr=False, compare=False)
     consistency: bool = False  # whether the network is asked for the consistency function f
 
     @classmethod
     def of(cls, scheduler: Any) -> Schedule:
-        """The schedule of any diffusers scheduler that DDIM can stand in for (it is rebuilt with the same
-        configuration).
+        """The schedule of any diffusers scheduler that DDIM can stand in for (it is rebuilt with
+        the same configuration).
 
         Raises:
-            ValueError: the scheduler belongs to another kind of model, or its prediction cannot give x0.
+            ValueError: the scheduler belongs to another kind of model, or its prediction cannot
+                give x0.
         """
         from diffusers import DDIMScheduler, LCMScheduler
 
@@ -61,17 +71,23 @@ class Schedule:
                 f"the scheduler {type(scheduler).__name__} has no alphas_cumprod: only diffusion models (epsilon, "
                 "v or sample prediction) can be sampled here."
             )
+
         consistency = isinstance(scheduler, LCMScheduler)
         same = (LCMScheduler if consistency else DDIMScheduler).from_config(scheduler.config)
-        abar, abar_final = same.alphas_cumprod.double(), 1.0 if consistency else float(same.final_alpha_cumprod)
+        abar = same.alphas_cumprod.double()
+        abar_final = 1.0 if consistency else float(same.final_alpha_cumprod)
         prediction = same.config.prediction_type
+
         if prediction not in PREDICTIONS:
-            raise ValueError(f"the scheduler's prediction_type {prediction!r} is not one of {', '.join(PREDICTIONS)}.")
+            raise ValueError(
+                f"the scheduler's prediction_type {prediction!r} is not one of {', '.join(PREDICTIONS)}."
+            )
         if prediction == "epsilon" and bool((abar <= 0).any()):
             raise ValueError(
                 "a schedule with rescale_betas_zero_snr cannot be used with prediction_type 'epsilon', because x0 "
                 "cannot be recovered from pure noise: use a v_prediction model."
             )
+
         return cls(
             alpha=abar.sqrt(),
             sigma=(1 - abar).sqrt(),
@@ -85,38 +101,48 @@ class Schedule:
     def times(self, steps: int) -> Tensor:
         """The grid of a sampler with ``steps`` network calls: (steps + 1,) int64, noisiest first.
 
-        The first ``steps`` are exactly diffusers' DDIM timesteps. Each is followed by the next one of the list, not by
-        ``t - N // steps``, which misses the grid for linspace and trailing spacing. After the last one comes
-        what diffusers takes there, ``t - N // steps``, or FINAL where that is negative. Of a consistency model: the
-        timesteps of diffusers' LCMScheduler, and FINAL.
+        The first ``steps`` are exactly diffusers' DDIM timesteps. Each is followed by the next one
+        of the list, not by ``t - N // steps``, which misses the grid for linspace and trailing
+        spacing. After the last one comes what diffusers takes there, ``t - N // steps``, or FINAL
+        where that is negative. Of a consistency model: the timesteps of diffusers' LCMScheduler,
+        and FINAL.
         """
         from diffusers import DDIMScheduler
 
         if self.consistency:
             return self._consistency_times(steps)
+
         count = len(self.alpha)
         if not 1 <= steps <= count:
-            raise ValueError(f"sampler.steps must be between 1 and {count}, the training timesteps, not {steps}.")
+            raise ValueError(
+                f"sampler.steps must be between 1 and {count}, the training timesteps, not {steps}."
+            )
+
         ddim = DDIMScheduler.from_config(self.config)
         ddim.set_timesteps(steps)
         grid = ddim.timesteps.cpu()
+
         if int(grid.max()) >= count:
             raise ValueError(
                 f"sampler.steps = {steps} asks for timestep {int(grid.max())}, beyond the model's last, {count - 1}: "
                 "use fewer steps."
             )
+
         last = max(int(grid[-1]) - count // steps, FINAL)
         return torch.cat([grid, grid.new_tensor([last])])
 
     def _consistency_times(self, steps: int) -> Tensor:
         from diffusers import LCMScheduler
 
-        lcm, most = LCMScheduler.from_config(self.config), self.config.original_inference_steps
+        lcm = LCMScheduler.from_config(self.config)
+        most = self.config.original_inference_steps
+
         if not 1 <= steps <= most:
             raise ValueError(
                 f"sampler.steps must be between 1 and {most}, the steps this consistency model was distilled from, "
                 f"not {steps}."
             )
+
         lcm.set_timesteps(steps)
         return torch.cat([lcm.timesteps.cpu(), torch.tensor([FINAL])])
 
@@ -128,27 +154,37 @@ class Schedule:
         sigma = torch.where(t < 0, self.sigma_final, self.sigma[inside])
         # mps is the one device without float64
         dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
-        alpha, sigma = (table.view(-1, 1, 1, 1).to(dtype).to(device, non_blocking=True) for table in (alpha, sigma))
+        alpha, sigma = (
+            table.view(-1, 1, 1, 1).to(dtype).to(device, non_blocking=True)
+            for table in (alpha, sigma)
+        )
+
         return Level(alpha, sigma)
 
     def error_scale(self, level: Level) -> Tensor:
-        """What an error of x0 is times this is the error of the network's own output: the loss it was trained with.
+        """What an error of x0 is times this is the error of the network's own output: the loss it
+        was trained with.
 
         With x_t fixed, eps = (x_t - alpha x0) / sigma and v = (alpha x_t - x0) / sigma.
         """
         if self.prediction == "epsilon":
             return level.alpha / level.sigma
-        return 1 / level.sigma if self.prediction == "v_prediction" else torch.ones_like(level.sigma)
+        return (
+            1 / level.sigma if self.prediction == "v_prediction" else torch.ones_like(level.sigma)
+        )
 
     def x0(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
-        """The clean latent that a network's output ``out`` stands for at ``x`` and times ``t`` (B,); at least float32.
+        """The clean latent that a network's output ``out`` stands for at ``x`` and times ``t``
+        (B,); at least float32.
 
         Never clipped: latents have no fixed range.
         """
         dtype = torch.promote_types(x.dtype, torch.float32)
         x0 = self._denoised(x.to(dtype), t, out.to(dtype))
+
         if not self.consistency:
             return x0
+
         time = t.to(x.device).view(-1, 1, 1, 1).to(dtype) * self.config.timestep_scaling
         square = time**2 + SIGMA_DATA**2
         return time / square.sqrt() * x0 + SIGMA_DATA**2 / square * x.to(dtype)
@@ -156,9 +192,13 @@ class Schedule:
     def _denoised(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
         if self.prediction == "sample":
             return out
+
         dtype = x.dtype
         level = self.level(t, x.device)
-        alpha, sigma = level.alpha.to(dtype), level.sigma.to(dtype)
+        alpha = level.alpha.to(dtype)
+        sigma = level.sigma.to(dtype)
+
         if self.prediction == "epsilon":
             return (x - sigma * out) / alpha
+
         return alpha * x - sigma * out

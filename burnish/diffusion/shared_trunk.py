@@ -1,9 +1,11 @@
-"""The trunk: what a network computes before it is told anything, once for all that one picture is asked about.
+"""The trunk: what a network computes before it is told anything, once for all that one picture is
+asked about.
 
-Guidance asks for one and the same picture with and without its prompt. Up to the first cross-attention the answers are
-the same, so a network of diffusers may here be given k times as many rows of text as of pictures and times: the
-pictures' rows are repeated as late as its layers allow. The arithmetic is that of repeated rows, bit for bit or up to
-the rounding of another batch size.
+Guidance asks for one and the same picture with and without its prompt. Up to the first
+cross-attention the answers are
+the same, so a network of diffusers may here be given k times as many rows of text as of pictures
+and times: the pictures' rows are repeated as late as its layers allow. The arithmetic is that of
+repeated rows, bit for bit or up to the rounding of another batch size.
 """
 
 from __future__ import annotations
@@ -18,16 +20,20 @@ CONDITIONED_LAYERS = ("ResnetBlock2D", "Transformer2DModel")
 
 
 def share_guidance_trunk(network: nn.Module) -> None:
-    """From now on ``network`` takes pictures (B, ...) and times (B,) with texts (k * B, ...), as if repeated k times.
+    """From now on ``network`` takes pictures (B, ...) and times (B,) with texts (k * B, ...), as if
+    repeated k times.
 
     Networks without such layers (and calls with as many pictures as texts) stay what they are.
     """
     joints = [module for module in network.modules() if type(module).__name__ in CONDITIONED_LAYERS]
-    for module in [*joints, *getattr(network, "up_blocks", ())]:  # these also meet what was kept on the way down
+    # these also meet what was kept on the way down
+    for module in [*joints, *getattr(network, "up_blocks", ())]:
         module.register_forward_pre_hook(_repeat, with_kwargs=True)
 
 
-def _repeat(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _repeat(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Brings all tensors of a layer's input to the most rows that one of them has."""
     rows = max(len(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
 
@@ -35,7 +41,9 @@ def _repeat(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         if isinstance(value, tuple):
             return tuple(map(repeated, value))
         if isinstance(value, Tensor) and 0 < len(value) < rows:
-            return torch.cat([value] * (rows // len(value)))  # keeps channels last, which Tensor.repeat does not
+            # keeps channels last, which Tensor.repeat does not
+            return torch.cat([value] * (rows // len(value)))
+
         return value
 
     return tuple(map(repeated, args)), {name: repeated(value) for name, value in kwargs.items()}

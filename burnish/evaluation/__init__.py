@@ -1,1 +1,3 @@
-"""Is the model better? Paired evaluations, held-out measures, and the guard against over-optimisation."""
+"""Is the model better? Paired evaluations, held-out measures, and the guard against
+over-optimisation.
+"""

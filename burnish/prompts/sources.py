@@ -1,9 +1,9 @@
 """Prompt sources: each returns the list of prompts that an iteration draws from.
 
-The sets of DDPO (arXiv 2305.13301): 45 common animals, the 398 animals of ImageNet-1k, 45 animals x 3 activities. Then
-its counts of animals, the nouns of the embedded models, a list, a text file, a JSONL file, and a template with all
-combinations of its fields.
-``{noun}`` in a text is replaced; ``a {noun}`` also gets the right article (``an ant``, ``a unicorn``).
+The sets of DDPO (arXiv 2305.13301): 45 common animals, the 398 animals of ImageNet-1k, 45 animals x
+3 activities. Then its counts of animals, the nouns of the embedded models, a list, a text file, a
+JSONL file, and a template with all combinations of its fields. ``{noun}`` in a text is replaced;
+``a {noun}`` also gets the right article (``an ant``, ``a unicorn``).
 """
 
 from __future__ import annotations
@@ -31,16 +31,21 @@ PLURALS: Mapping[str, str] = {  # that no rule gives
     "man": "men", "woman": "women", "child": "children", "tooth": "teeth", "foot": "feet", "ox": "oxen",
     "cactus": "cacti", "cookie": "cookies",
 }  # fmt: skip
-LONGEST_LINE = 2000  # characters: a text encoder reads 77 tokens, so a longer line is a mistake, not a prompt
+# characters: a text encoder reads 77 tokens, so a longer line is a mistake, not a prompt
+LONGEST_LINE = 2000
 
 
 def animals(text: str = "{noun}") -> list[Prompt]:
-    """DDPO's 45 common animals; the bare noun, as in the paper's code, unless `text` says otherwise."""
+    """DDPO's 45 common animals; the bare noun, as in the paper's code, unless `text` says
+    otherwise.
+    """
     return template(text, noun=list(ANIMALS))
 
 
 def imagenet_animals(text: str = "{noun}") -> list[Prompt]:
-    """The 398 animals of ImageNet-1k (classes 0 to 397); the prompt is the whole line of synonyms, as in the paper."""
+    """The 398 animals of ImageNet-1k (classes 0 to 397); the prompt is the whole line of synonyms,
+    as in the paper.
+    """
     listed = (files("burnish") / "data" / "imagenet_animals.txt").read_text("utf-8")
     return template(text, noun=listed.splitlines())
 
@@ -50,31 +55,44 @@ def activities(text: str = "a {noun} {activity}") -> list[Prompt]:
     return template(text, noun=list(ANIMALS), activity=list(ACTIVITIES))
 
 
-def counting(numbers: list | None = None, nouns: Any = "animals", text: str = "{number} {nouns}") -> list[Prompt]:
-    """DDPO's counting task: "two cats", ..., "eight kangaroos", with what to ask about each for the reward `question`.
+def counting(
+    numbers: list | None = None, nouns: Any = "animals", text: str = "{number} {nouns}"
+) -> list[Prompt]:
+    """DDPO's counting task: "two cats", ..., "eight kangaroos", with what to ask about each for the
+    reward `question`.
 
-    `numbers` are words from "one" to "ten", by default two to eight; `nouns` are singular: a list, `"animals"` (the 45;
-    the paper's 22 are not published) or a text file with one a line.
+    `numbers` are words from "one" to "ten", by default two to eight; `nouns` are singular: a list,
+    `"animals"` (the 45; the paper's 22 are not published) or a text file with one a line.
 
     >>> counting(["two"], ["wolf"])[0].metadata["answers"]
     ['two', 'wolf']
     """
     numbers = list(NUMBERS[1:8]) if numbers is None else numbers
     if not numbers or not set(numbers) <= set(NUMBERS):
-        raise ValueError(f"prompts: numbers = {numbers!r} must be words from {NUMBERS[0]} to {NUMBERS[-1]}")
+        raise ValueError(
+            f"prompts: numbers = {numbers!r} must be words from {NUMBERS[0]} to {NUMBERS[-1]}"
+        )
+
     for name in ("number", "nouns"):
         if f"{{{name}}}" not in text:
             raise ValueError(f"prompts: {text!r} must contain {{{name}}}")
+
     return [
-        Prompt(text.replace("{number}", number).replace("{nouns}", plural(noun)), _count(number, noun))
+        Prompt(
+            text.replace("{number}", number).replace("{nouns}", plural(noun)), _count(number, noun)
+        )
         for number, noun in product(numbers, _values("nouns", nouns))
     ]
 
 
 def counted(text: str) -> dict[str, Any] | None:
-    """What `counting` says about a prompt such as "three wolves on a hill"; None where there is no number and noun."""
+    """What `counting` says about a prompt such as "three wolves on a hill"; None where there is no
+    number and noun.
+    """
     found = re.search(rf"\b({'|'.join(NUMBERS)}) ([a-z]+)\b", text.lower())
-    return _count(found[1], found[2] if found[1] == "one" else singular(found[2])) if found else None
+    return (
+        _count(found[1], found[2] if found[1] == "one" else singular(found[2])) if found else None
+    )
 
 
 def _count(number: str, noun: str) -> dict[str, Any]:
@@ -100,19 +118,24 @@ def singular(nouns: str) -> str:
         return f"{nouns[:-3]}y"
     if re.search(r"(x|z|ch|sh|ss|[^oa]us)es$", nouns):  # boxes, but houses and horses
         return nouns[:-2]
+
     return nouns.removesuffix("s")
 
 
 def zoo_nouns(split: str = "animals", text: str = "a {noun}") -> list[Prompt]:
-    """What the embedded models can draw: `split` is "animals" (the paper's 45), "objects" (the rest) or "all"."""
+    """What the embedded models can draw: `split` is "animals" (the paper's 45), "objects" (the
+    rest) or "all".
+    """
     vocabulary = json.loads((files("burnish") / "zoo" / "vocabulary.json").read_text("utf-8"))
     nouns = {
         "animals": vocabulary["animals"],
         "objects": vocabulary["objects"],
         "all": [*vocabulary["animals"], *vocabulary["objects"]],
     }
+
     if split not in nouns:
         raise ValueError(f"zoo_nouns: split = {split!r} is unknown; use one of {', '.join(nouns)}")
+
     return template(text, noun=nouns[split])
 
 
@@ -120,53 +143,79 @@ def listed(texts: list) -> list[Prompt]:
     """Prompts written where they are used: `texts = ["a cat", "a dog on the moon"]`."""
     if not texts:
         raise ValueError("prompts: texts is empty; give at least one prompt")
+
     for row, text in enumerate(texts, 1):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"prompts: text {row} is {text!r}; give a text that is not empty")
+
     return [Prompt(text) for text in texts]
 
 
 def lines(path: str, text: str = "{noun}") -> list[Prompt]:
-    """One prompt a line from a UTF-8 text file; empty lines are skipped. `text` may wrap each: "a photo of {noun}"."""
+    """One prompt a line from a UTF-8 text file; empty lines are skipped. `text` may wrap each: "a
+    photo of {noun}".
+    """
     return template(text, noun=[line for _, line in _rows(Path(path))])
 
 
 def jsonl(path: str, key: str = "prompt") -> list[Prompt]:
     """One JSON object a line; its `key` is the prompt and the rest becomes the prompt's metadata."""
     prompts = []
+
     for row, line in _rows(Path(path)):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, row {row}: not a JSON object ({error.msg}); write one object a line") from error
-        if not isinstance(entry, dict) or not isinstance(entry.get(key), str) or not entry[key].strip():
-            raise ValueError(f'{path}, row {row}: no text under "{key}"; write {{"{key}": "a cat", ...}} on each line')
+            raise ValueError(
+                f"{path}, row {row}: not a JSON object ({error.msg}); write one object a line"
+            ) from error
+
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get(key), str)
+            or not entry[key].strip()
+        ):
+            raise ValueError(
+                f'{path}, row {row}: no text under "{key}"; write {{"{key}": "a cat", ...}} on each line'
+            )
+
         prompts.append(Prompt(entry.pop(key), entry))
+
     return prompts
 
 
 def template(text: str = "a {noun}", **fields: Any) -> list[Prompt]:
-    """Every combination of the fields put into `text`; the values also become the prompt's metadata.
+    """Every combination of the fields put into `text`; the values also become the prompt's
+    metadata.
 
-    A field is a list of texts, `"animals"`, `"activities"`, or the path of a text file with one value a line.
+    A field is a list of texts, `"animals"`, `"activities"`, or the path of a text file with one
+    value a line.
 
-    >>> [prompt.text for prompt in template("a {colour} {noun}", colour=["red", "orange"], noun=["cat"])]
-    ['a red cat', 'an orange cat']
+    >>> [prompt.text for prompt in template("a {colour} {noun}", colour=["red", "orange"],
+    noun=["cat"])] ['a red cat', 'an orange cat']
     """
     wanted = re.findall(r"{(\w+)}", text)
     for name in wanted:
         if name not in fields:
             raise ValueError(f"prompts: {text!r} needs a value for {{{name}}}; add {name} = [...]")
+
     for name in fields:
         if name not in wanted:
-            raise ValueError(f"prompts: {name} is not used in {text!r}; write {{{name}}} in the text or leave it out")
+            raise ValueError(
+                f"prompts: {name} is not used in {text!r}; write {{{name}}} in the text or leave it out"
+            )
+
     values = {name: _values(name, field) for name, field in fields.items()}
-    combinations = (dict(zip(values, combination, strict=True)) for combination in product(*values.values()))
+    combinations = (
+        dict(zip(values, combination, strict=True)) for combination in product(*values.values())
+    )
     return [Prompt(fill(text, combination), combination) for combination in combinations]
 
 
 def fill(text: str, fields: Mapping[str, str]) -> str:
-    """`text` with its {fields} replaced; an "a" or "an" straight before one becomes the article of the value."""
+    """`text` with its {fields} replaced; an "a" or "an" straight before one becomes the article of
+    the value.
+    """
 
     def replace(match: re.Match[str]) -> str:
         value = fields[match["name"]]
@@ -187,32 +236,56 @@ def _values(name: str, field: Any) -> Sequence[str]:
     if isinstance(field, str):
         known = {"animals": ANIMALS, "activities": ACTIVITIES}
         return known[field] if field in known else [line for _, line in _rows(Path(field))]
-    if not isinstance(field, Sequence) or not field or not all(isinstance(value, str) for value in field):
-        raise ValueError(f"prompts: {name} must be a list of texts or the path of a text file, not {field!r}")
+
+    if (
+        not isinstance(field, Sequence)
+        or not field
+        or not all(isinstance(value, str) for value in field)
+    ):
+        raise ValueError(
+            f"prompts: {name} must be a list of texts or the path of a text file, not {field!r}"
+        )
+
     return field
 
 
 def _rows(path: Path) -> list[tuple[int, str]]:
-    """(row number, line) of every line that is not empty; what is wrong with the file is said with its row."""
+    """(row number, line) of every line that is not empty; what is wrong with the file is said with
+    its row.
+    """
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such prompt file; check the path (it is relative to the current folder)")
+        raise FileNotFoundError(
+            f"{path}: no such prompt file; check the path (it is relative to the current folder)"
+        )
     if not path.is_file():
-        raise ValueError(f"{path}: a folder, not a prompt file; give a text file with one prompt a line")
+        raise ValueError(
+            f"{path}: a folder, not a prompt file; give a text file with one prompt a line"
+        )
+
     rows = []
+
     for row, raw in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
             line = raw.decode("utf-8-sig" if row == 1 else "utf-8").strip()
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, row {row}: not UTF-8 text; save the file as UTF-8") from error
+            raise ValueError(
+                f"{path}, row {row}: not UTF-8 text; save the file as UTF-8"
+            ) from error
+
         if any(ord(character) < 32 and character != "\t" for character in line):
-            raise ValueError(f"{path}, row {row}: a binary file, not text; give a text file with one prompt a line")
+            raise ValueError(
+                f"{path}, row {row}: a binary file, not text; give a text file with one prompt a line"
+            )
         if len(line) > LONGEST_LINE:
             raise ValueError(
                 f"{path}, row {row}: {len(line)} characters in one line; keep a prompt under {LONGEST_LINE} "
                 "(a text encoder reads about 77 tokens)"
             )
+
         if line:
             rows.append((row, line))
+
     if not rows:
         raise ValueError(f"{path}: no prompts in it; write one prompt a line")
+
     return rows

@@ -1,9 +1,11 @@
-"""Under what conditions a code must be read: further away, out of focus, tilted, in bad light, badly compressed.
+"""Under what conditions a code must be read: further away, out of focus, tilted, in bad light,
+badly compressed.
 
-Each condition is a fixed change of a grey picture, the same every time it is made: no chance in it but noise from a
-fixed seed. Geometry is measured in modules, the little squares of a code, because what a reader sees of a code is its
-modules: a bare code of modules of 4 px or of 16 px is read under every condition (`tests/test_scan.py`), so a picture
-that is not read under one has lost something.
+Each condition is a fixed change of a grey picture, the same every time it is made: no chance in it
+but noise from a fixed seed. Geometry is measured in modules, the little squares of a code, because
+what a reader sees of a code is its
+modules: a bare code of modules of 4 px or of 16 px is read under every condition
+(`tests/test_scan.py`), so a picture that is not read under one has lost something.
 
     half     scaled by 0.5, but to no less than 3 px a module      third    by 0.31, to no less than 2 px a module
     blur     Gaussian, sigma = 0.15 modules                        screen   longest side 480 px, but 2 to 12 px a module
@@ -13,8 +15,9 @@ that is not read under one has lost something.
     jpeg     compressed at quality 70                              deep     gamma 1.2: mid greys get darker
     noise    Gaussian, standard deviation 0.05 of white            pale     gamma 0.8, and the left column has `full`
 
-A tilt or a turn moves module borders between pixels, which a module under 8 px does not bear: such a picture is first
-enlarged to 12 px a module, as a camera would come closer. The left column is to train with, the right one to judge by.
+A tilt or a turn moves module borders between pixels, which a module under 8 px does not bear: such
+a picture is first enlarged to 12 px a module, as a camera would come closer. The left column is to
+train with, the right one to judge by.
 """
 
 from __future__ import annotations
@@ -30,27 +33,35 @@ from PIL import Image, ImageFilter
 Condition = Callable[[Image.Image, float], Image.Image]
 """(a picture in mode "L", the side of a module in px) -> the picture under that condition."""
 WHITE = 255
-_BILINEAR = Image.Resampling.BILINEAR  # with support scaled by the shrinkage: an average over what a pixel covers
+# with support scaled by the shrinkage: an average over what a pixel covers
+_BILINEAR = Image.Resampling.BILINEAR
 
 
 def chosen(conditions: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of a set ("train", "held_out", "all") or of a list; a ValueError names what there is."""
+    """The names of a set ("train", "held_out", "all") or of a list; a ValueError names what there
+    is.
+    """
     sets = {"train": TRAIN, "held_out": HELD_OUT, "all": TRAIN + HELD_OUT}
     if isinstance(conditions, str) and conditions in sets:
         return sets[conditions]
+
     names = (conditions,) if isinstance(conditions, str) else tuple(conditions)
     unknown = [name for name in names if name not in CONDITIONS]
+
     if unknown or not names:
         raise ValueError(
             f"conditions = {conditions!r}: take {', '.join(map(repr, sets))}, or a list of {', '.join(CONDITIONS)}"
         )
+
     return names
 
 
 def soften(picture: Image.Image, module: float, k: int) -> Image.Image:
-    """What a phone's camera makes of a picture: sigma = k/16 modules, contrast x 0.85, brightness + 20 of 255 (k > 0).
+    """What a phone's camera makes of a picture: sigma = k/16 modules, contrast x 0.85, brightness +
+    20 of 255 (k > 0).
 
-    Scanners of phones read codes that a reader on exact pixels does not; asking at k = 0, 1, 2 comes nearer to them.
+    Scanners of phones read codes that a reader on exact pixels does not; asking at k = 0, 1, 2
+    comes nearer to them.
     """
     if k == 0:
         return picture
@@ -90,12 +101,18 @@ def _turned(degrees: float) -> Condition:
 
 
 def _tilted(*moves: float) -> Condition:
-    """Corners moved inwards by these shares of both sides: upper left, upper right, lower right, lower left."""
+    """Corners moved inwards by these shares of both sides: upper left, upper right, lower right,
+    lower left.
+    """
 
     def condition(picture: Image.Image, module: float) -> Image.Image:
         large = _closer(picture, module)
         return large.transform(
-            large.size, Image.Transform.PERSPECTIVE, _perspective(*large.size, moves), _BILINEAR, fillcolor=WHITE
+            large.size,
+            Image.Transform.PERSPECTIVE,
+            _perspective(*large.size, moves),
+            _BILINEAR,
+            fillcolor=WHITE,
         )
 
     return condition
@@ -103,14 +120,21 @@ def _tilted(*moves: float) -> Condition:
 
 @lru_cache(maxsize=64)
 def _perspective(width: int, height: int, moves: tuple[float, ...]) -> tuple[float, ...]:
-    """The eight coefficients by which PIL finds where a pixel comes from, for corners moved inwards."""
-    rows, values = [], []
+    """The eight coefficients by which PIL finds where a pixel comes from, for corners moved
+    inwards.
+    """
+    rows = []
+    values = []
     inwards = ((0, 0, 1, 1), (1, 0, -1, 1), (1, 1, -1, -1), (0, 1, 1, -1))
+
     for (right, low, dx, dy), move in zip(inwards, moves, strict=True):
-        u, v = right * width, low * height
-        x, y = u + dx * move * width, v + dy * move * height
+        u = right * width
+        v = low * height
+        x = u + dx * move * width
+        y = v + dy * move * height
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         values += [u, v]
+
     return tuple(np.linalg.solve(np.array(rows, float), np.array(values, float)).tolist())
 
 

@@ -6,8 +6,8 @@
     opencv          OpenCV's QRCodeDetector, QR only                                  pip install opencv-python-headless
     pyzbar          ZBar, QR only                                                     pip install pyzbar, and libzbar0
 
-zxing-cpp also looks for turned, mirrored, shrunk and light-on-dark codes. A text is given as it was encoded, control
-characters and all.
+zxing-cpp also looks for turned, mirrored, shrunk and light-on-dark codes. A text is given as it was
+encoded, control characters and all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 Decoder = Callable[[np.ndarray], list[str]]
-"""A grey picture (H, W) uint8 -> the texts of the codes in it, none where it finds none; safe to call from threads."""
+"""A grey picture (H, W) uint8 -> the texts of the codes in it, none where it finds none; safe to
+call from threads.
+"""
 BINARIZERS: Mapping[str, str] = {
     "zxing": "LocalAverage",
     "zxing-global": "GlobalHistogram",
@@ -52,27 +54,38 @@ def decoder(name: str) -> Decoder:
         return _opencv()
     if name == "pyzbar":
         return _pyzbar()
+
     raise ValueError(f"decoder {name!r} is unknown; take one of {', '.join(NAMES)}")
 
 
 def variants(name: str) -> tuple[str, ...]:
-    """The reader itself and, for `zxing`, its other binarizers: what a phone that tries several would come to."""
+    """The reader itself and, for `zxing`, its other binarizers: what a phone that tries several
+    would come to.
+    """
     return tuple(BINARIZERS) if name == "zxing" else (name,)
 
 
 def find(picture: np.ndarray) -> list[FoundCode]:
-    """Every QR and Micro QR code of a grey picture (H, W) uint8, under any binarizer of zxing-cpp, each text once."""
+    """Every QR and Micro QR code of a grey picture (H, W) uint8, under any binarizer of zxing-cpp,
+    each text once.
+    """
     found: dict[str, FoundCode] = {}
+
     for name in BINARIZERS:
         for code in _read(picture, name):
             micro = code.format == _library().BarcodeFormat.MicroQRCode
             version = code.extra["Version"]  # "3", or "M2"
             n = 9 + 2 * int(version[1:]) if micro else 17 + 4 * int(version)
             at = code.position
-            corners = [(c.x, c.y) for c in (at.top_left, at.top_right, at.bottom_right, at.bottom_left)]
-            around = sum(dist(a, b) for a, b in zip(corners, [*corners[1:], corners[0]], strict=True))
+            corners = [
+                (c.x, c.y) for c in (at.top_left, at.top_right, at.bottom_right, at.bottom_left)
+            ]
+            around = sum(
+                dist(a, b) for a, b in zip(corners, [*corners[1:], corners[0]], strict=True)
+            )
             kind = f"{version}-{code.ec_level}" if code.ec_level else version
             found.setdefault(code.text, FoundCode(code.text, kind, max(1.0, around / 4 / n)))
+
     return list(found.values())
 
 
@@ -96,7 +109,10 @@ def _library() -> Any:
     try:
         import zxingcpp
     except ImportError:
-        raise ValueError("reading codes needs the package zxing-cpp: pip install 'burnish[qr]'") from None
+        raise ValueError(
+            "reading codes needs the package zxing-cpp: pip install 'burnish[qr]'"
+        ) from None
+
     return zxingcpp
 
 
@@ -110,9 +126,11 @@ def _opencv() -> Decoder:
 
     def read(picture: np.ndarray) -> list[str]:
         try:
-            text = cv2.QRCodeDetector().detectAndDecode(picture)[0]  # a new one each time: it must not be shared
+            # a new one each time: it must not be shared
+            text = cv2.QRCodeDetector().detectAndDecode(picture)[0]
         except cv2.error:  # some pictures trip its own assertions: it has not read them
             return []
+
         return [text] if text else []
 
     return read

@@ -1,14 +1,17 @@
 """Codes and where they lie in a picture: QR and Micro QR (ISO/IEC 18004) on a square canvas.
 
-A code is a square of n x n *modules*, dark or light, with light around it, the *quiet zone*. `fit` chooses version,
-error correction and the size of a module for a canvas; the `Layout` it returns draws the control image that a
-ControlNet is shown, and says of pictures how many modules are on the wrong side:
+A code is a square of n x n *modules*, dark or light, with light around it, the *quiet zone*. `fit`
+chooses version, error correction and the size of a module for a canvas; the `Layout` it returns
+draws the control image that a ControlNet is shown, and says of pictures how many modules are on the
+wrong side:
 
-    luminance  Y = 0.299 R + 0.587 G + 0.114 B (Rec. 601, as readers take it), the mean over the middle of a module
+    luminance  Y = 0.299 R + 0.587 G + 0.114 B (Rec. 601, as readers take it), the mean over the
+    middle of a module
     wrong      a dark module with Y > 0.45, a light one with Y < 0.65          (DiffQRCoder, WACV 2025)
     error      sum of w * wrong / sum of w,  w = 2 in the finder patterns (the squares in the corners), else 1
 
-Below 128 px only Micro QR leaves a module its 4 px, the picture's share of one latent pixel of the embedded models.
+Below 128 px only Micro QR leaves a module its 4 px, the picture's share of one latent pixel of the
+embedded models.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from burnish.types import Prompt
 
 TINY = 128  # px: a canvas below this side takes Micro QR
 FINDER = 7  # modules a side
-DARK, LIGHT = 0.45, 0.65  # luminance above which a dark module is wrong, and below which a light one is
+# luminance above which a dark module is wrong, and below which a light one is
+DARK = 0.45
+LIGHT = 0.65
 LEVELS = ("L", "M", "Q", "H")
 MICRO = ("M1", "M2", "M3", "M4")
 LARGEST = 2048  # px: no canvas beyond is looked at
@@ -46,7 +51,8 @@ class Layout:
     left: int  # of the code's first column, and of its first row from the top
     quiet: int  # width of the white field around the code
     side: int  # of the canvas
-    modules: Tensor = field(compare=False, repr=False)  # (n, n) bool, True is dark; what is above determines it
+    # (n, n) bool, True is dark; what is above determines it
+    modules: Tensor = field(compare=False, repr=False)
 
     @property
     def designator(self) -> str:
@@ -62,24 +68,30 @@ class Layout:
         """The control image: black modules on a white field, (3, side, side) float32 in [0, 1].
 
         Args:
-            ground: luminance outside the code and its quiet zone; by default the 0.5 of the public QR ControlNets, but
+            ground: luminance outside the code and its quiet zone; by default the 0.5 of the public
+                QR ControlNets, but
                 white on a tiny canvas, where everything outside is quiet zone.
         """
-        image = torch.full((self.side, self.side), (1.0 if self.side < TINY else 0.5) if ground is None else ground)
+        image = torch.full(
+            (self.side, self.side), (1.0 if self.side < TINY else 0.5) if ground is None else ground
+        )
         code = slice(self.left, self.left + self.module * len(self.modules))
         around = slice(max(0, code.start - self.quiet), code.stop + self.quiet)
         image[around, around] = 1.0
         squares = self.modules.repeat_interleave(self.module, 0).repeat_interleave(self.module, 1)
         image[code, code] = (~squares).float()
+
         return image.expand(3, -1, -1).contiguous()
 
     def luminance(self, images: Tensor) -> Tensor:
-        """Mean luminance of the central third (at least 2 px) of every module: (B, 3, side, side) -> (B, n, n).
+        """Mean luminance of the central third (at least 2 px) of every module: (B, 3, side, side)
+        -> (B, n, n).
 
         Raises:
             ValueError: the images are not of this canvas.
         """
-        grey, size = self._grey(images), self.module
+        grey = self._grey(images)
+        size = self.module
         third = min(size, max(2, round(size / 3)))
         third += (size - third) % 2  # as many px on either side of it
         middle = slice((size - third) // 2, (size + third) // 2)
@@ -92,17 +104,22 @@ class Layout:
                 f"this code lies on a canvas of {self.side} x {self.side} px, but the images are of shape "
                 f"{tuple(images.shape[1:])}; fit the code to their side, or resize them"
             )
-        n, size = len(self.modules), self.module
+
+        n = len(self.modules)
+        size = self.module
         code = slice(self.left, self.left + n * size)
         weights = images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+
         return (images[:, :, code, code] * weights).sum(1).view(-1, n, size, n, size)
 
     def errors(self, images: Tensor, whole: bool = False) -> Tensor:
-        """The share of modules on the wrong side, finder patterns counted double: (B, 3, side, side) -> (B,).
+        """The share of modules on the wrong side, finder patterns counted double: (B, 3, side,
+        side) -> (B,).
 
         Args:
             images: of this canvas, in [0, 1].
-            whole: by all px of a module instead of its middle, which makes it the share of the area on the wrong side.
+            whole: by all px of a module instead of its middle, which makes it the share of the area
+                on the wrong side.
         """
         seen = self._grey(images) if whole else self.luminance(images)[:, :, None, :, None]
         dark = self.modules.to(images.device)[:, None, :, None]
@@ -111,12 +128,16 @@ class Layout:
         return (wrong * weight).sum((1, 2)) / weight.sum()
 
     def weight(self) -> Tensor:
-        """How much each module counts, (n, n): 2 in a finder pattern, of which a Micro QR code has one, else 1."""
+        """How much each module counts, (n, n): 2 in a finder pattern, of which a Micro QR code has
+        one, else 1.
+        """
         weight = torch.ones(self.modules.shape)
         weight[:FINDER, :FINDER] = 2
+
         if not self.micro:
             weight[-FINDER:, :FINDER] = 2
             weight[:FINDER, -FINDER:] = 2
+
         return weight
 
 
@@ -132,10 +153,11 @@ def fit(
 ) -> Layout:
     """The code of a payload on a square canvas, as easy to read as the canvas allows.
 
-    By default the smallest version that holds the payload at level M (below 128 px: the smallest Micro QR version from
-    M2 on, at any level), the highest error correction that does not raise it, modules of 16 px where the canvas has
-    512 px and they fit, else 8, else 4, and a quiet zone of 4 modules (Micro QR: 2) or as many as fit, never under 1.
-    Modules and offset are multiples of 8 px where they can be, of 4 px elsewhere, to lie on the grid of the latents.
+    By default the smallest version that holds the payload at level M (below 128 px: the smallest
+    Micro QR version from M2 on, at any level), the highest error correction that does not raise it,
+    modules of 16 px where the canvas has 512 px and they fit, else 8, else 4, and a quiet zone of 4
+    modules (Micro QR: 2) or as many as fit, never under 1. Modules and offset are multiples of 8 px
+    where they can be, of 4 px elsewhere, to lie on the grid of the latents.
 
     Args:
         payload: the text to encode.
@@ -147,33 +169,48 @@ def fit(
         quiet: width of the quiet zone in modules, at least 1.
 
     Raises:
-        ValueError: the payload, the canvas and the settings do not go together; the message says what would fit.
+        ValueError: the payload, the canvas and the settings do not go together; the message says
+            what would fit.
 
     >>> fit("AB12C", 64).designator
     'M2-M'
     """
     _check(payload, side, error, version, mask, module, quiet)
-    settings: dict[str, Any] = {"error": error, "version": version, "mask": mask, "module": module, "quiet": quiet}
+    settings: dict[str, Any] = {
+        "error": error,
+        "version": version,
+        "mask": mask,
+        "module": module,
+        "quiet": quiet,
+    }
     layout = _attempt(payload, side, **settings)
+
     if layout is None:
         raise ValueError(_what_fits(payload, side, settings))
+
     return layout
 
 
 def layout_of(prompt: Prompt, side: int) -> Layout:
-    """The code that a prompt asks for: metadata["payload"], and in metadata["qr"], if it is there, arguments of `fit`.
+    """The code that a prompt asks for: metadata["payload"], and in metadata["qr"], if it is there,
+    arguments of `fit`.
 
     Raises:
         ValueError: there is no payload, or it does not fit; the message names the prompt.
     """
-    payload, settings = prompt.metadata.get("payload"), prompt.metadata.get("qr", {})
+    payload = prompt.metadata.get("payload")
+    settings = prompt.metadata.get("qr", {})
+
     if not isinstance(payload, str) or not payload:
         raise ValueError(
             f"the prompt '{prompt.text}' has no payload to encode; give it one in its metadata, as the prompt source "
             "qr does"
         )
     if not isinstance(settings, Mapping) or not set(settings) <= set(SETTINGS):
-        raise ValueError(f"the prompt '{prompt.text}' has qr = {settings!r}; give a table of {', '.join(SETTINGS)}")
+        raise ValueError(
+            f"the prompt '{prompt.text}' has qr = {settings!r}; give a table of {', '.join(SETTINGS)}"
+        )
+
     try:
         return _remembered(payload, side, json.dumps(dict(settings), sort_keys=True))
     except ValueError as reason:
@@ -185,7 +222,9 @@ def _remembered(payload: str, side: int, settings: str) -> Layout:
     return fit(payload, side, **json.loads(settings))
 
 
-def _check(payload: str, side: int, error: Any, version: Any, mask: Any, module: Any, quiet: Any) -> None:
+def _check(
+    payload: str, side: int, error: Any, version: Any, mask: Any, module: Any, quiet: Any
+) -> None:
     """What is wrong with the arguments one by one, as a sentence."""
     if not isinstance(payload, str) or not payload:
         raise ValueError(f"the payload is {payload!r}; give a text of at least one character")
@@ -193,6 +232,7 @@ def _check(payload: str, side: int, error: Any, version: Any, mask: Any, module:
         raise ValueError(f"version = {version!r}: take 1 to 40, or {', '.join(MICRO)}")
     if error not in (None, *LEVELS):
         raise ValueError(f"error = {error!r}: take one of {', '.join(LEVELS)}")
+
     micro = version in MICRO or (version is None and side < TINY)
     if micro and error == "H":
         raise ValueError(
@@ -201,8 +241,11 @@ def _check(payload: str, side: int, error: Any, version: Any, mask: Any, module:
         )
     if mask is not None and (isinstance(mask, bool) or mask not in range(4 if micro else 8)):
         raise ValueError(f"mask = {mask!r}: take {'0 to 3 (Micro QR)' if micro else '0 to 7'}")
+
     for name, length, least in (("side", side, 1), ("module", module, 2), ("quiet", quiet, 1)):
-        if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < least):
+        if length is not None and (
+            isinstance(length, bool) or not isinstance(length, int) or length < least
+        ):
             raise ValueError(f"{name} = {length!r}: take a whole number of at least {least}")
 
 
@@ -215,50 +258,74 @@ def _attempt(
     module: int | None,
     quiet: int | None,
 ) -> Layout | None:
-    """The first version that holds the payload, laid into the canvas; None if there is none or it is too large."""
+    """The first version that holds the payload, laid into the canvas; None if there is none or it
+    is too large.
+    """
     try:
         import segno
     except ImportError:
         raise ValueError("codes need the package segno: pip install 'burnish[qr]'") from None
+
     chosen = (version,) if version else MICRO[1:] if side < TINY else range(1, 41)
+
     for candidate in chosen:
         level = error or (None if isinstance(candidate, str) else "m")
+
         try:
-            code = segno.make(payload, error=level, version=candidate, mask=mask, boost_error=error is None)
-        except ValueError:  # it is too long, or has characters or a level that this version does not have
+            code = segno.make(
+                payload, error=level, version=candidate, mask=mask, boost_error=error is None
+            )
+        # it is too long, or has characters or a level that this version does not have
+        except ValueError:
             continue
+
         place = _place(len(code.matrix), side, isinstance(candidate, str), module, quiet)
         if place is None:  # a larger version would not fit either
             return None
+
         dark = torch.tensor([list(row) for row in code.matrix]) == 1
         return Layout(payload, code.version, code.error or "", code.mask, *place, side, dark)
+
     return None
 
 
-def _place(n: int, side: int, micro: bool, module: int | None, quiet: int | None) -> tuple[int, int, int] | None:
+def _place(
+    n: int, side: int, micro: bool, module: int | None, quiet: int | None
+) -> tuple[int, int, int] | None:
     """Side of a module, offset and width of the quiet zone in px; None if the canvas is too small."""
     for size in [module] if module else [16, 8, 4] if side >= 512 else [8, 4]:
         grid = 8 if size % 8 == 0 else 4
         left = (side - n * size) // 2 // grid * grid  # the left is never the wider side
         if left >= size * (quiet or 1):
             return size, left, min(left, size * (quiet or (2 if micro else 4)))
+
     return None
 
 
 def _what_fits(payload: str, side: int, settings: Mapping[str, Any]) -> str:
-    """The sentence about a payload that does not fit: how much of it would, and which canvas would hold it all."""
-    quick = {**settings, "mask": settings["mask"] or 0}  # which mask is best takes long and changes no size
+    """The sentence about a payload that does not fit: how much of it would, and which canvas would
+    hold it all.
+    """
+    # which mask is best takes long and changes no size
+    quick = {**settings, "mask": settings["mask"] or 0}
 
     def fits(text: str, px: int) -> bool:
         return _attempt(text, px, **quick) is not None
 
-    lengths, wider = range(1, len(payload)), range(side // 8 * 8 + 8, LARGEST + 1, 8)
+    lengths = range(1, len(payload))
+    wider = range(side // 8 * 8 + 8, LARGEST + 1, 8)
     most = bisect_left(lengths, True, key=lambda length: not fits(payload[:length], side))
     first = bisect_left(wider, True, key=lambda px: fits(payload, px))
     ways = [f"shorten it to {most} of its {len(payload)} characters"] * (most > 0)
     ways += [f"take a canvas of {wider[first]} px"] if first < len(wider) else []
-    ways += ["write it in capital letters"] * (payload != payload.upper() and fits(payload.upper(), side))
-    given = ", ".join(f"{name} = {value!r}" for name, value in settings.items() if value is not None)
-    return f"the payload {payload[:40]!r} does not fit a canvas of {side} px{f' with {given}' * bool(given)}; " + (
-        ", or ".join(ways) or "let version, error and module be chosen"
+    ways += ["write it in capital letters"] * (
+        payload != payload.upper() and fits(payload.upper(), side)
+    )
+    given = ", ".join(
+        f"{name} = {value!r}" for name, value in settings.items() if value is not None
+    )
+
+    return (
+        f"the payload {payload[:40]!r} does not fit a canvas of {side} px{f' with {given}' * bool(given)}; "
+        + (", or ".join(ways) or "let version, error and module be chosen")
     )

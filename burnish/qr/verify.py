@@ -1,7 +1,8 @@
 """What reads the code in a picture of any origin: `burnish qr --verify`.
 
-Nothing is known of such a picture: the size of the modules, by which conditions are measured, comes from the code that
-zxing-cpp finds, softened and under every condition if need be; without one, a code is taken to fill the picture.
+Nothing is known of such a picture: the size of the modules, by which conditions are measured, comes
+from the code that zxing-cpp finds, softened and under every condition if need be; without one, a
+code is taken to fill the picture.
 """
 
 from __future__ import annotations
@@ -39,15 +40,18 @@ class Verdict:
 
     def text(self) -> str:
         """As a table for a terminal."""
-        decoders, conditions = list(self.read), list(next(iter(self.read.values())))
+        decoders = list(self.read)
+        conditions = list(next(iter(self.read.values())))
         wide = max(map(len, conditions))
         about = f" ({self.code}, modules of {self.module:.1f} px)" if self.code else ""
         rows = [f"payload  {self.payload!r}{about}" if self.lenient else "payload  not read"]
         rows += [f"also     {other!r}" for other in self.others]
         rows += ["", " ".join([" " * wide, *decoders])]
+
         for condition in conditions:
             marks = (f"{self.read[name][condition]:<{len(name)}}" for name in decoders)
             rows.append(f"{condition:<{wide}} {' '.join(marks)}".rstrip())
+
         verdicts = {"strict": self.strict, "phone": self.phone, "lenient": self.lenient}
         said = "   ".join(f"{name} {'yes' if true else 'no'}" for name, true in verdicts.items())
         return "\n".join([*rows, "", f"{said}   read {self.fraction:.0%}"])
@@ -81,9 +85,13 @@ def verify(path: Path, payload: str = "", decoders: tuple[str, ...] = ("zxing",)
         else (np.zeros((len(scanner.decoders), len(scanner.conditions)), dtype=bool),) * 2
     )
     readings = Readings(
-        torch.from_numpy(plain)[None], scanner.decoders, scanner.conditions, torch.from_numpy(softened)[None]
+        torch.from_numpy(plain)[None],
+        scanner.decoders,
+        scanner.conditions,
+        torch.from_numpy(softened)[None],
     )
     words = np.where(plain, "yes", np.where(softened, "softened", "no")).tolist()
+
     return Verdict(
         payload=text,
         others=tuple(code.payload for code in codes if code.payload != text),
@@ -104,8 +112,11 @@ def _codes(picture: Image.Image) -> tuple[Image.Image, list[FoundCode]]:
     """What is found by the first way that finds something, and the picture in whose px it is."""
     if found := find(np.asarray(picture)):
         return picture, found
+
     picture, _ = _smaller(picture)
-    return picture, next((found for shade in _ways(picture) if (found := find(np.asarray(shade)))), [])
+    return picture, next(
+        (found for shade in _ways(picture) if (found := find(np.asarray(shade)))), []
+    )
 
 
 def _ways(picture: Image.Image) -> Iterator[Image.Image]:
@@ -115,8 +126,10 @@ def _ways(picture: Image.Image) -> Iterator[Image.Image]:
 
 
 def _whole(module: float) -> float:
-    """The size of a module as it was probably drawn: what corners that were found tell is off by a few hundredths, and
-    conditions that depend on it would be others than those under which the picture was drawn and kept."""
+    """The size of a module as it was probably drawn: what corners that were found tell is off by a
+    few hundredths, and conditions that depend on it would be others than those under which the
+    picture was drawn and kept.
+    """
     return float(round(module)) if abs(module / max(1, round(module)) - 1) < NEAR else module
 
 
@@ -125,7 +138,9 @@ def _guess(picture: Image.Image) -> float:
 
 
 def _smaller(picture: Image.Image, least: float = 0.0) -> tuple[Image.Image, float]:
-    """A picture within the longest side, but not below `least` times its size; and by how much it was scaled."""
+    """A picture within the longest side, but not below `least` times its size; and by how much it
+    was scaled.
+    """
     scale = min(1.0, max(LONGEST / max(picture.size), least))
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return (picture if scale == 1 else picture.resize(size, Image.Resampling.BILINEAR)), scale

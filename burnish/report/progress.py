@@ -1,4 +1,6 @@
-"""What a run says while it runs: a live table in a terminal, one plain line an iteration anywhere else."""
+"""What a run says while it runs: a live table in a terminal, one plain line an iteration anywhere
+else.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class Progress:
         self.iterations = iterations
         self.records: deque[Mapping[str, Any]] = deque(maxlen=SHOWN)
         self.started = self.last = time.monotonic()
-        self.pace: deque[float] = deque(maxlen=10)  # seconds of the latest iterations, evaluation and saving included
+        # seconds of the latest iterations, evaluation and saving included
+        self.pace: deque[float] = deque(maxlen=10)
         self.live = Live(get_renderable=self._view, console=self.console, refresh_per_second=4)
 
     def __enter__(self) -> Progress:
@@ -37,17 +40,24 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self.live.is_started:
             self.live.stop()
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         now = time.monotonic()
-        # the first iteration's time is without loading the model and measuring what comes before training
-        self.pace.append(now - self.last if self.records else sum(record.get(key) or 0 for key in PHASES))
+        # the first iteration's time is without loading the model and measuring what comes before
+        # training
+        self.pace.append(
+            now - self.last if self.records else sum(record.get(key) or 0 for key in PHASES)
+        )
         self.last = now
         self.records.append(record)
+
         if not self.live.is_started:
             print(line(record, self.iterations, self.left()), flush=True)
 
@@ -66,16 +76,22 @@ class Progress:
             Spinner("dots"),
             Text(f"{done}/{self.iterations}"),
             ProgressBar(self.iterations, done, width=30),
-            Text(f"{duration(time.monotonic() - self.started)}, {rest}  (Ctrl+C: save and stop)", style="dim"),
+            Text(
+                f"{duration(time.monotonic() - self.started)}, {rest}  (Ctrl+C: save and stop)",
+                style="dim",
+            ),
         )
         last = self.records[-1] if self.records else {}
         told = [Text(f"missing {lost(last)}", style="yellow")] if "missing" in last else []
+
         return Group(self._table(), *told, status) if self.records else status
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         names = list(self.records[-1].get("rewards", {}))
-        more = [key for key in ("front", "control_scale", "expander_logp") if key in self.records[-1]]
+        more = [
+            key for key in ("front", "control_scale", "expander_logp") if key in self.records[-1]
+        ]
         heads = [
             "iteration",
             *names,
@@ -87,17 +103,24 @@ class Progress:
             "score",
             "train",
         ]
+
         for head in heads:
             table.add_column(head, justify="right", style="bold" if head in names else "")
+
         for record in self.records:
             rewards = record.get("rewards", {})
             table.add_row(
                 str(record["iteration"]),
-                *(f"{short(rewards[n]['mean'])} ± {short(rewards[n]['std'])}" for n in names if n in rewards),
+                *(
+                    f"{short(rewards[n]['mean'])} ± {short(rewards[n]['std'])}"
+                    for n in names
+                    if n in rewards
+                ),
                 *(short(record.get(key)) for key in (*more, "ratio_deviation", "clip_fraction")),
                 short(kl(record)),
                 *(f"{record.get(key) or 0:.1f}s" for key in PHASES),
             )
+
         return table
 
 

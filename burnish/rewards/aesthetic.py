@@ -1,13 +1,16 @@
-"""Aesthetic quality as a small head on CLIP's image embedding predicts it; LAION's predictor, and one of our own.
+"""Aesthetic quality as a small head on CLIP's image embedding predicts it; LAION's predictor, and
+one of our own.
 
     score = head(E_image(image) / |E_image(image)|)
 
-LAION's head (768-1024-128-64-16-1, fitted to people's ratings from 1 to 10 on CLIP ViT-L/14) has dropout but no
-activations between its layers, so it is one affine map; in use there is no dropout. It is DDPO's aesthetic reward
-(arXiv 2305.13301, section 5.1). `zoo:emoji-aesthetic` is a head on `zoo:emoji-clip`, fitted to a stated taste whose
-true value can be computed (`zoo.taste`): a learned reward that can be fooled, with the truth at hand.
+LAION's head (768-1024-128-64-16-1, fitted to people's ratings from 1 to 10 on CLIP ViT-L/14) has
+dropout but no activations between its layers, so it is one affine map; in use there is no dropout.
+It is DDPO's aesthetic reward (arXiv 2305.13301, section 5.1). `zoo:emoji-aesthetic` is a head on
+`zoo:emoji-clip`, fitted to a stated taste whose true value can be computed (`zoo.taste`): a learned
+reward that can be fooled, with the truth at hand.
 
-Being one linear direction of an embedding, such a reward is easily hacked: watch the pictures and another measure.
+Being one linear direction of an embedding, such a reward is easily hacked: watch the pictures and
+another measure.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ def aesthetic(
     file: str = "aesthetic-model.pth",
     device: str = "auto",
 ) -> Reward:
-    """The predicted rating of each image; prompts do not matter. About 1 to 10; photographs get 4 to 7.
+    """The predicted rating of each image; prompts do not matter. About 1 to 10; photographs get 4
+    to 7.
 
     Costs one pass of CLIP's image tower (ViT-L/14: 81 GFLOP).
 
@@ -47,8 +51,10 @@ def aesthetic(
     Raises:
         ValueError: the model or the head cannot be found, or they do not fit each other.
     """
-    clip, layers = Clip.load(model), read_head(head, file)
+    clip = Clip.load(model)
+    layers = read_head(head, file)
     width = int(clip.model.config.projection_dim)
+
     if layers[0][0].shape[1] != width:
         raise ValueError(
             f"rewards: the head {head} takes {layers[0][0].shape[1]} numbers, but {model} gives {width}: use the CLIP "
@@ -69,26 +75,42 @@ def read_head(head: str, file: str) -> list[tuple[Tensor, Tensor]]:
     """The weights (out, in) and biases (out,) of the head's linear layers, first to last, float32.
 
     Raises:
-        ValueError: there is no such file, or it does not hold a stack of linear layers that ends in one number.
+        ValueError: there is no such file, or it does not hold a stack of linear layers that ends in
+            one number.
     """
     path = _find(head, file)
+
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             tensors = load_file(path)
         else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)  # refuses everything but tensors
-        found = {(int(match[1]), match[2]): tensors[name] for name in tensors if (match := LAYER.match(name))}
+            # refuses everything but tensors
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+
+        found = {
+            (int(match[1]), match[2]): tensors[name]
+            for name in tensors
+            if (match := LAYER.match(name))
+        }
         numbers = sorted({number for number, _ in found})
-        layers = [(found[number, "weight"].float(), found[number, "bias"].float()) for number in numbers]
+        layers = [
+            (found[number, "weight"].float(), found[number, "bias"].float()) for number in numbers
+        ]
         widths = [layers[0][0].shape[1], *(len(bias) for _, bias in layers)]
-        fits = [weight.shape for weight, _ in layers] == [(out, into) for into, out in pairwise(widths)]
+        fits = [weight.shape for weight, _ in layers] == [
+            (out, into) for into, out in pairwise(widths)
+        ]
     except Exception as error:  # a damaged file makes the libraries raise anything
         reason = first_line(error)
         raise ValueError(f"rewards: {path} is no head of linear layers: {reason}") from error
+
     if not fits or widths[-1] != 1:
-        raise ValueError(f"rewards: {path} is no head of linear layers that end in one number: {widths}")
+        raise ValueError(
+            f"rewards: {path} is no head of linear layers that end in one number: {widths}"
+        )
+
     return layers
 
 
@@ -98,10 +120,14 @@ def _find(head: str, file: str) -> Path:
         return place / "head.safetensors"
     if place.is_file():
         return place
+
     if place.is_dir():
         if not (place / file).is_file():
-            raise ValueError(f"rewards: the folder {place} has no {file}; name the head's file in `file`")
+            raise ValueError(
+                f"rewards: the folder {place} has no {file}; name the head's file in `file`"
+            )
         return place / file
+
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -109,4 +135,6 @@ def _find(head: str, file: str) -> Path:
         return Path(hf_hub_download(head, file))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = first_line(error)
-        raise ValueError(f"rewards: '{head}' is neither a file nor a folder nor found on the hub: {reason}") from error
+        raise ValueError(
+            f"rewards: '{head}' is neither a file nor a folder nor found on the hub: {reason}"
+        ) from error

@@ -1,4 +1,5 @@
-"""Rewards read off the pixels alone: the size of the image as a JPEG file (DDPO, arXiv 2305.13301, section 5.1).
+"""Rewards read off the pixels alone: the size of the image as a JPEG file (DDPO, arXiv 2305.13301,
+section 5.1).
 
     incompressibility = kB of JPEG(round(255 * image)),   compressibility = -incompressibility     (1 kB = 1000 bytes)
 
@@ -37,12 +38,14 @@ def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
         Image.fromarray(image).save(buffer, format="JPEG", quality=quality)  # type: ignore[arg-type]
         return buffer.tell()
 
-    # PIL releases the GIL while it encodes; below a few thousand pixels starting a thread costs more than it saves.
+    # PIL releases the GIL while it encodes; below a few thousand pixels starting a thread costs
+    # more than it saves.
     if len(pixels) * pixels[0].size < 2_000_000:
         sizes = [size(image) for image in pixels]
     else:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             sizes = list(pool.map(size, pixels))
+
     return torch.tensor(sizes, dtype=torch.float64) / 1000
 
 
@@ -68,5 +71,7 @@ def compressibility(quality: int = 95) -> Reward:
 
 def _checked(quality: int) -> int:
     if not 1 <= quality <= 95:
-        raise ValueError(f"quality = {quality}: a JPEG quality lies between 1 and 95 (the paper's value)")
+        raise ValueError(
+            f"quality = {quality}: a JPEG quality lies between 1 and 95 (the paper's value)"
+        )
     return quality

@@ -1,11 +1,15 @@
-"""A vision-language model behind an OpenAI-compatible server (vLLM, llama.cpp, Ollama, hosted), asked about images.
+"""A vision-language model behind an OpenAI-compatible server (vLLM, llama.cpp, Ollama, hosted),
+asked about images.
 
     POST {url}/chat/completions
-    {"model": ..., "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
-     "data:image/png;base64,..."}}, {"type": "text", "text": question}]}], "temperature": 0, "max_tokens": 64}
+    {"model": ..., "messages": [{"role": "user", "content": [{"type": "image_url", "image_url":
+    {"url":
+     "data:image/png;base64,..."}}, {"type": "text", "text": question}]}], "temperature": 0,
+     "max_tokens": 64}
 
-The protocol is OpenAI's chat completions with image input. DDPO's server (arXiv 2305.13301) asked LLaVA greedily for at
-most 64 tokens about JPEG files of quality 80; PNG is the default here, as the picture scored is then the picture made.
+The protocol is OpenAI's chat completions with image input. DDPO's server (arXiv 2305.13301) asked
+LLaVA greedily for at most 64 tokens about JPEG files of quality 80; PNG is the default here, as the
+picture scored is then the picture made.
 """
 
 from __future__ import annotations
@@ -29,7 +33,9 @@ Key = tuple[bytes, str]  # the hash of an image, its question
 
 
 class Endpoint:
-    """`endpoint(images, questions)` asks one question about each image and returns the answers as texts."""
+    """`endpoint(images, questions)` asks one question about each image and returns the answers as
+    texts.
+    """
 
     def __init__(
         self,
@@ -49,11 +55,14 @@ class Endpoint:
     ) -> None:
         """
         Args:
-            url: the server, such as `http://localhost:8000`; `/v1` and `/chat/completions` are added where missing.
+            url: the server, such as `http://localhost:8000`; `/v1` and `/chat/completions` are
+                added where missing.
             model: the name under which the server knows the model.
-            key_variable: the environment variable that holds the API key; if it is not set none is sent, and ""
+            key_variable: the environment variable that holds the API key; if it is not set none is
+                sent, and ""
                 sends none ever. The key is kept out of files, messages and logs.
-            timeout, retries, workers, backoff: as for `Wire`; at most `workers` images are asked about at once.
+            timeout, retries, workers, backoff: as for `Wire`; at most `workers` images are asked
+                about at once.
             image: how images travel. `quality` is that of a JPEG file.
             temperature, max_tokens: of the answers; 0 is greedy.
             cache: answers kept, so that the same question about the same image is asked once.
@@ -67,6 +76,7 @@ class Endpoint:
             raise ValueError(f"cache = {cache}: give the number of answers to keep, 0 for none")
         if not 1 <= quality <= 95:
             raise ValueError(f"quality = {quality}: a JPEG quality lies between 1 and 95")
+
         self.wire = Wire(
             completions(url),
             token=token(key_variable, needed=key_variable != KEY_VARIABLE),
@@ -75,8 +85,11 @@ class Endpoint:
             workers=workers,
             backoff=backoff,
         )
-        self.model, self.image, self.quality = model, image, quality
-        self.temperature, self.max_tokens = temperature, max_tokens
+        self.model = model
+        self.image = image
+        self.quality = quality
+        self.temperature = temperature
+        self.max_tokens = max_tokens
         self._known: OrderedDict[Key, str] = OrderedDict()  # the longest unused first
         self._room = cache
         self._lock = Lock()
@@ -89,25 +102,37 @@ class Endpoint:
             questions: B of them.
 
         Returns:
-            B texts without space around them; None where there is no answer: all tries failed, or it was empty. A
-            warning tells how many and why.
+            B texts without space around them; None where there is no answer: all tries failed, or
+            it was empty. A warning tells how many and why.
 
         Raises:
             ValueError: not as many questions as images.
-            NoAnswer: there is no answer for any image; one sentence with the URL and the last reason.
+            NoAnswer: there is no answer for any image; one sentence with the URL and the last
+                reason.
         """
         if len(questions) != len(images):
-            raise ValueError(f"{len(images)} images but {len(questions)} questions; ask one question an image")
+            raise ValueError(
+                f"{len(images)} images but {len(questions)} questions; ask one question an image"
+            )
+
         pixels = eight_bit(images)
-        digests = (hashlib.sha256(b"%d %d " % image.shape[:2] + image.tobytes()).digest() for image in pixels)
+        digests = (
+            hashlib.sha256(b"%d %d " % image.shape[:2] + image.tobytes()).digest()
+            for image in pixels
+        )
         keys = list(zip(digests, questions, strict=True))
         rows = {key: row for row, key in enumerate(keys)}  # of equal ones the last
         answers: dict[Key, str | NoAnswer] = dict(self._recall(rows))
         asked = [key for key in rows if key not in answers]
-        answers |= zip(asked, self.wire.each(lambda key: self._ask(pixels[rows[key]], key[1]), asked), strict=True)
+        answers |= zip(
+            asked,
+            self.wire.each(lambda key: self._ask(pixels[rows[key]], key[1]), asked),
+            strict=True,
+        )
         failed = [answer for key in keys if isinstance(answer := answers[key], NoAnswer)]
         self._remember({key: answer for key, answer in answers.items() if isinstance(answer, str)})
         report_failures(failed, len(keys))
+
         return [None if isinstance(answer := answers[key], NoAnswer) else answer for key in keys]
 
     def _ask(self, pixels: np.ndarray, question: str) -> str:
@@ -124,6 +149,7 @@ class Endpoint:
                 "max_tokens": self.max_tokens,
             }
         )
+
         return _text(answer, self.wire.shown)
 
     def _recall(self, keys: Sequence[Key] | dict[Key, int]) -> dict[Key, str]:
@@ -131,6 +157,7 @@ class Endpoint:
             found = {key: self._known[key] for key in keys if key in self._known}
             for key in found:
                 self._known.move_to_end(key)
+
         return found
 
     def _remember(self, answers: dict[Key, str]) -> None:
@@ -145,8 +172,10 @@ def completions(url: str) -> str:
     redact_url(url)  # says so if it is none
     parts = urlsplit(url)
     path = parts.path.rstrip("/")
+
     if not path.endswith("/chat/completions"):
         path += "/chat/completions" if re.search(r"/v\d", path) else "/v1/chat/completions"
+
     return parts._replace(path=path).geturl()
 
 
@@ -159,9 +188,11 @@ def _text(answer: Any, url: str) -> str:
         raise NoAnswer(
             f"{url} answered without choices[0].message.content; is it an OpenAI-compatible server?"
         ) from None
+
     if not isinstance(text, str) or not text.strip():
         why = choice.get("finish_reason")
         raise NoAnswer(
             f"{url} answered with an empty text (finish_reason {why}); raise max_tokens or take another model"
         )
+
     return text.strip()

@@ -12,17 +12,22 @@ from burnish.types import Prompt, Reward
 
 
 def modules(whole: bool = False) -> Reward:
-    """The share of modules of metadata["payload"]'s code that are on their right side, in [0, 1]: no reader is asked.
+    """The share of modules of metadata["payload"]'s code that are on their right side, in [0, 1]:
+    no reader is asked.
 
     Args:
-        whole: the share of the code's area instead, so that a module counts by all of its px and not by its middle:
-            still tells pictures apart whose modules are all right, and with them those that are read from further away.
+        whole: the share of the code's area instead, so that a module counts by all of its px and
+            not by its middle:
+            still tells pictures apart whose modules are all right, and with them those that are
+            read from further away.
 
     Raises:
         ValueError: later, a prompt without payload.
     """
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        return 1 - module_errors(images, [qr.layout_of(prompt, side(images)) for prompt in prompts], whole)
+        return 1 - module_errors(
+            images, [qr.layout_of(prompt, side(images)) for prompt in prompts], whole
+        )
 
     return reward

@@ -17,23 +17,31 @@ def scan(
     module_weight: float = 0.5,
     workers: int = 0,
 ) -> Reward:
-    """How well the code of metadata["payload"] is read: the share of decoders and conditions, and of right modules.
+    """How well the code of metadata["payload"] is read: the share of decoders and conditions, and
+    of right modules.
 
     Args:
         decoders: names of `burnish.qr.decoders`, by default zxing alone.
         conditions: "train", "held_out", "all" or a list of names of `burnish.qr.conditions`.
-        module_weight: of the share of modules on the right side, beside 1 for the share that is read.
+        module_weight: of the share of modules on the right side, beside 1 for the share that is
+            read.
         workers: pictures read at once; 0: one for each processor, at most 8.
 
     Raises:
-        ValueError: a name is unknown, a package is missing or the weight is negative; later, a prompt without payload.
+        ValueError: a name is unknown, a package is missing or the weight is negative; later, a
+            prompt without payload.
     """
     if module_weight < 0:
-        raise ValueError(f"module_weight = {module_weight}: wrong modules would be rewarded; take 0 or more")
+        raise ValueError(
+            f"module_weight = {module_weight}: wrong modules would be rewarded; take 0 or more"
+        )
+
     scanner = Scanner(decoders or ("zxing",), conditions, workers=workers)
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         layouts = [qr.layout_of(prompt, side(images)) for prompt in prompts]
-        return scanner.measure(images, layouts).fraction + module_weight * (1 - module_errors(images, layouts))
+        return scanner.measure(images, layouts).fraction + module_weight * (
+            1 - module_errors(images, layouts)
+        )
 
     return reward

@@ -1,12 +1,15 @@
-"""Which of two moods a picture has, by CLIP's zero-shot classification (arXiv 2103.00020, section 3.1).
+"""Which of two moods a picture has, by CLIP's zero-shot classification (arXiv 2103.00020, section
+3.1).
 
     reward = P / (P + N),   P = mean over positive texts p of exp(s <E(image), E(p)>),   N likewise over negative ones
 
-with embeddings of length 1 and s the model's own scale (CLIP ViT-L/14: 100) divided by `temperature`. The texts say
-what is asked, so it classifies anything that two lists of words can tell apart. Here it stands in for Parrot's fourth
-reward (arXiv 2401.05675), the positive class of a model fitted to the sentiment of tweets.
+with embeddings of length 1 and s the model's own scale (CLIP ViT-L/14: 100) divided by
+`temperature`. The texts say what is asked, so it classifies anything that two lists of words can
+tell apart. Here it stands in for Parrot's fourth reward (arXiv 2401.05675), the positive class of a
+model fitted to the sentiment of tweets.
 
-`zoo:emoji-clip` knows no moods, only things and colours. Its default texts tell bright backgrounds from gray and black
+`zoo:emoji-clip` knows no moods, only things and colours. Its default texts tell bright backgrounds
+from gray and black
 ones: a stand-in that can be computed offline, and no measure of sentiment.
 """
 
@@ -33,7 +36,11 @@ GLOOMY = (
     "a picture that makes people cry",
 )
 BRIGHT, DARK = (
-    tuple(f"{thing} on a {colour} background" for thing in ("a cat", "a car", "a tree") for colour in colours)
+    tuple(
+        f"{thing} on a {colour} background"
+        for thing in ("a cat", "a car", "a tree")
+        for colour in colours
+    )
     for colours in (("yellow", "pink"), ("gray", "black"))
 )
 
@@ -45,39 +52,52 @@ def sentiment(
     temperature: float = 1.0,
     device: str = "auto",
 ) -> Reward:
-    """The probability that the positive texts describe an image, not the negative ones, 0 to 1; prompts do not matter.
+    """The probability that the positive texts describe an image, not the negative ones, 0 to 1;
+    prompts do not matter.
 
     Costs one pass of CLIP's image tower (ViT-L/14: 81 GFLOP).
 
     Args:
-        model: a hub id, a folder with a CLIPModel, its tokenizer and its processor, or `zoo:emoji-clip`.
-        positive: texts of the mood that is wanted; none for a few about cheerful pictures, with `zoo:emoji-clip` for
+        model: a hub id, a folder with a CLIPModel, its tokenizer and its processor, or
+            `zoo:emoji-clip`.
+        positive: texts of the mood that is wanted; none for a few about cheerful pictures, with
+            `zoo:emoji-clip` for
             `BRIGHT`, yellow and pink backgrounds.
-        negative: texts of its opposite; none for gloomy pictures, with `zoo:emoji-clip` for gray and black
+        negative: texts of its opposite; none for gloomy pictures, with `zoo:emoji-clip` for gray
+            and black
             backgrounds (`DARK`). The lists need not be of one length.
         temperature: above 1 it tells apart what would otherwise all be near 0 or near 1.
         device: `auto` takes the device of the images, so that nothing is moved.
 
     Raises:
-        ValueError: only one of the lists is given, an empty text is in one, a temperature that is not positive, or the
+        ValueError: only one of the lists is given, an empty text is in one, a temperature that is
+            not positive, or the
             model cannot be found or is not a CLIP model.
     """
     if bool(positive) != bool(negative):
-        raise ValueError("rewards: sentiment compares two lists of texts; give both positive and negative, or neither")
+        raise ValueError(
+            "rewards: sentiment compares two lists of texts; give both positive and negative, or neither"
+        )
     if not all(text.strip() for text in (*positive, *negative)):
-        raise ValueError("rewards: sentiment has an empty text in positive or negative; take it out")
+        raise ValueError(
+            "rewards: sentiment has an empty text in positive or negative; take it out"
+        )
     if temperature <= 0:
         raise ValueError(f"rewards: sentiment.temperature must be above 0, not {temperature:g}")
+
     if not positive:
         positive, negative = (BRIGHT, DARK) if model == "zoo:emoji-clip" else (CHEERFUL, GLOOMY)
+
     clip = Clip.load(model)
-    scale, texts = float(clip.model.logit_scale.exp()) / temperature, [*positive, *negative]
+    scale = float(clip.model.logit_scale.exp()) / temperature
+    texts = [*positive, *negative]
     known: list[Tensor] = []  # the text tower is frozen: the texts pass through it once
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         clip.model.to(images.device if device == "auto" else device)
         if not known:
             known.append(clip.texts(texts))
+
         logits = scale * clip.images(images) @ known[0].T
         liked, disliked = logits.split([len(positive), len(negative)], dim=1)
         return torch.sigmoid(_log_mean_exp(liked) - _log_mean_exp(disliked))
@@ -86,5 +106,7 @@ def sentiment(
 
 
 def _log_mean_exp(logits: Tensor) -> Tensor:
-    """(B, N) -> (B,): as if each set had one text, so that a longer list is no likelier for being longer."""
+    """(B, N) -> (B,): as if each set had one text, so that a longer list is no likelier for being
+    longer.
+    """
     return logits.logsumexp(1) - torch.tensor(float(logits.shape[1])).log()

@@ -1,12 +1,13 @@
 """What happens when a reward fails: it raises, hangs, or leaves images without a number.
 
-An image without a number is *missing*: NaN, never 0, which would be a judgement. First the reward is asked again, about
-the missing images only, with a pause that doubles. What is missing then is an error, which ends the run (saved, so that
-it can be resumed), or it is masked: such an image teaches nothing and enters no statistic.
+An image without a number is *missing*: NaN, never 0, which would be a judgement. First the reward
+is asked again, about the missing images only, with a pause that doubles. What is missing then is an
+error, which ends the run (saved, so that it can be resumed), or it is masked: such an image teaches
+nothing and enters no statistic.
 
-A call that takes too long is left behind in its thread, because Python cannot end it; a reward that may hang should
-therefore bear being asked again meanwhile. What is wrong with every image alike, such as a wrong shape, is a mistake in
-the reward and never tolerated.
+A call that takes too long is left behind in its thread, because Python cannot end it; a reward that
+may hang should therefore bear being asked again meanwhile. What is wrong with every image alike,
+such as a wrong shape, is a mistake in the reward and never tolerated.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ class Tolerance:
     mask: bool = False  # leave out what is missing; otherwise it is an error
     pause: float = 1.0  # seconds before the first retry; each further one waits twice as long
 
-    def ask(self, name: str, reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> tuple[Tensor, str]:
-        """What a reward says of every image: (B,) float64 on the CPU, NaN where it is missing; and why, or "".
+    def ask(
+        self, name: str, reward: Reward, images: Tensor, prompts: Sequence[Prompt]
+    ) -> tuple[Tensor, str]:
+        """What a reward says of every image: (B,) float64 on the CPU, NaN where it is missing; and
+        why, or "".
 
         Raises:
             Unfit: it did not return B numbers.
@@ -44,26 +48,35 @@ class Tolerance:
         """
         values = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
         failure: Exception | None = None
+
         for attempt in range(self.retries + 1):
             rows = (~values.isfinite()).nonzero().flatten()
             if attempt:
                 time.sleep(self.pause * 2 ** (attempt - 1))
+
             some = images if len(rows) == len(values) else images[rows.to(images.device)]
             asked = [prompts[row] for row in rows.tolist()]
+
             try:
-                values[rows], failure = _column(name, self._in_time(reward, some, asked), len(asked)), None
+                values[rows], failure = (
+                    _column(name, self._in_time(reward, some, asked), len(asked)),
+                    None,
+                )
             except InvalidRewardOutput:
                 raise
             except Exception as error:
                 failure = error
+
             if bool(values.isfinite().all()):
                 return values, ""
+
         return self._missing(name, values, prompts, failure), _reason(values, failure)
 
     def _in_time(self, reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> object:
         if self.timeout == 0:
             with torch.no_grad():
                 return reward(images, prompts)
+
         answer: list[object] = []
 
         def call() -> None:
@@ -73,17 +86,22 @@ class Tolerance:
             except Exception as error:
                 answer.append(error)
 
-        # a daemon, unlike a pool's thread: a reward that never returns must not keep the program from ending
+        # a daemon, unlike a pool's thread: a reward that never returns must not keep the program
+        # from ending
         thread = threading.Thread(target=call, name="reward", daemon=True)
         thread.start()
         thread.join(self.timeout)
+
         if not answer:
             raise TimeoutError(f"no answer within {self.timeout:g} s")
         if isinstance(answer[0], Exception):
             raise answer[0]
+
         return answer[0]
 
-    def _missing(self, name: str, values: Tensor, prompts: Sequence[Prompt], failure: Exception | None) -> Tensor:
+    def _missing(
+        self, name: str, values: Tensor, prompts: Sequence[Prompt], failure: Exception | None
+    ) -> Tensor:
         """The values with NaN for all that is not finite, or the error that they are."""
         if self.mask:
             return torch.where(values.isfinite(), values, torch.nan)
@@ -92,6 +110,7 @@ class Tolerance:
                 f"reward '{name}' raised {_said(failure)} -- try it alone with burnish.check_reward, or let such "
                 'images be left out by scoring.missing = "mask"'
             ) from failure
+
         bad = (~values.isfinite()).nonzero().flatten().tolist()
         raise ValueError(
             f"reward '{name}' returned {values[bad[0]].item()} for {len(bad)} of {len(values)} images (first: row "
@@ -109,11 +128,13 @@ def _column(name: str, values: object, count: int) -> Tensor:
             raise InvalidRewardOutput(
                 f"reward '{name}' returned {_described(values)}; it must return {count} numbers, one an image"
             ) from None
+
     if values.is_complex() or values.shape != (count,):
         raise InvalidRewardOutput(
             f"reward '{name}' returned {_described(values)} for {count} images; "
             f"it must return shape ({count},), one number an image"
         )
+
     return values.detach().to(device="cpu", dtype=torch.float64)
 
 
@@ -124,7 +145,11 @@ def _described(values: object) -> str:
 
 
 def _reason(values: Tensor, failure: Exception | None) -> str:
-    return _said(failure) if failure is not None else f"{int((~values.isfinite()).sum())} numbers were not finite"
+    return (
+        _said(failure)
+        if failure is not None
+        else f"{int((~values.isfinite()).sum())} numbers were not finite"
+    )
 
 
 def _said(error: Exception) -> str:

@@ -1,1 +1,3 @@
-"""The mathematics of reinforcement learning: rewards to advantages, advantages to a loss. Knows no network."""
+"""The mathematics of reinforcement learning: rewards to advantages, advantages to a loss. Knows no
+network.
+"""

@@ -1,7 +1,9 @@
-"""Curricula: how closely a ControlNet is followed, iteration by iteration (spec of the seed: from easy to hard).
+"""Curricula: how closely a ControlNet is followed, iteration by iteration (spec of the seed: from
+easy to hard).
 
-A code is easy to read in a picture that follows it closely and hard in one that hardly does, so training starts at a
-high control scale and lowers it. With p in [0, 1] the share of the run that is done and q = min(1, p / until):
+A code is easy to read in a picture that follows it closely and hard in one that hardly does, so
+training starts at a high control scale and lowers it. With p in [0, 1] the share of the run that is
+done and q = min(1, p / until):
 
     linear    first + (last - first) q
     cosine    last + (first - last) (1 + cos(pi q)) / 2
@@ -10,8 +12,8 @@ high control scale and lowers it. With p in [0, 1] the share of the run that is 
               by as much when it is below ``below``; never outside first to last
     sampled   drawn evenly between linear's value and ``first``, so that what was easy is not forgotten
 
-Called with (p, a random generator) and return the scale of one iteration; ``learn`` then hears the success of its
-images, the mean of the reward named ``reward``. Only ``gated`` remembers anything.
+Called with (p, a random generator) and return the scale of one iteration; ``learn`` then hears the
+success of its images, the mean of the reward named ``reward``. Only ``gated`` remembers anything.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ import torch
 
 
 class LinearCurriculum:
-    """In a straight line from ``first`` to ``last``, which it reaches at the share ``until`` of the run."""
+    """In a straight line from ``first`` to ``last``, which it reaches at the share ``until`` of the
+    run.
+    """
 
     reward = ""
 
     def __init__(self, first: float, last: float, until: float = 1.0) -> None:
-        self.first, self.last = _scale("first", first), _scale("last", last)
+        self.first = _scale("first", first)
+        self.last = _scale("last", last)
         if not 0 < until <= 1:
             raise ValueError(f"curriculum.until must lie in (0, 1], not {until}.")
         self.until = until
@@ -81,7 +86,9 @@ class StepsCurriculum(LinearCurriculum):
 
 
 class GatedCurriculum(LinearCurriculum):
-    """As fast as it is learned, down and up again. ``smoothing``: the share that the average of the success keeps."""
+    """As fast as it is learned, down and up again. ``smoothing``: the share that the average of the
+    success keeps.
+    """
 
     def __init__(
         self,
@@ -100,22 +107,33 @@ class GatedCurriculum(LinearCurriculum):
                 f"curriculum: below = {below} must be less than above = {above}, by = {by} more than 0, patience = "
                 f"{patience} at least 1, and smoothing = {smoothing} in [0, 1)."
             )
-        self.reward, self.above, self.below, self.by = reward, above, below, by
-        self.patience, self.smoothing = patience, smoothing
-        self._scale, self._success, self._row = self.first, math.nan, 0
+
+        self.reward = reward
+        self.above = above
+        self.below = below
+        self.by = by
+        self.patience = patience
+        self.smoothing = smoothing
+        self._scale = self.first
+        self._success = math.nan
+        self._row = 0
 
     def __call__(self, progress: float, chance: torch.Generator) -> float:
         """The scale now, whatever ``progress`` is."""
         return self._scale
 
     def learn(self, success: float) -> None:
-        """Takes in the success of an iteration; NaN says nothing. After a change of scale the average begins anew."""
+        """Takes in the success of an iteration; NaN says nothing. After a change of scale the
+        average begins anew.
+        """
         if math.isnan(success):
             return
+
         kept = 0.0 if math.isnan(self._success) else self.smoothing
         self._success = success if kept == 0 else kept * self._success + (1 - kept) * success
         self._row = self._row + 1 if self._success > self.above else 0
         towards = math.copysign(self.by, self.last - self.first)
+
         if self._row >= self.patience:
             self._move(towards)
         elif self._success < self.below:
@@ -124,8 +142,11 @@ class GatedCurriculum(LinearCurriculum):
     def _move(self, by: float) -> None:
         low, high = sorted((self.first, self.last))
         moved = min(high, max(low, self._scale + by))
+
         if moved != self._scale:
-            self._scale, self._success, self._row = moved, math.nan, 0
+            self._scale = moved
+            self._success = math.nan
+            self._row = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -135,7 +156,8 @@ class GatedCurriculum(LinearCurriculum):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over what ``state_dict`` gave."""
         success = state["success"]
-        self._scale, self._row = float(state["scale"]), int(state["row"])
+        self._scale = float(state["scale"])
+        self._row = int(state["row"])
         self._success = math.nan if success is None else float(success)
 
 

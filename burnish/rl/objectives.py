@@ -1,23 +1,25 @@
 """Objectives: what the current weights say about stored moves, and how good these were -> a loss.
 
-Called with (replay, advantages); the loss is the mean over images and moves. With l = mean log-density per latent
-dimension, l_old the same under the weights that sampled, A the image's advantage and rho = exp(l - l_old):
+Called with (replay, advantages); the loss is the mean over images and moves. With l = mean
+log-density per latent dimension, l_old the same under the weights that sampled, A the image's
+advantage and rho = exp(l - l_old):
 
     reinforce   -A * l                                                    (DDPO-SF, arXiv 2305.13301)
     clipped     max(-A * rho, -A * clip(rho, 1 - c, 1 + c))               (DDPO-IS: PPO, arXiv 1707.06347)
     rebel       (k (S_i - S_j) - (A_i - A_j))^2, the mean over all pairs i, j of a prompt's images, with S the
                 sum of l - l_old over an image's moves                    (REBEL, arXiv 2404.16767; RLCM's code)
 
-Two more look at the forward process (``forward``): the finished images are noised again, and l is minus the mean
-squared error of the network's prediction (see ``Sampler.renoise``). No move needs a likelihood, any sampler will do:
+Two more look at the forward process (``forward``): the finished images are noised again, and l is
+minus the mean squared error of the network's prediction (see ``Sampler.renoise``). No move needs a
+likelihood, any sampler will do:
 
     rwr         -w * l with weights w >= 0: imitation of the better images       (RWR, DDPO section 4.1)
     awm         clipped, as above, with this l: the evidence lower bound stands in for the likelihood
                                                                             (AWM, arXiv 2509.25050)
 
-All but rebel may add kl * KL(policy || reference) / D. Dividing by the latent's D dimensions puts it in the
-unit of l, so that the coefficients of Flow-GRPO (arXiv 2505.05470) mean the same here; the record shows it in nats.
-Metrics of every objective but rwr, which has ``denoising_error``:
+All but rebel may add kl * KL(policy || reference) / D. Dividing by the latent's D dimensions puts
+it in the unit of l, so that the coefficients of Flow-GRPO (arXiv 2505.05470) mean the same here;
+the record shows it in nats. Metrics of every objective but rwr, which has ``denoising_error``:
 
     ratio_deviation   max |rho - 1|: 0 up to rounding before the first update of an iteration
     approx_kl         mean of 0.5 * (D * (l - l_old))^2, the KL to the sampling weights in nats per image and move
@@ -36,7 +38,9 @@ from burnish.types import Loss, Replay
 
 @dataclass(frozen=True)
 class Reinforce:
-    """The score function estimator. Right for one optimizer step per batch of images. ``kl``: KL coefficient."""
+    """The score function estimator. Right for one optimizer step per batch of images. ``kl``: KL
+    coefficient.
+    """
 
     kl: float = 0.0
 
@@ -53,8 +57,9 @@ class Reinforce:
 class Clipped:
     """Importance sampling with PPO's clip: several optimizer steps per batch of images.
 
-    ``clip`` is in nats per image and move, c = clip / D: the published 1e-4 at D = 16384 is 1.64, and 1.64 is the
-    same trust region at every latent size (see ``kernels.log_prob``). ``kl``: KL coefficient.
+    ``clip`` is in nats per image and move, c = clip / D: the published 1e-4 at D = 16384 is 1.64,
+    and 1.64 is the same trust region at every latent size (see ``kernels.log_prob``). ``kl``: KL
+    coefficient.
     """
 
     clip: float = 1.64
@@ -66,24 +71,31 @@ class Clipped:
 
     def __call__(self, replay: Replay, adv: Tensor) -> Loss:
         """``adv``: (b,)."""
-        ratio, c, a = (replay.logp - replay.logp_old).exp(), self.clip / replay.dims, _column(adv, replay)
-        # the larger of the two losses: a move that already went too far the right way gets no gradient, but one that
-        # went the wrong way always does
+        ratio = (replay.logp - replay.logp_old).exp()
+        c = self.clip / replay.dims
+        a = _column(adv, replay)
+        # the larger of the two losses: a move that already went too far the right way gets no
+        # gradient, but one that went the wrong way always does
         value = torch.maximum(-a * ratio, -a * ratio.clamp(1 - c, 1 + c)).mean()
         outside = ((ratio.detach() - 1).abs() > c).double().mean()
-        return Loss(value + _penalty(self.kl, replay), {**_metrics(replay), "clip_fraction": float(outside)})
+
+        return Loss(
+            value + _penalty(self.kl, replay), {**_metrics(replay), "clip_fraction": float(outside)}
+        )
 
 
 @dataclass(frozen=True)
 class Rebel:
-    """Regression of reward differences: what a policy says about two images of a prompt shall differ as they do.
+    """Regression of reward differences: what a policy says about two images of a prompt shall
+    differ as they do.
 
-    ``rate``: k above, 1 / eta of the paper, on mean log-densities as in RLCM's code. The loss needs all moves of all
-    images of a prompt at once. Its gradient does not: with d_i = k (S_i - mean S) - (A_i - mean A) over the n images of
-    a prompt, the loss is the mean over prompts of 2 / (n - 1) sum d_i^2, and its gradient 4 k / (n - 1) sum d_i grad
-    S_i. So ``targets`` turns S, computed without gradient, into weights, and the call weighs the log-densities with
-    them, some moves at a time: no more memory than any other objective, for one more pass without gradient. Before
-    the first update of an iteration S is 0 and costs nothing.
+    ``rate``: k above, 1 / eta of the paper, on mean log-densities as in RLCM's code. The loss needs
+    all moves of all images of a prompt at once. Its gradient does not: with d_i = k (S_i - mean S)
+    - (A_i - mean A) over the n images of a prompt, the loss is the mean over prompts of 2 / (n - 1)
+    sum d_i^2, and its gradient 4 k / (n - 1) sum d_i grad S_i. So ``targets`` turns S, computed
+    without gradient, into weights, and the call weighs the log-densities with
+    them, some moves at a time: no more memory than any other objective, for one more pass without
+        gradient. Before the first update of an iteration S is 0 and costs nothing.
     """
 
     rate: float = 1.0
@@ -93,18 +105,22 @@ class Rebel:
             raise ValueError(f"objective.rate must be > 0, not {self.rate}.")
 
     def targets(self, change: Tensor, adv: Tensor, group: Tensor, moves: int) -> Tensor:
-        """What stands in for the advantages (b,): ``change`` (b,) is S, ``group`` (b,) the prompts, ``moves`` those of
-        an image.
+        """What stands in for the advantages (b,): ``change`` (b,) is S, ``group`` (b,) the prompts,
+        ``moves`` those of an image.
 
         Raises:
             ValueError: a prompt has a single image.
         """
         _, place, count = group.unique(return_inverse=True, return_counts=True)
         if bool((count < 2).any()):
-            raise ValueError("objective 'rebel' compares images of a prompt: set batch.images_per_prompt to 2 or more.")
+            raise ValueError(
+                "objective 'rebel' compares images of a prompt: set batch.images_per_prompt to 2 or more."
+            )
+
         error = self.rate * change - adv
         mean = error.new_zeros(len(count)).index_add_(0, place, error) / count
         n = count[place]
+
         return -4 * self.rate * moves * (error - mean[place]) * n / (n - 1)
 
     def __call__(self, replay: Replay, adv: Tensor) -> Loss:
@@ -114,11 +130,13 @@ class Rebel:
 
 @dataclass(frozen=True)
 class RWR:
-    """Weighted denoising: the advantage must give weights (softmax, top_fraction). Made for many updates a batch.
+    """Weighted denoising: the advantage must give weights (softmax, top_fraction). Made for many
+    updates a batch.
 
-    ``data``: "latent" denoises the latents that were sampled; "encoded", as in DDPO's code, those that the autoencoder
-    makes of the decoded pictures, drawn once an iteration: what a data set of pictures would hold. ``kl``: KL
-    coefficient.
+    ``data``: "latent" denoises the latents that were sampled; "encoded", as in DDPO's code, those
+    that the autoencoder
+    makes of the decoded pictures, drawn once an iteration: what a data set of pictures would hold.
+        ``kl``: KL coefficient.
     """
 
     data: str = "latent"
@@ -141,16 +159,20 @@ class RWR:
             raise ValueError(
                 "objective 'rwr' imitates, so it needs weights: set advantage.use to softmax or top_fraction."
             )
+
         value = -(_column(adv, replay) * replay.logp).mean()
         metrics = {"denoising_error": float(-replay.logp.detach().double().mean())}
+
         if replay.kl is not None:
             metrics["kl"] = float(replay.kl.detach().mean())
+
         return Loss(value + _penalty(self.kl, replay), metrics)
 
 
 @dataclass(frozen=True)
 class AWM(Clipped):
-    """Policy gradient on the forward process: ``clipped`` with minus the denoising error for the log-density.
+    """Policy gradient on the forward process: ``clipped`` with minus the denoising error for the
+    log-density.
 
     ``clip`` is the largest change of that error times D; the published 1e-5 at D = 65536 is 0.66.
     """
@@ -161,7 +183,9 @@ class AWM(Clipped):
 
 def _check(name: str, value: float, good: bool) -> None:
     if not (good and math.isfinite(value)):
-        raise ValueError(f"objective.{name} must be {'> 0' if name == 'clip' else '>= 0'}, not {value}.")
+        raise ValueError(
+            f"objective.{name} must be {'> 0' if name == 'clip' else '>= 0'}, not {value}."
+        )
 
 
 def _column(adv: Tensor, replay: Replay) -> Tensor:
@@ -184,6 +208,8 @@ def _metrics(replay: Replay) -> dict[str, float]:
         "ratio_deviation": float(change.expm1().abs().max()),
         "approx_kl": float(0.5 * (replay.dims * change).square().mean()),
     }
+
     if replay.kl is not None:
         metrics["kl"] = float(replay.kl.mean())
+
     return metrics

@@ -1,17 +1,20 @@
-"""Pareto selection (Parrot, arXiv 2401.05675): only images that no other one beats on every count teach anything.
+"""Pareto selection (Parrot, arXiv 2401.05675): only images that no other one beats on every count
+teach anything.
 
-Image j dominates image i if it is at least as good in every reward and better in one. With P the images that none
-dominates and r_k the reward that the image was asked to please (all rewards, weighted, if it was asked for none):
+Image j dominates image i if it is at least as good in every reward and better in one. With P the
+images that none dominates and r_k the reward that the image was asked to please (all rewards,
+weighted, if it was asked for none):
 
     gradient = (1 / |P|) sum over i in P of r_k(i) grad log p(i)
 
-A weighted sum may be raised by giving up one reward for another; what is left out here has another image beside it that
-is no worse in any respect. What a batch is in the paper, images of a single prompt that were asked with a single
-identifier, is here the images of one number in ``group``.
+A weighted sum may be raised by giving up one reward for another; what is left out here has another
+image beside it that is no worse in any respect. What a batch is in the paper, images of a single
+prompt that were asked with a single identifier, is here the images of one number in ``group``.
 
-How much this selects depends on how many images are compared. Of N images with K independent rewards the expected
-share a(N, K) / N is on the front, a(N, K) = sum over m <= N of a(m, K - 1) / m and a(N, 1) = 1: for K = 4 it is 73 % of
-8, 46 % of 32 and 17 % of 256. Rewards that agree leave fewer, rewards in conflict more.
+How much this selects depends on how many images are compared. Of N images with K independent
+rewards the expected share a(N, K) / N is on the front, a(N, K) = sum over m <= N of a(m, K - 1) / m
+and a(N, 1) = 1: for K = 4 it is 73 % of 8, 46 % of 32 and 17 % of 256. Rewards that agree leave
+fewer, rewards in conflict more.
 """
 
 from __future__ import annotations
@@ -29,9 +32,11 @@ from burnish.types import Scores
 class ParetoAdvantage(by_group):
     """The advantage of `group` for the images that none dominates, exactly 0 for all others.
 
-    ``within`` is what an image is compared with: "prompt", as in the paper, or "batch": all images of the iteration, by
-    their z-scores within their prompts, for when a prompt has too few. ``standardise = false`` is the paper's weight,
-    the raw reward: it imitates every image of the front, so rewards must be positive; ``clip`` does not touch it.
+    ``within`` is what an image is compared with: "prompt", as in the paper, or "batch": all images
+    of the iteration, by their z-scores within their prompts, for when a prompt has too few.
+    ``standardise = false`` is the paper's weight,
+    the raw reward: it imitates every image of the front, so rewards must be positive; ``clip`` does
+        not touch it.
     """
 
     selects = True
@@ -41,26 +46,35 @@ class ParetoAdvantage(by_group):
         super().__init__(clip)
         if within not in ("prompt", "batch"):
             raise ValueError(f'advantage.within must be "prompt" or "batch", not "{within}".')
-        self.within, self.standardise = within, standardise
+        self.within = within
+        self.standardise = standardise
 
     def front(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """(B,) bool: the images that none dominates; never those with a missing reward.
 
-        Of a reward with a negative weight less is better; one with weight 0 is not looked at, and nor is one that is
-        the same for all images of a prompt but for rounding.
+        Of a reward with a negative weight less is better; one with weight 0 is not looked at, and
+        nor is one that is the same for all images of a prompt but for rounding.
         """
-        values = z_scores(scores, group) * weights.detach().cpu().double().sign()  # keeps a prompt's order and its ties
-        return nondominated(values, group.cpu() if self.within == "prompt" else torch.zeros(len(values)))
+        # keeps a prompt's order and its ties
+        values = z_scores(scores, group) * weights.detach().cpu().double().sign()
+        return nondominated(
+            values, group.cpu() if self.within == "prompt" else torch.zeros(len(values))
+        )
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """(B,) float32."""
-        kept = super().__call__(scores, weights, group) if self.standardise else total(scores, weights).float()
+        kept = (
+            super().__call__(scores, weights, group)
+            if self.standardise
+            else total(scores, weights).float()
+        )
         return torch.where(self.front(scores, weights, group), kept, 0.0)
 
 
 def front(advantage: Any, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
-    """The front (B,) bool that ``advantage`` selects or, if it selects none, that of each prompt: how much the rewards
-    are in conflict."""
+    """The front (B,) bool that ``advantage`` selects or, if it selects none, that of each prompt:
+    how much the rewards are in conflict.
+    """
     chosen: Tensor = getattr(advantage, "front", ParetoAdvantage().front)(scores, weights, group)
     return chosen
 
@@ -68,8 +82,9 @@ def front(advantage: Any, scores: Scores, weights: Tensor, group: Tensor) -> Ten
 def nondominated(values: Tensor, group: Tensor) -> Tensor:
     """Which rows no other row of their group dominates, (B,) bool.
 
-    Equal rows do not dominate each other, so duplicates stay or go together. With one column it is the largest value,
-    as often as it is there. Rows with a number that is not finite dominate none and are never chosen.
+    Equal rows do not dominate each other, so duplicates stay or go together. With one column it is
+    the largest value, as often as it is there. Rows with a number that is not finite dominate none
+    and are never chosen.
 
     Args:
         values: (B, K), more is better.
@@ -78,14 +93,18 @@ def nondominated(values: Tensor, group: Tensor) -> Tensor:
     valid = values.isfinite().all(1)
     at_least = (group[:, None] == group) & valid[:, None]  # (j, i): j is a row that may dominate i
     better = torch.zeros_like(at_least)
+
     for column in values.T:  # one by one: B * B numbers at a time, not K times as many
         at_least &= column[:, None] >= column
         better |= column[:, None] > column
+
     return valid & ~(at_least & better).any(0)
 
 
 def expected_share(images: int, rewards: int) -> float:
-    """The share of so many images that none of them dominates, if the rewards are independent and never equal."""
+    """The share of so many images that none of them dominates, if the rewards are independent and
+    never equal.
+    """
     size = torch.ones(images, dtype=torch.float64)
     for _ in range(rewards - 1):
         size = (size / torch.arange(1, images + 1)).cumsum(0)

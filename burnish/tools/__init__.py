@@ -1,1 +1,3 @@
-"""What the command line does beside training: draw, check, search for codes, measure the embedded models."""
+"""What the command line does beside training: draw, check, search for codes, measure the embedded
+models.
+"""

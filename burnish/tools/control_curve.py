@@ -1,7 +1,8 @@
 """How a QR ControlNet trades readability for pictures: what its control scale does to both.
 
-For every scale, over the same prompts, payloads and noise: the share of pictures that are read, the similarity to the
-prompt, to the same picture without control, and to the bare code. Payloads are of the part that no training draws.
+For every scale, over the same prompts, payloads and noise: the share of pictures that are read, the
+similarity to the prompt, to the same picture without control, and to the bare code. Payloads are of
+the part that no training draws.
 """
 
 from __future__ import annotations
@@ -59,12 +60,15 @@ def curve(
     """The trade-off, one point a scale; `asked` prompts carry payloads."""
     plain = drawn(policy, replace(sampler, control=Control(0.0)), asked, seed)
     texts = clip.texts([prompt.text for prompt in asked])
-    bases, scanner = clip.images(plain), Scanner(conditions=conditions)
+    bases = clip.images(plain)
+    scanner = Scanner(conditions=conditions)
     layouts = [qr.layout_of(prompt, plain.shape[-1]) for prompt in asked]
     points = []
+
     for scale in scales:
         images = drawn(policy, replace(sampler, control=Control(scale)), asked, seed)
-        readings, seen = scanner.measure(images, layouts), clip.images(images)
+        readings = scanner.measure(images, layouts)
+        seen = clip.images(images)
         points.append(
             Point(
                 scale,
@@ -76,17 +80,21 @@ def curve(
                 clip_code=float(code_similarity(clip, images, layouts).mean()),
             )
         )
+
     return points
 
 
 def drawn(policy: Policy, sampler: Sampler, asked: Sequence[Prompt], seed: int) -> Tensor:
     """One picture a prompt, (B, 3, H, W) on the CPU; the noise is the same for every sampler."""
     images = []
+
     for start in range(0, len(asked), CHUNK):
         some = list(asked[start : start + CHUNK])
-        cond, group = sampler.encode(policy, some), torch.zeros(len(some), dtype=torch.long)
+        cond = sampler.encode(policy, some)
+        group = torch.zeros(len(some), dtype=torch.long)
         trajectory = sampler.rollout(policy, cond, group, generator(seed, "steering", start))
         images.append(policy.decode(trajectory.latent).cpu())
+
     return torch.cat(images)
 
 

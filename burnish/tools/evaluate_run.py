@@ -14,7 +14,8 @@ from burnish.training.evaluations import evaluate_all
 
 
 def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
-    """Compare a run's newest checkpoint with the model it started from; writes its evaluation.json and returns that.
+    """Compare a run's newest checkpoint with the model it started from; writes its evaluation.json
+    and returns that.
 
     `images` for each prompt; 0: as its configuration says.
 
@@ -23,19 +24,28 @@ def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
     """
     with run.lock():
         config = configuration.load(run.config)
-        count, seed = images or config.evaluation.images_per_prompt or 4, config.evaluation.seed
+        count = images or config.evaluation.images_per_prompt or 4
+        seed = config.evaluation.seed
         state = checkpoint.restore(run.checkpoints)
+
         if state is None:
-            raise FileNotFoundError(f"{run.folder} has no checkpoint yet, so there is nothing to compare; train first")
+            raise FileNotFoundError(
+                f"{run.folder} has no checkpoint yet, so there is nothing to compare; train first"
+            )
+
         seed_globals(config.seed, "weights")
         parts = assemble(config)
         before = load_evaluation(run.measured(0))
+
         if before is None or before["train"].images_per_prompt != count:
             before = evaluate_all(parts, count, seed, config.batch.sample_batch)
+
         parts.policy.load_state(state.average or state.weights)
         if parts.expander is not None:
             parts.expander.load_state(state.expander)
+
         now = evaluate_all(parts, count, seed, before["train"].chunk, template=parts.template)
         comparison = compare(before, now, parts.weights)
         write(run.evaluation, dumps(comparison, indent=1))
+
     return comparison

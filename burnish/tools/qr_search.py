@@ -1,7 +1,8 @@
-"""Pictures that are codes: drawn one batch after another, read under every condition, and kept only if they are read.
+"""Pictures that are codes: drawn one batch after another, read under every condition, and kept only
+if they are read.
 
-What a user is handed has been read back, so the number of tries is part of the answer: it tells how good the model and
-its control scale are at this payload.
+What a user is handed has been read back, so the number of tries is part of the answer: it tells how
+good the model and its control scale are at this payload.
 """
 
 from __future__ import annotations
@@ -45,13 +46,19 @@ class Search:
 
 
 def open_artist(
-    source: str, controlnet: str = "", *, steps: int = 0, guidance: float = -1.0, scale: float = -1.0
+    source: str,
+    controlnet: str = "",
+    *,
+    steps: int = 0,
+    guidance: float = -1.0,
+    scale: float = -1.0,
 ) -> tuple[Policy, Sampler]:
     """A policy with a ControlNet, and how to sample it.
 
     Args:
         source: a run whose model has a ControlNet, ``zoo:NAME``, a model folder or a hub id.
-        controlnet: of a model: ``zoo:NAME``, a folder or a hub id; a run has its own, and the zoo's models have theirs.
+        controlnet: of a model: ``zoo:NAME``, a folder or a hub id; a run has its own, and the zoo's
+            models have theirs.
         steps: network calls an image; 0 takes the run's, or 50, or 4 of a consistency model.
         guidance: its weight; negative takes the run's, or 5 (1.5 of an LCM-LoRA).
         scale: of the control; negative takes the run's, or 1.
@@ -61,13 +68,22 @@ def open_artist(
     """
     if source.startswith("zoo:"):
         controlnet = controlnet or "zoo:emoji-qr"
+
     policy, sampler = open_source(source, steps=steps, guidance=guidance, controlnet=controlnet)
+
     if not policy.has_controlnet:
         if Run(Path(source)).exists():
-            raise ValueError(f"{source} is a run without a ControlNet: give one that trained with model.controlnet")
-        raise ValueError(f"{source} draws no codes by itself: give a ControlNet for it by --controlnet")
+            raise ValueError(
+                f"{source} is a run without a ControlNet: give one that trained with model.controlnet"
+            )
+
+        raise ValueError(
+            f"{source} draws no codes by itself: give a ControlNet for it by --controlnet"
+        )
+
     if scale >= 0:
         sampler = replace(sampler, control=replace(sampler.control, scale=scale))
+
     return policy, sampler
 
 
@@ -82,16 +98,21 @@ def search(
     seed: int = 0,
     on_try: Callable[[int, int], None] = lambda tries, kept: None,
 ) -> Search:
-    """Draws ``prompt`` with its payload until ``count`` pictures are read under every condition, or ``tries`` are over.
+    """Draws ``prompt`` with its payload until ``count`` pictures are read under every condition, or
+    ``tries`` are over.
 
-    ``on_try`` hears after each batch how many were drawn and kept. The n-th picture of a seed is the same whatever
-    ``count`` and ``tries`` are.
+    ``on_try`` hears after each batch how many were drawn and kept. The n-th picture of a seed is
+    the same whatever ``count`` and ``tries`` are.
 
     Raises:
         ValueError: the payload does not fit the model's canvas.
     """
     found: list[Found] = []
-    passed, read, drawn, payload = 0, 0, 0, ""
+    passed = 0
+    read = 0
+    drawn = 0
+    payload = ""
+
     while drawn < tries and len(found) < count:
         noise = generator(seed, "art", drawn)
         cond = sampler.encode(policy, [prompt] * CHUNK)
@@ -101,12 +122,15 @@ def search(
         readings = scanner.measure(images, [code] * len(images))
         passed += int(readings.strict.sum())
         read += int(readings.lenient.sum())
+
         for row in readings.strict.nonzero().flatten().tolist():
             if len(found) < count:
                 found.append(Found(images[row], drawn + row + 1))
                 payload = code.payload  # a strict reading is an exact one
+
         drawn += len(images)
         on_try(drawn, len(found))
+
     return Search(found, drawn, passed, read, payload)
 
 
@@ -118,9 +142,12 @@ def save(result: Search, folder: Path) -> list[Path]:
     """
     if folder.is_file():
         raise FileExistsError(f"{folder} is a file; choose another --out")
+
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
+
     for one in result.found:
         paths.append(folder / f"code-{one.attempt:04d}.png")
         Image.fromarray(eight_bit(one.image[None])[0]).save(paths[-1])
+
     return paths

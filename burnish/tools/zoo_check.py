@@ -1,4 +1,5 @@
-"""How good the embedded models are, measured on fresh scenes and fresh noise, beside what they must reach.
+"""How good the embedded models are, measured on fresh scenes and fresh noise, beside what they must
+reach.
 
 vae_psnr_db      10 log10(1 / mean squared error) of decode(encode(scene)), over all pixels of all scenes
 clip_top1        single-sprite scenes whose most similar text among "a {noun}", all nouns, is the right one
@@ -19,7 +20,8 @@ qr_read          pictures of the ControlNet at control scale 2 that are read und
 qr_unread        the same at scale 0, where there is no code
 weights_mb       all weights of the zoo together
 
-What its control scale does to the ControlNet's pictures is a curve of its own (`control`, see `burnish.tools.control_curve`).
+What its control scale does to the ControlNet's pictures is a curve of its own (`control`, see
+`burnish.tools.control_curve`).
 """
 
 from __future__ import annotations
@@ -49,8 +51,11 @@ from burnish.zoo import judge as judging
 from burnish.zoo import questions as asking
 from burnish.zoo.scenes import NUMBERS, Scene, Scenes, nouns, vocabulary
 
-STEPS, WEIGHT, CHUNK = 25, 4.0, 64
-GOALS: dict[str, tuple[str, str, float]] = {  # what it is, whether it must be at least or at most, the value
+STEPS = 25
+WEIGHT = 4.0
+CHUNK = 64
+# what it is, whether it must be at least or at most, the value
+GOALS: dict[str, tuple[str, str, float]] = {
     "vae_psnr_db": ("VAE reconstruction, PSNR in dB", ">=", 27.0),
     "clip_top1": ("CLIP finds the noun of a scene", ">=", 0.90),
     "judge_nouns": ('"a {noun}" judged right, all nouns', ">=", 0.75),
@@ -74,12 +79,14 @@ GOALS: dict[str, tuple[str, str, float]] = {  # what it is, whether it must be a
 
 
 def measure(images: int = 4, seed: int = 1) -> tuple[dict[str, float], list[Point]]:
-    """Every number of the table, and the ControlNet's curve. `images` are generated for each noun, 24 times as many for
-    each other question and each point of the curve."""
+    """Every number of the table, and the ControlNet's curve. `images` are generated for each noun,
+    24 times as many for each other question and each point of the curve.
+    """
     policy = Policy.load("zoo:emoji-sd", train="none")
     sampler = Sampler(DDIM(), STEPS, CFG(WEIGHT))
     judge = judging.load()
-    scenes = Scenes(seed * 1_000_003 + 17)  # far from the small seeds that training draws its scenes with
+    # far from the small seeds that training draws its scenes with
+    scenes = Scenes(seed * 1_000_003 + 17)
     asked = questions(seed, 24 * images)
     asked["nouns"] = [Scene((noun,)) for noun in nouns() for _ in range(images)]
 
@@ -89,7 +96,9 @@ def measure(images: int = 4, seed: int = 1) -> tuple[dict[str, float], list[Poin
 
     def judged(pictures: Tensor, name: str) -> Tensor:
         verdict = judge.classify(pictures)
-        return torch.tensor([_shows(verdict, row, scene, name) for row, scene in enumerate(asked[name])]).double()
+        return torch.tensor(
+            [_shows(verdict, row, scene, name) for row, scene in enumerate(asked[name])]
+        ).double()
 
     pictures = {name: drawn(policy, sampler, name) for name in asked}
     right = {name: judged(pictures[name], name) for name in asked}
@@ -103,6 +112,7 @@ def measure(images: int = 4, seed: int = 1) -> tuple[dict[str, float], list[Poin
     }
     animals = len(vocabulary()["animals"]) * images
     points = control(24 * images, seed)
+
     return {
         "vae_psnr_db": round(vae_psnr(policy, scenes), 2),
         "clip_top1": round(clip_top1(scenes), 4),
@@ -123,11 +133,17 @@ def measure(images: int = 4, seed: int = 1) -> tuple[dict[str, float], list[Poin
 def questions(seed: int, count: int) -> dict[str, list[Scene]]:
     """`count` scenes to ask the generator for, of each of three kinds."""
     rng = np.random.default_rng([seed, 4711])
-    words, colours = nouns(), [colour for colour in vocabulary()["colours"] if colour != "white"]
+    words = nouns()
+    colours = [colour for colour in vocabulary()["colours"] if colour != "white"]
+
     return {
-        "background": [Scene((str(rng.choice(words)),), colour=colours[i % len(colours)]) for i in range(count)],
+        "background": [
+            Scene((str(rng.choice(words)),), colour=colours[i % len(colours)]) for i in range(count)
+        ],
         "counts": [Scene((str(rng.choice(words)),), count=2 + i % 2) for i in range(count)],
-        "pairs": [Scene(tuple(map(str, rng.choice(words, 2, replace=False)))) for _ in range(count)],
+        "pairs": [
+            Scene(tuple(map(str, rng.choice(words, 2, replace=False)))) for _ in range(count)
+        ],
     }
 
 
@@ -138,13 +154,19 @@ def _shows(verdict: judging.Verdict, row: int, scene: Scene, kind: str) -> bool:
     return seen and (kind != "counts" or int(verdict.count[row]) == scene.count)
 
 
-def generate(policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], noise: torch.Generator) -> Tensor:
+def generate(
+    policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], noise: torch.Generator
+) -> Tensor:
     """One image a prompt, (B, 3, 64, 64) in [0, 1]."""
     images = []
+
     for start in range(0, len(prompts), CHUNK):
         some = prompts[start : start + CHUNK]
-        trajectory = sampler.rollout(policy, policy.encode(some), torch.zeros(len(some), dtype=torch.long), noise)
+        trajectory = sampler.rollout(
+            policy, policy.encode(some), torch.zeros(len(some), dtype=torch.long), noise
+        )
         images.append(policy.decode(trajectory.latent))
+
     return torch.cat(images)
 
 
@@ -152,18 +174,22 @@ def generate(policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], noise:
 def vae_psnr(policy: Policy, scenes: Scenes, count: int = 512) -> float:
     """Reconstruction of scenes of every kind, in dB."""
     images, _ = scenes.draw(count, "any")
-    vae, squared = policy.pipe.vae, 0.0
+    vae = policy.pipe.vae
+    squared = 0.0
+
     for chunk in images.permute(0, 3, 1, 2).float().div(255).split(CHUNK):
         latent = vae.encode(chunk.to(policy.device, vae.dtype) * 2 - 1).latent_dist.mode()
         again = vae.decode(latent).sample.float().cpu().add(1).div(2).clamp(0, 1)
         squared += float((again - chunk).square().mean((1, 2, 3)).sum())
+
     return 10 * math.log10(count / squared)
 
 
 def clip_top1(scenes: Scenes, count: int = 512) -> float:
     """Share of single-sprite scenes for which CLIP ranks the right noun first."""
     images, shown = scenes.draw(count, "single")
-    clip, words = Clip.load("zoo:emoji-clip"), nouns()
+    clip = Clip.load("zoo:emoji-clip")
+    words = nouns()
     texts = clip.texts([Scene((noun,)).caption for noun in words])
     best = (clip.images(images.permute(0, 3, 1, 2).float().div(255)) @ texts.T).argmax(1).tolist()
     return sum(words[i] == scene.nouns[0] for i, scene in zip(best, shown, strict=True)) / count
@@ -174,36 +200,53 @@ def captioner(scenes: Scenes, count: int = 256) -> dict[str, float]:
     ask = Local.load("zoo:emoji-captioner")
 
     def replies(images: Tensor, questions: Sequence[str]) -> list[str]:
-        return [reply or "" for reply in ask(images.permute(0, 3, 1, 2).float().div(255), questions)]
+        return [
+            reply or "" for reply in ask(images.permute(0, 3, 1, 2).float().div(255), questions)
+        ]
 
     right: dict[str, list[bool]] = {}
+
     for name, kind in (("caption_nouns", "single"), ("caption_pairs", "pair")):
         images, shown = scenes.draw(count, kind)
         said = replies(images, [asking.CAPTION] * count)
-        right[name] = [named(text) == set(scene.nouns) for text, scene in zip(said, shown, strict=True)]
+        right[name] = [
+            named(text) == set(scene.nouns) for text, scene in zip(said, shown, strict=True)
+        ]
+
     halves = [scenes.draw(count // 2, kind) for kind in ("single", "count")]
-    images, shown = torch.cat([images for images, _ in halves]), [scene for _, some in halves for scene in some]
+    images = torch.cat([images for images, _ in halves])
+    shown = [scene for _, some in halves for scene in some]
     many = [f"how many {vocabulary()['plurals'][scene.nouns[0]]} are there?" for scene in shown]
     said = replies(images, many)
-    right["caption_counts"] = [text == NUMBERS[scene.count] for text, scene in zip(said, shown, strict=True)]
+    right["caption_counts"] = [
+        text == NUMBERS[scene.count] for text, scene in zip(said, shown, strict=True)
+    ]
     images, _ = scenes.draw(count)
+
     for row in range(0, count, 2):
         word = str(scenes.rng.choice(asking.NUMBERS[1:]))
         images[row] = torch.from_numpy(asking.write(images[row].numpy(), word, scenes.rng))
+
     said = replies(images, [asking.TEXT] * count)
     right["caption_text"] = [text == ("no" if row % 2 else "yes") for row, text in enumerate(said)]
     return {name: sum(each) / len(each) for name, each in right.items()}
 
 
 def agreement(pictures: Tensor, things: int) -> float:
-    """Share of pictures of one or two things whose caption names just those that the judge finds likeliest."""
+    """Share of pictures of one or two things whose caption names just those that the judge finds
+    likeliest.
+    """
     said = Local.load("zoo:emoji-captioner")(pictures, [asking.CAPTION] * len(pictures))
     verdict = judging.load().classify(pictures)
-    return sum(named(text or "") == verdict.names(row, things) for row, text in enumerate(said)) / len(said)
+    return sum(
+        named(text or "") == verdict.names(row, things) for row, text in enumerate(said)
+    ) / len(said)
 
 
 def expansions(seed: int) -> float:
-    """Share of nouns whose expansion is a caption of that one thing in a style, on a background, or both."""
+    """Share of nouns whose expansion is a caption of that one thing in a style, on a background, or
+    both.
+    """
     texts = [Scene((noun,)).caption for noun in nouns()]
     drawn = Expander.load("zoo:emoji-expander", train="none").draw(
         [Prompt(text) for text in texts], generator(seed, "zoo check", "expansions")
@@ -218,6 +261,7 @@ def expansions(seed: int) -> float:
         )
         for noun, prompt, text in zip(nouns(), drawn.prompts, texts, strict=True)
     ]
+
     return sum(right) / len(right)
 
 
@@ -239,20 +283,24 @@ def sample_seconds(policy: Policy, sampler: Sampler, count: int = 16) -> float:
     prompts = [Prompt(Scene((noun,)).caption) for noun in nouns()[:count]]
     generate(policy, Sampler(sampler.kernel, 2, sampler.guidance), prompts, generator("warm"))
     times = []
+
     for attempt in range(2):
         started = time.perf_counter()
         generate(policy, sampler, prompts, generator("time", attempt))
         times.append(time.perf_counter() - started)
+
     return min(times)
 
 
 def table(measured: Mapping[str, float]) -> str:
     """The numbers beside their goals, one line each."""
     lines = [f"{'':36} {'measured':>9}   {'goal':>8}"]
+
     for key, (what, sign, goal) in GOALS.items():
         value = measured[key]
         reached = value >= goal if sign == ">=" else value <= goal
         share = goal <= 1
         shown, wanted = (f"{value:.1%}", f"{goal:.0%}") if share else (f"{value:.2f}", f"{goal:g}")
         lines.append(f"{what:36} {shown:>9}   {sign} {wanted:>5}   {'ok' if reached else 'MISSED'}")
+
     return "\n".join(lines)

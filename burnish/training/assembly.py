@@ -1,4 +1,6 @@
-"""From a configuration to the parts a run is made of: the one place where names become models and functions."""
+"""From a configuration to the parts a run is made of: the one place where names become models and
+functions.
+"""
 
 from __future__ import annotations
 
@@ -24,35 +26,50 @@ from burnish.seeds import generator
 from burnish.training.requirements import check_identifiers, check_transitions
 from burnish.types import Judge, Objective, Prompt, Reward
 
-Source = Callable[[int], Sequence[Prompt]]  # how many are wanted -> that many prompts, drawn anew each time
+# how many are wanted -> that many prompts, drawn anew each time
+Source = Callable[[int], Sequence[Prompt]]
 IN_MEMORY = "burnish.training.assembly:absent"
-"""What a run's configuration says in place of the name of something that has none: an object of a Python program."""
+"""What a run's configuration says in place of the name of something that has none: an object of a
+Python program.
+"""
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What a Python program has in its hands and gives to `train` in place of what the configuration names.
+    """What a Python program has in its hands and gives to `train` in place of what the
+    configuration names.
 
-    Only that program can resume such a run: its config.toml says where an object stood, but cannot hold it.
+    Only that program can resume such a run: its config.toml says where an object stood, but cannot
+        hold it.
     """
 
-    policy: Policy | None = None  # in place of [model], which should say how it was made; it is trained as it is
+    # in place of [model], which should say how it was made; it is trained as it is
+    policy: Policy | None = None
     rewards: Mapping[str, Reward] = field(default_factory=dict)  # by name, in place of [[rewards]]
-    # in place of [prompts]: called in each iteration by every process for its share, while Python's, numpy's and
-    # torch's random numbers follow from (seed, iteration, process)
+    # in place of [prompts]: called in each iteration by every process for its share, while
+    # Python's, numpy's and torch's random numbers follow from (seed, iteration, process)
     source: Source | None = None
 
     def described(self, config: Config) -> Config:
-        """The configuration with what is given in it; a reward keeps the weight that its name has there."""
+        """The configuration with what is given in it; a reward keeps the weight that its name has
+        there.
+        """
         changes: dict[str, Any] = {}
+
         if self.rewards:
             names = reward_names(config.rewards)
-            weights = {name: table.get("weight", 1.0) for name, table in zip(names, config.rewards, strict=True)}
+            weights = {
+                name: table.get("weight", 1.0)
+                for name, table in zip(names, config.rewards, strict=True)
+            }
             changes["rewards"] = [
-                {"use": IN_MEMORY, "name": name, "weight": float(weights.get(name, 1.0))} for name in self.rewards
+                {"use": IN_MEMORY, "name": name, "weight": float(weights.get(name, 1.0))}
+                for name in self.rewards
             ]
+
         if self.source is not None:
             changes["prompts"] = {"use": IN_MEMORY}
+
         return replace(config, **changes)
 
 
@@ -62,7 +79,8 @@ class Parts:
 
     policy: Policy
     sampler: Sampler
-    prompts: list[Prompt]  # that are trained on; with a `source` those that samples and evaluations show
+    # that are trained on; with a `source` those that samples and evaluations show
+    prompts: list[Prompt]
     rewards: dict[str, Reward]
     weights: Tensor  # (K,) of the rewards
     tolerance: Tolerance  # of rewards that fail
@@ -71,38 +89,50 @@ class Parts:
     judge: Judge | None
     panel: Panel  # held-out measures of the evaluations
     judged: dict[str, list[Prompt]]  # evaluation prompts: "train" and, if there are any, "unseen"
-    curriculum: Any = None  # (progress, chance) -> control scale; one that remembers has learn, state_dict, ...
+    # (progress, chance) -> control scale; one that remembers has learn, state_dict, ...
+    curriculum: Any = None
     source: Source | None = None  # draws each iteration's prompts, if they are no fixed list
     expander: Expander | None = None  # rewrites what the generator reads
-    template: str = "{}"  # all reward identifiers: how a trained model is asked in evaluations and samples
+    # all reward identifiers: how a trained model is asked in evaluations and samples
+    template: str = "{}"
 
 
 def assemble(config: Config, device: str = "", given: Overrides | None = None) -> Parts:
-    """Load and build everything but what is `given`; what takes longest comes last, so that a slip is told soon."""
+    """Load and build everything but what is `given`; what takes longest comes last, so that a slip
+    is told soon.
+    """
     given = given or Overrides()
     check_identifiers(config)
     prompts = [] if given.source else load_prompts(config.prompts, "prompts")
     judged = {"train": load_prompts(config.evaluation.prompts, "evaluation.prompts") or prompts}
+
     if not judged["train"] and (config.evaluation.images_per_prompt or config.run.sample_every):
         raise ValueError(
             "the prompts are drawn by a function, but evaluations and sample grids want some that stay: set "
             "evaluation.prompts, or evaluation.images_per_prompt = 0 and run.sample_every = 0"
         )
+
     if config.evaluation.unseen:
         judged["unseen"] = load_prompts(config.evaluation.unseen, "evaluation.unseen")
+
     advantage = catalog.build("advantage", config.advantage)
     objective = catalog.build("objective", config.objective)
     sampler = load_sampler(config)
     policy = given.policy or load_policy(config, device)
+
     if (policy.train, policy.dtype) != (config.model.train, DTYPES[config.model.dtype]):
         raise ValueError(
             f'the given policy has train = "{policy.train}" and computes in {str(policy.dtype)[6:]}; make model.train '
             "and model.dtype say the same"
         )
+
     identify(config, policy)
     check_transitions(config, policy, sampler, objective, advantage)
     everything = range(len(config.rewards) if config.sampler.identifiers else 0)
-    tolerance = Tolerance(config.scoring.retries, config.scoring.timeout, config.scoring.missing == "mask")
+    tolerance = Tolerance(
+        config.scoring.retries, config.scoring.timeout, config.scoring.missing == "mask"
+    )
+
     return Parts(
         policy=policy,
         sampler=sampler,
@@ -123,7 +153,8 @@ def assemble(config: Config, device: str = "", given: Overrides | None = None) -
 
 
 def stage(config: Config, parts: Parts, iteration: int) -> Sampler:
-    """How an iteration is sampled: at the control scale to which the curriculum has come, if there is one.
+    """How an iteration is sampled: at the control scale to which the curriculum has come, if there
+    is one.
 
     Evaluations and sample grids stay at `sampler.control.scale`.
     """
@@ -136,7 +167,9 @@ def stage(config: Config, parts: Parts, iteration: int) -> Sampler:
 
 def absent(**arguments: Any) -> NoReturn:
     """What `OBJECT` names: the error of a run whose object is not given."""
-    raise ValueError("this was an object of a Python program, which no file holds: go on with the program that gave it")
+    raise ValueError(
+        "this was an object of a Python program, which no file holds: go on with the program that gave it"
+    )
 
 
 def load_prompts(table: Table, where: str) -> list[Prompt]:
@@ -153,7 +186,9 @@ def load_sampler(config: Config) -> Sampler:
 
 
 def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
-    """The model with its trainable weights; `device` and `adapter` stand in for the configuration's."""
+    """The model with its trainable weights; `device` and `adapter` stand in for the
+    configuration's.
+    """
     model = config.model
     policy = Policy.load(
         model.id,
@@ -173,17 +208,22 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
         size=model.size,
         trainable_parts=model.trainable_parts,
         adapter=adapter or model.adapter or None,
-        reference=model.train == "full" and (config.objective.get("kl", 0) > 0 or config.guard.kl > 0),
+        reference=model.train == "full"
+        and (config.objective.get("kl", 0) > 0 or config.guard.kl > 0),
     )
     identify(config, policy)
+
     return policy
 
 
 def load_expander(config: Config, policy: Policy, adapter: str = "") -> Expander | None:
-    """The prompt expander, if there is one, on the generator's device; a trained `adapter` is only to draw with."""
+    """The prompt expander, if there is one, on the generator's device; a trained `adapter` is only
+    to draw with.
+    """
     settings = config.expander
     if not settings.model:
         return None
+
     expander = Expander.load(
         settings.model,
         train="none" if adapter else settings.train,
@@ -196,13 +236,24 @@ def load_expander(config: Config, policy: Policy, adapter: str = "") -> Expander
         instruction=settings.instruction,
         fits=partial(identifiers.fits, policy.pipe),
     )
+
     if not expander.trainable:
         return expander
-    # the same configuration gives the same start, so a resumed run makes it again rather than keeping a copy
+
+    # the same configuration gives the same start, so a resumed run makes it again rather than
+    # keeping a copy
     if settings.start:
-        imitate(expander, read_pairs(settings.start), settings.start_epochs, settings.start_lr, config.seed)
+        imitate(
+            expander,
+            read_pairs(settings.start),
+            settings.start_epochs,
+            settings.start_lr,
+            config.seed,
+        )
+
     if settings.train == "lora" or settings.kl > 0:
         expander.remember()
+
     return expander
 
 
@@ -219,13 +270,22 @@ def load_rewards(tables: Sequence[Table], where: str) -> dict[str, Reward]:
         name: catalog.build("reward", reward_arguments(table), f"{where}.{place}")
         for place, (name, table) in enumerate(named)
     }
-    by_original = {name for name, table in zip(built, tables, strict=True) if table.get("of", "original") == "original"}
-    return {name: of_original(reward) if name in by_original else reward for name, reward in built.items()}
+    by_original = {
+        name
+        for name, table in zip(built, tables, strict=True)
+        if table.get("of", "original") == "original"
+    }
+
+    return {
+        name: of_original(reward) if name in by_original else reward
+        for name, reward in built.items()
+    }
 
 
 def of_original(reward: Reward) -> Reward:
-    """A reward that judges by what was asked for, not by what an expander made of it. Its prompts keep everything
-    but the text."""
+    """A reward that judges by what was asked for, not by what an expander made of it. Its prompts
+    keep everything but the text.
+    """
 
     def judged(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return reward(images, as_asked(prompts))
@@ -238,6 +298,7 @@ def load_panel(config: Config, tolerance: Tolerance) -> Panel:
     guard = config.guard
     if guard.action == "none":
         return Panel()
+
     from burnish.rewards.clip import Clip
 
     clip = Clip.load(guard.diversity) if guard.diversity else None

@@ -1,11 +1,12 @@
-"""Checkpoints: everything needed to go on with a run as if it had never stopped. Safetensors and JSON, never pickle.
+"""Checkpoints: everything needed to go on with a run as if it had never stopped. Safetensors and
+JSON, never pickle.
 
     checkpoints/000012/tensors.safetensors    what was learned, its average if any, and the optimizers' moments
     checkpoints/000012/state.json             the iteration, what the parts remember, and the SHA-256 of the tensors
 
-A checkpoint is written into a temporary folder, flushed to the disk and renamed, so one that can be seen is whole; the
-digest tells when it was damaged later. Nothing random is stored: every iteration derives its random numbers from
-(seed, iteration), see `trainer`.
+A checkpoint is written into a temporary folder, flushed to the disk and renamed, so one that can be
+seen is whole; the digest tells when it was damaged later. Nothing random is stored: every iteration
+derives its random numbers from (seed, iteration), see `trainer`.
 """
 
 from __future__ import annotations
@@ -39,23 +40,28 @@ class State:
 
     iteration: int  # iterations that are done
     weights: dict[str, Tensor]  # trained tensors by name
-    optimizer: dict[str, Tensor]  # "index.key": the optimizer's memory of the parameter of that place
+    # "index.key": the optimizer's memory of the parameter of that place
+    optimizer: dict[str, Tensor]
     advantage: dict[str, Any] = field(default_factory=dict)  # JSON-able
     curriculum: dict[str, Any] = field(default_factory=dict)  # JSON-able
     scaler: dict[str, Any] = field(default_factory=dict)  # loss scaling in float16; JSON-able
-    average: dict[str, Tensor] = field(default_factory=dict)  # a moving average of the weights, if there is one
+    # a moving average of the weights, if there is one
+    average: dict[str, Tensor] = field(default_factory=dict)
     averaged: int = 0  # optimizer steps in it
-    expander: dict[str, Tensor] = field(default_factory=dict)  # what the prompt expander learned, by name
+    # what the prompt expander learned, by name
+    expander: dict[str, Tensor] = field(default_factory=dict)
     wordsmith: dict[str, Tensor] = field(default_factory=dict)  # its optimizer's memory
 
 
 def save(folder: Path, state: State, keep: int = 2, spared: int = 0) -> Path:
-    """Write `state` as `folder/<iteration>`, then delete all but the `keep` newest checkpoints and the `spared` one.
+    """Write `state` as `folder/<iteration>`, then delete all but the `keep` newest checkpoints and
+    the `spared` one.
 
     Raises OSError with one sentence when the disk is full; the checkpoints that were there stay.
     """
     final = folder / f"{state.iteration:06d}"
     temporary = folder / f".{final.name}.part"
+
     try:
         with saving(final):
             shutil.rmtree(temporary, ignore_errors=True)
@@ -72,14 +78,18 @@ def save(folder: Path, state: State, keep: int = 2, spared: int = 0) -> Path:
                 "torch": str(torch.__version__),
             }
             write(temporary / "state.json", dumps(about, indent=1))
-            shutil.rmtree(final, ignore_errors=True)  # only a damaged one can be there: it was not resumed from
+            # only a damaged one can be there: it was not resumed from
+            shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    # One with a higher number is damaged, or it would have been resumed from: it must not push out a whole one.
+
+    # One with a higher number is damaged, or it would have been resumed from: it must not push out
+    # a whole one.
     for old in [path for path in _numbered(folder) if int(path.name) <= state.iteration][:-keep]:
         if int(old.name) != spared:
             shutil.rmtree(old, ignore_errors=True)
+
     return final
 
 
@@ -93,7 +103,8 @@ def forget(folder: Path, iteration: int) -> None:
 def restore(folder: Path) -> State | None:
     """The newest checkpoint that is whole; None if there is none at all.
 
-    A damaged or foreign one is skipped with a warning. Raises ValueError if there are checkpoints but none is whole.
+    A damaged or foreign one is skipped with a warning. Raises ValueError if there are checkpoints
+    but none is whole.
     """
     found = _numbered(folder)
     for path in reversed(found):
@@ -101,8 +112,12 @@ def restore(folder: Path) -> State | None:
             return read(path)
         except (ValueError, OSError) as error:
             warnings.warn(f"{error}; it is skipped", stacklevel=2)
+
     if found:
-        raise ValueError(f"{folder}: none of its {len(found)} checkpoints is whole; train again with another --out")
+        raise ValueError(
+            f"{folder}: none of its {len(found)} checkpoints is whole; train again with another --out"
+        )
+
     return None
 
 
@@ -114,6 +129,7 @@ def read(path: Path) -> State:
             raise ValueError(f"{path}: not a checkpoint of this version of Burnish")
         if _digest(path / "tensors.safetensors") != about["sha256"]:
             raise ValueError(f"{path}: damaged: its tensors are not what was written")
+
         tensors = load_file(path / "tensors.safetensors")
         return State(
             iteration=int(about["iteration"]),
@@ -127,8 +143,17 @@ def read(path: Path) -> State:
             expander=_under("expander.", tensors),
             wordsmith=_under("wordsmith.", tensors),
         )
-    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a whole checkpoint ({type(error).__name__}: {error})") from error
+    except (
+        OSError,
+        SafetensorError,
+        json.JSONDecodeError,
+        UnicodeDecodeError,
+        KeyError,
+        TypeError,
+    ) as error:
+        raise ValueError(
+            f"{path}: not a whole checkpoint ({type(error).__name__}: {error})"
+        ) from error
 
 
 def whole(path: Path) -> bool:
@@ -137,6 +162,7 @@ def whole(path: Path) -> bool:
         read(path)
     except ValueError:
         return False
+
     return True
 
 
@@ -154,14 +180,21 @@ def saving(path: Path) -> Iterator[None]:
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What the optimizer remembers, flat: "index.key" -> tensor, on the CPU.
 
-    An 8-bit one wraps some of it in a table of its own, which is laid flat too: it takes it back either way.
+    An 8-bit one wraps some of it in a table of its own, which is laid flat too: it takes it back
+    either way.
     """
     tensors: dict[str, Tensor] = {}
+
     for index, entries in optimizer.state_dict()["state"].items():
         flat = dict(entries)
         for key in [key for key, value in entries.items() if isinstance(value, dict)]:
             flat |= flat.pop(key)
-        tensors |= {f"{index}.{key}": torch.as_tensor(value).detach().cpu().clone() for key, value in flat.items()}
+
+        tensors |= {
+            f"{index}.{key}": torch.as_tensor(value).detach().cpu().clone()
+            for key, value in flat.items()
+        }
+
     return tensors
 
 
@@ -172,18 +205,33 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
         index, _, key = name.partition(".")
         counter = not tensor.dim() and tensor.dtype == torch.int64  # was a plain number
         memory.setdefault(int(index), {})[key] = int(tensor) if counter else tensor
-    optimizer.load_state_dict({"state": memory, "param_groups": optimizer.state_dict()["param_groups"]})
+
+    optimizer.load_state_dict(
+        {"state": memory, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def _write_tensors(path: Path, state: State) -> str:
-    tensors = {f"weights.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.weights.items()}
-    tensors |= {f"average.{name}": tensor.detach().cpu().contiguous() for name, tensor in state.average.items()}
-    tensors |= {f"optimizer.{name}": tensor.contiguous() for name, tensor in state.optimizer.items()}
+    tensors = {
+        f"weights.{name}": tensor.detach().cpu().contiguous()
+        for name, tensor in state.weights.items()
+    }
+    tensors |= {
+        f"average.{name}": tensor.detach().cpu().contiguous()
+        for name, tensor in state.average.items()
+    }
+    tensors |= {
+        f"optimizer.{name}": tensor.contiguous() for name, tensor in state.optimizer.items()
+    }
     tensors |= {f"expander.{name}": tensor.contiguous() for name, tensor in state.expander.items()}
-    tensors |= {f"wordsmith.{name}": tensor.contiguous() for name, tensor in state.wordsmith.items()}
+    tensors |= {
+        f"wordsmith.{name}": tensor.contiguous() for name, tensor in state.wordsmith.items()
+    }
     save_file(tensors, path)
+
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
+
     return _digest(path)
 
 
@@ -192,6 +240,7 @@ def _digest(path: Path) -> str:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
+
     return digest.hexdigest()
 
 
@@ -203,4 +252,8 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

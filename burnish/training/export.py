@@ -17,8 +17,11 @@ def save_adapter(job: Job) -> None:
             job.parts.policy.save_adapter(job.run.adapter)
         if job.parts.expander is not None:
             job.parts.expander.save(job.run.adapter / "expander")
+
         if job.config.sampler.identifiers == "tokens":
-            identifiers.save_tokens(job.parts.policy.pipe, len(job.parts.rewards), job.run.adapter / "identifiers")
+            identifiers.save_tokens(
+                job.parts.policy.pipe, len(job.parts.rewards), job.run.adapter / "identifiers"
+            )
 
 
 @contextmanager
@@ -27,8 +30,10 @@ def averaged(job: Job) -> Iterator[None]:
     if job.average is None:
         yield
         return
+
     job.average.store(job.parts.policy.trainable)
     job.average.copy_to(job.parts.policy.trainable)
+
     try:
         yield
     finally:

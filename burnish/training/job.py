@@ -1,6 +1,8 @@
-"""What a run leaves behind while it goes: checkpoints, the adapter, sample grids, evaluations. `runs` has the places.
+"""What a run leaves behind while it goes: checkpoints, the adapter, sample grids, evaluations.
+`runs` has the places.
 
-Only the main process writes. Everything here can be asked for twice: what is already on the disk is not made again.
+Only the main process writes. Everything here can be asked for twice: what is already on the disk is
+not made again.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class Job:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler  # idle unless the arithmetic is float16
     poll: Callable[[], None]  # raises if somebody asked to stop
-    first: dict[str, Tensor] | None  # the weights before training, where the guard may go back to them
+    # the weights before training, where the guard may go back to them
+    first: dict[str, Tensor] | None
     average: Any = None  # diffusers' EMAModel of the trained weights, if there is one
     wordsmith: torch.optim.Optimizer | None = None  # the prompt expander's, if it learns
-    first_words: dict[str, Tensor] | None = None  # the expander's weights before training, where `first` is kept
+    # the expander's weights before training, where `first` is kept
+    first_words: dict[str, Tensor] | None = None

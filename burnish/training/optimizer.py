@@ -1,7 +1,8 @@
 """The optimizer: AdamW (arXiv 1711.05101), its two moments in 32 bits or in 8.
 
-In 8 bits (arXiv 2110.02861) every 256 values of a moment share a scale. Tensors of fewer than 4096 values stay in 32
-bits, so the small matrices of a LoRA gain next to nothing; a fully trained network keeps 2 bytes a weight and not 8.
+In 8 bits (arXiv 2110.02861) every 256 values of a moment share a scale. Tensors of fewer than 4096
+values stay in 32 bits, so the small matrices of a LoRA gain next to nothing; a fully trained
+network keeps 2 bytes a weight and not 8.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ Make = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 
 
 def adamw(settings: OptimizerConfig) -> Make:
-    """What makes the optimizer for some parameters; asked for before a model is loaded, so that a slip is told soon.
+    """What makes the optimizer for some parameters; asked for before a model is loaded, so that a
+    slip is told soon.
 
     Raises:
         ValueError: 8 bits are asked for, and the library for them is not installed.
@@ -26,8 +28,10 @@ def adamw(settings: OptimizerConfig) -> Make:
 
     def make(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         if settings.eight_bit:
-            for parameter in parameters:  # the 8-bit step would do it, and a resumed run has to start from the same
+            # the 8-bit step would do it, and a resumed run has to start from the same
+            for parameter in parameters:
                 parameter.data = parameter.data.contiguous()
+
         optimizer: torch.optim.Optimizer = kind(
             [{"params": list(parameters)}],  # which may be none: a generator that learns nothing
             lr=settings.lr,
@@ -47,5 +51,6 @@ def _eight_bit() -> Callable[..., torch.optim.Optimizer]:
         raise ValueError(
             'optimizer.eight_bit needs the package bitsandbytes: pip install "burnish[eight-bit]", or set it to false.'
         ) from error
+
     kind: Callable[..., torch.optim.Optimizer] = AdamW8bit
     return kind

@@ -12,8 +12,12 @@ from burnish.types import Objective
 
 
 def check_identifiers(config: Config) -> None:
-    """ValueError if a prompt's images cannot be shared among the rewards, or one of these is not trained."""
-    count, each = len(config.rewards), config.batch.images_per_prompt
+    """ValueError if a prompt's images cannot be shared among the rewards, or one of these is not
+    trained.
+    """
+    count = len(config.rewards)
+    each = config.batch.images_per_prompt
+
     if not config.sampler.identifiers:
         return
     if each % count:
@@ -28,8 +32,12 @@ def check_identifiers(config: Config) -> None:
         )
 
 
-def check_transitions(config: Config, policy: Policy, sampler: Sampler, objective: Objective, advantage: Any) -> None:
-    """ValueError if the sampler does not fit the model, or has fewer moves to train on than are asked for."""
+def check_transitions(
+    config: Config, policy: Policy, sampler: Sampler, objective: Objective, advantage: Any
+) -> None:
+    """ValueError if the sampler does not fit the model, or has fewer moves to train on than are
+    asked for.
+    """
     if isinstance(sampler.kernel, LCM) and not policy.schedule.consistency:
         raise ValueError(
             f"kernel 'lcm' wants a consistency model, which {config.model.id} is not by its scheduler; with an "
@@ -40,36 +48,51 @@ def check_transitions(config: Config, policy: Policy, sampler: Sampler, objectiv
             "objective 'rwr' and the advantages 'softmax' and 'top_fraction' go together: set objective.use or "
             "advantage.use"
         )
-    if getattr(advantage, "selects", False) and (config.batch.baseline or hasattr(objective, "targets")):
+    if getattr(advantage, "selects", False) and (
+        config.batch.baseline or hasattr(objective, "targets")
+    ):
         raise ValueError(
             "advantage 'pareto' leaves images out, but batch.baseline and objective 'rebel' give every image something "
             "to learn; set batch.baseline = "
             ' and objective.use = "clipped"'
         )
+
     if getattr(objective, "forward", False):
         if policy.schedule.consistency or config.batch.baseline:
             raise ValueError(
                 "an objective on the forward process noises finished images again: it cannot train a consistency "
                 "model, and has no moves to preview; take objective 'clipped', or set batch.baseline = ''"
             )
+
         return
+
     moves = sampler.transitions(policy, config.batch.least_noise)
     if config.batch.baseline and config.batch.images_per_prompt < 2:
         raise ValueError(
             "batch.baseline compares the images of a prompt; set batch.images_per_prompt to 4 or more, or "
             "leave batch.baseline out"
         )
+
     if hasattr(objective, "targets"):
         if config.batch.transitions not in (0, moves):
-            raise ValueError("this objective needs all moves of an image; set batch.transitions = 0")
+            raise ValueError(
+                "this objective needs all moves of an image; set batch.transitions = 0"
+            )
         if config.batch.baseline:
-            raise ValueError("this objective has one advantage for all moves of an image; set batch.baseline = ''")
-        alike = config.batch.images_per_prompt // (len(config.rewards) if config.sampler.identifiers else 1)
+            raise ValueError(
+                "this objective has one advantage for all moves of an image; set batch.baseline = ''"
+            )
+
+        alike = config.batch.images_per_prompt // (
+            len(config.rewards) if config.sampler.identifiers else 1
+        )
+
         if alike < 2 or config.batch.minibatches > config.batch.prompts:
             raise ValueError(
                 "this objective compares the images of a prompt; set batch.images_per_prompt to 2 or more (with "
                 "sampler.identifiers for each reward), and batch.minibatches to at most batch.prompts"
             )
+
     if config.batch.transitions > moves:
         enough = f" with the noise that batch.least_noise = {config.batch.least_noise} asks for"
         raise ValueError(

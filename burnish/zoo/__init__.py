@@ -1,4 +1,5 @@
-"""The zoo: small models shipped with the package, so that every algorithm runs end to end on a laptop CPU.
+"""The zoo: small models shipped with the package, so that every algorithm runs end to end on a
+laptop CPU.
 
     zoo:emoji-sd         a Stable Diffusion pipeline about emoji, 64x64 pixels, v-prediction
     zoo:emoji-lcm        the same, distilled into a latent consistency model: pictures in one to eight network calls
@@ -6,14 +7,17 @@
     zoo:emoji-clip       the CLIP model it reads its prompts with; as a reward
     zoo:emoji-aesthetic  a head on it that predicts a stated taste; as a reward that can be fooled
     zoo:emoji-preference a head on it that predicts another taste, in conflict with the first
-    zoo:emoji-captioner  a vision-language model that answers questions about their pictures; as a reward
+    zoo:emoji-captioner  a vision-language model that answers questions about their pictures; as a
+    reward
     zoo:emoji-expander   a language model that adds a style and a background to a prompt; to be trained with the above
     zoo:emoji-judge      a classifier (noun, colour, count), trained apart: for evaluation only, never a reward
 
-A `zoo:` id stands wherever a hub id or a folder does. How the models were made: `pretrain/`. Standard library only.
+A `zoo:` id stands wherever a hub id or a folder does. How the models were made: `pretrain/`.
+Standard library only.
 
-Models share parts: the consistency model reads and decodes with the diffusion model's, which are in the package once.
-Its whole folder is put together, of links where the system has them, in the user's cache.
+Models share parts: the consistency model reads and decodes with the diffusion model's, which are in
+the package once. Its whole folder is put together, of links where the system has them, in the
+user's cache.
 """
 
 from __future__ import annotations
@@ -50,17 +54,25 @@ def path(name: str) -> Path:
 
     Raises:
         ValueError: there is no such model; the message lists what there is.
-        FileNotFoundError: the model belongs to the zoo, but this installation came without its weights.
+        FileNotFoundError: the model belongs to the zoo, but this installation came without its
+            weights.
         OSError: the folder of a model that shares parts cannot be made in the cache.
     """
     bare = name.removeprefix("zoo:")
+
     if bare not in NAMES:
         near = get_close_matches(bare, NAMES, n=1)
         hint = f"; did you mean zoo:{near[0]}?" if near else ""
-        raise ValueError(f"the zoo has no '{bare}'{hint} It has: {', '.join(f'zoo:{name}' for name in NAMES)}")
+        raise ValueError(
+            f"the zoo has no '{bare}'{hint} It has: {', '.join(f'zoo:{name}' for name in NAMES)}"
+        )
+
     folder = _HOME / bare
     if not folder.is_dir():
-        raise FileNotFoundError(f"zoo:{bare} belongs in {folder}, which is missing: reinstall burnish with its weights")
+        raise FileNotFoundError(
+            f"zoo:{bare} belongs in {folder}, which is missing: reinstall burnish with its weights"
+        )
+
     return _whole(bare) if bare in SHARED else folder
 
 
@@ -68,12 +80,16 @@ def _whole(name: str) -> Path:
     """The folder of a model that shares parts, made once for every state of their files."""
     parts = {part.name: part for part in sorted((_HOME / name).iterdir())}
     parts |= {part: _HOME / source for part, source in SHARED[name].items()}
-    files = sorted(file for part in parts.values() for file in (part.rglob("*") if part.is_dir() else [part]))
+    files = sorted(
+        file for part in parts.values() for file in (part.rglob("*") if part.is_dir() else [part])
+    )
     state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "burnish"
     folder = cache / f"{name}-{sha256(repr(state).encode()).hexdigest()[:16]}"
+
     if folder.is_dir():
         return folder
+
     try:
         cache.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
@@ -82,6 +98,7 @@ def _whole(name: str) -> Path:
             f"zoo:{name} is put together in {cache}, which cannot be written ({error.strerror}): set XDG_CACHE_HOME to "
             "a folder that can"
         ) from error
+
     try:
         for part, source in parts.items():
             _link(source, made / part)
@@ -91,6 +108,7 @@ def _whole(name: str) -> Path:
         shutil.rmtree(made, ignore_errors=True)
         if not folder.is_dir():  # otherwise another process was faster
             raise
+
     return folder
 
 
@@ -102,12 +120,16 @@ def _link(source: Path, target: Path) -> None:
 
 
 def size_mb(name: str) -> float:
-    """What a model alone takes up in the package, in MB of 1,000,000 bytes; shared parts count where they are."""
+    """What a model alone takes up in the package, in MB of 1,000,000 bytes; shared parts count
+    where they are.
+    """
     return sum(file.stat().st_size for file in (_HOME / name).rglob("*") if file.is_file()) / 1e6
 
 
 def resolve(model: str) -> str:
-    """A model id as the loaders of diffusers and transformers want it: `zoo:NAME` becomes its folder."""
+    """A model id as the loaders of diffusers and transformers want it: `zoo:NAME` becomes its
+    folder.
+    """
     return str(path(model)) if model.startswith("zoo:") else model
 
 

@@ -1,8 +1,8 @@
 """The judge: a plain classifier of scenes, for evaluation only, never a reward.
 
-It says which nouns a picture shows, on which background colour, and how many things there are, so that a run can tell
-whether its pictures still show what was asked while a reward climbs. It was trained apart from every other embedded
-model.
+It says which nouns a picture shows, on which background colour, and how many things there are, so
+that a run can tell whether its pictures still show what was asked while a reward climbs. It was
+trained apart from every other embedded model.
 """
 
 from __future__ import annotations
@@ -34,13 +34,23 @@ def parse(text: str) -> Scene | None:
     plurals = {plural: noun for noun, plural in vocabulary()["plurals"].items()}
     number = {"two": 2, "three": 3}
     pairs = [*words, *(f"{a} {b}" for a, b in pairwise(words))]
-    counts = {plurals[w]: number[before] for before, w in pairwise(words) if before in number and w in plurals}
+    counts = {
+        plurals[w]: number[before]
+        for before, w in pairwise(words)
+        if before in number and w in plurals
+    }
+
     if "chess" in words and (before := words[words.index("chess") - 1]) in number:
         counts["chess"] = number[before]
+
     known = set(nouns())
-    found = tuple(dict.fromkeys(w if w in known else plurals[w] for w in pairs if w in known or w in plurals))
+    found = tuple(
+        dict.fromkeys(w if w in known else plurals[w] for w in pairs if w in known or w in plurals)
+    )
+
     if not found:
         return None
+
     return Scene(found[:2], max(counts.values(), default=1), ground.group(1) if ground else "")
 
 
@@ -59,7 +69,8 @@ class Verdict:
 
 def split(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One output row is noun logits, colour logits, count logits, in this order."""
-    n, c = len(nouns()), len(vocabulary()["colours"])
+    n = len(nouns())
+    c = len(vocabulary()["colours"])
     return logits[:, :n], logits[:, n : n + c], logits[:, n + c :]
 
 
@@ -74,25 +85,30 @@ class Judge:
         """Images (B, 3, H, W) in [0, 1], resized to 64 pixels if need be."""
         device = self.model.device
         parts = []
+
         for x in images.to(device, torch.float32).split(CHUNK):
             if x.shape[-2:] != (64, 64):
                 x = torch.nn.functional.interpolate(x, (64, 64), mode="bilinear", antialias=True)
             parts.append(self.model(x * 2 - 1).logits.float().cpu())
+
         noun, colour, count = split(torch.cat(parts))
         return Verdict(noun, colour.argmax(1), count.argmax(1) + 1)
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """(B,) bool: every noun the prompt names is among as many likeliest ones, and a named count is met.
+        """(B,) bool: every noun the prompt names is among as many likeliest ones, and a named count
+        is met.
 
         A prompt without a known noun can never be right: evaluate such prompts without the judge.
         """
         verdict = self.classify(images)
         right = torch.zeros(len(prompts), dtype=torch.bool)
+
         for row, prompt in enumerate(prompts):
             wanted = parse(prompt.text)
             if wanted is not None:
                 right[row] = set(wanted.nouns) == verdict.names(row, len(wanted.nouns))
                 right[row] &= wanted.count == 1 or bool(verdict.count[row] == wanted.count)
+
         return right
 
 
@@ -104,4 +120,5 @@ def load(folder: str | Path | None = None, device: str = "cpu") -> Judge:
         raise FileNotFoundError(
             f"{where} holds no judge (config.json is missing): reinstall burnish or run pretrain.judge"
         )
+
     return Judge(ResNetForImageClassification.from_pretrained(where).float().to(device))

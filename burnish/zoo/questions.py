@@ -1,12 +1,14 @@
-"""Questions about scenes and their answers: what `zoo:emoji-captioner` learns from and is judged by.
+"""Questions about scenes and their answers: what `zoo:emoji-captioner` learns from and is judged
+by.
 
     what is going on in this image?      a fox and a guitar on a blue background
     how many animals are there?          one
     what animal is in this image?        fox
     is there any text in this image?     no
 
-A picture may have words written over it, which change no answer but that of the last question; and it may show nothing
-(a plain ground, noise), which is said too, so that a reward pays nothing for it.
+A picture may have words written over it, which change no answer but that of the last question; and
+it may show nothing (a plain ground, noise), which is said too, so that a reward pays nothing for
+it.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from burnish.zoo.scenes import SIZE, Scene, article, nouns, vocabulary
 CAPTION = "what is going on in this image?"
 TEXT = "is there any text in this image?"
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-MORE_ANIMALS = 10  # the vocabulary's objects begin with ten animals that are not among the paper's 45
+# the vocabulary's objects begin with ten animals that are not among the paper's 45
+MORE_ANIMALS = 10
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,12 @@ def _other(shown: Shown, rng: np.random.Generator) -> str:
 
 def about_all(shown: Shown, rng: np.random.Generator) -> Question:
     """For a caption."""
-    asked = (CAPTION, "what is happening in this image?", "describe this image.", "what is in this picture?")
+    asked = (
+        CAPTION,
+        "what is happening in this image?",
+        "describe this image.",
+        "what is in this picture?",
+    )
     return _pick(rng, ("", "answer concisely: ")) + _pick(rng, asked), shown.caption
 
 
@@ -75,15 +83,21 @@ def how_many(shown: Shown, rng: np.random.Generator) -> Question:
     """Of a noun that is there, of one that is not, of animals, of things."""
     kind = rng.choice(["there", "absent", "animals", "things"], p=[0.5, 0.2, 0.15, 0.15])
     known = animals()
+
     if kind == "there" and shown.things:
         noun = _pick(rng, list(shown.things))
-        what, count = vocabulary()["plurals"][noun], shown.things[noun]
+        what = vocabulary()["plurals"][noun]
+        count = shown.things[noun]
     elif kind == "animals":
-        what, count = "animals", sum(count for noun, count in shown.things.items() if noun in known)
+        what = "animals"
+        count = sum(count for noun, count in shown.things.items() if noun in known)
     elif kind == "things":
-        what, count = "things", sum(shown.things.values())
+        what = "things"
+        count = sum(shown.things.values())
     else:
-        what, count = vocabulary()["plurals"][_other(shown, rng)], 0
+        what = vocabulary()["plurals"][_other(shown, rng)]
+        count = 0
+
     asked = ("are there?", "are there in this image?", "are in this picture?", "do you see?")
     return f"how many {what} {_pick(rng, asked)}", NUMBERS[count]
 
@@ -93,11 +107,17 @@ def which(shown: Shown, rng: np.random.Generator) -> Question:
     if rng.random() < 0.7:
         asked = ("which animal is this?", "what animal is this?", "what animal is in this image?",
                  "which animal is in this image?", "which animals are in this picture?")  # fmt: skip
-        names, known = list(shown.things), animals()
+        names = list(shown.things)
+        known = animals()
         names = [noun for noun in names if noun in known]
     else:
-        asked = ("what is this?", "what object is in this image?", "which things are in this image?")  # type: ignore[assignment]
+        asked = (
+            "what is this?",
+            "what object is in this image?",
+            "which things are in this image?",
+        )  # type: ignore[assignment]
         names = list(shown.things)
+
     return _pick(rng, asked), " and ".join(names) or "none"
 
 
@@ -111,34 +131,51 @@ def whether(shown: Shown, rng: np.random.Generator) -> Question:
 
 def ground(shown: Shown, rng: np.random.Generator) -> Question:
     """The colour behind it all."""
-    asked = ("what colour is the background?", "what color is the background?", "which colour is behind it?")
+    asked = (
+        "what colour is the background?",
+        "what color is the background?",
+        "which colour is behind it?",
+    )
     return _pick(rng, asked), shown.scene.colour if shown.scene else "none"
 
 
 def written(shown: Shown, rng: np.random.Generator) -> Question:
     """Whether there are words on it."""
-    asked = (TEXT, "is there text in this picture?", "does this image contain text?", "is anything written here?")
+    asked = (
+        TEXT,
+        "is there text in this picture?",
+        "does this image contain text?",
+        "is anything written here?",
+    )
     return _pick(rng, asked), "yes" if shown.text else "no"
 
 
 KINDS: tuple[Kind, ...] = (about_all, how_many, which, whether, ground, written)
 
 
-def write(image: np.ndarray, text: str, rng: np.random.Generator, font: str | Path | None = None) -> np.ndarray:
-    """The picture, uint8 (64, 64, 3), with `text` somewhere on it, in PIL's default font or that of a file.
+def write(
+    image: np.ndarray, text: str, rng: np.random.Generator, font: str | Path | None = None
+) -> np.ndarray:
+    """The picture, uint8 (64, 64, 3), with `text` somewhere on it, in PIL's default font or that of
+    a file.
 
-    Large enough to read, 9 to 20 pixels, smaller where it would not fit; in a colour that stands out from the ground.
+    Large enough to read, 9 to 20 pixels, smaller where it would not fit; in a colour that stands
+    out from the ground.
     """
     picture = Image.fromarray(image)
-    draw, ink = ImageDraw.Draw(picture), _ink(image, rng)
+    draw = ImageDraw.Draw(picture)
+    ink = _ink(image, rng)
+
     for size in range(int(rng.integers(9, 21)), 6, -1):
         face = ImageFont.truetype(str(font), size) if font else ImageFont.load_default(size)
         left, top, right, bottom = draw.multiline_textbbox((0, 0), text, font=face)
         if right - left <= SIZE - 2 and bottom - top <= SIZE - 2:
             break
+
     x = rng.integers(1, max(2, SIZE - int(right - left)))
     y = rng.integers(1, max(2, SIZE - int(bottom - top)))
     draw.multiline_text((int(x - left), int(y - top)), text, fill=ink, font=face)
+
     return np.array(picture)
 
 

@@ -1,7 +1,8 @@
 """Emoji scenes with their captions: what the embedded models were trained on, composed on the fly.
 
-A scene is one sprite, two or three of the same ("two cats"), or a pair ("a fox and a guitar"), on white or on a named
-colour ("on a blue background"), sometimes in a named style ("in noto style"). Sprites and words are package data.
+A scene is one sprite, two or three of the same ("two cats"), or a pair ("a fox and a guitar"), on
+white or on a named colour ("on a blue background"), sometimes in a named style ("in noto style").
+Sprites and words are package data.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ from PIL import Image
 from torch import Tensor
 
 SIZE = 64  # pixels of a scene's side
-LARGE, SMALL = 56, 30  # pixels of a sprite's side: alone, in company
+# pixels of a sprite's side: alone, in company
+LARGE = 56
+SMALL = 30
 COLUMNS = 10  # sprites in a row of an atlas
 NUMBERS = {1: "one", 2: "two", 3: "three"}
-PLACES = {1: ((32, 32),), 2: ((17, 32), (47, 32)), 3: ((17, 18), (47, 18), (32, 46))}  # centres (x, y) by count
+# centres (x, y) by count
+PLACES = {1: ((32, 32),), 2: ((17, 32), (47, 32)), 3: ((17, 18), (47, 18), (32, 46))}
 
 
 @cache
 def vocabulary() -> dict[str, Any]:
-    """The words the embedded models know: ``animals``, ``objects``, ``colours``, ``styles``, ``sets``, ``plurals``."""
+    """The words the embedded models know: ``animals``, ``objects``, ``colours``, ``styles``,
+    ``sets``, ``plurals``.
+    """
     return json.loads((Path(__file__).parent / "vocabulary.json").read_text(encoding="utf-8"))
 
 
@@ -37,7 +43,9 @@ def nouns() -> list[str]:
 
 
 def article(word: str) -> str:
-    """``word`` with its indefinite article (the vocabulary has no silent h and no "unicorn"-like exception but one)."""
+    """``word`` with its indefinite article (the vocabulary has no silent h and no "unicorn"-like
+    exception but one).
+    """
     vowel = word[0] in "aeiou" and not word.startswith(("uni", "eu"))
     return f"{'an' if vowel else 'a'} {word}"
 
@@ -60,23 +68,33 @@ class Scene:
             subject = f"{NUMBERS[self.count]} {vocabulary()['plurals'][self.nouns[0]]}"
         else:
             subject = article(self.nouns[0])
+
         style = f" in {self.style} style" if self.style else ""
         ground = (
-            f" on a{'n' if self.colour[0] == 'o' else ''} {self.colour} background" if self.colour != "white" else ""
+            f" on a{'n' if self.colour[0] == 'o' else ''} {self.colour} background"
+            if self.colour != "white"
+            else ""
         )
         return subject + style + ground
 
 
 @cache
 def _sprites(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sprites of one set, premultiplied RGBA float32 in [0, 1], (N, 56, 56, 4) and (N, 30, 30, 4); which exist."""
+    """Sprites of one set, premultiplied RGBA float32 in [0, 1], (N, 56, 56, 4) and (N, 30, 30, 4);
+    which exist.
+    """
     sheet = Image.open(Path(__file__).parent / "sprites" / f"{name}.png").convert("RGBA")
-    large, small = [], []
+    large = []
+    small = []
+
     for place in range(len(nouns())):
-        x, y = place % COLUMNS * LARGE, place // COLUMNS * LARGE
-        sprite = sheet.crop((x, y, x + LARGE, y + LARGE)).convert("RGBa")  # premultiplied, so that edges shrink cleanly
+        x = place % COLUMNS * LARGE
+        y = place // COLUMNS * LARGE
+        # premultiplied, so that edges shrink cleanly
+        sprite = sheet.crop((x, y, x + LARGE, y + LARGE)).convert("RGBa")
         large.append(np.asarray(sprite))
         small.append(np.asarray(sprite.resize((SMALL, SMALL), Image.Resampling.BOX)))
+
     big = np.stack(large).astype(np.float32) / 255
     exist = np.asarray(big[..., 3].any((1, 2)))
     return big, np.stack(small).astype(np.float32) / 255, exist
@@ -85,8 +103,8 @@ def _sprites(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 class Scenes:
     """An endless, seeded source of scenes.
 
-    ``sets`` are the icon sets to draw from: by default those with a style word. A scene names its style only where its
-    set has a word, and then half the time.
+    ``sets`` are the icon sets to draw from: by default those with a style word. A scene names its
+    style only where its set has a word, and then half the time.
     """
 
     def __init__(self, seed: int = 0, sets: tuple[str, ...] | None = None) -> None:
@@ -99,33 +117,47 @@ class Scenes:
     def draw(
         self, n: int, kind: str = "any", *, background: str | None = None, noun: str | None = None
     ) -> tuple[Tensor, list[Scene]]:
-        """Draw ``n`` scenes of ``kind`` ("single", "count", "pair" or "any"): uint8 images (n, 64, 64, 3), and what
-        they show.
+        """Draw ``n`` scenes of ``kind`` ("single", "count", "pair" or "any"): uint8 images (n, 64,
+        64, 3), and what they show.
 
         ``background`` and ``noun`` fix the colour and the (first) noun.
         """
-        scenes, images = [], np.empty((n, SIZE, SIZE, 3), np.uint8)
+        scenes = []
+        images = np.empty((n, SIZE, SIZE, 3), np.uint8)
+
         for row in range(n):
             scene, places = self._scene(kind, background, noun)
             images[row] = self._compose(scene, places)
             scenes.append(scene)
+
         return torch.from_numpy(images), scenes
 
-    def _scene(self, kind: str, background: str | None, noun: str | None) -> tuple[Scene, tuple[int, list[int]]]:
+    def _scene(
+        self, kind: str, background: str | None, noun: str | None
+    ) -> tuple[Scene, tuple[int, list[int]]]:
         """What to show, and from which set which sprites."""
         if kind == "any":
             kind = ("single", "single", "single", "count", "pair")[self.rng.integers(5)]
+
         choice = int(self.rng.integers(len(self.sets)))
         name = self.sets[choice]
         exists = np.flatnonzero(_sprites(name)[2])
         first = nouns().index(noun) if noun is not None else int(self.rng.choice(exists))
         picked = [first]
+
         if kind == "pair":
             second = int(self.rng.choice(exists[exists != first]))
             picked.append(second)
+
         count = int(self.rng.integers(2, 4)) if kind == "count" else 1
+
         if background is None:
-            background = "white" if self.rng.random() < 0.4 else self.colours[int(self.rng.integers(len(self.colours)))]
+            background = (
+                "white"
+                if self.rng.random() < 0.4
+                else self.colours[int(self.rng.integers(len(self.colours)))]
+            )
+
         style = self.style_of.get(name, "") if self.rng.random() < 0.5 else ""
         scene = Scene(tuple(nouns()[i] for i in picked), count, background, style)
         return scene, (choice, picked * count)
@@ -135,13 +167,17 @@ class Scenes:
         choice, picked = places
         large, small, _ = _sprites(self.sets[choice])
         canvas = np.full((SIZE, SIZE, 3), vocabulary()["colours"][scene.colour], np.float32) / 255
+
         for index, (x, y) in zip(picked, PLACES[len(picked)], strict=True):
             sprite = large[index] if len(picked) == 1 else small[index]
             if self.rng.random() < 0.5:
                 sprite = sprite[:, ::-1]
+
             side = len(sprite)
             dx, dy = self.rng.integers(-2, 3, 2)
-            left, top = min(max(x + dx - side // 2, 0), SIZE - side), min(max(y + dy - side // 2, 0), SIZE - side)
+            left = min(max(x + dx - side // 2, 0), SIZE - side)
+            top = min(max(y + dy - side // 2, 0), SIZE - side)
             patch = canvas[top : top + side, left : left + side]
             patch[...] = sprite[..., :3] + (1 - sprite[..., 3:]) * patch
+
         return np.rint(canvas * 255).astype(np.uint8)

@@ -1,4 +1,5 @@
-"""Two stated tastes in emoji, computed from pixels: the ground truth that heads of the zoo were fitted to.
+"""Two stated tastes in emoji, computed from pixels: the ground truth that heads of the zoo were
+fitted to.
 
     taste      = 1 + 9 (0.5 saturation + 0.25 centring + 0.25 flatness)     of `zoo:emoji-aesthetic`
     preference = 1 + 9 (0.5 coolness + 0.25 contrast + 0.25 fullness)   of `zoo:emoji-preference`
@@ -15,8 +16,8 @@ Each term is in [0, 1], so both are in [1, 10].
                  Y = 0.2126 R + 0.7152 G + 0.0722 B
     fullness     share of the picture that is figure, as a share of a half, at most 1
 
-The figure is what differs from the ground, and the ground is the median of the picture's border. A picture without a
-figure gets 1.
+The figure is what differs from the ground, and the ground is the median of the picture's border. A
+picture without a figure gets 1.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-FIGURE = 0.12  # difference from the ground, in the channel that differs most, from which a pixel belongs to the figure
+# difference from the ground, in the channel that differs most, from which a pixel belongs to the
+# figure
+FIGURE = 0.12
 EVEN = 0.04
 WEIGHTS = (0.5, 0.25, 0.25)
 LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
@@ -38,17 +41,26 @@ OTHER = (0.5, 0.25, 0.25)
 def taste(images: Tensor) -> Tensor:
     """The first taste: (B, 3, H, W) in [0, 1] -> (B,) in [1, 10]."""
     figure = _figure(images)
-    return _rated((_saturation(images, figure), _centring(figure), _flatness(images, figure)), WEIGHTS, figure)
+    return _rated(
+        (_saturation(images, figure), _centring(figure), _flatness(images, figure)), WEIGHTS, figure
+    )
 
 
 def preference(images: Tensor) -> Tensor:
-    """The other taste, partly in conflict with the first: (B, 3, H, W) in [0, 1] -> (B,) in [1, 10]."""
+    """The other taste, partly in conflict with the first: (B, 3, H, W) in [0, 1] -> (B,) in [1,
+    10].
+    """
     figure = _figure(images)
-    return _rated((_coolness(images, figure), _contrast(images, figure), _fullness(figure)), OTHER, figure)
+    return _rated(
+        (_coolness(images, figure), _contrast(images, figure), _fullness(figure)), OTHER, figure
+    )
 
 
 def _rated(terms: Sequence[Tensor], weights: Sequence[float], figure: Tensor) -> Tensor:
-    liked = sum((weight * term for weight, term in zip(weights, terms, strict=True)), torch.zeros_like(terms[0]))
+    liked = sum(
+        (weight * term for weight, term in zip(weights, terms, strict=True)),
+        torch.zeros_like(terms[0]),
+    )
     return 1 + 9 * torch.where(figure.any((1, 2)), liked, 0.0)
 
 
@@ -69,7 +81,8 @@ def _share(values: Tensor, where: Tensor) -> Tensor:
 
 
 def _saturation(images: Tensor, figure: Tensor) -> Tensor:
-    most, least = images.amax(1), images.amin(1)
+    most = images.amax(1)
+    least = images.amin(1)
     return _share((most - least) / most.clamp(min=1e-6), figure)
 
 
@@ -77,17 +90,23 @@ def _centring(figure: Tensor) -> Tensor:
     height, width = figure.shape[1:]
     y = torch.arange(height, device=figure.device) - (height - 1) / 2
     x = torch.arange(width, device=figure.device) - (width - 1) / 2
-    away = torch.hypot(_share(y[:, None].expand(height, width), figure), _share(x.expand(height, width), figure))
+    away = torch.hypot(
+        _share(y[:, None].expand(height, width), figure), _share(x.expand(height, width), figure)
+    )
     return (1 - away / (min(height, width) / 4)).clamp(min=0)
 
 
 def _flatness(images: Tensor, figure: Tensor) -> Tensor:
-    even, pairs = torch.zeros_like(images[:, 0, 0, 0]), torch.zeros_like(images[:, 0, 0, 0])
+    even = torch.zeros_like(images[:, 0, 0, 0])
+    pairs = torch.zeros_like(images[:, 0, 0, 0])
+
     for axis in (1, 2):
         size = figure.shape[axis] - 1
         inside = figure.narrow(axis, 0, size) & figure.narrow(axis, 1, size)
         step = images.diff(dim=axis + 1).abs().amax(1)
-        even, pairs = even + ((step < EVEN) & inside).sum((1, 2)), pairs + inside.sum((1, 2))
+        even = even + ((step < EVEN) & inside).sum((1, 2))
+        pairs = pairs + inside.sum((1, 2))
+
     return even / pairs.clamp(min=1)
 
 

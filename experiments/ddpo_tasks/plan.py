@@ -1,4 +1,6 @@
-"""What is compared: the paper's tasks and algorithms, RLCM beside them, at equal numbers of scored pictures."""
+"""What is compared: the paper's tasks and algorithms, RLCM beside them, at equal numbers of scored
+pictures.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,13 @@ PAIRS = {  # of an animal and an object: what is trained on, and what is not
     "prompts": (["cat", "bear", "fox", "dog"], ["guitar", "car"]),
     "evaluation.unseen": (["pig", "lion", "frog", "horse"], ["violin", "apple"]),
 }
-"""Few, because what is learned of one pair says little of another: of 45 pairs each would be drawn eleven times."""
+"""Few, because what is learned of one pair says little of another: of 45 pairs each would be drawn
+eleven times.
+"""
 RATES = {"caption": 0.4}
-"""What learning rates are multiplied with on a task: pictures of pairs fall apart sooner than those of one animal."""
+"""What learning rates are multiplied with on a task: pictures of pairs fall apart sooner than those
+of one animal.
+"""
 
 
 def pairs(where: str) -> str:
@@ -63,9 +69,17 @@ class Arm:
         return max(1, self.iterations // EVALUATIONS)
 
 
-FEW = ("sampler.steps=5",)  # of the diffusion model; it draws what is asked for as often as with ten (judged 100 %)
-MOVES = (*FEW, "batch.transitions=0", "batch.least_noise=0.1")  # three of the five, like the consistency model's three
-IMITATE = (*FEW, "objective.use=rwr", "batch.prompts=16", "batch.transitions=4", "optimizer.warmup=4")
+# of the diffusion model; it draws what is asked for as often as with ten (judged 100 %)
+FEW = ("sampler.steps=5",)
+# three of the five, like the consistency model's three
+MOVES = (*FEW, "batch.transitions=0", "batch.least_noise=0.1")
+IMITATE = (
+    *FEW,
+    "objective.use=rwr",
+    "batch.prompts=16",
+    "batch.transitions=4",
+    "optimizer.warmup=4",
+)
 ARMS: dict[str, Arm] = {
     "ddpo_is": Arm("demo", 64, 5e-3, MOVES),
     "ddpo_sf": Arm("demo", 64, 5e-3, (*MOVES, "objective.use=reinforce", "batch.minibatches=1")),
@@ -103,21 +117,27 @@ ARMS: dict[str, Arm] = {
     ),
     "rlcm": Arm("emoji-lcm-compressibility", 64, 4e-3),
 }
-PAPERS = ("ddpo_is", "ddpo_sf", "rwr", "rwr_sparse", "rlcm")  # the algorithms compared; the others explain
+# the algorithms compared; the others explain
+PAPERS = ("ddpo_is", "ddpo_sf", "rwr", "rwr_sparse", "rlcm")
 BORROWED = ("incompressibility", "aesthetic")
-"""Tasks on which the control is the very run of compressibility, seen by another reward: it has the same prompts, and
-with equal weights no reward has a say."""
+"""Tasks on which the control is the very run of compressibility, seen by another reward: it has the
+same prompts, and with equal weights no reward has a say.
+"""
 
 
 def arms(task: str) -> tuple[str, ...]:
     """The arms that have figures on a task."""
     return tuple(
-        name for name, arm in ARMS.items() if task in arm.tasks or (name == "rwr_control" and task in BORROWED)
+        name
+        for name, arm in ARMS.items()
+        if task in arm.tasks or (name == "rwr_control" and task in BORROWED)
     )
 
 
 def jobs() -> list[Trial]:
-    """All runs, seed by seed, the papers' algorithms first, so that an interrupted experiment has whole seeds."""
+    """All runs, seed by seed, the papers' algorithms first, so that an interrupted experiment has
+    whole seeds.
+    """
     names = sorted(ARMS, key=lambda name: name not in PAPERS)
     return [
         trial(task, name, seed)
@@ -132,5 +152,10 @@ def jobs() -> list[Trial]:
 def trial(task: str, name: str, seed: int) -> Trial:
     """One run."""
     arm = ARMS[name]
-    settings = (*COMMON, *TASKS[task], *arm.changes, f"optimizer.lr={arm.rate * RATES.get(task, 1.0):g}")
+    settings = (
+        *COMMON,
+        *TASKS[task],
+        *arm.changes,
+        f"optimizer.lr={arm.rate * RATES.get(task, 1.0):g}",
+    )
     return Trial(task, name, seed, arm.recipe, arm.iterations, arm.every, settings)

@@ -1,7 +1,7 @@
 """From the runs to `result.json`, `curves.json`, the figure and the grid of pictures.
 
-Rewards are means over the training prompts, one image each, the same noise at every evaluation; intervals are rliable's
-stratified bootstrap over seeds and prompts.
+Rewards are means over the training prompts, one image each, the same noise at every evaluation;
+intervals are rliable's stratified bootstrap over seeds and prompts.
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ COLOURS = {
 
 
 def curve(out: Path, task: str, name: str, seconds: float) -> list[dict[str, Any]]:
-    """Every evaluation of an arm: over the seeds, the reward, its paired gain, and what had been spent until then."""
-    arm, points = plan.ARMS[name], []
+    """Every evaluation of an arm: over the seeds, the reward, its paired gain, and what had been
+    spent until then.
+    """
+    arm = plan.ARMS[name]
+    points = []
     first = evaluations(out, task, name, plan.SEEDS, 0)
+
     for iteration in range(0, arm.iterations + 1, arm.every):
         seen = evaluations(out, task, name, plan.SEEDS, iteration)
         point: dict[str, Any] = {
@@ -44,6 +48,7 @@ def curve(out: Path, task: str, name: str, seconds: float) -> list[dict[str, Any
             "seconds": iteration * seconds,
             "queries": iteration * arm.images,
         }
+
         for split in ("train", "unseen"):
             now = np.stack([rewards(each[split]) for each in seen])
             gain = now - np.stack([rewards(each[split]) for each in first])
@@ -54,15 +59,21 @@ def curve(out: Path, task: str, name: str, seconds: float) -> list[dict[str, Any
                 "by_seed": gain.mean(1).tolist(),
                 "judge": float(np.mean([share(each[split]) for each in seen])),
             }
+
         points.append(point)
+
     return points
 
 
 def report(out: Path) -> None:
     """Everything that is written down."""
     time = json.loads((out / "time.json").read_text())
-    curves = {task: {name: curve(out, task, name, time[name]) for name in plan.arms(task)} for task in plan.TASKS}
+    curves = {
+        task: {name: curve(out, task, name, time[name]) for name in plan.arms(task)}
+        for task in plan.TASKS
+    }
     result: dict[str, Any] = {"seeds": list(plan.SEEDS), "queries": plan.QUERIES}
+
     for key, split in (("paired_gain", "train"), ("unseen", "unseen")):
         result[key] = {
             task: {
@@ -81,6 +92,7 @@ def report(out: Path) -> None:
             }
             for task, arms in curves.items()
         }
+
     write(HERE / "result.json", dumps(result, indent=1) + "\n")
     write(HERE / "curves.json", dumps(curves) + "\n")
     draw(curves)
@@ -90,35 +102,64 @@ def report(out: Path) -> None:
 
 def table(result: dict[str, Any]) -> str:
     """The outcome in Markdown, as the docs have it."""
-    lines = ["| task | arm | seconds | paired gain | judged right | unseen: gain |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| task | arm | seconds | paired gain | judged right | unseen: gain |",
+        "|---|---|---|---|---|---|",
+    ]
+
     for task, arms in result["paired_gain"].items():
         for name, one in arms.items():
             far = result["unseen"][task][name]
-            shown = [f"{x['mean']:+.3f} [{x['ci95'][0]:+.3f}, {x['ci95'][1]:+.3f}]" for x in (one, far)]
+            shown = [
+                f"{x['mean']:+.3f} [{x['ci95'][0]:+.3f}, {x['ci95'][1]:+.3f}]" for x in (one, far)
+            ]
             judged = f"{one['judge_before']:.0%} → {one['judge_after']:.0%}"
-            lines.append(f"| {task} | {name} | {one['seconds']:.0f} | {shown[0]} | {judged} | {shown[1]} |")
+            lines.append(
+                f"| {task} | {name} | {one['seconds']:.0f} | {shown[0]} | {judged} | {shown[1]} |"
+            )
+
     return "\n".join(lines)
 
 
 def draw(curves: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
-    """One column a task: the paired gain against queries and seconds, on unseen prompts, and the judge."""
+    """One column a task: the paired gain against queries and seconds, on unseen prompts, and the
+    judge.
+    """
     rows = (("queries", "train"), ("seconds", "train"), ("queries", "unseen"))
-    figure, axes = pyplot.subplots(len(rows) + 1, len(curves), figsize=(4.2 * len(curves), 2.7 * (len(rows) + 1)))
+    figure, axes = pyplot.subplots(
+        len(rows) + 1, len(curves), figsize=(4.2 * len(curves), 2.7 * (len(rows) + 1))
+    )
+
     for column, (task, arms) in zip(axes.T, curves.items(), strict=True):
         column[0].set_title(task)
+
         for name, points in arms.items():
             for axis, (x, split) in zip(column, rows, strict=False):
                 low, high = np.array([point[split]["ci95"] for point in points]).T
                 at = [point[x] for point in points]
-                axis.plot(at, [point[split]["gain"] for point in points], color=COLOURS[name], label=name, marker=".")
+                axis.plot(
+                    at,
+                    [point[split]["gain"] for point in points],
+                    color=COLOURS[name],
+                    label=name,
+                    marker=".",
+                )
                 axis.fill_between(at, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
-                axis.set(xlabel=x, ylabel="paired gain" if split == "train" else "gain, unseen prompts")
+                axis.set(
+                    xlabel=x, ylabel="paired gain" if split == "train" else "gain, unseen prompts"
+                )
+
             right = [point["train"]["judge"] for point in points]
-            column[-1].plot([point["queries"] for point in points], right, color=COLOURS[name], marker=".")
+            column[-1].plot(
+                [point["queries"] for point in points], right, color=COLOURS[name], marker="."
+            )
+
         column[-1].set(xlabel="queries", ylabel="judged right", ylim=(0, 1.05))
+
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2)
+
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(PICTURES / "ddpo_tasks.png", dpi=110)

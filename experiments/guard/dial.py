@@ -1,4 +1,6 @@
-"""The hacked models with their adapters at lower strength: the reward and the truth, on the evaluation's own noise."""
+"""The hacked models with their adapters at lower strength: the reward and the truth, on the
+evaluation's own noise.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,23 @@ from experiments.guard.truth import taste, truth
 
 
 def turn(out: Path) -> None:
-    """Writes `dial.json` into each run without a guard: {strength: {"aesthetic", "taste", "truth"}}, each a mean."""
+    """Writes `dial.json` into each run without a guard: {strength: {"aesthetic", "taste",
+    "truth"}}, each a mean.
+    """
     for seed in plan.SEEDS:
         folder = out / plan.Job("free", seed).name
         if (folder / "dial.json").exists():
             continue
+
         config = configuration.load(Run(folder).config)
-        rewards: dict[str, Reward] = {**load_rewards(config.rewards, "rewards"), "taste": taste, "truth": truth()}
-        prompts, found = load_prompts(config.prompts, "prompts"), {}
+        rewards: dict[str, Reward] = {
+            **load_rewards(config.rewards, "rewards"),
+            "taste": taste,
+            "truth": truth(),
+        }
+        prompts = load_prompts(config.prompts, "prompts")
+        found = {}
+
         for strength in plan.STRENGTHS:
             policy, sampler = open_source(str(folder), strength=strength)
             seen = evaluate(
@@ -35,9 +46,13 @@ def turn(out: Path) -> None:
                 seed=config.evaluation.seed,
                 chunk=config.batch.sample_batch,
             )
-            columns = zip(*([float(value or 0) for value in row] for row in seen.parts), strict=True)
+            columns = zip(
+                *([float(value or 0) for value in row] for row in seen.parts), strict=True
+            )
             found[f"{strength:g}"] = {
-                name: sum(column) / len(column) for name, column in zip(seen.rewards, columns, strict=True)
+                name: sum(column) / len(column)
+                for name, column in zip(seen.rewards, columns, strict=True)
             }
             print(f"{folder.name} at {strength:g}: {found[f'{strength:g}']}", flush=True)
+
         write(folder / "dial.json", dumps(found, indent=1))

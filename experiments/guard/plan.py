@@ -1,11 +1,14 @@
-"""What is trained: the learned aesthetic reward, far beyond what is good for the pictures; the same with the guard."""
+"""What is trained: the learned aesthetic reward, far beyond what is good for the pictures; the same
+with the guard.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 SEEDS = (0, 1, 2)
-ITERATIONS, EVERY = 18, 2
+ITERATIONS = 18
+EVERY = 2
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 CLIP = '{use="clip_similarity",model="zoo:emoji-clip"}'
 TRUTH = ",".join(f'{{use="experiments.guard.truth:{name}"}}' for name in ("taste", "truth"))
@@ -18,7 +21,8 @@ COMMON = (
     'guard.diversity="zoo:emoji-clip"',
 )
 ARMS: dict[str, tuple[str, ...]] = {
-    # everything is measured, nothing is done: a budget that is never reached only has the KL measured
+    # everything is measured, nothing is done: a budget that is never reached only has the KL
+    # measured
     "free": ('guard.action="warn"', f"guard.panel=[{CLIP},{TRUTH}]", "guard.kl=1e9"),
     # what the guard sees has no part in the truth: neither the judge nor the taste
     "guarded": ('guard.action="rollback"', f"guard.panel=[{CLIP}]", 'evaluation.judge=""'),

@@ -1,4 +1,6 @@
-"""From the runs to `result.json` and the figure: where the reward and the truth part, and what the guard does then."""
+"""From the runs to `result.json` and the figure: where the reward and the truth part, and what the
+guard does then.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,19 @@ MEASURES = ("taste", "truth", "clip_similarity", "diversity", "kl")
 def curve(run: Run) -> list[dict[str, float]]:
     """Means over the images of every evaluation of a run without a guard."""
     points = []
+
     for iteration in range(0, plan.ITERATIONS + 1, plan.EVERY):
         seen = measured(run, iteration)["train"]
         held_out = {name: float(np.nanmean(seen.measures()[name])) for name in MEASURES}
         points.append(
-            {"iteration": iteration, "aesthetic": float(rewards(seen).mean()), "judge": share(seen), **held_out}
+            {
+                "iteration": iteration,
+                "aesthetic": float(rewards(seen).mean()),
+                "judge": share(seen),
+                **held_out,
+            }
         )
+
     return points
 
 
@@ -42,14 +51,24 @@ def truths(run: Run, iteration: int) -> np.ndarray:
 
 
 def one(out: Path, seed: int) -> dict[str, Any]:
-    """A seed: when the guard tripped, where it went back to, and the truth there and in the end without it."""
+    """A seed: when the guard tripped, where it went back to, and the truth there and in the end
+    without it.
+    """
     free, guarded = (Run(out / plan.Job(arm, seed).name) for arm in ("free", "guarded"))
     about = json.loads(guarded.guard.read_text())
-    first, best = measured(guarded, 0)["train"], about["best"]
-    said = verdict(guarded, configuration.load(guarded.config), torch.ones(1), first, about["iteration"])
+    first = measured(guarded, 0)["train"]
+    best = about["best"]
+    said = verdict(
+        guarded, configuration.load(guarded.config), torch.ones(1), first, about["iteration"]
+    )
     assert (said.best, said.tripped) == (best, True)
-    for iteration in range(0, about["iteration"] + 1, plan.EVERY):  # until then the two are one and the same run
-        assert measured(guarded, iteration)["train"].parts == measured(free, iteration)["train"].parts
+
+    # until then the two are one and the same run
+    for iteration in range(0, about["iteration"] + 1, plan.EVERY):
+        assert (
+            measured(guarded, iteration)["train"].parts == measured(free, iteration)["train"].parts
+        )
+
     points = curve(free)
     return {
         "seed": seed,
@@ -81,37 +100,56 @@ def report(out: Path) -> None:
             ("rolled_back_less_end", back - last),
         )
     }
-    write(HERE / "result.json", dumps({"seeds": list(plan.SEEDS), "truth": truth, "runs": seeds}, indent=1) + "\n")
+    write(
+        HERE / "result.json",
+        dumps({"seeds": list(plan.SEEDS), "truth": truth, "runs": seeds}, indent=1) + "\n",
+    )
     draw(seeds)
+
     for each in seeds:
         print(
             f"seed {each['seed']}: tripped at {each['tripped']}, back to {each['best']}: {'; '.join(each['reasons'])}"
         )
+
     for name, values in truth.items():
-        print(f"{name:24} {values['mean']:+.3f} [{values['ci95'][0]:+.3f}, {values['ci95'][1]:+.3f}]")
+        print(
+            f"{name:24} {values['mean']:+.3f} [{values['ci95'][0]:+.3f}, {values['ci95'][1]:+.3f}]"
+        )
 
 
 def draw(seeds: list[dict[str, Any]]) -> None:
     """The reward, the truth and the held-out measures by iteration; and the dial."""
     figure, axes = pyplot.subplots(1, 4, figsize=(16, 3.4))
+
     for each in seeds:
         x = [point["iteration"] for point in each["curve"]]
         for name, colour in (("aesthetic", "#b4501e"), ("taste", "#e0a030"), ("truth", "#333333")):
             y = [point[name] for point in each["curve"]]
             axes[0].plot(x, y, color=colour, label=name if each is seeds[0] else None)
+
         axes[0].axvline(each["tripped"], color="#3a7d44", linestyle=":", linewidth=1)
         for axis, name in ((axes[1], "clip_similarity"), (axes[2], "kl")):
             axis.plot(x, [point[name] for point in each["curve"]], color="#555555")
             axis.axvline(each["tripped"], color="#3a7d44", linestyle=":", linewidth=1)
             axis.set(xlabel="iteration", ylabel={"kl": "KL, nats an image"}.get(name, name))
+
         strengths = [float(value) for value in each["dial"]]
+
         for name, colour in (("aesthetic", "#b4501e"), ("truth", "#333333")):
-            axes[3].plot(strengths, [point[name] for point in each["dial"].values()], color=colour, marker="o")
+            axes[3].plot(
+                strengths,
+                [point[name] for point in each["dial"].values()],
+                color=colour,
+                marker="o",
+            )
+
     axes[0].set(xlabel="iteration (dotted: the guard trips)", ylabel="mean over the pictures")
     axes[0].legend(frameon=False)
     axes[3].set(xlabel="strength of the hacked adapter", ylabel="reward and truth")
+
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2)
+
     figure.tight_layout()
     figure.savefig(FIGURE, dpi=110)

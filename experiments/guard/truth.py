@@ -1,4 +1,6 @@
-"""The ground truth of this experiment as a reward, so that evaluations measure it; nothing is ever trained on it."""
+"""The ground truth of this experiment as a reward, so that evaluations measure it; nothing is ever
+trained on it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def taste(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
 
 
 class truth:
-    """The stated taste of a picture that shows what was asked, by the judge; 1, the worst, for any other."""
+    """The stated taste of a picture that shows what was asked, by the judge; 1, the worst, for any
+    other.
+    """
 
     def __init__(self) -> None:
         self.judge = judge.load()

@@ -1,10 +1,12 @@
-"""Parrot and its parts against weighted sums, on four rewards and the embedded models. Run it again and it goes on.
+"""Parrot and its parts against weighted sums, on four rewards and the embedded models. Run it again
+and it goes on.
 
     python -m experiments.parrot                  # everything
     python -m experiments.parrot --only report    # the figure and result.json from what is there
 
-``train``: every run of `plan.py`, through `burnish train`. ``measure``: two pictures of every animal and one of every
-other noun, for every arm the same noise. ``report``: `result.json`, the figure and a grid of pictures.
+``train``: every run of `plan.py`, through `burnish train`. ``measure``: two pictures of every
+animal and one of every other noun, for every arm the same noise. ``report``: `result.json`, the
+figure and a grid of pictures.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ def learned(arm: str) -> bool:
 def measure_all(out: Path) -> None:
     """Writes what is missing: every arm, and Parrot without expander asked for each reward alone."""
     rewards = load_rewards(configuration.load(plan.RECIPE).rewards, "rewards")
+
     for path, policy, sampler, expander, template in missing(out):
         path.parent.mkdir(parents=True, exist_ok=True)
         found = {
@@ -69,6 +70,7 @@ def missing(out: Path) -> Iterator[tuple[Path, Policy, Sampler, Expander | None,
         for name, arm in plan.ARMS.items():
             if not where(out, name, seed).exists():
                 yield where(out, name, seed), *artist(out, arm, seed)
+
     for reward in plan.REWARDS:
         path = out / "measured" / f"prefer-{reward}.json"
         if not path.exists():
@@ -87,7 +89,10 @@ def artist(out: Path, arm: plan.Arm, seed: int) -> tuple[Policy, Sampler, Expand
     policy, sampler = open_source(drawing, before=not arm.generator)
     template = preferred(drawing, before=not arm.generator)
     writing = run("parrot" if arm.expander == "before" else arm.expander)
-    expander = open_expander(writing, policy, before=arm.expander == "before") if arm.expander else None
+    expander = (
+        open_expander(writing, policy, before=arm.expander == "before") if arm.expander else None
+    )
+
     return (
         policy,
         replace(sampler, guidance=EmbeddedDualGuidance(*plan.DUAL)) if arm.dual else sampler,

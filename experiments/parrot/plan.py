@@ -1,4 +1,6 @@
-"""What is trained and how it is asked afterwards: Parrot and its parts, sums of rewards, and rewards alone."""
+"""What is trained and how it is asked afterwards: Parrot and its parts, sums of rewards, and
+rewards alone.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,13 @@ from experiments.running import Trial
 SEEDS = (0, 1, 2)
 RECIPE = "emoji-parrot"
 TASK = "runs"
-IMAGES, ITERATIONS = 64, 16
+IMAGES = 64
+ITERATIONS = 16
 QUERIES = IMAGES * ITERATIONS
 EACH = 2  # pictures of a prompt that are measured
 REWARDS = ("aesthetic", "preference", "alignment", "sentiment")
-DUAL = (3.25, 0.75)  # weights of the original prompt and of the expanded one; together those of training
+# weights of the original prompt and of the expanded one; together those of training
+DUAL = (3.25, 0.75)
 
 PLAIN = ('sampler.identifiers=""', 'expander.model=""')
 SUM = (*PLAIN, 'advantage={use="weighted"}')
@@ -26,7 +30,10 @@ def weights(values: Sequence[float]) -> tuple[str, ...]:
 
 
 TRAINED: dict[str, tuple[str, ...]] = {
-    **{f"only_{name}": (*SUM, *weights([float(name == other) for other in REWARDS])) for name in REWARDS},
+    **{
+        f"only_{name}": (*SUM, *weights([float(name == other) for other in REWARDS]))
+        for name in REWARDS
+    },
     "ws1": (*SUM, *weights([0.7, 0.1, 0.1, 0.1])),
     "ws2": (*SUM, *weights([0.25] * 4)),
     "normalised": (*PLAIN, 'advantage={use="group"}', *weights([1.0] * 4)),
@@ -47,7 +54,10 @@ class Arm:
 
 ARMS: dict[str, Arm] = {
     "base": Arm(),
-    **{name: Arm(name) for name in ("only_aesthetic", "only_preference", "only_alignment", "only_sentiment")},
+    **{
+        name: Arm(name)
+        for name in ("only_aesthetic", "only_preference", "only_alignment", "only_sentiment")
+    },
     **{name: Arm(name) for name in ("ws1", "ws2", "normalised", "no_expander")},
     "expander_untrained": Arm(expander="before"),
     "expander_only": Arm(expander="expander_only"),
@@ -61,7 +71,8 @@ ARMS: dict[str, Arm] = {
 
 def jobs() -> list[Trial]:
     """All runs, seed by seed, Parrot's own first."""
-    # measured apart, with the same noise for all arms: within a run there is only a sign that it ended
+    # measured apart, with the same noise for all arms: within a run there is only a sign that it
+    # ended
     little = ('evaluation.prompts={use="list",texts=["a cat"]}', "evaluation.unseen={}")
     common = (*little, "run.sample_every=0", "run.checkpoint_every=2")
     return [

@@ -1,11 +1,13 @@
-"""A QR ControlNet fine-tuned by RL until its pictures are read at a low control scale. Run it again and it goes on.
+"""A QR ControlNet fine-tuned by RL until its pictures are read at a low control scale. Run it again
+and it goes on.
 
     python -m experiments.qr_curriculum                  # everything
     python -m experiments.qr_curriculum --only report    # the figures and result.json from what is there
 
-``bases``: a picture of every noun, drawn without a code. ``train``: every run of `plan.py`, through `burnish train`.
-``measure``: the ControlNet before training at many control scales, and every run at the low one, on nouns and payloads
-that no training saw. ``report``: `result.json`, the figure and a grid of pictures.
+``bases``: a picture of every noun, drawn without a code. ``train``: every run of `plan.py`, through
+`burnish train`. ``measure``: the ControlNet before training at many control scales, and every run
+at the low one, on nouns and payloads that no training saw. ``report``: `result.json`, the figure
+and a grid of pictures.
 """
 
 from __future__ import annotations

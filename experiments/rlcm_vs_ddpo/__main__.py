@@ -1,12 +1,13 @@
-"""RLCM against DDPO on the embedded models: trains, measures, draws. Run it again and it goes on where it was.
+"""RLCM against DDPO on the embedded models: trains, measures, draws. Run it again and it goes on
+where it was.
 
     python -m experiments.rlcm_vs_ddpo                  # everything: an hour and a half on two cores
     python -m experiments.rlcm_vs_ddpo --only report    # the figure and result.json from what is there
 
-Three stages. ``train``: every run of `plan.py`, through `burnish train`, several at once with a thread each. ``time``:
-what an iteration of each arm and a picture cost, measured in turns while nothing else runs; a run's seconds are its
-iterations times that, so that the load of the other runs does not count. ``report``: `result.json`, `curves.json`, and
-the figure.
+Three stages. ``train``: every run of `plan.py`, through `burnish train`, several at once with a
+thread each. ``time``: what an iteration of each arm and a picture cost, measured in turns while
+nothing else runs; a run's seconds are its iterations times that, so that the load of the other runs
+does not count. ``report``: `result.json`, `curves.json`, and the figure.
 """
 
 from __future__ import annotations
@@ -24,9 +25,15 @@ from experiments.running import Job, Stage, Trial, command, iteration_seconds, t
 
 
 def other_steps(job: Job, folder: Path) -> None:
-    """The reward of a trained run with fewer and more network calls an image, in a process of its own."""
-    if not (isinstance(job, Trial) and job.arm in ("ddpo", "rlcm")) or (folder / "steps.json").exists():
+    """The reward of a trained run with fewer and more network calls an image, in a process of its
+    own.
+    """
+    if (
+        not (isinstance(job, Trial) and job.arm in ("ddpo", "rlcm"))
+        or (folder / "steps.json").exists()
+    ):
         return
+
     log = folder / "steps.log"
     with log.open("w") as file:
         command = [sys.executable, "-m", "experiments.rlcm_vs_ddpo.steps", str(folder)]
@@ -40,9 +47,15 @@ def measure_time(options: argparse.Namespace) -> None:
     out = options.out
     if (out / "time.json").exists():
         return
-    seconds = iteration_seconds({name: (arm.recipe, arm.changes) for name, arm in plan.ARMS.items()}, out)
+
+    seconds = iteration_seconds(
+        {name: (arm.recipe, arm.changes) for name, arm in plan.ARMS.items()}, out
+    )
     pictures = subprocess.run(
-        [sys.executable, "-m", "experiments.rlcm_vs_ddpo.steps", "--time"], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "experiments.rlcm_vs_ddpo.steps", "--time"],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     answer = {"iteration": {name: median(each) for name, each in seconds.items()}, "all": seconds}
     write(out / "time.json", dumps(answer | {"picture": json.loads(pictures.stdout)}, indent=1))

@@ -33,7 +33,9 @@ class Arm:
 
     @property
     def queries(self) -> int:
-        """Scored pictures for an image of an iteration: itself, and perhaps a preview for each trained move."""
+        """Scored pictures for an image of an iteration: itself, and perhaps a preview for each
+        trained move.
+        """
         return 1 + self.previews * self.trained
 
     @property
@@ -60,7 +62,15 @@ IMAGES = 64  # of an iteration, in every arm
 def jobs() -> list[Trial]:
     """All runs, seed by seed, so that an interrupted experiment has whole seeds."""
     return [
-        Trial(task, name, seed, arm.recipe, arm.iterations, arm.every, (*COMMON, *TASKS[task], *arm.changes))
+        Trial(
+            task,
+            name,
+            seed,
+            arm.recipe,
+            arm.iterations,
+            arm.every,
+            (*COMMON, *TASKS[task], *arm.changes),
+        )
         for seed in SEEDS
         for name, arm in ARMS.items()
         for task in arm.tasks

@@ -1,4 +1,5 @@
-"""A trained run, evaluated with other numbers of network calls an image; or how long a picture takes with each.
+"""A trained run, evaluated with other numbers of network calls an image; or how long a picture
+takes with each.
 
 python -m experiments.rlcm_vs_ddpo.steps RUN        # writes RUN/steps.json
 python -m experiments.rlcm_vs_ddpo.steps --time     # prints seconds a picture as JSON
@@ -34,6 +35,7 @@ def measure(run: Run) -> None:
     config = configuration.load(run.config)
     policy, sampler = open_source(str(run.folder))
     found = {}
+
     for steps in sorted({*STEPS, sampler.steps}):
         seen = evaluate(
             policy,
@@ -44,38 +46,50 @@ def measure(run: Run) -> None:
             images_per_prompt=1,
         )
         found[steps] = {"reward": float(np.mean(rewards(seen))), "judge": share(seen)}
+
     write(run.folder / "steps.json", dumps(found, indent=1))
 
 
 def picture_seconds(policy: Policy, sampler: Sampler, count: int = 32, rounds: int = 3) -> float:
     """Median seconds a picture, decoded."""
-    prompts, taken = zoo_nouns()[:count], []
+    prompts = zoo_nouns()[:count]
+    taken = []
+
     for number in range(rounds + 1):
         started = time.perf_counter()
         cond = policy.encode(prompts)
-        policy.decode(sampler.rollout(policy, cond, torch.arange(count), generator("time", number)).latent)
+        policy.decode(
+            sampler.rollout(policy, cond, torch.arange(count), generator("time", number)).latent
+        )
         taken.append((time.perf_counter() - started) / count)
+
     return median(taken[1:])
 
 
 def times() -> dict[str, dict[int, float]]:
     """Seconds a picture by arm and number of steps."""
     found: dict[str, dict[int, float]] = {}
+
     for name in ("ddpo", "rlcm"):
         config = configuration.load(ARMS[name].recipe)
         policy, _ = open_source(config.model.id)
         weight = config.sampler.guidance["weight"]
+
         for steps in sorted({*STEPS, config.sampler.steps}):
             _, sampler = open_source(config.model.id, steps=steps, guidance=weight)
             found.setdefault(name, {})[steps] = picture_seconds(policy, sampler)
+
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", nargs="?", type=Path)
     parser.add_argument("--time", action="store_true")
     options = parser.parse_args()
+
     if options.time:
         print(json.dumps(times()))
     if options.run:

@@ -21,18 +21,25 @@ Hook = Callable[[list[list[Any]], int, Any], Any]
 
 
 class Calls:
-    """`draw` is a Burnish source of prompts, `reward` a Burnish reward, `show` what `train` calls with pictures.
+    """`draw` is a Burnish source of prompts, `reward` a Burnish reward, `show` what `train` calls
+    with pictures.
 
-    A drawn prompt carries TRL's metadata and its place in the epoch, by which `show` finds what the reward function
-    said of a batch besides the rewards.
+    A drawn prompt carries TRL's metadata and its place in the epoch, by which `show` finds what the
+    reward function said of a batch besides the rewards.
     """
 
-    def __init__(self, reward: RewardFunction, prompt: PromptFunction, hook: Hook | None, batch: int) -> None:
+    def __init__(
+        self, reward: RewardFunction, prompt: PromptFunction, hook: Hook | None, batch: int
+    ) -> None:
         for name, function in (("reward_function", reward), ("prompt_function", prompt)):
             if not callable(function):
                 raise TypeError(f"{name} is a {type(function).__name__}; give a function")
-        self.name, self.hook = _name(reward), hook
-        self._reward, self._prompt, self._batch = reward, prompt, batch
+
+        self.name = _name(reward)
+        self.hook = hook
+        self._reward = reward
+        self._prompt = prompt
+        self._batch = batch
         self._said: dict[int, Any] = {}
 
     def draw(self, count: int) -> list[Prompt]:
@@ -44,26 +51,45 @@ class Calls:
         """The rewards (B,) of a sampling batch."""
         answer = self._reward(images, *_columns(prompts))
         if not isinstance(answer, (tuple, list)) or len(answer) != 2:
-            raise TypeError("reward_function must return two things, (rewards, metadata), as in TRL")
+            raise TypeError(
+                "reward_function must return two things, (rewards, metadata), as in TRL"
+            )
+
         if self.hook is not None:
             self._said[prompts[0].metadata["place"]] = answer[1]
+
         return answer[0]
 
     def show(self, pictures: SampledImages) -> None:
-        """Calls the hook in the main process, with batches as TRL's: [images, prompts, metadata, rewards, info]."""
-        rewards, batches = pictures.scores.parts[:, 0].to(pictures.images.device, pictures.images.dtype), []
+        """Calls the hook in the main process, with batches as TRL's: [images, prompts, metadata,
+        rewards, info].
+        """
+        rewards = pictures.scores.parts[:, 0].to(pictures.images.device, pictures.images.dtype)
+        batches = []
+
         if self.hook is None or pictures.rank != 0:
             return
+
         for start in range(0, len(pictures.prompts), self._batch):
             rows = slice(start, start + self._batch)
             some = pictures.prompts[rows]
-            batches.append([pictures.images[rows], *_columns(some), rewards[rows], self._said.get(start)])
+            batches.append(
+                [pictures.images[rows], *_columns(some), rewards[rows], self._said.get(start)]
+            )
+
         tracker = pictures.trackers[0] if pictures.trackers else NoTracker()
         self.hook(batches, pictures.iteration - 1, tracker)
 
     def _drawn(self, answer: Any, place: int) -> Prompt:
-        if not isinstance(answer, (tuple, list)) or len(answer) != 2 or not isinstance(answer[0], str):
-            raise TypeError(f"prompt_function must return (prompt, metadata), a text and anything, not {answer!r}")
+        if (
+            not isinstance(answer, (tuple, list))
+            or len(answer) != 2
+            or not isinstance(answer[0], str)
+        ):
+            raise TypeError(
+                f"prompt_function must return (prompt, metadata), a text and anything, not {answer!r}"
+            )
+
         return Prompt(answer[0], {"metadata": answer[1], "place": place})
 
 
@@ -78,11 +104,15 @@ class NoTracker:
 
 def _columns(prompts: Sequence[Prompt]) -> tuple[tuple[str, ...], tuple[Any, ...]]:
     """Texts and TRL's metadata."""
-    return tuple(prompt.text for prompt in prompts), tuple(prompt.metadata["metadata"] for prompt in prompts)
+    return tuple(prompt.text for prompt in prompts), tuple(
+        prompt.metadata["metadata"] for prompt in prompts
+    )
 
 
 def _name(function: Any) -> str:
-    """What the reward is called in logs: the innermost public name that the function was defined under."""
+    """What the reward is called in logs: the innermost public name that the function was defined
+    under.
+    """
     path = getattr(function, "__qualname__", type(function).__name__).split(".")
     public = [part for part in path if part.isidentifier() and not part.startswith("_")]
     return public[-1] if public else "reward"

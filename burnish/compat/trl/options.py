@@ -1,11 +1,13 @@
-"""TRL 0.23.1's DDPOConfig: its fields and defaults, and the Burnish configuration that means the same.
+"""TRL 0.23.1's DDPOConfig: its fields and defaults, and the Burnish configuration that means the
+same.
 
 An epoch of TRL is an iteration here. With s = sample_batch_size, n = sample_num_batches_per_epoch,
 b = train_batch_size, a = train_gradient_accumulation_steps, p processes and D scalars in a latent:
 
     batch.prompts = s n p, one image each       batch.minibatches = s n / (b a)       objective.clip = train_clip_range * D
 
-because TRL clips the ratio of densities averaged over D, and Burnish states the same bound in nats per image. Every
+because TRL clips the ratio of densities averaged over D, and Burnish states the same bound in nats
+per image. Every
 option is kept, translated, warned about or refused: nothing is dropped in silence.
 """
 
@@ -16,7 +18,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from burnish import config as configuration
 from burnish.config import Config, Table
@@ -36,40 +38,49 @@ def option(default: Any, help: str, **more: Any) -> Any:
 # Optional, not "| None": HfArgumentParser of every version reads it
 @dataclass
 class DDPOConfig:
-    """TRL's options with TRL's defaults; `to_burnish` translates them, and the trainer does so by itself.
+    """TRL's options with TRL's defaults; `to_burnish` translates them, and the trainer does so by
+    itself.
 
     Example:
-        >>> config = DDPOConfig(sample_batch_size=8, sample_num_batches_per_epoch=4, train_batch_size=4)
+        >>> config = DDPOConfig(sample_batch_size=8, sample_num_batches_per_epoch=4,
+        train_batch_size=4)
         >>> config.updates
         8
     """
 
     exp_name: str = option(
-        Path(sys.argv[0]).stem if sys.argv[0].endswith(".py") else "", "Name of the experiment: the script's."
+        Path(sys.argv[0]).stem if sys.argv[0].endswith(".py") else "",
+        "Name of the experiment: the script's.",
     )
     run_name: str = option("", "Name of this run, and of its folder; the experiment's if empty.")
     seed: int = option(0, "Seed of all chance.")
-    log_with: Optional[str] = option(None, "Where curves are sent.", choices=["wandb", "tensorboard"])  # noqa: UP045
+    log_with: str | None = option(None, "Where curves are sent.", choices=["wandb", "tensorboard"])
     tracker_kwargs: dict = field(
-        default_factory=dict, metadata={"help": "Arguments for the start of each tracker, by its name."}
+        default_factory=dict,
+        metadata={"help": "Arguments for the start of each tracker, by its name."},
     )
     accelerator_kwargs: dict = field(
         default_factory=dict, metadata={"help": "Only cpu=True is understood: train without a GPU."}
     )
     project_kwargs: dict = field(
-        default_factory=dict, metadata={"help": "Folders: project_dir, logging_dir, total_limit (of checkpoints)."}
+        default_factory=dict,
+        metadata={"help": "Folders: project_dir, logging_dir, total_limit (of checkpoints)."},
     )
     tracker_project_name: str = option("trl", "Project under which trackers file the run.")
     logdir: str = option("logs", "Folder of the runs, unless project_kwargs has a project_dir.")
     num_epochs: int = option(100, "Rounds of sampling and training.")
     save_freq: int = option(1, "Epochs between checkpoints.")
     num_checkpoint_limit: int = option(5, "Newest checkpoints that are kept.")
-    mixed_precision: str = option("fp16", "Precision of frozen weights and arithmetic: fp16, bf16 or no.")
+    mixed_precision: str = option(
+        "fp16", "Precision of frozen weights and arithmetic: fp16, bf16 or no."
+    )
     allow_tf32: bool = option(True, "Multiply float32 matrices in TF32 where the GPU can.")
     resume_from: str = option("", "Folder of a run to go on with.")
     sample_num_steps: int = option(50, "Network calls an image.")
     sample_eta: float = option(1.0, "Share of DDPM's noise in each DDIM move, above 0.")
-    sample_guidance_scale: float = option(5.0, "Weight of classifier-free guidance; 1 or less: none.")
+    sample_guidance_scale: float = option(
+        5.0, "Weight of classifier-free guidance; 1 or less: none."
+    )
     sample_batch_size: int = option(1, "Images sampled at once in each process.")
     sample_num_batches_per_epoch: int = option(2, "Such batches in an epoch.")
     train_batch_size: int = option(1, "Images trained on at once in each process.")
@@ -84,11 +95,17 @@ class DDPOConfig:
     train_num_inner_epochs: int = option(1, "Passes over an epoch's images.")
     train_cfg: bool = option(True, "Guidance while training too.")
     train_adv_clip_max: float = option(5.0, "Largest advantage.")
-    train_clip_range: float = option(1e-4, "PPO's clip range, on densities averaged over the latent.")
+    train_clip_range: float = option(
+        1e-4, "PPO's clip range, on densities averaged over the latent."
+    )
     train_timestep_fraction: float = option(1.0, "Share of an image's moves that is trained on.")
-    per_prompt_stat_tracking: bool = option(False, "Compare rewards with earlier ones of the same prompt.")
+    per_prompt_stat_tracking: bool = option(
+        False, "Compare rewards with earlier ones of the same prompt."
+    )
     per_prompt_stat_tracking_buffer_size: int = option(16, "Rewards remembered of each prompt.")
-    per_prompt_stat_tracking_min_count: int = option(16, "Rewards from which on a prompt has statistics of its own.")
+    per_prompt_stat_tracking_min_count: int = option(
+        16, "Rewards from which on a prompt has statistics of its own."
+    )
     async_reward_computation: bool = option(False, "Rewards in threads.")
     max_workers: int = option(2, "Such threads.")
     negative_prompts: str = option("", "The negative prompt of all images.")
@@ -97,27 +114,42 @@ class DDPOConfig:
     def to_dict(self) -> dict[str, Any]:
         """All options by name; those inside of a table as "table/name"."""
         found: dict[str, Any] = {}
+
         for name, value in asdict(self).items():
             found |= (
-                {f"{name}/{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+                {f"{name}/{key}": inner for key, inner in value.items()}
+                if isinstance(value, dict)
+                else {name: value}
             )
+
         return found
 
     @property
     def updates(self) -> int:
-        """Optimizer steps in one pass over an epoch's images; ValueError if the batches do not divide each other."""
+        """Optimizer steps in one pass over an epoch's images; ValueError if the batches do not
+        divide each other.
+        """
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}; it must be at least 1")
-        sampled, trained = self.sample_batch_size, self.train_batch_size
+
+        sampled = self.sample_batch_size
+        trained = self.train_batch_size
+
         if sampled % trained:
-            raise ValueError(f"sample_batch_size = {sampled} must be a multiple of train_batch_size = {trained}")
-        images, each = sampled * self.sample_num_batches_per_epoch, trained * self.train_gradient_accumulation_steps
+            raise ValueError(
+                f"sample_batch_size = {sampled} must be a multiple of train_batch_size = {trained}"
+            )
+
+        images = sampled * self.sample_num_batches_per_epoch
+        each = trained * self.train_gradient_accumulation_steps
+
         if images % each:
             raise ValueError(
                 f"an epoch's {images} images (sample_batch_size * sample_num_batches_per_epoch) must be a multiple of "
                 f"the {each} of an optimizer step (train_batch_size * train_gradient_accumulation_steps)"
             )
+
         return images // each
 
     @property
@@ -148,11 +180,13 @@ class DDPOConfig:
             processes: of the run; TRL's batch sizes are those of one.
             more: further keys of [model], such as rank.
 
-        Warns about what is done differently; raises ValueError, a sentence, for what cannot be done.
+        Warns about what is done differently; raises ValueError, a sentence, for what cannot be
+        done.
         """
         self._refuse()
         for remark in self._remarks():
             warnings.warn(remark, stacklevel=2)
+
         train = {"train": "lora" if use_lora else "full", "dtype": PRECISIONS[self.mixed_precision]}
         device = {"device": "cpu"} if self.accelerator_kwargs.get("cpu") else {}
         return configuration.parse(
@@ -178,6 +212,7 @@ class DDPOConfig:
             guidance = {"use": "cfg", "weight": self.sample_guidance_scale}
             if negative := self._negative():
                 guidance["negative"] = negative
+
         return {
             "steps": self.sample_num_steps,
             "kernel": {"use": "ddim", "eta": self.sample_eta},
@@ -185,9 +220,17 @@ class DDPOConfig:
         }
 
     def _advantage(self) -> Table:
-        buffer, least = self.per_prompt_stat_tracking_buffer_size, self.per_prompt_stat_tracking_min_count
+        buffer = self.per_prompt_stat_tracking_buffer_size
+        least = self.per_prompt_stat_tracking_min_count
+
         if self.per_prompt_stat_tracking and least <= buffer:
-            return {"use": "tracker", "buffer": buffer, "min_count": least, "clip": self.train_adv_clip_max}
+            return {
+                "use": "tracker",
+                "buffer": buffer,
+                "min_count": least,
+                "clip": self.train_adv_clip_max,
+            }
+
         return {"use": "batch", "clip": self.train_adv_clip_max}
 
     def _optimizer(self) -> Table:
@@ -230,8 +273,13 @@ class DDPOConfig:
     def _refuse(self) -> None:
         """ValueError for what has no counterpart."""
         if self.mixed_precision not in PRECISIONS:
-            raise ValueError(f'mixed_precision = "{self.mixed_precision}"; it must be "fp16", "bf16" or "no"')
-        if not 0 < self.train_timestep_fraction <= 1 or self.sample_num_steps * self.train_timestep_fraction < 1:
+            raise ValueError(
+                f'mixed_precision = "{self.mixed_precision}"; it must be "fp16", "bf16" or "no"'
+            )
+        if (
+            not 0 < self.train_timestep_fraction <= 1
+            or self.sample_num_steps * self.train_timestep_fraction < 1
+        ):
             raise ValueError(
                 f"train_timestep_fraction = {self.train_timestep_fraction} of {self.sample_num_steps} steps leaves no "
                 "move to train on, or more than there are; it must be between 1 / sample_num_steps and 1"
@@ -243,14 +291,19 @@ class DDPOConfig:
             )
         if not isinstance(self.negative_prompts or "", str) and len(self.negative_prompts) > 1:
             raise ValueError("negative_prompts has several texts; give one, which all images share")
+
         for table, known in (("accelerator_kwargs", ("cpu",)), ("project_kwargs", PROJECT_KEYS)):
             for key in getattr(self, table).keys() - set(known):
-                raise ValueError(f'{table}: "{key}" means nothing here; accepted: {", ".join(known)}')
+                raise ValueError(
+                    f'{table}: "{key}" means nothing here; accepted: {", ".join(known)}'
+                )
 
     def _remarks(self) -> list[str]:
         """A sentence for each option that is set and done differently."""
-        buffer, least = self.per_prompt_stat_tracking_buffer_size, self.per_prompt_stat_tracking_min_count
-        weight, asks = self.sample_guidance_scale, self.async_reward_computation
+        buffer = self.per_prompt_stat_tracking_buffer_size
+        least = self.per_prompt_stat_tracking_min_count
+        weight = self.sample_guidance_scale
+        asks = self.async_reward_computation
         remarks = (
             (
                 asks and self.max_workers > 1,
@@ -260,13 +313,17 @@ class DDPOConfig:
                 weight < 1 and self.train_cfg,
                 f"sample_guidance_scale = {weight}: TRL samples without guidance below 1 but trains with it; here none",
             ),
-            (weight <= 1 and bool(self._negative()), "negative_prompts: without guidance they have no effect"),
+            (
+                weight <= 1 and bool(self._negative()),
+                "negative_prompts: without guidance they have no effect",
+            ),
             (
                 self.per_prompt_stat_tracking and least > buffer,
                 f"per_prompt_stat_tracking: no prompt ever has {least} of at most {buffer} rewards, so all are "
                 "compared with the whole epoch, as in TRL",
             ),
         )
+
         return [sentence for holds, sentence in remarks if holds]
 
 
@@ -281,6 +338,7 @@ _COUNTS = (
 def _plain(table: Mapping[str, Any]) -> Table:
     """A tracker's arguments as TOML can hold them; None means the tracker's own default."""
     result: Table = {}
+
     for key, value in table.items():
         if isinstance(value, Mapping):
             result[str(key)] = _plain(value)
@@ -291,8 +349,11 @@ def _plain(table: Mapping[str, Any]) -> Table:
                 f"tracker_kwargs: {key} is a {type(value).__name__}; only texts, numbers, lists and tables can be "
                 "written into a run's configuration"
             )
+
     return result
 
 
 def _texts(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(item, (str, int, float)) for item in value)
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(item, (str, int, float)) for item in value
+    )

@@ -1,7 +1,8 @@
-"""TRL's DefaultDDPOStableDiffusionPipeline: a diffusers pipeline with the calls that TRL's scripts make on it.
+"""TRL's DefaultDDPOStableDiffusionPipeline: a diffusers pipeline with the calls that TRL's scripts
+make on it.
 
-TRL's has its own sampler and its own way to make an adapter; Burnish's loop has both, so methods that TRL's trainer
-called are refused rather than left for nobody to call.
+TRL's has its own sampler and its own way to make an adapter; Burnish's loop has both, so methods
+that TRL's trainer called are refused rather than left for nobody to call.
 """
 
 from __future__ import annotations
@@ -21,15 +22,22 @@ from burnish.diffusion.policy import TARGETS, Policy
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-TRAINERS = ("scheduler_step", "get_trainable_layers", "save_checkpoint", "load_checkpoint", "rgb_with_grad", "autocast")
+TRAINERS = (
+    "scheduler_step",
+    "get_trainable_layers",
+    "save_checkpoint",
+    "load_checkpoint",
+    "rgb_with_grad",
+    "autocast",
+)
 """What TRL's own trainers ask of a pipeline."""
 
 
 class DefaultDDPOStableDiffusionPipeline:
     """A Stable Diffusion to fine-tune.
 
-    A LoRA that lies beside the model as `pytorch_lora_weights.safetensors`, which `save_pretrained` leaves there, is
-    loaded, and trained further.
+    A LoRA that lies beside the model as `pytorch_lora_weights.safetensors`, which `save_pretrained`
+    leaves there, is loaded, and trained further.
 
     Args:
         pretrained_model_name: a hub id, a folder, or zoo:NAME.
@@ -59,13 +67,19 @@ class DefaultDDPOStableDiffusionPipeline:
     ) -> None:
         from diffusers import DDIMScheduler
 
-        self.pretrained_model, self.pretrained_revision = str(pretrained_model_name), pretrained_model_revision
-        self.sd_pipeline: StableDiffusionPipeline = load_pipeline(self.pretrained_model, revision=self.revision or None)
+        self.pretrained_model = str(pretrained_model_name)
+        self.pretrained_revision = pretrained_model_revision
+        self.sd_pipeline: StableDiffusionPipeline = load_pipeline(
+            self.pretrained_model, revision=self.revision or None
+        )
         self.sd_pipeline.scheduler = DDIMScheduler.from_config(self.sd_pipeline.scheduler.config)
         self.adapter = Path(adapter) if adapter else self._adapter_beside()
         self.use_lora = use_lora or self.adapter is not None
-        self.rank, self.alpha, self.targets = rank, alpha, list(targets)
+        self.rank = rank
+        self.alpha = alpha
+        self.targets = list(targets)
         self.policy: Policy | None = None
+
         if self.adapter:
             lora.read_adapter(self.sd_pipeline, "unet", self.adapter, "none", alpha)
 
@@ -84,9 +98,12 @@ class DefaultDDPOStableDiffusionPipeline:
     def __getattr__(self, name: str) -> Any:
         """The parts: unet, vae, tokenizer, text_encoder, scheduler, and set_progress_bar_config."""
         if name in TRAINERS:
-            raise AttributeError(f"{name} belongs to TRL's own trainers; Burnish's loop does that itself")
+            raise AttributeError(
+                f"{name} belongs to TRL's own trainers; Burnish's loop does that itself"
+            )
         if name == "sd_pipeline":  # it could not be loaded
             raise AttributeError(name)
+
         return getattr(self.sd_pipeline, name)
 
     @property
@@ -100,11 +117,17 @@ class DefaultDDPOStableDiffusionPipeline:
         return math.prod(family_of(type(self.sd_pipeline).__name__).latent_shape(self.sd_pipeline))
 
     def learner(self, dtype: str, device: str) -> Policy:
-        """This pipeline as a policy: on the device, with its adapter, in `dtype`. ValueError if it is one already."""
+        """This pipeline as a policy: on the device, with its adapter, in `dtype`. ValueError if it
+        is one already.
+        """
         if self.policy is not None:
-            raise ValueError("this pipeline belongs to another DDPOTrainer already; make a new one of the same model")
+            raise ValueError(
+                "this pipeline belongs to another DDPOTrainer already; make a new one of the same model"
+            )
+
         if self.adapter:
             self.sd_pipeline.unload_lora_weights()
+
         self.policy = Policy.load(
             self.sd_pipeline,
             train="lora" if self.use_lora else "full",
@@ -121,7 +144,8 @@ class DefaultDDPOStableDiffusionPipeline:
         """Writes the whole pipeline, and beside it the LoRA that was trained.
 
         `StableDiffusionPipeline.from_pretrained(output_dir)` gives the model before training,
-        `load_lora_weights(output_dir)` what it learned. After full fine-tuning the pipeline itself has learned.
+        `load_lora_weights(output_dir)` what it learned. After full fine-tuning the pipeline itself
+        has learned.
         """
         if self.policy is None:
             self._save_untrained(Path(output_dir))
@@ -136,6 +160,7 @@ class DefaultDDPOStableDiffusionPipeline:
         if self.adapter is None:
             self.sd_pipeline.save_pretrained(folder)
             return
+
         self.sd_pipeline.unload_lora_weights()
         self.sd_pipeline.save_pretrained(folder)
         (folder / FILE).write_bytes((self.adapter / FILE).read_bytes())
@@ -146,10 +171,13 @@ class DefaultDDPOStableDiffusionPipeline:
         folder = Path(self.pretrained_model).expanduser()
         if folder.is_dir() or self.pretrained_model.startswith("zoo:"):
             return folder if (folder / FILE).is_file() else None
+
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
         try:
-            return Path(hf_hub_download(self.pretrained_model, FILE, revision=self.revision or None)).parent
+            return Path(
+                hf_hub_download(self.pretrained_model, FILE, revision=self.revision or None)
+            ).parent
         except EntryNotFoundError:
             return None

@@ -1,5 +1,5 @@
-"""TRL's DDPOTrainer on Burnish's one loop: it translates the options, lends the loop the user's functions, and calls
-`burnish.train`.
+"""TRL's DDPOTrainer on Burnish's one loop: it translates the options, lends the loop the user's
+functions, and calls `burnish.train`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from burnish.training import loop as trainer
 from burnish.training.assembly import IN_MEMORY, Overrides
 from burnish.training.optimizer import adamw
 
-LOOP = ("step", "loss", "calculate_loss", "compute_rewards", "_generate_samples", "_train_batched_samples")
+LOOP = (
+    "step",
+    "loss",
+    "calculate_loss",
+    "compute_rewards",
+    "_generate_samples",
+    "_train_batched_samples",
+)
 """Methods in which TRL's trainer has its loop."""
 
 
@@ -32,11 +39,14 @@ class DDPOTrainer:
 
     Args:
         config: the options.
-        reward_function: (images (B, 3, H, W) in [0, 1], B prompts, B metadata) -> (B rewards, anything).
+        reward_function: (images (B, 3, H, W) in [0, 1], B prompts, B metadata) -> (B rewards,
+            anything).
         prompt_function: () -> (prompt, metadata); called for every image.
         sd_pipeline: what is trained.
-        image_samples_hook: (batches, global_step, tracker), where a batch is [images, prompts, metadata, rewards, what
-            the reward function said besides]; global_step counts the epochs that are done, as the trackers do.
+        image_samples_hook: (batches, global_step, tracker), where a batch is [images, prompts,
+            metadata, rewards, what
+            the reward function said besides]; global_step counts the epochs that are done, as the
+            trackers do.
 
     Attributes:
         config, sd_pipeline: as given.
@@ -47,7 +57,8 @@ class DDPOTrainer:
         ValueError, TypeError, FileExistsError: one sentence that says what is wrong with an option.
 
     Example:
-        >>> trainer = DDPOTrainer(DDPOConfig(mixed_precision="no"), reward, prompt, pipeline)  # doctest: +SKIP
+        >>> trainer = DDPOTrainer(DDPOConfig(mixed_precision="no"), reward, prompt, pipeline)  #
+        doctest: +SKIP
         >>> trainer.train()                                                                # doctest: +SKIP
         >>> trainer.save_pretrained("finetuned")                                           # doctest: +SKIP
     """
@@ -65,13 +76,19 @@ class DDPOTrainer:
                 f"sd_pipeline is a {type(sd_pipeline).__name__}; give a DefaultDDPOStableDiffusionPipeline of "
                 "burnish.compat.trl, made from the model's name or folder"
             )
-        self.config, self.sd_pipeline = config, sd_pipeline
-        self._calls = Calls(reward_function, prompt_function, image_samples_hook, config.sample_batch_size)
+
+        self.config = config
+        self.sd_pipeline = sd_pipeline
+        self._calls = Calls(
+            reward_function, prompt_function, image_samples_hook, config.sample_batch_size
+        )
         self.recipe = translated(config, sd_pipeline, self._calls.name)
         self.run = resumed(config.resume_from) if config.resume_from else fresh(config.folder)
         self._asked = 0  # epochs, by earlier calls of `train`
+
         if config.allow_tf32 and torch.cuda.is_available():
             torch.set_float32_matmul_precision("high")
+
         seed_globals(config.seed, "weights")
         self._policy = sd_pipeline.learner(self.recipe.model.dtype, self.recipe.model.device)
 
@@ -84,19 +101,34 @@ class DDPOTrainer:
                 )
 
     def train(self, epochs: int | None = None) -> Path:
-        """Trains until `epochs` are done, by default num_epochs; a resumed run's count too. Another call trains as
-        many more. Returns the run directory."""
+        """Trains until `epochs` are done, by default num_epochs; a resumed run's count too. Another
+        call trains as many more. Returns the run directory.
+        """
         goes_on = bool(self.config.resume_from) or (self._asked > 0 and self.run.exists())
-        recipe = replace(self.recipe, iterations=self._asked + (self.config.num_epochs if epochs is None else epochs))
+        recipe = replace(
+            self.recipe,
+            iterations=self._asked + (self.config.num_epochs if epochs is None else epochs),
+        )
         self._asked = recipe.iterations
         given = Overrides(self._policy, {self._calls.name: self._calls.reward}, self._calls.draw)
         shown = self._calls.show if self._calls.hook else None
+
         with Progress(recipe.iterations) if main_process() else nullcontext() as progress:
-            trainer.train(recipe, self.run.folder, resume=goes_on, on_record=progress, given=given, on_images=shown)
+            trainer.train(
+                recipe,
+                self.run.folder,
+                resume=goes_on,
+                on_record=progress,
+                given=given,
+                on_images=shown,
+            )
+
         return self.run.folder
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Writes the pipeline and what it learned: see DefaultDDPOStableDiffusionPipeline.save_pretrained."""
+        """Writes the pipeline and what it learned: see
+        DefaultDDPOStableDiffusionPipeline.save_pretrained.
+        """
         if main_process():
             self.sd_pipeline.save_pretrained(save_directory)
 
@@ -110,7 +142,8 @@ class DDPOTrainer:
         branch: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        """Uploads what `save_pretrained` writes, with a model card, to huggingface.co; returns the commit's address.
+        """Uploads what `save_pretrained` writes, with a model card, to huggingface.co; returns the
+        commit's address.
 
         Needs a login (`hf auth login`) or a `token`. Call it in one process only.
         """
@@ -118,19 +151,30 @@ class DDPOTrainer:
 
         api = HfApi(token=token)
         repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+
         if branch:
             api.create_branch(repo, branch=branch, exist_ok=True)
+
         with tempfile.TemporaryDirectory() as folder:
             self.sd_pipeline.save_pretrained(folder)
             write(Path(folder) / "README.md", card(repo, self.sd_pipeline))
             done = api.upload_folder(
-                repo_id=repo, folder_path=folder, commit_message=commit_message, revision=branch, create_pr=create_pr
+                repo_id=repo,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=branch,
+                create_pr=create_pr,
             )
+
         return str(done.commit_url)
 
 
-def translated(config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline, reward: str) -> Config:
-    """The options as a Burnish configuration for this pipeline, in which objects stand for the functions."""
+def translated(
+    config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline, reward: str
+) -> Config:
+    """The options as a Burnish configuration for this pipeline, in which objects stand for the
+    functions.
+    """
     recipe = config.to_burnish(
         pipeline.pretrained_model,
         {"use": IN_MEMORY},
@@ -144,8 +188,14 @@ def translated(config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline,
         revision=pipeline.revision,
         adapter=str(pipeline.adapter or ""),
     )
-    if recipe.model.dtype == "float16" and (recipe.model.device == "cpu" or not torch.cuda.is_available()):
-        raise ValueError('mixed_precision = "fp16", TRL\'s default, needs a GPU; set mixed_precision = "no"')
+
+    if recipe.model.dtype == "float16" and (
+        recipe.model.device == "cpu" or not torch.cuda.is_available()
+    ):
+        raise ValueError(
+            'mixed_precision = "fp16", TRL\'s default, needs a GPU; set mixed_precision = "no"'
+        )
+
     adamw(recipe.optimizer)  # says so if the library for 8 bits is missing
     return recipe
 
@@ -168,6 +218,7 @@ def resumed(path: str) -> Run:
     """The run that resume_from names by its folder or by its newest checkpoint."""
     given = Path(path).expanduser()
     folder = next((one for one in (given, *given.parents[:2]) if Run(one).exists()), given)
+
     if Run(folder).exists():
         newest = max((one.name for one in Run(folder).checkpoints.glob("[0-9]*")), default="")
         if given.parent == Run(folder).checkpoints and given.name != newest:
@@ -175,21 +226,30 @@ def resumed(path: str) -> Run:
                 f"resume_from: a run goes on from its newest checkpoint, {newest}; to go back to {given.name}, delete "
                 f"the later ones in {given.parent}"
             )
+
         return Run(folder)
+
     if "checkpoint_" in given.name or any(given.glob("**/checkpoint_*")):
         raise ValueError(
             f"resume_from: {given} is TRL's, and its optimizer and random state are pickles, which Burnish does not "
             'read; start from its weights: DefaultDDPOStableDiffusionPipeline(..., adapter="FOLDER OF THE CHECKPOINT")'
         )
-    raise FileNotFoundError(f"resume_from: {given} holds no run; give the folder that an earlier `train` returned")
+
+    raise FileNotFoundError(
+        f"resume_from: {given} holds no run; give the folder that an earlier `train` returned"
+    )
 
 
 def card(repo: str, pipeline: DefaultDDPOStableDiffusionPipeline) -> str:
     """A model card: what the hub sorts by, and how to use the files."""
-    local = pipeline.pretrained_model.startswith("zoo:") or Path(pipeline.pretrained_model).expanduser().exists()
+    local = (
+        pipeline.pretrained_model.startswith("zoo:")
+        or Path(pipeline.pretrained_model).expanduser().exists()
+    )
     base = "" if local else f"base_model: {pipeline.pretrained_model}\n"
     learned = f'pipe.load_lora_weights("{repo}")\n' if pipeline.use_lora else ""
     tags = "text-to-image, ddpo, burnish" + (", lora" if learned else "")
+
     return (
         f"---\nlibrary_name: diffusers\n{base}tags: [{tags}]\n---\n\n"
         "Fine-tuned against a reward by DDPO (https://arxiv.org/abs/2305.13301) with Burnish.\n\n```python\n"
