@@ -39,6 +39,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "code_distance": "burnish.rewards.picture:code_distance",
     },
     "curriculum": {
+        "constant": "burnish.rl.curriculum:ConstantCurriculum",
         "linear": "burnish.rl.curriculum:LinearCurriculum",
         "cosine": "burnish.rl.curriculum:CosineCurriculum",
         "steps": "burnish.rl.curriculum:StepsCurriculum",
@@ -90,7 +91,7 @@ CALLED_WITH: dict[str, tuple[str, ...]] = {
     "objective": ("replay", "adv"),
     "kernel": ("x_t", "x0", "level_t", "level_s"),
     "guidance": ("raw", "x", "t", "cond", "null"),
-    "curriculum": ("progress", "chance"),
+    "curriculum": ("progress", "generator"),
 }
 """How a thing of each kind is called. A plain function with these first parameters is the thing
 itself; anything else is called with the arguments of the table to make it.

@@ -453,7 +453,7 @@ def _check_names(config: Config) -> None:
     _check_curriculum(config)
     objective = catalog.build("objective", config.objective, "objective")
 
-    if getattr(kernel, "eta", 1.0) == 0 and not getattr(objective, "forward", False):
+    if kernel.deterministic and not (objective.process == "forward"):
         raise ValueError(
             "sampler.kernel.eta must be > 0: without noise a move has no probability, and a policy gradient nothing to "
             "learn from; only the objectives 'rwr' and 'awm' can do without"
@@ -499,7 +499,7 @@ def _check_curriculum(config: Config) -> None:
             "curriculum is one of the control scale: set model.controlnet, or leave it out"
         )
 
-    named = getattr(curriculum, "reward", "")
+    named = curriculum.reward
     if named and named not in reward_names(config.rewards):
         raise ValueError(
             f'curriculum.reward = "{named}" is none of the rewards {", ".join(reward_names(config.rewards))}'

@@ -3,18 +3,23 @@
 Everything here is immutable, so nothing downstream can write into anything upstream. Shapes: ``B``
 images, ``T`` stochastic transitions, ``K`` rewards, ``*latent`` the latent's own shape (channels,
 height, width).
+
+The second half are protocols: what the training loop asks of a kernel, a guidance, an advantage, an
+objective, a curriculum and a process. An attribute that a part does not have takes the value that
+stands here, so a part that a user writes says only what differs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 Cond = dict[str, Tensor]
-"""An encoded prompt: text states, later a control image and its scale. Every value is (B, ...)."""
+"""An encoded prompt: text states, a control image and its scale, ... Every value is (B, ...)."""
 
 
 @dataclass(frozen=True)
@@ -23,34 +28,37 @@ class Prompt:
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    # what the generator reads around the text, {}, and nobody else sees: see `identifiers`
+
+    # what the generator reads around the text, {}, and nobody else sees: see `prompts.identifiers`
     template: str = "{}"
 
     @property
     def generator_text(self) -> str:
-        """What the generator reads."""
+        """The text that the generator reads."""
         return self.template.replace("{}", self.text)
 
     @property
     def original(self) -> str:
-        """What an expanded prompt was made from, by its metadata; a prompt that says nothing is its
-        own original.
+        """The text before expansion, from the metadata; a prompt without one is its own original.
 
         Raises:
-            ValueError: what it calls its original is no text.
+            ValueError: the metadata's original is not a text.
         """
         text = self.metadata.get("original", self.text)
         if not isinstance(text, str) or not text.strip():
             raise ValueError(
                 f"the original of the prompt '{self.text}' is {text!r}; give a text that is not empty"
             )
-
         return text
+
+    def unexpanded(self) -> Prompt:
+        """Return the prompt as it was before expansion, without reward identifiers."""
+        return Prompt(self.original, self.metadata)
 
 
 @dataclass(frozen=True)
 class Level:
-    """A noise level of x = alpha * x0 + sigma * noise; each (B, 1, 1, 1) or broadcastable, float64."""
+    """A noise level of x = alpha * x0 + sigma * noise; each (B, 1, 1, 1), float64."""
 
     alpha: Tensor
     sigma: Tensor
@@ -58,7 +66,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """An isotropic Gaussian over latents: what one transition draws from."""
+    """An isotropic Gaussian over latents: the distribution that one transition samples from."""
 
     mean: Tensor  # (B, *latent)
     std: Tensor  # (B, 1, ..., 1)
@@ -71,16 +79,17 @@ class Trajectory:
     x: Tensor  # (B, T+1, *latent) states, noisiest first, float32
     t: Tensor  # (T+1,) their times (training timesteps); the last may be -1: the data itself
     logp: Tensor  # (B, T) mean log-density per latent dimension under the sampling weights
-    latent: Tensor  # (B, *latent) what is decoded; no noise is added after it
+    latent: Tensor  # (B, *latent) the finished latent, which is decoded
     cond: Cond
     group: Tensor  # (B,) same number = same prompt; groups are contiguous
-    # (B, T, *latent) the network's x0 before each move, where it was asked for
-    x0_pred: Tensor | None = None
+    x0_pred: Tensor | None = (
+        None  # (B, T, *latent) the predicted x0 before each transition, if kept
+    )
 
 
 @dataclass(frozen=True)
 class Replay:
-    """What the current weights say about k stored transitions of b images."""
+    """The log-probabilities of k stored transitions of b images under the current weights."""
 
     logp: Tensor  # (b, k) mean log-density per latent dimension, with gradient
     logp_old: Tensor  # (b, k) the same under the weights that sampled
@@ -91,33 +100,165 @@ class Replay:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the rewards said about B images: one column a reward, unweighted."""
+    """The rewards of B images: one column a reward, unweighted."""
 
     parts: Tensor  # (B, K) float64; NaN where a reward gave no answer
     names: tuple[str, ...]
     problems: tuple[str, ...] = ()  # why answers are missing
-    target_reward: Tensor | None = (
-        None  # (B,) int64: the column each image was asked to please alone; None: all of them
-    )
+
+    # (B,) int64: the one reward that each image was asked to please; None: all of them
+    target_reward: Tensor | None = None
+
+    @property
+    def valid(self) -> Tensor:
+        """The images that have all their rewards, (B,) bool."""
+        return self.parts.isfinite().all(1)
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A scalar to call backward on, and what to write into the record about it."""
+    """A scalar to call backward on, and numbers about it for the record."""
 
     value: Tensor
     metrics: Mapping[str, float]
 
 
-# (x_t, x0, level_t, level_s) -> Gaussian
-Kernel = Callable[[Tensor, Tensor, Level, Level], Gaussian]
-# images (B, 3, H, W) in [0, 1], prompts -> (B,)
 Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]
-Advantage = Callable[
-    [Scores, Tensor, Tensor], Tensor
-]  # (scores, weights (K,), group (B,)) -> (B,); heeds scores.target_reward
-Objective = Callable[[Replay, Tensor], Loss]  # (replay, advantages (b,)) -> Loss
+"""(images (B, 3, H, W) in [0, 1], B prompts) -> (B,), higher is better."""
 
-
-# images, prompts -> (B,) bool: shows what was asked
 Judge = Callable[[Tensor, Sequence[Prompt]], Tensor]
+"""(images, prompts) -> (B,) bool: whether the image shows its prompt."""
+
+Network = Callable[[Tensor, Tensor, Cond], Tensor]
+"""(x_t, t, cond) -> the network's raw output."""
+
+
+class Kernel(Protocol):
+    """One transition of a sampler, x_t -> x_s, as a Gaussian."""
+
+    deterministic: bool = False
+    """Its transitions have no noise, so only an objective on the forward process can learn."""
+
+    consistency_only: bool = False
+    """It needs a consistency model, whose network predicts x0 at once."""
+
+    def __call__(self, x_t: Tensor, x0: Tensor, level_t: Level, level_s: Level) -> Gaussian:
+        """Return the Gaussian of the transition from level t to level s; x is (B, *latent)."""
+        ...
+
+
+class Guidance(Protocol):
+    """How a network is asked so that its answer follows the prompt."""
+
+    negative: str = ""
+    """A negative prompt, asked in place of the empty one."""
+
+    needs_original: bool = False
+    """The condition must also carry the states of the prompts before expansion."""
+
+    def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
+        """Return the guided output (B, *latent); ``null`` is the empty prompt for B rows."""
+        ...
+
+
+class Advantage(Protocol):
+    """How much better than expected each image was."""
+
+    imitates: bool = False
+    """It gives weights >= 0 to imitate images by, not signed advantages."""
+
+    selects: bool = False
+    """Only the images of ``front`` are learned from; all others have advantage 0."""
+
+    min_count: int = 0
+    """Rewards of a prompt after which a running mean of it is used; 0: none is kept."""
+
+    def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
+        """Return the advantages (B,) float32 from the rewards' weights (K,) and groups (B,)."""
+        ...
+
+    def front(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
+        """Return the images (B,) bool that are learned from; asked only where it ``selects``."""
+        return scores.valid
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered from iteration to iteration, ready for JSON."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        return None
+
+
+class Objective(Protocol):
+    """A loss from log-probabilities and advantages."""
+
+    process: Literal["reverse", "forward"] = "reverse"
+    """The transitions that were sampled, or the finished images noised again."""
+
+    data: Literal["latent", "encoded"] = "latent"
+    """Of the forward process: the sampled latents, or those of the decoded images."""
+
+    imitates: bool = False
+    """It needs weights >= 0, as the advantages "softmax" and "top_fraction" give them."""
+
+    compares_images: bool = False
+    """It replaces advantages by ``targets`` of whole images, and needs all their transitions."""
+
+    uses_ratio: bool = False
+    """It compares the weights with those that sampled, so their log-probabilities are kept."""
+
+    clip: float = 1.64
+    """The clip range in nats per image, beside which `burnish check` holds the rounding error."""
+
+    kl: float = 0.0
+    """The coefficient of the KL to the reference; above 0 the reference weights are asked too."""
+
+    def __call__(self, replay: Replay, adv: Tensor) -> Loss:
+        """Return the mean loss over images and transitions; ``adv`` is (b,)."""
+        ...
+
+    def targets(self, change: Tensor, adv: Tensor, group: Tensor, transitions: int) -> Tensor:
+        """Return what replaces the advantages (b,); asked only where it ``compares_images``.
+
+        Args:
+            change: (b,) the change of each image's log-probability, summed over its transitions.
+            adv: (b,) advantages.
+            group: (b,) prompts.
+            transitions: of one image.
+        """
+        return adv
+
+
+class Curriculum(Protocol):
+    """How closely a ControlNet is followed, iteration by iteration."""
+
+    varies: bool = True
+    """False of the constant one: the control scale stays as it is configured."""
+
+    reward: str = ""
+    """The name of the reward whose success it follows; "": it follows none."""
+
+    def __call__(self, progress: float, generator: torch.Generator) -> float:
+        """Return the control scale at ``progress`` in [0, 1] of the run."""
+        ...
+
+    def observe(self, scores: Scores) -> None:
+        """Take in the rewards of the iteration's images, those of all processes."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is remembered from iteration to iteration, ready for JSON."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned."""
+        return None
+
+
+class Process(Protocol):
+    """What an objective looks at: stored transitions, or finished images noised again."""
+
+    def replay(self, images: Tensor, transitions: Tensor, reference: bool = False) -> Replay:
+        """Return the log-probabilities (b, 1) of the pairs ``images`` (b,), ``transitions`` (b,)."""
+        ...

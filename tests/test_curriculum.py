@@ -6,6 +6,7 @@ import json
 import math
 
 import pytest
+import torch
 from conftest import generator
 
 from burnish.rl.curriculum import (
@@ -15,6 +16,7 @@ from burnish.rl.curriculum import (
     SampledCurriculum,
     StepsCurriculum,
 )
+from burnish.types import Scores
 
 
 def at(curriculum: LinearCurriculum, *progress: float) -> list[float]:
@@ -52,7 +54,7 @@ def test_sampled_stays_between_the_line_and_the_first() -> None:
 def follow(curriculum: GatedCurriculum, *successes: float) -> list[float]:
     found = []
     for success in successes:
-        curriculum.learn(success)
+        curriculum.observe(Scores(torch.tensor([[success]]), ("qr_scan",)))
         found += at(curriculum, 0.0)
     return found
 

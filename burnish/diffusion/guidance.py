@@ -11,22 +11,19 @@ conditional half lets the two drift apart until the guidance weight no longer fi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from burnish.types import Cond
+from burnish.types import Cond, Guidance, Network
 
 ORIGINAL = "original."
 """Before the names of what the original of an expanded prompt is encoded as."""
 
-Network = Callable[[Tensor, Tensor, Cond], Tensor]
-
 
 @dataclass(frozen=True)
-class NoGuidance:
+class NoGuidance(Guidance):
     """The prompt alone: one network row an image."""
 
     def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
@@ -35,7 +32,7 @@ class NoGuidance:
 
 
 @dataclass(frozen=True)
-class EmbeddedGuidance:
+class EmbeddedGuidance(Guidance):
     """The weight as an input of the network, as consistency models learn it: one network row an
     image.
 
@@ -59,7 +56,7 @@ class EmbeddedGuidance:
 
 
 @dataclass(frozen=True)
-class CFG:
+class CFG(Guidance):
     """Classifier-free guidance (arXiv 2207.12598): out = null + weight * (prompt - null), two
     network rows an image.
 
@@ -88,7 +85,7 @@ class CFG:
 
 
 @dataclass(frozen=True)
-class DualGuidance:
+class DualGuidance(Guidance):
     """Guidance centred on the original of an expanded prompt: three network rows an image (Parrot,
     arXiv 2401.05675).
 
@@ -103,7 +100,7 @@ class DualGuidance:
     w1: float = 5.0
     w2: float = 5.0
     negative: str = ""
-    originals = True  # the condition must carry their states (``Sampler.encode``)
+    needs_original = True  # the condition must carry their states (``Sampler.encode``)
 
     def __post_init__(self) -> None:
         for name, value in (("w1", self.w1), ("w2", self.w2)):
@@ -132,7 +129,7 @@ class DualGuidance:
 
 
 @dataclass(frozen=True)
-class EmbeddedDualGuidance:
+class EmbeddedDualGuidance(Guidance):
     """`dual` for a network that takes the weight as an input (see `embedded`): two network rows an
     image.
 
@@ -147,7 +144,7 @@ class EmbeddedDualGuidance:
 
     w1: float = 4.0
     w2: float = 4.0
-    originals = True
+    needs_original = True
 
     def __post_init__(self) -> None:
         if not (self.w1 >= 0 and self.w2 >= 0 and 0 < self.w1 + self.w2 < math.inf):

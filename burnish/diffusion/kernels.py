@@ -31,14 +31,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from burnish.types import Gaussian, Level
+from burnish.types import Gaussian, Kernel, Level
 
 LEAST_STD = 1e-4
 """A move with a smaller std has no usable density and counts as deterministic."""
 
 
 @dataclass(frozen=True)
-class DDIM:
+class DDIM(Kernel):
     """The DDIM step. ``eta`` in [0, 1]: the share of DDPM's noise that each move adds; 1 is
     ancestral sampling, 0 adds none, so that the moves have no density and only an objective on the
     forward process can learn.
@@ -49,6 +49,11 @@ class DDIM:
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"kernel.eta must lie between 0 and 1, not {self.eta}.")
+
+    @property
+    def deterministic(self) -> bool:  # type: ignore[override]
+        """Whether no transition has noise."""
+        return self.eta == 0
 
     def __call__(self, x_t: Tensor, x0: Tensor, level_t: Level, level_s: Level) -> Gaussian:
         """The move from level t to level s. ``x_t``, ``x0``: (B, *latent); levels: one a row, t
@@ -64,8 +69,10 @@ class DDIM:
 
 
 @dataclass(frozen=True)
-class LCM:
+class LCM(Kernel):
     """The re-noising step of latent consistency models; RLCM's policy (arXiv 2404.03673)."""
+
+    consistency_only = True
 
     def __call__(self, x_t: Tensor, x0: Tensor, level_t: Level, level_s: Level) -> Gaussian:
         """The move from level t to level s; ``x_t`` matters only through ``x0`` (B, *latent)."""

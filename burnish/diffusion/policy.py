@@ -9,7 +9,7 @@ training. Dropout is off always.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from burnish.diffusion.families import LARGE, SMALL_ONES, Family, family_of
 from burnish.diffusion.loading import attach_controlnet, load_pipeline, resize
 from burnish.diffusion.schedule import Schedule
 from burnish.diffusion.shared_trunk import share_guidance_trunk
-from burnish.types import Cond, Prompt
+from burnish.types import Cond, Guidance, Prompt
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -240,7 +240,7 @@ class Policy:
         """Where ``n`` trajectories start: (n, *latent) float32, drawn from the CPU ``generator``."""
         return torch.randn((n, *self.latent_shape), generator=generator).to(self.device)
 
-    def predict(self, x: Tensor, t: Tensor, cond: Cond, guidance: Callable[..., Tensor]) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, cond: Cond, guidance: Guidance) -> Tensor:
         """The network's guided guess of x0, (B, *latent) float32, at ``x`` and times ``t`` (B,)
         int64 on the CPU.
         """
@@ -249,7 +249,7 @@ class Policy:
             return self._family.call(self.pipe, x.to(self.dtype), t, cond)
 
         # encoded outside of autocast, like every other prompt
-        null = self.null(len(x), getattr(guidance, "negative", ""))
+        null = self.null(len(x), guidance.negative)
         # without the prompt, not without control
         null |= {name: cond[name] for name in control.KEYS if name in cond}
 

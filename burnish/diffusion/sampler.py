@@ -15,7 +15,7 @@ is taken, but it is no action: nothing is learned from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +25,7 @@ from burnish.diffusion import kernels
 from burnish.diffusion.control import KEYS, Control
 from burnish.diffusion.guidance import ORIGINAL
 from burnish.diffusion.policy import Policy
-from burnish.types import Cond, Gaussian, Kernel, Prompt, Replay, Trajectory
+from burnish.types import Cond, Gaussian, Guidance, Kernel, Prompt, Replay, Trajectory
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Sampler:
 
     kernel: Kernel
     steps: int
-    guidance: Callable[..., Tensor]
+    guidance: Guidance
     control: Control = field(default_factory=Control)  # of a model with a ControlNet
 
     def __post_init__(self) -> None:
@@ -46,16 +46,16 @@ class Sampler:
     def encode(self, policy: Policy, prompts: Sequence[Prompt]) -> Cond:
         """The prompts as the network reads them under this guidance, one row a prompt.
 
-        A guidance that is centred on the original of an expanded prompt (``originals``) finds its
+        A guidance that is centred on the original of an expanded prompt (``needs_original``) finds its
         states beside the others, each under its name with "original." before it.
 
         Raises:
             ValueError: what a prompt calls its original is no text.
         """
         cond = policy.encode(prompts)
-        if not getattr(self.guidance, "originals", False):
+        if not self.guidance.needs_original:
             return cond
-        first = policy.encode([original(prompt) for prompt in prompts])
+        first = policy.encode([prompt.unexpanded() for prompt in prompts])
         return cond | {ORIGINAL + name: value for name, value in first.items() if name not in KEYS}
 
     def times(self, policy: Policy) -> Tensor:
@@ -171,6 +171,36 @@ class Sampler:
             None if seen is None else seen.cpu(),
         )
 
+    def sample(
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        group: Tensor,
+        generator: torch.Generator,
+        keep_x0_pred: bool = False,
+    ) -> tuple[Trajectory, Tensor]:
+        """Return the trajectories of B prompts and their images (B, 3, H, W), sampled at once."""
+        cond = self.encode(policy, prompts)
+        trajectory = self.rollout(policy, cond, group, generator, keep_x0_pred)
+        return trajectory, policy.decode(trajectory.latent)
+
+    def images(
+        self,
+        policy: Policy,
+        prompts: Sequence[Prompt],
+        generator: torch.Generator,
+        chunk: int = 32,
+    ) -> Tensor:
+        """Return images (B, 3, H, W) in [0, 1] of the prompts, on the CPU, sampled in chunks."""
+        images = []
+
+        for start in range(0, len(prompts), chunk):
+            some = prompts[start : start + chunk]
+            _, decoded = self.sample(policy, some, torch.arange(len(some)), generator)
+            images.append(decoded.cpu())
+
+        return torch.cat(images)
+
     def replay(
         self,
         policy: Policy,
@@ -269,11 +299,6 @@ class Sampler:
         return self.kernel(x, x0, level_t, level_s), x0
 
 
-def original(prompt: Prompt) -> Prompt:
-    """What an expanded prompt was made from, as a prompt: no identifiers are before it."""
-    return Prompt(prompt.original, prompt.metadata)
-
-
 def _mean_square(error: Tensor) -> Tensor:
     """(b, *latent) -> (b, 1) float32."""
     return error.square().flatten(1).mean(1, keepdim=True).float()
@@ -293,10 +318,3 @@ def join_trajectories(parts: Sequence[Trajectory]) -> Trajectory:
         if first.x0_pred is None
         else torch.cat([part.x0_pred for part in parts if part.x0_pred is not None]),
     )
-
-
-def as_asked(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts as they were before they were expanded; those that say nothing of it are left
-    alone.
-    """
-    return [original(prompt) if "original" in prompt.metadata else prompt for prompt in prompts]

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from burnish.diffusion.policy import Policy
-from burnish.diffusion.sampler import Sampler, as_asked
+from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.held_out import Panel
 from burnish.prompts.expander import Expander
 from burnish.rewards import STRICT, Tolerance, score
@@ -119,7 +119,11 @@ def evaluate(
         )
         images = policy.decode(trajectory.latent)
         parts = score(rewards, images, some, tolerance).parts.tolist()
-        judged = judge(images, as_asked(some)).tolist() if judge else [None] * len(some)
+        judged = (
+            judge(images, [prompt.unexpanded() for prompt in some]).tolist()
+            if judge
+            else [None] * len(some)
+        )
         held_out = panel.measure(policy, sampler, trajectory, images, some, start)
         rows += zip(range(start, start + len(some)), parts, judged, *held_out, strict=True)
 

@@ -30,6 +30,7 @@ from torch.nn.functional import pad
 from burnish import zoo
 from burnish.diffusion import lora
 from burnish.errors import first_line
+from burnish.seeds import generator
 from burnish.types import Prompt
 
 INSTRUCTION = (
@@ -465,3 +466,21 @@ def _adapted(network: Any, folder: Path, train: str, rank: int) -> Any:
         raise ValueError(f"{folder} has rank {theirs}: set expander.rank = {theirs}.")
 
     return adapted
+
+
+def expand_in_chunks(
+    expander: Expander | None, prompts: Sequence[Prompt], chunk: int, *keys: object
+) -> list[Prompt]:
+    """Return the prompts expanded, each chunk from the random stream (keys, its first row).
+
+    Without an expander they are returned as they are.
+    """
+    if expander is None:
+        return list(prompts)
+
+    expanded: list[Prompt] = []
+    for start in range(0, len(prompts), chunk):
+        stream = generator(*keys, start)
+        expanded += expander.draw(prompts[start : start + chunk], stream).prompts
+
+    return expanded

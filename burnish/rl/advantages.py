@@ -40,13 +40,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.types import Scores
+from burnish.types import Advantage, Scores
 
 SPREAD = 1e-6
 """Rewards whose std is below this share of their magnitude are all equal but for rounding."""
 
 
-class BatchAdvantage:
+class BatchAdvantage(Advantage):
     """Against the mean and std of the whole batch. ``clip``: advantages are cut at +-clip."""
 
     def __init__(self, clip: float = 5.0) -> None:
@@ -61,13 +61,6 @@ class BatchAdvantage:
             per_image(weights, scores),
             self.clip,
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is remembered."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
 
 
 class GroupAdvantage(BatchAdvantage):
@@ -104,7 +97,7 @@ class WeightedAdvantage(BatchAdvantage):
         return _combine(_by_group(summed, valid, group), valid, torch.ones(1), self.clip)
 
 
-class TrackerAdvantage:
+class TrackerAdvantage(Advantage):
     """Against the last ``buffer`` rewards of the same prompt, this batch's included.
 
     A prompt with fewer than ``min_count`` rewards so far is compared with the whole batch instead.
@@ -151,7 +144,7 @@ class TrackerAdvantage:
         }
 
 
-class SoftmaxWeights:
+class SoftmaxWeights(Advantage):
     """RWR's weights. ``beta`` is an inverse temperature: per unit of reward, or per standard
     deviation of it with ``standardise``. ``within`` is "prompt" or "batch".
     """
@@ -183,7 +176,7 @@ class SoftmaxWeights:
         return result
 
 
-class TopFractionWeights:
+class TopFractionWeights(Advantage):
     """Sparse RWR's weights: only the best ``fraction`` of the images of a prompt (or of the batch,
     by ``within``) is imitated, at least one; of equal images the first.
     """

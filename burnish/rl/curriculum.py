@@ -1,19 +1,18 @@
-"""Curricula: how closely a ControlNet is followed, iteration by iteration (spec of the seed: from
-easy to hard).
+"""Curricula: how closely a ControlNet is followed, iteration by iteration, from easy to hard.
 
-A code is easy to read in a picture that follows it closely and hard in one that hardly does, so
-training starts at a high control scale and lowers it. With p in [0, 1] the share of the run that is
-done and q = min(1, p / until):
+A code is easy to read in an image that follows it closely, so training starts at a high control
+scale and lowers it. With p in [0, 1] the part of the run that is done and q = min(1, p / until):
 
+    constant  the scale of ``sampler.control``
     linear    first + (last - first) q
     cosine    last + (first - last) (1 + cos(pi q)) / 2
     steps     one of ``values`` after another, each for as long
-    gated     lowered by ``by`` after ``patience`` iterations in a row whose smoothed success is above ``above``, raised
-              by as much when it is below ``below``; never outside first to last
-    sampled   drawn evenly between linear's value and ``first``, so that what was easy is not forgotten
+    gated     lowered by ``by`` after ``patience`` iterations in a row whose smoothed success is
+              above ``above``, raised by as much when it is below ``below``
+    sampled   uniform between linear's value and ``first``, so that easy images are not forgotten
 
-Called with (p, a random generator) and return the scale of one iteration; ``learn`` then hears the
-success of its images, the mean of the reward named ``reward``. Only ``gated`` remembers anything.
+Each is called with (p, a random generator) and returns the control scale of one iteration.
+``observe`` then gets the rewards of its images. Only ``gated`` remembers anything.
 """
 
 from __future__ import annotations
@@ -24,70 +23,76 @@ from typing import Any
 
 import torch
 
+from burnish.types import Curriculum, Scores
 
-class LinearCurriculum:
-    """In a straight line from ``first`` to ``last``, which it reaches at the share ``until`` of the
-    run.
-    """
 
-    reward = ""
+class ConstantCurriculum(Curriculum):
+    """The same control scale in every iteration: no curriculum."""
+
+    varies = False
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = _checked_scale("scale", scale)
+
+    def __call__(self, progress: float, generator: torch.Generator) -> float:
+        """Return the scale."""
+        return self.scale
+
+
+class LinearCurriculum(Curriculum):
+    """A straight line from ``first`` to ``last``, reached after the fraction ``until`` of the run."""
 
     def __init__(self, first: float, last: float, until: float = 1.0) -> None:
-        self.first = _scale("first", first)
-        self.last = _scale("last", last)
+        self.first = _checked_scale("first", first)
+        self.last = _checked_scale("last", last)
         if not 0 < until <= 1:
             raise ValueError(f"curriculum.until must lie in (0, 1], not {until}.")
+
         self.until = until
 
-    def __call__(self, progress: float, chance: torch.Generator) -> float:
-        """The scale at ``progress`` in [0, 1]."""
+    def __call__(self, progress: float, generator: torch.Generator) -> float:
+        """Return the scale at ``progress`` in [0, 1]."""
         return self.first + (self.last - self.first) * min(1.0, progress / self.until)
-
-    def learn(self, success: float) -> None:
-        """Success changes nothing."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is remembered."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
 
 
 class CosineCurriculum(LinearCurriculum):
-    """Slowly away from ``first`` and slowly to ``last``."""
+    """Half a cosine: slow at ``first``, fast between, slow at ``last``."""
 
-    def __call__(self, progress: float, chance: torch.Generator) -> float:
-        """The scale at ``progress`` in [0, 1]."""
-        gone = min(1.0, progress / self.until)
-        return self.last + (self.first - self.last) * (1 + math.cos(math.pi * gone)) / 2
+    def __call__(self, progress: float, generator: torch.Generator) -> float:
+        """Return the scale at ``progress`` in [0, 1]."""
+        done = min(1.0, progress / self.until)
+        return self.last + (self.first - self.last) * (1 + math.cos(math.pi * done)) / 2
 
 
 class SampledCurriculum(LinearCurriculum):
-    """Anywhere between ``first`` and where ``linear`` would be."""
+    """A random scale between ``first`` and the value of ``linear``."""
 
-    def __call__(self, progress: float, chance: torch.Generator) -> float:
-        """The scale at ``progress`` in [0, 1]."""
-        lowest = super().__call__(progress, chance)
-        return lowest + (self.first - lowest) * float(torch.rand((), generator=chance))
+    def __call__(self, progress: float, generator: torch.Generator) -> float:
+        """Return the scale at ``progress`` in [0, 1]."""
+        lowest = super().__call__(progress, generator)
+        return lowest + (self.first - lowest) * float(torch.rand((), generator=generator))
 
 
-class StepsCurriculum(LinearCurriculum):
+class StepsCurriculum(Curriculum):
     """The ``values`` one after another, for equally many iterations each."""
 
     def __init__(self, values: list[float]) -> None:
         if not values:
             raise ValueError("curriculum.values is empty; give at least one scale.")
-        self.values = [_scale("values", value) for value in values]
 
-    def __call__(self, progress: float, chance: torch.Generator) -> float:
-        """The scale at ``progress`` in [0, 1]."""
-        return self.values[min(int(progress * len(self.values)), len(self.values) - 1)]
+        self.values = [_checked_scale("values", value) for value in values]
+
+    def __call__(self, progress: float, generator: torch.Generator) -> float:
+        """Return the scale at ``progress`` in [0, 1]."""
+        place = int(progress * len(self.values))
+        return self.values[min(place, len(self.values) - 1)]
 
 
-class GatedCurriculum(LinearCurriculum):
-    """As fast as it is learned, down and up again. ``smoothing``: the share that the average of the
-    success keeps.
+class GatedCurriculum(Curriculum):
+    """As fast as it is learned, from ``first`` to ``last`` and back again where it is too hard.
+
+    Success is the mean of the reward named ``reward``; ``smoothing`` is the weight that its moving
+    average keeps of the past.
     """
 
     def __init__(
@@ -101,13 +106,14 @@ class GatedCurriculum(LinearCurriculum):
         patience: int = 1,
         smoothing: float = 0.5,
     ) -> None:
-        super().__init__(first, last)
         if not (below < above and by > 0 and patience >= 1 and 0 <= smoothing < 1):
             raise ValueError(
-                f"curriculum: below = {below} must be less than above = {above}, by = {by} more than 0, patience = "
-                f"{patience} at least 1, and smoothing = {smoothing} in [0, 1)."
+                f"curriculum: below = {below} must be less than above = {above}, by = {by} more "
+                f"than 0, patience = {patience} at least 1, and smoothing = {smoothing} in [0, 1)."
             )
 
+        self.first = _checked_scale("first", first)
+        self.last = _checked_scale("last", last)
         self.reward = reward
         self.above = above
         self.below = below
@@ -116,52 +122,54 @@ class GatedCurriculum(LinearCurriculum):
         self.smoothing = smoothing
         self._scale = self.first
         self._success = math.nan
-        self._row = 0
+        self._streak = 0
 
-    def __call__(self, progress: float, chance: torch.Generator) -> float:
-        """The scale now, whatever ``progress`` is."""
+    def __call__(self, progress: float, generator: torch.Generator) -> float:
+        """Return the scale now, whatever ``progress`` is."""
         return self._scale
 
-    def learn(self, success: float) -> None:
-        """Takes in the success of an iteration; NaN says nothing. After a change of scale the
-        average begins anew.
-        """
+    def observe(self, scores: Scores) -> None:
+        """Take in the success of an iteration; after a change of scale the average starts anew."""
+        success = float(scores.parts[:, scores.names.index(self.reward)].nanmean())
         if math.isnan(success):
             return
 
-        kept = 0.0 if math.isnan(self._success) else self.smoothing
-        self._success = success if kept == 0 else kept * self._success + (1 - kept) * success
-        self._row = self._row + 1 if self._success > self.above else 0
-        towards = math.copysign(self.by, self.last - self.first)
+        if math.isnan(self._success):
+            self._success = success
+        else:
+            self._success = self.smoothing * self._success + (1 - self.smoothing) * success
 
-        if self._row >= self.patience:
-            self._move(towards)
+        self._streak = self._streak + 1 if self._success > self.above else 0
+        step = math.copysign(self.by, self.last - self.first)
+
+        if self._streak >= self.patience:
+            self._change(step)
         elif self._success < self.below:
-            self._move(-towards)
+            self._change(-step)
 
-    def _move(self, by: float) -> None:
+    def _change(self, by: float) -> None:
         low, high = sorted((self.first, self.last))
-        moved = min(high, max(low, self._scale + by))
+        changed = min(high, max(low, self._scale + by))
 
-        if moved != self._scale:
-            self._scale = moved
+        if changed != self._scale:
+            self._scale = changed
             self._success = math.nan
-            self._row = 0
+            self._streak = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the scale and the success so far, ready for JSON."""
         success = None if math.isnan(self._success) else self._success
-        return {"scale": self._scale, "success": success, "row": self._row}
+        return {"scale": self._scale, "success": success, "streak": self._streak}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over what ``state_dict`` gave."""
+        """Restore what ``state_dict`` returned."""
         success = state["success"]
         self._scale = float(state["scale"])
-        self._row = int(state["row"])
+        self._streak = int(state["streak"])
         self._success = math.nan if success is None else float(success)
 
 
-def _scale(name: str, value: float) -> float:
+def _checked_scale(name: str, value: float) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"curriculum.{name} must be a finite number, at least 0, not {value}.")
     return float(value)

@@ -33,11 +33,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from burnish.types import Loss, Replay
+from burnish.types import Loss, Objective, Replay
 
 
 @dataclass(frozen=True)
-class Reinforce:
+class Reinforce(Objective):
     """The score function estimator. Right for one optimizer step per batch of images. ``kl``: KL
     coefficient.
     """
@@ -54,7 +54,7 @@ class Reinforce:
 
 
 @dataclass(frozen=True)
-class Clipped:
+class Clipped(Objective):
     """Importance sampling with PPO's clip: several optimizer steps per batch of images.
 
     ``clip`` is in nats per image and move, c = clip / D: the published 1e-4 at D = 16384 is 1.64,
@@ -64,6 +64,7 @@ class Clipped:
 
     clip: float = 1.64
     kl: float = 0.0
+    uses_ratio = True
 
     def __post_init__(self) -> None:
         _check("clip", self.clip, self.clip > 0)
@@ -85,7 +86,7 @@ class Clipped:
 
 
 @dataclass(frozen=True)
-class Rebel:
+class Rebel(Objective):
     """Regression of reward differences: what a policy says about two images of a prompt shall
     differ as they do.
 
@@ -99,6 +100,7 @@ class Rebel:
     """
 
     rate: float = 1.0
+    compares_images = True
 
     def __post_init__(self) -> None:
         if not (self.rate > 0 and math.isfinite(self.rate)):
@@ -129,7 +131,7 @@ class Rebel:
 
 
 @dataclass(frozen=True)
-class RWR:
+class RWR(Objective):
     """Weighted denoising: the advantage must give weights (softmax, top_fraction). Made for many
     updates a batch.
 
@@ -141,7 +143,7 @@ class RWR:
 
     data: str = "latent"
     kl: float = 0.0
-    forward = True
+    process = "forward"
     imitates = True
 
     def __post_init__(self) -> None:
@@ -178,7 +180,7 @@ class AWM(Clipped):
     """
 
     clip: float = 0.66
-    forward = True
+    process = "forward"
 
 
 def _check(name: str, value: float, good: bool) -> None:

@@ -19,8 +19,6 @@ fewer, rewards in conflict more.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -69,14 +67,6 @@ class ParetoAdvantage(by_group):
             else total(scores, weights).float()
         )
         return torch.where(self.front(scores, weights, group), kept, 0.0)
-
-
-def front(advantage: Any, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
-    """The front (B,) bool that ``advantage`` selects or, if it selects none, that of each prompt:
-    how much the rewards are in conflict.
-    """
-    chosen: Tensor = getattr(advantage, "front", ParetoAdvantage().front)(scores, weights, group)
-    return chosen
 
 
 def nondominated(values: Tensor, group: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
     )
     images = policy.decode(trajectory.latent)
     sampling = _since(started, parts) / len(prompts)
-    forward = getattr(parts.objective, "forward", False)
+    forward = parts.objective.process == "forward"
 
     if not forward:
         yield from _finite(trajectory)
@@ -134,7 +134,7 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
 
     moves = (torch.arange(pairs) * 7) % count  # spread over the trajectory
     started = time.perf_counter()
-    replay = process.replay(rows, moves, reference=getattr(parts.objective, "kl", 0) > 0)
+    replay = process.replay(rows, moves, reference=parts.objective.kl > 0)
     loss = parts.objective(replay, torch.ones(pairs))
 
     if policy.trainable:
@@ -187,7 +187,7 @@ def _prompts(config: Config, parts: Parts) -> Iterator[Finding]:
         remedy = f"raise batch.images_per_prompt to {LEAST_IMAGES * shared} or more"
         yield Finding("warning", f"{text}: few to compare within a prompt", remedy)
     elif kind == "tracker":
-        wanted = getattr(parts.advantage, "min_count", 16)
+        wanted = parts.advantage.min_count
         until = math.ceil(wanted * len(parts.prompts) / (batch.prompts * batch.images_per_prompt))
         text = f"{text}: a prompt's own mean is used after about {until} iterations"
         remedy = (
@@ -207,7 +207,7 @@ def _prompts(config: Config, parts: Parts) -> Iterator[Finding]:
         yield _length(parts)
 
     asked = [*parts.prompts, *(prompt for some in parts.judged.values() for prompt in some)]
-    dual = getattr(parts.sampler.guidance, "originals", False) and parts.expander is None
+    dual = parts.sampler.guidance.needs_original and parts.expander is None
 
     if dual and not any("original" in one.metadata for one in asked):
         remedy = 'give prompts an "original" (prompts.use = "jsonl"), or use guidance cfg'
@@ -308,7 +308,7 @@ def _ratio(
                 worst = deviation
                 where = step
 
-    clip = getattr(parts.objective, "clip", 1.64)
+    clip = parts.objective.clip
     nats = worst * dims
     text = f"ratio - 1 before the first update is {worst:.1e} at most ({nats:.2g} nats; the clip range is {clip:g})"
 

@@ -16,7 +16,7 @@ from burnish import catalog
 from burnish.config import Config, Table, reward_arguments, reward_names
 from burnish.diffusion.control import Control
 from burnish.diffusion.policy import DTYPES, Policy
-from burnish.diffusion.sampler import Sampler, as_asked
+from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.held_out import Panel
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
@@ -288,7 +288,7 @@ def of_original(reward: Reward) -> Reward:
     """
 
     def judged(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        return reward(images, as_asked(prompts))
+        return reward(images, [prompt.unexpanded() for prompt in prompts])
 
     return judged
 

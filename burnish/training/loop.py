@@ -34,7 +34,7 @@ from burnish.config import Config
 from burnish.diffusion.sampler import Sampler, join_trajectories
 from burnish.prompts import identifiers
 from burnish.rewards import score
-from burnish.rl.pareto import front
+from burnish.rl.pareto import ParetoAdvantage
 from burnish.runs import Record, Run, write
 from burnish.seeds import generator, seed_globals
 from burnish.seeds import number as seed_of
@@ -191,7 +191,9 @@ def train(
                 everyone = parts.advantage(scores, parts.weights, groups)
                 several = len(scores.names) > 1
                 chosen = (
-                    front(parts.advantage, scores, parts.weights, groups)
+                    (parts.advantage if selects(job) else ParetoAdvantage()).front(
+                        scores, parts.weights, groups
+                    )
                     if several or selects(job)
                     else there
                 )
@@ -419,9 +421,7 @@ def group_by_scale(group: Tensor, scale: float) -> Tensor:
 
 def learn(job: Job, scores: Scores) -> None:
     """Tells the curriculum how the iteration went."""
-    curriculum = job.parts.curriculum
-    if named := getattr(curriculum, "reward", ""):
-        curriculum.learn(float(scores.parts[:, scores.names.index(named)].nanmean()))
+    job.parts.curriculum.observe(scores)
 
 
 def rollout_and_score(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from burnish.config import Config
-from burnish.diffusion.kernels import LCM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.types import Objective
@@ -38,26 +37,24 @@ def check_transitions(
     """ValueError if the sampler does not fit the model, or has fewer moves to train on than are
     asked for.
     """
-    if isinstance(sampler.kernel, LCM) and not policy.schedule.consistency:
+    if sampler.kernel.consistency_only and not policy.schedule.consistency:
         raise ValueError(
             f"kernel 'lcm' wants a consistency model, which {config.model.id} is not by its scheduler; with an "
             "LCM-LoRA in model.fused_lora set model.scheduler = \"lcm\", otherwise use kernel 'ddim'"
         )
-    if getattr(objective, "imitates", False) != getattr(advantage, "imitates", False):
+    if objective.imitates != advantage.imitates:
         raise ValueError(
             "objective 'rwr' and the advantages 'softmax' and 'top_fraction' go together: set objective.use or "
             "advantage.use"
         )
-    if getattr(advantage, "selects", False) and (
-        config.batch.baseline or hasattr(objective, "targets")
-    ):
+    if advantage.selects and (config.batch.baseline or objective.compares_images):
         raise ValueError(
             "advantage 'pareto' leaves images out, but batch.baseline and objective 'rebel' give every image something "
             "to learn; set batch.baseline = "
             ' and objective.use = "clipped"'
         )
 
-    if getattr(objective, "forward", False):
+    if objective.process == "forward":
         if policy.schedule.consistency or config.batch.baseline:
             raise ValueError(
                 "an objective on the forward process noises finished images again: it cannot train a consistency "
@@ -73,7 +70,7 @@ def check_transitions(
             "leave batch.baseline out"
         )
 
-    if hasattr(objective, "targets"):
+    if objective.compares_images:
         if config.batch.transitions not in (0, moves):
             raise ValueError(
                 "this objective needs all moves of an image; set batch.transitions = 0"

@@ -22,14 +22,14 @@ from burnish.types import Prompt, Trajectory
 
 def imitates(job: Job) -> bool:
     """Whether images are imitated by weights, rather than compared."""
-    return getattr(job.parts.objective, "imitates", False)
+    return job.parts.objective.imitates
 
 
 def selects(job: Job) -> bool:
     """Whether only images of a front are learned from, and the others have an advantage of exactly
     0.
     """
-    return getattr(job.parts.advantage, "selects", False)
+    return job.parts.advantage.selects
 
 
 def loss_scale(job: Job, adv: Tensor, there: Tensor) -> float:
@@ -39,7 +39,7 @@ def loss_scale(job: Job, adv: Tensor, there: Tensor) -> float:
     objective that compares images regresses on the advantages as they are; `targets` sees to its
     mean.
     """
-    if hasattr(job.parts.objective, "targets"):
+    if job.parts.objective.compares_images:
         return 1.0
     count = max(1, int(there.sum()))
     return float((adv != 0).sum()) / count if imitates(job) else len(there) / count
@@ -47,7 +47,7 @@ def loss_scale(job: Job, adv: Tensor, there: Tensor) -> float:
 
 def moves(job: Job) -> int:
     """How many moves an image has to learn from; noised again, as many as are asked for."""
-    if getattr(job.parts.objective, "forward", False):
+    if job.parts.objective.process == "forward":
         return job.config.batch.transitions or job.config.sampler.steps
     return job.parts.sampler.transitions(job.parts.policy, job.config.batch.least_noise)
 
@@ -65,9 +65,9 @@ def minibatches(
     """
     count = job.config.batch.transitions or moves
     company = job.config.batch.images_per_prompt
-    block = company if hasattr(job.parts.objective, "targets") else 1
+    block = company if job.parts.objective.compares_images else 1
     alike = company if job.config.batch.baseline else 1
-    forward = getattr(job.parts.objective, "forward", False)
+    forward = job.parts.objective.process == "forward"
 
     for epoch in range(job.config.batch.epochs):
         stream = generator(job.config.seed, iteration, "order", epoch, job.world.rank)
@@ -99,13 +99,13 @@ def make_process(
     parts = job.parts
     chunk = job.config.batch.sample_batch
 
-    if not getattr(parts.objective, "forward", False):
+    if not (parts.objective.process == "forward"):
         return Reverse(parts.policy, parts.sampler, trajectory)
 
     latent = trajectory.latent.float().cpu()
     stream = generator(job.config.seed, iteration, "encode", job.world.rank)
 
-    if getattr(parts.objective, "data", "latent") == "encoded":
+    if parts.objective.data == "encoded":
         pictures = (parts.policy.decode(some) for some in trajectory.latent.split(chunk))
         latent = torch.cat([parts.policy.embed(some, stream).cpu() for some in pictures])
 
@@ -114,7 +114,7 @@ def make_process(
     # with one update nothing has changed when it is asked
     return (
         process.remembering(pairs, chunk)
-        if hasattr(parts.objective, "clip") and len(pairs) > 1
+        if parts.objective.uses_ratio and len(pairs) > 1
         else process
     )
 
@@ -228,9 +228,9 @@ def update(
     parts = job.parts
     policy = job.parts.policy
     total = len(images)
-    needs_reference = getattr(parts.objective, "kl", 0) > 0
+    needs_reference = parts.objective.kl > 0
 
-    if hasattr(parts.objective, "targets"):
+    if parts.objective.compares_images:
         adv = targets(job, process, adv, there, images, steps, first)
 
     if selects(job) and not needs_reference:
