@@ -31,8 +31,8 @@ COMMON = (
     "run.sample_every=0",
     "batch.prompts=2",
     "batch.images_per_prompt=4",
-    "batch.sample=4",  # images are sampled in two chunks, each with its own noise
-    "batch.replay=6",  # an update is replayed in pieces, not all of one size
+    "batch.sample_batch=4",  # images are sampled in two chunks, each with its own noise
+    "batch.train_batch=6",  # an update is replayed in pieces, not all of one size
 )
 RECIPES: dict[str, tuple[str, ...]] = {
     "demo": (),
@@ -42,7 +42,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "emoji-lcm-compressibility": (),
     "emoji-lcm-incompressibility": (),
     # two texts for each of four rewards
-    "emoji-parrot": ("batch.images_per_prompt=8", "batch.sample=8"),
+    "emoji-parrot": ("batch.images_per_prompt=8", "batch.sample_batch=8"),
     "emoji-qr": (),
     "emoji-rwr": (),
 }

@@ -47,12 +47,12 @@ class Expansions:
 
     prompts: list[Prompt]  # n, expanded; the metadata's "original" is the text before
     ids: Tensor  # (n, P + G) int64
-    seen: Tensor  # (n, P + G) bool: no padding, and nothing that was cut off
-    said: Tensor  # (n, G) bool: the actions
+    attention_mask: Tensor  # (n, P + G) bool: no padding, and nothing that was cut off
+    action_mask: Tensor  # (n, G) bool: the actions
     # (n, G) float32, log-probability of each action under the sampling weights; 0 where there is
     # none
     logp: Tensor
-    cut: Tensor  # (n,) bool: words were left out because the prompt would have been too long
+    truncated: Tensor  # (n,) bool: words were left out because the prompt would have been too long
 
 
 @dataclass(frozen=True)
@@ -219,8 +219,8 @@ class Expander:
         ``reference`` also asks the model as it was when ``remember`` was called, for ``kl``.
         """
         ids = drawn.ids[rows].to(self.model.device)
-        seen = drawn.seen[rows].to(self.model.device)
-        said = drawn.said[rows].to(ids.device)
+        seen = drawn.attention_mask[rows].to(self.model.device)
+        said = drawn.action_mask[rows].to(ids.device)
         now = self._chances(ids, seen, said.shape[1])
         logp = torch.where(said, now.gather(2, ids[:, -said.shape[1] :, None])[..., 0], 0.0)
 
