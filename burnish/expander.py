@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,9 @@ class Expander:
         ends = tokenizer.eos_token_id if ends is None else ends
         self._ends = {end for end in (ends if isinstance(ends, list) else [ends]) if end is not None}
         self._pad = next(iter(self._ends), 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+        # transformers names its cache `cache` since 5.24 and warns of the old name, the only one that 5.0 knows
+        self._cache = "cache" if "cache" in signature(bare.forward).parameters else "past_key_values"
 
     @classmethod
     def load(
@@ -155,10 +159,10 @@ class Expander:
         while len(logps) < self.tokens and alive.any():
             position = (seen.cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
             out = self.model(
-                input_ids=inputs, attention_mask=seen.long(), position_ids=position, past_key_values=cache,
+                input_ids=inputs, attention_mask=seen.long(), position_ids=position, **{self._cache: cache},
                 use_cache=True, logits_to_keep=1,
             )  # fmt: skip
-            chances, cache = self._log(out.logits[:, -1]), out.past_key_values
+            chances, cache = self._log(out.logits[:, -1]), out[self._cache]
             drawn = torch.multinomial(chances.exp().cpu(), 1, generator=generator).to(asked.device)
             inputs = torch.where(alive, drawn, self._pad)
             logps.append(torch.where(alive, chances.gather(1, inputs), 0.0))
