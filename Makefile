@@ -16,8 +16,9 @@ PIP := $(BIN)/python $(QUIET)
 RUN := runs/demo
 WORKERS ?= 2
 TORCH_INDEX ?=
-TORCH ?= $(shell grep '^torch==' constraints.txt)
-GET_TORCH = install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"
+FROM = $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)")
+PIN := $(shell grep '^torch==' constraints.txt)
+TORCH ?= $(PIN)
 UV := uv==0.13.9
 
 .PHONY: demo test gpu test-latest lint format lock clean help
@@ -38,7 +39,7 @@ gpu: $(VENV)/.dev
 test-latest:
 	@$(PY) -m venv $(LATEST)
 	@echo "Installing the newest of everything but torch into $(LATEST)"
-	@$(LATEST)/bin/python $(QUIET) $(GET_TORCH)
+	@$(LATEST)/bin/python $(QUIET) install $(FROM) "$(TORCH)"
 	@$(LATEST)/bin/python $(QUIET) install --upgrade --upgrade-strategy eager "$(TORCH)" -e '.[dev]'
 	$(LATEST)/bin/python -m pytest -n $(WORKERS) -W default $(ARGS)
 
@@ -55,14 +56,18 @@ clean:
 	rm -rf $(RUN) .pytest_cache .mypy_cache .ruff_cache
 
 # The versions and hashes of everything but torch, for all platforms and Pythons: run.txt for use, dev.txt for tests too.
+# cuda.txt: the versions of what comes with PyPI's torch where it comes with CUDA. They only bound it, and have no
+# hashes: pip would then want those of every build of torch.
 COMPILE := UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --no-config --universal \
-	--python-version 3.11 --generate-hashes --upgrade --no-emit-index-url --override requirements/override.txt \
+	--python-version 3.11 --upgrade --no-emit-index-url
+LOCK := $(COMPILE) --generate-hashes --override requirements/override.txt \
 	pyproject.toml requirements/torch.in requirements/build.in
 
 lock: $(VENV)/.made
 	@$(PIP) install "$(UV)"
-	$(COMPILE) --output-file requirements/run.txt
-	$(COMPILE) --output-file requirements/dev.txt --extra dev --constraints requirements/run.txt
+	$(LOCK) --output-file requirements/run.txt
+	$(LOCK) --output-file requirements/dev.txt --extra dev --constraints requirements/run.txt
+	$(COMPILE) --output-file requirements/cuda.txt constraints.txt --constraints requirements/run.txt --no-emit-package torch
 
 # Stamps: a second call finds them newer than what they depend on and starts at once. First what is locked, then torch,
 # which finds the small packages it needs there already, then burnish, built by what is locked.
@@ -76,9 +81,9 @@ $(VENV)/.locked: $(VENV)/.made requirements/run.txt
 	@$(PIP) install --require-hashes --no-deps -r requirements/run.txt
 	@touch $@
 
-$(VENV)/.torch: $(VENV)/.locked constraints.txt
+$(VENV)/.torch: $(VENV)/.locked constraints.txt requirements/cuda.txt
 	@echo "Installing torch (a few minutes, once)"
-	@$(PIP) $(GET_TORCH)
+	@$(PIP) install $(or $(FROM),-c requirements/cuda.txt) "$(PIN)"
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
