@@ -28,8 +28,8 @@ from burnish.rewards import score
 from burnish.rewards.compressibility import compressibility
 from burnish.runs import Run
 from burnish.training.assembly import Overrides
-from burnish.training.loop import prepare
-from burnish.training.updates import make_process, minibatches, update
+from burnish.training.job import prepare
+from burnish.training.learners import GeneratorLearner
 from burnish.types import Prompt, Trajectory
 from burnish.world import World
 
@@ -61,14 +61,16 @@ def burnish(folder: str, out: Path) -> dict[str, float]:
 
     gradients: dict[str, Tensor] = {}
     names = {id(p): name for name, p in policy._named.items()}
-    job.optimizer.register_step_pre_hook(
+    learner = job.learners["generator"]
+    assert isinstance(learner, GeneratorLearner)
+    learner.weights.optimizer.register_step_pre_hook(
         lambda optimizer, *_: gradients.update(
             {names[id(p)]: p.grad.clone() for p in policy.trainable if p.grad is not None}
         )
     )
-    ((images, steps),) = minibatches(job, len(group), len(times) - 1, iteration=1, adv=adv)
+    (pairs,) = learner.updates.pairs(1, adv)
     before = policy.state()
-    process = make_process(job, trajectory, [(images, steps)], 1)
+    process = learner.updates.process(trajectory, [pairs], 1)
     every = torch.arange(len(times) - 1).repeat(len(group))
 
     with torch.no_grad():
@@ -76,7 +78,7 @@ def burnish(folder: str, out: Path) -> dict[str, float]:
             trajectory.logp
         )
 
-    told = update(job, process, adv, torch.ones(len(group)).bool(), images, steps, first=True)
+    told = learner.updates.update(process, adv, torch.ones(len(group)).bool(), pairs, first=True)
     after = policy.state()
 
     def relative(ours: Tensor, other: Tensor) -> float:
@@ -87,7 +89,7 @@ def burnish(folder: str, out: Path) -> dict[str, float]:
 
     return {
         "images": len(group),
-        "pairs": len(images),
+        "pairs": len(pairs[0]),
         "text states, relative": relative(cond["text"], theirs["prompt_embeds"]),
         "log-densities, largest difference": float((said - theirs["log_probs"]).abs().max()),
         "advantages, largest difference": float((adv - theirs["advantages"]).abs().max()),

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores; torch reads this when it is imported
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # several processes share the cores; torch reads this when it is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest

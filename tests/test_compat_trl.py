@@ -23,10 +23,11 @@ from burnish import catalog
 from burnish.compat.trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
 from burnish.compat.trl.calls import Calls
 from burnish.config import Config, dump, load
+from burnish.rl.objectives import Clipped
 from burnish.runs import Run
-from burnish.training.loop import SampledImages, minibatches
+from burnish.training.collect import SampledImages
+from burnish.training.updates import minibatches
 from burnish.types import Replay, Scores
-from burnish.world import World
 
 DEFAULTS = """run_name="" seed=0 log_with=None tracker_kwargs={} accelerator_kwargs={} project_kwargs={}
 tracker_project_name="trl" logdir="logs" num_epochs=100 save_freq=1 num_checkpoint_limit=5 mixed_precision="fp16"
@@ -175,9 +176,9 @@ def test_images_and_optimizer_steps_of_an_epoch(
         1,
         s,
     )
-    job: Any = SimpleNamespace(config=config, world=World(), parts=SimpleNamespace(objective=None))
+    parts: Any = SimpleNamespace(objective=Clipped())
     own = images // processes
-    found = list(minibatches(job, own, 50, iteration=1))
+    found = list(minibatches(config, parts, own, 50, 1, torch.zeros(own)))
     assert len(found) == steps
     assert [len(rows) for rows, _ in found] == [50 * own * inner // steps] * steps, (
         "no step is smaller than another"

@@ -25,7 +25,9 @@ from burnish.tools.gallery import draw, open_source, preferred
 from burnish.tools.preflight import preflight
 from burnish.training import updates
 from burnish.training.assembly import Overrides, assemble
-from burnish.training.loop import SampledImages, prepare, sample_prompts, train
+from burnish.training.collect import SampledImages, sample_prompts
+from burnish.training.job import prepare
+from burnish.training.loop import train
 from burnish.types import Prompt
 from burnish.world import World
 
@@ -185,13 +187,15 @@ def test_a_run_asks_for_one_reward_each_and_rewards_see_the_text_alone(
 
     for place, name in enumerate(("bright", "red")):
         asked = parts[pictures.scores.target_reward == place, place]
-        assert record["rewards"][name]["asked"] == pytest.approx(float(asked.mean()))
+        assert record["rewards"][name]["targeted"] == pytest.approx(float(asked.mean()))
         four = parts[:, place].view(4, 4)  # each prompt with each identifier is a group of its own
         assert record["rewards"][name]["within"] == pytest.approx(
             float(four.std(1, correction=0).mean())
         )
 
-    assert 4 / 16 <= record["front"] <= 1 and record["idle"] == pytest.approx(1 - record["front"])
+    assert 4 / 16 <= record["pareto_front"] <= 1 and record["zero_advantage"] == pytest.approx(
+        1 - record["pareto_front"]
+    )
     assert json.loads((run.samples / "prompts.json").read_text())["texts"] == ["a cat", "a dog"]
 
 
@@ -247,7 +251,7 @@ def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path,
 def test_what_it_was_before_is_measured_without_identifiers(recipe: Path, tmp_path: Path) -> None:
     """The control learns nothing: what differs is how the model is asked."""
     none = ["optimizer.lr=0", "iterations=1"]
-    asked = Run(train(load(recipe, *none), tmp_path / "asked"))
+    asked = Run(train(load(recipe, *none), tmp_path / "targeted"))
     plain = Run(train(load(recipe, *none, "sampler.identifiers=''"), tmp_path / "plain"))
     before, after = (json.loads(asked.measured(n).read_text())["train"]["parts"] for n in (0, 1))
     assert before == json.loads(plain.measured(0).read_text())["train"]["parts"] != after
@@ -260,9 +264,13 @@ def test_what_they_do_is_drawn_and_shown(recipe: Path, tmp_path: Path) -> None:
     the samples'.
     """
     short = ["iterations=1", "evaluation.images_per_prompt=0"]
-    run = Run(train(load(recipe, *short), tmp_path / "asked"))
+    run = Run(train(load(recipe, *short), tmp_path / "targeted"))
     layout = json.loads(run.identifier_grid(1).with_suffix(".json").read_text())
-    assert layout == {"texts": ["a cat", "a dog"], "asked": ["all", "bright", "red"], "columns": 3}
+    assert layout == {
+        "texts": ["a cat", "a dog"],
+        "rewards": ["all", "bright", "red"],
+        "columns": 3,
+    }
 
     with Image.open(run.identifier_grid(1)) as sheet, Image.open(run.sample(1)) as samples:
         size = sheet.height // 2
@@ -289,11 +297,11 @@ def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path
     config = load(recipe, "iterations=1", "evaluation.images_per_prompt=0", "run.sample_every=0")
     job = prepare(config, Run.create(tmp_path / "run"), World(), None)
     perturb(job.parts.policy)
-    from burnish.training.export import save_adapter
+    from burnish.training.resume import export
 
     configuration_file = job.run.config
     configuration_file.write_text(configuration.dump(config))
-    save_adapter(job)
+    export(job)
 
     policy, sampler = open_source(str(job.run.folder))
     both = preferred(str(job.run.folder))
@@ -335,7 +343,7 @@ def test_files_of_both_encoders(tmp_path: Path) -> None:
 
 
 def test_a_preference_that_cannot_be_had(recipe: Path, tmp_path: Path, tiny_pipeline: Path) -> None:
-    asked = tmp_path / "asked"
+    asked = tmp_path / "targeted"
     plain = tmp_path / "plain"
 
     for folder, kind in ((asked, "words"), (plain, "")):
@@ -390,10 +398,10 @@ def test_previews_are_judged_by_the_reward_that_was_asked_for(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[torch.Tensor] = []
-    right = updates.per_move
+    right = updates.per_transition
     monkeypatch.setattr(
         updates,
-        "per_move",
+        "per_transition",
         lambda a, p, weights, g: heard.append(weights) or right(a, p, weights, g),
     )
     options = [
@@ -403,7 +411,7 @@ def test_previews_are_judged_by_the_reward_that_was_asked_for(
         "evaluation.images_per_prompt=0",
     ]
     (record,) = Run(train(load(recipe, *options), tmp_path / "run")).records()
-    assert 0 < record["settled"] < 1 and record["grad_norm"] > 0
+    assert 0 < record["explained_variance"] < 1 and record["grad_norm"] > 0
     assert heard[0].tolist() == ([[1.0, 0.0]] * 4 + [[0.0, 2.0]] * 4) * 2
 
 

@@ -21,14 +21,22 @@ def locked(name: str) -> set[str]:
 
 
 def named(extra: str) -> set[str]:
-    asked = [Requirement(line) for package in ("burnish", "torch") for line in requires(package) or ()]
-    names = {canonicalize_name(one.name) for one in asked if not one.marker or one.marker.evaluate({"extra": extra})}
+    asked = [
+        Requirement(line) for package in ("burnish", "torch") for line in requires(package) or ()
+    ]
+    names = {
+        canonicalize_name(one.name)
+        for one in asked
+        if not one.marker or one.marker.evaluate({"extra": extra})
+    }
     return {name for name in names if not TORCHS_OWN.fullmatch(name)}
 
 
 @pytest.mark.parametrize(("lock", "extra"), [("run.txt", ""), ("dev.txt", "dev")])
 def test_everything_asked_for_is_locked(lock: str, extra: str) -> None:
-    assert named(extra) <= {line.split("==")[0] for line in locked(lock)}, "make lock; torch's needs stand in torch.in"
+    assert named(extra) <= {line.split("==")[0] for line in locked(lock)}, (
+        "make lock; torch's needs stand in torch.in"
+    )
     assert not any(TORCHS_OWN.fullmatch(line.split("==")[0]) for line in locked(lock))
 
 

@@ -107,18 +107,23 @@ def test_an_8_bit_optimizer_goes_on_as_if_nothing_had_been(tmp_path: Path) -> No
     two = adamw(EIGHT)(other)
     steps(one, own, range(3))
     weights = {str(i): parameter.detach() for i, parameter in enumerate(own)}
-    checkpoint.save(tmp_path, checkpoint.State(1, weights, checkpoint.optimizer_tensors(one)))
+    learner = {f"weights.{name}": tensor for name, tensor in weights.items()}
+    memory = checkpoint.optimizer_tensors(one)
+    learner |= {f"optimizer.{name}": tensor for name, tensor in memory.items()}
+    checkpoint.save(tmp_path, checkpoint.State(1, {"generator": learner}))
     found = checkpoint.restore(tmp_path)
-    assert found is not None and {t.dtype for t in found.optimizer.values()} >= {
+    assert found is not None
+    restored = checkpoint.under("optimizer.", found.learners["generator"])
+    assert {t.dtype for t in restored.values()} >= {
         torch.uint8,
         torch.float32,
     }
 
     with torch.no_grad():
         for i, parameter in enumerate(other):
-            parameter.copy_(found.weights[str(i)])
+            parameter.copy_(found.learners["generator"][f"weights.{i}"])
 
-    checkpoint.load_optimizer(two, found.optimizer)
+    checkpoint.load_optimizer(two, restored)
     steps(one, own, range(3, 5))
     steps(two, other, range(3, 5))
     assert all(torch.equal(a, b) for a, b in zip(own, other, strict=True))

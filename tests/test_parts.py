@@ -16,7 +16,8 @@ from burnish.config import Config
 from burnish.diffusion.policy import Policy
 from burnish.runs import Run
 from burnish.training.assembly import IN_MEMORY, Overrides
-from burnish.training.loop import SampledImages, train
+from burnish.training.collect import SampledImages
+from burnish.training.loop import train
 from burnish.types import Prompt
 from burnish.world import World
 
@@ -98,7 +99,7 @@ def test_the_tracker_knows_a_drawn_prompt_by_its_text(config: Config, tmp_path: 
 
     state = restore(Run(tmp_path / "run").checkpoints)
     assert state is not None
-    counts = sorted(len(rows) for rows in state.advantage["seen"].values())
+    counts = sorted(len(rows) for rows in state.memory["advantage"]["seen"].values())
     assert len(counts) <= 3 and sum(counts) == 12
 
 
@@ -116,7 +117,9 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(
 
 def test_the_run_directory_says_what_it_cannot_hold(config: Config, tmp_path: Path) -> None:
     run = Run(
-        train(config, tmp_path / "run", overrides=Overrides(source=draw, rewards={"mine": brightness}))
+        train(
+            config, tmp_path / "run", overrides=Overrides(source=draw, rewards={"mine": brightness})
+        )
     )
     kept = configuration.load(run.config)
     assert kept.prompts == {"use": IN_MEMORY} and kept.rewards == [
@@ -144,9 +147,13 @@ def test_a_given_reward_keeps_the_weight_of_its_name(config: Config) -> None:
         (
             {"run": {"sample_every": 1}},
             Overrides(source=draw),
-            "want some that stay: set evaluation.prompts",
+            "need some that stay: set evaluation.prompts",
         ),
-        ({}, Overrides(source=lambda count: draw(count - 1)), "gave 5, but was asked for 6"),
+        (
+            {},
+            Overrides(source=lambda count: draw(count - 1)),
+            "returned 5 prompts, but was asked for 6",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(

@@ -88,7 +88,7 @@ def test_what_would_waste_hours(look: Look, override: str, level: str, said: str
 
 def test_previews_that_tell_something_and_nothing(look: Look) -> None:
     assert any(
-        "of the advantages' variance is settled" in finding.text
+        "of the advantages' variance is explained" in finding.text
         for finding in look("batch.baseline=x0_preview")
     )
     many = (

@@ -10,6 +10,8 @@ import sys
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +21,15 @@ from burnish import config as configuration
 from burnish.catalog import BUILTIN
 from burnish.config import Config
 from burnish.images import image_grid
+from burnish.rl.objectives import Clipped
 from burnish.runs import Run
-from burnish.training.loop import prepare, rollout_and_score, sample_prompts, train
-from burnish.training.updates import loss_scale, make_process, minibatches, update, x0_baseline
+from burnish.training.batch import RolloutBatch
+from burnish.training.collect import Collector
+from burnish.training.credit import loss_scale
+from burnish.training.job import Job, prepare
+from burnish.training.learners import GeneratorLearner
+from burnish.training.loop import train
+from burnish.training.updates import GeneratorUpdates, minibatches, x0_baseline
 from burnish.types import Scores
 from burnish.world import World
 
@@ -57,6 +65,14 @@ run = {{ sample_every = 2, sample_prompts = 4 }}
 
 def load(recipe: Path, *overrides: str) -> Config:
     return configuration.load(recipe, overrides)
+
+
+def sampled(config: Config, folder: Path) -> tuple[Job, RolloutBatch, GeneratorUpdates]:
+    """Return a job, its images of the first iteration, and the updates of its generator."""
+    job = prepare(config, Run.create(folder), World())
+    learner = job.learners["generator"]
+    assert isinstance(learner, GeneratorLearner)
+    return job, Collector(job).collect(1), learner.updates
 
 
 def log(out: Path) -> list[dict]:
@@ -120,12 +136,9 @@ def test_micro_batches_do_not_change_the_numbers(recipe: Path, tmp_path: Path) -
 
 
 def test_minibatches_cover_every_image_once_an_epoch(recipe: Path, tmp_path: Path) -> None:
-    class Shape:
-        config = load(recipe, "batch.epochs=2", "batch.minibatches=3")
-        world = World()
-        parts = type("Parts", (), {"objective": None})
-
-    found = list(minibatches(Shape, 8, 5, iteration=1))  # type: ignore[arg-type]
+    config = load(recipe, "batch.epochs=2", "batch.minibatches=3")
+    parts: Any = SimpleNamespace(objective=Clipped())
+    found = list(minibatches(config, parts, 8, 5, 1, torch.zeros(8)))
     assert len(found) == 6
 
     for epoch in (found[:3], found[3:]):
@@ -145,34 +158,30 @@ def test_previews_train_the_same_moves_of_a_prompts_images(recipe: Path, tmp_pat
     ).records()
     assert all(one["ratio_deviation"] < 1e-6 and one["grad_norm"] > 0 for one in done)
     config = load(recipe, "batch.baseline=x0_preview", "batch.minibatches=1")
-    job = prepare(config, Run.create(tmp_path / "job"), World(), None)
-    ((images, steps),) = minibatches(job, 8, 3, iteration=1)
-    moves = [sorted(steps[images == i].tolist()) for i in range(8)]
-    assert (
-        moves[:4] == [moves[0]] * 4
-        and moves[4:] == [moves[4]] * 4
-        and all(len(set(m)) == 2 for m in moves)
-    )
+    parts: Any = SimpleNamespace(objective=Clipped())
+    ((images, columns),) = minibatches(config, parts, 8, 3, 1, torch.zeros(8))
+    trained = [sorted(columns[images == i].tolist()) for i in range(8)]
+    assert trained[:4] == [trained[0]] * 4
+    assert trained[4:] == [trained[4]] * 4
+    assert all(len(set(one)) == 2 for one in trained)
 
 
 def test_previews_tell_the_moves_apart(recipe: Path, tmp_path: Path) -> None:
-    job = prepare(
-        load(recipe, "batch.baseline=x0_preview"), Run.create(tmp_path / "job"), World(), None
-    )
-    prompts, group = sample_prompts(job, 1)
-    trajectory, scores, _ = rollout_and_score(job, job.parts.sampler, prompts, group, 1)
-    assert trajectory.x0_pred is not None and trajectory.x0_pred.shape == (8, 3, 4, 8, 8)
-    adv = job.parts.advantage(scores, job.parts.weights, group)
+    config = load(recipe, "batch.baseline=x0_preview")
+    job, batch, _ = sampled(config, tmp_path / "job")
+    x0_pred = batch.trajectory.x0_pred
+    assert x0_pred is not None and x0_pred.shape == (8, 3, 4, 8, 8)
+
+    adv = job.parts.advantage(batch.scores, job.parts.weights, batch.group)
     images = torch.arange(8).repeat_interleave(2)
-    steps = torch.tensor([0, 2] * 8)
-    moves, settled = x0_baseline(
-        job, prompts, trajectory, adv, torch.ones(8).bool(), [(images, steps)]
-    )
-    assert 0 < settled < 1
-    assert moves.shape == (8, 3) and torch.equal(moves[:, 1], adv), (
-        "nobody asked about the move between"
-    )
-    assert (moves[:, 2] ** 2).sum() < (adv**2).sum(), "before the last move most is settled"
+    columns = torch.tensor([0, 2] * 8)
+    pairs = [(images, columns)]
+    remaining, explained = x0_baseline(job.parts, batch, adv, torch.ones(8).bool(), pairs, 4)
+
+    assert 0 < explained < 1
+    assert remaining.shape == (8, 3)
+    assert torch.equal(remaining[:, 1], adv), "the transition between was not scored"
+    assert (remaining[:, 2] ** 2).sum() < (adv**2).sum(), "the last one explains most"
 
 
 def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path) -> None:
@@ -208,9 +217,10 @@ def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path)
 
 def test_kill_minus_nine_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path) -> None:
     code = f"""
-from burnish import config, trainer
+from burnish import config
+from burnish.training import loop
 say = lambda record: print(record["iteration"], flush=True)
-trainer.train(config.load({str(recipe)!r}, ["iterations=4"]), {str(tmp_path / "killed")!r}, on_record=say)
+loop.train(config.load({str(recipe)!r}, ["iterations=4"]), {str(tmp_path / "killed")!r}, on_record=say)
 """
     whole = tmp_path / "whole"
     killed = tmp_path / "killed"
@@ -308,7 +318,7 @@ def test_every_objective_runs(recipe: Path, tmp_path: Path, objective: str, weig
 
 
 def test_every_prompt_is_drawn_equally_often(recipe: Path) -> None:
-    from burnish.training.loop import sample_prompt_numbers
+    from burnish.training.collect import sample_prompt_numbers
 
     class Shape:
         config = load(recipe, "batch.prompts=4", "batch.images_per_prompt=2")
@@ -379,13 +389,12 @@ def test_the_average_is_what_is_measured_and_exported_and_survives_a_resume(
     ]
     plain = Run(train(load(recipe, *options), tmp_path / "plain"))
     run = Run(train(load(recipe, *options, "optimizer.ema=0.5"), tmp_path / "ema"))
-    key = "weights.conv_in.weight"
+    key = "generator/weights.conv_in.weight"
     states = [
         load_file(plain.checkpoints / f"{i:06d}" / "tensors.safetensors")[key] for i in range(1, 5)
     ]
-    first = prepare(
-        load(recipe, *options), Run.create(tmp_path / "job"), World(), None
-    ).parts.policy.state()
+    job = prepare(load(recipe, *options), Run.create(tmp_path / "job"), World())
+    first = job.parts.policy.state()
     average = first["conv_in.weight"]
 
     for step, state in enumerate(states, 1):
@@ -394,9 +403,9 @@ def test_the_average_is_what_is_measured_and_exported_and_survives_a_resume(
 
     mine = load_file(run.checkpoints / "000004" / "tensors.safetensors")
     assert mine[key].equal(states[-1]), "the training itself is the same"
-    torch.testing.assert_close(mine["average.conv_in.weight"], average)
+    torch.testing.assert_close(mine["generator/average.conv_in.weight"], average)
     assert load_file(run.adapter / "diffusion_pytorch_model.safetensors")["conv_in.weight"].equal(
-        mine["average.conv_in.weight"]
+        mine["generator/average.conv_in.weight"]
     )
     assert run.evaluation.read_text() != plain.evaluation.read_text()
     again = train(load(recipe, *options, "optimizer.ema=0.5", "iterations=2"), tmp_path / "again")
@@ -475,27 +484,22 @@ def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(
         "batch={prompts=2,images_per_prompt=4,sample_batch=8,train_batch=24,minibatches=1}",
         "advantage={use='group'}",
     ]
-    job = prepare(
-        load(recipe, *options, "objective={use='reinforce'}", "optimizer.lr=0"),
-        Run.create(tmp_path / "job"),
-        World(),
-        None,
-    )
-    prompts, group = sample_prompts(job, 1)
-    trajectory, scores, _ = rollout_and_score(job, job.parts.sampler, prompts, group, 1)
+    config = load(recipe, *options, "objective={use='reinforce'}", "optimizer.lr=0")
+    job, batch, updates = sampled(config, tmp_path / "job")
     norms = []
 
     for rows in (torch.arange(8), torch.arange(4, 8)):
-        parts = scores.parts.clone()
-        parts[:4] = torch.nan
-        kept = Scores(parts[rows], scores.names)
-        there = kept.parts.isfinite().all(1)
-        adv = job.parts.advantage(kept, job.parts.weights, group[rows])
-        adv = torch.zeros(8).index_copy(0, rows, adv * loss_scale(job, adv, there))
+        masked = batch.scores.parts.clone()
+        masked[:4] = torch.nan
+        scores = Scores(masked[rows], batch.scores.names)
+        adv = job.parts.advantage(scores, job.parts.weights, batch.group[rows])
+        scale = loss_scale(job.parts, adv, scores.valid)
+        adv = torch.zeros(8).index_copy(0, rows, adv * scale)
+
         pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
-        process = make_process(job, trajectory, [pairs], 1)
-        scored = torch.zeros(8, dtype=torch.bool).index_copy(0, rows, there)
-        norms.append(update(job, process, adv, scored, *pairs, first=True)["grad_norm"])
+        process = updates.process(batch.trajectory, [pairs], 1)
+        valid = torch.zeros(8, dtype=torch.bool).index_copy(0, rows, scores.valid)
+        norms.append(updates.update(process, adv, valid, pairs, first=True)["grad_norm"])
 
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
@@ -525,22 +529,20 @@ def test_the_loss_is_the_mean_over_the_front(
 ) -> None:
     """The gradient of an update is that of its front alone, with or without replaying the others."""
     config = many(recipe, tmp_path, f"objective={{use='{objective}',kl={kl}}}", "optimizer.lr=0")
-    job = prepare(config, Run.create(tmp_path / "job"), World(), None)
-    prompts, group = sample_prompts(job, 1)
-    trajectory, scores, _ = rollout_and_score(job, job.parts.sampler, prompts, group, 1)
+    job, batch, updates = sampled(config, tmp_path / "job")
+    scores = batch.scores
     scores.parts[3, 0] = torch.nan
-    there = scores.parts.isfinite().all(1)
-    adv = job.parts.advantage(scores, job.parts.weights, group)
-    front = job.parts.advantage.front(scores, job.parts.weights, group)
+    adv = job.parts.advantage(scores, job.parts.weights, batch.group)
+    front = job.parts.advantage.front(scores, job.parts.weights, batch.group)
     assert 0 < front.sum() < len(front) and not front[3] and torch.equal(adv != 0, front)
     rows = front.nonzero().flatten()
-    moves = torch.arange(3)
+    scaled = adv * loss_scale(job.parts, adv, front)
     replayed = []
     norms = []
 
-    for images, weights in ((torch.arange(16), adv * loss_scale(job, adv, front)), (rows, adv)):
-        pairs = images.repeat_interleave(3), moves.repeat(len(images))
-        process = make_process(job, trajectory, [pairs], 1)
+    for images, weights in ((torch.arange(16), scaled), (rows, adv)):
+        pairs = images.repeat_interleave(3), torch.arange(3).repeat(len(images))
+        process = updates.process(batch.trajectory, [pairs], 1)
         right = process.replay
         object.__setattr__(
             process,
@@ -549,7 +551,7 @@ def test_the_loss_is_the_mean_over_the_front(
                 replayed.append(len(rows)) or right(rows, *a, **more)
             ),
         )
-        norms.append(update(job, process, weights, there, *pairs, first=True)["grad_norm"])
+        norms.append(updates.update(process, weights, scores.valid, pairs, True)["grad_norm"])
         replayed.append(0)
 
     assert norms[0] == pytest.approx(norms[1], rel=1e-3) and norms[0] > 0
@@ -568,20 +570,13 @@ def test_a_run_takes_that_mean(recipe: Path, tmp_path: Path) -> None:
     ]
     config = many(recipe, tmp_path, *options)
     (record,) = Run(train(config, tmp_path / "run")).records()
-    job = prepare(config, Run.create(tmp_path / "job"), World(), None)
-    prompts, group = sample_prompts(job, 1)
-    trajectory, scores, _ = rollout_and_score(job, job.parts.sampler, prompts, group, 1)
-    adv = job.parts.advantage(scores, job.parts.weights, group)
-    rows = job.parts.advantage.front(scores, job.parts.weights, group).nonzero().flatten()
+    job, batch, updates = sampled(config, tmp_path / "job")
+    adv = job.parts.advantage(batch.scores, job.parts.weights, batch.group)
+    front = job.parts.advantage.front(batch.scores, job.parts.weights, batch.group)
+    rows = front.nonzero().flatten()
     pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
-    alone = update(
-        job,
-        make_process(job, trajectory, [pairs], 1),
-        adv,
-        torch.ones(16).bool(),
-        *pairs,
-        first=True,
-    )
+    process = updates.process(batch.trajectory, [pairs], 1)
+    alone = updates.update(process, adv, torch.ones(16).bool(), pairs, first=True)
     assert record["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
 
 
@@ -593,18 +588,21 @@ def test_several_rewards_in_the_record(recipe: Path, tmp_path: Path) -> None:
         set(one) == {"mean", "std", "min", "max", "within"} for one in selected["rewards"].values()
     )
     assert all(0 < one["within"] <= one["std"] * 1.5 for one in selected["rewards"].values())
-    assert 2 / 16 <= selected["front"] < 1 and selected["idle"] == pytest.approx(
-        1 - selected["front"]
+    assert 2 / 16 <= selected["pareto_front"] < 1 and selected["zero_advantage"] == pytest.approx(
+        1 - selected["pareto_front"]
     )
     compared = Run(
         train(many(recipe, tmp_path, *options, "advantage={use='weighted'}"), tmp_path / "sum")
     ).records()[0]
-    assert compared["front"] == selected["front"] and compared["rewards"] == selected["rewards"]
-    assert compared["idle"] == 0, (
+    assert (
+        compared["pareto_front"] == selected["pareto_front"]
+        and compared["rewards"] == selected["rewards"]
+    )
+    assert compared["zero_advantage"] == 0, (
         "that is how much the rewards are in conflict, and nobody is left out"
     )
     single = Run(train(load(recipe, *options), tmp_path / "single")).records()[0]
-    assert "front" not in single and set(single["rewards"]["brightness"]) == {
+    assert "pareto_front" not in single and set(single["rewards"]["brightness"]) == {
         "mean",
         "std",
         "min",
@@ -624,7 +622,7 @@ def test_an_iteration_whose_front_has_no_advantage_changes_nothing_and_breaks_no
     ]
     options += ["iterations=1", "evaluation.images_per_prompt=0"]
     (record,) = Run(train(many(recipe, tmp_path, *options), tmp_path / "run")).records()
-    assert record["idle"] == 1 and record["grad_norm"] == 0
+    assert record["zero_advantage"] == 1 and record["grad_norm"] == 0
 
 
 @pytest.mark.parametrize("advantage", ["{use='pareto'}", "{use='normalised'}"])

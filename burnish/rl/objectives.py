@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -141,7 +142,7 @@ class RWR(Objective):
         ``kl``: KL coefficient.
     """
 
-    data: str = "latent"
+    data: Literal["latent", "encoded"] = "latent"
     kl: float = 0.0
     process = "forward"
     imitates = True

@@ -14,8 +14,8 @@ from burnish import config as configuration
 from burnish.evaluation.paired import save_evaluation
 from burnish.runs import Run
 from burnish.training import checkpoint
-from burnish.training.checkpoint import under
 from burnish.training.assembly import assemble
+from burnish.training.checkpoint import under
 from burnish.training.evaluations import evaluate_all
 from experiments.ddpo_tasks import plan
 from experiments.running import place
@@ -41,7 +41,12 @@ def borrow(out: Path) -> None:
 
             for iteration in range(job.every, job.iterations + 1, job.every):
                 parts.policy.load_state(
-                    under("weights.", checkpoint.read(source.checkpoints / f"{iteration:06d}").learners["generator"])
+                    under(
+                        "weights.",
+                        checkpoint.read(source.checkpoints / f"{iteration:06d}").learners[
+                            "generator"
+                        ],
+                    )
                 )
                 settings = config.evaluation
                 seen = evaluate_all(

@@ -110,7 +110,9 @@ class DDPOTrainer:
             iterations=self._asked + (self.config.num_epochs if epochs is None else epochs),
         )
         self._asked = recipe.iterations
-        overrides = Overrides(self._policy, {self._calls.name: self._calls.reward}, self._calls.draw)
+        overrides = Overrides(
+            self._policy, {self._calls.name: self._calls.reward}, self._calls.draw
+        )
         shown = self._calls.show if self._calls.hook else None
 
         with Progress(recipe.iterations) if main_process() else nullcontext() as progress:
