@@ -230,7 +230,7 @@ def _expansions(
             say = expander.replay(drawn, torch.arange(len(prompts)))
         deviation = float((say.logp.cpu() - drawn.logp).sum(1).abs().max())
 
-    cut = float(drawn.cut.double().mean())
+    cut = float(drawn.truncated.double().mean())
     text = f"expansions such as '{drawn.prompts[0].text}': {cut:.0%} are cut, and replayed {deviation:.1e} nats off"
 
     if deviation > MOST_OFF:

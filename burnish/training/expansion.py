@@ -77,8 +77,8 @@ def teach(
 
     record: dict[str, Any] = {
         "expander_logp": float(drawn.logp.sum(1).mean()),
-        "expander_length": float(drawn.said.sum(1).double().mean()),
-        "expander_cut": float(drawn.cut.double().mean()),
+        "expander_length": float(drawn.action_mask.sum(1).double().mean()),
+        "expander_cut": float(drawn.truncated.double().mean()),
         "expansions": [[new.metadata["original"], new.text] for new in _spread(drawn.prompts)],
     }
     own = worth(adv, there, group, len(drawn.prompts))
