@@ -11,8 +11,7 @@ import pytest
 import segno
 import torch
 
-from burnish.qr import layout as qr
-from burnish.qr.layout import Layout, fit
+from burnish.qr.layout import Layout, fit, layout_of
 from burnish.types import Prompt
 
 MICRO = [("M1", "12345"), ("M2", "AB12C"), ("M2", "AB12CD"), ("M3", "hello"), ("M4", "Hello, you")]
@@ -241,7 +240,7 @@ def test_luminance_and_errors_are_those_of_a_loop(
         atol=1e-12,
     )
     expected = torch.tensor([a / total for a in area], dtype=torch.float64)
-    torch.testing.assert_close(layout.errors(images, whole=True), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layout.errors(images, by_area=True), expected, rtol=1e-12, atol=1e-12)
     assert 0 < layout.errors(images)[1] < layout.errors(images)[0] < 1
 
 
@@ -265,8 +264,8 @@ def test_a_picture_of_another_size_is_refused() -> None:
 
 def test_the_code_of_a_prompt() -> None:
     prompt = Prompt("a cat", {"payload": "HELLO", "qr": {"mask": 2}})
-    assert qr.layout_of(prompt, 512) == fit("HELLO", 512, mask=2)
-    assert qr.layout_of(prompt, 512) is qr.layout_of(Prompt("a dog", dict(prompt.metadata)), 512), (
+    assert layout_of(prompt, 512) == fit("HELLO", 512, mask=2)
+    assert layout_of(prompt, 512) is layout_of(Prompt("a dog", dict(prompt.metadata)), 512), (
         "laid out once"
     )
 
@@ -280,7 +279,7 @@ def test_the_code_of_a_prompt() -> None:
         ({"payload": "HELLO", "qr": {"mask": 9}}, "the prompt 'a cat': mask = 9"),
     ):
         with pytest.raises(ValueError, match=said):
-            qr.layout_of(Prompt("a cat", metadata), 512)
+            layout_of(Prompt("a cat", metadata), 512)
 
 
 def test_without_segno_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,11 +143,11 @@ def test_workers_change_nothing() -> None:
 def test_training_and_judging_do_not_share_conditions() -> None:
     assert set(conditions.TRAIN).isdisjoint(conditions.HELD_OUT)
     assert (
-        conditions.chosen("all")
+        conditions.condition_names("all")
         == conditions.TRAIN + conditions.HELD_OUT
         == tuple(conditions.CONDITIONS)
     )
-    assert conditions.chosen("held_out") == conditions.HELD_OUT and conditions.chosen("blur") == (
+    assert conditions.condition_names("held_out") == conditions.HELD_OUT and conditions.condition_names("blur") == (
         "blur",
     )
 
@@ -155,7 +155,7 @@ def test_training_and_judging_do_not_share_conditions() -> None:
         with pytest.raises(
             ValueError, match="take 'train', 'held_out', 'all', or a list of full, half"
         ):
-            conditions.chosen(wrong)
+            conditions.condition_names(wrong)
 
 
 @pytest.mark.parametrize("name", conditions.CONDITIONS)
@@ -245,7 +245,7 @@ def test_the_verdicts_are_all_any_and_in_between() -> None:
         True,
     ]
 
-    with pytest.raises(ValueError, match="'phone' needs softened pictures"):
+    with pytest.raises(ValueError, match="'phone' needs softened images"):
         Readings(table, ("a", "b"), ("x", "y")).phone
 
 
@@ -461,14 +461,14 @@ def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
 
     for name, words in (
-        ("text.png", "not a picture"),
-        ("cut.png", "not a picture"),
-        ("none.png", "no such picture"),
+        ("text.png", "not an image"),
+        ("cut.png", "not an image"),
+        ("none.png", "no such image"),
     ):
         code, out, err = run(capsys, "qr", "--verify", str(tmp_path / name))
         assert (code, out, err.count("\n")) == (2, "", 1) and words in err and name in err
 
-    assert "not a picture" in run(capsys, "qr", "--verify", str(tmp_path))[2]
+    assert "not an image" in run(capsys, "qr", "--verify", str(tmp_path))[2]
     code, _, err = run(capsys, "qr", "--verify", str(tmp_path / "whole.png"), "--decoder", "eyes")
     assert code == 2 and "decoder 'eyes' is unknown" in err
 
