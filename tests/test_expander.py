@@ -91,9 +91,8 @@ def test_the_log_probability_is_that_of_the_model_token_by_token() -> None:
 
         assert 2 not in words[:-1], "the end is the last action"
         assert len(words) == 6 or words[-1] == 2
-        assert (replayed[row, len(words) :] == 0).all() and (
-            drawn.logp[row, len(words) :] == 0
-        ).all()
+        assert (replayed[row, len(words) :] == 0).all()
+        assert (drawn.logp[row, len(words) :] == 0).all()
 
 
 def test_before_an_update_the_ratio_is_one_and_the_kl_zero_after_it_neither() -> None:
@@ -106,11 +105,9 @@ def test_before_an_update_the_ratio_is_one_and_the_kl_zero_after_it_neither() ->
     assert (say.logp - drawn.logp).sum(1).expm1().abs().max() < 1e-5
     perturb(expander, 0.1)
     moved = expander.replay(drawn, torch.arange(3), reference=True)
-    assert (
-        moved.kl is not None
-        and moved.kl[drawn.said].mean() > 1e-4
-        and (moved.kl[~drawn.said] == 0).all()
-    )
+    assert moved.kl is not None
+    assert moved.kl[drawn.said].mean() > 1e-4
+    assert (moved.kl[~drawn.said] == 0).all()
 
     with expander.reference(), torch.no_grad():
         torch.testing.assert_close(expander.replay(drawn, torch.arange(3)).logp, say.logp.detach())
@@ -152,10 +149,8 @@ def test_what_does_not_fit_is_cut_and_has_no_log_probability() -> None:
         assert whole.text.startswith(kept.text) and fits(kept)
         count = int(short.said[row].sum())
         assert short.said[row, :count].all(), "a beginning"
-        assert (
-            torch.equal(short.logp[row, :count], free.logp[row, :count])
-            and (short.logp[row, count:] == 0).all()
-        )
+        assert torch.equal(short.logp[row, :count], free.logp[row, :count])
+        assert (short.logp[row, count:] == 0).all()
         assert bool(short.cut[row]) == (whole.text != kept.text)
 
     assert short.cut.any()
@@ -170,11 +165,9 @@ def test_the_prompt_stays_and_is_remembered() -> None:
     drawn = expander.draw(PROMPTS, chance())
 
     for old, new in zip(PROMPTS, drawn.prompts, strict=True):
-        assert (
-            new.text.startswith(old.text)
-            and new.metadata["original"] == old.text
-            and new.template == old.template
-        )
+        assert new.text.startswith(old.text)
+        assert new.metadata["original"] == old.text
+        assert new.template == old.template
         assert new.text == old.text or new.text[len(old.text)] in " ,", (
             "words are apart from the prompt"
         )
@@ -193,9 +186,8 @@ def test_a_model_with_a_chat_template_is_instructed() -> None:
     drawn = expander.draw([Prompt("a cat")], chance())
     told = drawn.ids[0, : -drawn.said.shape[1]].tolist()
     assert [WORDS[i] for i in told] == "big a cat in on".split()
-    assert (
-        drawn.prompts[0].text.startswith("a cat") and "big a cat in on" not in drawn.prompts[0].text
-    )
+    assert drawn.prompts[0].text.startswith("a cat")
+    assert "big a cat in on" not in drawn.prompts[0].text
 
 
 def test_a_step_makes_rewarded_words_likelier_and_without_advantage_nothing_has_a_gradient() -> (

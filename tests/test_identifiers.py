@@ -96,9 +96,8 @@ def test_behind_a_prompt_they_leave_its_own_words_as_they_are(tiny_pipeline: Pat
         for places in ([], [0], [1])
     )
     torch.testing.assert_close(first[:words], plain[:words])
-    assert not torch.allclose(first[words:], plain[words:]) and not torch.allclose(
-        first[words:], second[words:]
-    )
+    assert not torch.allclose(first[words:], plain[words:])
+    assert not torch.allclose(first[words:], second[words:])
     before = policy.encode([Prompt("a cat", template=identifiers.template([0]))])["text"][0]
     assert not torch.allclose(before[1:words], plain[1:words])
 
@@ -172,10 +171,8 @@ def test_a_run_asks_for_one_reward_each_and_rewards_see_the_text_alone(
     assert [prompt.template for prompt in pictures.prompts] == (
         ["<reward 1> {}"] * 4 + ["<reward 2> {}"] * 4
     ) * 2
-    assert (
-        pictures.scores.target_reward is not None
-        and pictures.scores.target_reward.tolist() == ([0] * 4 + [1] * 4) * 2
-    )
+    assert pictures.scores.target_reward is not None
+    assert pictures.scores.target_reward.tolist() == ([0] * 4 + [1] * 4) * 2
     from burnish.catalog import resolve
 
     seen = resolve("reward", f"{recipe.parent}/reward.py:bright").__globals__["seen"]
@@ -277,9 +274,8 @@ def test_what_they_do_is_drawn_and_shown(recipe: Path, tmp_path: Path) -> None:
     text = write_report(run.folder).read_text("utf-8")
     assert "<h2>Asked for</h2>" in text and text.count('class="cell asked"') == 6
     plain = Run(train(load(recipe, *short, "sampler.identifiers=''"), tmp_path / "plain"))
-    assert not plain.identifier_grid(1).exists() and "Asked for" not in write_report(
-        plain.folder
-    ).read_text("utf-8")
+    assert not plain.identifier_grid(1).exists()
+    assert "Asked for" not in write_report(plain.folder).read_text("utf-8")
 
 
 def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path: Path) -> None:
@@ -302,9 +298,8 @@ def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path
     pictures = [
         draw(policy, sampler, [Prompt("a cat", template=one)], 2) for one in (both, second, "{}")
     ]
-    assert not torch.allclose(pictures[0], pictures[1]) and not torch.allclose(
-        pictures[1], pictures[2]
-    )
+    assert not torch.allclose(pictures[0], pictures[1])
+    assert not torch.allclose(pictures[1], pictures[2])
 
     pipe = StableDiffusionPipeline.from_pretrained(config.model.id)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)

@@ -163,12 +163,10 @@ def test_what_does_not_fit_is_said(
 
 def test_what_is_said_to_fit_fits() -> None:
     assert fit("AB12CDE"[:6], 64) and fit("AB12CDE", 72) and fit("hello", 72) and fit("HELLO", 64)
-    assert (
-        fit("x" * 42, 128)
-        and fit("x" * 100, 176)
-        and fit("A", 696, module=30)
-        and fit("A", 720, version=40)
-    )
+    assert fit("x" * 42, 128)
+    assert fit("x" * 100, 176)
+    assert fit("A", 696, module=30)
+    assert fit("A", 720, version=40)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +238,9 @@ def test_luminance_and_errors_are_those_of_a_loop(
         atol=1e-12,
     )
     expected = torch.tensor([a / total for a in area], dtype=torch.float64)
-    torch.testing.assert_close(layout.errors(images, by_area=True), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        layout.errors(images, by_area=True), expected, rtol=1e-12, atol=1e-12
+    )
     assert 0 < layout.errors(images)[1] < layout.errors(images)[0] < 1
 
 

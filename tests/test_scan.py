@@ -84,11 +84,9 @@ def test_what_is_no_code_is_never_read() -> None:
 
     for images in (torch.ones(16, 3, 64, 64), torch.zeros(16, 3, 64, 64), noise(16, 3, 64, 64)):
         readings = scanner.measure(images, layouts)
-        assert (
-            readings.softened is not None
-            and not readings.softened.any()
-            and not readings.lenient.any()
-        )
+        assert readings.softened is not None
+        assert not readings.softened.any()
+        assert not readings.lenient.any()
 
 
 def test_another_payload_is_not_this_one() -> None:
@@ -147,9 +145,8 @@ def test_training_and_judging_do_not_share_conditions() -> None:
         == conditions.TRAIN + conditions.HELD_OUT
         == tuple(conditions.CONDITIONS)
     )
-    assert conditions.condition_names("held_out") == conditions.HELD_OUT and conditions.condition_names("blur") == (
-        "blur",
-    )
+    assert conditions.condition_names("held_out") == conditions.HELD_OUT
+    assert conditions.condition_names("blur") == ("blur",)
 
     for wrong in ("blurred", ["blur", "x"], []):
         with pytest.raises(
@@ -186,9 +183,9 @@ def test_conditions_are_what_they_say() -> None:
         ]
         for name in conditions.CONDITIONS
     }
-    assert (
-        sizes["half"] == [256, 48] and sizes["third"] == [159, 32] and sizes["screen"] == [480, 192]
-    )
+    assert sizes["half"] == [256, 48]
+    assert sizes["third"] == [159, 32]
+    assert sizes["screen"] == [480, 192]
     assert sizes["tilt"] == sizes["lean"] == [512, 192] and sizes["blur"] == [512, 64]
     grey = Image.new("L", (8, 8), 100)
     levels = {
@@ -205,9 +202,9 @@ def test_conditions_are_what_they_say() -> None:
     )
     black = Image.new("L", (100, 100), 0)
     tilted = np.asarray(conditions.CONDITIONS["tilt"](black, 16))
-    assert tilted[2, 50] == tilted[50, 0] == 255 and tilted[8, 50] == 0 and tilted[97, 1] == 0, (
-        "moved at the top only"
-    )
+    assert tilted[2, 50] == tilted[50, 0] == 255
+    assert tilted[8, 50] == 0
+    assert tilted[97, 1] == 0, "moved at the top only"
     assert np.asarray(conditions.soften(grey, 16, 0))[0, 0] == 100
     assert np.asarray(conditions.soften(grey, 16, 2))[0, 0] == round((100 - 128) * 0.85 + 148)
 
@@ -260,11 +257,9 @@ def test_softening_only_adds() -> None:
 
 
 def test_variants() -> None:
-    assert (
-        variants("zxing") == ZXING
-        and variants("zxing-fixed") == ("zxing-fixed",)
-        and variants("opencv") == ("opencv",)
-    )
+    assert variants("zxing") == ZXING
+    assert variants("zxing-fixed") == ("zxing-fixed",)
+    assert variants("opencv") == ("opencv",)
 
 
 @pytest.mark.parametrize("name", ["opencv", "pyzbar"])
@@ -317,10 +312,8 @@ def test_opencv_and_pyzbar_give_what_their_packages_found(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "pyzbar.pyzbar", read)
 
     for name, text in (("opencv", "said"), ("pyzbar", "é")):
-        assert (
-            decoder(name)(np.ones((4, 4), np.uint8)) == [text]
-            and decoder(name)(np.zeros((4, 4), np.uint8)) == []
-        )
+        assert decoder(name)(np.ones((4, 4), np.uint8)) == [text]
+        assert decoder(name)(np.zeros((4, 4), np.uint8)) == []
 
 
 def test_unknown_decoders_are_refused() -> None:
@@ -362,11 +355,9 @@ def test_the_reward_is_the_share_read_and_the_share_of_right_modules() -> None:
     )
     values = scan()(images, prompts)
     torch.testing.assert_close(values, readings.fraction + 0.5 * right.double())
-    assert (
-        values[0] == 1.5
-        and 0 < values[1] < 0.5
-        and torch.equal(scan(module_weight=0)(images, prompts), readings.fraction)
-    )
+    assert values[0] == 1.5
+    assert 0 < values[1] < 0.5
+    assert torch.equal(scan(module_weight=0)(images, prompts), readings.fraction)
 
 
 def test_the_reward_tells_pictures_apart_that_nothing_reads() -> None:
@@ -418,18 +409,17 @@ def save(image: Tensor, path: Path) -> str:
 def test_the_command_reads_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bare = save(fit("AB12C", 64).draw(), tmp_path / "bare.png")
     code, out, _ = run(capsys, "qr", "--verify", bare)
-    assert (
-        code == 0
-        and "'AB12C' (M2-M, modules of 4.0 px)" in out
-        and "strict yes   phone yes   lenient yes" in out
-    )
+    assert code == 0
+    assert "'AB12C' (M2-M, modules of 4.0 px)" in out
+    assert "strict yes   phone yes   lenient yes" in out
     assert all(f"\n{name} " in out for name in conditions.CONDITIONS)
 
     code, out, _ = run(capsys, "qr", "OTHER", "--verify", bare, "--json")
     said = json.loads(out)
-    assert (
-        code == 1 and said["others"] == ["AB12C"] and not said["lenient"] and said["fraction"] == 0
-    )
+    assert code == 1
+    assert said["others"] == ["AB12C"]
+    assert not said["lenient"]
+    assert said["fraction"] == 0
 
     code, out, _ = run(capsys, "qr", "--verify", save(noise(3, 40, 60), tmp_path / "noise.png"))
     assert code == 1 and "payload  not read" in out and "lenient no" in out
@@ -447,9 +437,9 @@ def test_the_command_takes_pictures_of_any_size_and_kind(
     code.convert("P").save(tmp_path / "palette.gif")
     code, out, _ = run(capsys, "qr", "--verify", str(tmp_path / "wide.png"), "--json")
     said = json.loads(out)
-    assert (
-        code == 0 and said["payload"] == "https://example.org" and said["code"] == layout.designator
-    )
+    assert code == 0
+    assert said["payload"] == "https://example.org"
+    assert said["code"] == layout.designator
     assert said["phone"] and set(said["read"]) == {"zxing"}
     assert run(capsys, "qr", "--verify", str(tmp_path / "palette.gif"))[0] == 0
     assert run(capsys, "qr", "--verify", str(tmp_path / "one.png"))[0] == 1
@@ -479,9 +469,8 @@ def test_the_module_term_alone() -> None:
     images = torch.stack([layout.draw(), torch.full((3, 64, 64), 0.5), 1 - layout.draw()])
     prompts = [Prompt("a cat", {"payload": "AB12C"})] * 3
     torch.testing.assert_close(modules()(images, prompts), 1 - layout.errors(images).double())
-    assert (
-        modules()(images, prompts).tolist()[0] == 1 and modules()(images, prompts).tolist()[2] == 0
-    )
+    assert modules()(images, prompts).tolist()[0] == 1
+    assert modules()(images, prompts).tolist()[2] == 0
 
 
 def test_the_module_term_by_area_tells_apart_what_is_all_right_in_the_middle() -> None:
@@ -521,6 +510,5 @@ def test_a_picture_is_verified_under_the_conditions_it_was_kept_by(tmp_path: Pat
             f"picture {row}"
         )
 
-    assert sizes == {4.0} and len(set(verdicts)) == 2, (
-        "some are read under every condition and some are not"
-    )
+    assert sizes == {4.0}
+    assert len(set(verdicts)) == 2, "some are read under every condition and some are not"

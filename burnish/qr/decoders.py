@@ -77,13 +77,13 @@ def find(image: np.ndarray) -> list[FoundCode]:
 
     Every binarizer of zxing-cpp is tried.
     """
-    found: dict[str, FoundCode] = {}
+    codes: dict[str, FoundCode] = {}
 
     for name in BINARIZERS:
         for code in _read(image, name):
-            found.setdefault(code.text, _described(code))
+            codes.setdefault(code.text, _described(code))
 
-    return list(found.values())
+    return list(codes.values())
 
 
 def _described(code: Any) -> FoundCode:

@@ -46,8 +46,8 @@ class Verdict:
         rows = ["payload  not read"]
 
         if self.lenient:
-            found = f" ({self.code}, modules of {self.module:.1f} px)" if self.code else ""
-            rows = [f"payload  {self.payload!r}{found}"]
+            kind = f" ({self.code}, modules of {self.module:.1f} px)" if self.code else ""
+            rows = [f"payload  {self.payload!r}{kind}"]
 
         rows += [f"also     {other!r}" for other in self.others]
         rows += ["", " ".join([" " * width, *decoders])]

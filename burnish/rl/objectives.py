@@ -95,7 +95,7 @@ class Clipped(Objective):
 
 @dataclass(frozen=True)
 class Rebel(Objective):
-    """Regression of reward differences between two images of a prompt on their log-probabilities.
+    """Regression of the reward difference of two images of a prompt on their log-ratios.
 
     The loss needs all transitions of all images of a prompt at once. Its gradient does not: with
     d_i = k (S_i - mean S) - (A_i - mean A) over the n images of a prompt, the loss is the mean over
