@@ -1,6 +1,4 @@
-"""The expander in the loop: what it learns from pictures, resume, what a run keeps and shows, and
-what it refuses.
-"""
+"""The expander in the loop: learning from images, resume, the files of a run, and its errors."""
 
 from __future__ import annotations
 
@@ -13,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import generator
 from safetensors.torch import load_file
-from test_expander import build_language, chance
+from test_expander import build_language
 
 from burnish import config as configuration
 from burnish.cli import sample
@@ -29,9 +28,9 @@ from burnish.types import Prompt
 from burnish.world import World
 
 REWARD = """
-seen, full = [], []
+texts, full = [], []
 def brightness(images, prompts):
-    seen.extend(prompt.text for prompt in prompts)
+    texts.extend(prompt.text for prompt in prompts)
     return images.mean((1, 2, 3))
 def whole(images, prompts):
     full.extend((prompt.metadata["original"], prompt.text) for prompt in prompts)
@@ -72,33 +71,33 @@ def load(recipe: Path, *overrides: str) -> Config:
 
 def log(out: Path) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in one.items() if key not in TIMING}
-        for one in Run(out).records()
+        {key: value for key, value in record.items() if key not in TIMING}
+        for record in Run(out).records()
     ]
 
 
 def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    parted = tmp_path / "parted"
-    train(load(recipe), whole)
+    uninterrupted = tmp_path / "uninterrupted"
+    resumed = tmp_path / "resumed"
+    train(load(recipe), uninterrupted)
 
-    for asked in (4, 4):  # in the middle of two iterations
-        answers = chain([False] * asked, repeat(True))
-        train(load(recipe), parted, resume=Run(parted).exists(), stop=partial(next, answers))
+    for calls in (4, 4):  # in the middle of two iterations
+        answers = chain([False] * calls, repeat(True))
+        train(load(recipe), resumed, resume=Run(resumed).exists(), stop=partial(next, answers))
 
-    assert 0 < len(log(parted)) < 3
-    train(load(recipe), parted, resume=True)
-    assert log(parted) == log(whole)
+    assert 0 < len(log(resumed)) < 3
+    train(load(recipe), resumed, resume=True)
+    assert log(resumed) == log(uninterrupted)
 
-    for place in (
+    for file in (
         "evaluation.json",
         "samples/000003.png",
         "checkpoints/000003/tensors.safetensors",
     ):
-        assert (parted / place).read_bytes() == (whole / place).read_bytes(), place
+        assert (resumed / file).read_bytes() == (uninterrupted / file).read_bytes(), file
 
-    records = log(whole)
-    tensors = load_file(whole / "checkpoints/000003/tensors.safetensors")
+    records = log(uninterrupted)
+    tensors = load_file(uninterrupted / "checkpoints/000003/tensors.safetensors")
     assert {name.partition(".")[0] for name in tensors} == {
         "weights",
         "optimizer",
@@ -110,32 +109,32 @@ def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path)
     assert all(
         after.startswith(before) for record in records for before, after in record["expansions"]
     )
-    learned = json.loads((whole / "adapter/expander/adapter_config.json").read_text())
+    learned = json.loads((uninterrupted / "adapter/expander/adapter_config.json").read_text())
     assert learned["peft_type"] == "LORA"
     assert learned["base_model_name_or_path"] == f"{tmp_path}/language"
-    assert records[0]["expansions"][0][1] in page(Run(whole)), "the report shows them"
+    assert records[0]["expansions"][0][1] in page(Run(uninterrupted)), "the report shows them"
     # what was learned is drawn with
-    policy, sampler = open_source(str(whole), steps=2)
-    expander = open_expander(str(whole), policy)
-    before = open_expander(str(whole), policy, before=True)
+    policy, sampler = open_source(str(uninterrupted), steps=2)
+    expander = open_expander(str(uninterrupted), policy)
+    before = open_expander(str(uninterrupted), policy, before=True)
     assert expander is not None and before is not None
-    drawn = before.draw([Prompt("a cat")] * 8, chance())
+    drawn = before.draw([Prompt("a cat")] * 8, generator())
     assert (expander.replay(drawn, torch.arange(8)).logp - drawn.logp).abs().max() > 1e-3
-    plain, worded = (draw(policy, sampler, ["a cat"], 2, 0, one) for one in (None, expander))
+    plain, worded = (draw(policy, sampler, ["a cat"], 2, 0, words) for words in (None, expander))
     assert not torch.equal(plain, worded)
     assert torch.equal(worded, draw(policy, sampler, ["a cat"], 2, 0, expander))
 
 
-def test_each_text_of_a_grid_has_words_by_a_chance_of_its_own(tiny_pipeline: Path) -> None:
+def test_each_text_of_a_grid_has_words_from_a_random_stream_of_its_own(tiny_pipeline: Path) -> None:
     seeds: list[int] = []
 
-    class Heard:
-        def draw(self, prompts: list[Prompt], chance: torch.Generator) -> SimpleNamespace:
-            seeds.append(chance.initial_seed())
+    class Recorder:
+        def draw(self, prompts: list[Prompt], generator: torch.Generator) -> SimpleNamespace:
+            seeds.append(generator.initial_seed())
             return SimpleNamespace(prompts=prompts)
 
     policy, sampler = open_source(str(tiny_pipeline), steps=1)
-    draw(policy, sampler, ["a cat", "a dog", "a cat"], 1, 0, Heard())  # type: ignore[arg-type]
+    draw(policy, sampler, ["a cat", "a dog", "a cat"], 1, 0, Recorder())  # type: ignore[arg-type]
     first, second, again = seeds
     assert first == again != second
 
@@ -157,7 +156,7 @@ def test_only_the_expander_learns_and_rewards_judge_what_was_asked(
     from burnish.catalog import resolve
 
     module = resolve("reward", f"{tmp_path}/reward.py:brightness").__globals__
-    assert set(module["seen"]) == {"a cat", "a dog", "an ox"}
+    assert set(module["texts"]) == {"a cat", "a dog", "an ox"}
     assert all(text.startswith(original) for original, text in module["full"])
     assert any(text != original for original, text in module["full"])
 
@@ -169,25 +168,27 @@ def test_learning_rate_zero_leaves_it_unchanged(recipe: Path, tmp_path: Path) ->
     fresh = Expander.load(f"{tmp_path}/language", rank=2).state()
     assert all(torch.equal(tensors[f"expander.{name}"], value) for name, value in fresh.items())
     evaluation = json.loads(run.evaluation.read_text())["train"]
-    assert evaluation["paired_mean"] == 0, "the same texts from the same chance"
+    assert evaluation["paired_mean"] == 0, "the same texts from the same random stream"
 
 
 def test_the_worth_of_a_text_is_against_the_other_texts_of_its_prompt() -> None:
     adv = torch.tensor([1.0, 3.0, 0.0, 0.0, 5.0, 5.0, 9.0, 1.0])
     group = torch.tensor([7, 7, 7, 7, 8, 8, 8, 8])
-    there = torch.ones(8).bool()
-    assert worth(adv, there, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
-    there[7] = False  # 9 alone counts
-    assert worth(adv, there, group, 4).tolist() == [1.0, -1.0, -2.0, 2.0]
-    there[6] = False  # nobody is left to compare with
-    assert worth(adv, there, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
+    valid = torch.ones(8).bool()
+    assert worth(adv, valid, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
+    valid[7] = False  # 9 alone counts
+    assert worth(adv, valid, group, 4).tolist() == [1.0, -1.0, -2.0, 2.0]
+    valid[6] = False  # nobody is left to compare with
+    assert worth(adv, valid, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
 
 
 def test_what_pleases_becomes_likelier_and_without_an_advantage_nothing_moves() -> None:
-    """Texts with "red" in them please: with no picture drawn at all, the loop's own step finds out."""
+    """Texts with "red" in them are rewarded, without any image: the loop's own step learns it."""
     model, tokenizer = build_language()
     expander = Expander(model, tokenizer, "full", tokens=4)
-    settings = SimpleNamespace(expander=SimpleNamespace(kl=0.0), batch=SimpleNamespace(replay=5))
+    settings = SimpleNamespace(
+        expander=SimpleNamespace(kl=0.0), batch=SimpleNamespace(train_batch=5)
+    )
     settings.optimizer = SimpleNamespace(max_grad_norm=1.0)
     optimizer = torch.optim.AdamW(expander.trainable, lr=3e-3)
     job: Any = SimpleNamespace(
@@ -201,7 +202,7 @@ def test_what_pleases_becomes_likelier_and_without_an_advantage_nothing_moves() 
     shares = []
 
     for iteration in range(25):
-        drawn = expander.draw(prompts, chance(iteration))
+        drawn = expander.draw(prompts, generator(iteration))
         adv = torch.tensor([float("red" in prompt.text) for prompt in drawn.prompts])
         shares.append(float(adv.mean()))
         before = expander.state()

@@ -115,7 +115,7 @@ class Expander:
         self.tokens = tokens
         self.fits = fits
 
-        self._named: dict[str, Tensor] = {}
+        self._named: dict[str, Any] = {}
         if train != "none":
             self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
