@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,7 @@ class Expander:
 
         self.trainable = list(self._named.values())
         self._initial: list[Tensor] | None = None
+        self._cache = _cache_name(model)
 
     @classmethod
     def load(
@@ -186,10 +188,11 @@ class Expander:
         evaluations before and after training can be compared.
         """
         device = self.model.device
-        prompt_ids, mask = self.prompt_tokens.encode_prompts([prompt.text for prompt in prompts])
-        ends = torch.tensor(sorted(self.prompt_tokens.end_ids), dtype=torch.long, device=device)
+        tokens = self.prompt_tokens
+        prompt_ids, prompt_mask = tokens.encode_prompts([prompt.text for prompt in prompts])
+        ends = torch.tensor(sorted(tokens.end_ids), dtype=torch.long, device=device)
         inputs = prompt_ids.to(device)
-        seen = mask.to(device)
+        mask = prompt_mask.to(device)
         alive = torch.ones(len(prompts), 1, dtype=torch.bool, device=device)
         cache = None
         ids = [inputs]
@@ -197,28 +200,32 @@ class Expander:
         logp: list[Tensor] = []
 
         while len(actions) < self.tokens and alive.any():
-            position = (seen.cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
+            position = (mask.cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
             out = self.model(
-                input_ids=inputs, attention_mask=seen.long(), position_ids=position, past_key_values=cache,
-                use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
+                input_ids=inputs,
+                attention_mask=mask.long(),
+                position_ids=position,
+                **{self._cache: cache},
+                use_cache=True,
+                logits_to_keep=1,
+            )
             log_probs = _log_softmax(out.logits[:, -1], self.temperature)
-            cache = out.past_key_values
+            cache = out[self._cache]
             drawn = torch.multinomial(log_probs.exp().cpu(), 1, generator=generator).to(device)
-            inputs = torch.where(alive, drawn, self.prompt_tokens.pad_id)
+            inputs = torch.where(alive, drawn, tokens.pad_id)
 
             ids.append(inputs)
             actions.append(alive)
             logp.append(torch.where(alive, log_probs.gather(1, inputs), 0.0))
-            seen = torch.cat([seen, alive], 1)
+            mask = torch.cat([mask, alive], 1)
             alive = alive & ~torch.isin(inputs, ends)
 
         return _truncate(
             prompts,
-            self.prompt_tokens,
+            tokens,
             self.fits,
             ids=torch.cat(ids, 1).cpu(),
-            attention_mask=seen.cpu(),
+            attention_mask=mask.cpu(),
             action_mask=torch.cat(actions, 1).cpu(),
             logp=torch.cat(logp, 1).cpu(),
         )
@@ -369,6 +376,16 @@ def _truncate(
     logp = torch.where(action_mask, logp, 0.0)
 
     return Expansions(expanded, ids, attention_mask, action_mask, logp, truncated)
+
+
+def _cache_name(model: Any) -> str:
+    """Return the argument of a model's call that takes the cache.
+
+    transformers calls it `cache` since 5.24 and warns of the old name, the only one that 5.0 knows.
+    """
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names = signature(bare.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
