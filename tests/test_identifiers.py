@@ -25,7 +25,10 @@ from burnish.tools.gallery import draw, open_source, preferred
 from burnish.tools.preflight import preflight
 from burnish.training import updates
 from burnish.training.assembly import Overrides, assemble
-from burnish.training.loop import SampledImages, prepare, sample_prompts, train
+from burnish.training.collect import SampledImages, sample_prompts
+from burnish.training.job import prepare
+from burnish.training.loop import train
+from burnish.training.resume import export
 from burnish.types import Prompt
 from burnish.world import World
 
@@ -175,12 +178,13 @@ def test_a_run_asks_for_one_reward_each_and_rewards_read_the_text_alone(
 
     for index, name in enumerate(("bright", "red")):
         targeted = parts[target == index, index]
-        assert record["rewards"][name]["asked"] == pytest.approx(float(targeted.mean()))
+        assert record["rewards"][name]["targeted"] == pytest.approx(float(targeted.mean()))
         four = parts[:, index].view(4, 4)  # each prompt with each identifier is a group of its own
         within = float(four.std(1, correction=0).mean())
         assert record["rewards"][name]["within"] == pytest.approx(within)
 
-    assert 4 / 16 <= record["front"] <= 1 and record["idle"] == pytest.approx(1 - record["front"])
+    assert 4 / 16 <= record["pareto_front"] <= 1
+    assert record["zero_advantage"] == pytest.approx(1 - record["pareto_front"])
     assert json.loads((run.samples / "prompts.json").read_text())["texts"] == ["a cat", "a dog"]
 
 
@@ -241,7 +245,11 @@ def test_their_effect_is_drawn_and_reported(recipe: Path, tmp_path: Path) -> Non
     short = ["iterations=1", "evaluation.images_per_prompt=0"]
     run = Run(train(load(recipe, *short), tmp_path / "named"))
     layout = json.loads(run.identifier_grid(1).with_suffix(".json").read_text())
-    assert layout == {"texts": ["a cat", "a dog"], "asked": ["all", "bright", "red"], "columns": 3}
+    assert layout == {
+        "texts": ["a cat", "a dog"],
+        "rewards": ["all", "bright", "red"],
+        "columns": 3,
+    }
 
     with Image.open(run.identifier_grid(1)) as sheet, Image.open(run.sample(1)) as samples:
         size = sheet.height // 2
@@ -265,11 +273,9 @@ def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path
     config = load(recipe, "iterations=1", "evaluation.images_per_prompt=0", "run.sample_every=0")
     job = prepare(config, Run.create(tmp_path / "run"), World(), None)
     perturb(job.parts.policy)
-    from burnish.training.export import save_adapter
-
     configuration_file = job.run.config
     configuration_file.write_text(configuration.dump(config))
-    save_adapter(job)
+    export(job)
 
     policy, sampler = open_source(str(job.run.folder))
     both = preferred(str(job.run.folder))
@@ -378,7 +384,7 @@ def test_x0_pred_is_judged_by_the_target_reward(
         "evaluation.images_per_prompt=0",
     ]
     (record,) = Run(train(load(recipe, *options), tmp_path / "run")).records()
-    assert 0 < record["settled"] < 1 and record["grad_norm"] > 0
+    assert 0 < record["explained_variance"] < 1 and record["grad_norm"] > 0
     assert used[0].tolist() == ([[1.0, 0.0]] * 4 + [[0.0, 2.0]] * 4) * 2
 
 
