@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -17,12 +18,14 @@ from test_expander import build_language
 
 from burnish import config as configuration
 from burnish.cli import sample
-from burnish.config import Config
+from burnish.config import BatchConfig, Config, ExpanderConfig, OptimizerConfig
 from burnish.prompts.expander import Expander
 from burnish.report.page import page
 from burnish.runs import Run
 from burnish.tools.gallery import draw, open_expander, open_source
-from burnish.training.expansion import teach, worth
+from burnish.training.batch import Credit
+from burnish.training.expansion import text_advantages
+from burnish.training.learners import ExpanderLearner
 from burnish.training.loop import train
 from burnish.types import Prompt
 from burnish.world import World
@@ -98,21 +101,15 @@ def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path)
 
     records = log(uninterrupted)
     tensors = load_file(uninterrupted / "checkpoints/000003/tensors.safetensors")
-    assert {name.partition(".")[0] for name in tensors} == {
-        "weights",
-        "optimizer",
-        "expander",
-        "wordsmith",
-    }
+    assert {name.partition("/")[0] for name in tensors} == {"generator", "expander"}
     assert all(record["expander_ratio_deviation"] < 1e-4 for record in records)
     assert records[0]["expander_kl"] < 1e-6 < records[2]["expander_kl"]
-    assert all(
-        after.startswith(before) for record in records for before, after in record["expansions"]
-    )
+    texts = [pair for record in records for pair in record["expander_texts"]]
+    assert all(after.startswith(before) for before, after in texts)
     learned = json.loads((uninterrupted / "adapter/expander/adapter_config.json").read_text())
     assert learned["peft_type"] == "LORA"
     assert learned["base_model_name_or_path"] == f"{tmp_path}/language"
-    assert records[0]["expansions"][0][1] in page(Run(uninterrupted)), "the report shows them"
+    assert records[0]["expander_texts"][0][1] in page(Run(uninterrupted)), "the report shows them"
     # what was learned is drawn with
     policy, sampler = open_source(str(uninterrupted), steps=2)
     expander = open_expander(str(uninterrupted), policy)
@@ -148,10 +145,8 @@ def test_only_the_expander_learns_and_rewards_judge_what_was_asked(
     run = Run(train(load(recipe, "model.train=none", "iterations=1"), tmp_path / "run"))
     (record,) = run.records()
     assert record["expander_grad_norm"] > 0 and "grad_norm" not in record
-    names = {
-        name.partition(".")[0] for name in load_file(run.checkpoints / "000001/tensors.safetensors")
-    }
-    assert names == {"expander", "wordsmith"}
+    tensors = load_file(run.checkpoints / "000001/tensors.safetensors")
+    assert {name.partition("/")[0] for name in tensors} == {"expander"}
     assert [path.name for path in run.adapter.iterdir()] == ["expander"]
     from burnish.catalog import resolve
 
@@ -166,50 +161,49 @@ def test_learning_rate_zero_leaves_it_unchanged(recipe: Path, tmp_path: Path) ->
     run = Run(train(load(recipe, *still), tmp_path / "run"))
     tensors = load_file(run.checkpoints / "000002/tensors.safetensors")
     fresh = Expander.load(f"{tmp_path}/language", rank=2).state()
-    assert all(torch.equal(tensors[f"expander.{name}"], value) for name, value in fresh.items())
+    assert all(
+        torch.equal(tensors[f"expander/weights.{name}"], value) for name, value in fresh.items()
+    )
     evaluation = json.loads(run.evaluation.read_text())["train"]
     assert evaluation["paired_mean"] == 0, "the same texts from the same random stream"
 
 
-def test_the_worth_of_a_text_is_against_the_other_texts_of_its_prompt() -> None:
+def test_the_advantage_of_a_text_is_against_the_other_texts_of_its_prompt() -> None:
     adv = torch.tensor([1.0, 3.0, 0.0, 0.0, 5.0, 5.0, 9.0, 1.0])
     group = torch.tensor([7, 7, 7, 7, 8, 8, 8, 8])
     valid = torch.ones(8).bool()
-    assert worth(adv, valid, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
+    assert text_advantages(adv, valid, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
     valid[7] = False  # 9 alone counts
-    assert worth(adv, valid, group, 4).tolist() == [1.0, -1.0, -2.0, 2.0]
+    assert text_advantages(adv, valid, group, 4).tolist() == [1.0, -1.0, -2.0, 2.0]
     valid[6] = False  # nobody is left to compare with
-    assert worth(adv, valid, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
+    assert text_advantages(adv, valid, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
 
 
 def test_what_pleases_becomes_likelier_and_without_an_advantage_nothing_moves() -> None:
     """Texts with "red" in them are rewarded, without any image: the loop's own step learns it."""
-    model, tokenizer = build_language()
-    expander = Expander(model, tokenizer, "full", tokens=4)
-    settings = SimpleNamespace(
-        expander=SimpleNamespace(kl=0.0), batch=SimpleNamespace(train_batch=5)
+    expander = Expander(*build_language(), "full", tokens=4)
+    config = Config(
+        rewards=[{"use": "compressibility"}],
+        expander=ExpanderConfig(model="any", train="full", lr=3e-3),
+        optimizer=OptimizerConfig(max_grad_norm=1.0, weight_decay=0.0),
+        batch=BatchConfig(train_batch=5),
     )
-    settings.optimizer = SimpleNamespace(max_grad_norm=1.0)
-    optimizer = torch.optim.AdamW(expander.trainable, lr=3e-3)
-    job: Any = SimpleNamespace(
-        parts=SimpleNamespace(expander=expander),
-        wordsmith=optimizer,
-        world=World(),
-        config=settings,
-    )
+    learner = ExpanderLearner(config, World(), expander)
     prompts = [Prompt("a cat")] * 16 + [Prompt("an ox")] * 16
     group = torch.arange(2).repeat_interleave(16)
     shares = []
 
     for iteration in range(25):
         drawn = expander.draw(prompts, generator(iteration))
+        batch: Any = SimpleNamespace(expansions=drawn)
         adv = torch.tensor([float("red" in prompt.text) for prompt in drawn.prompts])
         shares.append(float(adv.mean()))
+
         before = expander.state()
-        record = teach(job, drawn, torch.zeros(32), torch.ones(32).bool(), group)
-        assert "expander_grad_norm" not in record
+        nothing = Credit(torch.zeros(32), torch.ones(32).bool(), group, 1.0)
+        assert "grad_norm" not in learner.learn(batch, nothing)
         assert all(torch.equal(before[n], p) for n, p in expander.state().items())
-        teach(job, drawn, adv, torch.ones(32).bool(), group)
+        learner.learn(batch, replace(nothing, advantages=adv))
 
     assert sum(shares[-5:]) > sum(shares[:5]) + 1
 
