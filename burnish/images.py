@@ -1,5 +1,10 @@
-"""Images as tensors, as bytes and as files: the only place where a picture is opened or put into a
-grid.
+"""Images as tensors, as bytes and as files: the only place that opens an image file.
+
+A file of any kind becomes (3, H, W) float32 in [0, 1], upright and on white:
+
+    8 bits     value / 255: grey, RGB, CMYK, palettes, with or without transparency
+    16 bits    value / 65535 of grey; Pillow reads 16 bits of colour as 8
+    floats     grey, as they are, if all of them are in [0, 1]
 """
 
 from __future__ import annotations
@@ -13,67 +18,101 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-
-def eight_bit(images: Tensor) -> np.ndarray:
-    """Images (B, 3, H, W) in [0, 1] as bytes (B, H, W, 3): rounded, as they would be in a file, not
-    cut off.
-    """
-    return (
-        images.detach()
-        .clamp(0, 1)
-        .mul(255)
-        .round()
-        .to(torch.uint8)
-        .permute(0, 2, 3, 1)
-        .contiguous()
-        .cpu()
-        .numpy()
-    )
+LARGEST = {"F": 1.0, "I": 65535.0, "I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0}
+"""The value of white in Pillow's modes of more than 8 bits, all of them grey."""
 
 
 def open_image(path: Path) -> Tensor:
-    """The picture in a file, (3, H, W) float32 in [0, 1], upright as its camera says; what is
-    transparent is white.
+    """Return the image in a file, (3, H, W) float32 in [0, 1].
+
+    It is turned upright as its camera says, and what is transparent is white.
+
+    Args:
+        path: of a file of any kind that Pillow reads.
 
     Raises:
-        FileNotFoundError, ValueError: there is no such file, or it is no picture; the message names
-            it.
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, or its values are outside their range; the message names it.
     """
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no such picture; check the path (it is relative to the current folder)"
+            f"{path}: no such image; check the path (it is relative to the current folder)"
         )
 
     try:
         with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert("RGBA")
+            image = ImageOps.exif_transpose(file)
+            if image.mode not in LARGEST:
+                image = image.convert("RGBA")
     # all that Pillow's readers raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"{path}: not a picture that can be read ({error}); give a PNG or JPEG file"
+            f"{path}: not an image that can be read ({error}); give a PNG or JPEG file"
         ) from error
 
-    on_white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert(
-        "RGB"
-    )
-    return torch.from_numpy(np.array(on_white)).permute(2, 0, 1).float() / 255
+    return _deep_grey(image, path) if image.mode in LARGEST else _on_white(image)
+
+
+def resize_image(image: Tensor, height: int, width: int) -> Tensor:
+    """Return an image (3, H, W) in another size, in 8 bits; as it is if it has that size."""
+    if image.shape[1:] == (height, width):
+        return image
+
+    pixels = Image.fromarray(eight_bit(image[None])[0])
+    return _to_tensor(pixels.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def eight_bit(images: Tensor) -> np.ndarray:
+    """Return images (B, 3, H, W) in [0, 1] as bytes (B, H, W, 3), rounded as in a file."""
+    pixels = images.detach().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def image_grid(images: Tensor) -> tuple[bytes, int]:
-    """Images (B, 3, H, W) in [0, 1] side by side without gaps, row by row, as a PNG; and the number
-    of columns.
+    """Return images (B, 3, H, W) in [0, 1] as one PNG, and its number of columns.
+
+    They lie side by side without gaps, row by row.
     """
     count, _, height, width = images.shape
     columns = math.ceil(math.sqrt(count * height / width))
-    lines = math.ceil(count / columns)
-    sheet = torch.ones(lines * columns, 3, height, width)
+    rows = math.ceil(count / columns)
+    sheet = torch.ones(rows * columns, 3, height, width)
     sheet[:count] = images
-    pixels = (
-        sheet.view(lines, columns, 3, height, width)
-        .permute(0, 3, 1, 4, 2)
-        .reshape(lines * height, -1, 3)
-    )
+
+    cells = sheet.view(rows, columns, 3, height, width).permute(0, 3, 1, 4, 2)
+    pixels = cells.reshape(rows * height, -1, 3).mul(255).round().to(torch.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels.mul(255).round().to(torch.uint8).numpy()).save(file, format="PNG")
+    Image.fromarray(pixels.numpy()).save(file, format="PNG")
 
     return file.getvalue(), columns
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    """Return an image in mode "RGB" as (3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+def _on_white(image: Image.Image) -> Tensor:
+    """Return an image in mode "RGBA" on white."""
+    white = Image.new("RGBA", image.size, "white")
+    return _to_tensor(Image.alpha_composite(white, image).convert("RGB"))
+
+
+def _deep_grey(image: Image.Image, path: Path) -> Tensor:
+    """Return a grey image of 16 bits or of floats; its one transparent value becomes white."""
+    values = np.array(image, dtype=np.float64)
+    largest = LARGEST[image.mode]
+    low = values.min()
+    high = values.max()
+
+    if not (low >= 0 and high <= largest):  # which also refuses NaN
+        raise ValueError(
+            f"{path}: its values lie between {low:g} and {high:g}, not in [0, {largest:g}]; scale "
+            "them, or give an image of 8 bits"
+        )
+
+    grey = values / largest
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 1.0
+
+    return torch.from_numpy(grey).float().expand(3, -1, -1).contiguous()

@@ -1,10 +1,9 @@
-"""Random numbers by name: every use of chance derives its own stream from what it is for, and none
-is ever stored.
+"""Random numbers by name: every purpose has a stream of its own, and none is ever stored.
 
     stream = SHA-256("seed/iteration/purpose/...")
 
-So iteration 12 draws the same numbers whether or not the run was interrupted before it, and one use
-of chance never shifts another.
+So iteration 12 draws the same numbers whether or not the run was interrupted before it, and one
+purpose never shifts the numbers of another.
 """
 
 from __future__ import annotations
@@ -17,21 +16,22 @@ import torch
 
 
 def number(*keys: object) -> int:
-    """A 63-bit seed from keys such as (seed, iteration, "noise"); the same keys, the same number,
-    on every machine.
+    """Return a 63-bit seed from keys such as (seed, iteration, "noise").
+
+    The same keys give the same number on every machine.
     """
-    return (
-        int.from_bytes(hashlib.sha256("/".join(map(str, keys)).encode()).digest()[:8], "big") >> 1
-    )
+    name = "/".join(map(str, keys))
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def generator(*keys: object) -> torch.Generator:
-    """A CPU generator of the stream that these keys name."""
+    """Return a CPU generator of the stream that these keys name."""
     return torch.Generator().manual_seed(number(*keys))
 
 
 def seed_globals(*keys: object) -> None:
-    """Start the global generators from these keys too: a user's reward may draw from them."""
+    """Seed the global generators from these keys, for rewards of a user that draw from them."""
     seed = number(*keys)
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -57,17 +57,16 @@ def test_against_brute_force(kind: type, k: int) -> None:
 
 
 def test_pooled_spread_against_brute_force() -> None:
-    """One prompt has equal rewards, one image stands alone, one has no score: none of them widens
-    the others'.
-    """
+    """A prompt of equal rewards, a single image and one without score widen no other spread."""
     parts = rewards(2)
     weights = torch.tensor([1.0, 0.5])
     numbers = torch.tensor([7, 7, 7, 7, 2, 2, 2, 2, 9, 9, 5, 9])
-    parts[4:8, 0], parts[9, 1] = 0.1, math.nan
+    parts[4:8, 0] = 0.1
+    parts[9, 1] = math.nan
     got = GroupAdvantage(spread="batch")(scores(parts), weights, numbers)
     r = parts.numpy()
-    there = parts.isfinite().all(1).numpy()
-    groups = [np.flatnonzero((numbers.numpy() == number) & there) for number in (7, 2, 9, 5)]
+    valid = parts.isfinite().all(1).numpy()
+    groups = [np.flatnonzero((numbers.numpy() == number) & valid) for number in (7, 2, 9, 5)]
     squares = [
         [(r[i, k] - r[rows, k].mean()) ** 2 for rows in groups if len(rows) > 1 for i in rows]
         for k in (0, 1)
@@ -84,12 +83,14 @@ def test_pooled_spread_against_brute_force() -> None:
     assert got[9] == 0 and got[10] == 0
 
 
-def test_a_prompt_that_is_nearly_always_right_leaves_the_word_to_other_rewards() -> None:
-    """One image in eight scans a little worse, and is the better picture."""
+def test_where_one_reward_is_nearly_always_full_the_others_decide() -> None:
+    """One image in eight scans a little worse, and is better by the other reward."""
     scan = torch.ones(16)
-    picture = torch.rand(16, generator=torch.Generator().manual_seed(0)) * 0.1
-    scan[0], scan[8:12], picture[0] = 0.9, 0.0, 0.2
-    parts = torch.stack([scan, picture], 1).double()
+    quality = torch.rand(16, generator=torch.Generator().manual_seed(0)) * 0.1
+    scan[0] = 0.9
+    scan[8:12] = 0.0
+    quality[0] = 0.2
+    parts = torch.stack([scan, quality], 1).double()
     numbers = torch.arange(16) // 8
     assert GroupAdvantage()(scores(parts), torch.tensor([1.0, 0.5]), numbers)[0] < 0
     assert GroupAdvantage(spread="batch")(scores(parts), torch.tensor([1.0, 0.5]), numbers)[0] > 0
@@ -157,7 +158,7 @@ def test_order_of_rows_does_not_matter() -> None:
 
 def test_tracker_against_brute_force() -> None:
     track = TrackerAdvantage(buffer=6, min_count=5)
-    seen = dict[int, list[float]]()
+    history = dict[int, list[float]]()
 
     for iteration in range(4):
         parts = rewards(seed=iteration)
@@ -168,23 +169,24 @@ def test_tracker_against_brute_force() -> None:
         r = parts[rows, 0].numpy()
 
         for number in GROUP[rows].unique().tolist():
-            seen[number] = (seen.get(number, []) + r[(GROUP[rows] == number).numpy()].tolist())[-6:]
+            added = r[(GROUP[rows] == number).numpy()].tolist()
+            history[number] = (history.get(number, []) + added)[-6:]
 
         for i in rows.tolist():
-            among = np.array(seen[int(GROUP[i])])
+            among = np.array(history[int(GROUP[i])])
             assert got[i].item() == pytest.approx(
                 z(r[i], among if len(among) >= 5 else r), abs=1e-5
             )
 
 
 def test_tracker_state_survives_json() -> None:
-    one = TrackerAdvantage(4, 2)
-    two = TrackerAdvantage(4, 2)
-    one(scores(rewards()), ONE, GROUP)
-    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
-    assert two.state_dict() == one.state_dict()
+    first = TrackerAdvantage(4, 2)
+    second = TrackerAdvantage(4, 2)
+    first(scores(rewards()), ONE, GROUP)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.state_dict() == first.state_dict()
     following = scores(rewards(seed=5))
-    assert torch.equal(one(following, ONE, GROUP), two(following, ONE, GROUP))
+    assert torch.equal(first(following, ONE, GROUP), second(following, ONE, GROUP))
 
 
 def test_tracker_forgets_what_falls_out_of_the_buffer() -> None:
@@ -205,68 +207,65 @@ def test_settings_out_of_range() -> None:
         GroupAdvantage()(scores(rewards()), torch.ones(2), GROUP)
 
 
-def test_per_move_against_brute_force() -> None:
-    # (12, 2, 2)
+def test_per_transition_against_brute_force() -> None:
     adv = rewards(seed=1)[:, 0]
-    previews = torch.stack([rewards(2, seed) for seed in (2, 3)], 1)
-    previews[3, 0] = math.nan
+    x0_rewards = torch.stack([rewards(2, seed) for seed in (2, 3)], 1)  # (12, 2, 2)
+    x0_rewards[3, 0] = math.nan
     weights = torch.tensor([2.0, -1.0])
-    got = per_transition(adv, previews, weights, GROUP)
+    got = per_transition(adv, x0_rewards, weights, GROUP)
 
-    for move in range(2):
-        seen = [i for i in range(12) if not previews[i, move].isnan().any()]
-        p = previews[:, move].numpy()
+    for transition in range(2):
+        valid = [i for i in range(12) if not x0_rewards[i, transition].isnan().any()]
+        p = x0_rewards[:, transition].numpy()
         total = {
             i: sum(
                 float(weights[k])
-                * z(p[i, k], np.array([p[j, k] for j in seen if GROUP[j] == GROUP[i]]))
+                * z(p[i, k], np.array([p[j, k] for j in valid if GROUP[j] == GROUP[i]]))
                 for k in range(2)
             )
             / math.sqrt(5)
-            for i in seen
+            for i in valid
         }
-        slope = sum(float(adv[i]) * total[i] for i in seen) / sum(v**2 for v in total.values())
+        slope = sum(float(adv[i]) * total[i] for i in valid) / sum(v**2 for v in total.values())
 
         for i in range(12):
-            assert got[i, move].item() == pytest.approx(
+            assert got[i, transition].item() == pytest.approx(
                 float(adv[i]) - slope * total.get(i, 0.0), abs=1e-6
             )
 
 
-def test_per_move_heeds_only_the_previews_of_the_reward_that_was_asked_for() -> None:
+def test_per_transition_uses_only_the_target_rewards_of_x0_pred() -> None:
     adv = rewards(seed=1)[:, 0]
-    previews = torch.stack([rewards(2, seed) for seed in (2, 3)], 1)
-    asked = torch.tensor([0, 1]).repeat_interleave(2).repeat(3)
-    weights = torch.tensor([2.0, -1.0]) * torch.nn.functional.one_hot(asked)
-    got = per_transition(adv, previews, weights, GROUP)
+    x0_rewards = torch.stack([rewards(2, seed) for seed in (2, 3)], 1)
+    target = torch.tensor([0, 1]).repeat_interleave(2).repeat(3)
+    weights = torch.tensor([2.0, -1.0]) * torch.nn.functional.one_hot(target)
+    got = per_transition(adv, x0_rewards, weights, GROUP)
     alone = torch.zeros(12, 2, dtype=torch.float64)
 
     for i in range(12):
-        for move in range(2):
-            column = previews[GROUP[i] == GROUP, move, asked[i]].numpy()
-            alone[i, move] = z(float(previews[i, move, asked[i]]), column) * (
-                1 if asked[i] == 0 else -1
-            )
+        for transition in range(2):
+            column = x0_rewards[GROUP[i] == GROUP, transition, target[i]].numpy()
+            sign = 1 if target[i] == 0 else -1
+            alone[i, transition] = sign * z(float(x0_rewards[i, transition, target[i]]), column)
 
     slope = (adv[:, None] * alone).sum(0) / (alone**2).sum(0)
     torch.testing.assert_close(got.double(), adv[:, None] - slope * alone, rtol=0, atol=1e-5)
 
 
-def test_per_move_without_previews_is_the_images_advantage() -> None:
+def test_per_transition_without_rewards_of_x0_pred_is_the_images_advantage() -> None:
     adv = rewards()[:, 0].float()
     assert torch.equal(
         per_transition(adv, torch.full((12, 3, 1), math.nan), ONE, GROUP),
         adv[:, None].expand(12, 3),
     )
     same = per_transition(adv, torch.full((12, 3, 1), 7.0, dtype=torch.float64), ONE, GROUP)
-    assert torch.equal(same, adv[:, None].expand(12, 3)), (
-        "a preview that tells nothing changes nothing"
-    )
+    assert torch.equal(same, adv[:, None].expand(12, 3)), "equal rewards of x0_pred change nothing"
 
 
-def test_per_move_keeps_the_expected_gradient_and_takes_out_variance() -> None:
-    """Two moves, x1 = e1 and x2 = x1 + e2 / 3, reward x2: with unit scores e the gradients are as 1
-    to 1 / 3.
+def test_per_transition_keeps_the_expected_gradient_and_takes_out_variance() -> None:
+    """Two transitions, x1 = e1 and x2 = x1 + e2 / 3, with reward x2.
+
+    With unit scores e the gradients are as 1 to 1 / 3.
     """
     groups = 4000
     images = 8
@@ -277,21 +276,23 @@ def test_per_move_keeps_the_expected_gradient_and_takes_out_variance() -> None:
     x2 = noise[:, 0] + noise[:, 1] / 3
     group_of = torch.arange(groups).repeat_interleave(images)
     adv = GroupAdvantage()(scores(x2[:, None]), ONE, group_of)
-    # what is expected before each move
-    previews = torch.stack([torch.zeros_like(x1), x1], 1)[..., None]
+    # the reward that is expected before each transition
+    x0_rewards = torch.stack([torch.zeros_like(x1), x1], 1)[..., None]
     gradients = {
         name: (value * noise).view(groups, images, 2).mean(1)
         for name, value in (
             ("image", adv[:, None].double()),
-            ("move", per_transition(adv, previews, ONE, group_of).double()),
+            ("transition", per_transition(adv, x0_rewards, ONE, group_of).double()),
         )
     }
     mean = {name: value.mean(0) for name, value in gradients.items()}
     error = {name: value.std(0) / groups**0.5 for name, value in gradients.items()}
-    assert torch.equal(mean["image"][0], mean["move"][0]), "nothing is known before the first move"
-    assert (mean["image"] - mean["move"])[1].abs() < 4 * error["image"][1]
-    assert mean["move"][0] / mean["move"][1] == pytest.approx(3, rel=0.05)
-    assert error["move"][1] < 0.6 * error["image"][1]
+    assert torch.equal(mean["image"][0], mean["transition"][0]), (
+        "nothing is known before the first transition"
+    )
+    assert (mean["image"] - mean["transition"])[1].abs() < 4 * error["image"][1]
+    assert mean["transition"][0] / mean["transition"][1] == pytest.approx(3, rel=0.05)
+    assert error["transition"][1] < 0.6 * error["image"][1]
 
 
 @pytest.mark.parametrize("within", ["prompt", "batch"])
@@ -304,11 +305,8 @@ def test_softmax_weights_by_brute_force(within: str) -> None:
 
     for i in range(12):
         rows = [j for j in range(12) if j != 5 and (within == "batch" or GROUP[i] == GROUP[j])]
-        expected = (
-            len(rows) * math.exp(0.3 * total[i]) / sum(math.exp(0.3 * total[j]) for j in rows)
-            if i != 5
-            else 0
-        )
+        share = math.exp(0.3 * total[i]) / sum(math.exp(0.3 * total[j]) for j in rows)
+        expected = 0 if i == 5 else len(rows) * share
         assert got[i].item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -340,7 +338,7 @@ def test_top_fraction_keeps_the_best_of_each_prompt(fraction: float, count: int)
     assert ties.tolist() == [4.0, 0, 0, 0] * 3
 
 
-def test_weights_say_what_is_wrong() -> None:
+def test_wrong_settings_of_weights_are_named() -> None:
     for make in (
         lambda: SoftmaxWeights(beta=-1),
         lambda: TopFractionWeights(0),

@@ -1,4 +1,4 @@
-"""Curricula: where the control scale is when, and what the gated one makes of success."""
+"""Curricula: the control scale over a run, and the changes of the gated one after success."""
 
 from __future__ import annotations
 
@@ -28,46 +28,37 @@ def test_fixed_courses() -> None:
     assert at(LinearCurriculum(2.0, 1.0, until=0.5), 0, 0.25, 0.5, 1) == [2, 1.5, 1, 1]
     assert at(CosineCurriculum(2.0, 1.0), 0, 1 / 3, 0.5, 1) == [2, 1.75, 1.5, 1]
     assert at(CosineCurriculum(2.0, 1.0, until=0.5), 0.25, 0.5, 0.9) == [1.5, 1, 1]
-    assert at(StepsCurriculum([2.0, 1.5, 1.0]), 0, 0.33, 0.34, 0.66, 0.67, 1) == [
-        2,
-        2,
-        1.5,
-        1.5,
-        1,
-        1,
-    ]
+    steps = StepsCurriculum([2.0, 1.5, 1.0])
+    assert at(steps, 0, 0.33, 0.34, 0.66, 0.67, 1) == [2, 2, 1.5, 1.5, 1, 1]
     assert at(LinearCurriculum(0.5, 1.5), 0, 0.5, 1) == [0.5, 1, 1.5], "upwards too"
 
 
 def test_sampled_stays_between_the_line_and_the_first() -> None:
     curriculum = SampledCurriculum(2.0, 1.0)
-    chance = generator()
-    assert curriculum(0.0, chance) == 2
+    stream = generator()
+    assert curriculum(0.0, stream) == 2
 
     for progress in (0.3, 1.0):
-        drawn = [curriculum(progress, chance) for _ in range(200)]
+        drawn = [curriculum(progress, stream) for _ in range(200)]
         low = 2 - progress
         assert low <= min(drawn) < low + 0.05 * progress and 2 - 0.05 * progress < max(drawn) <= 2
         assert sum(drawn) / 200 == pytest.approx((low + 2) / 2, abs=0.1 * progress)
 
 
 def follow(curriculum: GatedCurriculum, *successes: float) -> list[float]:
-    found = []
+    scales = []
     for success in successes:
         curriculum.observe(Scores(torch.tensor([[success]]), ("qr_scan",)))
-        found += at(curriculum, 0.0)
-    return found
+        scales += at(curriculum, 0.0)
+    return scales
 
 
 def test_gated_goes_down_up_and_never_out() -> None:
     curriculum = GatedCurriculum(1.2, 1.0, by=0.1, smoothing=0.0)
     assert follow(curriculum, 0.9, 0.6, 0.9, 0.9) == [1.1, 1.1, 1.0, 1.0]
     assert follow(curriculum, 0.3, 0.4, 0.3, 0.3) == [1.1, 1.1, 1.2, 1.2]
-    assert follow(GatedCurriculum(1.0, 2.0, by=0.25, smoothing=0.0), 0.9, 0.1, 0.1) == [
-        1.25,
-        1.0,
-        1.0,
-    ], "harder may be more"
+    upwards = GatedCurriculum(1.0, 2.0, by=0.25, smoothing=0.0)
+    assert follow(upwards, 0.9, 0.1, 0.1) == [1.25, 1.0, 1.0], "harder may be more"
 
 
 def test_gated_wants_patience_and_smooths() -> None:
@@ -82,19 +73,19 @@ def test_gated_wants_patience_and_smooths() -> None:
 
 
 def test_gated_goes_on_where_it_was() -> None:
-    one = GatedCurriculum(2.0, 1.0, smoothing=0.7, patience=2)
-    two = GatedCurriculum(2.0, 1.0, smoothing=0.7, patience=2)
-    follow(one, 0.9, 0.95, 0.85)
-    two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    first = GatedCurriculum(2.0, 1.0, smoothing=0.7, patience=2)
+    second = GatedCurriculum(2.0, 1.0, smoothing=0.7, patience=2)
+    follow(first, 0.9, 0.95, 0.85)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     later = (0.9, 0.2, 0.1, 0.95, 0.99, 0.99, 0.99)
-    assert follow(one, *later) == follow(two, *later)
+    assert follow(first, *later) == follow(second, *later)
     fresh = GatedCurriculum(2.0, 1.0)
     fresh.load_state_dict(json.loads(json.dumps(GatedCurriculum(2.0, 1.0).state_dict())))
     assert at(fresh, 0.0) == [2.0]
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (
             lambda: LinearCurriculum(-1.0, 1.0),
@@ -110,6 +101,6 @@ def test_gated_goes_on_where_it_was() -> None:
         (lambda: GatedCurriculum(2.0, 1.0, smoothing=1.0), r"smoothing = 1.0 in \[0, 1\)"),
     ],
 )
-def test_settings_that_mean_nothing(make: object, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_settings_that_mean_nothing(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()  # type: ignore[operator]

@@ -1,6 +1,4 @@
-"""The prompt expander: its log-probability against transformers' own forward pass, what is cut, and
-what it writes.
-"""
+"""The prompt expander: log-probabilities against transformers' own, truncation, and its words."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import perturb
+from conftest import generator, perturb
 
 from burnish.prompts.expander import Expander
 from burnish.prompts.imitation import imitate, read_pairs
@@ -25,7 +23,7 @@ PROMPTS = [
 
 
 def build_language(seed: int = 0, ends: int | None = 2) -> tuple[Any, Any]:
-    """A tiny Llama with random weights, and a tokenizer with a token a word."""
+    """Return a tiny Llama with random weights, and a tokenizer with a token a word."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -40,9 +38,17 @@ def build_language(seed: int = 0, ends: int | None = 2) -> tuple[Any, Any]:
         clean_up_tokenization_spaces=False,
     )
     config = LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=64, pad_token_id=0, bos_token_id=None, eos_token_id=ends, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=ends,
+        tie_word_embeddings=True,
+    )
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -64,138 +70,126 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def chance(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 @torch.no_grad()
 def test_the_log_probability_is_that_of_the_model_token_by_token() -> None:
     model, tokenizer = build_language()
     expander = Expander(model.double(), tokenizer, temperature=0.7, tokens=6)
-    drawn = expander.draw(PROMPTS * 4, chance())
+    drawn = expander.draw(PROMPTS * 4, generator())
     replayed = expander.replay(drawn, torch.arange(12)).logp
     start = drawn.ids.shape[1] - drawn.action_mask.shape[1]
-    assert drawn.action_mask.any(1).all() and not drawn.action_mask.all(), "some texts end early"
+    assert drawn.action_mask.any(1).all()
+    assert not drawn.action_mask.all(), "some texts end early"
 
     for row, prompt in enumerate(PROMPTS * 4):
-        told = tokenizer(prompt.text)["input_ids"]
+        prompt_ids = tokenizer(prompt.text)["input_ids"]
         words = drawn.ids[row, start:][drawn.action_mask[row]].tolist()
 
-        for place, word in enumerate(words):  # alone, without padding, and one token at a time
-            logits = model(torch.tensor([told + words[:place]])).logits[0, -1]
-            alone = (logits / 0.7).log_softmax(0)[word]
-            assert float(replayed[row, place]) == pytest.approx(float(alone), abs=1e-12)
-            assert float(drawn.logp[row, place]) == pytest.approx(float(alone), abs=1e-12), (
-                "drawn with a cache"
-            )
+        for index, word in enumerate(words):  # alone, without padding, and one token at a time
+            logits = model(torch.tensor([prompt_ids + words[:index]])).logits[0, -1]
+            expected = pytest.approx(float((logits / 0.7).log_softmax(0)[word]), abs=1e-12)
+            assert float(replayed[row, index]) == expected
+            assert float(drawn.logp[row, index]) == expected, "drawn with a cache"
 
         assert 2 not in words[:-1], "the end is the last action"
         assert len(words) == 6 or words[-1] == 2
-        assert (replayed[row, len(words) :] == 0).all() and (
-            drawn.logp[row, len(words) :] == 0
-        ).all()
+        assert (replayed[row, len(words) :] == 0).all()
+        assert (drawn.logp[row, len(words) :] == 0).all()
 
 
 def test_before_an_update_the_ratio_is_one_and_the_kl_zero_after_it_neither() -> None:
     model, tokenizer = build_language()
     expander = Expander(model, tokenizer, "full", tokens=6)
     expander.remember()
-    drawn = expander.draw(PROMPTS, chance())
-    say = expander.replay(drawn, torch.arange(3), reference=True)
-    assert say.kl is not None and say.kl.abs().max() < 1e-6
-    assert (say.logp - drawn.logp).sum(1).expm1().abs().max() < 1e-5
+    drawn = expander.draw(PROMPTS, generator())
+    before = expander.replay(drawn, torch.arange(3), reference=True)
+    assert before.kl is not None and before.kl.abs().max() < 1e-6
+    assert (before.logp - drawn.logp).sum(1).expm1().abs().max() < 1e-5
     perturb(expander, 0.1)
-    moved = expander.replay(drawn, torch.arange(3), reference=True)
-    assert (
-        moved.kl is not None
-        and moved.kl[drawn.action_mask].mean() > 1e-4
-        and (moved.kl[~drawn.action_mask] == 0).all()
-    )
+    after = expander.replay(drawn, torch.arange(3), reference=True)
+    assert after.kl is not None
+    assert after.kl[drawn.action_mask].mean() > 1e-4
+    assert (after.kl[~drawn.action_mask] == 0).all()
 
     with expander.reference(), torch.no_grad():
-        torch.testing.assert_close(expander.replay(drawn, torch.arange(3)).logp, say.logp.detach())
+        reference = expander.replay(drawn, torch.arange(3))
+        torch.testing.assert_close(reference.logp, before.logp.detach())
 
-    assert (moved.logp - drawn.logp).abs().max() > 1e-3, (
-        "afterwards the weights are the moved ones again"
-    )
+    again = expander.replay(drawn, torch.arange(3)).logp
+    assert (again - drawn.logp).abs().max() > 1e-3, "the weights are the changed ones again"
 
 
 def test_the_kl_is_that_of_the_whole_distribution() -> None:
     model, tokenizer = build_language()
     expander = Expander(model.double(), tokenizer, "full", tokens=3, temperature=1.3)
     expander.remember()
-    drawn = expander.draw(PROMPTS[:1], chance(3))
-    told = tokenizer("a cat")["input_ids"]
+    drawn = expander.draw(PROMPTS[:1], generator(3))
+    prompt_ids = tokenizer("a cat")["input_ids"]
     words = drawn.ids[0, 2:][drawn.action_mask[0]].tolist()
-    before = (model(torch.tensor([told + words])).logits[0] / 1.3).log_softmax(-1).detach()
+    before = (model(torch.tensor([prompt_ids + words])).logits[0] / 1.3).log_softmax(-1).detach()
     perturb(expander, 0.1)
-    after = (model(torch.tensor([told + words])).logits[0] / 1.3).log_softmax(-1).detach()
-    wanted = [
+    after = (model(torch.tensor([prompt_ids + words])).logits[0] / 1.3).log_softmax(-1).detach()
+    expected = [
         float((after[i].exp() * (after[i] - before[i])).sum()) for i in range(1, 1 + len(words))
     ]
-    found = expander.replay(drawn, torch.arange(1), reference=True).kl
-    assert found is not None
-    assert found.detach()[0, : len(words)].tolist() == pytest.approx(wanted, abs=1e-12)
+    kl = expander.replay(drawn, torch.arange(1), reference=True).kl
+    assert kl is not None
+    assert kl.detach()[0, : len(words)].tolist() == pytest.approx(expected, abs=1e-12)
 
 
-def test_what_does_not_fit_is_cut_and_has_no_log_probability() -> None:
+def test_what_does_not_fit_is_truncated_and_has_no_log_probability() -> None:
     model, tokenizer = build_language(ends=None)  # it never ends by itself
     tokenizer.eos_token = "<pad>"
 
     def fits(prompt: Prompt) -> bool:
         return len(prompt.generator_text.split()) <= 8
 
-    free = Expander(model, tokenizer, tokens=10).draw(PROMPTS, chance())
-    short = Expander(model, tokenizer, tokens=10, fits=fits).draw(PROMPTS, chance())
+    free = Expander(model, tokenizer, tokens=10).draw(PROMPTS, generator())
+    short = Expander(model, tokenizer, tokens=10, fits=fits).draw(PROMPTS, generator())
 
-    for row, (whole, kept) in enumerate(zip(free.prompts, short.prompts, strict=True)):
-        assert whole.text.startswith(kept.text) and fits(kept)
+    for row, (full, short_prompt) in enumerate(zip(free.prompts, short.prompts, strict=True)):
+        assert full.text.startswith(short_prompt.text) and fits(short_prompt)
         count = int(short.action_mask[row].sum())
         assert short.action_mask[row, :count].all(), "a beginning"
-        assert (
-            torch.equal(short.logp[row, :count], free.logp[row, :count])
-            and (short.logp[row, count:] == 0).all()
-        )
-        assert bool(short.truncated[row]) == (whole.text != kept.text)
+        assert torch.equal(short.logp[row, :count], free.logp[row, :count])
+        assert (short.logp[row, count:] == 0).all()
+        assert bool(short.truncated[row]) == (full.text != short_prompt.text)
 
     assert short.truncated.any()
     replayed = Expander(model, tokenizer).replay(short, torch.arange(3)).logp
     torch.testing.assert_close(replayed.detach(), short.logp, atol=1e-5, rtol=1e-5)
-    never = Expander(model, tokenizer, tokens=4, fits=lambda prompt: False).draw(PROMPTS, chance())
+    never = Expander(model, tokenizer, tokens=4, fits=lambda prompt: False).draw(
+        PROMPTS, generator()
+    )
     assert [new.text for new in never.prompts] == [old.text for old in PROMPTS]
 
 
 def test_the_prompt_stays_and_is_remembered() -> None:
     expander = Expander(*build_language(), tokens=5)
-    drawn = expander.draw(PROMPTS, chance())
+    drawn = expander.draw(PROMPTS, generator())
 
     for old, new in zip(PROMPTS, drawn.prompts, strict=True):
-        assert (
-            new.text.startswith(old.text)
-            and new.metadata["original"] == old.text
-            and new.template == old.template
-        )
-        assert new.text == old.text or new.text[len(old.text)] in " ,", (
-            "words are apart from the prompt"
-        )
+        assert new.text.startswith(old.text)
+        assert new.metadata["original"] == old.text
+        assert new.template == old.template
+        separated = new.text == old.text or new.text[len(old.text)] in " ,"
+        assert separated, "words do not touch the prompt"
 
     assert drawn.prompts[1].metadata["tag"] == 1
-    strange = [new.text for new in expander.draw([Prompt("capybara")] * 8, chance()).prompts]
+    strange = [new.text for new in expander.draw([Prompt("capybara")] * 8, generator()).prompts]
     assert all(text[8:9] in ("", " ") for text in strange) and any(text[8:] for text in strange)
-    again = expander.draw(PROMPTS, chance())
-    assert again.prompts == drawn.prompts != expander.draw(PROMPTS, chance(5)).prompts
+    again = expander.draw(PROMPTS, generator())
+    assert again.prompts == drawn.prompts != expander.draw(PROMPTS, generator(5)).prompts
 
 
 def test_a_model_with_a_chat_template_is_instructed() -> None:
     model, tokenizer = build_language()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} on{% endfor %}"
     expander = Expander(model, tokenizer, instruction="big {prompt} in", tokens=4)
-    drawn = expander.draw([Prompt("a cat")], chance())
-    told = drawn.ids[0, : -drawn.action_mask.shape[1]].tolist()
-    assert [WORDS[i] for i in told] == "big a cat in on".split()
-    assert (
-        drawn.prompts[0].text.startswith("a cat") and "big a cat in on" not in drawn.prompts[0].text
-    )
+    drawn = expander.draw([Prompt("a cat")], generator())
+    read = drawn.ids[0, : -drawn.action_mask.shape[1]].tolist()
+    assert [WORDS[i] for i in read] == "big a cat in on".split()
+    assert drawn.prompts[0].text.startswith("a cat")
+    assert "big a cat in on" not in drawn.prompts[0].text
 
 
 def test_a_step_makes_rewarded_words_likelier_and_without_advantage_nothing_has_a_gradient() -> (
@@ -203,7 +197,7 @@ def test_a_step_makes_rewarded_words_likelier_and_without_advantage_nothing_has_
 ):
     model, tokenizer = build_language()
     expander = Expander(model.double(), tokenizer, "full", tokens=5)
-    drawn = expander.draw(PROMPTS * 2, chance())
+    drawn = expander.draw(PROMPTS * 2, generator())
     adv = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -2.0], dtype=torch.float64)
     before = expander.replay(drawn, torch.arange(6)).logp.sum(1)
     (-(adv * before).sum()).backward()
@@ -230,9 +224,9 @@ def test_what_was_learned_is_saved_for_the_stock_libraries(
 
     expander = Expander.load(str(language), train=train, rank=2, tokens=4)
     fresh = Expander.load(str(language), train="none", tokens=4)
-    drawn = expander.draw(PROMPTS, chance())
+    drawn = expander.draw(PROMPTS, generator())
     # a new adapter is silent
-    torch.testing.assert_close(drawn.logp, fresh.draw(PROMPTS, chance()).logp)
+    torch.testing.assert_close(drawn.logp, fresh.draw(PROMPTS, generator()).logp)
     perturb(expander)
     expander.save(tmp_path / "adapter")
     logp = expander.replay(drawn, torch.arange(3)).logp.detach()
@@ -249,11 +243,11 @@ def test_what_was_learned_is_saved_for_the_stock_libraries(
 
     again = Expander(stock, fresh.tokenizer).replay(drawn, torch.arange(3)).logp.detach()
     torch.testing.assert_close(again, logp)
-    goes_on = Expander.load(str(language), train=train, rank=2, adapter=tmp_path / "adapter")
+    continued = Expander.load(str(language), train=train, rank=2, adapter=tmp_path / "adapter")
     assert all(
-        torch.equal(a, b) for a, b in zip(goes_on.trainable, expander.trainable, strict=True)
+        torch.equal(a, b) for a, b in zip(continued.trainable, expander.trainable, strict=True)
     )
-    assert goes_on.state().keys() == expander.state().keys()
+    assert continued.state().keys() == expander.state().keys()
     assert not [
         path.name
         for path in (tmp_path / "adapter").iterdir()
@@ -263,18 +257,15 @@ def test_what_was_learned_is_saved_for_the_stock_libraries(
 
 def test_imitation_makes_given_expansions_likelier(language: Path, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text(
-        '{"prompt": "a cat", "expansion": "a cat in blue"}\n{"prompt": "a dog", "expansion": "on red"}\n'
+        '{"prompt": "a cat", "expansion": "a cat in blue"}\n'
+        '{"prompt": "a dog", "expansion": "on red"}\n'
     )
     pairs = read_pairs(str(tmp_path / "pairs.jsonl"))
     assert pairs == [("a cat", " in blue"), ("a dog", " on red")]
     expander = Expander.load(str(language), train="full", tokens=4)
     imitate(expander, pairs, epochs=100, lr=1e-2, seed=0)
-    assert [
-        p.text for p in expander.draw([Prompt("a cat"), Prompt("a dog")], chance()).prompts
-    ] == [
-        "a cat in blue",
-        "a dog on red",
-    ]
+    drawn = expander.draw([Prompt("a cat"), Prompt("a dog")], generator())
+    assert [prompt.text for prompt in drawn.prompts] == ["a cat in blue", "a dog on red"]
 
 
 def test_errors_say_what_to_do(language: Path, tmp_path: Path) -> None:

@@ -1,6 +1,4 @@
-"""Reward identifiers: what the generator reads and nobody else, tokens that need no file, and the
-stock pipeline.
-"""
+"""Reward identifiers: texts for the generator alone, tokens without a file, the stock pipeline."""
 
 from __future__ import annotations
 
@@ -20,7 +18,9 @@ from burnish.config import Config
 from burnish.diffusion.policy import Policy
 from burnish.prompts import identifiers
 from burnish.report.page import write_report
+from burnish.rl.advantages import per_transition
 from burnish.runs import Run
+from burnish.seeds import generator
 from burnish.tools.gallery import draw, open_source, preferred
 from burnish.tools.preflight import preflight
 from burnish.training import updates
@@ -28,17 +28,18 @@ from burnish.training.assembly import Overrides, assemble
 from burnish.training.collect import SampledImages, sample_prompts
 from burnish.training.job import prepare
 from burnish.training.loop import train
+from burnish.training.resume import export
 from burnish.types import Prompt
 from burnish.world import World
 
 TIMING = ("seconds_sampling", "seconds_scoring", "seconds_training")
 REWARDS = """
-seen = []
+texts = []
 def bright(images, prompts):
-    seen.extend(prompt.text for prompt in prompts)
+    texts.extend(prompt.text for prompt in prompts)
     return images.mean((1, 2, 3))
 def red(images, prompts):
-    seen.extend(prompt.text for prompt in prompts)
+    texts.extend(prompt.text for prompt in prompts)
     return images[:, 0].mean((1, 2)) - images.mean((1, 2, 3))
 """
 
@@ -69,8 +70,8 @@ def load(recipe: Path, *overrides: str) -> Config:
 
 def log(out: Path) -> list[dict]:
     return [
-        {key: value for key, value in one.items() if key not in TIMING}
-        for one in Run(out).records()
+        {key: value for key, value in record.items() if key not in TIMING}
+        for record in Run(out).records()
     ]
 
 
@@ -91,21 +92,18 @@ def test_behind_a_prompt_they_leave_its_own_words_as_they_are(tiny_pipeline: Pat
     policy = Policy.load(tiny_pipeline, train="none")
     identifiers.add_tokens(policy.pipe, 2)
     words = len(policy.pipe.tokenizer("a cat").input_ids) - 1
+    templates = [identifiers.template(rewards, after=True) for rewards in ([], [0], [1])]
     plain, first, second = (
-        policy.encode([Prompt("a cat", template=identifiers.template(places, after=True))])["text"][
-            0
-        ]
-        for places in ([], [0], [1])
+        policy.encode([Prompt("a cat", template=template)])["text"][0] for template in templates
     )
     torch.testing.assert_close(first[:words], plain[:words])
-    assert not torch.allclose(first[words:], plain[words:]) and not torch.allclose(
-        first[words:], second[words:]
-    )
+    assert not torch.allclose(first[words:], plain[words:])
+    assert not torch.allclose(first[words:], second[words:])
     before = policy.encode([Prompt("a cat", template=identifiers.template([0]))])["text"][0]
     assert not torch.allclose(before[1:words], plain[1:words])
 
 
-def test_a_token_each_at_the_same_place_in_every_process_and_far_from_the_others() -> None:
+def test_each_has_a_token_that_is_the_same_in_every_process_and_far_from_the_others() -> None:
     pipes = [build_pipeline(), build_pipeline()]
     before = pipes[0].text_encoder.get_input_embeddings().weight.clone()  # type: ignore[attr-defined]
     identifiers.add_tokens(pipes[0], 3)
@@ -121,13 +119,10 @@ def test_a_token_each_at_the_same_place_in_every_process_and_far_from_the_others
     new = tables[0][len(before) :]
     usual = torch.pdist(before).median()
     assert torch.pdist(new).min() > usual / 3
-    # type: ignore[attr-defined]
-    padding = before[pipes[0].tokenizer.pad_token_id]
+    padding = before[pipes[0].tokenizer.pad_token_id]  # type: ignore[attr-defined]
     std = before.std(0)
-    expected = padding + 2 * std * torch.randn(
-        len(std), generator=identifiers.generator("identifier", 1)
-    )
-    torch.testing.assert_close(new[1], expected)
+    noise = torch.randn(len(std), generator=generator("identifier", 1))
+    torch.testing.assert_close(new[1], padding + 2 * std * noise)
 
 
 def test_rows_that_a_table_has_to_spare_are_used() -> None:
@@ -138,9 +133,9 @@ def test_rows_that_a_table_has_to_spare_are_used() -> None:
     fresh = build_pipeline()
     identifiers.add_tokens(fresh, 2)
     rows = [
-        one.text_encoder.get_input_embeddings().weight[: len(one.tokenizer)]
-        for one in (pipe, fresh)
-    ]  # type: ignore[attr-defined]
+        each.text_encoder.get_input_embeddings().weight[: len(each.tokenizer)]  # type: ignore[attr-defined]
+        for each in (pipe, fresh)
+    ]
     torch.testing.assert_close(rows[0][-2:], rows[1][-2:])
 
 
@@ -155,116 +150,100 @@ def test_both_encoders_of_sdxl_and_the_end_of_a_text_in_old_configurations() -> 
         [Prompt("a cat", template="<reward 1> {}"), Prompt("a dog", template="<reward 1> {}")]
     )["pooled"]
     assert not torch.allclose(cat, dog), "the summary has read the text behind the identifier"
-    first, second = policy.encode([Prompt("a cat", template=f"<reward {n}> {{}}") for n in (1, 2)])[
-        "text"
-    ]
+    prompts = [Prompt("a cat", template=f"<reward {n}> {{}}") for n in (1, 2)]
+    first, second = policy.encode(prompts)["text"]
 
     for half in (slice(0, 8), slice(8, None)):
-        assert (first - second)[:, half].abs().max() > 0.1, (
-            "each encoder tells the identifiers apart"
-        )
+        difference = (first - second)[:, half].abs().max()
+        assert difference > 0.1, "each encoder distinguishes the identifiers"
 
 
-def test_a_run_asks_for_one_reward_each_and_rewards_see_the_text_alone(
+def test_a_run_asks_for_one_reward_each_and_rewards_read_the_text_alone(
     recipe: Path, tmp_path: Path
 ) -> None:
-    heard: list[SampledImages] = []
-    run = Run(train(load(recipe, "iterations=1"), tmp_path / "run", on_images=heard.append))
-    (pictures,) = heard
-    assert [prompt.template for prompt in pictures.prompts] == (
-        ["<reward 1> {}"] * 4 + ["<reward 2> {}"] * 4
-    ) * 2
-    assert (
-        pictures.scores.target_reward is not None
-        and pictures.scores.target_reward.tolist() == ([0] * 4 + [1] * 4) * 2
-    )
+    batches: list[SampledImages] = []
+    run = Run(train(load(recipe, "iterations=1"), tmp_path / "run", on_images=batches.append))
+    (batch,) = batches
+    templates = [prompt.template for prompt in batch.prompts]
+    assert templates == (["<reward 1> {}"] * 4 + ["<reward 2> {}"] * 4) * 2
+    target = batch.scores.target_reward
+    assert target is not None
+    assert target.tolist() == ([0] * 4 + [1] * 4) * 2
     from burnish.catalog import resolve
 
-    seen = resolve("reward", f"{recipe.parent}/reward.py:bright").__globals__["seen"]
-    assert set(seen) == {"a cat", "a dog", "an ox"}
+    texts = resolve("reward", f"{recipe.parent}/reward.py:bright").__globals__["texts"]
+    assert set(texts) == {"a cat", "a dog", "an ox"}
     (record,) = run.records()
-    parts = pictures.scores.parts
+    parts = batch.scores.parts
 
-    for place, name in enumerate(("bright", "red")):
-        asked = parts[pictures.scores.target_reward == place, place]
-        assert record["rewards"][name]["targeted"] == pytest.approx(float(asked.mean()))
-        four = parts[:, place].view(4, 4)  # each prompt with each identifier is a group of its own
-        assert record["rewards"][name]["within"] == pytest.approx(
-            float(four.std(1, correction=0).mean())
-        )
+    for index, name in enumerate(("bright", "red")):
+        targeted = parts[target == index, index]
+        assert record["rewards"][name]["targeted"] == pytest.approx(float(targeted.mean()))
+        four = parts[:, index].view(4, 4)  # each prompt with each identifier is a group of its own
+        within = float(four.std(1, correction=0).mean())
+        assert record["rewards"][name]["within"] == pytest.approx(within)
 
-    assert 4 / 16 <= record["pareto_front"] <= 1 and record["zero_advantage"] == pytest.approx(
-        1 - record["pareto_front"]
-    )
+    assert 4 / 16 <= record["pareto_front"] <= 1
+    assert record["zero_advantage"] == pytest.approx(1 - record["pareto_front"])
     assert json.loads((run.samples / "prompts.json").read_text())["texts"] == ["a cat", "a dog"]
 
 
 def test_each_identifier_has_its_own_number_and_the_same_in_every_iteration(
     recipe: Path, tmp_path: Path
 ) -> None:
-    config = load(recipe, "batch.prompts=3")
-
     for name, given in (
         ("list", Overrides()),
         ("drawn", Overrides(source=lambda n: [Prompt("a cat"), Prompt("ox"), Prompt("a")])),
     ):
-        options = (
-            ["evaluation.images_per_prompt=0", "run.sample_every=0", "batch.prompts=3"]
-            if given.source
-            else []
-        )
-        job = prepare(
-            load(recipe, *options) if options else config,
-            Run.create(tmp_path / name),
-            World(),
-            None,
-            given,
-        )
-        found: dict[tuple[str, str], set[int]] = {}
+        changes = ["batch.prompts=3"]
+        if given.source:
+            changes += ["evaluation.images_per_prompt=0", "run.sample_every=0"]
+
+        config = load(recipe, *changes)
+        job = prepare(config, Run.create(tmp_path / name), World(), None, given)
+        numbers: dict[tuple[str, str], set[int]] = {}
 
         for iteration in (1, 2):
             prompts, group = sample_prompts(job, iteration)
             for prompt, number in zip(prompts, group.tolist(), strict=True):
-                found.setdefault((prompt.text, prompt.template), set()).add(number)
+                numbers.setdefault((prompt.text, prompt.template), set()).add(number)
 
-        assert len(found) == 6 and all(len(numbers) == 1 for numbers in found.values())
-        assert len(set.union(*found.values())) == 6
+        assert len(numbers) == 6 and all(len(group) == 1 for group in numbers.values())
+        assert len(set.union(*numbers.values())) == 6
 
 
 @pytest.mark.parametrize("kind", ["tokens", "words"])
 def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path, kind: str) -> None:
     options = [f"sampler.identifiers={kind}", "iterations=3"]
-    train(load(recipe, *options), tmp_path / "whole")
-    train(load(recipe, f"sampler.identifiers={kind}", "iterations=2"), tmp_path / "parted")
-    train(load(recipe, *options), tmp_path / "parted", resume=True)
-    assert log(tmp_path / "parted") == log(tmp_path / "whole")
+    uninterrupted = tmp_path / "uninterrupted"
+    resumed = tmp_path / "resumed"
+    train(load(recipe, *options), uninterrupted)
+    train(load(recipe, f"sampler.identifiers={kind}", "iterations=2"), resumed)
+    train(load(recipe, *options), resumed, resume=True)
+    assert log(resumed) == log(uninterrupted)
 
-    for place in ("evaluation.json", "checkpoints/000003/tensors.safetensors"):
-        assert (tmp_path / "parted" / place).read_bytes() == (
-            tmp_path / "whole" / place
-        ).read_bytes()
+    for file in ("evaluation.json", "checkpoints/000003/tensors.safetensors"):
+        assert (resumed / file).read_bytes() == (uninterrupted / file).read_bytes()
 
     with pytest.raises(ValueError, match="another sampler.identifiers"):
-        train(load(recipe, "sampler.identifiers=''"), tmp_path / "whole", resume=True)
+        train(load(recipe, "sampler.identifiers=''"), uninterrupted, resume=True)
 
 
-def test_what_it_was_before_is_measured_without_identifiers(recipe: Path, tmp_path: Path) -> None:
-    """The control learns nothing: what differs is how the model is asked."""
+def test_the_initial_evaluation_is_without_identifiers(recipe: Path, tmp_path: Path) -> None:
+    """Nothing is learned here: only the prompts of the model differ."""
     none = ["optimizer.lr=0", "iterations=1"]
-    asked = Run(train(load(recipe, *none), tmp_path / "targeted"))
+    named = Run(train(load(recipe, *none), tmp_path / "named"))
     plain = Run(train(load(recipe, *none, "sampler.identifiers=''"), tmp_path / "plain"))
-    before, after = (json.loads(asked.measured(n).read_text())["train"]["parts"] for n in (0, 1))
+    before, after = (json.loads(named.measured(n).read_text())["train"]["parts"] for n in (0, 1))
     assert before == json.loads(plain.measured(0).read_text())["train"]["parts"] != after
-    assert asked.sample(0).read_bytes() == plain.sample(0).read_bytes()
-    assert asked.sample(0).read_bytes() != asked.sample(1).read_bytes()
+    assert named.sample(0).read_bytes() == plain.sample(0).read_bytes()
+    assert named.sample(0).read_bytes() != named.sample(1).read_bytes()
 
 
-def test_what_they_do_is_drawn_and_shown(recipe: Path, tmp_path: Path) -> None:
-    """Two prompts, asked for both rewards, the first and the second: six pictures, the first two
-    the samples'.
-    """
+def test_their_effect_is_drawn_and_reported(recipe: Path, tmp_path: Path) -> None:
+    """Two prompts, for both rewards and for each: six images, the first two are the samples."""
     short = ["iterations=1", "evaluation.images_per_prompt=0"]
-    run = Run(train(load(recipe, *short), tmp_path / "targeted"))
+    run = Run(train(load(recipe, *short), tmp_path / "named"))
     layout = json.loads(run.identifier_grid(1).with_suffix(".json").read_text())
     assert layout == {
         "texts": ["a cat", "a dog"],
@@ -285,20 +264,15 @@ def test_what_they_do_is_drawn_and_shown(recipe: Path, tmp_path: Path) -> None:
     text = write_report(run.folder).read_text("utf-8")
     assert "<h2>Asked for</h2>" in text and text.count('class="cell asked"') == 6
     plain = Run(train(load(recipe, *short, "sampler.identifiers=''"), tmp_path / "plain"))
-    assert not plain.identifier_grid(1).exists() and "Asked for" not in write_report(
-        plain.folder
-    ).read_text("utf-8")
+    assert not plain.identifier_grid(1).exists()
+    assert "Asked for" not in write_report(plain.folder).read_text("utf-8")
 
 
 def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path: Path) -> None:
-    """What RUN/adapter holds is enough: `load_lora_weights`, `load_textual_inversion`, identifiers
-    in the text.
-    """
+    """RUN/adapter is enough for `load_lora_weights` and `load_textual_inversion`."""
     config = load(recipe, "iterations=1", "evaluation.images_per_prompt=0", "run.sample_every=0")
     job = prepare(config, Run.create(tmp_path / "run"), World(), None)
     perturb(job.parts.policy)
-    from burnish.training.resume import export
-
     configuration_file = job.run.config
     configuration_file.write_text(configuration.dump(config))
     export(job)
@@ -307,12 +281,12 @@ def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path
     both = preferred(str(job.run.folder))
     second = preferred(str(job.run.folder), "red")
     assert (both, second) == ("<reward 1> <reward 2> {}", "<reward 2> {}")
-    pictures = [
-        draw(policy, sampler, [Prompt("a cat", template=one)], 2) for one in (both, second, "{}")
+    images = [
+        draw(policy, sampler, [Prompt("a cat", template=template)], 2)
+        for template in (both, second, "{}")
     ]
-    assert not torch.allclose(pictures[0], pictures[1]) and not torch.allclose(
-        pictures[1], pictures[2]
-    )
+    assert not torch.allclose(images[0], images[1])
+    assert not torch.allclose(images[1], images[2])
 
     pipe = StableDiffusionPipeline.from_pretrained(config.model.id)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -322,50 +296,47 @@ def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path
     for file in sorted((job.run.adapter / "identifiers").iterdir()):
         pipe.load_textual_inversion(file)
 
-    from burnish.seeds import generator as stream
-
-    for template, mine in ((both, pictures[0]), (second, pictures[1])):
+    for template, expected in ((both, images[0]), (second, images[1])):
         stock = pipe(
-            [template.replace("{}", "a cat")] * 2, num_inference_steps=3, guidance_scale=2.0, eta=1.0, output_type="pt",
-            generator=stream(0, "draw"),
-        ).images  # fmt: skip
-        torch.testing.assert_close(stock, mine, rtol=1e-3, atol=1e-4)
+            [template.replace("{}", "a cat")] * 2,
+            num_inference_steps=3,
+            guidance_scale=2.0,
+            eta=1.0,
+            output_type="pt",
+            generator=generator(0, "draw"),
+        ).images
+        torch.testing.assert_close(stock, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_files_of_both_encoders(tmp_path: Path) -> None:
     pipe = build_sdxl()
     identifiers.add_tokens(pipe, 2)
     identifiers.save_tokens(pipe, 2, tmp_path)
-    found = {path.name: load_file(path) for path in tmp_path.iterdir()}
-    assert set(found) == {f"reward-{n}{which}.safetensors" for n in (1, 2) for which in ("", "-2")}
-    assert found["reward-2.safetensors"]["<reward 2>"].shape == (8,)
-    assert found["reward-2-2.safetensors"]["<reward 2>"].shape == (12,)
+    files = {path.name: load_file(path) for path in tmp_path.iterdir()}
+    assert set(files) == {f"reward-{n}{which}.safetensors" for n in (1, 2) for which in ("", "-2")}
+    assert files["reward-2.safetensors"]["<reward 2>"].shape == (8,)
+    assert files["reward-2-2.safetensors"]["<reward 2>"].shape == (12,)
 
 
 def test_a_preference_that_cannot_be_had(recipe: Path, tmp_path: Path, tiny_pipeline: Path) -> None:
-    asked = tmp_path / "targeted"
+    named = tmp_path / "named"
     plain = tmp_path / "plain"
 
-    for folder, kind in ((asked, "words"), (plain, "")):
+    for folder, kind in ((named, "words"), (plain, "")):
         folder.mkdir()
         Run(folder).config.write_text(
             configuration.dump(load(recipe, f"sampler.identifiers={kind}"))
         )
 
-    assert preferred(str(asked), " red ,bright") == "<reward 1> <reward 2> {}", (
-        "in the order of the configuration"
-    )
-    assert (
-        preferred(str(asked), before=True)
-        == preferred(str(plain))
-        == preferred(str(tiny_pipeline))
-        == "{}"
-    )
+    both = preferred(str(named), " red ,bright")
+    assert both == "<reward 1> <reward 2> {}", "in the order of the configuration"
+    assert preferred(str(named), before=True) == "{}"
+    assert preferred(str(plain)) == preferred(str(tiny_pipeline)) == "{}"
 
     with pytest.raises(ValueError, match='no reward "brihgt"; did you mean "bright"'):
-        preferred(str(asked), "brihgt")
+        preferred(str(named), "brihgt")
 
-    for source, before in ((plain, False), (tiny_pipeline, False), (asked, True)):
+    for source, before in ((plain, False), (tiny_pipeline, False), (named, True)):
         with pytest.raises(
             ValueError, match="--prefer wants a run that was trained with sampler.identifiers"
         ):
@@ -373,7 +344,7 @@ def test_a_preference_that_cannot_be_had(recipe: Path, tmp_path: Path, tiny_pipe
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("sampler.identifiers=token", 'must be "words", "tokens", or "" for none'),
         ("batch.images_per_prompt=5", "make batch.images_per_prompt a multiple of 2"),
@@ -382,8 +353,8 @@ def test_a_preference_that_cannot_be_had(recipe: Path, tmp_path: Path, tiny_pipe
         ("objective={use='rebel'}", "objective 'rebel' give every image something"),
     ],
 )
-def test_what_does_not_go_together(recipe: Path, override: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_does_not_go_together(recipe: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         assemble(load(recipe, override))
 
 
@@ -394,16 +365,18 @@ def test_rebel_wants_two_images_of_each_identifier(recipe: Path) -> None:
     assemble(load(recipe, *rebel, "batch.images_per_prompt=4"))
 
 
-def test_previews_are_judged_by_the_reward_that_was_asked_for(
+def test_x0_pred_is_judged_by_the_target_reward(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[torch.Tensor] = []
-    right = updates.per_transition
-    monkeypatch.setattr(
-        updates,
-        "per_transition",
-        lambda a, p, weights, g: heard.append(weights) or right(a, p, weights, g),
-    )
+    used: list[torch.Tensor] = []
+
+    def recorded(
+        adv: torch.Tensor, x0_rewards: torch.Tensor, weights: torch.Tensor, group: torch.Tensor
+    ) -> torch.Tensor:
+        used.append(weights)
+        return per_transition(adv, x0_rewards, weights, group)
+
+    monkeypatch.setattr(updates, "per_transition", recorded)
     options = [
         "advantage={use='group'}",
         "batch.baseline=x0_preview",
@@ -412,24 +385,22 @@ def test_previews_are_judged_by_the_reward_that_was_asked_for(
     ]
     (record,) = Run(train(load(recipe, *options), tmp_path / "run")).records()
     assert 0 < record["explained_variance"] < 1 and record["grad_norm"] > 0
-    assert heard[0].tolist() == ([[1.0, 0.0]] * 4 + [[0.0, 2.0]] * 4) * 2
+    assert used[0].tolist() == ([[1.0, 0.0]] * 4 + [[0.0, 2.0]] * 4) * 2
 
 
-def test_the_rehearsal_tells_of_prompts_that_are_cut_and_of_a_selection_that_is_none(
+def test_preflight_warns_of_prompts_that_are_cut_and_of_a_selection_that_selects_nothing(
     recipe: Path,
 ) -> None:
-    found = {finding.text: finding.level for finding in preflight(load(recipe))}
-    assert any(
-        "2 of 3 prompts x 8 images an iteration, 4 for each of 2 identifiers" in text
-        for text in found
-    )
-    assert any("of 4 images compared in 2 independent rewards 52% would" in text for text in found)
+    texts = [finding.text for finding in preflight(load(recipe))]
+    shares = "2 of 3 prompts x 8 images an iteration, 4 for each of 2 identifiers"
+    assert any(shares in text for text in texts)
+    assert any("of 4 images compared in 2 independent rewards 52% would" in text for text in texts)
     longer = "prompts.texts=['a cat and a dog on a red rug', 'a cat', 'a dog']"
     words = preflight(
         load(recipe, "sampler.identifiers=words", "batch.images_per_prompt=32", longer)
     )
-    (cut,) = [finding for finding in words if "tokens" in finding.text]
-    assert cut.level == "warning" and "the text encoder reads 24: its end is cut off" in cut.text
-    assert [finding.level for finding in words if "would be dominated by none" in finding.text] == [
-        "ok"
-    ]
+    (length,) = [finding for finding in words if "tokens" in finding.text]
+    assert length.level == "warning"
+    assert "the text encoder reads 24: its end is cut off" in length.text
+    (share,) = [finding for finding in words if "would be dominated by none" in finding.text]
+    assert share.level == "ok"

@@ -11,7 +11,7 @@ from torch import Tensor
 from burnish import catalog
 from burnish.diffusion import kernels
 from burnish.rl.objectives import Clipped, Rebel, Reinforce
-from burnish.types import Gaussian, Loss, Replay
+from burnish.types import Gaussian, Objective, Replay
 
 DIMS = 256
 C = 1.64 / DIMS
@@ -30,9 +30,9 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def fitting(objective: object, adv: Tensor) -> Tensor:
-    """Advantages, or weights where the objective imitates."""
-    return adv.abs() if getattr(objective, "imitates", False) else adv
+def fitting(objective: Objective, adv: Tensor) -> Tensor:
+    """Return the advantages, or weights where the objective imitates."""
+    return adv.abs() if objective.imitates else adv
 
 
 def replay(change: Tensor | float = 0.0, kl: Tensor | None = None) -> Replay:
@@ -40,7 +40,7 @@ def replay(change: Tensor | float = 0.0, kl: Tensor | None = None) -> Replay:
     return Replay((old + change).requires_grad_(), old, DIMS, None, kl)
 
 
-def gradient(objective: Callable[[Replay, Tensor], Loss], rows: Replay, adv: Tensor) -> Tensor:
+def gradient(objective: Objective, rows: Replay, adv: Tensor) -> Tensor:
     (grad,) = torch.autograd.grad(objective(rows, adv).value, rows.logp)
     return grad
 
@@ -55,10 +55,10 @@ def test_reinforce_and_clipped_agree_at_ratio_one() -> None:
 @pytest.mark.parametrize(
     ("sign", "change", "learns"),
     [
-        (1, 2 * C, False),  # a good move that is already much likelier
-        (1, -2 * C, True),  # a good move that became unlikelier
-        (-1, 2 * C, True),  # a bad move that became likelier
-        (-1, -2 * C, False),  # a bad move that is already much unlikelier
+        (1, 2 * C, False),  # a good transition that is already much likelier
+        (1, -2 * C, True),  # a good transition that became unlikelier
+        (-1, 2 * C, True),  # a bad transition that became likelier
+        (-1, -2 * C, False),  # a bad transition that is already much unlikelier
         (1, C / 2, True),
         (-1, -C / 2, True),
     ],
@@ -70,7 +70,9 @@ def test_clip_stops_only_the_side_that_went_too_far(sign: int, change: float, le
 
 def test_clip_fraction_and_deviation_count_both_sides() -> None:
     change = torch.zeros(6, 3, dtype=torch.float64)
-    change[0], change[1, 0], change[2] = 2 * C, -3 * C, C / 2
+    change[0] = 2 * C
+    change[1, 0] = -3 * C
+    change[2] = C / 2
     metrics = Clipped(1.64)(replay(change), randn(6)).metrics
     assert metrics["clip_fraction"] == pytest.approx(4 / 18)
     assert metrics["ratio_deviation"] == pytest.approx(3 * C, rel=0.02)
@@ -78,30 +80,29 @@ def test_clip_fraction_and_deviation_count_both_sides() -> None:
 
 
 @pytest.mark.parametrize("objective", ALL[::2])
-def test_no_advantage_no_gradient(objective: Callable[[Replay, Tensor], Loss]) -> None:
+def test_no_advantage_no_gradient(objective: Objective) -> None:
     assert not gradient(objective, replay(randn(6, 3, seed=2) * C), torch.zeros(6)).any()
 
 
 @pytest.mark.parametrize("objective", ALL)
-def test_micro_batches_add_up(objective: Callable[[Replay, Tensor], Loss]) -> None:
+def test_micro_batches_add_up(objective: Objective) -> None:
     change = randn(6, 3, seed=2) * C
     kl = randn(6, 3, seed=3).abs()
     adv = fitting(objective, randn(6, seed=1))
-    whole = gradient(objective, replay(change, kl), adv)
+    expected = gradient(objective, replay(change, kl), adv)
     parts = []
 
     for rows in (slice(0, 1), slice(1, 6)):
-        every = replay(change, kl)
-        part = Replay(
-            every.logp[rows].detach().requires_grad_(), every.logp_old[rows], DIMS, None, kl[rows]
-        )
+        full = replay(change, kl)
+        logp = full.logp[rows].detach().requires_grad_()
+        part = Replay(logp, full.logp_old[rows], DIMS, None, kl[rows])
         parts.append(gradient(objective, part, adv[rows]) * len(adv[rows]) / 6)
 
-    torch.testing.assert_close(torch.cat(parts), whole)
+    torch.testing.assert_close(torch.cat(parts), expected)
 
 
 def toy(mean: Tensor, first: Tensor, x: Tensor, old: Tensor) -> Replay:
-    """One-move policy: a Gaussian around ``mean`` that took the actions ``x``."""
+    """Return a policy of one transition: a Gaussian around ``mean`` that took the actions ``x``."""
     std = torch.full((len(x), 1, 1, 1), 0.3, dtype=torch.float64)
     now = Gaussian(mean.expand_as(x), std)
     before = Gaussian(first.expand_as(x), std)
@@ -112,7 +113,7 @@ def toy(mean: Tensor, first: Tensor, x: Tensor, old: Tensor) -> Replay:
 
 @pytest.mark.parametrize("objective", ALL)
 def test_a_small_step_raises_the_weighted_density(
-    objective: Callable[[Replay, Tensor], Loss],
+    objective: Objective,
 ) -> None:
     first = randn(1, 4, 3, 3)
     x = first + 0.3 * randn(16, 4, 3, 3, seed=1)
@@ -128,7 +129,7 @@ def test_a_small_step_raises_the_weighted_density(
 
 @pytest.mark.parametrize("kind", [Reinforce, Clipped])
 def test_kl_pulls_back_to_the_reference(
-    kind: Callable[..., Callable[[Replay, Tensor], Loss]],
+    kind: Callable[..., Objective],
 ) -> None:
     first = torch.zeros(1, 4, 3, 3, dtype=torch.float64)
     mean = torch.full((1, 4, 3, 3), 0.1, dtype=torch.float64)
@@ -157,9 +158,7 @@ def test_settings_out_of_range(make: Callable[[], object]) -> None:
 
 
 def pairs_loss(s: Tensor, adv: Tensor, group: Tensor, rate: float) -> Tensor:
-    """REBEL as it is written: every pair of images of a prompt, the mean over prompts of the mean
-    over pairs.
-    """
+    """Return REBEL's loss as published: the mean over prompts of the mean over pairs."""
     means = []
 
     for number in group.unique():
@@ -181,7 +180,7 @@ def test_rebel_has_the_gradient_of_all_pairs(images: int, rate: float) -> None:
     adv = randn(3 * images, seed=2)
     change = (logp - old).sum(1)
     (expected,) = torch.autograd.grad(pairs_loss(change, adv, group, rate), logp)
-    targets = Rebel(rate).targets(change.detach(), adv, group, moves=2)
+    targets = Rebel(rate).targets(change.detach(), adv, group, transitions=2)
     loss = Rebel(rate)(Replay(logp, old, DIMS), targets)
     (grad,) = torch.autograd.grad(loss.value, logp)
     torch.testing.assert_close(grad, expected)
@@ -195,7 +194,7 @@ def test_rebel_rests_where_differences_agree() -> None:
     assert Rebel(2.0).targets((adv + offset) / 2, adv, group, 3).abs().max() < 1e-12
 
 
-def test_rebel_needs_company() -> None:
+def test_rebel_needs_two_images_of_a_prompt() -> None:
     with pytest.raises(ValueError, match="images_per_prompt to 2 or more"):
         Rebel().targets(torch.zeros(3), torch.zeros(3), torch.tensor([0, 0, 1]), 1)
     with pytest.raises(ValueError, match="objective.rate must be > 0"):

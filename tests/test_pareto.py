@@ -1,4 +1,4 @@
-"""Pareto selection against brute force, with ties, duplicates, holes and every number of rewards."""
+"""Pareto selection against brute force, with ties, duplicates and missing rewards."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ GROUP = torch.arange(5).repeat_interleave(8)
 ONES = torch.ones(8)
 
 
-def scores(parts: torch.Tensor, asked: torch.Tensor | None = None) -> Scores:
-    return Scores(parts, tuple(f"r{i}" for i in range(parts.shape[1])), target_reward=asked)
+def scores(parts: torch.Tensor, target: torch.Tensor | None = None) -> Scores:
+    return Scores(parts, tuple(f"r{i}" for i in range(parts.shape[1])), target_reward=target)
 
 
 def rewards(k: int, seed: int = 0, ties: bool = True) -> torch.Tensor:
-    """(40, k): with ties only five different numbers, some rows twice, and holes."""
+    """Return rewards (40, k): with ties five different numbers, equal rows and missing rewards."""
     stream = torch.Generator().manual_seed(seed)
     if not ties:
         return torch.rand(40, k, generator=stream, dtype=torch.float64)
 
     parts = torch.randint(5, (40, k), generator=stream).double()
-    parts[1], parts[9] = parts[0], parts[8]
-    parts[3, 0], parts[10, k - 1], parts[11, 0] = math.nan, math.inf, -math.inf
+    parts[1] = parts[0]
+    parts[9] = parts[8]
+    parts[3, 0] = math.nan
+    parts[10, k - 1] = math.inf
+    parts[11, 0] = -math.inf
     return parts
 
 
 def brute(values: list[list[float]], number: list[int]) -> list[bool]:
-    """The definition, pair by pair."""
+    """Return the front by the definition, pair by pair."""
     good = [all(math.isfinite(value) for value in row) for row in values]
-    found = []
+    front = []
 
     for i, mine in enumerate(values):
         dominated = False
@@ -44,13 +47,12 @@ def brute(values: list[list[float]], number: list[int]) -> list[bool]:
         for j, theirs in enumerate(values):
             if good[j] and good[i] and number[i] == number[j]:
                 pairs = list(zip(theirs, mine, strict=True))
-                dominated = dominated or (
-                    all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
-                )
+                at_least = all(a >= b for a, b in pairs)
+                dominated = dominated or (at_least and any(a > b for a, b in pairs))
 
-        found.append(good[i] and not dominated)
+        front.append(good[i] and not dominated)
 
-    return found
+    return front
 
 
 @pytest.mark.parametrize("ties", [True, False])
@@ -61,14 +63,14 @@ def test_the_front_is_that_of_brute_force(k: int, ties: bool) -> None:
         mixed = GROUP[torch.randperm(40, generator=torch.Generator().manual_seed(seed))]
 
         for number in (GROUP, torch.zeros(40), mixed):
-            found = nondominated(parts, number).tolist()
-            assert found == brute(parts.tolist(), number.tolist())
-            assert 0 < sum(found) <= 40 - (k < 4)
+            front = nondominated(parts, number).tolist()
+            assert front == brute(parts.tolist(), number.tolist())
+            assert 0 < sum(front) <= 40 - (k < 4)
 
 
 def test_one_reward_leaves_the_best_as_often_as_it_is_there() -> None:
-    found = nondominated(torch.tensor([[1.0], [3.0], [2.0], [3.0], [math.nan]]), torch.zeros(5))
-    assert found.tolist() == [False, True, False, True, False]
+    front = nondominated(torch.tensor([[1.0], [3.0], [2.0], [3.0], [math.nan]]), torch.zeros(5))
+    assert front.tolist() == [False, True, False, True, False]
 
 
 def test_equal_rows_do_not_dominate_each_other() -> None:
@@ -90,34 +92,29 @@ def test_the_front_keeps_its_advantage_and_all_others_have_exactly_none(k: int) 
     assert adv.dtype == torch.float32 and adv[~front].eq(0).all() and adv[front].ne(0).any()
 
 
-def test_of_a_reward_with_a_negative_weight_less_is_better_and_weight_zero_is_not_looked_at() -> (
-    None
-):
+def test_of_a_reward_with_a_negative_weight_less_is_better_and_weight_zero_does_not_count() -> None:
     parts = rewards(3, ties=False)
     turned = parts * torch.tensor([1, -1, 0])
     front = ParetoAdvantage().front(scores(parts), torch.tensor([2.0, -0.5, 0.0]), GROUP)
     assert front.tolist() == brute(turned[:, :2].tolist(), GROUP.tolist())
 
 
-def test_a_reward_that_differs_by_rounding_alone_is_not_looked_at() -> None:
+def test_a_reward_that_differs_by_rounding_alone_does_not_count() -> None:
     parts = rewards(3, ties=False)
     parts[:, 2] = 0.9 + 1e-9 * parts[:, 2]
     front = ParetoAdvantage().front(scores(parts), torch.ones(3), GROUP)
-    assert (
-        front.tolist()
-        == brute(parts[:, :2].tolist(), GROUP.tolist())
-        != brute(parts.tolist(), GROUP.tolist())
-    )
+    expected = brute(parts[:, :2].tolist(), GROUP.tolist())
+    assert front.tolist() == expected != brute(parts.tolist(), GROUP.tolist())
 
 
 def test_over_the_batch_images_are_compared_by_how_they_do_among_their_own() -> None:
     parts = rewards(2, ties=False)
-    easy = parts + 100 * (GROUP == 3)[:, None]  # one prompt scores high with every picture
+    easy = parts + 100 * (GROUP == 3)[:, None]  # one prompt scores high with every image
 
     for unit in (parts, easy):
         front = ParetoAdvantage(within="batch").front(scores(unit), torch.ones(2), GROUP)
-        own = [parts[8 * n : 8 * n + 8] for n in range(5)]
-        z = torch.cat([(rows - rows.mean(0)) / rows.std(0, correction=0) for rows in own])
+        groups = [parts[8 * n : 8 * n + 8] for n in range(5)]
+        z = torch.cat([(rows - rows.mean(0)) / rows.std(0, correction=0) for rows in groups])
         assert front.tolist() == brute(z.tolist(), [0] * 40)
 
     assert front.sum() < ParetoAdvantage().front(scores(parts), torch.ones(2), GROUP).sum()
@@ -125,12 +122,12 @@ def test_over_the_batch_images_are_compared_by_how_they_do_among_their_own() -> 
 
 def test_the_papers_weight_is_the_raw_reward_of_the_identifier() -> None:
     parts = rewards(3)
-    asked = torch.arange(40) // 8 % 3
-    adv = ParetoAdvantage(standardise=False)(scores(parts, asked), torch.ones(3), GROUP)
+    target = torch.arange(40) // 8 % 3
+    adv = ParetoAdvantage(standardise=False)(scores(parts, target), torch.ones(3), GROUP)
     front = brute(parts.tolist(), GROUP.tolist())
 
     for i in range(40):
-        assert adv[i].item() == (parts[i, asked[i]].item() if front[i] else 0.0)
+        assert adv[i].item() == (parts[i, target[i]].item() if front[i] else 0.0)
 
     plain = ParetoAdvantage(standardise=False)(scores(parts), torch.tensor([1.0, 2.0, 0.5]), GROUP)
     for i in range(40):
@@ -141,22 +138,22 @@ def test_the_papers_weight_is_the_raw_reward_of_the_identifier() -> None:
 @pytest.mark.parametrize(
     "kind", ["batch", "group", "normalised", "weighted", "tracker", "softmax", "top_fraction"]
 )
-def test_asked_for_one_reward_an_image_is_judged_by_that_one_alone(kind: str) -> None:
+def test_an_image_with_a_target_reward_is_judged_by_that_one_alone(kind: str) -> None:
     """Each image's advantage is what a run with its reward alone would give."""
     parts = rewards(3)
     weights = torch.tensor([1.0, -2.0, 0.5])
-    asked = GROUP % 3
-    adv = catalog.build("advantage", {"use": kind})(scores(parts, asked), weights, GROUP)
-    whole = parts.isfinite().all(1, keepdim=True)
+    target = GROUP % 3
+    adv = catalog.build("advantage", {"use": kind})(scores(parts, target), weights, GROUP)
+    valid = parts.isfinite().all(1, keepdim=True)
 
     for k in range(3):
         # one missing reward is one too many, as ever
-        column = torch.where(whole, parts[:, k : k + 1], math.nan)
+        column = torch.where(valid, parts[:, k : k + 1], math.nan)
         alone = catalog.build("advantage", {"use": kind})(scores(column), weights[k : k + 1], GROUP)
-        torch.testing.assert_close(adv[asked == k], alone[asked == k])
+        torch.testing.assert_close(adv[target == k], alone[target == k])
 
 
-def test_weighted_adds_first_and_lets_the_loudest_win() -> None:
+def test_weighted_adds_first_and_lets_the_largest_spread_win() -> None:
     parts = rewards(2, ties=False) * torch.tensor([100.0, 1.0])
     weights = torch.tensor([1.0, 2.0])
     adv = WeightedAdvantage(clip=1.1)(scores(parts), weights, GROUP)
@@ -164,15 +161,15 @@ def test_weighted_adds_first_and_lets_the_loudest_win() -> None:
     for i in range(40):
         sums = [float(a + 2 * b) for a, b in parts[i // 8 * 8 :][:8]]
         mean = sum(sums) / 8
-        std = math.sqrt(sum((one - mean) ** 2 for one in sums) / 8)
+        std = math.sqrt(sum((value - mean) ** 2 for value in sums) / 8)
         z = (float(parts[i, 0] + 2 * parts[i, 1]) - mean) / std
         assert adv[i].item() == pytest.approx(min(max(z, -1.1), 1.1), abs=1e-6)
 
     adv = WeightedAdvantage()(scores(parts), weights, GROUP)
-    loud = GroupAdvantage()(scores(parts[:, :1]), torch.ones(1), GROUP)
-    assert torch.corrcoef(torch.stack([adv, loud]))[0, 1] > 0.999
+    wide = GroupAdvantage()(scores(parts[:, :1]), torch.ones(1), GROUP)
+    assert torch.corrcoef(torch.stack([adv, wide]))[0, 1] > 0.999
     fair = catalog.build("advantage", {"use": "normalised"})(scores(parts), torch.ones(2), GROUP)
-    assert torch.corrcoef(torch.stack([fair, loud]))[0, 1] < 0.95
+    assert torch.corrcoef(torch.stack([fair, wide]))[0, 1] < 0.95
 
 
 def test_weighted_of_equal_and_missing_rewards_is_nothing() -> None:
@@ -196,13 +193,14 @@ def test_the_expected_share_is_that_of_random_rewards_and_of_the_formula() -> No
         assert expected_share(images, kinds) == pytest.approx(share, abs=0.006)
 
     drawn = torch.rand(3000 * 6, 3, generator=torch.Generator().manual_seed(0))
-    seen = nondominated_share(drawn)
-    assert seen == pytest.approx(expected_share(6, 3), abs=0.015)
+    share = nondominated_share(drawn)
+    assert share == pytest.approx(expected_share(6, 3), abs=0.015)
 
 
 def nondominated_share(values: torch.Tensor) -> float:
     rows = values.split(6)
-    return sum(float(nondominated(one, torch.zeros(6)).double().mean()) for one in rows) / len(rows)
+    shares = [float(nondominated(part, torch.zeros(6)).double().mean()) for part in rows]
+    return sum(shares) / len(shares)
 
 
 def test_exactly_right_where_all_orders_can_be_listed() -> None:

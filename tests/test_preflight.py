@@ -99,7 +99,7 @@ def test_previews_that_tell_something_and_nothing(look: Look) -> None:
     )
     found = wrong(look("rewards.0.use=HERE/reward.py:chance", *many))
     assert [finding.level for finding in found] == ["warning"] and found[0].text.startswith(
-        "previews: "
+        "x0 baseline: "
     )
 
 

@@ -1,4 +1,4 @@
-"""The paper's prompt sets, sources from files, and what is said about bad files."""
+"""The paper's prompt sets, sources from files, and the errors about bad files."""
 
 from __future__ import annotations
 
@@ -16,36 +16,29 @@ def texts(source: list) -> list[str]:
 def test_the_papers_sets() -> None:
     assert len(set(texts(prompts.animals()))) == 45
     assert texts(prompts.animals())[:2] == ["cat", "dog"]
-    assert prompts.animals("a {noun}")[20].text == "an ant" and prompts.animals()[20].metadata == {
-        "noun": "ant"
-    }
+    assert prompts.animals("a {noun}")[20].text == "an ant"
+    assert prompts.animals()[20].metadata == {"noun": "ant"}
     imagenet = texts(prompts.imagenet_animals())
     # "crane" is in the 1000 classes twice, but only once among these
     assert len(imagenet) == len(set(imagenet)) == 398
-    assert (
-        imagenet[0] == "tench, Tinca tinca"
-        and imagenet[397] == "puffer, pufferfish, blowfish, globefish"
-    )
+    assert imagenet[0] == "tench, Tinca tinca"
+    assert imagenet[397] == "puffer, pufferfish, blowfish, globefish"
     # the dogs, as the specification says
     assert imagenet[151] == "Chihuahua" and imagenet[268] == "Mexican hairless"
-    assert (
-        imagenet[207] == "golden retriever"
-        and imagenet[291] == "lion, king of beasts, Panthera leo"
-    )
+    assert imagenet[207] == "golden retriever"
+    assert imagenet[291] == "lion, king of beasts, Panthera leo"
     acting = texts(prompts.activities())
-    assert (
-        len(set(acting)) == 135
-        and "an ant playing chess" in acting
-        and "a cat washing the dishes" in acting
-    )
+    assert len(set(acting)) == 135
+    assert "an ant playing chess" in acting
+    assert "a cat washing the dishes" in acting
 
 
 def test_zoo_nouns() -> None:
     animals = prompts.zoo_nouns("animals")
     objects = prompts.zoo_nouns("objects")
-    assert (
-        len(animals) == 45 and len(objects) >= 40 and prompts.zoo_nouns("all") == animals + objects
-    )
+    assert len(animals) == 45
+    assert len(objects) >= 40
+    assert prompts.zoo_nouns("all") == animals + objects
 
     with pytest.raises(
         ValueError, match=r"split = 'plants' is unknown; use one of animals, objects, all"
@@ -92,9 +85,8 @@ def test_files(tmp_path: Path) -> None:
     assert texts(prompts.lines(str(path), "a photo of {noun}"))[0] == "a photo of a cat"
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a cat", "url": "x"}\n\n{"prompt": "a dog"}\n')
-    assert (
-        prompts.jsonl(str(path))[0].metadata == {"url": "x"} and len(prompts.jsonl(str(path))) == 2
-    )
+    assert prompts.jsonl(str(path))[0].metadata == {"url": "x"}
+    assert len(prompts.jsonl(str(path))) == 2
     path.write_text('{"prompt": "a cat"}\n{"text": "a dog"}\n')
 
     with pytest.raises(ValueError, match=r'prompts.jsonl, row 2: no text under "prompt"'):
@@ -106,7 +98,7 @@ def test_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "no prompts in it; write one prompt a line"),
         (b"\n \n", "no prompts in it"),
@@ -118,16 +110,16 @@ def test_files(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_bad_files(tmp_path: Path, content: bytes, said: str) -> None:
+def test_bad_files(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(content)
 
     for source in (prompts.lines, prompts.jsonl):
-        if source is prompts.lines or said != "row 2":
+        if source is prompts.lines or message != "row 2":
             with pytest.raises(ValueError, match="prompts.txt"):
                 source(str(path))
 
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         prompts.lines(str(path))
 
 

@@ -1,27 +1,23 @@
-"""Codes on canvases: geometry against segno's own matrices, error rates against a loop, and what is
-said of misfits.
-"""
+"""Codes on canvases: geometry against segno's own matrices, error rates against a loop, errors."""
 
 from __future__ import annotations
 
 import builtins
+from itertools import product
 from typing import Any
 
 import pytest
 import segno
 import torch
 
-from burnish.qr import layout as qr
-from burnish.qr.layout import Layout, fit
+from burnish.qr.layout import Layout, fit, layout_of
 from burnish.types import Prompt
 
 MICRO = [("M1", "12345"), ("M2", "AB12C"), ("M2", "AB12CD"), ("M3", "hello"), ("M4", "Hello, you")]
 
 
 def grey(layout: Layout) -> torch.Tensor:
-    """The side of a canvas cut into the squares of the modules, each reduced to whether all of it
-    is black.
-    """
+    """Return the modules (n, n) bool of a drawing: True where the whole square is black."""
     image = layout.draw()[0]
     size = layout.module
     n = len(layout.modules)
@@ -122,14 +118,15 @@ def test_settings_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("payload", "side", "settings", "said"),
+    ("payload", "side", "settings", "message"),
     [
         ("", 64, {}, "the payload is ''; give a text of at least one character"),
         (
             "AB12CDE",
             64,
             {},
-            "'AB12CDE' does not fit a canvas of 64 px; shorten it to 6 of its 7 characters, or .* 72 px",
+            "'AB12CDE' does not fit a canvas of 64 px; shorten it to 6 of its 7 characters, or .* "
+            "72 px",
         ),
         ("hello", 64, {}, "take a canvas of 72 px, or write it in capital letters"),
         ("x" * 100, 128, {}, "shorten it to 42 of its 100 characters, or take a canvas of 176 px"),
@@ -155,97 +152,101 @@ def test_settings_are_kept() -> None:
         ("A", 0, {}, "side = 0"),
     ],
 )
-def test_what_does_not_fit_is_said(
-    payload: str, side: int, settings: dict[str, Any], said: str
+def test_a_misfit_is_explained(
+    payload: str, side: int, settings: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         fit(payload, side, **settings)
 
 
-def test_what_is_said_to_fit_fits() -> None:
+def test_the_advice_of_the_error_fits() -> None:
     assert fit("AB12CDE"[:6], 64) and fit("AB12CDE", 72) and fit("hello", 72) and fit("HELLO", 64)
-    assert (
-        fit("x" * 42, 128)
-        and fit("x" * 100, 176)
-        and fit("A", 696, module=30)
-        and fit("A", 720, version=40)
-    )
+    assert fit("x" * 42, 128)
+    assert fit("x" * 100, 176)
+    assert fit("A", 696, module=30)
+    assert fit("A", 720, version=40)
+
+
+def pixel_luminance(image: torch.Tensor, y: int, x: int) -> float:
+    """Return Rec. 601 luminance of one pixel."""
+    red, green, blue = (float(image[channel, y, x]) for channel in range(3))
+    return 0.299 * red + 0.587 * green + 0.114 * blue
+
+
+def in_finder(layout: Layout, row: int, column: int) -> bool:
+    """Return True for a module of a finder pattern."""
+    n = len(layout.modules)
+    if row < 7 and column < 7:
+        return True
+
+    others = (row >= n - 7 and column < 7) or (row < 7 and column >= n - 7)
+    return others and not layout.micro
+
+
+def loop(layout: Layout, image: torch.Tensor, middle: int) -> tuple[torch.Tensor, float, float]:
+    """Return luminance (n, n), error rate and error rate by area, one module after another.
+
+    ``middle`` is the side of the middle of a module in px.
+    """
+    n = len(layout.modules)
+    size = layout.module
+    low = (size - middle) // 2
+    central = range(low, low + middle)
+    luminance = torch.zeros(n, n, dtype=torch.float64)
+    wrong = 0.0
+    area = 0.0
+    total = 0.0
+
+    for row, column in product(range(n), range(n)):
+        weight = 2 if in_finder(layout, row, column) else 1
+        total += weight
+        top = layout.left + row * size
+        left = layout.left + column * size
+        values = {
+            (y, x): pixel_luminance(image, top + y, left + x)
+            for y, x in product(range(size), range(size))
+        }
+
+        mean = sum(values[y, x] for y, x in product(central, central)) / middle**2
+        luminance[row, column] = mean
+
+        if layout.modules[row, column]:
+            wrong += weight * (mean > 0.45)
+            area += weight * sum(value > 0.45 for value in values.values()) / size**2
+        else:
+            wrong += weight * (mean < 0.65)
+            area += weight * sum(value < 0.65 for value in values.values()) / size**2
+
+    return luminance, wrong / total, area / total
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("payload", "side", "settings"),
     [("AB12C", 64, {}), ("hello", 120, {}), ("hello", 128, {}), ("a.org", 512, {"module": 9})],
 )
 def test_luminance_and_errors_are_those_of_a_loop(
-    arguments: tuple[str, int, dict[str, Any]],
+    payload: str, side: int, settings: dict[str, Any]
 ) -> None:
-    payload, side, settings = arguments
     layout = fit(payload, side, **settings)
-    images = torch.rand(
-        2, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
+    stream = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, side, side, generator=stream, dtype=torch.float64)
     images[1] = 0.3 * layout.draw().double() + 0.7 * images[1]
-    n = len(layout.modules)
-    size = layout.module
-    third = {4: 2, 8: 4, 9: 3, 16: 6}[size]
-    low = (size - third) // 2
-    seen = torch.zeros(2, n, n, dtype=torch.float64)
-    wrong = [0.0, 0.0]
-    area = [0.0, 0.0]
-    total = 0.0
+    middle = {4: 2, 8: 4, 9: 3, 16: 6}[layout.module]
 
-    for row in range(n):
-        for column in range(n):
-            first = row < 7
-            last = row >= n - 7
-            finder = (first and column < 7) or (
-                not layout.micro and ((last and column < 7) or (first and column >= n - 7))
-            )
-            count = 2 if finder else 1
-            total += count
-
-            for i in range(2):
-                values = {
-                    (y, x): 0.299
-                    * float(
-                        images[i, 0, layout.left + row * size + y, layout.left + column * size + x]
-                    )
-                    + 0.587
-                    * float(
-                        images[i, 1, layout.left + row * size + y, layout.left + column * size + x]
-                    )
-                    + 0.114
-                    * float(
-                        images[i, 2, layout.left + row * size + y, layout.left + column * size + x]
-                    )
-                    for y in range(size)
-                    for x in range(size)
-                }
-                central = [
-                    v
-                    for (y, x), v in values.items()
-                    if low <= y < low + third and low <= x < low + third
-                ]
-                seen[i, row, column] = mean = sum(central) / len(central)
-                dark = bool(layout.modules[row, column])
-                wrong[i] += count * (mean > 0.45 if dark else mean < 0.65)
-                area[i] += (
-                    count * sum(v > 0.45 if dark else v < 0.65 for v in values.values()) / size**2
-                )
-
-    torch.testing.assert_close(layout.luminance(images), seen, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(
-        layout.errors(images),
-        torch.tensor([w / total for w in wrong], dtype=torch.float64),
-        rtol=1e-12,
-        atol=1e-12,
+    luminance, errors, by_area = zip(
+        *(loop(layout, image, middle) for image in images), strict=True
     )
-    expected = torch.tensor([a / total for a in area], dtype=torch.float64)
-    torch.testing.assert_close(layout.errors(images, whole=True), expected, rtol=1e-12, atol=1e-12)
+
+    exactly = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(layout.luminance(images), torch.stack(luminance), **exactly)
+    expected = torch.tensor(errors, dtype=torch.float64)
+    torch.testing.assert_close(layout.errors(images), expected, **exactly)
+    expected = torch.tensor(by_area, dtype=torch.float64)
+    torch.testing.assert_close(layout.errors(images, by_area=True), expected, **exactly)
     assert 0 < layout.errors(images)[1] < layout.errors(images)[0] < 1
 
 
-def test_error_rates_of_known_pictures() -> None:
+def test_error_rates_of_known_images() -> None:
     layout = fit("AB12C", 64)
     code = layout.draw()[None]
     dark = float((layout.modules * layout.weight()).sum() / layout.weight().sum())
@@ -256,7 +257,7 @@ def test_error_rates_of_known_pictures() -> None:
     assert layout.errors(torch.full_like(code, 0.5)).item() == 1, "grey is neither dark nor light"
 
 
-def test_a_picture_of_another_size_is_refused() -> None:
+def test_an_image_of_another_size_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"a canvas of 64 x 64 px, but the images are of shape \(3, 128, 128\)"
     ):
@@ -265,12 +266,12 @@ def test_a_picture_of_another_size_is_refused() -> None:
 
 def test_the_code_of_a_prompt() -> None:
     prompt = Prompt("a cat", {"payload": "HELLO", "qr": {"mask": 2}})
-    assert qr.layout_of(prompt, 512) == fit("HELLO", 512, mask=2)
-    assert qr.layout_of(prompt, 512) is qr.layout_of(Prompt("a dog", dict(prompt.metadata)), 512), (
+    assert layout_of(prompt, 512) == fit("HELLO", 512, mask=2)
+    assert layout_of(prompt, 512) is layout_of(Prompt("a dog", dict(prompt.metadata)), 512), (
         "laid out once"
     )
 
-    for metadata, said in (
+    for metadata, message in (
         ({}, "the prompt 'a cat' has no payload to encode"),
         ({"payload": 5}, "has no payload"),
         (
@@ -279,8 +280,8 @@ def test_the_code_of_a_prompt() -> None:
         ),
         ({"payload": "HELLO", "qr": {"mask": 9}}, "the prompt 'a cat': mask = 9"),
     ):
-        with pytest.raises(ValueError, match=said):
-            qr.layout_of(Prompt("a cat", metadata), 512)
+        with pytest.raises(ValueError, match=message):
+            layout_of(Prompt("a cat", metadata), 512)
 
 
 def test_without_segno_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

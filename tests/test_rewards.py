@@ -512,11 +512,11 @@ def test_picture_similarity_says_which_picture_is_missing(tiny_clip: Path, tmp_p
         ({}, "the prompt 'a cat' names no picture to be like; give its metadata a path as 'base'"),
         (
             {"base": str(tmp_path / "none.png")},
-            r"of the prompt 'a cat' \(base\): .*none.png: no such picture",
+            r"of the prompt 'a cat' \(base\): .*none.png: no such image",
         ),
         (
             {"base": str(tmp_path / "text.png")},
-            r"of the prompt 'a cat' \(base\): .*text.png: not a picture",
+            r"of the prompt 'a cat' \(base\): .*text.png: not an image",
         ),
     ):
         with pytest.raises(ValueError, match=words):

@@ -12,7 +12,7 @@ from burnish.diffusion.guidance import EmbeddedGuidance, NoGuidance
 from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
-from burnish.prompts.codes import unseen
+from burnish.prompts.codes import is_unseen
 from burnish.qr.layout import layout_of
 from burnish.rewards.clip import Clip
 from burnish.tools.control_curve import curve, prompts, table
@@ -22,7 +22,7 @@ def test_prompts_carry_payloads_that_no_training_draws() -> None:
     asked = prompts(["cat", "dog"], 5, seed=3)
     assert [prompt.text for prompt in asked] == ["a cat", "a dog", "a cat", "a dog", "a cat"]
     payloads = [prompt.metadata["payload"] for prompt in asked]
-    assert len(set(payloads)) == 5 and all(map(unseen, payloads))
+    assert len(set(payloads)) == 5 and all(map(is_unseen, payloads))
     assert prompts(["cat", "dog"], 5, seed=3) == asked != prompts(["cat", "dog"], 5, seed=4)
 
 

@@ -1,10 +1,9 @@
-"""The expander in the loop: what it learns from pictures, resume, what a run keeps and shows, and
-what it refuses.
-"""
+"""The expander in the loop: learning from images, resume, the files of a run, and its errors."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import generator
 from safetensors.torch import load_file
-from test_expander import build_language, chance
+from test_expander import build_language
 
 from burnish import config as configuration
 from burnish.cli import sample
@@ -31,9 +31,9 @@ from burnish.types import Prompt
 from burnish.world import World
 
 REWARD = """
-seen, full = [], []
+texts, full = [], []
 def brightness(images, prompts):
-    seen.extend(prompt.text for prompt in prompts)
+    texts.extend(prompt.text for prompt in prompts)
     return images.mean((1, 2, 3))
 def whole(images, prompts):
     full.extend((prompt.metadata["original"], prompt.text) for prompt in prompts)
@@ -74,73 +74,64 @@ def load(recipe: Path, *overrides: str) -> Config:
 
 def log(out: Path) -> list[dict[str, Any]]:
     return [
-        {key: value for key, value in one.items() if key not in TIMING}
-        for one in Run(out).records()
+        {key: value for key, value in record.items() if key not in TIMING}
+        for record in Run(out).records()
     ]
 
 
 def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    parted = tmp_path / "parted"
-    train(load(recipe), whole)
+    uninterrupted = tmp_path / "uninterrupted"
+    resumed = tmp_path / "resumed"
+    train(load(recipe), uninterrupted)
 
-    for asked in (4, 4):  # in the middle of two iterations
-        answers = chain([False] * asked, repeat(True))
-        train(load(recipe), parted, resume=Run(parted).exists(), stop=partial(next, answers))
+    for calls in (4, 4):  # in the middle of two iterations
+        answers = chain([False] * calls, repeat(True))
+        train(load(recipe), resumed, resume=Run(resumed).exists(), stop=partial(next, answers))
 
-    assert 0 < len(log(parted)) < 3
-    train(load(recipe), parted, resume=True)
-    assert log(parted) == log(whole)
+    assert 0 < len(log(resumed)) < 3
+    train(load(recipe), resumed, resume=True)
+    assert log(resumed) == log(uninterrupted)
 
-    for place in (
+    for file in (
         "evaluation.json",
         "samples/000003.png",
         "checkpoints/000003/tensors.safetensors",
     ):
-        assert (parted / place).read_bytes() == (whole / place).read_bytes(), place
+        assert (resumed / file).read_bytes() == (uninterrupted / file).read_bytes(), file
 
-    records = log(whole)
-    tensors = load_file(whole / "checkpoints/000003/tensors.safetensors")
-    assert {name.partition(".")[0] for name in tensors} == {
-        "generator/weights",
-        "generator/optimizer",
-        "expander/weights",
-        "expander/optimizer",
-    }
+    records = log(uninterrupted)
+    tensors = load_file(uninterrupted / "checkpoints/000003/tensors.safetensors")
+    assert {name.partition("/")[0] for name in tensors} == {"generator", "expander"}
     assert all(record["expander_ratio_deviation"] < 1e-4 for record in records)
     assert records[0]["expander_kl"] < 1e-6 < records[2]["expander_kl"]
-    assert all(
-        after.startswith(before) for record in records for before, after in record["expander_texts"]
-    )
-    learned = json.loads((whole / "adapter/expander/adapter_config.json").read_text())
-    assert (
-        learned["peft_type"] == "LORA"
-        and learned["base_model_name_or_path"] == f"{tmp_path}/language"
-    )
-    assert records[0]["expander_texts"][0][1] in page(Run(whole)), "the report shows them"
+    texts = [pair for record in records for pair in record["expander_texts"]]
+    assert all(after.startswith(before) for before, after in texts)
+    learned = json.loads((uninterrupted / "adapter/expander/adapter_config.json").read_text())
+    assert learned["peft_type"] == "LORA"
+    assert learned["base_model_name_or_path"] == f"{tmp_path}/language"
+    assert records[0]["expander_texts"][0][1] in page(Run(uninterrupted)), "the report shows them"
     # what was learned is drawn with
-    policy, sampler = open_source(str(whole), steps=2)
-    expander = open_expander(str(whole), policy)
-    before = open_expander(str(whole), policy, before=True)
+    policy, sampler = open_source(str(uninterrupted), steps=2)
+    expander = open_expander(str(uninterrupted), policy)
+    before = open_expander(str(uninterrupted), policy, before=True)
     assert expander is not None and before is not None
-    drawn = before.draw([Prompt("a cat")] * 8, chance())
+    drawn = before.draw([Prompt("a cat")] * 8, generator())
     assert (expander.replay(drawn, torch.arange(8)).logp - drawn.logp).abs().max() > 1e-3
-    plain, worded = (draw(policy, sampler, ["a cat"], 2, 0, one) for one in (None, expander))
-    assert not torch.equal(plain, worded) and torch.equal(
-        worded, draw(policy, sampler, ["a cat"], 2, 0, expander)
-    )
+    plain, worded = (draw(policy, sampler, ["a cat"], 2, 0, words) for words in (None, expander))
+    assert not torch.equal(plain, worded)
+    assert torch.equal(worded, draw(policy, sampler, ["a cat"], 2, 0, expander))
 
 
-def test_each_text_of_a_grid_has_words_by_a_chance_of_its_own(tiny_pipeline: Path) -> None:
+def test_each_text_of_a_grid_has_words_from_a_random_stream_of_its_own(tiny_pipeline: Path) -> None:
     seeds: list[int] = []
 
-    class Heard:
-        def draw(self, prompts: list[Prompt], chance: torch.Generator) -> SimpleNamespace:
-            seeds.append(chance.initial_seed())
+    class Recorder:
+        def draw(self, prompts: list[Prompt], generator: torch.Generator) -> SimpleNamespace:
+            seeds.append(generator.initial_seed())
             return SimpleNamespace(prompts=prompts)
 
     policy, sampler = open_source(str(tiny_pipeline), steps=1)
-    draw(policy, sampler, ["a cat", "a dog", "a cat"], 1, 0, Heard())  # type: ignore[arg-type]
+    draw(policy, sampler, ["a cat", "a dog", "a cat"], 1, 0, Recorder())  # type: ignore[arg-type]
     first, second, again = seeds
     assert first == again != second
 
@@ -154,15 +145,13 @@ def test_only_the_expander_learns_and_rewards_judge_what_was_asked(
     run = Run(train(load(recipe, "model.train=none", "iterations=1"), tmp_path / "run"))
     (record,) = run.records()
     assert record["expander_grad_norm"] > 0 and "grad_norm" not in record
-    names = {
-        name.partition(".")[0] for name in load_file(run.checkpoints / "000001/tensors.safetensors")
-    }
-    assert names == {"expander/weights", "expander/optimizer"}
+    tensors = load_file(run.checkpoints / "000001/tensors.safetensors")
+    assert {name.partition("/")[0] for name in tensors} == {"expander"}
     assert [path.name for path in run.adapter.iterdir()] == ["expander"]
     from burnish.catalog import resolve
 
     module = resolve("reward", f"{tmp_path}/reward.py:brightness").__globals__
-    assert set(module["seen"]) == {"a cat", "a dog", "an ox"}
+    assert set(module["texts"]) == {"a cat", "a dog", "an ox"}
     assert all(text.startswith(original) for original, text in module["full"])
     assert any(text != original for original, text in module["full"])
 
@@ -176,28 +165,28 @@ def test_learning_rate_zero_leaves_it_unchanged(recipe: Path, tmp_path: Path) ->
         torch.equal(tensors[f"expander/weights.{name}"], value) for name, value in fresh.items()
     )
     evaluation = json.loads(run.evaluation.read_text())["train"]
-    assert evaluation["paired_mean"] == 0, "the same texts from the same chance"
+    assert evaluation["paired_mean"] == 0, "the same texts from the same random stream"
 
 
-def test_the_worth_of_a_text_is_against_the_other_texts_of_its_prompt() -> None:
+def test_the_advantage_of_a_text_is_against_the_other_texts_of_its_prompt() -> None:
     adv = torch.tensor([1.0, 3.0, 0.0, 0.0, 5.0, 5.0, 9.0, 1.0])
     group = torch.tensor([7, 7, 7, 7, 8, 8, 8, 8])
-    there = torch.ones(8).bool()
-    assert text_advantages(adv, there, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
-    there[7] = False  # 9 alone counts
-    assert text_advantages(adv, there, group, 4).tolist() == [1.0, -1.0, -2.0, 2.0]
-    there[6] = False  # nobody is left to compare with
-    assert text_advantages(adv, there, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
+    valid = torch.ones(8).bool()
+    assert text_advantages(adv, valid, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
+    valid[7] = False  # 9 alone counts
+    assert text_advantages(adv, valid, group, 4).tolist() == [1.0, -1.0, -2.0, 2.0]
+    valid[6] = False  # nobody is left to compare with
+    assert text_advantages(adv, valid, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
 
 
 def test_what_pleases_becomes_likelier_and_without_an_advantage_nothing_moves() -> None:
-    """Texts with "red" in them please: with no picture drawn at all, the loop's own step finds out."""
-    model, tokenizer = build_language()
-    expander = Expander(model, tokenizer, "full", tokens=4)
+    """Texts with "red" in them are rewarded, without any image: the loop's own step learns it."""
+    expander = Expander(*build_language(), "full", tokens=4)
     config = Config(
+        rewards=[{"use": "compressibility"}],
+        expander=ExpanderConfig(model="any", train="full", lr=3e-3),
+        optimizer=OptimizerConfig(max_grad_norm=1.0, weight_decay=0.0),
         batch=BatchConfig(train_batch=5),
-        expander=ExpanderConfig(lr=3e-3),
-        optimizer=OptimizerConfig(weight_decay=0.01),
     )
     learner = ExpanderLearner(config, World(), expander)
     prompts = [Prompt("a cat")] * 16 + [Prompt("an ox")] * 16
@@ -205,16 +194,16 @@ def test_what_pleases_becomes_likelier_and_without_an_advantage_nothing_moves() 
     shares = []
 
     for iteration in range(25):
-        drawn = expander.draw(prompts, chance(iteration))
+        drawn = expander.draw(prompts, generator(iteration))
+        batch: Any = SimpleNamespace(expansions=drawn)
         adv = torch.tensor([float("red" in prompt.text) for prompt in drawn.prompts])
         shares.append(float(adv.mean()))
+
         before = expander.state()
-        batch: Any = SimpleNamespace(expansions=drawn)
-        valid = torch.ones(32).bool()
-        metrics = learner.learn(batch, Credit(torch.zeros(32), valid, group, 1.0))
-        assert "grad_norm" not in metrics
+        nothing = Credit(torch.zeros(32), torch.ones(32).bool(), group, 1.0)
+        assert "grad_norm" not in learner.learn(batch, nothing)
         assert all(torch.equal(before[n], p) for n, p in expander.state().items())
-        learner.learn(batch, Credit(adv, valid, group, 1.0))
+        learner.learn(batch, replace(nothing, advantages=adv))
 
     assert sum(shares[-5:]) > sum(shares[:5]) + 1
 

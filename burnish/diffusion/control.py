@@ -17,12 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from burnish.qr import layout as qr
+from burnish.images import open_image, resize_image
+from burnish.qr.layout import layout_of
 from burnish.types import Cond, Prompt
 
 KEYS = ("control", "control_scale", "control_window")
@@ -121,7 +120,7 @@ def _picture(prompt: Prompt, height: int, width: int) -> Tensor:
             raise ValueError(
                 f"a QR code wants a square picture, not one of {width} x {height} pixels."
             )
-        return qr.layout_of(prompt, width).draw()
+        return layout_of(prompt, width).draw()
 
     raise ValueError(
         f'the prompt "{prompt.text}" has nothing for the ControlNet to follow: give it a "payload" (prompts.use = '
@@ -131,13 +130,10 @@ def _picture(prompt: Prompt, height: int, width: int) -> Tensor:
 
 def _read(path: Path, prompt: Prompt, height: int, width: int) -> Tensor:
     try:
-        image = Image.open(path).convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+        image = open_image(path)
+    except (OSError, ValueError) as error:
         raise ValueError(
             f'the control picture {path} of the prompt "{prompt.text}" cannot be read: {error}'
         ) from error
 
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return resize_image(image, height, width)

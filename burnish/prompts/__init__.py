@@ -1,1 +1,1 @@
-"""Where prompts come from, and what is put before or behind them."""
+"""Prompt sources, and the words that are put before or behind their prompts."""

@@ -1,14 +1,14 @@
-"""The prompt expansion network: a language model that adds details to a prompt, as a policy over
-words.
+"""The prompt expander: a language model that adds details to a prompt, as a policy over words.
 
-    p(words | prompt) = prod_i softmax(logits(prompt, words before i) / temperature)_i        (Parrot, arXiv 2401.05675)
+    p(words | prompt) = prod_i softmax(logits(prompt, words before i) / temperature)_i
+                                                                    (Parrot, arXiv 2401.05675)
 
 The prompt stays as it is, and the words are put behind it. An action is a token, the one that ends
-the text included. A
-token is drawn from the whole vocabulary: after a top-k or nucleus cut a later model could give a
-drawn token no probability at all, and the ratio would be infinite. Text encoders read so many
-tokens and no more: of what is drawn, the longest beginning is kept with which the whole prompt
-fits. What is cut off is no action and has no log-probability, for it changed no picture.
+the text included. A token is drawn from the whole vocabulary: after a top-k or nucleus limit a
+later model could give a drawn token no probability at all, and the ratio would be infinite. Text
+encoders read only a limited number of tokens: of what is drawn, the longest beginning is kept with
+which the whole prompt fits. What is truncated is no action and has no log-probability, for it
+changed no image.
 
 Drawing goes token by token with a cache, training reads all of a text at once: `replay` under the
 weights that drew it gives back the stored log-probabilities, up to rounding.
@@ -26,41 +26,50 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from burnish import zoo
 from burnish.diffusion import lora
 from burnish.errors import first_line
+from burnish.prompts.tokens import PromptTokens
 from burnish.seeds import generator
 from burnish.types import Prompt
 
-INSTRUCTION = (
-    "Here is a prompt for an image generator: {prompt}\nWrite a few words to put behind it that make the picture more "
-    "beautiful: style, light, place, details. Answer with these words alone, separated by commas."
-)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TRAINED = ("lora", "full", "none")
 
 
 @dataclass(frozen=True)
 class Expansions:
-    """n texts as they were drawn: P tokens that ask, padded on the left, then G drawn ones."""
+    """n texts as they were drawn: P tokens of the prompt, padded on the left, then G drawn ones."""
 
     prompts: list[Prompt]  # n, expanded; the metadata's "original" is the text before
     ids: Tensor  # (n, P + G) int64
-    attention_mask: Tensor  # (n, P + G) bool: no padding, and nothing that was cut off
-    action_mask: Tensor  # (n, G) bool: the actions
-    # (n, G) float32, log-probability of each action under the sampling weights; 0 where there is
-    # none
-    logp: Tensor
-    truncated: Tensor  # (n,) bool: words were left out because the prompt would have been too long
+    attention_mask: Tensor  # (n, P + G) bool: no padding, and nothing that was truncated
+    action_mask: Tensor  # (n, G) bool: the drawn tokens that are actions
+    logp: Tensor  # (n, G) float32 of each action under the sampling weights; 0 where there is none
+    truncated: Tensor  # (n,) bool: words were left out because the prompt would be too long
+
+    @classmethod
+    def from_pairs(cls, pairs: Sequence[tuple[str, str]], tokens: PromptTokens) -> Expansions:
+        """Return given (prompt, words behind it) as if they had been drawn, to be imitated."""
+        prompt_ids, prompt_mask = tokens.encode_prompts([prompt for prompt, _ in pairs])
+        ids, action_mask = tokens.encode_words([words for _, words in pairs])
+
+        return cls(
+            [_expanded(Prompt(prompt), words) for prompt, words in pairs],
+            torch.cat([prompt_ids, ids], 1),
+            torch.cat([prompt_mask, action_mask], 1),
+            action_mask,
+            torch.zeros(action_mask.shape),
+            torch.zeros(len(pairs), dtype=torch.bool),
+        )
 
 
 @dataclass(frozen=True)
 class TokenLogProbs:
-    """What the current weights say about b stored texts, (b, G) each; 0 where there is no action."""
+    """Log-probabilities of the tokens of b texts, (b, G) each; 0 where there is no action."""
 
-    logp: Tensor  # with gradient
+    logp: Tensor  # under the current weights, with gradient
     kl: Tensor | None  # KL of the whole next-token distribution to the starting model's, in nats
 
 
@@ -69,6 +78,9 @@ class Expander:
 
     Attributes:
         model: the transformers model, with peft's adapter if it has one.
+        tokenizer: the transformers tokenizer.
+        prompt_tokens: the way in which the model is asked.
+        train: "lora", "full" or "none".
         trainable: the parameters that learn, float32; empty with ``train="none"``.
     """
 
@@ -83,34 +95,34 @@ class Expander:
         instruction: str = "",
         fits: Callable[[Prompt], bool] = lambda prompt: True,
     ) -> None:
-        """``fits`` says whether the generator reads a prompt to its end; see ``load`` for the rest."""
+        """Wrap a loaded model.
+
+        Args:
+            model: of transformers.
+            tokenizer: of the model.
+            train: "lora", "full" or "none".
+            temperature: of the distribution that is drawn from and trained.
+            tokens: that are drawn at most.
+            instruction: for a model with a chat template, with ``{prompt}`` in it.
+            fits: says whether the generator reads a prompt to its end.
+        """
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.prompt_tokens = PromptTokens(
+            tokenizer, model.generation_config.eos_token_id, instruction
+        )
         self.train = train
         self.temperature = temperature
         self.tokens = tokens
         self.fits = fits
-        self.instruction = instruction or INSTRUCTION
-        self._named = (
-            {name: p for name, p in model.named_parameters() if p.requires_grad}
-            if train != "none"
-            else {}
-        )
+
+        self._named: dict[str, Any] = {}
+        if train != "none":
+            self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
         self.trainable = list(self._named.values())
-        self._first: list[Tensor] | None = None
-        ends = model.generation_config.eos_token_id
-        ends = tokenizer.eos_token_id if ends is None else ends
-        self._ends = {
-            end for end in (ends if isinstance(ends, list) else [ends]) if end is not None
-        }
-        self._pad = (
-            next(iter(self._ends), 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        )
-        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-        # transformers names its cache `cache` since 5.24 and warns of the old name, the only one
-        # that 5.0 knows
-        names = signature(bare.forward).parameters
-        self._cache = "cache" if "cache" in names else "past_key_values"
+        self._initial: list[Tensor] | None = None
+        self._cache = _cache_name(model)
 
     @classmethod
     def load(
@@ -124,22 +136,20 @@ class Expander:
         adapter: str | Path = "",
         **settings: Any,
     ) -> Expander:
-        """An expander from ``zoo:NAME``, a folder or a hub id.
+        """Return an expander from ``zoo:NAME``, a folder or a hub id.
 
         Args:
             model: any causal language model of transformers. One with a chat template is asked by
-                ``instruction``,
-                another one continues the prompt.
+                ``instruction``, another one continues the prompt.
             train: "lora" (every linear layer but the last), "full" or "none".
             rank: of a new adapter; its scale is 1.
             dtype: "float32" or "bfloat16", of what is frozen; what learns is float32.
             device: where it computes.
             adapter: a folder that ``save`` wrote, to start from.
-            settings: ``temperature`` of the distribution that is drawn from and trained, ``tokens``
-                at most,
-                ``instruction`` with ``{prompt}`` in it, and ``fits``.
+            settings: ``temperature``, ``tokens``, ``instruction`` and ``fits`` of the constructor.
 
         Raises:
+            FileNotFoundError: the folder ``adapter`` holds no expander.
             ValueError: a setting is wrong, or there is no such model; the message names it.
         """
         for name, value, known in (("train", train, TRAINED), ("dtype", dtype, tuple(DTYPES))):
@@ -148,148 +158,127 @@ class Expander:
                     f"expander.{name} must be one of {', '.join(known)}, not '{value}'."
                 )
 
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        saved = Path(adapter)
+        saved_model = bool(adapter) and (saved / "config.json").is_file()
+        saved_lora = bool(adapter) and not saved_model
 
-        whole = str(adapter) if adapter and (Path(adapter) / "config.json").is_file() else ""
-
-        if adapter and not whole and not (Path(adapter) / "adapter_config.json").is_file():
+        if saved_lora and not (saved / "adapter_config.json").is_file():
             raise FileNotFoundError(
                 f"{adapter} holds no expander (neither adapter_config.json nor config.json)."
             )
 
-        source = zoo.resolve(model)
-        kind = torch.float32 if train == "full" else DTYPES[dtype]
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            network = AutoModelForCausalLM.from_pretrained(whole or source, dtype=kind)
-        except (OSError, ValueError, KeyError) as error:
-            reason = first_line(error)
-            raise ValueError(
-                f"expander.model = '{model}' is no causal language model: {reason}"
-            ) from error
-
+        weights = str(adapter) if saved_model else ""
+        frozen = torch.float32 if train == "full" else DTYPES[dtype]
+        network, tokenizer = _load_model(model, weights, frozen)
         network = network.to(device).requires_grad_(train == "full")
-        if adapter and not whole:
-            network = _adapted(network, Path(adapter), train, rank)
+
+        if saved_lora:
+            network = _with_saved_lora(network, saved, train, rank)
         elif train == "lora":
-            network = _adapt(network, rank, model)
+            network = _with_new_lora(network, rank, model)
 
         return cls(network, tokenizer, train, **settings)
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[Prompt], generator: torch.Generator) -> Expansions:
-        """An expansion of each of n prompts; all chance comes from the CPU ``generator``.
+        """Return an expansion of each of n prompts.
 
-        From one generator state, a model that changed a little draws mostly the same words (the
-        draw is an exponential race), so that evaluations before and after training can be compared.
+        All random numbers come from the CPU ``generator``. From one state of it, a model that
+        changed a little draws mostly the same words (the draw is an exponential race), so that
+        evaluations before and after training can be compared.
         """
-        asked, seen = self._ask([prompt.text for prompt in prompts])
-        ends = torch.tensor(sorted(self._ends), dtype=torch.long, device=asked.device)
-        ids = asked
-        alive = torch.ones(len(prompts), 1, dtype=torch.bool, device=asked.device)
-        inputs = asked
+        device = self.model.device
+        tokens = self.prompt_tokens
+        prompt_ids, prompt_mask = tokens.encode_prompts([prompt.text for prompt in prompts])
+        ends = torch.tensor(sorted(tokens.end_ids), dtype=torch.long, device=device)
+        inputs = prompt_ids.to(device)
+        mask = prompt_mask.to(device)
+        alive = torch.ones(len(prompts), 1, dtype=torch.bool, device=device)
         cache = None
-        logps: list[Tensor] = []
-        alives: list[Tensor] = []
+        ids = [inputs]
+        actions: list[Tensor] = []
+        logp: list[Tensor] = []
 
-        while len(logps) < self.tokens and alive.any():
-            position = (seen.cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
+        while len(actions) < self.tokens and alive.any():
+            position = (mask.cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
             out = self.model(
-                input_ids=inputs, attention_mask=seen.long(), position_ids=position, **{self._cache: cache},
-                use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-            chances = self._log(out.logits[:, -1])
+                input_ids=inputs,
+                attention_mask=mask.long(),
+                position_ids=position,
+                **{self._cache: cache},
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            log_probs = _log_softmax(out.logits[:, -1], self.temperature)
             cache = out[self._cache]
-            drawn = torch.multinomial(chances.exp().cpu(), 1, generator=generator).to(asked.device)
-            inputs = torch.where(alive, drawn, self._pad)
-            logps.append(torch.where(alive, chances.gather(1, inputs), 0.0))
-            alives.append(alive)
-            ids = torch.cat([ids, inputs], 1)
-            seen = torch.cat([seen, alive], 1)
+            drawn = torch.multinomial(log_probs.exp().cpu(), 1, generator=generator).to(device)
+            inputs = torch.where(alive, drawn, tokens.pad_id)
+
+            ids.append(inputs)
+            actions.append(alive)
+            logp.append(torch.where(alive, log_probs.gather(1, inputs), 0.0))
+            mask = torch.cat([mask, alive], 1)
             alive = alive & ~torch.isin(inputs, ends)
 
-        return self._cut(
+        return _truncate(
             prompts,
-            asked,
-            ids.cpu(),
-            seen.cpu(),
-            torch.cat(alives, 1).cpu(),
-            torch.cat(logps, 1).cpu(),
+            tokens,
+            self.fits,
+            ids=torch.cat(ids, 1).cpu(),
+            attention_mask=mask.cpu(),
+            action_mask=torch.cat(actions, 1).cpu(),
+            logp=torch.cat(logp, 1).cpu(),
         )
 
     def replay(self, drawn: Expansions, rows: Tensor, reference: bool = False) -> TokenLogProbs:
-        """The log-probabilities of the texts in ``rows`` (b,) under the current weights, with
-        gradient.
+        """Return the log-probabilities of some texts under the current weights, with gradient.
 
-        ``reference`` also asks the model as it was when ``remember`` was called, for ``kl``.
+        Args:
+            drawn: what ``draw`` returned.
+            rows: (b,) the texts.
+            reference: also ask the model as it was when ``remember`` was called, for ``kl``.
         """
         ids = drawn.ids[rows].to(self.model.device)
-        seen = drawn.attention_mask[rows].to(self.model.device)
-        said = drawn.action_mask[rows].to(ids.device)
-        now = self._chances(ids, seen, said.shape[1])
-        logp = torch.where(said, now.gather(2, ids[:, -said.shape[1] :, None])[..., 0], 0.0)
+        attention_mask = drawn.attention_mask[rows].to(ids.device)
+        actions = drawn.action_mask[rows].to(ids.device)
+        count = actions.shape[1]
+
+        now = _next_token_log_probs(self.model, ids, attention_mask, count, self.temperature)
+        logp = torch.where(actions, now.gather(2, ids[:, -count:, None])[..., 0], 0.0)
 
         if not reference:
             return TokenLogProbs(logp, None)
 
         with torch.no_grad(), self.reference():
-            first = self._chances(ids, seen, said.shape[1])
+            initial = _next_token_log_probs(
+                self.model, ids, attention_mask, count, self.temperature
+            )
 
-        return TokenLogProbs(logp, torch.where(said, (now.exp() * (now - first)).sum(-1), 0.0))
-
-    def pairs(self, pairs: Sequence[tuple[str, str]]) -> Expansions:
-        """Given (prompt, words to put behind it) as if they had been drawn, each with its end, to
-        be imitated.
-        """
-        asked, seen = self._ask([prompt for prompt, _ in pairs])
-        ends = (
-            sorted(self._ends)[:1]
-            if self.tokenizer.eos_token_id is None
-            else [self.tokenizer.eos_token_id]
-        )
-        words = [
-            self.tokenizer(words, add_special_tokens=False)["input_ids"] + ends
-            for _, words in pairs
-        ]
-        longest = max(map(len, words))
-        ids = torch.tensor([row + [self._pad] * (longest - len(row)) for row in words])
-        said = torch.arange(longest) < torch.tensor([[len(row)] for row in words])
-        prompts = [_expanded(Prompt(prompt), words) for prompt, words in pairs]
-        ids = torch.cat([asked.cpu(), ids], 1)
-        seen = torch.cat([seen.cpu(), said], 1)
-
-        return Expansions(
-            prompts,
-            ids,
-            seen,
-            said,
-            torch.zeros(said.shape),
-            torch.zeros(len(said), dtype=torch.bool),
-        )
+        kl = (now.exp() * (now - initial)).sum(-1)
+        return TokenLogProbs(logp, torch.where(actions, kl, 0.0))
 
     @property
     def remembers(self) -> bool:
-        """Whether ``replay`` can be asked for its KL to a starting model."""
-        return self._first is not None
+        """True if ``remember`` was called, so that ``replay`` has a reference for its KL."""
+        return self._initial is not None
 
     def remember(self) -> None:
-        """Keeps a copy of the weights that learn, as they are now: the starting model of
-        ``replay``'s KL.
-        """
-        self._first = [p.detach().clone() for p in self.trainable]
+        """Keep a copy of the weights that learn, as the starting model of ``replay``'s KL."""
+        self._initial = [p.detach().clone() for p in self.trainable]
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Within it the model is as it was when ``remember`` was called; RuntimeError if it never
-        was.
+        """Give the model the weights of ``remember`` while the context is open.
+
+        Raises:
+            RuntimeError: ``remember`` was never called.
         """
-        if self._first is None:
+        if self._initial is None:
             raise RuntimeError("an expander has a reference only after remember().")
 
         now = [p.data for p in self.trainable]
-        for parameter, first in zip(self.trainable, self._first, strict=True):
-            parameter.data = first
+        for parameter, initial in zip(self.trainable, self._initial, strict=True):
+            parameter.data = initial
 
         try:
             yield
@@ -298,19 +287,24 @@ class Expander:
                 parameter.data = data
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of what was learned by parameter name, float32 on the CPU."""
+        """Return a copy of what was learned, by parameter name, float32 on the CPU."""
         return {
             name: p.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, p in self._named.items()
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes over what ``state`` gave; raises ValueError and changes nothing if it does not fit."""
+        """Restore what ``state`` returned.
+
+        Raises:
+            ValueError: it does not fit; then nothing is changed.
+        """
         lora.copy_state(self._named, state, "the checkpoint's expander")
 
     def save(self, folder: Path) -> None:
-        """Writes what was learned: a LoRA for peft's ``PeftModel.from_pretrained``, or the whole
-        model for transformers; nothing with ``train="none"``.
+        """Write what was learned into ``folder``; nothing with ``train="none"``.
+
+        It is a LoRA for peft's ``PeftModel.from_pretrained``, or the whole model for transformers.
         """
         if self.train == "none":
             return
@@ -323,119 +317,125 @@ class Expander:
                 self.model.save_pretrained(made, save_embedding_layers=False)
                 (made / "README.md").unlink(missing_ok=True)  # an empty form
 
-    def _log(self, logits: Tensor) -> Tensor:
-        exact = logits if logits.dtype == torch.float64 else logits.float()
-        return (exact / self.temperature).log_softmax(-1)
 
-    def _chances(self, ids: Tensor, seen: Tensor, drawn: int) -> Tensor:
-        """(b, drawn, V) log-probabilities of every next token."""
-        position = (seen.cumsum(1) - 1).clamp(min=0)
-        out = self.model(
-            input_ids=ids,
-            attention_mask=seen.long(),
-            position_ids=position,
-            use_cache=False,
-            logits_to_keep=drawn + 1,
-        )
-        return self._log(out.logits[:, -drawn - 1 : -1])
+def expand_in_chunks(
+    expander: Expander | None, prompts: Sequence[Prompt], chunk: int, *keys: object
+) -> list[Prompt]:
+    """Return the prompts expanded, each chunk from the random stream (keys, its first row).
 
-    def _ask(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """What the model is told, (n, P) tokens padded on the left, and where there is none of
-        that.
-        """
-        rows = [self._told(text) for text in texts]
-        longest = max(map(len, rows))
-        ids = torch.stack(
-            [pad(torch.tensor(row), (longest - len(row), 0), value=self._pad) for row in rows]
-        )
-        seen = torch.arange(longest) >= torch.tensor([[longest - len(row)] for row in rows])
-        return ids.to(self.model.device), seen.to(self.model.device)
+    Without an expander they are returned as they are.
+    """
+    if expander is None:
+        return list(prompts)
 
-    def _told(self, text: str) -> list[int]:
-        if self.tokenizer.chat_template is None:
-            ids = list(self.tokenizer(text)["input_ids"])
-            return ids[:-1] if len(ids) > 1 and ids[-1] in self._ends else ids or [self._pad]
+    expanded: list[Prompt] = []
+    for start in range(0, len(prompts), chunk):
+        stream = generator(*keys, start)
+        expanded += expander.draw(prompts[start : start + chunk], stream).prompts
 
-        message = {"role": "user", "content": self.instruction.replace("{prompt}", text)}
-        # models that think before they speak are asked not to; the templates of others do not look
-        told = self.tokenizer.apply_chat_template(
-            [message], add_generation_prompt=True, tokenize=False, enable_thinking=False
-        )
-        return list(self.tokenizer(told, add_special_tokens=False)["input_ids"])
-
-    def _words(self, text: str, asked: list[int], drawn: list[int]) -> str:
-        """What is put behind ``text``: drawn tokens as words, on one line."""
-        decode = self.tokenizer.decode
-        # decoded with what they continue, they know whether a space is due
-        if self.tokenizer.chat_template is None:
-            drawn = [token for token in drawn if token not in self.tokenizer.all_special_ids]
-            words = decode(asked + drawn).removeprefix(decode(asked))
-            return (" " if words[:1].isspace() else "") + " ".join(words.split())
-
-        words = " ".join(decode(drawn, skip_special_tokens=True).split()).strip(' "')
-        if words.lower().startswith(text.lower()):
-            words = words[len(text) :].strip()
-
-        return words if not words or words[0] in ",.;:" else f" {words}"
-
-    def _cut(
-        self,
-        prompts: Sequence[Prompt],
-        asked: Tensor,
-        ids: Tensor,
-        seen: Tensor,
-        said: Tensor,
-        logp: Tensor,
-    ) -> Expansions:
-        """Keeps of each text the longest beginning that fits."""
-        start = asked.shape[1]
-        texts = []
-        cut = torch.zeros(len(ids), dtype=torch.bool)
-
-        for row, prompt in enumerate(prompts):
-            told = ids[row, :start][seen[row, :start]].tolist()
-
-            for count in range(int(said[row].sum()), -1, -1):
-                words = (
-                    self._words(prompt.text, told, ids[row, start : start + count].tolist())
-                    if count
-                    else ""
-                )
-
-                if not words or self.fits(_expanded(prompt, words)):
-                    break
-
-                cut[row] = True
-
-            if cut[row]:
-                said[row, count:] = False
-
-            texts.append(_expanded(prompt, words))
-
-        seen[:, start:] = said
-        ids[:, start:] = torch.where(said, ids[:, start:], self._pad)
-        return Expansions(texts, ids, seen, said, torch.where(said, logp, 0.0), cut)
+    return expanded
 
 
 def _expanded(prompt: Prompt, words: str) -> Prompt:
-    return replace(
-        prompt, text=prompt.text + words, metadata={**prompt.metadata, "original": prompt.text}
+    metadata = {**prompt.metadata, "original": prompt.text}
+    return replace(prompt, text=prompt.text + words, metadata=metadata)
+
+
+def _truncate(
+    prompts: Sequence[Prompt],
+    tokens: PromptTokens,
+    fits: Callable[[Prompt], bool],
+    *,
+    ids: Tensor,
+    attention_mask: Tensor,
+    action_mask: Tensor,
+    logp: Tensor,
+) -> Expansions:
+    """Return the expansions, of each text the longest beginning that fits."""
+    start = ids.shape[1] - action_mask.shape[1]
+    truncated = torch.zeros(len(ids), dtype=torch.bool)
+    expanded: list[Prompt] = []
+
+    for row, prompt in enumerate(prompts):
+        prompt_ids = ids[row, :start][attention_mask[row, :start]].tolist()
+        drawn_ids = ids[row, start:].tolist()
+
+        for count in range(int(action_mask[row].sum()), -1, -1):
+            words = tokens.decode_words(prompt.text, prompt_ids, drawn_ids[:count]) if count else ""
+            if not words or fits(_expanded(prompt, words)):
+                break
+            truncated[row] = True
+
+        if truncated[row]:
+            action_mask[row, count:] = False
+
+        expanded.append(_expanded(prompt, words))
+
+    attention_mask[:, start:] = action_mask
+    ids[:, start:] = torch.where(action_mask, ids[:, start:], tokens.pad_id)
+    logp = torch.where(action_mask, logp, 0.0)
+
+    return Expansions(expanded, ids, attention_mask, action_mask, logp, truncated)
+
+
+def _cache_name(model: Any) -> str:
+    """Return the argument of a model's call that takes the cache.
+
+    transformers calls it `cache` since 5.24 and warns of the old name, the only one that 5.0 knows.
+    """
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    names = signature(bare.forward).parameters
+    return "cache" if "cache" in names else "past_key_values"
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    exact = logits if logits.dtype == torch.float64 else logits.float()
+    return (exact / temperature).log_softmax(-1)
+
+
+def _next_token_log_probs(
+    model: Any, ids: Tensor, attention_mask: Tensor, count: int, temperature: float
+) -> Tensor:
+    """Return the log-probabilities (b, count, V) of every token in the last ``count`` places."""
+    position = (attention_mask.cumsum(1) - 1).clamp(min=0)
+    out = model(
+        input_ids=ids,
+        attention_mask=attention_mask.long(),
+        position_ids=position,
+        use_cache=False,
+        logits_to_keep=count + 1,
     )
+    return _log_softmax(out.logits[:, -count - 1 : -1], temperature)
 
 
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """peft 0.21 asks transformers 5.23 for an attribute by a name that is going away."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
-        )
-        yield
+def _load_model(name: str, weights: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return a causal language model and its tokenizer.
+
+    Args:
+        name: ``zoo:NAME``, a folder or a hub id.
+        weights: a folder with other weights of the same model, "" for its own.
+        dtype: of the weights.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = zoo.resolve(name)
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        network = AutoModelForCausalLM.from_pretrained(weights or source, dtype=dtype)
+    except (OSError, ValueError, KeyError) as error:
+        reason = first_line(error)
+        raise ValueError(
+            f"expander.model = '{name}' is no causal language model: {reason}"
+        ) from error
+
+    return network, tokenizer
 
 
-def _adapt(network: Any, rank: int, name: str) -> Any:
-    """The network with a fresh adapter: B = 0, so it is silent yet. A does not depend on when it is
-    loaded.
+def _with_new_lora(network: Any, rank: int, name: str) -> Any:
+    """Return the network with a fresh adapter, which changes nothing yet: B = 0.
+
+    A does not depend on when it is loaded.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -455,8 +455,8 @@ def _adapt(network: Any, rank: int, name: str) -> Any:
     return adapted
 
 
-def _adapted(network: Any, folder: Path, train: str, rank: int) -> Any:
-    """The network with the adapter in ``folder``."""
+def _with_saved_lora(network: Any, folder: Path, train: str, rank: int) -> Any:
+    """Return the network with the adapter in ``folder``."""
     from peft import PeftModel
 
     try:
@@ -464,29 +464,21 @@ def _adapted(network: Any, folder: Path, train: str, rank: int) -> Any:
             adapted = PeftModel.from_pretrained(network, str(folder), is_trainable=train == "lora")
     # a damaged file or another model's makes the libraries below raise anything
     except Exception as error:
-        first = first_line(error)
-        raise ValueError(f"the expander's adapter in {folder} cannot be read: {first}") from error
+        reason = first_line(error)
+        raise ValueError(f"the expander's adapter in {folder} cannot be read: {reason}") from error
 
-    theirs = adapted.peft_config["default"].r
-    if train == "lora" and theirs != rank:
-        raise ValueError(f"{folder} has rank {theirs}: set expander.rank = {theirs}.")
+    saved_rank = adapted.peft_config["default"].r
+    if train == "lora" and saved_rank != rank:
+        raise ValueError(f"{folder} has rank {saved_rank}: set expander.rank = {saved_rank}.")
 
     return adapted
 
 
-def expand_in_chunks(
-    expander: Expander | None, prompts: Sequence[Prompt], chunk: int, *keys: object
-) -> list[Prompt]:
-    """Return the prompts expanded, each chunk from the random stream (keys, its first row).
-
-    Without an expander they are returned as they are.
-    """
-    if expander is None:
-        return list(prompts)
-
-    expanded: list[Prompt] = []
-    for start in range(0, len(prompts), chunk):
-        stream = generator(*keys, start)
-        expanded += expander.draw(prompts[start : start + chunk], stream).prompts
-
-    return expanded
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Silence peft 0.21, which asks transformers 5.23 for an attribute by its old name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )
+        yield

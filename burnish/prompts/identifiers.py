@@ -1,25 +1,26 @@
-"""Reward identifiers (Parrot, arXiv 2401.05675): words before a prompt that say which reward a
-picture shall please.
+"""Reward identifiers (Parrot, arXiv 2401.05675): words before a prompt that name a reward.
 
-    training     "<reward 2> a cat"                  one of them, whose reward alone is the picture's advantage
-    afterwards   "<reward 1> <reward 2> a cat"       all of them, or some: a trade-off that is chosen when it is drawn
+    training     "<reward 2> a cat"               one of them, whose reward alone is the image's
+                                                  advantage
+    afterwards   "<reward 1> <reward 2> a cat"    all of them, or some: a trade-off that is chosen
+                                                  when it is drawn
 
-The paper has commas between them. Training, with one a picture, never sees a comma, and to a text
-encoder it is a word: it can change pictures more than the identifiers do.
+The paper has commas between them. Training, with one an image, never sees a comma, and to a text
+encoder it is a word: it can change images more than the identifiers do.
 
 The n-th identifier stands for the n-th reward of the configuration. Only the generator reads it
 (``Prompt.template``): rewards, judges and logs have the text alone. Of a drawn prompt's images each
-identifier gets an equal share, and they are a group of their own, because asked otherwise they come
-from another distribution.
+identifier gets an equal share, and they are a group of their own, because with another identifier
+they come from another distribution.
 
-They are ordinary ``words``, as in the paper, or ``tokens``, one for each, where words would leave
-no room for the prompt. The text encoder stays frozen, so a token never learns anything: it gets a
-place of its own, and the network learns what to do when it is told of it. That place is the
-padding's, which a network is used to find behind any prompt, so that the untrained one hardly
-minds, plus a random deviation `FAR` times as long as the words' from their mean: small ones would
-be nearly the same to a frozen encoder. The draw depends on the model and the token's number alone,
-so a resumed run needs no file of it; for stock diffusers it is written as textual inversions
-(``save``).
+Identifiers are ordinary ``words``, as in the paper, or ``tokens``, one for each, where words would
+leave no room for the prompt. The text encoder stays frozen, so a token's embedding is never
+learned: it is fixed, and the network learns what to do when it reads that token. The embedding is
+that of the padding, which a network is used to find behind any prompt, so that the untrained one is
+hardly disturbed, plus a random deviation `FAR` times as long as the words' from their mean: small
+deviations would be nearly the same to a frozen encoder. The draw depends on the model and the
+token's number alone, so a resumed run needs no file of it; for stock diffusers it is written as
+textual inversions (``save_tokens``).
 """
 
 from __future__ import annotations
@@ -36,60 +37,65 @@ from burnish.seeds import generator
 from burnish.types import Prompt
 
 FAR = 2.0
-"""An identifier's distance from the padding, in standard deviations of the words: the farther, the
-more the states of two identifiers differ in a frozen encoder, and the more an untrained network
-minds them.
+"""An identifier's distance from the padding, in standard deviations of the words.
+
+The farther, the more the states of two identifiers differ in a frozen encoder, and the more they
+disturb an untrained network.
 """
 OLD_END = 2
-"""What old CLIP configurations call a text's end; its largest token is then taken for it, but new
-ones are larger.
+"""The end token in old CLIP configurations.
+
+An encoder with this number takes the largest token for the end of a text, but new tokens are
+larger.
 """
 
 
-def identifier(place: int) -> str:
-    """What stands for the reward at ``place``, the first being 0."""
-    return f"<reward {place + 1}>"
+def identifier(index: int) -> str:
+    """Return the words that stand for the reward at ``index``, the first being 0."""
+    return f"<reward {index + 1}>"
 
 
-def template(places: Iterable[int], after: bool = False) -> str:
-    """A text, {}, and before it or ``after`` it what asks for the rewards at these places; "{}"
-    alone for none.
+def template(rewards: Iterable[int], after: bool = False) -> str:
+    """Return a text, {}, with the identifiers of ``rewards`` before or ``after`` it.
+
+    It is "{}" alone for no rewards.
     """
-    words = " ".join(map(identifier, places))
+    words = " ".join(map(identifier, rewards))
     if not words:
         return "{}"
     return f"{{}} {words}" if after else f"{words} {{}}"
 
 
 def with_template(prompts: Sequence[Prompt], template: str) -> list[Prompt]:
-    """The prompts with ``template`` around their texts."""
+    """Return the prompts with ``template`` around their texts."""
     return [replace(prompt, template=template) for prompt in prompts]
 
 
 def target_rewards(images: int, each: int, rewards: int) -> Tensor:
-    """The place (images,) int64 of the reward that each image is asked for; ``each`` neighbours
-    have one prompt.
+    """Return the index of the reward that each image is asked for, (images,) int64.
+
+    Args:
+        images: their number.
+        each: neighbours that have one prompt.
+        rewards: their number.
     """
     return torch.arange(images) % each // (each // rewards)
 
 
 @torch.no_grad()
 def add_tokens(pipe: Any, rewards: int) -> None:
-    """Gives the pipeline's tokenizers a token for each identifier they lack, and its text encoders
-    a place for it.
-    """
-    for tokenizer, encoder in _readers(pipe).values():
-        lacking = [
-            place for place in range(rewards) if identifier(place) not in tokenizer.get_vocab()
-        ]
+    """Give the pipeline's tokenizers and text encoders a token for each identifier they lack."""
+    for tokenizer, encoder in _text_encoders(pipe).values():
+        vocabulary = tokenizer.get_vocab()
+        lacking = [index for index in range(rewards) if identifier(index) not in vocabulary]
 
         if not lacking:
             continue
 
-        # none that was added
+        # only the tokenizer's own words, none that was added
         words = encoder.get_input_embeddings().weight[: tokenizer.vocab_size].float().cpu()
         std = words.std(0)
-        tokenizer.add_tokens([identifier(place) for place in lacking])
+        tokenizer.add_tokens([identifier(index) for index in lacking])
 
         if len(tokenizer) > len(encoder.get_input_embeddings().weight):
             encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -98,61 +104,56 @@ def add_tokens(pipe: Any, rewards: int) -> None:
         table = encoder.get_input_embeddings().weight
         padding = table[tokenizer.pad_token_id].float().cpu()
 
-        for place in lacking:
-            noise = torch.randn(len(std), generator=generator("identifier", place))
-            table[tokenizer.convert_tokens_to_ids(identifier(place))] = (
-                padding + FAR * std * noise
-            ).to(table)
+        for index in lacking:
+            noise = torch.randn(len(std), generator=generator("identifier", index))
+            token = tokenizer.convert_tokens_to_ids(identifier(index))
+            table[token] = (padding + FAR * std * noise).to(table)
 
-        for part in encoder.modules():
-            if getattr(part, "eos_token_id", None) == OLD_END:
-                part.eos_token_id = tokenizer.eos_token_id
+        for module in encoder.modules():
+            if getattr(module, "eos_token_id", None) == OLD_END:
+                module.eos_token_id = tokenizer.eos_token_id
 
 
 def save_tokens(pipe: Any, rewards: int, folder: Path) -> None:
-    """Writes each token as a textual inversion that diffusers' ``pipe.load_textual_inversion``
-    reads.
+    """Write each token as a textual inversion for diffusers' ``pipe.load_textual_inversion``.
 
-    ``folder/reward-1.safetensors`` is the first one's place in ``text_encoder``, ``reward-1-2``
-    that in ``text_encoder_2``.
+    ``folder/reward-1.safetensors`` is the first one's embedding in ``text_encoder``,
+    ``reward-1-2.safetensors`` that in ``text_encoder_2``.
     """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
 
-    for ending, (tokenizer, encoder) in _readers(pipe).items():
+    for ending, (tokenizer, encoder) in _text_encoders(pipe).items():
         table = encoder.get_input_embeddings().weight
 
-        for place in range(rewards):
-            row = (
-                table[tokenizer.convert_tokens_to_ids(identifier(place))]
-                .detach()
-                .float()
-                .cpu()
-                .contiguous()
-            )
-            save_file({identifier(place): row}, folder / f"reward-{place + 1}{ending}.safetensors")
+        for index in range(rewards):
+            token = tokenizer.convert_tokens_to_ids(identifier(index))
+            row = table[token].detach().float().cpu().contiguous()
+            save_file({identifier(index): row}, folder / f"reward-{index + 1}{ending}.safetensors")
 
 
 def longest_prompt(pipe: Any, prompts: Iterable[Prompt]) -> tuple[int, int]:
-    """The tokens of the longest prompt with its identifiers, its two ends included, and how many an
-    encoder reads.
+    """Return the tokens of the longest prompt, and how many a text encoder reads.
+
+    Identifiers and the prompt's two end tokens count.
     """
-    tokenizer, _ = next(iter(_readers(pipe).values()))
+    tokenizer, _ = next(iter(_text_encoders(pipe).values()))
     texts = [prompt.generator_text for prompt in prompts]
     return max(len(tokenizer(text).input_ids) for text in texts), tokenizer.model_max_length
 
 
 def fits(pipe: Any, prompt: Prompt) -> bool:
-    """Whether the pipeline's text encoder reads a prompt, its identifiers included, to its end."""
-    length, most = longest_prompt(pipe, [prompt])
-    return length <= most
+    """Return True if the text encoder reads the prompt, with its identifiers, to its end."""
+    length, limit = longest_prompt(pipe, [prompt])
+    return length <= limit
 
 
-def _readers(pipe: Any) -> dict[str, tuple[Any, Any]]:
-    """Tokenizer and text encoder of each kind that the pipeline has, by the ending of their files."""
+def _text_encoders(pipe: Any) -> dict[str, tuple[Any, Any]]:
+    """Return the pipeline's (tokenizer, text encoder) pairs, by the ending of their files."""
     names = {"": ("tokenizer", "text_encoder"), "-2": ("tokenizer_2", "text_encoder_2")}
-    parts = {
-        ending: (getattr(pipe, a, None), getattr(pipe, b, None)) for ending, (a, b) in names.items()
+    pairs = {
+        ending: (getattr(pipe, tokenizer, None), getattr(pipe, encoder, None))
+        for ending, (tokenizer, encoder) in names.items()
     }
-    return {ending: both for ending, both in parts.items() if None not in both}
+    return {ending: pair for ending, pair in pairs.items() if None not in pair}

@@ -1,5 +1,4 @@
-"""The supervised start of an expander: given expansions are imitated before anything is learned
-from pictures.
+"""The supervised start of an expander: given expansions are imitated before training begins.
 
 loss = -(mean over the given tokens of log p(token | prompt, tokens before))
 """
@@ -10,20 +9,25 @@ from collections.abc import Sequence
 
 import torch
 
-from burnish.prompts import sources as prompts
-from burnish.prompts.expander import Expander
+from burnish.prompts.expander import Expander, Expansions
+from burnish.prompts.sources import jsonl
 from burnish.seeds import generator
 
-AT_ONCE = 16  # pairs of a step
+BATCH = 16  # pairs of an optimizer step
 
 
 def read_pairs(path: str) -> list[tuple[str, str]]:
-    """(prompt, words behind it) of a JSONL file of {"prompt": ..., "expansion": ...}; an expansion
-    may begin with its prompt. FileNotFoundError or ValueError with the row.
-    """
-    found = []
+    """Return the (prompt, words behind it) pairs of a JSONL file.
 
-    for row, prompt in enumerate(prompts.jsonl(path), 1):
+    Each line is {"prompt": ..., "expansion": ...}; an expansion may begin with its prompt.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a row is wrong; the message names it.
+    """
+    pairs = []
+
+    for row, prompt in enumerate(jsonl(path), 1):
         words = prompt.metadata.get("expansion")
         if not isinstance(words, str) or not words.strip():
             raise ValueError(
@@ -31,18 +35,20 @@ def read_pairs(path: str) -> list[tuple[str, str]]:
             )
 
         words = words.removeprefix(prompt.text).rstrip()
-        found.append(
-            (prompt.text, words if words[:1] in (",", ".", ";", ":", " ", "") else f" {words}")
-        )
+        if words[:1] not in (",", ".", ";", ":", " ", ""):
+            words = f" {words}"
 
-    return found
+        pairs.append((prompt.text, words))
+
+    return pairs
 
 
 def imitate(
     expander: Expander, pairs: Sequence[tuple[str, str]], epochs: int, lr: float, seed: int
 ) -> float:
-    """Makes given expansions likelier: AdamW on the mean log-probability of their tokens. Returns
-    the last epoch's mean loss in nats a token.
+    """Train the expander on given pairs, and return the last epoch's mean loss in nats a token.
+
+    AdamW on the mean log-probability of their tokens.
     """
     optimizer = torch.optim.AdamW(expander.trainable, lr=lr, weight_decay=0.0)
     losses = [0.0]
@@ -51,12 +57,13 @@ def imitate(
         order = torch.randperm(len(pairs), generator=generator(seed, "start", epoch))
         losses = []
 
-        for rows in order.split(AT_ONCE):
-            batch = expander.pairs([pairs[row] for row in rows.tolist()])
-            loss = (
-                -expander.replay(batch, torch.arange(len(rows))).logp.sum()
-                / batch.action_mask.sum()
+        for rows in order.split(BATCH):
+            batch = Expansions.from_pairs(
+                [pairs[row] for row in rows.tolist()], expander.prompt_tokens
             )
+            logp = expander.replay(batch, torch.arange(len(rows))).logp
+            loss = -logp.sum() / batch.action_mask.sum()
+
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(expander.trainable, 1.0)

@@ -19,50 +19,56 @@ from typing import Any
 from burnish.types import Prompt
 
 ANIMALS: tuple[str, ...] = tuple(
-    """cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf lizard beetle
-    ant butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog chicken duck goose bee pig turkey fly
-    llama camel bat gorilla hedgehog kangaroo""".split()
+    """cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox
+    wolf lizard beetle ant butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog
+    chicken duck goose bee pig turkey fly llama camel bat gorilla hedgehog kangaroo""".split()
 )
 ACTIVITIES: tuple[str, ...] = ("washing the dishes", "riding a bike", "playing chess")
 NUMBERS: tuple[str, ...] = tuple("one two three four five six seven eight nine ten".split())
 PLURALS: Mapping[str, str] = {  # that no rule gives
-    "mouse": "mice", "goose": "geese", "sheep": "sheep", "deer": "deer", "fish": "fish", "bison": "bison",
-    "moose": "moose", "wolf": "wolves", "calf": "calves", "leaf": "leaves", "knife": "knives", "person": "people",
-    "man": "men", "woman": "women", "child": "children", "tooth": "teeth", "foot": "feet", "ox": "oxen",
-    "cactus": "cacti", "cookie": "cookies",
+    "mouse": "mice", "goose": "geese", "sheep": "sheep", "deer": "deer", "fish": "fish",
+    "bison": "bison", "moose": "moose", "wolf": "wolves", "calf": "calves", "leaf": "leaves",
+    "knife": "knives", "person": "people", "man": "men", "woman": "women", "child": "children",
+    "tooth": "teeth", "foot": "feet", "ox": "oxen", "cactus": "cacti", "cookie": "cookies",
 }  # fmt: skip
 # characters: a text encoder reads 77 tokens, so a longer line is a mistake, not a prompt
 LONGEST_LINE = 2000
 
 
 def animals(text: str = "{noun}") -> list[Prompt]:
-    """DDPO's 45 common animals; the bare noun, as in the paper's code, unless `text` says
-    otherwise.
-    """
+    """Return DDPO's 45 common animals; by default the bare noun, as in the paper's code."""
     return template(text, noun=list(ANIMALS))
 
 
 def imagenet_animals(text: str = "{noun}") -> list[Prompt]:
-    """The 398 animals of ImageNet-1k (classes 0 to 397); the prompt is the whole line of synonyms,
-    as in the paper.
+    """Return the 398 animals of ImageNet-1k (classes 0 to 397).
+
+    The prompt is the whole line of synonyms, as in the paper.
     """
-    listed = (files("burnish") / "data" / "imagenet_animals.txt").read_text("utf-8")
-    return template(text, noun=listed.splitlines())
+    nouns = (files("burnish") / "data" / "imagenet_animals.txt").read_text("utf-8")
+    return template(text, noun=nouns.splitlines())
 
 
 def activities(text: str = "a {noun} {activity}") -> list[Prompt]:
-    """DDPO's 45 animals x 3 activities: "a cat washing the dishes", "an ant riding a bike", ..."""
+    """Return DDPO's 45 animals x 3 activities: "a cat washing the dishes", ..."""
     return template(text, noun=list(ANIMALS), activity=list(ACTIVITIES))
 
 
 def counting(
     numbers: list | None = None, nouns: Any = "animals", text: str = "{number} {nouns}"
 ) -> list[Prompt]:
-    """DDPO's counting task: "two cats", ..., "eight kangaroos", with what to ask about each for the
-    reward `question`.
+    """Return DDPO's counting task: "two cats", ..., "eight kangaroos".
 
-    `numbers` are words from "one" to "ten", by default two to eight; `nouns` are singular: a list,
-    `"animals"` (the 45; the paper's 22 are not published) or a text file with one a line.
+    The metadata has the questions and answers of each for the reward `question`.
+
+    Args:
+        numbers: words from "one" to "ten", by default two to eight.
+        nouns: singular: a list, `"animals"` (the 45; the paper's 22 are not published) or a text
+            file with one a line.
+        text: with {number} and {nouns} in it.
+
+    Raises:
+        ValueError: a number is none of these words, or `text` lacks a field.
 
     >>> counting(["two"], ["wolf"])[0].metadata["answers"]
     ['two', 'wolf']
@@ -86,22 +92,28 @@ def counting(
 
 
 def counted(text: str) -> dict[str, Any] | None:
-    """What `counting` says about a prompt such as "three wolves on a hill"; None where there is no
-    number and noun.
+    """Return the metadata of `counting` for a prompt such as "three wolves on a hill".
+
+    It is None for a text without a number and a noun.
     """
-    found = re.search(rf"\b({'|'.join(NUMBERS)}) ([a-z]+)\b", text.lower())
-    return (
-        _count(found[1], found[2] if found[1] == "one" else singular(found[2])) if found else None
-    )
+    match = re.search(rf"\b({'|'.join(NUMBERS)}) ([a-z]+)\b", text.lower())
+    if match is None:
+        return None
+
+    number, noun = match.groups()
+    return _count(number, noun if number == "one" else singular(noun))
 
 
 def _count(number: str, noun: str) -> dict[str, Any]:
-    asked = [f"How many {plural(noun)} are there in this image?", "What animal is in this image?"]
-    return {"number": number, "noun": noun, "questions": asked, "answers": [number, noun]}
+    questions = [
+        f"How many {plural(noun)} are there in this image?",
+        "What animal is in this image?",
+    ]
+    return {"number": number, "noun": noun, "questions": questions, "answers": [number, noun]}
 
 
 def plural(noun: str) -> str:
-    """More than one of an English noun: cats, foxes, butterflies, mice."""
+    """Return the plural of an English noun: cats, foxes, butterflies, mice."""
     if noun in PLURALS:
         return PLURALS[noun]
     if re.search(r"[^aeiou]y$", noun):
@@ -110,7 +122,7 @@ def plural(noun: str) -> str:
 
 
 def singular(nouns: str) -> str:
-    """One of what a plural means: the way back from `plural` for usual nouns."""
+    """Return the singular of an English plural; the reverse of `plural` for usual nouns."""
     for noun, many in PLURALS.items():
         if nouns == many:
             return noun
@@ -123,8 +135,14 @@ def singular(nouns: str) -> str:
 
 
 def zoo_nouns(split: str = "animals", text: str = "a {noun}") -> list[Prompt]:
-    """What the embedded models can draw: `split` is "animals" (the paper's 45), "objects" (the
-    rest) or "all".
+    """Return the nouns that the embedded models can draw.
+
+    Args:
+        split: "animals" (the paper's 45), "objects" (the rest) or "all".
+        text: with {noun} in it.
+
+    Raises:
+        ValueError: the split is unknown.
     """
     vocabulary = json.loads((files("burnish") / "zoo" / "vocabulary.json").read_text("utf-8"))
     nouns = {
@@ -140,7 +158,7 @@ def zoo_nouns(split: str = "animals", text: str = "a {noun}") -> list[Prompt]:
 
 
 def listed(texts: list) -> list[Prompt]:
-    """Prompts written where they are used: `texts = ["a cat", "a dog on the moon"]`."""
+    """Return prompts written where they are used: `texts = ["a cat", "a dog on the moon"]`."""
     if not texts:
         raise ValueError("prompts: texts is empty; give at least one prompt")
 
@@ -152,14 +170,30 @@ def listed(texts: list) -> list[Prompt]:
 
 
 def lines(path: str, text: str = "{noun}") -> list[Prompt]:
-    """One prompt a line from a UTF-8 text file; empty lines are skipped. `text` may wrap each: "a
-    photo of {noun}".
+    """Return one prompt a line of a UTF-8 text file; empty lines are skipped.
+
+    Args:
+        path: of the file.
+        text: may wrap each line: "a photo of {noun}".
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no text file with prompts; the message names the row.
     """
     return template(text, noun=[line for _, line in _rows(Path(path))])
 
 
 def jsonl(path: str, key: str = "prompt") -> list[Prompt]:
-    """One JSON object a line; its `key` is the prompt and the rest becomes the prompt's metadata."""
+    """Return one prompt a line of a file of JSON objects.
+
+    Args:
+        path: of the file.
+        key: of the prompt; the rest of an object becomes the prompt's metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a row is no object or has no prompt; the message names it.
+    """
     prompts = []
 
     for row, line in _rows(Path(path)):
@@ -170,13 +204,11 @@ def jsonl(path: str, key: str = "prompt") -> list[Prompt]:
                 f"{path}, row {row}: not a JSON object ({error.msg}); write one object a line"
             ) from error
 
-        if (
-            not isinstance(entry, dict)
-            or not isinstance(entry.get(key), str)
-            or not entry[key].strip()
-        ):
+        prompt = entry.get(key) if isinstance(entry, dict) else None
+        if not isinstance(prompt, str) or not prompt.strip():
             raise ValueError(
-                f'{path}, row {row}: no text under "{key}"; write {{"{key}": "a cat", ...}} on each line'
+                f'{path}, row {row}: no text under "{key}"; write {{"{key}": "a cat", ...}} on '
+                "each line"
             )
 
         prompts.append(Prompt(entry.pop(key), entry))
@@ -185,24 +217,31 @@ def jsonl(path: str, key: str = "prompt") -> list[Prompt]:
 
 
 def template(text: str = "a {noun}", **fields: Any) -> list[Prompt]:
-    """Every combination of the fields put into `text`; the values also become the prompt's
-    metadata.
+    """Return every combination of the fields put into `text`.
 
-    A field is a list of texts, `"animals"`, `"activities"`, or the path of a text file with one
-    value a line.
+    The values also become the prompt's metadata.
 
-    >>> [prompt.text for prompt in template("a {colour} {noun}", colour=["red", "orange"],
-    noun=["cat"])] ['a red cat', 'an orange cat']
+    Args:
+        text: with {name} for each field.
+        fields: each a list of texts, `"animals"`, `"activities"`, or the path of a text file with
+            one value a line.
+
+    Raises:
+        ValueError: a field is missing, is not used in `text`, or is no list of texts.
+
+    >>> [prompt.text for prompt in template("a {colour} ox", colour=["red", "orange"])]
+    ['a red ox', 'an orange ox']
     """
-    wanted = re.findall(r"{(\w+)}", text)
-    for name in wanted:
+    names = re.findall(r"{(\w+)}", text)
+    for name in names:
         if name not in fields:
             raise ValueError(f"prompts: {text!r} needs a value for {{{name}}}; add {name} = [...]")
 
     for name in fields:
-        if name not in wanted:
+        if name not in names:
             raise ValueError(
-                f"prompts: {name} is not used in {text!r}; write {{{name}}} in the text or leave it out"
+                f"prompts: {name} is not used in {text!r}; write {{{name}}} in the text or leave "
+                "it out"
             )
 
     values = {name: _values(name, field) for name, field in fields.items()}
@@ -213,8 +252,9 @@ def template(text: str = "a {noun}", **fields: Any) -> list[Prompt]:
 
 
 def fill(text: str, fields: Mapping[str, str]) -> str:
-    """`text` with its {fields} replaced; an "a" or "an" straight before one becomes the article of
-    the value.
+    """Return `text` with its {fields} replaced.
+
+    An "a" or "an" directly before a field becomes the article of the value.
     """
 
     def replace(match: re.Match[str]) -> str:
@@ -225,7 +265,7 @@ def fill(text: str, fields: Mapping[str, str]) -> str:
 
 
 def article(noun: str) -> str:
-    """ "a" or "an", by sound: an ant, an hour, a unicorn."""
+    """Return "a" or "an", by sound: an ant, an hour, a unicorn."""
     word = noun.lower()
     if re.match(r"uni(?!n)|use|usu|ut[ei]|eu|ewe|one\b|once", word):
         return "a"
@@ -237,11 +277,8 @@ def _values(name: str, field: Any) -> Sequence[str]:
         known = {"animals": ANIMALS, "activities": ACTIVITIES}
         return known[field] if field in known else [line for _, line in _rows(Path(field))]
 
-    if (
-        not isinstance(field, Sequence)
-        or not field
-        or not all(isinstance(value, str) for value in field)
-    ):
+    texts = isinstance(field, Sequence) and all(isinstance(value, str) for value in field)
+    if not texts or not field:
         raise ValueError(
             f"prompts: {name} must be a list of texts or the path of a text file, not {field!r}"
         )
@@ -250,9 +287,7 @@ def _values(name: str, field: Any) -> Sequence[str]:
 
 
 def _rows(path: Path) -> list[tuple[int, str]]:
-    """(row number, line) of every line that is not empty; what is wrong with the file is said with
-    its row.
-    """
+    """Return the (row number, line) of every line that is not empty."""
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such prompt file; check the path (it is relative to the current folder)"
@@ -274,12 +309,13 @@ def _rows(path: Path) -> list[tuple[int, str]]:
 
         if any(ord(character) < 32 and character != "\t" for character in line):
             raise ValueError(
-                f"{path}, row {row}: a binary file, not text; give a text file with one prompt a line"
+                f"{path}, row {row}: a binary file, not text; give a text file with one prompt a "
+                "line"
             )
         if len(line) > LONGEST_LINE:
             raise ValueError(
-                f"{path}, row {row}: {len(line)} characters in one line; keep a prompt under {LONGEST_LINE} "
-                "(a text encoder reads about 77 tokens)"
+                f"{path}, row {row}: {len(line)} characters in one line; keep a prompt under "
+                f"{LONGEST_LINE} (a text encoder reads about 77 tokens)"
             )
 
         if line:

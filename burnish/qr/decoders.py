@@ -1,12 +1,16 @@
-"""Readers of codes by name, each a function from a grey picture to the texts it found there.
+"""Readers of codes by name, each a function from a grey image to the texts of its codes.
 
-    zxing           zxing-cpp, thresholds from each pixel's surroundings; QR and Micro QR     pip install 'burnish[qr]'
-    zxing-global    the same with one threshold for the whole picture, from its histogram
+    zxing           zxing-cpp, thresholds from each pixel's surroundings; QR and Micro QR
+    zxing-global    the same with one threshold for the whole image, from its histogram
     zxing-fixed     the same with the threshold at mid grey
-    opencv          OpenCV's QRCodeDetector, QR only                                  pip install opencv-python-headless
-    pyzbar          ZBar, QR only                                                     pip install pyzbar, and libzbar0
+    opencv          OpenCV's QRCodeDetector, QR only
+    pyzbar          ZBar, QR only
 
-zxing-cpp also looks for turned, mirrored, shrunk and light-on-dark codes. A text is given as it was
+    pip install 'burnish[qr]'                      for zxing and its variants
+    pip install opencv-python-headless             for opencv
+    pip install pyzbar, and the library libzbar0   for pyzbar
+
+zxing-cpp also finds turned, mirrored, shrunk and light-on-dark codes. A text is given as it was
 encoded, control characters and all.
 """
 
@@ -20,8 +24,9 @@ from typing import Any
 import numpy as np
 
 Decoder = Callable[[np.ndarray], list[str]]
-"""A grey picture (H, W) uint8 -> the texts of the codes in it, none where it finds none; safe to
-call from threads.
+"""A grey image (H, W) uint8 -> the texts of the codes in it, which may be none.
+
+It is safe to call from threads.
 """
 BINARIZERS: Mapping[str, str] = {
     "zxing": "LocalAverage",
@@ -30,12 +35,12 @@ BINARIZERS: Mapping[str, str] = {
 }
 NAMES = (*BINARIZERS, "opencv", "pyzbar")
 READ_MICRO = tuple(BINARIZERS)
-"""Those that know Micro QR."""
+"""The decoders that read Micro QR."""
 
 
 @dataclass(frozen=True)
 class FoundCode:
-    """A code that zxing-cpp found: what it says, its kind, and the side of its modules in px."""
+    """A code that zxing-cpp found: its text, its kind, and the side of its modules in px."""
 
     payload: str
     designator: str
@@ -43,10 +48,11 @@ class FoundCode:
 
 
 def decoder(name: str) -> Decoder:
-    """The reader of that name.
+    """Return the reader of that name.
 
     Raises:
-        ValueError: there is none, or its package is not installed; the message says how to get it.
+        ValueError: the name is unknown, or its package is not installed; the message says how to
+            get it.
     """
     if name in BINARIZERS:
         return _zxing(name)
@@ -59,45 +65,54 @@ def decoder(name: str) -> Decoder:
 
 
 def variants(name: str) -> tuple[str, ...]:
-    """The reader itself and, for `zxing`, its other binarizers: what a phone that tries several
-    would come to.
+    """Return the reader's name and, for `zxing`, its other binarizers.
+
+    A phone that tries several binarizers reads what any of them reads.
     """
     return tuple(BINARIZERS) if name == "zxing" else (name,)
 
 
-def find(picture: np.ndarray) -> list[FoundCode]:
-    """Every QR and Micro QR code of a grey picture (H, W) uint8, under any binarizer of zxing-cpp,
-    each text once.
+def find(image: np.ndarray) -> list[FoundCode]:
+    """Return every QR and Micro QR code of a grey image (H, W) uint8, each text once.
+
+    Every binarizer of zxing-cpp is tried.
     """
-    found: dict[str, FoundCode] = {}
+    codes: dict[str, FoundCode] = {}
 
     for name in BINARIZERS:
-        for code in _read(picture, name):
-            micro = code.format == _library().BarcodeFormat.MicroQRCode
-            version = code.extra["Version"]  # "3", or "M2"
-            n = 9 + 2 * int(version[1:]) if micro else 17 + 4 * int(version)
-            at = code.position
-            corners = [
-                (c.x, c.y) for c in (at.top_left, at.top_right, at.bottom_right, at.bottom_left)
-            ]
-            around = sum(
-                dist(a, b) for a, b in zip(corners, [*corners[1:], corners[0]], strict=True)
-            )
-            kind = f"{version}-{code.ec_level}" if code.ec_level else version
-            found.setdefault(code.text, FoundCode(code.text, kind, max(1.0, around / 4 / n)))
+        for code in _read(image, name):
+            codes.setdefault(code.text, _described(code))
 
-    return list(found.values())
+    return list(codes.values())
+
+
+def _described(code: Any) -> FoundCode:
+    """Return the text, kind and module size of a code of zxing-cpp."""
+    micro = code.format == _library().BarcodeFormat.MicroQRCode
+    version = code.extra["Version"]  # "3", or "M2"
+    n = 9 + 2 * int(version[1:]) if micro else 17 + 4 * int(version)
+
+    at = code.position
+    corners = [
+        (corner.x, corner.y)
+        for corner in (at.top_left, at.top_right, at.bottom_right, at.bottom_left)
+    ]
+    following = [*corners[1:], corners[0]]
+    perimeter = sum(dist(a, b) for a, b in zip(corners, following, strict=True))
+    designator = f"{version}-{code.ec_level}" if code.ec_level else version
+
+    return FoundCode(code.text, designator, max(1.0, perimeter / 4 / n))
 
 
 def _zxing(name: str) -> Decoder:
     _library()
-    return lambda picture: [code.text for code in _read(picture, name)]
+    return lambda image: [code.text for code in _read(image, name)]
 
 
-def _read(picture: np.ndarray, name: str) -> Sequence[Any]:
+def _read(image: np.ndarray, name: str) -> Sequence[Any]:
     zxing = _library()
     codes: Sequence[Any] = zxing.read_barcodes(
-        picture,
+        image,
         formats=(zxing.BarcodeFormat.QRCode, zxing.BarcodeFormat.MicroQRCode),
         binarizer=getattr(zxing.Binarizer, BINARIZERS[name]),
         text_mode=zxing.TextMode.Plain,  # the default writes <LF> for a line's end
@@ -121,14 +136,15 @@ def _opencv() -> Decoder:
         import cv2
     except ImportError:
         raise ValueError(
-            "decoder 'opencv' needs OpenCV: pip install opencv-python-headless, or take decoder 'zxing'"
+            "decoder 'opencv' needs OpenCV: pip install opencv-python-headless, or take decoder "
+            "'zxing'"
         ) from None
 
-    def read(picture: np.ndarray) -> list[str]:
+    def read(image: np.ndarray) -> list[str]:
         try:
             # a new one each time: it must not be shared
-            text = cv2.QRCodeDetector().detectAndDecode(picture)[0]
-        except cv2.error:  # some pictures trip its own assertions: it has not read them
+            text = cv2.QRCodeDetector().detectAndDecode(image)[0]
+        except cv2.error:  # some images trip its own assertions: it has not read them
             return []
 
         return [text] if text else []
@@ -141,12 +157,12 @@ def _pyzbar() -> Decoder:
         from pyzbar import pyzbar
     except ImportError:  # of the package, or of the library that it wants
         raise ValueError(
-            "decoder 'pyzbar' needs the package pyzbar (pip install pyzbar) and the system's library zbar (apt install "
-            "libzbar0), or take decoder 'zxing'"
+            "decoder 'pyzbar' needs the package pyzbar (pip install pyzbar) and the system's "
+            "library zbar (apt install libzbar0), or take decoder 'zxing'"
         ) from None
 
-    def read(picture: np.ndarray) -> list[str]:
-        codes = pyzbar.decode(picture, symbols=[pyzbar.ZBarSymbol.QRCODE])
+    def read(image: np.ndarray) -> list[str]:
+        codes = pyzbar.decode(image, symbols=[pyzbar.ZBarSymbol.QRCODE])
         return [code.data.decode("utf-8", "replace") for code in codes]
 
     return read

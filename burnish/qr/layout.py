@@ -1,16 +1,17 @@
-"""Codes and where they lie in a picture: QR and Micro QR (ISO/IEC 18004) on a square canvas.
+"""Codes on a square canvas: QR and Micro QR (ISO/IEC 18004).
 
 A code is a square of n x n *modules*, dark or light, with light around it, the *quiet zone*. `fit`
 chooses version, error correction and the size of a module for a canvas; the `Layout` it returns
-draws the control image that a ControlNet is shown, and says of pictures how many modules are on the
-wrong side:
+draws the control image for a ControlNet, and measures how many modules of an image are on the wrong
+side:
 
     luminance  Y = 0.299 R + 0.587 G + 0.114 B (Rec. 601, as readers take it), the mean over the
-    middle of a module
-    wrong      a dark module with Y > 0.45, a light one with Y < 0.65          (DiffQRCoder, WACV 2025)
-    error      sum of w * wrong / sum of w,  w = 2 in the finder patterns (the squares in the corners), else 1
+               middle of a module
+    wrong      a dark module with Y > 0.45, a light one with Y < 0.65      (DiffQRCoder, WACV 2025)
+    error      sum of w * wrong / sum of w
+               w = 2 in the finder patterns (the squares in the corners), else 1
 
-Below 128 px only Micro QR leaves a module its 4 px, the picture's share of one latent pixel of the
+Below 128 px only Micro QR leaves a module its 4 px, the image's share of one latent pixel of the
 embedded models.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -35,13 +36,13 @@ DARK = 0.45
 LIGHT = 0.65
 LEVELS = ("L", "M", "Q", "H")
 MICRO = ("M1", "M2", "M3", "M4")
-LARGEST = 2048  # px: no canvas beyond is looked at
+LARGEST = 2048  # px: the largest canvas that an error message recommends
 SETTINGS = ("error", "version", "mask", "module", "quiet")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A code in a canvas: what it says and where each module lies; lengths are in px of the canvas."""
+    """A code on a canvas: its payload and the place of each module; lengths are in px."""
 
     payload: str
     version: int | str  # 1 to 40, or "M1" to "M4"
@@ -61,20 +62,20 @@ class Layout:
 
     @property
     def micro(self) -> bool:
-        """Whether it is a Micro QR code, which fewer readers know."""
+        """True for a Micro QR code, which fewer readers know."""
         return isinstance(self.version, str)
 
     def draw(self, ground: float | None = None) -> Tensor:
-        """The control image: black modules on a white field, (3, side, side) float32 in [0, 1].
+        """Return the control image: black modules on white, (3, side, side) float32 in [0, 1].
 
         Args:
             ground: luminance outside the code and its quiet zone; by default the 0.5 of the public
-                QR ControlNets, but
-                white on a tiny canvas, where everything outside is quiet zone.
+                QR ControlNets, but white on a tiny canvas, where everything outside is quiet zone.
         """
-        image = torch.full(
-            (self.side, self.side), (1.0 if self.side < TINY else 0.5) if ground is None else ground
-        )
+        if ground is None:
+            ground = 1.0 if self.side < TINY else 0.5
+
+        image = torch.full((self.side, self.side), ground)
         code = slice(self.left, self.left + self.module * len(self.modules))
         around = slice(max(0, code.start - self.quiet), code.stop + self.quiet)
         image[around, around] = 1.0
@@ -84,8 +85,12 @@ class Layout:
         return image.expand(3, -1, -1).contiguous()
 
     def luminance(self, images: Tensor) -> Tensor:
-        """Mean luminance of the central third (at least 2 px) of every module: (B, 3, side, side)
-        -> (B, n, n).
+        """Return the mean luminance of the middle of every module, (B, n, n).
+
+        The middle is the central third, at least 2 px.
+
+        Args:
+            images: (B, 3, side, side) in [0, 1].
 
         Raises:
             ValueError: the images are not of this canvas.
@@ -97,39 +102,28 @@ class Layout:
         middle = slice((size - third) // 2, (size + third) // 2)
         return grey[:, :, middle, :, middle].mean((2, 4))
 
-    def _grey(self, images: Tensor) -> Tensor:
-        """Luminance of every px of every module: (B, 3, side, side) -> (B, n, module, n, module)."""
-        if images.shape[1:] != (3, self.side, self.side):
-            raise ValueError(
-                f"this code lies on a canvas of {self.side} x {self.side} px, but the images are of shape "
-                f"{tuple(images.shape[1:])}; fit the code to their side, or resize them"
-            )
-
-        n = len(self.modules)
-        size = self.module
-        code = slice(self.left, self.left + n * size)
-        weights = images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-
-        return (images[:, :, code, code] * weights).sum(1).view(-1, n, size, n, size)
-
-    def errors(self, images: Tensor, whole: bool = False) -> Tensor:
-        """The share of modules on the wrong side, finder patterns counted double: (B, 3, side,
-        side) -> (B,).
+    def errors(self, images: Tensor, by_area: bool = False) -> Tensor:
+        """Return the share of modules on the wrong side, (B,); finder patterns count double.
 
         Args:
-            images: of this canvas, in [0, 1].
-            whole: by all px of a module instead of its middle, which makes it the share of the area
-                on the wrong side.
+            images: (B, 3, side, side) in [0, 1].
+            by_area: judge all px of a module instead of its middle, which makes it the share of the
+                area on the wrong side.
+
+        Raises:
+            ValueError: the images are not of this canvas.
         """
-        seen = self._grey(images) if whole else self.luminance(images)[:, :, None, :, None]
+        luminance = self._grey(images) if by_area else self.luminance(images)[:, :, None, :, None]
         dark = self.modules.to(images.device)[:, None, :, None]
-        wrong = torch.where(dark, seen > DARK, seen < LIGHT).to(seen.dtype).mean((2, 4))
-        weight = self.weight().to(seen)
-        return (wrong * weight).sum((1, 2)) / weight.sum()
+        wrong = torch.where(dark, luminance > DARK, luminance < LIGHT)
+        share = wrong.to(luminance.dtype).mean((2, 4))
+        weight = self.weight().to(luminance)
+        return (share * weight).sum((1, 2)) / weight.sum()
 
     def weight(self) -> Tensor:
-        """How much each module counts, (n, n): 2 in a finder pattern, of which a Micro QR code has
-        one, else 1.
+        """Return the weight of each module, (n, n): 2 in a finder pattern, else 1.
+
+        A Micro QR code has one finder pattern, a QR code three.
         """
         weight = torch.ones(self.modules.shape)
         weight[:FINDER, :FINDER] = 2
@@ -139,6 +133,21 @@ class Layout:
             weight[:FINDER, -FINDER:] = 2
 
         return weight
+
+    def _grey(self, images: Tensor) -> Tensor:
+        """Return the luminance of every px of every module, (B, n, module, n, module)."""
+        if images.shape[1:] != (3, self.side, self.side):
+            raise ValueError(
+                f"this code lies on a canvas of {self.side} x {self.side} px, but the images are "
+                f"of shape {tuple(images.shape[1:])}; fit the code to their side, or resize them"
+            )
+
+        n = len(self.modules)
+        size = self.module
+        code = slice(self.left, self.left + n * size)
+        weights = images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+
+        return (images[:, :, code, code] * weights).sum(1).view(-1, n, size, n, size)
 
 
 def fit(
@@ -151,7 +160,7 @@ def fit(
     module: int | None = None,
     quiet: int | None = None,
 ) -> Layout:
-    """The code of a payload on a square canvas, as easy to read as the canvas allows.
+    """Return the code of a payload on a square canvas, as easy to read as the canvas allows.
 
     By default the smallest version that holds the payload at level M (below 128 px: the smallest
     Micro QR version from M2 on, at any level), the highest error correction that does not raise it,
@@ -192,8 +201,13 @@ def fit(
 
 
 def layout_of(prompt: Prompt, side: int) -> Layout:
-    """The code that a prompt asks for: metadata["payload"], and in metadata["qr"], if it is there,
-    arguments of `fit`.
+    """Return the code that a prompt asks for: its metadata["payload"] on a square canvas.
+
+    metadata["qr"] may hold arguments of `fit`.
+
+    Args:
+        prompt: with the payload.
+        side: of the canvas in px.
 
     Raises:
         ValueError: there is no payload, or it does not fit; the message names the prompt.
@@ -203,29 +217,30 @@ def layout_of(prompt: Prompt, side: int) -> Layout:
 
     if not isinstance(payload, str) or not payload:
         raise ValueError(
-            f"the prompt '{prompt.text}' has no payload to encode; give it one in its metadata, as the prompt source "
-            "qr does"
+            f"the prompt '{prompt.text}' has no payload to encode; give it one in its metadata, as "
+            "the prompt source qr does"
         )
     if not isinstance(settings, Mapping) or not set(settings) <= set(SETTINGS):
         raise ValueError(
-            f"the prompt '{prompt.text}' has qr = {settings!r}; give a table of {', '.join(SETTINGS)}"
+            f"the prompt '{prompt.text}' has qr = {settings!r}; give a table of "
+            f"{', '.join(SETTINGS)}"
         )
 
     try:
-        return _remembered(payload, side, json.dumps(dict(settings), sort_keys=True))
+        return _cached_fit(payload, side, json.dumps(dict(settings), sort_keys=True))
     except ValueError as reason:
         raise ValueError(f"the prompt '{prompt.text}': {reason}") from reason
 
 
 @lru_cache(maxsize=4096)  # an iteration asks about few payloads, many times
-def _remembered(payload: str, side: int, settings: str) -> Layout:
+def _cached_fit(payload: str, side: int, settings: str) -> Layout:
     return fit(payload, side, **json.loads(settings))
 
 
 def _check(
     payload: str, side: int, error: Any, version: Any, mask: Any, module: Any, quiet: Any
 ) -> None:
-    """What is wrong with the arguments one by one, as a sentence."""
+    """Raise a ValueError about the first argument that is wrong by itself."""
     if not isinstance(payload, str) or not payload:
         raise ValueError(f"the payload is {payload!r}; give a text of at least one character")
     if isinstance(version, bool) or version not in (None, *MICRO, *range(1, 41)):
@@ -236,16 +251,17 @@ def _check(
     micro = version in MICRO or (version is None and side < TINY)
     if micro and error == "H":
         raise ValueError(
-            f'error = "H": a Micro QR code, as on {side} px, corrects up to Q (version M4); take a lower level, or a '
-            f"canvas of at least {TINY} px"
+            f'error = "H": a Micro QR code, as on {side} px, corrects up to Q (version M4); take a '
+            f"lower level, or a canvas of at least {TINY} px"
         )
     if mask is not None and (isinstance(mask, bool) or mask not in range(4 if micro else 8)):
-        raise ValueError(f"mask = {mask!r}: take {'0 to 3 (Micro QR)' if micro else '0 to 7'}")
+        masks = "0 to 3 (Micro QR)" if micro else "0 to 7"
+        raise ValueError(f"mask = {mask!r}: take {masks}")
 
     for name, length, least in (("side", side, 1), ("module", module, 2), ("quiet", quiet, 1)):
-        if length is not None and (
-            isinstance(length, bool) or not isinstance(length, int) or length < least
-        ):
+        if length is None:
+            continue
+        if isinstance(length, bool) or not isinstance(length, int) or length < least:
             raise ValueError(f"{name} = {length!r}: take a whole number of at least {least}")
 
 
@@ -258,17 +274,21 @@ def _attempt(
     module: int | None,
     quiet: int | None,
 ) -> Layout | None:
-    """The first version that holds the payload, laid into the canvas; None if there is none or it
-    is too large.
-    """
+    """Return the code in the first version that holds the payload; None if it does not fit."""
     try:
         import segno
     except ImportError:
         raise ValueError("codes need the package segno: pip install 'burnish[qr]'") from None
 
-    chosen = (version,) if version else MICRO[1:] if side < TINY else range(1, 41)
+    candidates: Sequence[int | str]
+    if version:
+        candidates = (version,)
+    elif side < TINY:
+        candidates = MICRO[1:]
+    else:
+        candidates = range(1, 41)
 
-    for candidate in chosen:
+    for candidate in candidates:
         level = error or (None if isinstance(candidate, str) else "m")
 
         try:
@@ -279,33 +299,40 @@ def _attempt(
         except ValueError:
             continue
 
-        place = _place(len(code.matrix), side, isinstance(candidate, str), module, quiet)
-        if place is None:  # a larger version would not fit either
+        lengths = _lengths(len(code.matrix), side, isinstance(candidate, str), module, quiet)
+        if lengths is None:  # a larger version would not fit either
             return None
 
         dark = torch.tensor([list(row) for row in code.matrix]) == 1
-        return Layout(payload, code.version, code.error or "", code.mask, *place, side, dark)
+        return Layout(payload, code.version, code.error or "", code.mask, *lengths, side, dark)
 
     return None
 
 
-def _place(
+def _lengths(
     n: int, side: int, micro: bool, module: int | None, quiet: int | None
 ) -> tuple[int, int, int] | None:
-    """Side of a module, offset and width of the quiet zone in px; None if the canvas is too small."""
-    for size in [module] if module else [16, 8, 4] if side >= 512 else [8, 4]:
+    """Return module, left and quiet of a `Layout`; None if the canvas is too small."""
+    if module:
+        sizes = [module]
+    elif side >= 512:
+        sizes = [16, 8, 4]
+    else:
+        sizes = [8, 4]
+
+    preferred = quiet or (2 if micro else 4)
+
+    for size in sizes:
         grid = 8 if size % 8 == 0 else 4
         left = (side - n * size) // 2 // grid * grid  # the left is never the wider side
         if left >= size * (quiet or 1):
-            return size, left, min(left, size * (quiet or (2 if micro else 4)))
+            return size, left, min(left, size * preferred)
 
     return None
 
 
 def _what_fits(payload: str, side: int, settings: Mapping[str, Any]) -> str:
-    """The sentence about a payload that does not fit: how much of it would, and which canvas would
-    hold it all.
-    """
+    """Return a sentence about a payload that does not fit, with the changes that would help."""
     # which mask is best takes long and changes no size
     quick = {**settings, "mask": settings["mask"] or 0}
 
@@ -313,19 +340,21 @@ def _what_fits(payload: str, side: int, settings: Mapping[str, Any]) -> str:
         return _attempt(text, px, **quick) is not None
 
     lengths = range(1, len(payload))
-    wider = range(side // 8 * 8 + 8, LARGEST + 1, 8)
     most = bisect_left(lengths, True, key=lambda length: not fits(payload[:length], side))
-    first = bisect_left(wider, True, key=lambda px: fits(payload, px))
-    ways = [f"shorten it to {most} of its {len(payload)} characters"] * (most > 0)
-    ways += [f"take a canvas of {wider[first]} px"] if first < len(wider) else []
-    ways += ["write it in capital letters"] * (
-        payload != payload.upper() and fits(payload.upper(), side)
-    )
+    sides = range(side // 8 * 8 + 8, LARGEST + 1, 8)
+    first = bisect_left(sides, True, key=lambda px: fits(payload, px))
+    changes = []
+
+    if most > 0:
+        changes.append(f"shorten it to {most} of its {len(payload)} characters")
+    if first < len(sides):
+        changes.append(f"take a canvas of {sides[first]} px")
+    if payload != payload.upper() and fits(payload.upper(), side):
+        changes.append("write it in capital letters")
+
     given = ", ".join(
         f"{name} = {value!r}" for name, value in settings.items() if value is not None
     )
-
-    return (
-        f"the payload {payload[:40]!r} does not fit a canvas of {side} px{f' with {given}' * bool(given)}; "
-        + (", or ".join(ways) or "let version, error and module be chosen")
-    )
+    described = f" with {given}" if given else ""
+    advice = ", or ".join(changes) or "let version, error and module be chosen"
+    return f"the payload {payload[:40]!r} does not fit a canvas of {side} px{described}; {advice}"

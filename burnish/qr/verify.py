@@ -1,8 +1,8 @@
-"""What reads the code in a picture of any origin: `burnish qr --verify`.
+"""The reading of a code in an image of any origin: `burnish qr --verify`.
 
-Nothing is known of such a picture: the size of the modules, by which conditions are measured, comes
-from the code that zxing-cpp finds, softened and under every condition if need be; without one, a
-code is taken to fill the picture.
+Nothing is known of such an image. Conditions are measured in modules, and the size of a module
+comes from the code that zxing-cpp finds, softened and under every condition if need be. If it finds
+none, a code is taken to fill the image.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from burnish.qr.conditions import CONDITIONS, soften
 from burnish.qr.decoders import FoundCode, find
 from burnish.qr.scanner import Readings, Scanner
 
-NEAR = 0.04  # a module so near to a whole number of px is one
-LONGEST = 2000  # px: a larger picture is scaled down, as far as its modules keep 8 px
+NEAR = 0.04  # a module size so near to a whole number of px is taken for that number
+LONGEST = 2000  # px: a larger image is scaled down, as far as its modules keep 8 px
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was read of a picture, under which conditions, and what that amounts to."""
+    """The readings of one image under all conditions, and the verdicts on it."""
 
-    payload: str  # what was asked for, else what was read; "" if nothing was
-    others: tuple[str, ...]  # further texts in the picture
+    payload: str  # the text that was wanted, else the text that was read; "" if none was
+    others: tuple[str, ...]  # further texts in the image
     code: str  # such as "M2-M" or "3-H"; "" if zxing-cpp found none
     module: float  # px
     read: dict[str, dict[str, str]]  # decoder -> condition -> "yes", "softened" or "no"
@@ -39,58 +39,68 @@ class Verdict:
     lenient: bool
 
     def text(self) -> str:
-        """As a table for a terminal."""
+        """Return a table for a terminal."""
         decoders = list(self.read)
         conditions = list(next(iter(self.read.values())))
-        wide = max(map(len, conditions))
-        about = f" ({self.code}, modules of {self.module:.1f} px)" if self.code else ""
-        rows = [f"payload  {self.payload!r}{about}" if self.lenient else "payload  not read"]
+        width = max(map(len, conditions))
+        rows = ["payload  not read"]
+
+        if self.lenient:
+            kind = f" ({self.code}, modules of {self.module:.1f} px)" if self.code else ""
+            rows = [f"payload  {self.payload!r}{kind}"]
+
         rows += [f"also     {other!r}" for other in self.others]
-        rows += ["", " ".join([" " * wide, *decoders])]
+        rows += ["", " ".join([" " * width, *decoders])]
 
         for condition in conditions:
             marks = (f"{self.read[name][condition]:<{len(name)}}" for name in decoders)
-            rows.append(f"{condition:<{wide}} {' '.join(marks)}".rstrip())
+            rows.append(f"{condition:<{width}} {' '.join(marks)}".rstrip())
 
         verdicts = {"strict": self.strict, "phone": self.phone, "lenient": self.lenient}
-        said = "   ".join(f"{name} {'yes' if true else 'no'}" for name, true in verdicts.items())
-        return "\n".join([*rows, "", f"{said}   read {self.fraction:.0%}"])
+        answers = "   ".join(f"{name} {'yes' if true else 'no'}" for name, true in verdicts.items())
+        return "\n".join([*rows, "", f"{answers}   read {self.fraction:.0%}"])
 
     def json(self) -> dict[str, object]:
-        """As one JSON object."""
+        """Return one JSON object."""
         return asdict(self)
 
 
 def verify(path: Path, payload: str = "", decoders: tuple[str, ...] = ("zxing",)) -> Verdict:
-    """Read the picture in a file, of any size and shape, under all conditions.
+    """Read the image in a file, of any size and shape, under all conditions.
 
     Args:
-        path: of the picture.
-        payload: what it must say; by default what is read first.
+        path: of the image.
+        payload: the text that it must have; by default the first that is read.
         decoders: names of `burnish.qr.decoders`.
 
     Raises:
-        FileNotFoundError, ValueError: the file is no picture, or a decoder cannot be asked.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no image, or a decoder cannot be used.
     """
     scanner = Scanner(decoders, "all", softened=True)
-    picture, codes = _codes(Image.fromarray(eight_bit(open_image(path)[None])[0]).convert("L"))
+    image = Image.fromarray(eight_bit(open_image(path)[None])[0]).convert("L")
+    image, codes = _find_codes(image)
     match = next((code for code in codes if payload in ("", code.payload)), None)
-    module = _whole((match or codes[0]).module) if codes else _guess(picture)
-    picture, scale = _smaller(picture, 8 / module)
+    module = _rounded((match or codes[0]).module) if codes else _default_module(image)
+
+    image, scale = _scaled_down(image, 8 / module)
     module *= scale
+
     text = payload or (match.payload if match else "")
-    plain, softened = (
-        scanner.look(picture, text, module, bool(match and match.designator.startswith("M")))
-        if text
-        else (np.zeros((len(scanner.decoders), len(scanner.conditions)), dtype=bool),) * 2
-    )
+    if text:
+        micro = match is not None and match.designator.startswith("M")
+        plain, softened = scanner.scan_image(image, text, module, micro)
+    else:
+        plain = np.zeros((len(scanner.decoders), len(scanner.conditions)), dtype=bool)
+        softened = plain
+
     readings = Readings(
         torch.from_numpy(plain)[None],
         scanner.decoders,
         scanner.conditions,
         torch.from_numpy(softened)[None],
     )
-    words = np.where(plain, "yes", np.where(softened, "softened", "no")).tolist()
+    marks = np.where(plain, "yes", np.where(softened, "softened", "no")).tolist()
 
     return Verdict(
         payload=text,
@@ -99,7 +109,7 @@ def verify(path: Path, payload: str = "", decoders: tuple[str, ...] = ("zxing",)
         module=module,
         read={
             name: dict(zip(scanner.conditions, row, strict=True))
-            for name, row in zip(scanner.decoders, words, strict=True)
+            for name, row in zip(scanner.decoders, marks, strict=True)
         },
         fraction=float(readings.fraction),
         strict=bool(readings.strict),
@@ -108,39 +118,44 @@ def verify(path: Path, payload: str = "", decoders: tuple[str, ...] = ("zxing",)
     )
 
 
-def _codes(picture: Image.Image) -> tuple[Image.Image, list[FoundCode]]:
-    """What is found by the first way that finds something, and the picture in whose px it is."""
-    if found := find(np.asarray(picture)):
-        return picture, found
+def _find_codes(image: Image.Image) -> tuple[Image.Image, list[FoundCode]]:
+    """Return the codes of the first variant that has any, and the image in whose px they lie."""
+    if codes := find(np.asarray(image)):
+        return image, codes
 
-    picture, _ = _smaller(picture)
-    return picture, next(
-        (found for shade in _ways(picture) if (found := find(np.asarray(shade)))), []
-    )
+    image, _ = _scaled_down(image)
+    for variant in _variants(image):
+        if codes := find(np.asarray(variant)):
+            return image, codes
 
-
-def _ways(picture: Image.Image) -> Iterator[Image.Image]:
-    guess = _guess(picture)
-    yield from (soften(picture, guess, k) for k in (1, 2))
-    yield from (condition(picture, guess) for condition in CONDITIONS.values())
+    return image, []
 
 
-def _whole(module: float) -> float:
-    """The size of a module as it was probably drawn: what corners that were found tell is off by a
-    few hundredths, and conditions that depend on it would be others than those under which the
-    picture was drawn and kept.
+def _variants(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield the image softened and under each condition."""
+    module = _default_module(image)
+    yield from (soften(image, module, k) for k in (1, 2))
+    yield from (condition(image, module) for condition in CONDITIONS.values())
+
+
+def _rounded(module: float) -> float:
+    """Return the size of a module as it was probably drawn.
+
+    The corners that are found are off by a few hundredths, and with another size of a module the
+    conditions would be others than those under which the image was drawn and kept.
     """
     return float(round(module)) if abs(module / max(1, round(module)) - 1) < NEAR else module
 
 
-def _guess(picture: Image.Image) -> float:
-    return max(1.0, min(picture.size) / 33)  # modules of version 2 with its quiet zone
+def _default_module(image: Image.Image) -> float:
+    return max(1.0, min(image.size) / 33)  # modules of version 2 with its quiet zone
 
 
-def _smaller(picture: Image.Image, least: float = 0.0) -> tuple[Image.Image, float]:
-    """A picture within the longest side, but not below `least` times its size; and by how much it
-    was scaled.
-    """
-    scale = min(1.0, max(LONGEST / max(picture.size), least))
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return (picture if scale == 1 else picture.resize(size, Image.Resampling.BILINEAR)), scale
+def _scaled_down(image: Image.Image, least: float = 0.0) -> tuple[Image.Image, float]:
+    """Return an image within the longest side, and its scale, which is never below ``least``."""
+    scale = min(1.0, max(LONGEST / max(image.size), least))
+    if scale == 1:
+        return image, scale
+
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BILINEAR), scale

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from burnish.images import open_image
-from burnish.qr import layout as qr
-from burnish.qr.scanner import side
+from burnish.qr.layout import Layout, layout_of
+from burnish.qr.scanner import canvas_side
 from burnish.rewards.clip import Clip
 from burnish.types import Prompt, Reward
 
@@ -84,14 +84,13 @@ def code_distance(model: str = "openai/clip-vit-large-patch14", device: str = "a
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         clip.model.to(images.device if device == "auto" else device)
-        return 1 - code_similarity(
-            clip, images, [qr.layout_of(prompt, side(images)) for prompt in prompts]
-        )
+        layouts = [layout_of(prompt, canvas_side(images)) for prompt in prompts]
+        return 1 - code_similarity(clip, images, layouts)
 
     return reward
 
 
-def code_similarity(clip: Clip, images: Tensor, layouts: Sequence[qr.Layout]) -> Tensor:
+def code_similarity(clip: Clip, images: Tensor, layouts: Sequence[Layout]) -> Tensor:
     """The cosine of each image (B, 3, side, side) with its own bare code as it is drawn for a
     control: (B,).
     """

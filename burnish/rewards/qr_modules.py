@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from burnish.qr import layout as qr
-from burnish.qr.scanner import module_errors, side
+from burnish.qr.layout import layout_of
+from burnish.qr.scanner import canvas_side, module_errors
 from burnish.types import Prompt, Reward
 
 
@@ -26,8 +26,7 @@ def modules(whole: bool = False) -> Reward:
     """
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        return 1 - module_errors(
-            images, [qr.layout_of(prompt, side(images)) for prompt in prompts], whole
-        )
+        layouts = [layout_of(prompt, canvas_side(images)) for prompt in prompts]
+        return 1 - module_errors(images, layouts, by_area=whole)
 
     return reward

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from burnish.qr import layout as qr
-from burnish.qr.scanner import Scanner, module_errors, side
+from burnish.qr.layout import layout_of
+from burnish.qr.scanner import Scanner, canvas_side, module_errors
 from burnish.types import Prompt, Reward
 
 
@@ -39,7 +39,7 @@ def scan(
     scanner = Scanner(decoders or ("zxing",), conditions, workers=workers)
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        layouts = [qr.layout_of(prompt, side(images)) for prompt in prompts]
+        layouts = [layout_of(prompt, canvas_side(images)) for prompt in prompts]
         return scanner.measure(images, layouts).fraction + module_weight * (
             1 - module_errors(images, layouts)
         )

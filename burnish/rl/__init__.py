@@ -1,3 +1,4 @@
-"""The mathematics of reinforcement learning: rewards to advantages, advantages to a loss. Knows no
-network.
+"""The mathematics of reinforcement learning: rewards to advantages, advantages to a loss.
+
+It knows no network.
 """

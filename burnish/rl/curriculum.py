@@ -40,7 +40,13 @@ class ConstantCurriculum(Curriculum):
 
 
 class LinearCurriculum(Curriculum):
-    """A straight line from ``first`` to ``last``, reached after the fraction ``until`` of the run."""
+    """A straight line from ``first`` to ``last``.
+
+    Args:
+        first: the scale at the beginning of the run.
+        last: the scale at its end.
+        until: the fraction of the run after which ``last`` is reached.
+    """
 
     def __init__(self, first: float, last: float, until: float = 1.0) -> None:
         self.first = _checked_scale("first", first)
@@ -84,15 +90,22 @@ class StepsCurriculum(Curriculum):
 
     def __call__(self, progress: float, generator: torch.Generator) -> float:
         """Return the scale at ``progress`` in [0, 1]."""
-        place = int(progress * len(self.values))
-        return self.values[min(place, len(self.values) - 1)]
+        index = int(progress * len(self.values))
+        return self.values[min(index, len(self.values) - 1)]
 
 
 class GatedCurriculum(Curriculum):
     """As fast as it is learned, from ``first`` to ``last`` and back again where it is too hard.
 
-    Success is the mean of the reward named ``reward``; ``smoothing`` is the weight that its moving
-    average keeps of the past.
+    Args:
+        first: the scale of the first iteration.
+        last: the scale that is aimed at.
+        reward: the name of the reward whose mean is the success.
+        above: smoothed success above which the scale goes on towards ``last``.
+        below: smoothed success below which it goes back towards ``first``.
+        by: the size of one change.
+        patience: iterations in a row ``above`` before a change towards ``last``.
+        smoothing: the weight that the moving average of the success keeps of the past.
     """
 
     def __init__(

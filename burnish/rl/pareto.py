@@ -1,5 +1,4 @@
-"""Pareto selection (Parrot, arXiv 2401.05675): only images that no other one beats on every count
-teach anything.
+"""Pareto selection (Parrot, arXiv 2401.05675): only images that no other beats are learned from.
 
 Image j dominates image i if it is at least as good in every reward and better in one. With P the
 images that none dominates and r_k the reward that the image was asked to please (all rewards,
@@ -7,9 +6,9 @@ weighted, if it was asked for none):
 
     gradient = (1 / |P|) sum over i in P of r_k(i) grad log p(i)
 
-A weighted sum may be raised by giving up one reward for another; what is left out here has another
-image beside it that is no worse in any respect. What a batch is in the paper, images of a single
-prompt that were asked with a single identifier, is here the images of one number in ``group``.
+A weighted sum may be raised by giving up one reward for another; an image that is left out here has
+another beside it that is no worse in any reward. A batch of the paper, images of a single prompt
+that were asked with a single identifier, is here the images of one number in ``group``.
 
 How much this selects depends on how many images are compared. Of N images with K independent
 rewards the expected share a(N, K) / N is on the front, a(N, K) = sum over m <= N of a(m, K - 1) / m
@@ -22,19 +21,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from burnish.rl.advantages import GroupAdvantage as by_group
-from burnish.rl.advantages import total, z_scores
+from burnish.rl.advantages import GroupAdvantage, weighted_sum, z_scores
 from burnish.types import Scores
 
 
-class ParetoAdvantage(by_group):
+class ParetoAdvantage(GroupAdvantage):
     """The advantage of `group` for the images that none dominates, exactly 0 for all others.
 
-    ``within`` is what an image is compared with: "prompt", as in the paper, or "batch": all images
-    of the iteration, by their z-scores within their prompts, for when a prompt has too few.
-    ``standardise = false`` is the paper's weight,
-    the raw reward: it imitates every image of the front, so rewards must be positive; ``clip`` does
-        not touch it.
+    Args:
+        within: the images that an image is compared with: "prompt", as in the paper, or "batch":
+            all images of the iteration, by their z-scores within their prompts, for when a prompt
+            has too few.
+        standardise: False gives the paper's weight, the raw reward. It imitates every image of the
+            front, so rewards must be positive; ``clip`` does not limit it.
+        clip: advantages are limited to [-clip, clip].
     """
 
     selects = True
@@ -48,32 +48,31 @@ class ParetoAdvantage(by_group):
         self.standardise = standardise
 
     def front(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
-        """(B,) bool: the images that none dominates; never those with a missing reward.
+        """Return the images that none dominates, (B,) bool; never those with a missing reward.
 
-        Of a reward with a negative weight less is better; one with weight 0 is not looked at, and
-        nor is one that is the same for all images of a prompt but for rounding.
+        Of a reward with a negative weight less is better. A reward with weight 0 does not count,
+        and nor does one that is the same for all images of a prompt but for rounding.
         """
-        # keeps a prompt's order and its ties
+        # z-scores keep a prompt's order and its ties
         values = z_scores(scores, group) * weights.detach().cpu().double().sign()
-        return nondominated(
-            values, group.cpu() if self.within == "prompt" else torch.zeros(len(values))
-        )
+        compared = group.cpu() if self.within == "prompt" else torch.zeros(len(values))
+        return nondominated(values, compared)
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
-        """(B,) float32."""
-        kept = (
-            super().__call__(scores, weights, group)
-            if self.standardise
-            else total(scores, weights).float()
-        )
-        return torch.where(self.front(scores, weights, group), kept, 0.0)
+        """Return the advantages, (B,) float32."""
+        if self.standardise:
+            adv = super().__call__(scores, weights, group)
+        else:
+            adv = weighted_sum(scores, weights).float()
+
+        return torch.where(self.front(scores, weights, group), adv, 0.0)
 
 
 def nondominated(values: Tensor, group: Tensor) -> Tensor:
-    """Which rows no other row of their group dominates, (B,) bool.
+    """Return the rows that no other row of their group dominates, (B,) bool.
 
     Equal rows do not dominate each other, so duplicates stay or go together. With one column it is
-    the largest value, as often as it is there. Rows with a number that is not finite dominate none
+    the largest value, as often as it occurs. Rows with a number that is not finite dominate none
     and are never chosen.
 
     Args:
@@ -92,8 +91,11 @@ def nondominated(values: Tensor, group: Tensor) -> Tensor:
 
 
 def expected_share(images: int, rewards: int) -> float:
-    """The share of so many images that none of them dominates, if the rewards are independent and
-    never equal.
+    """Return the expected share of images that none of the others dominates.
+
+    Args:
+        images: that are compared.
+        rewards: independent ones that are never equal.
     """
     size = torch.ones(images, dtype=torch.float64)
     for _ in range(rewards - 1):

@@ -17,7 +17,7 @@ from burnish.diffusion.control import Control
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.prompts.codes import qr as coded
-from burnish.qr import layout as qr
+from burnish.qr.layout import layout_of
 from burnish.qr.scanner import Scanner, module_errors
 from burnish.rewards.clip import Clip
 from burnish.rewards.picture import code_similarity
@@ -62,7 +62,7 @@ def curve(
     texts = clip.texts([prompt.text for prompt in asked])
     bases = clip.images(plain)
     scanner = Scanner(conditions=conditions)
-    layouts = [qr.layout_of(prompt, plain.shape[-1]) for prompt in asked]
+    layouts = [layout_of(prompt, plain.shape[-1]) for prompt in asked]
     points = []
 
     for scale in scales:

@@ -18,7 +18,7 @@ from torch import Tensor
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.images import eight_bit
-from burnish.qr import layout as qr
+from burnish.qr.layout import layout_of
 from burnish.qr.scanner import Scanner
 from burnish.runs import Run
 from burnish.seeds import generator
@@ -118,7 +118,7 @@ def search(
         cond = sampler.encode(policy, [prompt] * CHUNK)
         trajectory = sampler.rollout(policy, cond, torch.zeros(CHUNK, dtype=torch.long), noise)
         images = policy.decode(trajectory.latent).cpu()[: tries - drawn]
-        code = qr.layout_of(prompt, images.shape[-1])
+        code = layout_of(prompt, images.shape[-1])
         readings = scanner.measure(images, [code] * len(images))
         passed += int(readings.strict.sum())
         read += int(readings.lenient.sum())

@@ -25,8 +25,8 @@ from burnish.diffusion.control import Control
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.images import open_image
-from burnish.qr import layout as qr
 from burnish.qr.conditions import HELD_OUT, TRAIN
+from burnish.qr.layout import layout_of
 from burnish.qr.scanner import Scanner, module_errors
 from burnish.rewards.clip import Clip
 from burnish.rewards.picture import code_similarity
@@ -97,7 +97,7 @@ def look(
 def seen(images: Tensor, some: Sequence[Prompt], bases: Path) -> dict[str, float]:
     """All numbers of pictures of these prompts."""
     clip = Clip.load(CLIP)
-    layouts = [qr.layout_of(prompt, images.shape[-1]) for prompt in some]
+    layouts = [layout_of(prompt, images.shape[-1]) for prompt in some]
     scanner = Scanner(["zxing", "zxing-global"], "all")
     read, other = scanner.measure(images, layouts).table.unbind(1)
     trained, held_out = (

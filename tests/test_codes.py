@@ -1,6 +1,4 @@
-"""The prompt source for pictures with codes: which text meets which payload, and that the parts
-never meet.
-"""
+"""The prompt source for images with codes: pairs of text and payload, and the two parts."""
 
 from __future__ import annotations
 
@@ -10,22 +8,19 @@ from typing import Any
 import pytest
 
 from burnish import catalog
-from burnish.prompts import codes as payloads
-from burnish.prompts.codes import qr
+from burnish.prompts.codes import CAPITALS, is_unseen, qr
 
 
-def said(prompts: list) -> list[tuple[str, str]]:
+def pairs(prompts: list) -> list[tuple[str, str]]:
     return [(prompt.text, prompt.metadata["payload"]) for prompt in prompts]
 
 
 def test_few_pairs_all_meet_and_many_take_turns() -> None:
-    assert said(qr(["a", "b"], ["X", "Y"])) == [("a", "X"), ("a", "Y"), ("b", "X"), ("b", "Y")]
-    assert said(qr(["a", "b"], ["X", "Y", "Z"], combine="turns")) == [
-        ("a", "X"),
-        ("b", "Y"),
-        ("a", "Z"),
-    ]
-    assert said(qr(["a", "b", "c"], ["X"], combine="turns")) == [("a", "X"), ("b", "X"), ("c", "X")]
+    assert pairs(qr(["a", "b"], ["X", "Y"])) == [("a", "X"), ("a", "Y"), ("b", "X"), ("b", "Y")]
+    longer = pairs(qr(["a", "b"], ["X", "Y", "Z"], combine="turns"))
+    assert longer == [("a", "X"), ("b", "Y"), ("a", "Z")]
+    shorter = pairs(qr(["a", "b", "c"], ["X"], combine="turns"))
+    assert shorter == [("a", "X"), ("b", "X"), ("c", "X")]
     texts = [f"text {i}" for i in range(30)]
     many = qr(texts, random=20)
     assert len(many) == 30 and {prompt.text for prompt in many} == set(texts)
@@ -58,39 +53,38 @@ def test_texts_of_another_source_keep_their_metadata() -> None:
 def test_payloads_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "payloads.txt"
     path.write_text("HTTPS://A.B\n\n{braces}\n")
-    assert [payload for _, payload in said(qr(["a"], str(path)))] == ["HTTPS://A.B", "{braces}"]
+    assert [payload for _, payload in pairs(qr(["a"], str(path)))] == ["HTTPS://A.B", "{braces}"]
     with pytest.raises(FileNotFoundError, match="no such prompt file"):
         qr(["a"], str(tmp_path / "none.txt"))
 
 
 def drawn(**arguments: Any) -> list[str]:
-    return [payload for _, payload in said(qr(["a"], **arguments))]
+    return [payload for _, payload in pairs(qr(["a"], **arguments))]
 
 
 def test_random_payloads_are_seeded_and_different() -> None:
     first = drawn(random=200)
     assert first == drawn(random=200) != drawn(random=200, seed=1)
     assert first[:50] == drawn(random=50), "more of them are the same and more"
-    assert len(set(first)) == 200 and all(
-        len(payload) == 5 and set(payload) <= set(payloads.CAPITALS) for payload in first
-    )
+    assert len(set(first)) == 200
+    assert all(len(payload) == 5 and set(payload) <= set(CAPITALS) for payload in first)
     assert set("".join(drawn(random=10, length=3, alphabet="102"))) <= set("012")
 
 
 def test_what_is_trained_on_is_never_unseen() -> None:
-    """With a space so small that chance would make them meet."""
-    kept = {seed: set(drawn(random=400, seed=seed, length=2)) for seed in range(3)}
+    """With so few payloads that two random sets of them would overlap."""
+    trained = {seed: set(drawn(random=400, seed=seed, length=2)) for seed in range(3)}
     held_out = {
         seed: set(drawn(random=150, seed=seed, length=2, part="unseen")) for seed in range(3)
     }
-    assert all(one.isdisjoint(other) for one in kept.values() for other in held_out.values())
-    assert kept[0] & kept[1], "seeds alone do not keep them apart"
-    share = sum(map(payloads.unseen, drawn(random=2000) + drawn(random=600, part="unseen")))
+    assert all(a.isdisjoint(b) for a in trained.values() for b in held_out.values())
+    assert trained[0] & trained[1], "seeds alone do not separate them"
+    share = sum(map(is_unseen, drawn(random=2000) + drawn(random=600, part="unseen")))
     assert share == 600
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ({}, "give either payloads"),
         ({"payloads": ["X"], "random": 3}, "not both"),
@@ -110,8 +104,8 @@ def test_what_is_trained_on_is_never_unseen() -> None:
         ),
     ],
 )
-def test_what_is_wrong_is_said(arguments: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         qr(["a"], **arguments)
     with pytest.raises(ValueError, match="texts is empty"):
         qr([], ["X"])
