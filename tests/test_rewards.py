@@ -23,8 +23,9 @@ from burnish.qr.layout import fit
 from burnish.rewards import check_reward, score
 from burnish.rewards.aesthetic import aesthetic
 from burnish.rewards.clip import Clip, clip_similarity, prepare
+from burnish.rewards.code_distance import code_distance, code_similarity
 from burnish.rewards.compressibility import compressibility, incompressibility
-from burnish.rewards.picture import code_distance, code_similarity, picture_similarity
+from burnish.rewards.picture_similarity import picture_similarity
 from burnish.rewards.preference import preference
 from burnish.rewards.sentiment import BRIGHT, CHEERFUL, DARK, GLOOMY, sentiment
 from burnish.types import Prompt
@@ -509,7 +510,7 @@ def test_picture_similarity_says_which_picture_is_missing(tiny_clip: Path, tmp_p
     (tmp_path / "text.png").write_text("no picture")
 
     for metadata, words in (
-        ({}, "the prompt 'a cat' names no picture to be like; give its metadata a path as 'base'"),
+        ({}, "the prompt 'a cat' names no image to be compared with; give its metadata a path as 'base'"),
         (
             {"base": str(tmp_path / "none.png")},
             r"of the prompt 'a cat' \(base\): .*none.png: no such picture",

@@ -99,7 +99,7 @@ class Counting:
 
 def test_nothing_is_asked_twice_but_what_failed(images: Tensor) -> None:
     plain = Counting()
-    remembered = vlm.CachedVlm(counted := Counting(), room=4)
+    remembered = vlm.CachedVlm(counted := Counting(), capacity=4)
     twice = torch.cat([images[:2], images[:2]])
     questions = ["what?", "why?", "what?", "why?"]
     expected = plain(twice, questions)
@@ -167,7 +167,7 @@ def test_a_model_without_a_chat_template_that_repeats_the_question(tmp_path: Pat
             {"model": "no/such/folder"},
             "'no/such/folder' is not a model id with an image-text-to-text model",
         ),
-        ({"model": "zoo:emoji-captioner", "batch": 0}, "batch = 0: at least one picture"),
+        ({"model": "zoo:emoji-captioner", "batch": 0}, "batch = 0: at least one image"),
         (
             {"model": "zoo:emoji-captioner", "endpoint": {"model": "x"}},
             "endpoint = ... is for a model behind an address",

@@ -16,7 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from burnish.rewards.wire import LONGEST_ASKED, NoAnswer, Wire, _asked, encode, redact_url
+from burnish.rewards.wire import (
+    LONGEST_RETRY_AFTER,
+    NoAnswer,
+    Wire,
+    encode_image,
+    parse_retry_after,
+    redact_url,
+)
 
 if TYPE_CHECKING:
     from conftest import LocalServer
@@ -75,9 +82,9 @@ def test_waits_double_and_retry_after_goes_before(server: LocalServer) -> None:
 
 def test_retry_after_is_a_number_or_a_date() -> None:
     later = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=20), usegmt=True)
-    assert _asked("3") == 3 and _asked("86400") == LONGEST_ASKED and _asked("-1") == 0
-    assert 17 < (_asked(later) or 0) <= 20
-    assert _asked(None) is None and _asked("soon") is None and _asked("nan") is None
+    assert parse_retry_after("3") == 3 and parse_retry_after("86400") == LONGEST_RETRY_AFTER and parse_retry_after("-1") == 0
+    assert 17 < (parse_retry_after(later) or 0) <= 20
+    assert parse_retry_after(None) is None and parse_retry_after("soon") is None and parse_retry_after("nan") is None
 
 
 def test_silence_is_tried_again_and_told(server: LocalServer) -> None:
@@ -117,7 +124,7 @@ def test_many_are_asked_at_once_and_keep_their_order(server: LocalServer) -> Non
 
     server.answer = answer
     wire = Wire(server.url, workers=4)
-    results = wire.each(lambda n: wire.post({"n": n}), range(8))
+    results = wire.map(lambda n: wire.post({"n": n}), range(8))
     assert [result for result in results if not isinstance(result, NoAnswer)] == [
         0,
         1,
@@ -128,7 +135,7 @@ def test_many_are_asked_at_once_and_keep_their_order(server: LocalServer) -> Non
         7,
     ]
     assert isinstance(results[2], NoAnswer) and "no two" in str(results[2])
-    assert wire.each(wire.post, []) == []
+    assert wire.map(wire.post, []) == []
 
 
 def test_a_server_that_is_down_is_not_asked_for_every_item(closed_port: str) -> None:
@@ -139,7 +146,7 @@ def test_a_server_that_is_down_is_not_asked_for_every_item(closed_port: str) -> 
         tried.append(n)
         return wire.post({"n": n})
 
-    results = wire.each(ask, range(200))
+    results = wire.map(ask, range(200))
     assert len(results) == 200 and all(isinstance(result, NoAnswer) for result in results)
     assert all("cannot be reached" in str(result) for result in results)
     assert len(tried) < 100
@@ -154,7 +161,7 @@ def test_one_silence_does_not_silence_the_rest(server: LocalServer) -> None:
             raise NoAnswer("lost", silent=True)
         return wire.post({"n": n})
 
-    results = wire.each(ask, range(7))
+    results = wire.map(ask, range(7))
     assert [type(result) for result in results] == [
         NoAnswer,
         int,
@@ -179,7 +186,7 @@ def test_another_error_ends_everything_at_once(server: LocalServer) -> None:
 
     started = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
-        wire.each(ask, range(50))
+        wire.map(ask, range(50))
 
     assert time.perf_counter() - started < 5, "nobody is waited for"
     for thread in threading.enumerate():
@@ -190,7 +197,7 @@ def test_another_error_ends_everything_at_once(server: LocalServer) -> None:
 
     assert len(server.asked) < 5, "of 50"
     server.answer = scripted((503, b"", {"Retry-After": "0.1"}), (200, "again"))
-    assert wire.each(lambda n: wire.post({}), [0]) == ["again"]
+    assert wire.map(lambda n: wire.post({}), [0]) == ["again"]
 
 
 def test_a_token_is_sent_and_never_shown(
@@ -231,7 +238,7 @@ def test_urls_and_numbers_are_checked() -> None:
 def test_a_png_is_exact_and_a_jpeg_is_not() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
     png, jpeg = (
-        Image.open(io.BytesIO(base64.b64decode(encode(pixels, kind, 80), validate=True)))
+        Image.open(io.BytesIO(base64.b64decode(encode_image(pixels, kind, 80), validate=True)))
         for kind in ("png", "jpeg")
     )
     assert (png.format, jpeg.format, png.size) == ("PNG", "JPEG", (40, 24))
