@@ -24,7 +24,15 @@ from burnish.rewards.aesthetic import aesthetic
 from burnish.tools import zoo_check as check
 from burnish.types import Prompt
 from burnish.zoo import judge
-from burnish.zoo.questions import Shown, about_all, how_many, whether, which, write, written
+from burnish.zoo.questions import (
+    Content,
+    ask_caption,
+    ask_count,
+    ask_names,
+    ask_presence,
+    ask_text,
+    write,
+)
 from burnish.zoo.scenes import Scene, Scenes, article, nouns, vocabulary
 from burnish.zoo.taste import preference, taste
 
@@ -127,19 +135,19 @@ def test_the_captioner_sees_what_there_is() -> None:
 
 def test_questions_have_one_answer() -> None:
     rng = np.random.default_rng(0)
-    pair = Shown(Scene(("cat", "guitar"), colour="red", style="noto"), "two")
-    nothing = Shown(None)
+    pair = Content(Scene(("cat", "guitar"), colour="red", style="noto"), "two")
+    nothing = Content(None)
 
     for _ in range(50):
-        assert about_all(pair, rng)[1] == "a cat and a guitar on a red background"
-        assert about_all(nothing, rng)[1] == "nothing" and which(nothing, rng)[1] == "none"
-        assert written(pair, rng)[1] == "yes" and written(nothing, rng)[1] == "no"
-        asked, answer = how_many(pair, rng)
+        assert ask_caption(pair, rng)[1] == "a cat and a guitar on a red background"
+        assert ask_caption(nothing, rng)[1] == "nothing" and ask_names(nothing, rng)[1] == "none"
+        assert ask_text(pair, rng)[1] == "yes" and ask_text(nothing, rng)[1] == "no"
+        asked, answer = ask_count(pair, rng)
         there = any(word in asked.split() for word in ("cats", "guitars", "animals"))
         assert answer == ("two" if "things" in asked else "one" if there else "zero")
-        asked, answer = which(pair, rng)
+        asked, answer = ask_names(pair, rng)
         assert answer == ("cat" if "animal" in asked else "cat and guitar")
-        asked, answer = whether(pair, rng)
+        asked, answer = ask_presence(pair, rng)
         assert answer == ("yes" if {"cat", "guitar"} & set(re.findall("[a-z]+", asked)) else "no")
 
 
@@ -203,7 +211,7 @@ def test_shared_parts_are_in_the_package_once_and_load_anywhere(
     assert copied.name == folder.name, "the same files, the same name"
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_ask_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(OSError, match="put together in .* set XDG_CACHE_HOME to a folder that can"):
