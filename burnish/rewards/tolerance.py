@@ -30,7 +30,7 @@ class InvalidRewardOutput(ValueError):
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How often and how long a reward is tried, and whether missing images are an error."""
+    """Limits for a reward that fails: retries, time, and what becomes of missing images."""
 
     retries: int = 0  # further calls for the images that are missing
     timeout: float = 0.0  # seconds for one call; 0 waits for ever
