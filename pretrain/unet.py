@@ -200,6 +200,21 @@ def add_noise(x0: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x, t, alpha * noise - sigma * x0
 
 
+def preview(pipe: StableDiffusionPipeline) -> Image.Image:
+    """Return images of ``PROMPTS`` on one sheet."""
+    with torch.autocast(pipe.unet.device.type, torch.bfloat16):
+        images = pipe(
+            PROMPTS,
+            num_inference_steps=25,
+            eta=1.0,
+            guidance_scale=4.0,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+        ).images
+
+    return loop.grid(images, 8)
+
+
 def main() -> None:
     parser = loop.arguments(__doc__, minutes=80, batch=64, lr=1e-3)
     pool_arguments(parser)
@@ -241,26 +256,13 @@ def main() -> None:
     )
     pipe.set_progress_bar_config(disable=True)
 
-    def preview() -> Image.Image:
-        with torch.autocast(device.type, torch.bfloat16):
-            images = pipe(
-                PROMPTS,
-                num_inference_steps=25,
-                eta=1.0,
-                guidance_scale=4.0,
-                generator=torch.Generator().manual_seed(0),
-                output_type="pt",
-            ).images
-
-        return loop.grid(images, 8)
-
     loop.train(
         "unet",
         unet,
         batches(vae, tokenizer, text, options, device),  # a resumed job draws other scenes
         loss_of,
         options,
-        preview=preview,
+        preview=lambda: preview(pipe),
         finish=lambda: pipe.save_pretrained(options.build / "sd"),
         decay=0.999,
     )

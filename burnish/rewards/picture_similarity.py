@@ -24,7 +24,7 @@ from burnish.types import Prompt, Reward
 def picture_similarity(
     model: str = "openai/clip-vit-large-patch14", key: str = "base", device: str = "auto"
 ) -> Reward:
-    """Reward the cosine of each image with the image whose path is in the prompt's metadata[key].
+    """Reward the cosine of each image with the image at the path in the prompt's metadata[key].
 
     Args:
         model: a hub id, a folder with a CLIPModel, its tokenizer and its processor, or

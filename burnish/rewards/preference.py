@@ -1,5 +1,5 @@
-"""What people prefer, as a CLIP model fine-tuned on their choices predicts it: PickScore (arXiv
-2305.01569).
+"""People's preference, predicted by a CLIP model that was fine-tuned on their choices: PickScore
+(arXiv 2305.01569).
 
     score = exp(logit_scale) * <E_image(image), E_text(prompt)> / (|E_image| |E_text|)
 

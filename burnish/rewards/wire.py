@@ -143,17 +143,13 @@ class Wire:
 
         def work() -> None:
             self._thread.ended = ended
-
             while not ended.is_set():
                 try:
                     index = waiting.get_nowait()
                 except Empty:
                     return
 
-                try:
-                    done.put((index, function(items[index])))
-                except BaseException as error:
-                    done.put((index, error))
+                done.put((index, _result_or_error(function, items[index])))
 
         for index in range(len(items)):
             waiting.put(index)
@@ -257,6 +253,13 @@ class Wire:
             text = text[:197] + "..."
 
         return text.replace(self._token, "***") if self._token else text
+
+
+def _result_or_error(function: Callable[[T], R], item: T) -> R | BaseException:
+    try:
+        return function(item)
+    except BaseException as error:
+        return error
 
 
 def redact_url(url: str) -> str:
