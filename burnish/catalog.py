@@ -35,8 +35,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "question": "burnish.rewards.question:question",
         "qr_scan": "burnish.rewards.qr_scan:scan",
         "qr_modules": "burnish.rewards.qr_modules:modules",
-        "picture_similarity": "burnish.rewards.picture:picture_similarity",
-        "code_distance": "burnish.rewards.picture:code_distance",
+        "picture_similarity": "burnish.rewards.picture_similarity:picture_similarity",
+        "code_distance": "burnish.rewards.code_distance:code_distance",
     },
     "curriculum": {
         "constant": "burnish.rl.curriculum:ConstantCurriculum",

@@ -1,15 +1,13 @@
-"""Draws an expanded prompt under guidance that is centred on its original (Parrot, arXiv
-2401.05675), with diffusers.
+"""Draw an expanded prompt under guidance that is centred on its original, with diffusers.
 
     python examples/dual_guidance.py stable-diffusion-v1-5/stable-diffusion-v1-5 "a cat" \\
         "a cat in a sunlit library, oil on canvas, fine brushwork" --out cat.png
 
-    out = null + w1 * (original - null) + w2 * (expanded - null)
+    output = null + w1 * (original - null) + w2 * (expanded - null)      (Parrot, arXiv 2401.05675)
 
-It is what `guidance = { use = "dual" }` does in Burnish, and needs nothing of it: one loop over a
-stock scheduler, for pipelines of Stable Diffusion 1.x and 2.x. A larger --w1 keeps the subject, a
-larger --w2 brings the details. What a run
-has learned: --adapter RUN/adapter.
+`guidance = { use = "dual" }` does the same in Burnish, but this file needs only diffusers: one loop
+over a stock scheduler, for pipelines of Stable Diffusion 1.x and 2.x. A larger --w1 keeps the
+subject, a larger --w2 brings the details. To use the weights of a run: --adapter RUN/adapter.
 """
 
 from __future__ import annotations
@@ -35,30 +33,42 @@ def draw(
     eta: float = 1.0,
     generator: torch.Generator,
 ) -> Tensor:
-    """`count` images (count, 3, H, W) in [0, 1]; all noise comes from the CPU `generator`."""
-    device = pipe.unet.device
+    """Return `count` images (count, 3, H, W) in [0, 1].
+
+    Args:
+        pipe: a Stable Diffusion pipeline.
+        original: the prompt that was meant.
+        expanded: the prompt with more words.
+        w1: weight of the original.
+        w2: weight of the expansion.
+        count: number of images.
+        steps: network calls, of three rows an image each.
+        eta: noise: 0 none, 1 as in training.
+        generator: on the CPU; all noise comes from it.
+    """
     unet = pipe.unet
+    device = unet.device
     states, _ = pipe.encode_prompt(
         ["", original, expanded], device, 1, do_classifier_free_guidance=False
     )
     states = states.repeat_interleave(count, 0)  # all images without a prompt, then all with each
+
     # latents go beyond [-1, 1]
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     scheduler.set_timesteps(steps, device=device)
     side = unet.config.sample_size
-    x = torch.randn((count, unet.config.in_channels, side, side), generator=generator).to(
-        device, unet.dtype
-    )
+    x = torch.randn((count, unet.config.in_channels, side, side), generator=generator)
+    x = x.to(device, unet.dtype)
 
     for t in scheduler.timesteps:
-        three = scheduler.scale_model_input(torch.cat([x] * 3), t)
-        null, first, second = unet(three, t, encoder_hidden_states=states).sample.float().chunk(3)
-        out = null + w1 * (first - null) + w2 * (second - null)
-        x = scheduler.step(out, t, x, eta=eta, generator=generator).prev_sample.to(unet.dtype)
+        rows = scheduler.scale_model_input(torch.cat([x] * 3), t)
+        output = unet(rows, t, encoder_hidden_states=states).sample.float()
+        null, for_original, for_expanded = output.chunk(3)
+        guided = null + w1 * (for_original - null) + w2 * (for_expanded - null)
+        x = scheduler.step(guided, t, x, eta=eta, generator=generator).prev_sample.to(unet.dtype)
 
-    return pipe.image_processor.postprocess(
-        pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample, "pt"
-    )
+    images = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
+    return pipe.image_processor.postprocess(images, "pt")
 
 
 def main() -> None:
@@ -79,27 +89,26 @@ def main() -> None:
     parser.add_argument("--adapter", default="", help="a run's adapter folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="picture.png")
-    asked = parser.parse_args()
-    pipe = StableDiffusionPipeline.from_pretrained(asked.model, safety_checker=None)
+    options = parser.parse_args()
+
+    pipe = StableDiffusionPipeline.from_pretrained(options.model, safety_checker=None)
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    if asked.adapter:
-        pipe.load_lora_weights(asked.adapter)
+    if options.adapter:
+        pipe.load_lora_weights(options.adapter)
 
-    noise = torch.Generator().manual_seed(asked.seed)
-    image = draw(
+    images = draw(
         pipe,
-        asked.original,
-        asked.expanded,
-        w1=asked.w1,
-        w2=asked.w2,
-        steps=asked.steps,
-        eta=asked.eta,
-        generator=noise,
+        options.original,
+        options.expanded,
+        w1=options.w1,
+        w2=options.w2,
+        steps=options.steps,
+        eta=options.eta,
+        generator=torch.Generator().manual_seed(options.seed),
     )
-    pipe.image_processor.numpy_to_pil(image.permute(0, 2, 3, 1).float().cpu().numpy())[0].save(
-        asked.out
-    )
+    pixels = images.permute(0, 2, 3, 1).float().cpu().numpy()
+    pipe.image_processor.numpy_to_pil(pixels)[0].save(options.out)
 
 
 if __name__ == "__main__":

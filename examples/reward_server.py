@@ -1,11 +1,12 @@
-"""Serves a reward over HTTP to Burnish's reward `remote`: for rewards whose dependencies do not go
+"""Serve a reward over HTTP to Burnish's reward `remote`: for rewards whose dependencies conflict
 with Burnish's.
 
-    python examples/reward_server.py my_rewards.py:redness                        Burnish need not be installed here
-    python examples/reward_server.py clip_similarity '{"model": "zoo:emoji-clip"}'    with it, any reward it can name
+    python examples/reward_server.py my_rewards.py:redness    (Burnish need not be installed here)
+    python examples/reward_server.py clip_similarity '{"model": "zoo:emoji-clip"}'   (with Burnish)
     burnish train demo --set 'rewards=[{use="remote", url="http://127.0.0.1:8000"}]'
 
-Only the standard library, numpy, Pillow and torch. The protocol is described in docs/rewards.md.
+Where Burnish is installed, it serves any reward that Burnish can name. Only the standard library,
+numpy, Pillow and torch. The protocol is described in docs/rewards.md.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from PIL import Image
 
 
 def load(use: str, arguments: dict[str, Any]) -> Callable[..., Any]:
-    """The reward: by Burnish's catalog where it is installed, otherwise `file.py:name`."""
+    """Return a reward: by Burnish's catalog where it is installed, otherwise `file.py:name`."""
     if importlib.util.find_spec("burnish"):
         from burnish import catalog
 
@@ -38,30 +39,34 @@ def load(use: str, arguments: dict[str, Any]) -> Callable[..., Any]:
     return runpy.run_path(path)[name]
 
 
-def picture(file: str) -> torch.Tensor:
+def decode_image(file: str) -> torch.Tensor:
+    """Return the image (3, H, W) in [0, 1] of a file in base64."""
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(file))).convert("RGB"))
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
 
 
+def parse(request: dict[str, Any]) -> tuple[torch.Tensor, list[SimpleNamespace]]:
+    """Return the images (B, 3, H, W) and the prompts of a request."""
+    if request["version"] != 1:
+        raise ValueError(f"this server speaks version 1, not {request['version']}")
+
+    images = torch.stack([decode_image(file) for file in request["images"]])
+    pairs = zip(request["prompts"], request["metadata"], strict=True)
+    return images, [SimpleNamespace(text=text, metadata=metadata) for text, metadata in pairs]
+
+
 def serve(reward: Callable[..., Any], port: int = 8000) -> ThreadingHTTPServer:
-    """A server on this machine only; call its `serve_forever`."""
+    """Return a server on this machine only; call its `serve_forever`."""
     # one batch after the other: few models may be called from several threads at once
     lock = Lock()
 
-    class Answers(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             status = 400  # a request that cannot be read is not worth sending again
 
             try:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if asked["version"] != 1:
-                    raise ValueError(f"this server speaks version 1, not {asked['version']}")
-
-                images = torch.stack([picture(file) for file in asked["images"]])
-                pairs = zip(asked["prompts"], asked["metadata"], strict=True)
-                prompts = [
-                    SimpleNamespace(text=text, metadata=metadata) for text, metadata in pairs
-                ]
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                images, prompts = parse(json.loads(body))
                 status = 500
 
                 with lock, torch.no_grad():
@@ -70,7 +75,7 @@ def serve(reward: Callable[..., Any], port: int = 8000) -> ThreadingHTTPServer:
                 scores = [None if value != value else value for value in values]  # JSON has no NaN
                 status = 200
                 answer = json.dumps({"scores": scores}, allow_nan=False)
-            except Exception as error:  # it goes to the one who asked
+            except Exception as error:  # the client gets it as the answer
                 answer = f"{type(error).__name__}: {error}"
 
             self.send_response(status)
@@ -78,15 +83,17 @@ def serve(reward: Callable[..., Any], port: int = 8000) -> ThreadingHTTPServer:
             self.end_headers()
             self.wfile.write(answer.encode())
 
-        def log_message(self, *words: object) -> None:
-            """Quiet: Burnish reports what failed."""
+        def log_message(self, *arguments: object) -> None:
+            """Print nothing: Burnish reports failures."""
 
-    return ThreadingHTTPServer(("127.0.0.1", port), Answers)
+    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 
 
 if __name__ == "__main__":
     if not 2 <= len(sys.argv) <= 3:
         sys.exit(__doc__)
-    server = serve(load(sys.argv[1], json.loads(sys.argv[2]) if len(sys.argv) == 3 else {}))
+
+    arguments = json.loads(sys.argv[2]) if len(sys.argv) == 3 else {}
+    server = serve(load(sys.argv[1], arguments))
     print(f"{sys.argv[1]} at http://127.0.0.1:{server.server_port}", flush=True)
     server.serve_forever()

@@ -1,16 +1,16 @@
-"""Serves a vision-language model on this machine behind OpenAI's chat completions, with the
+"""Serve a vision-language model on this machine behind OpenAI's chat completions, with the
 standard library.
 
-    python examples/vlm_server.py                                  # zoo:emoji-captioner on port 8000
+    python examples/vlm_server.py                              # zoo:emoji-captioner on port 8000
     python examples/vlm_server.py llava-hf/llava-1.5-13b-hf --port 8001
 
     [[rewards]]
     use = "caption"
     model = "http://127.0.0.1:8000"
 
-One process asks, others train: a model that does not fit beside the generator gets a GPU of its
-own. One image and one question a request; requests are answered one after the other. For many GPUs,
-batches and keys take vLLM or the like.
+The model runs in a process of its own: if it does not fit beside the generator, it gets a GPU of
+its own. One image and one question a request; requests are answered one after the other. For many
+GPUs, batches and keys take vLLM or the like.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from PIL import Image
 
 from burnish.rewards.vlm import Local
 
-LARGEST = 32_000_000  # bytes of a request
+MAX_BYTES = 32_000_000  # of a request
 
 
-def reply(ask: Local, request: dict) -> dict:
-    """The answer to one request in OpenAI's form; a ValueError, KeyError or TypeError where it has
-    another form.
+def reply(model: Local, request: dict) -> dict:
+    """Return the answer to one request in OpenAI's form.
+
+    Raises:
+        ValueError, KeyError, TypeError: the request has another form.
     """
     parts = [
         part
@@ -47,11 +49,10 @@ def reply(ask: Local, request: dict) -> dict:
     if not url.startswith("data:image/"):
         raise ValueError("the image must be a data: URL")
 
-    image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2], validate=True))).convert(
-        "RGB"
-    )
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    text = ask(pixels, [question])[0] or ""
+    file = base64.b64decode(url.partition(",")[2], validate=True)
+    pixels = np.array(Image.open(io.BytesIO(file)).convert("RGB"))
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    text = model(images, [question])[0] or ""
     message = {"role": "assistant", "content": text}
 
     return {
@@ -61,24 +62,27 @@ def reply(ask: Local, request: dict) -> dict:
     }
 
 
-def server(ask: Local, port: int = 8000) -> ThreadingHTTPServer:
-    """A server on this machine's own address; call its `serve_forever`. Port 0 takes a free one."""
+def server(model: Local, port: int = 8000) -> ThreadingHTTPServer:
+    """Return a server on this machine's own address; call its `serve_forever`.
+
+    Port 0 takes a free one.
+    """
     lock = Lock()
 
-    class Chat(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             try:
                 length = int(self.headers.get("Content-Length", 0))
-                if self.path != "/v1/chat/completions" or not 0 < length <= LARGEST:
+                if self.path != "/v1/chat/completions" or not 0 < length <= MAX_BYTES:
                     raise ValueError("POST one request to /v1/chat/completions")
 
                 request = json.loads(self.rfile.read(length))
                 with lock:
-                    self._send(200, reply(ask, request))
+                    self._send(200, reply(model, request))
             except (ValueError, KeyError, TypeError, OSError) as error:
-                self.close_connection = True  # the rest of what was sent may still be in the line
+                self.close_connection = True  # unread bytes of the request may still come
                 self._send(400, {"error": {"message": f"{type(error).__name__}: {error}"}})
 
         def _send(self, status: int, answer: dict) -> None:
@@ -90,9 +94,9 @@ def server(ask: Local, port: int = 8000) -> ThreadingHTTPServer:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            pass
+            """Print nothing: Burnish reports failures."""
 
-    return ThreadingHTTPServer(("127.0.0.1", port), Chat)
+    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 
 
 def main() -> None:

@@ -23,35 +23,42 @@ from pretrain.data import ZOO
 
 TASTES = {"emoji-aesthetic": taste, "emoji-preference": preference}
 PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-HELD_OUT = (("choose", (2000, 2)), ("test", (2000, 3)))  # how many scenes, and the seed
+SETS = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat")
+HELD_OUT = (("choose", (2000, 2)), ("test", (2000, 3)))  # number of scenes, and the seed
 
 
 def examples(count: int, seed: int) -> Tensor:
-    """Scenes (count, 3, 64, 64): half as they come, half moved by up to 14 pixels and with 0 to 1.5
-    of their colour.
+    """Return scenes (count, 3, 64, 64), half of them as they are and half of them changed.
+
+    The changed ones are moved by up to 14 pixels and have 0 to 1.5 of their colour.
     """
-    images, _ = Scenes(seed, sets=("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat")).draw(
-        count
-    )
+    images, _ = Scenes(seed, sets=SETS).draw(count)
     x = images.permute(0, 3, 1, 2).float() / 255
     generator = torch.Generator().manual_seed(seed)
 
     for row in range(0, count, 2):
-        ground = x[row, :, 0, 0][:, None, None].clone()
-        dy, dx = torch.randint(-14, 15, (2,), generator=generator).tolist()
-        moved = ground.expand_as(x[row]).clone()
-        source = x[row, :, max(0, -dy) : 64 - max(0, dy), max(0, -dx) : 64 - max(0, dx)]
-        moved[:, max(0, dy) : 64 - max(0, -dy), max(0, dx) : 64 - max(0, -dx)] = source
-        grey = moved.mean(0, keepdim=True)
-        colour = float(torch.rand(1, generator=generator)) * 1.5
-        figure = (moved - ground).abs().amax(0, keepdim=True) > 0.02
-        x[row] = torch.where(figure, (grey + colour * (moved - grey)).clamp(0, 1), moved)
+        x[row] = _changed(x[row], generator)
 
     return x
 
 
+def _changed(image: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the image (3, 64, 64) with its figure moved and more or less colour."""
+    ground = image[:, 0, 0][:, None, None].clone()
+    dy, dx = torch.randint(-14, 15, (2,), generator=generator).tolist()
+    moved = ground.expand_as(image).clone()
+    source = image[:, max(0, -dy) : 64 - max(0, dy), max(0, -dx) : 64 - max(0, dx)]
+    moved[:, max(0, dy) : 64 - max(0, -dy), max(0, dx) : 64 - max(0, -dx)] = source
+
+    grey = moved.mean(0, keepdim=True)
+    saturation = float(torch.rand(1, generator=generator)) * 1.5
+    coloured = (grey + saturation * (moved - grey)).clamp(0, 1)
+    figure = (moved - ground).abs().amax(0, keepdim=True) > 0.02
+    return torch.where(figure, coloured, moved)
+
+
 def fit(features: Tensor, values: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Ridge regression: weight (1, D) and bias (1,), float64."""
+    """Return the ridge regression's weight (1, D) and bias (1,), float64."""
     x = features - features.mean(0)
     y = values - values.mean()
     weight = torch.linalg.solve(x.T @ x + penalty * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
@@ -59,40 +66,39 @@ def fit(features: Tensor, values: Tensor, penalty: float) -> tuple[Tensor, Tenso
 
 
 def explained(weight: Tensor, bias: Tensor, features: Tensor, values: Tensor) -> float:
-    """R squared."""
+    """Return R squared of a head."""
     error = values - (features @ weight[0] + bias)
     return float(1 - error.square().mean() / values.var(correction=0))
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """The rank correlation; ranks of values that are equal stand in their order."""
-    return float(
-        torch.corrcoef(torch.stack([x.argsort(stable=True).argsort().double() for x in (a, b)]))[
-            0, 1
-        ]
-    )
+    """Return the rank correlation; equal values get ranks in their order."""
+    ranks = torch.stack([x.argsort(stable=True).argsort().double() for x in (a, b)])
+    return float(torch.corrcoef(ranks)[0, 1])
 
 
 def best(
     features: dict[str, Tensor], values: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, dict[str, float]]:
-    """The head fitted to "train" whose penalty explains most of "choose", and what it is worth on
-    "test".
+    """Return the best head: its weight, its bias, and measures of it on "test".
+
+    It is fitted to "train", with the penalty that explains most of "choose".
     """
     heads = {penalty: fit(features["train"], values["train"], penalty) for penalty in PENALTIES}
-    penalty = max(
-        heads, key=lambda penalty: explained(*heads[penalty], features["choose"], values["choose"])
-    )
+
+    def explains(penalty: float) -> float:
+        return explained(*heads[penalty], features["choose"], values["choose"])
+
+    penalty = max(heads, key=explains)
     weight, bias = heads[penalty]
     test = features["test"]
-    true = values["test"]
-    rank = spearman(test @ weight[0], true)
-    worth = {"r2": explained(weight, bias, test, true), "spearman": rank}
+    r2 = explained(weight, bias, test, values["test"])
+    rank = spearman(test @ weight[0], values["test"])
 
     return (
         weight,
         bias,
-        {**{key: round(value, 4) for key, value in worth.items()}, "penalty": penalty},
+        {"r2": round(r2, 4), "spearman": round(rank, 4), "penalty": penalty},
     )
 
 
@@ -101,21 +107,23 @@ def main() -> None:
     parser.add_argument("heads", nargs="*", help=f"which of {', '.join(TASTES)}; all")
     parser.add_argument("--scenes", type=int, default=20000)
     options = parser.parse_args()
+
     clip = Clip.load("zoo:emoji-clip")
-    images = {name: examples(*drawn) for name, drawn in (("train", (options.scenes, 1)), *HELD_OUT)}
+    parts = (("train", (options.scenes, 1)), *HELD_OUT)
+    images = {part: examples(count, seed) for part, (count, seed) in parts}
     features = {
-        name: torch.cat([clip.images(part).double() for part in some.split(500)])
-        for name, some in images.items()
+        part: torch.cat([clip.images(chunk).double() for chunk in x.split(500)])
+        for part, x in images.items()
     }
 
     for name in options.heads or TASTES:
-        values = {part: TASTES[name](some).double() for part, some in images.items()}
+        values = {part: TASTES[name](x).double() for part, x in images.items()}
         write(name, *best(features, values), options.scenes)
 
 
-def write(name: str, weight: Tensor, bias: Tensor, worth: dict[str, float], scenes: int) -> None:
-    """The head and its card, into the package."""
-    facts = {**worth, "scenes": scenes}
+def write(name: str, weight: Tensor, bias: Tensor, measures: dict[str, float], scenes: int) -> None:
+    """Write the head and its card to the package."""
+    facts = {**measures, "scenes": scenes}
     folder = ZOO / name
     folder.mkdir(exist_ok=True)
     save_file(
@@ -123,9 +131,8 @@ def write(name: str, weight: Tensor, bias: Tensor, worth: dict[str, float], scen
         folder / "head.safetensors",
         metadata={key: str(value) for key, value in facts.items()},
     )
-    (folder / "config.json").write_text(
-        json.dumps({"clip": "zoo:emoji-clip", **facts}, indent=1) + "\n"
-    )
+    card = {"clip": "zoo:emoji-clip", **facts}
+    (folder / "config.json").write_text(json.dumps(card, indent=1) + "\n")
     print(name, json.dumps(facts))
 
 

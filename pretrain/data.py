@@ -1,4 +1,4 @@
-"""Icon sets -> sprites: downloads the pinned SVG sets with npm and renders the vocabulary into one
+"""Icon sets -> sprites: download the pinned SVG sets with npm and render the vocabulary into one
 atlas a set.
 
 ``python -m pretrain.data`` writes ``burnish/zoo/sprites/<set>.png`` (RGBA, one 56-pixel sprite a
@@ -34,15 +34,16 @@ PACKAGES = {
 STYLES = {"noto": "noto", "twemoji": "twemoji", "fluent": "fluent-emoji"}  # style word -> set
 
 ANIMALS = (  # the 45 common animals of DDPO, in its order
-    "cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox wolf lizard beetle "
-    "ant butterfly fish shark whale dolphin squirrel mouse rat snake turtle frog chicken duck goose bee pig turkey fly "
-    "llama camel bat gorilla hedgehog kangaroo"
+    "cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox "
+    "wolf lizard beetle ant butterfly fish shark whale dolphin squirrel mouse rat snake turtle "
+    "frog chicken duck goose bee pig turkey fly llama camel bat gorilla hedgehog kangaroo"
 ).split()
 OBJECTS = (  # everything else the generator knows; RL trains on the animals and tests on these
     "penguin elephant panda koala owl octopus crab snail giraffe unicorn "
-    "pizza hamburger apple banana strawberry watermelon lemon carrot mushroom cheese doughnut cookie cake pineapple "
-    "avocado "
-    "guitar trumpet violin drum umbrella hammer key gift candle bell crown camera robot ghost balloon trophy "
+    "pizza hamburger apple banana strawberry watermelon lemon carrot mushroom cheese doughnut "
+    "cookie cake pineapple avocado "
+    "guitar trumpet violin drum umbrella hammer key gift candle bell crown camera robot ghost "
+    "balloon trophy "
     "rocket car bus bicycle train airplane sailboat helicopter tractor "
     "cactus sunflower rose tulip tree cloud rainbow castle house chess basketball"
 ).split()
@@ -72,10 +73,21 @@ ICONS = {
 # resvg drops parts of these; the flat set's stand in
 BORROWED = {("fluent-emoji", "bird"), ("fluent-emoji", "turkey")}
 PLURALS = {  # where adding "s" is wrong
-    "sheep": "sheep", "deer": "deer", "fish": "fish", "fox": "foxes", "wolf": "wolves", "mouse": "mice",
-    "goose": "geese", "fly": "flies", "butterfly": "butterflies", "octopus": "octopuses",
-    "strawberry": "strawberries", "bus": "buses", "cactus": "cacti", "chess": "chess pieces",
-}  # fmt: skip
+    "sheep": "sheep",
+    "deer": "deer",
+    "fish": "fish",
+    "fox": "foxes",
+    "wolf": "wolves",
+    "mouse": "mice",
+    "goose": "geese",
+    "fly": "flies",
+    "butterfly": "butterflies",
+    "octopus": "octopuses",
+    "strawberry": "strawberries",
+    "bus": "buses",
+    "cactus": "cacti",
+    "chess": "chess pieces",
+}
 COLOURS = {
     "white": (255, 255, 255),
     "red": (222, 62, 62),
@@ -91,7 +103,7 @@ COLOURS = {
 
 
 def download(folder: Path) -> Path:
-    """Install the pinned icon packages into ``folder`` with the npm client; returns where they lie."""
+    """Install the pinned icon packages with the npm client and return their folder."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"@iconify-json/{name}@{version}" for name, version in PACKAGES.items()]
     subprocess.run(
@@ -104,35 +116,36 @@ def download(folder: Path) -> Path:
 
 
 def svg(icons: dict, name: str) -> str | None:
-    """The SVG text of icon ``name`` of an Iconify set, following aliases; None where the set lacks
-    it.
-    """
-    seen = name
+    """Return the SVG text of an icon of an Iconify set; None where the set lacks it.
 
+    Aliases are followed.
+    """
     for _ in range(5):
-        if seen in icons["icons"]:
-            icon = icons["icons"][seen]
+        if name in icons["icons"]:
+            icon = icons["icons"][name]
             width = icon.get("width", icons.get("width", 16))
             height = icon.get("height", icons.get("height", 16))
             left = icon.get("left", 0)
             top = icon.get("top", 0)
 
             return (
-                f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-                f'viewBox="{left} {top} {width} {height}" width="{width}" height="{height}">{icon["body"]}</svg>'
+                '<svg xmlns="http://www.w3.org/2000/svg" '
+                'xmlns:xlink="http://www.w3.org/1999/xlink" '
+                f'viewBox="{left} {top} {width} {height}" width="{width}" height="{height}">'
+                f"{icon['body']}</svg>"
             )
 
-        alias = icons.get("aliases", {}).get(seen)
+        alias = icons.get("aliases", {}).get(name)
         if alias is None:
             return None
 
-        seen = alias["parent"]
+        name = alias["parent"]
 
     return None
 
 
 def render(text: str, size: int = SIZE) -> Image.Image:
-    """One SVG as an RGBA sprite, its drawn part centred and filling ``size`` pixels."""
+    """Return an SVG as an RGBA sprite, its drawn part centred and filling ``size`` pixels."""
     png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=4 * size, height=4 * size))
     image = Image.open(io.BytesIO(png)).convert("RGBA")
     box = image.getchannel("A").getbbox()
@@ -141,9 +154,8 @@ def render(text: str, size: int = SIZE) -> Image.Image:
         image = image.crop(box)
 
     scale = size / max(image.size)
-    image = image.resize(
-        [max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS
-    )
+    scaled = [max(1, round(side * scale)) for side in image.size]
+    image = image.resize(scaled, Image.Resampling.LANCZOS)
     sprite = Image.new("RGBA", (size, size))
     sprite.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
 
@@ -151,20 +163,21 @@ def render(text: str, size: int = SIZE) -> Image.Image:
 
 
 def atlas(sets: dict[str, dict], name: str, nouns: list[str]) -> tuple[Image.Image, list[str]]:
-    """All nouns of one set on one sheet, and the nouns the set does not have."""
+    """Return all nouns of one set on one sheet, and the nouns that the set does not have."""
     rows = -(-len(nouns) // COLUMNS)
     sheet = Image.new("RGBA", (COLUMNS * SIZE, rows * SIZE))
     missing = []
 
-    for place, noun in enumerate(nouns):
+    for index, noun in enumerate(nouns):
         icons = sets["fluent-emoji-flat" if (name, noun) in BORROWED else name]
-        text = next((t for icon in ICONS.get(noun, [noun]) if (t := svg(icons, icon))), None)
+        texts = [svg(icons, icon) for icon in ICONS.get(noun, [noun])]
+        text = next(filter(None, texts), None)
 
         if text is None:
             missing.append(noun)
             continue
 
-        sheet.paste(render(text), (place % COLUMNS * SIZE, place // COLUMNS * SIZE))
+        sheet.paste(render(text), (index % COLUMNS * SIZE, index // COLUMNS * SIZE))
 
     return sheet, missing
 

@@ -1,6 +1,6 @@
-"""Puts what was trained into the package: ``python -m pretrain.export``.
+"""Put the trained models into the package: ``python -m pretrain.export``.
 
-Copies ``build/`` to ``burnish/zoo/`` as float16.
+It copies ``build/`` to ``burnish/zoo/`` as float16.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ from pretrain.data import ZOO
 
 
 def export_sd(build: Path, target: Path) -> None:
-    StableDiffusionPipeline.from_pretrained(
+    """Write the generator."""
+    pipe = StableDiffusionPipeline.from_pretrained(
         build / "sd", dtype=torch.float16, safety_checker=None
-    ).save_pretrained(target)
+    )
+    pipe.save_pretrained(target)
 
 
 def export_lcm(build: Path, target: Path) -> None:
-    """Without the parts that it shares with the generator."""
+    """Write the consistency model without the parts that it shares with the generator."""
     pipe = LatentConsistencyModelPipeline.from_pretrained(
         build / "lcm" / "model", dtype=torch.float16
     )
@@ -52,60 +54,66 @@ def export_lcm(build: Path, target: Path) -> None:
 
 
 def export_qr(build: Path, target: Path) -> None:
-    ControlNetModel.from_pretrained(
-        build / "controlnet" / "model", dtype=torch.float16
-    ).save_pretrained(target)
+    """Write the ControlNet."""
+    source = build / "controlnet" / "model"
+    ControlNetModel.from_pretrained(source, dtype=torch.float16).save_pretrained(target)
 
 
 def export_decoder(build: Path, target: Path) -> None:
-    AutoencoderKL.from_pretrained(
-        build / "vae-decoder" / "model", dtype=torch.float16
-    ).save_pretrained(target)
+    """Write the generator's autoencoder with its sharper decoder."""
+    source = build / "vae-decoder" / "model"
+    AutoencoderKL.from_pretrained(source, dtype=torch.float16).save_pretrained(target)
 
 
 def export_clip(build: Path, target: Path) -> None:
-    source = next(
-        folder for job in ("clip-image", "clip") if (folder := build / job / "model").exists()
-    )
+    """Write CLIP with its processor, of the last finished job."""
+    folders = [build / job / "model" for job in ("clip-image", "clip")]
+    source = next(folder for folder in folders if folder.exists())
     CLIPModel.from_pretrained(source, dtype=torch.float16).save_pretrained(target)
-    words = CLIPTokenizer.from_pretrained(source)
-    side = {"height": 64, "width": 64}
+
+    tokenizer = CLIPTokenizer.from_pretrained(source)
     images = CLIPImageProcessorPil(
-        size={"shortest_edge": 64}, crop_size=side, image_mean=list(MEAN), image_std=list(STD)
+        size={"shortest_edge": 64},
+        crop_size={"height": 64, "width": 64},
+        image_mean=list(MEAN),
+        image_std=list(STD),
     )
-    CLIPProcessor(images, words).save_pretrained(target)
+    CLIPProcessor(images, tokenizer).save_pretrained(target)
 
 
 def export_judge(build: Path, target: Path) -> None:
-    ResNetForImageClassification.from_pretrained(
-        build / "judge" / "model", dtype=torch.float16
-    ).save_pretrained(target)
+    """Write the judge."""
+    source = build / "judge" / "model"
+    model = ResNetForImageClassification.from_pretrained(source, dtype=torch.float16)
+    model.save_pretrained(target)
 
 
 def export_captioner(build: Path, target: Path) -> None:
+    """Write the captioner with its processor."""
     source = build / "captioner" / "model"
-    LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float16).save_pretrained(
-        target
-    )
+    model = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float16)
+    model.save_pretrained(target)
     AutoProcessor.from_pretrained(source).save_pretrained(target)
 
 
 def export_expander(build: Path, target: Path) -> None:
+    """Write the expander with its tokenizer."""
     source = build / "expander" / "model"
     AutoModelForCausalLM.from_pretrained(source, dtype=torch.float16).save_pretrained(target)
     AutoTokenizer.from_pretrained(source).save_pretrained(target)
 
 
 def spread_vocabulary(folder: Path) -> None:
-    """Beside the tokenizer.json of a byte-pair encoding, the vocabulary in the two files that
-    transformers 4 reads.
+    """Write the vocabulary of a byte-pair encoding in the two files that transformers 4 reads.
+
+    They lie beside its tokenizer.json.
     """
-    words = json.loads((folder / "tokenizer.json").read_text())["model"]
-    if words["type"] != "BPE":
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    if model["type"] != "BPE":
         return
 
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in words["merges"]]
-    (folder / "vocab.json").write_text(json.dumps(words["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
 
 
@@ -119,13 +127,14 @@ MODELS = {
     "emoji-expander": export_expander,
     "emoji-judge": export_judge,
 }
-LATER = {
+# exported only where these jobs were run
+OPTIONAL_JOBS = {
     "emoji-sd/vae": "vae-decoder",
     "emoji-lcm": "lcm",
     "emoji-qr": "controlnet",
     "emoji-captioner": "captioner",
     "emoji-expander": "expander",
-}  # exported only where these jobs were run
+}
 
 
 def main() -> None:
@@ -139,7 +148,9 @@ def main() -> None:
     parser.add_argument("--build", type=Path, default=Path("build"))
     options = parser.parse_args()
     trained = [
-        name for name in MODELS if name not in LATER or (options.build / LATER[name]).exists()
+        name
+        for name in MODELS
+        if name not in OPTIONAL_JOBS or (options.build / OPTIONAL_JOBS[name]).exists()
     ]
 
     for name in options.models or trained:

@@ -1,13 +1,14 @@
-"""``zoo:emoji-judge``: a small residual network that names nouns, background colour and count of a
-scene.
+"""``zoo:emoji-judge``: a small residual network that names the nouns, the background colour and
+the count of a scene.
 
 ``python -m pretrain.judge --minutes 15``. All seven icon sets; noise, blur, contrast and, once
 ``pretrain.vae`` has run, a trip through the autoencoder with disturbed latents, because generated
-pictures are never clean sprites.
+images are never clean sprites.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator
 
 import torch
@@ -20,11 +21,12 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from burnish.zoo.judge import Judge, split
 from burnish.zoo.scenes import Scene, Scenes, nouns, vocabulary
 from pretrain import loop
-from pretrain.clip import disturb, normalise
+from pretrain.clip import disturb, disturb_latents, normalise
 from pretrain.data import ZOO
 
 
 def build() -> ResNetForImageClassification:
+    """Return a new network with a label for every noun, colour and count."""
     labels = [*nouns(), *vocabulary()["colours"], "1", "2", "3"]
     config = ResNetConfig(
         embedding_size=32,
@@ -38,44 +40,84 @@ def build() -> ResNetForImageClassification:
 
 
 def targets(scenes: list[Scene]) -> tuple[Tensor, Tensor, Tensor]:
-    """Multi-hot nouns (B, N), colour index (B,), count minus one (B,)."""
-    place = {n: i for i, n in enumerate(nouns())}
+    """Return multi-hot nouns (B, N), the colour's index (B,) and the count minus one (B,)."""
+    classes = {noun: index for index, noun in enumerate(nouns())}
     colours = list(vocabulary()["colours"])
-    noun = torch.zeros(len(scenes), len(place))
+    noun = torch.zeros(len(scenes), len(classes))
 
     for row, scene in enumerate(scenes):
-        noun[row, [place[n] for n in scene.nouns]] = 1
+        noun[row, [classes[name] for name in scene.nouns]] = 1
 
-    colour = torch.tensor([colours.index(s.colour) for s in scenes])
-    return noun, colour, torch.tensor([s.count * len(s.nouns) - 1 for s in scenes])
+    colour = torch.tensor([colours.index(scene.colour) for scene in scenes])
+    count = torch.tensor([scene.count * len(scene.nouns) - 1 for scene in scenes])
+    return noun, colour, count
 
 
 def batches(batch: int, vae: AutoencoderKL | None) -> Callable[[int], Iterator[tuple[Tensor, ...]]]:
+    """Return a function of a seed to endless batches: images and their targets."""
+
     def endless(seed: int) -> Iterator[tuple[Tensor, ...]]:
         scenes = Scenes(seed, tuple(vocabulary()["sets"]))
 
         while True:
-            some = scenes.draw(batch // 4, "pair")
-            more = scenes.draw(batch - batch // 4)
-            images = torch.cat([some[0], more[0]])
-            shown = some[1] + more[1]
-            x = disturb(normalise(images))
+            pairs, shown_pairs = scenes.draw(batch // 4, "pair")
+            others, shown_others = scenes.draw(batch - batch // 4)
+            x = disturb(normalise(torch.cat([pairs, others])))
 
             if vae is not None:
-                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                    z = vae.encode(x[::4]).latent_dist.mean
-                    z = (
-                        z
-                        + 0.15
-                        * torch.rand(len(z), 1, 1, 1)
-                        * torch.randn_like(z)
-                        / vae.config.scaling_factor
-                    )
-                    x[::4] = vae.decode(z).sample.float()
+                disturb_latents(vae, x, 4)
 
-            yield x, *targets(shown)
+            yield x, *targets(shown_pairs + shown_others)
 
     return endless
+
+
+def load(
+    options: argparse.Namespace, device: torch.device
+) -> tuple[ResNetForImageClassification, AutoencoderKL | None]:
+    """Return the network, new or with ``--warm`` the package's, and the autoencoder, if any."""
+    if options.warm:
+        model = ResNetForImageClassification.from_pretrained(
+            ZOO / "emoji-judge", dtype=torch.float32
+        )
+    else:
+        model = build()
+
+    model.to(device, memory_format=torch.channels_last).train()
+    path = options.build / "vae" / "model"
+
+    if options.warm and not path.exists():
+        path = ZOO / "emoji-sd" / "vae"
+    if not path.exists():
+        return model, None
+
+    return model, AutoencoderKL.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def report(model: ResNetForImageClassification, images: Tensor, scenes: list[Scene]) -> None:
+    """Print how often the network is right about uint8 images of ``scenes``."""
+    model.eval()
+    verdict = Judge(model).classify(images.permute(0, 3, 1, 2).float() / 255)
+    model.train()
+
+    by_kind: dict[tuple[int, int], list[bool]] = {(1, 1): [], (2, 1): [], (3, 1): [], (1, 2): []}
+    for row, scene in enumerate(scenes):
+        right = set(scene.nouns) == verdict.names(row, len(scene.nouns))
+        by_kind[scene.count, len(scene.nouns)].append(right)
+
+    shares = {kind: round(sum(right) / len(right), 3) for kind, right in by_kind.items()}
+    print("nouns right by (count, nouns):", shares, flush=True)
+
+    names = list(vocabulary()["colours"])
+    counts = zip(scenes, verdict.count.tolist(), strict=True)
+    colours = zip(scenes, verdict.colour.tolist(), strict=True)
+    right_counts = sum(scene.count * len(scene.nouns) == count for scene, count in counts)
+    right_colours = sum(names[colour] == scene.colour for scene, colour in colours)
+    print(
+        f"counts right: {right_counts / len(scenes):.3f}; "
+        f"colours right: {right_colours / len(scenes):.3f}",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -84,71 +126,35 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
-    home = ZOO / "emoji-judge"
-    model = (
-        ResNetForImageClassification.from_pretrained(home, dtype=torch.float32)
-        if options.warm
-        else build()
-    )
-    model.to(device, memory_format=torch.channels_last).train()
-    path = options.build / "vae" / "model"
-
-    if options.warm and not path.exists():
-        path = ZOO / "emoji-sd" / "vae"
-
-    vae = AutoencoderKL.from_pretrained(path, dtype=torch.float32).eval() if path.exists() else None
-    count = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{count:.2f} M parameters; autoencoder: {vae is not None}", flush=True)
+    model, vae = load(options, device)
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{parameters:.2f} M parameters; autoencoder: {vae is not None}", flush=True)
 
     def loss_of(batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, float]]:
         x, noun, colour, count = (part.to(device) for part in batch)
         with torch.autocast(device.type, torch.bfloat16):
-            out = model(x.to(memory_format=torch.channels_last)).logits
+            logits = model(x.to(memory_format=torch.channels_last)).logits
 
-        a, b, c = split(out.float())
-        soft = noun / noun.sum(1, keepdim=True)
+        noun_logits, colour_logits, count_logits = split(logits.float())
+        noun_share = noun / noun.sum(1, keepdim=True)
         loss = (
-            F.cross_entropy(a, soft)
-            + 0.3 * F.cross_entropy(b, colour)
-            + 0.3 * F.cross_entropy(c, count)
+            F.cross_entropy(noun_logits, noun_share)
+            + 0.3 * F.cross_entropy(colour_logits, colour)
+            + 0.3 * F.cross_entropy(count_logits, count)
         )
-        hit = soft.gather(1, a.argmax(1, keepdim=True)).gt(0).float().mean().item()
+        hits = noun_share.gather(1, noun_logits.argmax(1, keepdim=True)).gt(0)
+        right_count = count_logits.argmax(1) == count
 
-        return loss, {"noun": hit, "count": (c.argmax(1) == count).float().mean().item()}
-
-    test = Scenes(10**6).draw(1024)
-
-    def picture() -> Image.Image:
-        images, scenes = test
-        model.eval()
-        verdict = Judge(model).classify(images.permute(0, 3, 1, 2).float() / 255)
-        model.train()
-        right = [set(s.nouns) == verdict.names(i, len(s.nouns)) for i, s in enumerate(scenes)]
-        by = {
-            k: [r for r, s in zip(right, scenes, strict=True) if (s.count, len(s.nouns)) == k]
-            for k in ((1, 1), (2, 1), (3, 1), (1, 2))
+        return loss, {
+            "noun": hits.float().mean().item(),
+            "count": right_count.float().mean().item(),
         }
-        print(
-            "nouns right by (count, nouns):",
-            {k: round(sum(v) / len(v), 3) for k, v in by.items()},
-            flush=True,
-        )
-        counts = [
-            s.count * len(s.nouns) == c for s, c in zip(scenes, verdict.count.tolist(), strict=True)
-        ]
-        colours = [
-            list(vocabulary()["colours"])[c] == s.colour
-            for s, c in zip(scenes, verdict.colour.tolist(), strict=True)
-        ]
-        print(
-            f"counts right: {sum(counts) / 1024:.3f}; colours right: {sum(colours) / 1024:.3f}",
-            flush=True,
-        )
 
+    images, scenes = Scenes(10**6).draw(1024)
+
+    def preview() -> Image.Image:
+        report(model, images, scenes)
         return loop.grid(images[:32], 16)
-
-    def finish() -> None:
-        model.save_pretrained(options.build / "judge" / "model")
 
     loop.train(
         "judge",
@@ -156,8 +162,8 @@ def main() -> None:
         batches(options.batch, vae),
         loss_of,
         options,
-        picture=picture,
-        finish=finish,
+        preview=preview,
+        finish=lambda: model.save_pretrained(options.build / "judge" / "model"),
         decay=0.998,
     )
 

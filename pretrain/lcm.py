@@ -1,10 +1,10 @@
-"""``zoo:emoji-lcm``: the generator distilled into a latent consistency model, pictures in two to
-eight calls.
+"""``zoo:emoji-lcm``: the generator distilled into a latent consistency model, images in two to
+eight network calls.
 
 ``python -m pretrain.lcm --minutes 27``. Latent consistency distillation (arXiv 2310.04378): with
 the guidance weight drawn anew for each image and given to the network as an input, the consistency
 function f at time t shall equal the averaged network's f one step of the teacher's guided DDIM
-solver further down, 20 of 1000 timesteps. Huber loss.
+solver later, 20 of 1000 timesteps. Huber loss.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ SOLVER = 50  # steps of the teacher's solver
 WEIGHTS = (2.0, 8.0)  # range of the guidance weight, as diffusers counts it
 TARGET = 0.95  # decay of the averaged network that gives the targets
 HUBER = 1e-3
-WIDTH = 64  # numbers that tell the network its guidance weight
+WIDTH = 64  # numbers in the embedding of the guidance weight
 
 
 def student_of(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
-    """The teacher's weights with one more input, silent at first."""
+    """Return a copy of the teacher with one more input, which has no effect at first."""
     student = UNet2DConditionModel.from_config({**teacher.config, "time_cond_proj_dim": WIDTH})
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
 
@@ -41,12 +41,12 @@ def student_of(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
     return student
 
 
-def solve(schedule: Schedule, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """The deterministic DDIM step from ``t`` to ``s`` (B,) with a guess of ``x0``."""
-    now = schedule.level(t, x.device)
-    then = schedule.level(s, x.device)
-    noise = (x - now.alpha.float() * x0) / now.sigma.float()
-    return then.alpha.float() * x0 + then.sigma.float() * noise
+def solve(schedule: Schedule, x: Tensor, x0_pred: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """Return the deterministic DDIM step from time ``t`` (B,) to ``s`` (B,)."""
+    level_t = schedule.level(t, x.device)
+    level_s = schedule.level(s, x.device)
+    noise = (x - level_t.alpha.float() * x0_pred) / level_t.sigma.float()
+    return level_s.alpha.float() * x0_pred + level_s.sigma.float() * noise
 
 
 @dataclass(frozen=True)
@@ -58,31 +58,33 @@ class Distillation:
     target: UNet2DConditionModel
     diffusion: Schedule
     consistency: Schedule
-    nothing: Tensor  # text states of the empty prompt (1, tokens, width)
+    null_states: Tensor  # text states of the empty prompt (1, tokens, width)
 
     @property
     def student(self) -> UNet2DConditionModel:
+        """The network that learns."""
         return self.pipe.unet
 
     def f(
         self, network: UNet2DConditionModel, x: Tensor, t: Tensor, states: Tensor, weight: Tensor
     ) -> Tensor:
-        """The consistency function at ``x`` (B, 4, 16, 16), float32; ``weight`` is embedded."""
+        """Return the consistency function at ``x``, float32; ``weight`` is embedded."""
         with torch.autocast(x.device.type, torch.bfloat16):
-            out = network(x, t.to(x.device), states, timestep_cond=weight).sample
-        return self.consistency.x0(x, t, out)
+            output = network(x, t.to(x.device), states, timestep_cond=weight).sample
+        return self.consistency.x0(x, t, output)
 
     def guided(self, x: Tensor, t: Tensor, states: Tensor, weight: Tensor) -> Tensor:
-        """What the teacher predicts with classifier-free guidance of ``weight`` (B,), float32."""
+        """Return the teacher's output with classifier-free guidance of ``weight`` (B,), float32."""
         with torch.autocast(x.device.type, torch.bfloat16):
-            both = torch.cat([self.nothing.expand_as(states).to(states), states])
-            out = self.teacher(torch.cat([x, x]), torch.cat([t, t]).to(x.device), both).sample
-        without, with_prompt = out.float().chunk(2)
-        return without + weight.to(x.device).view(-1, 1, 1, 1) * (with_prompt - without)
+            both = torch.cat([self.null_states.expand_as(states).to(states), states])
+            output = self.teacher(torch.cat([x, x]), torch.cat([t, t]).to(x.device), both).sample
+        null, prompted = output.float().chunk(2)
+        return null + weight.to(x.device).view(-1, 1, 1, 1) * (prompted - null)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Huber's distance of f at t from the averaged network's f at s, one guided step of the
-        teacher further on.
+        """Return the Huber distance of f at t from the averaged network's f at s.
+
+        Between t and s is one guided step of the teacher.
         """
         x0, states = batch
         stride = len(self.diffusion.alpha) // SOLVER
@@ -92,51 +94,46 @@ class Distillation:
         x = level.alpha.float() * x0 + level.sigma.float() * torch.randn_like(x0)
         x = x.to(memory_format=torch.channels_last)
         weight = torch.empty(len(x0)).uniform_(*WEIGHTS)
-        embedding = self.pipe.get_guidance_scale_embedding(weight - 1, embedding_dim=WIDTH).to(
-            x0.device
-        )
+        embedding = self.pipe.get_guidance_scale_embedding(weight - 1, embedding_dim=WIDTH)
+        embedding = embedding.to(x0.device)
 
         with torch.no_grad():
-            aim = self.diffusion.x0(x, t, self.guided(x, t, states, weight))
-            y = solve(self.diffusion, x, aim, t, s).to(memory_format=torch.channels_last)
-            wanted = self.f(self.target, y, s, states, embedding)
+            x0_pred = self.diffusion.x0(x, t, self.guided(x, t, states, weight))
+            x_s = solve(self.diffusion, x, x0_pred, t, s).to(memory_format=torch.channels_last)
+            expected = self.f(self.target, x_s, s, states, embedding)
             torch._foreach_lerp_(
                 list(self.target.parameters()), list(self.student.parameters()), 1 - TARGET
             )
 
-        error = self.f(self.student, x, t, states, embedding) - wanted
-        return ((error**2 + HUBER**2).sqrt() - HUBER).mean(), {
-            "square": error.detach().square().mean().item()
-        }
+        error = self.f(self.student, x, t, states, embedding) - expected
+        loss = ((error**2 + HUBER**2).sqrt() - HUBER).mean()
+        return loss, {"square": error.detach().square().mean().item()}
 
-    def picture(self) -> Image.Image:
-        """Sixteen prompts with two, four and eight network calls."""
+    def preview(self) -> Image.Image:
+        """Return images of sixteen prompts with two, four and eight network calls."""
         rows = []
 
         for steps in (2, 4, 8):
-            generator = torch.Generator().manual_seed(0)
-
             with torch.autocast(self.student.device.type, torch.bfloat16):
-                drawn = self.pipe(
+                output = self.pipe(
                     list(PROMPTS[:16]),
                     num_inference_steps=steps,
                     guidance_scale=4.0,
-                    generator=generator,
+                    generator=torch.Generator().manual_seed(0),
                     output_type="pt",
                 )
 
-            rows.append(drawn.images)
+            rows.append(output.images)
 
         return loop.grid(torch.cat(rows), 16)
 
 
 def prepare(options: argparse.Namespace, device: torch.device) -> Distillation:
-    """Everything on the device, the networks equal to the teacher."""
-    vae, words, text, teacher = load(options.build, options.warm, device)
+    """Return all parts on the device, the student and its average equal to the teacher."""
+    vae, tokenizer, text, teacher = load(options.build, options.warm, device)
     if not options.warm:
-        teacher = UNet2DConditionModel.from_pretrained(
-            options.build / "sd" / "unet", dtype=torch.float32
-        ).to(device)
+        folder = options.build / "sd" / "unet"
+        teacher = UNet2DConditionModel.from_pretrained(folder, dtype=torch.float32).to(device)
 
     student = student_of(teacher)
     target = student_of(teacher)
@@ -147,12 +144,12 @@ def prepare(options: argparse.Namespace, device: torch.device) -> Distillation:
             network.set_attn_processor(AttnProcessor())
 
     teacher.requires_grad_(False)
-    noise = scheduler()
-    lcm = LCMScheduler.from_config(noise.config, original_inference_steps=SOLVER)
+    ddim = scheduler()
+    lcm = LCMScheduler.from_config(ddim.config, original_inference_steps=SOLVER)
     pipe = LatentConsistencyModelPipeline(
         vae,
         text,
-        words,
+        tokenizer,
         student,
         lcm,
         safety_checker=None,
@@ -162,11 +159,10 @@ def prepare(options: argparse.Namespace, device: torch.device) -> Distillation:
     pipe.set_progress_bar_config(disable=True)
 
     with torch.no_grad():
-        nothing = text(words([""], padding="max_length", return_tensors="pt").input_ids.to(device))[
-            0
-        ]
+        ids = tokenizer([""], padding="max_length", return_tensors="pt").input_ids
+        null_states = text(ids.to(device))[0]
 
-    return Distillation(pipe, teacher, target, Schedule.of(noise), Schedule.of(lcm), nothing)
+    return Distillation(pipe, teacher, target, Schedule.of(ddim), Schedule.of(lcm), null_states)
 
 
 def main() -> None:
@@ -184,7 +180,7 @@ def main() -> None:
         batches(job.pipe.vae, job.pipe.tokenizer, job.pipe.text_encoder, options, device, drop=0.0),
         job.loss,
         options,
-        picture=job.picture,
+        preview=job.preview,
         finish=lambda: job.pipe.save_pretrained(options.build / "lcm" / "model"),
         decay=0.995,
         weight_decay=0.0,

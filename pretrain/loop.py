@@ -1,5 +1,5 @@
 """The one training loop of all embedded models: a time budget, cosine decay, EMA, checkpoints, a
-curve and pictures.
+curve and preview images.
 
 A job is resumable: run the same command again and it goes on from its last checkpoint, counting the
 minutes already spent; while it is suspended (SIGSTOP) they stand still. On a CPU, one process a
@@ -18,21 +18,27 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
 import torch
 import torch.distributed as dist
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # the backend must be chosen before
 
+RECORD_EVERY = 100  # steps between two points of the curve
+WARM_UP = 0.02  # share of the time in which the learning rate rises
+
 
 def arguments(doc: str, *, minutes: float, batch: int, lr: float) -> argparse.ArgumentParser:
-    """The options every pretraining command has."""
+    """Return a parser with the options that every pretraining command has."""
     parser = argparse.ArgumentParser(
         description=doc.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -56,27 +62,31 @@ def arguments(doc: str, *, minutes: float, batch: int, lr: float) -> argparse.Ar
 
 
 def rank() -> tuple[int, int]:
-    """This process's number and how many there are; the first call in a process of several joins
-    the others.
+    """Return this process's number and the number of processes.
+
+    The first call in one of several processes joins the others.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count > 1 and not dist.is_initialized():
+    if count == 1:
+        return 0, 1
+
+    if not dist.is_initialized():
         dist.init_process_group("gloo")
-    return (dist.get_rank() if count > 1 else 0), count
+    return dist.get_rank(), count
 
 
 def average_gradients(module: nn.Module, count: int, spent: float) -> float:
-    """Averages the gradients over all processes; returns the first one's ``spent``, so that all
-    agree on the time.
+    """Average the gradients over ``count`` processes.
+
+    Returns:
+        The first process's ``spent``, so that all agree on the time.
     """
     if count == 1:
         return spent
 
     grads = [p.grad for p in module.parameters() if p.grad is not None]
-    flat = torch.cat(
-        [g.flatten() for g in grads]
-        + [grads[0].new_tensor([count * spent if dist.get_rank() == 0 else 0])]
-    )
+    time_of_first = count * spent if dist.get_rank() == 0 else 0
+    flat = torch.cat([g.flatten() for g in grads] + [grads[0].new_tensor([time_of_first])])
     dist.all_reduce(flat)
     flat /= count
 
@@ -87,7 +97,7 @@ def average_gradients(module: nn.Module, count: int, spent: float) -> float:
 
 
 class Average:
-    """An exponential moving average of a module's parameters, with the usual warm-up of its decay."""
+    """An exponential moving average of parameters, with the usual warm-up of its decay."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -96,24 +106,38 @@ class Average:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
+        """Move the average towards the module's parameters."""
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         names, parameters = zip(*module.named_parameters(), strict=True)
-        torch._foreach_lerp_(
-            [self.shadow[n] for n in names], [p.detach() for p in parameters], 1 - decay
-        )
+        shadows = [self.shadow[name] for name in names]
+        torch._foreach_lerp_(shadows, [p.detach() for p in parameters], 1 - decay)
 
-    def copy_to(self, module: nn.Module) -> None:
-        with torch.no_grad():
-            for name, parameter in module.named_parameters():
-                parameter.copy_(self.shadow[name])
+    @contextmanager
+    def swapped_into(self, module: nn.Module) -> Iterator[None]:
+        """Let a module hold the averaged parameters within a context."""
+        trained = {name: p.detach().clone() for name, p in module.named_parameters()}
+        _copy_parameters(self.shadow, module)
+
+        try:
+            yield
+        finally:
+            _copy_parameters(trained, module)
+
+
+@torch.no_grad()
+def _copy_parameters(values: dict[str, Tensor], module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        parameter.copy_(values[name])
 
 
 def save(
     folder: Path, module: nn.Module, average: Average, optimizer: torch.optim.Optimizer, facts: dict
 ) -> None:
-    """Write one checkpoint atomically: weights, EMA and Adam's moments in safetensors, the rest as
-    JSON metadata.
+    """Write one checkpoint atomically.
+
+    Weights, EMA and Adam's moments are tensors of a safetensors file, all other facts are JSON in
+    its metadata.
     """
     tensors = {f"model.{k}": v.detach().contiguous() for k, v in module.state_dict().items()}
     tensors |= {f"ema.{k}": v.contiguous() for k, v in average.shadow.items()}
@@ -123,35 +147,32 @@ def save(
 
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "checkpoint.safetensors"
+    partial = target.with_suffix(".part")
     save_file(
-        tensors,
-        target.with_suffix(".part"),
-        metadata={"facts": json.dumps(facts | {"ema_steps": average.steps})},
+        tensors, partial, metadata={"facts": json.dumps(facts | {"ema_steps": average.steps})}
     )
-    os.replace(target.with_suffix(".part"), target)
+    os.replace(partial, target)
 
 
 def restore(
     folder: Path, module: nn.Module, average: Average, optimizer: torch.optim.Optimizer
 ) -> dict:
-    """Load what ``save`` wrote; returns its facts, or an empty dict where there is no checkpoint."""
+    """Load a checkpoint and return its facts; an empty dict where there is no checkpoint."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return {}
-
-    from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["facts"])
 
     tensors = load_file(path)
-    module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    weights = {k: v for k, v in tensors.items() if k.startswith("model.")}
+    module.load_state_dict({k.removeprefix("model."): v for k, v in weights.items()})
 
     for name in average.shadow:
         average.shadow[name].copy_(tensors[f"ema.{name}"])
 
     average.steps = facts["ema_steps"]
-    layout = optimizer.state_dict()
     moments: dict[int, dict[str, Tensor]] = {}
 
     for name, value in tensors.items():
@@ -159,8 +180,64 @@ def restore(
             _, index, key = name.split(".")
             moments.setdefault(int(index), {})[key] = value
 
-    optimizer.load_state_dict({"state": moments, "param_groups": layout["param_groups"]})
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
     return facts
+
+
+@dataclass
+class Clock:
+    """The minutes that a job has run; time in which it is suspended does not count."""
+
+    minutes: float
+    _mark: float = field(default_factory=time.monotonic)
+    _usual: float = math.inf  # seconds of a step
+
+    def tick(self) -> None:
+        """Add the time since the last tick: one step."""
+        now = time.monotonic()
+        seconds = now - self._mark
+        self._mark = now
+        self._usual = min(seconds, 10 * self._usual)  # longer: the job was suspended meanwhile
+        self.minutes += self._usual / 60
+
+    def skip(self) -> None:
+        """Leave out the time since the last tick."""
+        self._mark = time.monotonic()
+
+
+class Curve:
+    """The recorded quantities of a job: their means over every ``RECORD_EVERY`` steps."""
+
+    def __init__(self, points: list[dict[str, float]], verbose: bool) -> None:
+        self.points = points
+        self.verbose = verbose
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def add(self, step: int, minutes: float, values: dict[str, float]) -> None:
+        """Take in the values of a step; where a point is due, record and print it."""
+        self._count += 1
+        for key, value in values.items():
+            self._sums[key] = self._sums.get(key, 0.0) + value
+
+        if step % RECORD_EVERY:
+            return
+
+        means = {key: value / self._count for key, value in self._sums.items()}
+        point = {"step": step, "minutes": round(minutes, 3), **means}
+        self.points.append(point)
+        self._sums = {}
+        self._count = 0
+
+        if self.verbose:
+            print(json.dumps({k: round(v, 4) for k, v in point.items()}), flush=True)
+
+
+def learning_rate(peak: float, progress: float) -> float:
+    """Return the learning rate at ``progress`` in [0, 1]: a short warm-up, then a cosine to 0."""
+    warm_up = min(1.0, progress / WARM_UP + 0.01)
+    return peak * warm_up * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def train(
@@ -170,7 +247,7 @@ def train(
     loss_of: Callable[..., tuple[Tensor, dict[str, float]]],
     options: argparse.Namespace,
     *,
-    picture: Callable[[], Image.Image] | None = None,
+    preview: Callable[[], Image.Image] | None = None,
     finish: Callable[[], None] | None = None,
     decay: float = 0.999,
     weight_decay: float = 0.01,
@@ -178,119 +255,89 @@ def train(
 ) -> None:
     """Train ``module`` for ``options.minutes``.
 
-    ``batches(seed)`` yields batches for ever; ``loss_of(batch)`` gives the loss and what to record.
-    Every ``every`` minutes, and at the end, the checkpoint, the curve and ``picture()`` (drawn with
-    the EMA weights) are written to ``build/<name>``. ``finish()`` is called with the EMA weights in
-    place: it exports the model.
+    Every ``every`` minutes, and at the end, the checkpoint, the curve and the preview are written
+    to ``build/<name>``.
+
+    Args:
+        name: of the job.
+        module: to be trained.
+        batches: ``batches(seed)`` yields batches for ever.
+        loss_of: ``loss_of(batch)`` gives the loss and further values to record.
+        options: as ``arguments`` parses them.
+        preview: draws an image with the EMA weights in place.
+        finish: exports the model with the EMA weights in place.
+        decay: of the EMA.
+        weight_decay: of AdamW.
+        every: minutes between two checkpoints.
     """
-    folder, (me, processes) = options.build / name, rank()
+    folder = options.build / name
+    process, processes = rank()
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=options.lr, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
     )
     average = Average(module, decay)
     facts = restore(folder, module, average, optimizer)
-    spent = facts.get("minutes", 0.0)
     step = facts.get("step", 0)
-    curve = facts.get("curve", [])
-    torch.manual_seed(
-        options.seed + step * processes + me
-    )  # the noise of each process, and after each start, is its own
-    source = batches(options.seed + step * processes + me)
-    sums: dict[str, float] = {}
-    mark = time.monotonic()
-    saved = spent
-    count = 0
-    usual = math.inf
+    curve = Curve(facts.get("curve", []), verbose=process == 0)
+
+    # each process, and each start, has noise and batches of its own
+    seed = options.seed + step * processes + process
+    torch.manual_seed(seed)
+    source = batches(seed)
+    clock = Clock(facts.get("minutes", 0.0))
+    saved = clock.minutes
 
     def write() -> None:
-        if me:
+        if process:
             return
 
-        save(folder, module, average, optimizer, {"minutes": spent, "step": step, "curve": curve})
-        draw_curve(curve, folder / "curve.png")
+        facts = {"minutes": clock.minutes, "step": step, "curve": curve.points}
+        save(folder, module, average, optimizer, facts)
+        draw_curve(curve.points, folder / "curve.png")
 
-        with swapped(module, average):
-            if picture:
-                picture().save(folder / "grid.png")
+        with average.swapped_into(module):
+            if preview:
+                preview().save(folder / "grid.png")
             if finish:
                 finish()
 
-    while spent < options.minutes:
-        progress = spent / options.minutes
-
+    while clock.minutes < options.minutes:
         for group in optimizer.param_groups:
-            group["lr"] = (
-                options.lr
-                * min(1.0, progress / 0.02 + 0.01)
-                * 0.5
-                * (1 + math.cos(math.pi * progress))
-            )
+            group["lr"] = learning_rate(options.lr, clock.minutes / options.minutes)
 
-        loss, record = loss_of(next(source))
+        loss, values = loss_of(next(source))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        spent = average_gradients(module, processes, spent)
+        clock.minutes = average_gradients(module, processes, clock.minutes)
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
         average.update(module)
-        step = step + 1
-        count = count + 1
 
-        for key, value in ({"loss": loss.item()} | record).items():
-            sums[key] = sums.get(key, 0.0) + value
+        step += 1
+        values = {"loss": loss.item()} | values
+        clock.tick()
+        curve.add(step, clock.minutes, values)
 
-        now = time.monotonic()
-        took = now - mark
-        mark = now
-        usual = min(took, 10 * usual)  # longer: the job was suspended meanwhile
-        spent += usual / 60
-
-        if step % 100 == 0:
-            point = {"step": step, "minutes": round(spent, 3)} | {
-                key: value / count for key, value in sums.items()
-            }
-            curve.append(point)
-
-            if not me:
-                print(json.dumps({k: round(v, 4) for k, v in point.items()}), flush=True)
-
-            sums = {}
-            count = 0
-
-        if spent - saved > every:
+        if clock.minutes - saved > every:
             write()
-            saved = spent
-            mark = time.monotonic()
+            saved = clock.minutes
+            clock.skip()
 
     write()
 
 
-class swapped:
-    """Within this context a module holds its averaged weights."""
+def draw_curve(points: list[dict[str, float]], path: Path) -> None:
+    """Draw every recorded quantity against minutes of training, one small plot each."""
+    if not points:
+        return
 
-    def __init__(self, module: nn.Module, average: Average) -> None:
-        self.module = module
-        self.average = average
-
-    def __enter__(self) -> None:
-        self.kept = {name: p.detach().clone() for name, p in self.module.named_parameters()}
-        self.average.copy_to(self.module)
-
-    def __exit__(self, *exc: object) -> None:
-        with torch.no_grad():
-            for name, parameter in self.module.named_parameters():
-                parameter.copy_(self.kept[name])
-
-
-def draw_curve(curve: list[dict[str, float]], path: Path) -> None:
-    """Every recorded quantity against minutes of training, one small plot each."""
-    keys = [key for key in (curve[-1] if curve else {}) if key not in ("step", "minutes")]
+    keys = [key for key in points[-1] if key not in ("step", "minutes")]
     if not keys:
         return
 
     figure, axes = pyplot.subplots(1, len(keys), figsize=(4 * len(keys), 3), squeeze=False)
     for axis, key in zip(axes[0], keys, strict=True):
-        axis.plot([p["minutes"] for p in curve], [p[key] for p in curve])
+        axis.plot([point["minutes"] for point in points], [point[key] for point in points])
         axis.set(title=key, xlabel="minutes")
 
     figure.tight_layout()
@@ -299,14 +346,22 @@ def draw_curve(curve: list[dict[str, float]], path: Path) -> None:
 
 
 def grid(images: Tensor, columns: int, scale: int = 2) -> Image.Image:
-    """Images (n, 3, h, w) in [0, 1] or uint8 (n, h, w, 3) as one sheet."""
+    """Return images on one sheet.
+
+    Args:
+        images: (n, 3, h, w) in [0, 1], or uint8 (n, h, w, 3).
+        columns: of the sheet.
+        scale: pixels of the sheet a pixel of an image.
+    """
     if images.dtype != torch.uint8:
         images = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
-    n, h, w, _ = images.shape
-    sheet = Image.new("RGB", (columns * w, -(-n // columns) * h), "white")
+    count, height, width, _ = images.shape
+    rows = -(-count // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
 
-    for i, image in enumerate(images.cpu().numpy()):
-        sheet.paste(Image.fromarray(image), (i % columns * w, i // columns * h))
+    for index, image in enumerate(images.cpu().numpy()):
+        corner = (index % columns * width, index // columns * height)
+        sheet.paste(Image.fromarray(image), corner)
 
     return sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)

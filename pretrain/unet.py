@@ -31,14 +31,15 @@ PROMPTS = (
     "a pizza|a guitar|a rocket|a cactus|a castle|a robot|"
     "a fox on a blue background|a pig on a black background|a shark on a yellow background|"
     "a rose on a pink background|"
-    "two cats|three bees|two rockets on a red background|three apples|a fox and a guitar|a cat and a pizza|"
-    "a bear and a cake|a frog and a crown on a purple background|a cat in noto style|a cat in twemoji style|"
-    "a cat in fluent style|an owl"
+    "two cats|three bees|two rockets on a red background|three apples|"
+    "a fox and a guitar|a cat and a pizza|a bear and a cake|"
+    "a frog and a crown on a purple background|"
+    "a cat in noto style|a cat in twemoji style|a cat in fluent style|an owl"
 ).split("|")
 
 
 def pool_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``batches``."""
+    """Add the options of ``batches``."""
     parser.add_argument("--pool", type=int, default=60000, help="scenes encoded once")
     parser.add_argument(
         "--pairs",
@@ -49,8 +50,9 @@ def pool_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def build(width: int) -> UNet2DConditionModel:
-    """6.7 M parameters, 0.675 GFLOP a call. (``attention_head_dim`` of this class is the number of
-    heads.)
+    """Return a new network: 6.7 M parameters, 0.675 GFLOP a call.
+
+    (``attention_head_dim`` of this class is the number of heads.)
     """
     return UNet2DConditionModel(
         sample_size=16,
@@ -67,60 +69,81 @@ def build(width: int) -> UNet2DConditionModel:
 
 
 def scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule, with v-prediction as in SD 2."""
+    """Return Stable Diffusion's noise schedule, with v-prediction as in SD 2."""
     return DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1, prediction_type="v_prediction",
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )
 
 
 def batches(
     vae: AutoencoderKL,
-    words: CLIPTokenizer,
+    tokenizer: CLIPTokenizer,
     text: CLIPTextModel,
     options: argparse.Namespace,
     device: torch.device,
     drop: float = DROP,
 ) -> Callable[[int], Iterator[tuple[Tensor, Tensor]]]:
-    """Endless batches of latents (B, 4, 16, 16) and text states (B, tokens, width), from a pool of
-    each seed's own.
+    """Return a function of a seed to endless batches; each seed has a pool of its own.
+
+    A batch is latents (B, 4, 16, 16) and text states (B, tokens, width).
     """
 
     def endless(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        pool, captions = encode_pool(
-            vae, options.pool // loop.rank()[1], options.pairs, seed, device
-        )
-        states, of = encode_captions(words, text, captions, device)
+        _, processes = loop.rank()
+        pool, captions = encode_pool(vae, options.pool // processes, options.pairs, seed, device)
+        states, caption_rows = encode_captions(tokenizer, text, captions, device)
         generator = torch.Generator().manual_seed(seed)
         print(f"{len(pool)} latents, {len(states)} captions", flush=True)
 
         while True:
             rows = torch.randint(len(pool), (options.batch,), generator=generator)
-            said = torch.where(torch.rand(options.batch, generator=generator) < drop, 0, of[rows])
-            yield pool[rows].float().to(device), states[said.to(device)]
+            dropped = torch.rand(options.batch, generator=generator) < drop
+            state_rows = torch.where(dropped, 0, caption_rows[rows])
+            yield pool[rows].float().to(device), states[state_rows.to(device)]
 
     return endless
 
 
 @torch.no_grad()
 def encode_captions(
-    words: CLIPTokenizer, text: CLIPTextModel, captions: list[str], device: torch.device
+    tokenizer: CLIPTokenizer, text: CLIPTextModel, captions: list[str], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Text states of all different captions (N, tokens, width) bfloat16, the empty one first; and
-    each one's row.
+    """Return the text states of all different captions, and each caption's row of them.
+
+    States are (N, tokens, width) bfloat16, those of the empty caption first.
     """
-    kinds = {caption: i for i, caption in enumerate(dict.fromkeys(["", *captions]))}
-    ids = words(list(kinds), padding="max_length", truncation=True, return_tensors="pt").input_ids
-    states = torch.cat([text(part.to(device))[0].bfloat16() for part in ids.split(1000)])
-    return states, torch.tensor([kinds[caption] for caption in captions])
+    rows = {caption: row for row, caption in enumerate(dict.fromkeys(["", *captions]))}
+    ids = tokenizer(
+        list(rows), padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
+    states = torch.cat([text(chunk.to(device))[0].bfloat16() for chunk in ids.split(1000)])
+    return states, torch.tensor([rows[caption] for caption in captions])
+
+
+@torch.no_grad()
+def encode_scenes(vae: AutoencoderKL, images: Tensor, device: torch.device) -> Tensor:
+    """Return images (B, 3, 64, 64) in [-1, 1] as scaled latents (B, 4, 16, 16) float16."""
+    x = images.to(device, memory_format=torch.channels_last)
+
+    with torch.autocast(device.type, torch.bfloat16):
+        mean = vae.encode(x).latent_dist.mean.float()
+
+    return (mean * vae.config.scaling_factor).half().cpu()
 
 
 @torch.no_grad()
 def encode_pool(
     vae: AutoencoderKL, n: int, pairs: float, seed: int, device: torch.device
 ) -> tuple[Tensor, list[str]]:
-    """``n`` scenes, a share of them ``pairs``, as scaled latents (n, 4, 16, 16) float16, and their
-    captions.
+    """Return ``n`` scenes as scaled latents (n, 4, 16, 16) float16, and their captions.
+
+    ``pairs`` is the share of scenes that show two nouns.
     """
     scenes = Scenes(seed)
     rng = random.Random(seed)
@@ -129,17 +152,11 @@ def encode_pool(
     captions = []
 
     for _ in range(n // 250):
-        images, shown = scenes.draw(250, rng.choices(list(kinds), list(kinds.values()))[0])
-        x = (images.permute(0, 3, 1, 2).float() / 127.5 - 1).to(
-            device, memory_format=torch.channels_last
-        )
-
-        with torch.autocast(device.type, torch.bfloat16):
-            latents.append(
-                (vae.encode(x).latent_dist.mean.float() * vae.config.scaling_factor).half().cpu()
-            )
-
-        captions += [s.caption for s in shown]
+        kind = rng.choices(list(kinds), list(kinds.values()))[0]
+        images, drawn = scenes.draw(250, kind)
+        x = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+        latents.append(encode_scenes(vae, x, device))
+        captions += [scene.caption for scene in drawn]
 
     return torch.cat(latents), captions
 
@@ -147,31 +164,55 @@ def encode_pool(
 def load(
     build_folder: Path, warm: bool, device: torch.device
 ) -> tuple[AutoencoderKL, CLIPTokenizer, CLIPTextModel, UNet2DConditionModel]:
-    """The frozen parts from their finished jobs and a new network; or, with ``warm``, all four from
-    the package.
+    """Return the autoencoder, the tokenizer, the text encoder and the network.
+
+    The first three come from their finished jobs and the network is new; with ``warm`` all four are
+    the package's.
     """
-    home = ZOO / "emoji-sd"
+    package = ZOO / "emoji-sd"
     clip = build_folder / "clip" / "model"
-    vae = AutoencoderKL.from_pretrained(
-        home / "vae" if warm else build_folder / "vae" / "model", dtype=torch.float32
-    )
-    words = CLIPTokenizer.from_pretrained(home / "tokenizer" if warm else clip)
-    text = CLIPTextModel.from_pretrained(
-        home / "text_encoder" if warm else clip, dtype=torch.float32
-    )
-    width = text.config.hidden_size
-    unet = (
-        UNet2DConditionModel.from_pretrained(home / "unet", dtype=torch.float32)
-        if warm
-        else build(width)
-    )
+    vae_folder = package / "vae" if warm else build_folder / "vae" / "model"
+    vae = AutoencoderKL.from_pretrained(vae_folder, dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(package / "tokenizer" if warm else clip)
+    text_folder = package / "text_encoder" if warm else clip
+    text = CLIPTextModel.from_pretrained(text_folder, dtype=torch.float32)
+
+    if warm:
+        unet = UNet2DConditionModel.from_pretrained(package / "unet", dtype=torch.float32)
+    else:
+        unet = build(text.config.hidden_size)
 
     return (
         vae.to(device).eval(),
-        words,
+        tokenizer,
         text.to(device).eval(),
         unet.to(device, memory_format=torch.channels_last),
     )
+
+
+def add_noise(x0: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return noised latents, their random times, and the target v = alpha * noise - sigma * x0."""
+    t = torch.randint(1000, (len(x0),), device=x0.device)
+    noise = torch.randn_like(x0)
+    alpha = alphas[t].sqrt().view(-1, 1, 1, 1)
+    sigma = (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
+    x = (alpha * x0 + sigma * noise).to(memory_format=torch.channels_last)
+    return x, t, alpha * noise - sigma * x0
+
+
+def preview(pipe: StableDiffusionPipeline) -> Image.Image:
+    """Return images of ``PROMPTS`` on one sheet."""
+    with torch.autocast(pipe.unet.device.type, torch.bfloat16):
+        images = pipe(
+            PROMPTS,
+            num_inference_steps=25,
+            eta=1.0,
+            guidance_scale=4.0,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+        ).images
+
+    return loop.grid(images, 8)
 
 
 def main() -> None:
@@ -185,62 +226,43 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
-    vae, words, text, unet = load(options.build, options.warm, device)
+    vae, tokenizer, text, unet = load(options.build, options.warm, device)
 
     if device.type == "cpu":
         # the fused kernel's backward is slow on CPU for so few tokens
         unet.set_attn_processor(AttnProcessor())
 
-    noise = scheduler()
-    alphas = noise.alphas_cumprod.to(device)
+    schedule = scheduler()
+    alphas = schedule.alphas_cumprod.to(device)
 
     def loss_of(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
         x0, states = batch
-        t = torch.randint(1000, (len(x0),), device=device)
-        e = torch.randn_like(x0)
-        alpha = alphas[t].sqrt().view(-1, 1, 1, 1)
-        sigma = (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
-        x = (alpha * x0 + sigma * e).to(memory_format=torch.channels_last)
+        x, t, target = add_noise(x0, alphas)
 
         with torch.autocast(device.type, torch.bfloat16):
             v = unet(x, t, states).sample
 
-        return (v.float() - (alpha * e - sigma * x0)).square().mean(), {}
+        return (v.float() - target).square().mean(), {}
 
     pipe = StableDiffusionPipeline(
         vae,
         text,
-        words,
+        tokenizer,
         unet,
-        noise,
+        schedule,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
 
-    def picture() -> Image.Image:
-        generator = torch.Generator().manual_seed(0)
-
-        with torch.autocast(device.type, torch.bfloat16):
-            x = pipe(
-                PROMPTS,
-                num_inference_steps=25,
-                eta=1.0,
-                guidance_scale=4.0,
-                generator=generator,
-                output_type="pt",
-            ).images
-
-        return loop.grid(x, 8)
-
     loop.train(
         "unet",
         unet,
-        batches(vae, words, text, options, device),  # a resumed job draws other scenes
+        batches(vae, tokenizer, text, options, device),  # a resumed job draws other scenes
         loss_of,
         options,
-        picture=picture,
+        preview=lambda: preview(pipe),
         finish=lambda: pipe.save_pretrained(options.build / "sd"),
         decay=0.999,
     )

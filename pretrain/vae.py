@@ -2,8 +2,8 @@
 
 ``python -m pretrain.vae --minutes 25``. Loss: L2 + 0.1 L1 on pixels in [-1, 1] plus a light KL. The
 scaling factor is measured at the end, so that scaled latents have unit variance. ``--decoder`` goes
-on from the package's weights with
-the decoder alone: pictures get sharper, and the latents, so every model of them, stay as they are.
+on from the package's weights with the decoder alone: images get sharper, and the latents, so every
+model of them, stay as they are.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ from pretrain.data import ZOO
 # per latent scalar relative to the per-pixel loss: keeps the latents bounded, hardly costs
 # sharpness
 KL = 1e-6
+Loss = tuple[Tensor, dict[str, float]]
 
 
 def build() -> AutoencoderKL:
-    """0.65 M parameters; no attention in the middle, which at 16x16 costs more than it gives."""
+    """Return a new autoencoder: 0.65 M parameters.
+
+    It has no attention in the middle, which at 16x16 costs more than it gives.
+    """
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -42,6 +46,8 @@ def build() -> AutoencoderKL:
 
 
 def batches(batch: int) -> Callable[[int], Iterator[Tensor]]:
+    """Return a function of a seed to endless batches of scenes (B, 3, 64, 64) in [-1, 1]."""
+
     def endless(seed: int) -> Iterator[Tensor]:
         scenes = Scenes(seed)
         while True:
@@ -51,11 +57,59 @@ def batches(batch: int) -> Callable[[int], Iterator[Tensor]]:
     return endless
 
 
-def psnr(vae: AutoencoderKL, x: Tensor) -> float:
-    """Mean over images of the peak signal-to-noise ratio in dB, pixels clipped to their range."""
+def reconstruct(vae: AutoencoderKL, x: Tensor) -> Tensor:
+    """Return the decoded mean latents of ``x``."""
     with torch.no_grad():
-        y = vae.decode(vae.encode(x).latent_dist.mean).sample.clamp(-1, 1)
-    return (10 * torch.log10(4 / (x - y).pow(2).mean((1, 2, 3)).clamp_min(1e-10))).mean().item()
+        return vae.decode(vae.encode(x).latent_dist.mean).sample
+
+
+def psnr(vae: AutoencoderKL, x: Tensor) -> float:
+    """Return the mean peak signal-to-noise ratio in dB, pixels clipped to their range."""
+    error = x - reconstruct(vae, x).clamp(-1, 1)
+    square = error.pow(2).mean((1, 2, 3)).clamp_min(1e-10)
+    return (10 * torch.log10(4 / square)).mean().item()
+
+
+def decoder_loss(vae: AutoencoderKL, x: Tensor, device: torch.device) -> Loss:
+    """Return the loss of the decoder alone, and the PSNR."""
+    x = x.to(device, memory_format=torch.channels_last)
+
+    with torch.autocast(device.type, torch.bfloat16):
+        with torch.no_grad():
+            z = vae.encode(x).latent_dist.mean
+        y = vae.decode(z).sample
+
+    error = y.float() - x
+    square = error.square().mean((1, 2, 3))
+    loss = square.mean() + 0.02 * error.abs().mean()
+    return loss, {"psnr": (10 * torch.log10(4 / square)).mean().item()}
+
+
+def full_loss(vae: AutoencoderKL, x: Tensor, device: torch.device) -> Loss:
+    """Return the loss of encoder and decoder, the PSNR and the KL."""
+    x = x.to(device, memory_format=torch.channels_last)
+
+    with torch.autocast(device.type, torch.bfloat16):
+        posterior = vae.encode(x).latent_dist
+        z = posterior.mean + posterior.std * torch.randn_like(posterior.std)
+        y = vae.decode(z).sample
+
+    error = y.float() - x
+    square = error.square().mean((1, 2, 3))
+    divergence = posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float()
+    kl = 0.5 * divergence.sum((1, 2, 3)).mean()
+    loss = square.mean() + 0.1 * error.abs().mean() + KL * kl / (3 * 64 * 64) * 1024
+    return loss, {"psnr": (10 * torch.log10(4 / square)).mean().item(), "kl": kl.item()}
+
+
+def measure_scaling(vae: AutoencoderKL, device: torch.device) -> float:
+    """Return the factor that gives latents unit variance."""
+    chunks = next(batches(512)(7)).split(64)
+
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(chunk.to(device)).latent_dist.mean for chunk in chunks])
+
+    return round(1 / latents.std().item(), 5)
 
 
 def main() -> None:
@@ -68,55 +122,24 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
-    vae = (
-        AutoencoderKL.from_pretrained(ZOO / "emoji-sd" / "vae", dtype=torch.float32)
-        if options.decoder
-        else build()
-    )
+    name = "vae-decoder" if options.decoder else "vae"
+    loss = decoder_loss if options.decoder else full_loss
+
+    if options.decoder:
+        vae = AutoencoderKL.from_pretrained(ZOO / "emoji-sd" / "vae", dtype=torch.float32)
+    else:
+        vae = build()
+
     vae.to(device, memory_format=torch.channels_last)
 
     if options.decoder:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
 
-    def decoder_loss_of(x: Tensor) -> tuple[Tensor, dict[str, float]]:
-        x = x.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16):
-            with torch.no_grad():
-                z = vae.encode(x).latent_dist.mean
-            y = vae.decode(z).sample
-
-        error = y.float() - x
-        square = error.square().mean((1, 2, 3))
-        return square.mean() + 0.02 * error.abs().mean(), {
-            "psnr": (10 * torch.log10(4 / square)).mean().item()
-        }
-
-    def loss_of(x: Tensor) -> tuple[Tensor, dict[str, float]]:
-        x = x.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16):
-            posterior = vae.encode(x).latent_dist
-            z = posterior.mean + posterior.std * torch.randn_like(posterior.std)
-            y = vae.decode(z).sample
-
-        error = y.float() - x
-        square = error.square().mean((1, 2, 3))
-        kl = (
-            0.5
-            * (posterior.mean.float() ** 2 + posterior.var.float() - 1 - posterior.logvar.float())
-            .sum((1, 2, 3))
-            .mean()
-        )
-        loss = square.mean() + 0.1 * error.abs().mean() + KL * kl / (3 * 64 * 64) * 1024
-
-        return loss, {"psnr": (10 * torch.log10(4 / square)).mean().item(), "kl": kl.item()}
-
     test = next(batches(64)(10**6)).to(device)
 
-    def picture() -> Image.Image:
-        with torch.no_grad():
-            y = vae.decode(vae.encode(test[:16]).latent_dist.mean).sample
-
+    def preview() -> Image.Image:
+        y = reconstruct(vae, test[:16])
         print(
             "psnr of the EMA weights, styles of the generator:",
             round(psnr(vae, test), 2),
@@ -125,28 +148,18 @@ def main() -> None:
         return loop.grid(torch.cat([test[:16], y]) / 2 + 0.5, 16)
 
     def finish() -> None:
-        if options.decoder:
-            vae.save_pretrained(options.build / "vae-decoder" / "model")
-            return
+        if not options.decoder:
+            vae.register_to_config(scaling_factor=measure_scaling(vae, device))
 
-        with torch.no_grad():
-            latents = torch.cat(
-                [
-                    vae.encode(part.to(device)).latent_dist.mean
-                    for part in next(batches(512)(7)).split(64)
-                ]
-            )
-
-        vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
-        vae.save_pretrained(options.build / "vae" / "model")
+        vae.save_pretrained(options.build / name / "model")
 
     loop.train(
-        "vae-decoder" if options.decoder else "vae",
+        name,
         vae.decoder if options.decoder else vae,
         batches(options.batch),
-        decoder_loss_of if options.decoder else loss_of,
+        lambda x: loss(vae, x, device),
         options,
-        picture=picture,
+        preview=preview,
         finish=finish,
         decay=0.998,
         weight_decay=0.0,

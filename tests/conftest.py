@@ -342,7 +342,7 @@ class LocalServer:
 
     def __init__(self) -> None:
         self.answer: Callable[[Any], tuple] = lambda body: (200, {})
-        self.asked: list[Any] = []  # the bodies, in the order of their arrival
+        self.bodies: list[Any] = []  # of the requests, in the order of their arrival
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         outer = self
@@ -354,7 +354,7 @@ class LocalServer:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
-                    outer.asked.append(body)
+                    outer.bodies.append(body)
                     outer.headers.append(dict(self.headers))
                     outer.paths.append(self.path)
 

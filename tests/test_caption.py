@@ -1,6 +1,4 @@
-"""BERTScore recall against brute force in float64, and the reward `caption` on what a model says or
-does not say.
-"""
+"""BERTScore recall against brute force, and the reward `caption` with and without answers."""
 
 from __future__ import annotations
 
@@ -16,7 +14,9 @@ from burnish.rewards import vlm
 from burnish.rewards.caption import Encoder, caption
 from burnish.types import Prompt
 
-WORDS = "[PAD] [CLS] [SEP] [UNK] the image contains a cat dog and guitar on blue background two cats".split()
+WORDS = (
+    "[PAD] [CLS] [SEP] [UNK] the image contains a cat dog and guitar on blue background two cats"
+).split()
 ANSWERS = [
     "a cat",
     "a dog and a guitar on a blue background",
@@ -29,7 +29,7 @@ REFERENCES = ["The image contains a cat and a guitar", "The image contains two c
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random BERT of three layers with a word tokenizer, saved as transformers saves it."""
+    """Save a random BERT of three layers with a word tokenizer; return its folder."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -61,7 +61,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def brute(model: torch.nn.Module, layer: int, answer: str, reference: str) -> float:
-    """The formula, token by token, one text at a time, without padding, in float64."""
+    """Return the recall token by token, one text at a time, without padding, in float64."""
     model = model.double()
 
     def states(text: str) -> list[Tensor]:
@@ -71,9 +71,9 @@ def brute(model: torch.nn.Module, layer: int, answer: str, reference: str) -> fl
         return list(out[0])
 
     # marks are not averaged over, but may be matched
-    said = states(answer)
-    wanted = states(reference)[1:-1]
-    cosines = [max(float(r @ c / (r.norm() * c.norm())) for c in said) for r in wanted]
+    candidates = states(answer)
+    tokens = states(reference)[1:-1]
+    cosines = [max(float(r @ c / (r.norm() * c.norm())) for c in candidates) for r in tokens]
 
     return sum(cosines) / len(cosines)
 
@@ -84,10 +84,10 @@ def test_recall_is_brute_force(bert: Path, layer: int) -> None:
 
     # of many lengths in one batch
     pairs = [(answer, reference) for answer in ANSWERS for reference in REFERENCES]
-    found = Encoder.load(str(bert), layer).recall([a for a, _ in pairs], [r for _, r in pairs])
+    values = Encoder.load(str(bert), layer).recall([a for a, _ in pairs], [r for _, r in pairs])
     exact = BertModel.from_pretrained(bert).eval()
     expected = torch.tensor([brute(exact, layer, *pair) for pair in pairs])
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
     assert expected.std() > 0.01, "the test could not tell pairs apart"
 
 
@@ -101,15 +101,15 @@ def test_layers(bert: Path) -> None:
 
 def test_word_embeddings_know_words_and_not_their_places() -> None:
     recall = Encoder.load("zoo:emoji-clip").recall
-    asked = "a cat and a guitar"
+    prompt = "a cat and a guitar"
     same = recall(
-        [asked, "a guitar and a cat", "a cat and a guitar on a blue background"], [asked] * 3
+        [prompt, "a guitar and a cat", "a cat and a guitar on a blue background"], [prompt] * 3
     )
     torch.testing.assert_close(same, torch.ones(3))
-    half, wrong, nothing = recall(
-        ["a cat and a drum", "a dog and a drum", "nothing"], [asked] * 3
+    half, wrong, empty = recall(
+        ["a cat and a drum", "a dog and a drum", "nothing"], [prompt] * 3
     ).tolist()
-    assert 0.95 > half > wrong > nothing
+    assert 0.95 > half > wrong > empty
 
 
 def test_a_text_without_a_token_is_missing(bert: Path) -> None:
@@ -122,8 +122,8 @@ def recall_of(folder: Path, answers: list[str]) -> list[bool]:
     )
 
 
-def says(*answers: str | None) -> vlm.Vlm:
-    """A model with these answers, whatever it is asked."""
+def answering(*answers: str | None) -> vlm.Vlm:
+    """Return a model with these answers to any question."""
 
     def ask(images: Tensor, questions: Sequence[str]) -> list[str | None]:
         return list(answers)
@@ -134,7 +134,7 @@ def says(*answers: str | None) -> vlm.Vlm:
 def test_missing_answers_are_missing_and_not_zero(
     bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vlm, "load", lambda *_, **__: says("a cat", None, "", "a dog"))
+    monkeypatch.setattr(vlm, "load", lambda *_, **__: answering("a cat", None, "", "a dog"))
     reward = caption("anything", encoder=str(bert), layer=2)
     values = reward(torch.rand(4, 3, 8, 8), [Prompt("a cat")] * 4)
     assert values.isnan().tolist() == [False, True, True, False]
@@ -142,14 +142,14 @@ def test_missing_answers_are_missing_and_not_zero(
         ["a cat", "a dog"], ["The image contains a cat"] * 2
     )
     torch.testing.assert_close(values[[0, 3]], expected)
-    monkeypatch.setattr(vlm, "load", lambda *_, **__: says(None, ""))
+    monkeypatch.setattr(vlm, "load", lambda *_, **__: answering(None, ""))
 
     with pytest.raises(ValueError, match="m has no answer for any of 2 images"):
         caption("m", encoder=str(bert))(torch.rand(2, 3, 8, 8), [Prompt("a cat")] * 2)
 
 
 def test_the_prompt_stands_in_the_reference(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vlm, "load", lambda *_, **__: says("the image contains {two} cats"))
+    monkeypatch.setattr(vlm, "load", lambda *_, **__: answering("the image contains {two} cats"))
     images = torch.rand(1, 3, 8, 8)
     prompts = [Prompt("{two} cats")]
     assert math.isclose(float(caption("m", encoder=str(bert))(images, prompts)), 1, abs_tol=1e-6)
@@ -166,7 +166,7 @@ def test_the_prompt_stands_in_the_reference(bert: Path, monkeypatch: pytest.Monk
         caption("m", encoder=str(bert), reference="a cat")
 
 
-def test_an_encoder_that_is_none(tmp_path: Path) -> None:
+def test_a_model_that_is_no_encoder(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"is not a folder with a language model and its tokenizer"
     ):

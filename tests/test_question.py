@@ -1,6 +1,4 @@
-"""The counting reward: shares of right replies, where questions come from, and pictures that write
-the answer.
-"""
+"""The counting reward: shares of right replies, sources of questions, images with written text."""
 
 from __future__ import annotations
 
@@ -19,14 +17,15 @@ from burnish.types import Prompt
 TWO_CATS = Prompt("two cats")
 
 
-def replying(replies: dict[str, str | None], asked: list[str] | None = None) -> vlm.Vlm:
-    """A model that has a reply to each question, for pictures that are not black; "no" to any
-    other.
+def replying(replies: dict[str, str | None], received: list[str] | None = None) -> vlm.Vlm:
+    """Return a model with a reply to each question about images that are not black.
+
+    Its reply to any other question is "no".
     """
 
     def ask(images: Tensor, questions: Sequence[str]) -> list[str | None]:
-        if asked is not None:
-            asked.extend(questions)
+        if received is not None:
+            received.extend(questions)
 
         return [
             replies.get(q, "no") if image.any() else "nothing"
@@ -53,10 +52,10 @@ IMAGES = torch.stack([torch.ones(3, 8, 8), torch.zeros(3, 8, 8)])
 def test_the_share_of_right_replies(
     monkeypatch: pytest.MonkeyPatch, replies: dict[str, str | None], expected: float
 ) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(vlm, "load", lambda *_, **__: replying(replies, asked))
+    received: list[str] = []
+    monkeypatch.setattr(vlm, "load", lambda *_, **__: replying(replies, received))
     assert question("m")(IMAGES, [TWO_CATS, TWO_CATS]).tolist() == [expected, 0]
-    assert asked == [TEXT, HOW_MANY, WHICH] * 2
+    assert received == [TEXT, HOW_MANY, WHICH] * 2
 
 
 def test_a_missing_reply_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,8 +77,9 @@ def test_written_answers_are_counted_in_the_log(
         assert question("m")(IMAGES, [TWO_CATS, TWO_CATS]).tolist() == [0, 0]
         assert question("m", writing="keep")(IMAGES, [TWO_CATS, TWO_CATS]).tolist() == [1, 0]
 
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 2 and all("1 of 2 images have text in them" in line for line in said)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert all("1 of 2 images have text in them" in message for message in messages)
 
 
 def test_questions_come_from_the_prompt_or_its_metadata() -> None:
@@ -94,7 +94,7 @@ def test_questions_come_from_the_prompt_or_its_metadata() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "said"),
+    ("prompt", "message"),
     [
         (Prompt("a cat"), "prompt 'a cat' has no questions: give them in its metadata"),
         (Prompt("x", {"questions": ["Why?"]}), "prompt 'x': questions = .* and answers = None"),
@@ -102,8 +102,8 @@ def test_questions_come_from_the_prompt_or_its_metadata() -> None:
         (Prompt("x", {"questions": "Why?", "answers": "a"}), "must be lists of texts"),
     ],
 )
-def test_a_prompt_that_cannot_be_asked_about(prompt: Prompt, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_prompt_without_questions(prompt: Prompt, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         questions(prompt)
 
 

@@ -1,6 +1,4 @@
-"""The reward `remote` against a real local server, well-behaved and not, and against the example of
-a server.
-"""
+"""The reward `remote` against local servers, well-behaved and not, and the example of a server."""
 
 from __future__ import annotations
 
@@ -33,13 +31,13 @@ PROMPTS = [Prompt(f"prompt {n}", {"n": n, "list": (1, 2)}) for n in range(5)]
 
 @pytest.fixture(scope="module")
 def example() -> dict[str, Any]:
-    """The names of the example."""
+    """Return the names of the example."""
     return runpy.run_path(str(EXAMPLE))
 
 
 @pytest.fixture
 def served(example: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Compressibility behind the example's server; its URL."""
+    """Serve compressibility by the example's server; return its URL."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     http = example["serve"](example["load"]("compressibility", {}), port=0)
     threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -56,13 +54,12 @@ def test_the_scores_are_the_servers(server: LocalServer) -> None:
     server.answer = numbered
     scores = remote(server.url, batch=2)(IMAGES, PROMPTS)
     assert scores.tolist() == [0.5, 1.5, 2.5, 3.5, 4.5] and scores.dtype == torch.float64
-    assert sorted(len(body["images"]) for body in server.asked) == [1, 2, 2]
-    first = next(body for body in server.asked if body["prompts"][0] == "prompt 0")
-    assert first["version"] == 1 and set(first) == {"version", "images", "prompts", "metadata"}
-    assert first["prompts"] == ["prompt 0", "prompt 1"] and first["metadata"][1] == {
-        "n": 1,
-        "list": [1, 2],
-    }
+    assert sorted(len(body["images"]) for body in server.bodies) == [1, 2, 2]
+    first = next(body for body in server.bodies if body["prompts"][0] == "prompt 0")
+    assert first["version"] == 1
+    assert set(first) == {"version", "images", "prompts", "metadata"}
+    assert first["prompts"] == ["prompt 0", "prompt 1"]
+    assert first["metadata"][1] == {"n": 1, "list": [1, 2]}
 
 
 def test_over_the_wire_a_reward_is_the_same(served: str) -> None:
@@ -71,7 +68,7 @@ def test_over_the_wire_a_reward_is_the_same(served: str) -> None:
     assert check_reward(reward, size=24) == []
 
 
-def test_a_missing_score_is_nan_and_told(server: LocalServer) -> None:
+def test_a_missing_score_is_nan_and_reported(server: LocalServer) -> None:
     server.answer = lambda body: (
         200,
         {"scores": [None if n["n"] == 3 else 1 for n in body["metadata"]]},
@@ -100,12 +97,12 @@ def test_a_request_that_fails_for_good_costs_its_images_only(server: LocalServer
     assert scores[[0, 1, 4]].tolist() == [0.5, 1.5, 4.5] and scores[2:4].isnan().all()
 
 
-def test_trouble_that_passes_is_not_seen(server: LocalServer) -> None:
-    server.answer = lambda body: (500, b"loading") if len(server.asked) < 3 else numbered(body)
+def test_a_failure_that_passes_has_no_effect(server: LocalServer) -> None:
+    server.answer = lambda body: (500, b"loading") if len(server.bodies) < 3 else numbered(body)
     assert remote(server.url, backoff=0.01)(IMAGES, PROMPTS).tolist() == [0.5, 1.5, 2.5, 3.5, 4.5]
 
 
-def test_when_nobody_answers_it_raises(server: LocalServer, closed_port: str) -> None:
+def test_without_any_answer_it_raises(server: LocalServer, closed_port: str) -> None:
     with pytest.raises(
         NoAnswer, match=f"none of 5 images got an answer: {closed_port} cannot be reached"
     ):
@@ -156,7 +153,7 @@ def test_the_row_is_that_of_the_whole_batch(server: LocalServer) -> None:
         remote(server.url, batch=2)(IMAGES, PROMPTS)
 
 
-def test_garbage_is_no_answer(server: LocalServer) -> None:
+def test_an_answer_that_is_not_json_is_no_answer(server: LocalServer) -> None:
     server.answer = lambda body: (200, b"<html>hello")
     with pytest.raises(NoAnswer, match="none of 5 .* something that is not JSON: <html>hello"):
         remote(server.url)(IMAGES, PROMPTS)
@@ -167,7 +164,7 @@ def test_metadata_that_is_no_json_is_named(server: LocalServer, value: object) -
     prompts = [*PROMPTS[:2], Prompt("odd", {"value": value})]
     with pytest.raises(ValueError, match=r"metadata of prompt 2 \('odd'\) cannot be sent as JSON"):
         remote(server.url)(IMAGES[:3], prompts)
-    assert not server.asked
+    assert not server.bodies
 
 
 def test_the_key_is_sent(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +207,8 @@ def test_the_example_works_without_burnish(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     (tmp_path / "mine.py").write_text(
-        "def bright(images, prompts):\n    return images.mean((1, 2, 3)) + prompts[0].metadata['n']\n"
+        "def bright(images, prompts):\n"
+        "    return images.mean((1, 2, 3)) + prompts[0].metadata['n']\n"
     )
     http = example["serve"](example["load"](f"{tmp_path}/mine.py:bright", {}), port=0)
     threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -237,10 +235,8 @@ def test_the_protocol_in_the_docs_is_the_one_that_is_sent(server: LocalServer) -
         scores = remote(server.url)(IMAGES[: len(prompts)], prompts)
 
     assert [None if score != score else score for score in scores.tolist()] == response["scores"]
-    assert {key: type(value) for key, value in server.asked[0].items()} == {
-        k: type(v) for k, v in request.items()
-    }
-    assert (
-        server.asked[0]["prompts"] == request["prompts"]
-        and server.asked[0]["metadata"] == request["metadata"]
-    )
+    sent = server.bodies[0]
+    types = {key: type(value) for key, value in request.items()}
+    assert {key: type(value) for key, value in sent.items()} == types
+    assert sent["prompts"] == request["prompts"]
+    assert sent["metadata"] == request["metadata"]

@@ -1,6 +1,4 @@
-"""Rewards against brute force, the contract checker against broken rewards, CLIP against its own
-processor.
-"""
+"""Rewards against brute force, the checker against broken rewards, CLIP against its processor."""
 
 from __future__ import annotations
 
@@ -23,8 +21,9 @@ from burnish.qr.layout import fit
 from burnish.rewards import check_reward, score
 from burnish.rewards.aesthetic import aesthetic
 from burnish.rewards.clip import Clip, clip_similarity, prepare
+from burnish.rewards.code_distance import code_distance, code_similarity
 from burnish.rewards.compressibility import compressibility, incompressibility
-from burnish.rewards.picture import code_distance, code_similarity, picture_similarity
+from burnish.rewards.picture_similarity import picture_similarity
 from burnish.rewards.preference import preference
 from burnish.rewards.sentiment import BRIGHT, CHEERFUL, DARK, GLOOMY, sentiment
 from burnish.types import Prompt
@@ -70,7 +69,7 @@ def test_a_good_reward_passes_the_check() -> None:
     assert check_reward(redness) == []
 
 
-def _scribbles(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+def _writes(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
     values = images.mean((1, 2, 3))
     images.mul_(0.5)
     return values
@@ -91,16 +90,16 @@ BROKEN: dict[str, tuple[Callable[..., object], str]] = {
     "text": (lambda images, prompts: "good", "returned a str"),
     "NaN": (lambda images, prompts: images.mean((1, 2, 3)).log() * float("nan"), "nan for 8 of 8"),
     "constant": (lambda images, prompts: torch.ones(len(images)), "nothing to learn"),
-    "chance": (lambda images, prompts: torch.rand(len(images)), "second time"),
+    "random": (lambda images, prompts: torch.rand(len(images)), "second time"),
     "ranks": (
         lambda images, prompts: images.mean((1, 2, 3)) * torch.arange(1, len(images) + 1),
         "another order",
     ),
-    "company": (
+    "other images": (
         lambda images, prompts: images.mean((1, 2, 3)) - images.mean(),
         "alone in its batch",
     ),
-    "writes": (_scribbles, "images.clone"),
+    "writes": (_writes, "images.clone"),
     "batch of one": (_fails_alone, "then failed on 1"),
 }
 
@@ -116,7 +115,8 @@ def test_score_makes_one_float64_column_a_reward() -> None:
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     scores = score({"red": redness, "rank": lambda images, prompts: [1, 2, 3, 4]}, images, CATS)  # type: ignore[dict-item,return-value]
     assert scores.names == ("red", "rank")
-    assert scores.parts.dtype == torch.float64 and scores.parts.shape == (4, 2)
+    assert scores.parts.dtype == torch.float64
+    assert scores.parts.shape == (4, 2)
     assert scores.parts[:, 1].tolist() == [1, 2, 3, 4]
 
 
@@ -132,9 +132,7 @@ def test_score_names_the_reward_the_row_and_the_prompt() -> None:
 
 @pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP of a few thousand parameters with a word tokenizer, saved as transformers saves
-    it.
-    """
+    """Save a random CLIP of a few thousand parameters with a word tokenizer; return its folder."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
@@ -270,16 +268,19 @@ def test_sentiment_has_texts_of_its_own_for_each_kind_of_model(
     tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = Clip.load(str(tiny_clip))
-    asked = []
+    embedded = []
+
+    def record(self: Clip, texts: Sequence[str]) -> Tensor:
+        embedded.append(tuple(texts))
+        return torch.eye(len(texts), 8)
+
     monkeypatch.setattr(Clip, "load", lambda name: clip)
-    monkeypatch.setattr(
-        Clip, "texts", lambda self, texts: asked.append(tuple(texts)) or torch.eye(len(texts), 8)
-    )
+    monkeypatch.setattr(Clip, "texts", record)
 
     for model in ("zoo:emoji-clip", "some/model"):
         sentiment(model)(torch.rand(1, 3, 16, 16), CATS[:1])
 
-    assert asked == [BRIGHT + DARK, CHEERFUL + GLOOMY]
+    assert embedded == [BRIGHT + DARK, CHEERFUL + GLOOMY]
 
 
 def test_sentiment_of_emoji_tells_bright_grounds_from_dark_ones() -> None:
@@ -297,7 +298,7 @@ def test_sentiment_of_emoji_tells_bright_grounds_from_dark_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("arguments", "message"),
     [
         ({"positive": ["a cat"]}, "give both positive and negative"),
         ({"negative": ["a cat"]}, "give both positive and negative"),
@@ -306,15 +307,13 @@ def test_sentiment_of_emoji_tells_bright_grounds_from_dark_ones() -> None:
         ({"positive": "happy", "negative": "sad"}, "positive = 'happy' is of the wrong type"),
     ],
 )
-def test_sentiment_says_what_is_wrong_with_its_texts(given: dict[str, object], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        catalog.build("reward", {"use": "sentiment", "model": "zoo:emoji-clip", **given})
+def test_sentiment_names_a_wrong_argument(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        catalog.build("reward", {"use": "sentiment", "model": "zoo:emoji-clip", **arguments})
 
 
 def laion_head(path: Path, width: int) -> Path:
-    """A random head in the form of LAION's file: five linear layers, counted with the dropouts
-    between them.
-    """
+    """Save a random head in the form of LAION's file: five layers, counted with the dropouts."""
     noise = torch.Generator().manual_seed(3)
     widths = (width, 10, 7, 5, 3, 1)
     names = (0, 2, 4, 6, 7)
@@ -419,10 +418,10 @@ def test_preference_is_the_models_own_logit_of_each_pair(tiny_clip: Path, tmp_pa
 
 
 def test_preference_knows_where_pickscores_processor_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    loaded = []
 
     def load(name: str, processor: str = "") -> Clip:
-        asked.append((name, processor))
+        loaded.append((name, processor))
         raise ValueError
 
     monkeypatch.setattr(Clip, "load", load)
@@ -431,7 +430,7 @@ def test_preference_knows_where_pickscores_processor_is(monkeypatch: pytest.Monk
             preference(**arguments)
 
     pickscore = ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
-    assert asked == [pickscore, ("mine", ""), ("mine", "other")]
+    assert loaded == [pickscore, ("mine", ""), ("mine", "other")]
 
 
 def test_preference_without_its_processor_says_so(tiny_clip: Path, tmp_path: Path) -> None:
@@ -470,46 +469,51 @@ def test_every_listed_reward_passes_the_check(
         for payload in ("AB12C", "12345")
     ]
     reward = catalog.build("reward", {"use": name, **needed.get(name, {})})
-    asked: dict[str, list] = {
+    prompts: dict[str, list] = {
         # "What animal is in this image?" "none", as these show no animal
         "question": ["two cats", "ten none"],
         **dict.fromkeys(("qr_scan", "qr_modules", "picture_similarity", "code_distance"), coded),
     }
-    size = 64 if asked.get(name) is coded else 24  # px: the least that holds a code
-    assert check_reward(reward, size=size, prompts=asked.get(name, ["a cat", "a dog"])) == []
+    size = 64 if prompts.get(name) is coded else 24  # px: the least that holds a code
+    assert check_reward(reward, size=size, prompts=prompts.get(name, ["a cat", "a dog"])) == []
 
 
-def test_picture_similarity_is_the_cosine_with_the_named_picture(
+def test_picture_similarity_is_the_cosine_with_the_named_image(
     tiny_clip: Path, tmp_path: Path
 ) -> None:
     clip = Clip.load(str(tiny_clip))
-    pictures = (
-        torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).mul(255).round() / 255
-    )
+    noise = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    bases = noise.mul(255).round() / 255
     prompts = []
 
-    for row, picture in enumerate(pictures):
+    for row, base in enumerate(bases):
         path = tmp_path / f"{row}.png"
-        Image.fromarray(picture.mul(255).round().byte().permute(1, 2, 0).numpy()).save(path)
+        Image.fromarray(base.mul(255).round().byte().permute(1, 2, 0).numpy()).save(path)
         prompts.append(Prompt("a cat", {"like": str(path)}))
 
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     reward = picture_similarity(str(tiny_clip), key="like")
-    expected = (clip.images(images) * clip.images(pictures)).sum(-1)
+    expected = (clip.images(images) * clip.images(bases)).sum(-1)
     torch.testing.assert_close(reward(images, prompts), expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(reward(pictures, prompts), torch.ones(2), rtol=1e-5, atol=1e-6)
-    (tmp_path / "0.png").unlink()
-    # embedded once, then kept
+    torch.testing.assert_close(reward(bases, prompts), torch.ones(2), rtol=1e-5, atol=1e-6)
+
+    (tmp_path / "0.png").unlink()  # it was embedded once, and that is remembered
     torch.testing.assert_close(reward(images, prompts), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_picture_similarity_says_which_picture_is_missing(tiny_clip: Path, tmp_path: Path) -> None:
+def test_picture_similarity_names_the_image_that_is_missing(
+    tiny_clip: Path, tmp_path: Path
+) -> None:
     reward = picture_similarity(str(tiny_clip))
     images = torch.rand(1, 3, 16, 16)
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
 
     for metadata, words in (
-        ({}, "the prompt 'a cat' names no picture to be like; give its metadata a path as 'base'"),
+        (
+            {},
+            "the prompt 'a cat' names no image to be compared with; "
+            "give its metadata a path as 'base'",
+        ),
         (
             {"base": str(tmp_path / "none.png")},
             r"of the prompt 'a cat' \(base\): .*none.png: no such image",
@@ -523,25 +527,25 @@ def test_picture_similarity_says_which_picture_is_missing(tiny_clip: Path, tmp_p
             reward(images, [Prompt("a cat", metadata)])
 
 
-def test_code_distance_falls_as_a_picture_becomes_its_bare_code(tiny_clip: Path) -> None:
+def test_code_distance_falls_as_an_image_becomes_its_bare_code(tiny_clip: Path) -> None:
     layouts = [fit("AB12C", 64), fit("12345", 64)]
     code = torch.stack([layout.draw() for layout in layouts])
-    picture = torch.rand(2, 3, 64, 64)
+    noise = torch.rand(2, 3, 64, 64)
     clip = Clip.load(str(tiny_clip))
     prompts = [Prompt("a cat", {"payload": layout.payload}) for layout in layouts]
 
-    for share, images in ((0, picture), (1, code), (0.5, (code + picture) / 2)):
-        alike = (clip.images(images) * clip.images(code)).sum(-1)
+    for share, images in ((0, noise), (1, code), (0.5, (code + noise) / 2)):
+        similarity = (clip.images(images) * clip.images(code)).sum(-1)
         torch.testing.assert_close(
-            code_similarity(clip, images, layouts), alike, rtol=1e-5, atol=1e-6
+            code_similarity(clip, images, layouts), similarity, rtol=1e-5, atol=1e-6
         )
         torch.testing.assert_close(
-            code_distance(str(tiny_clip))(images, prompts), 1 - alike, rtol=1e-5, atol=1e-5
+            code_distance(str(tiny_clip))(images, prompts), 1 - similarity, rtol=1e-5, atol=1e-5
         )
-        assert share < 1 or alike.min() > 0.9999
+        assert share < 1 or similarity.min() > 0.9999
 
 
-def test_opened_pictures_are_upright_and_on_white(tmp_path: Path) -> None:
+def test_opened_images_are_upright_and_on_white(tmp_path: Path) -> None:
     half = Image.new("RGBA", (4, 2), (255, 0, 0, 255))
     half.paste((0, 0, 255, 0), (0, 0, 2, 2))
     half.save(tmp_path / "half.png")

@@ -1,6 +1,4 @@
-"""Asking a local model: the answers are the library's own, alone or in a batch; nothing is asked
-twice; and a server gives the same scores.
-"""
+"""A local model's answers are the library's own and are remembered; a server gives the same."""
 
 from __future__ import annotations
 
@@ -50,12 +48,12 @@ def test_answers_are_the_librarys_own(local: vlm.Local, images: Tensor) -> None:
     expected = []
 
     for image, question in zip(images, questions, strict=True):  # one by one: nothing is padded
-        picture = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
+        pil_image = Image.fromarray((image * 255).round().byte().permute(1, 2, 0).numpy())
         content = [{"type": "image"}, {"type": "text", "text": question}]
         text = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
-        inputs = processor(images=picture, text=text, return_tensors="pt")
+        inputs = processor(images=pil_image, text=text, return_tensors="pt")
         out = model.generate(**inputs, max_new_tokens=64, do_sample=False)
         expected.append(
             processor.decode(
@@ -67,7 +65,7 @@ def test_answers_are_the_librarys_own(local: vlm.Local, images: Tensor) -> None:
     assert len(set(expected)) >= 4, "the test could not tell answers apart"
 
 
-def test_pictures_of_another_size_are_fitted(local: vlm.Local, images: Tensor) -> None:
+def test_images_of_another_size_are_fitted(local: vlm.Local, images: Tensor) -> None:
     large = images.repeat_interleave(3, 2).repeat_interleave(3, 3)
     same = [
         a == b
@@ -84,38 +82,40 @@ def test_one_question_an_image(local: vlm.Local, images: Tensor) -> None:
 
 
 class Counting:
-    """A model that counts what it is asked; it has no answer to "why?"."""
+    """A model that counts its questions; it has no answer to "why?"."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.count = 0
 
     def __call__(self, images: Tensor, questions: Sequence[str]) -> list[str | None]:
-        self.asked += len(questions)
+        self.count += len(questions)
         return [
             None if q == "why?" else f"{q} {image.mean():.3f}"
             for image, q in zip(images, questions, strict=True)
         ]
 
 
-def test_nothing_is_asked_twice_but_what_failed(images: Tensor) -> None:
+def test_only_failures_are_asked_for_twice(images: Tensor) -> None:
     plain = Counting()
-    remembered = vlm.CachedVlm(counted := Counting(), room=4)
+    model = Counting()
+    cached = vlm.CachedVlm(model, capacity=4)
     twice = torch.cat([images[:2], images[:2]])
     questions = ["what?", "why?", "what?", "why?"]
     expected = plain(twice, questions)
-    assert remembered(twice, questions) == expected and counted.asked == 2
-    assert remembered(twice, questions) == expected and counted.asked == 3
-    assert remembered(images[:1], ["how?"]) == plain(images[:1], ["how?"]) and counted.asked == 4
-    remembered(images[1:6], ["what?"] * 5)  # more than there is room for
-    asked = counted.asked
-    assert (
-        remembered(images[2:6], ["what?"] * 4) == plain(images[2:6], ["what?"] * 4)
-        and counted.asked == asked
-    )
-    assert (
-        remembered(images[:1], ["what?"]) == plain(images[:1], ["what?"])
-        and counted.asked == asked + 1
-    )
+
+    assert cached(twice, questions) == expected
+    assert model.count == 2
+    assert cached(twice, questions) == expected
+    assert model.count == 3, "the failure was asked for again"
+    assert cached(images[:1], ["how?"]) == plain(images[:1], ["how?"])
+    assert model.count == 4
+
+    cached(images[1:6], ["what?"] * 5)  # more than the capacity
+    count = model.count
+    assert cached(images[2:6], ["what?"] * 4) == plain(images[2:6], ["what?"] * 4)
+    assert model.count == count
+    assert cached(images[:1], ["what?"]) == plain(images[:1], ["what?"])
+    assert model.count == count + 1
 
 
 def test_a_model_without_a_chat_template_that_repeats_the_question(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_model_without_a_chat_template_that_repeats_the_question(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (
             {"model": "zoo:emoji-clip"},
@@ -167,7 +167,7 @@ def test_a_model_without_a_chat_template_that_repeats_the_question(tmp_path: Pat
             {"model": "no/such/folder"},
             "'no/such/folder' is not a model id with an image-text-to-text model",
         ),
-        ({"model": "zoo:emoji-captioner", "batch": 0}, "batch = 0: at least one picture"),
+        ({"model": "zoo:emoji-captioner", "batch": 0}, "batch = 0: at least one image"),
         (
             {"model": "zoo:emoji-captioner", "endpoint": {"model": "x"}},
             "endpoint = ... is for a model behind an address",
@@ -176,8 +176,8 @@ def test_a_model_without_a_chat_template_that_repeats_the_question(tmp_path: Pat
         ({"model": "http://"}, "http"),
     ],
 )
-def test_what_cannot_be_opened_says_why(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_model_that_cannot_be_opened(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         catalog.build("reward", {"use": "question", **arguments})
 
 
@@ -214,12 +214,12 @@ def test_in_process_and_through_the_server_scores_are_the_same(
         ),
         ("question", [Prompt("two cats"), Prompt("one bee")] * 4, {}),
     ):
-        here, there = (
+        local_reward, remote_reward = (
             catalog.build("reward", {"use": use, "model": model, **more})
             for model in ("zoo:emoji-captioner", address)
         )
-        values = here(images, prompts)
-        torch.testing.assert_close(there(images, prompts), values, rtol=0, atol=0)
+        values = local_reward(images, prompts)
+        torch.testing.assert_close(remote_reward(images, prompts), values, rtol=0, atol=0)
         assert values.isfinite().all()
 
 

@@ -1,6 +1,4 @@
-"""The embedded models: stock libraries load them, they are small, they draw what is asked; and the
-scenes they learned from.
-"""
+"""The embedded models: they load, they are small, they draw their prompts; and their scenes."""
 
 from __future__ import annotations
 
@@ -24,7 +22,15 @@ from burnish.rewards.aesthetic import aesthetic
 from burnish.tools import zoo_check as check
 from burnish.types import Prompt
 from burnish.zoo import judge
-from burnish.zoo.questions import Shown, about_all, how_many, whether, which, write, written
+from burnish.zoo.questions import (
+    Content,
+    ask_caption,
+    ask_count,
+    ask_names,
+    ask_presence,
+    ask_text,
+    write,
+)
 from burnish.zoo.scenes import Scene, Scenes, article, nouns, vocabulary
 from burnish.zoo.taste import preference, taste
 
@@ -34,20 +40,18 @@ def policy() -> Iterator[Policy]:
     yield Policy.load("zoo:emoji-sd", train="none", device="cpu")
 
 
-def test_scenes_are_seeded_and_say_what_they_show() -> None:
+def test_scenes_are_seeded_and_have_right_captions() -> None:
     images, shown = Scenes(3).draw(64)
     again, same = Scenes(3).draw(64)
     assert torch.equal(images, again) and shown == same
     assert images.shape == (64, 64, 64, 3) and images.dtype == torch.uint8
 
     for scene in shown:
-        asked = judge.parse(scene.caption)
-        assert asked is not None
-        assert (asked.nouns, asked.count, asked.colour or "white") == (
-            scene.nouns,
-            scene.count,
-            scene.colour,
-        )
+        parsed = judge.parse(scene.caption)
+        assert parsed is not None
+        assert parsed.nouns == scene.nouns
+        assert parsed.count == scene.count
+        assert (parsed.colour or "white") == scene.colour
 
 
 def test_backgrounds_are_exact() -> None:
@@ -56,7 +60,7 @@ def test_backgrounds_are_exact() -> None:
         assert images[:, 0, 0].tolist() == [value] * 4
 
 
-def test_words() -> None:
+def test_the_vocabulary() -> None:
     assert len(vocabulary()["animals"]) == 45 and len(vocabulary()["objects"]) >= 40
     assert len(vocabulary()["styles"]) >= 3 and len(vocabulary()["colours"]) >= 9
     assert article("ant") == "an ant" and article("unicorn") == "a unicorn"
@@ -98,7 +102,7 @@ def test_the_generator_reads_the_clip_text_tower() -> None:
     assert torch.equal(pipe.text_encoder(ids)[0], clip.text_model(ids)[0])
 
 
-def test_small(policy: Policy) -> None:
+def test_the_models_are_small(policy: Policy) -> None:
     assert zoo.weights_mb() <= 55
     text = policy.encode([Prompt("a cat")])["text"]
     counter = FlopCounterMode(display=False)
@@ -109,13 +113,13 @@ def test_small(policy: Policy) -> None:
     assert 0.5e9 < counter.get_total_flops() <= 0.7e9
 
 
-def test_the_check_measures_what_it_says(policy: Policy) -> None:
+def test_the_check_measures_the_models(policy: Policy) -> None:
     # few scenes: floors against a regression, a little under the goals in check.GOALS
     assert 26.5 <= check.vae_psnr(policy, Scenes(77), 128) <= 40
     assert 0.85 <= check.clip_top1(Scenes(78), 256) <= 1
 
 
-def test_the_captioner_sees_what_there_is() -> None:
+def test_the_captioner_names_things() -> None:
     # floors against a regression: with few scenes well under what was measured
     right = check.captioner(Scenes(79), 64)
     assert (
@@ -127,20 +131,27 @@ def test_the_captioner_sees_what_there_is() -> None:
 
 def test_questions_have_one_answer() -> None:
     rng = np.random.default_rng(0)
-    pair = Shown(Scene(("cat", "guitar"), colour="red", style="noto"), "two")
-    nothing = Shown(None)
+    pair = Content(Scene(("cat", "guitar"), colour="red", style="noto"), "two")
+    empty = Content(None)
 
     for _ in range(50):
-        assert about_all(pair, rng)[1] == "a cat and a guitar on a red background"
-        assert about_all(nothing, rng)[1] == "nothing" and which(nothing, rng)[1] == "none"
-        assert written(pair, rng)[1] == "yes" and written(nothing, rng)[1] == "no"
-        asked, answer = how_many(pair, rng)
-        there = any(word in asked.split() for word in ("cats", "guitars", "animals"))
-        assert answer == ("two" if "things" in asked else "one" if there else "zero")
-        asked, answer = which(pair, rng)
-        assert answer == ("cat" if "animal" in asked else "cat and guitar")
-        asked, answer = whether(pair, rng)
-        assert answer == ("yes" if {"cat", "guitar"} & set(re.findall("[a-z]+", asked)) else "no")
+        assert ask_caption(pair, rng)[1] == "a cat and a guitar on a red background"
+        assert ask_caption(empty, rng)[1] == "nothing"
+        assert ask_names(empty, rng)[1] == "none"
+        assert ask_text(pair, rng)[1] == "yes"
+        assert ask_text(empty, rng)[1] == "no"
+
+        question, answer = ask_count(pair, rng)
+        counts = {"things": "two", "cats": "one", "guitars": "one", "animals": "one"}
+        subject = question.split()[2]
+        assert answer == counts.get(subject, "zero")
+
+        question, answer = ask_names(pair, rng)
+        assert answer == ("cat" if "animal" in question else "cat and guitar")
+
+        question, answer = ask_presence(pair, rng)
+        present = bool({"cat", "guitar"} & set(re.findall("[a-z]+", question)))
+        assert answer == ("yes" if present else "no")
 
 
 def test_words_are_drawn_where_they_can_be_seen() -> None:
@@ -152,7 +163,7 @@ def test_words_are_drawn_where_they_can_be_seen() -> None:
         assert (plain == colour).all() and changed.max() > 100 and 20 < (changed > 50).sum() < 1000
 
 
-def test_the_generator_draws_what_is_asked(policy: Policy) -> None:
+def test_the_generator_draws_its_prompts(policy: Policy) -> None:
     prompts = [Prompt(article(noun)) for noun in nouns()[::4]]
     sampler = Sampler(DDIM(), check.STEPS, CFG(check.WEIGHT))
     images = check.generate(policy, sampler, prompts, torch.Generator().manual_seed(0))
@@ -185,7 +196,7 @@ def test_shared_parts_are_in_the_package_once_and_load_anywhere(
     folder = zoo.path("zoo:emoji-lcm")
     assert folder == zoo.path("emoji-lcm") and folder.parent == tmp_path / "cache" / "burnish"
     assert [path.name for path in folder.parent.iterdir()] == [folder.name], (
-        "nothing half made is left"
+        "no partial folder is left"
     )
     assert zoo.size_mb("emoji-lcm") <= 15
     pipe = LatentConsistencyModelPipeline.from_pretrained(folder, dtype=torch.float32)
@@ -203,7 +214,7 @@ def test_shared_parts_are_in_the_package_once_and_load_anywhere(
     assert copied.name == folder.name, "the same files, the same name"
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_ask_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(OSError, match="put together in .* set XDG_CACHE_HOME to a folder that can"):
@@ -211,7 +222,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def disc(hue: tuple[float, float, float], x: int = 32) -> torch.Tensor:
-    """One even disc on white."""
+    """Return an even disc on white."""
     rows, columns = torch.meshgrid(
         torch.arange(64) - 31.5, torch.arange(64) - (x - 0.5), indexing="ij"
     )
@@ -223,11 +234,11 @@ def test_taste_is_its_formula() -> None:
     red = disc((1, 0, 0))
     pink = disc((1, 0.5, 0.5))
     aside = disc((1, 0, 0), 40)
-    nothing = torch.ones(3, 64, 64)
+    empty = torch.ones(3, 64, 64)
     noisy = torch.where(
         red < 1, torch.rand(64, 64, generator=torch.Generator().manual_seed(0)) * 0.5, red
     )
-    values = taste(torch.stack([red, pink, aside, nothing, noisy]))
+    values = taste(torch.stack([red, pink, aside, empty, noisy]))
     torch.testing.assert_close(
         values[:3], torch.tensor([10.0, 1 + 9 * 0.75, 1 + 9 * (0.75 + 0.25 * 0.5)])
     )
@@ -256,7 +267,7 @@ def test_the_other_taste_is_its_formula() -> None:
     expected = [1 + 9 * (0.5 * cool + 0.25 * contrast + 0.25 * share) for cool, contrast in terms]
     torch.testing.assert_close(values, torch.tensor([*expected, 1.0]))
     assert taste(torch.stack([blue]))[0] == 10 and values[0] < 10, (
-        "fuller pictures please this one alone"
+        "a fuller image is better for this taste alone"
     )
 
 
@@ -268,6 +279,7 @@ def test_the_preference_head_predicts_the_other_taste_and_not_the_first() -> Non
     )
     truth = preference(pixels)
     first = taste(pixels)
-    own, other = torch.corrcoef(torch.stack([predicted, truth, first]))[0, 1:].tolist()
-    assert 0.6 < own < 0.99 and other < 0.2
+    with_truth, with_first = torch.corrcoef(torch.stack([predicted, truth, first]))[0, 1:].tolist()
+    assert 0.6 < with_truth < 0.99
+    assert with_first < 0.2
     assert float(truth.min()) >= 1 and float(truth.max()) <= 10

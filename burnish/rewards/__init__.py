@@ -9,8 +9,9 @@ callable.
 
     print(burnish.check_reward(redness))        # [] or what is wrong with it, one sentence each
 
-`score` is the one place where a reward is called during training, so it is the one place where what
-it returns is checked. NaN says "no answer" for an image; see `tolerance` for what becomes of it.
+`score` is the one place where a reward is called during training, so it is the one place where the
+values that it returns are checked. NaN means "no value" for an image; `tolerance` describes how
+such images are handled.
 """
 
 from __future__ import annotations
@@ -28,6 +29,15 @@ __all__ = ["STRICT", "Tolerance", "check_reward", "score"]
 STRICT = Tolerance()
 """A reward that fails is an error at once."""
 
+NOT_REPEATABLE = (
+    "the second time the same images get other values: "
+    "seed the reward or remove the randomness in it"
+)
+ORDER_MATTERS = "in another order the same images get other values: judge each image alone"
+BATCH_MATTERS = "alone in its batch an image gets another value: judge each image alone"
+INPUT_CHANGED = "the reward changes the images it is given: work on a copy (images.clone())"
+TEST_PROMPTS = ("a cat", "a dog", "a red ball on the table", "two horses")
+
 
 def score(
     rewards: Mapping[str, Reward],
@@ -35,13 +45,13 @@ def score(
     prompts: Sequence[Prompt],
     tolerance: Tolerance = STRICT,
 ) -> Scores:
-    """Ask every reward about every image.
+    """Return the values of every reward for every image.
 
     Args:
         rewards: reward by name; the order gives the columns.
         images: (B, 3, H, W) float32 in [0, 1].
         prompts: B prompts.
-        tolerance: what happens if one fails; by default that is an error at once.
+        tolerance: what happens if a reward fails; by default that is an error at once.
 
     Returns:
         Scores with parts (B, K) float64 on the CPU; NaN where a number is missing and `tolerance`
@@ -49,16 +59,16 @@ def score(
 
     Raises:
         ValueError: a reward failed beyond `tolerance`, or returned something other than B numbers;
-            the message names
-            it.
+            the message names it.
     """
     columns = []
     problems = []
 
     for name, reward in rewards.items():
-        column, problem = tolerance.ask(name, reward, images, prompts)
+        column, problem = tolerance.call(name, reward, images, prompts)
         columns.append(column)
-        problems += [f"{name}: {problem}"] if problem else []
+        if problem:
+            problems.append(f"{name}: {problem}")
 
     return Scores(torch.stack(columns, dim=1), tuple(rewards), tuple(problems))
 
@@ -66,77 +76,83 @@ def score(
 def check_reward(
     reward: Reward, size: int = 64, prompts: Sequence[str | Prompt] | None = None
 ) -> list[str]:
-    """Try a reward on made-up images and say what is wrong with it.
+    """Try a reward on generated test images and return a list of what is wrong with it.
+
+    It tries: raising, the shape, values that are not finite, writing into the input, other values
+    the second time, values that depend on the order of the batch or on the other images in it, a
+    batch of one, the same value for every image.
 
     Args:
         reward: the callable to try.
         size: height and width of the images in pixels.
-        prompts: what to try it with, for a reward that knows only some texts or reads a prompt's
-            metadata.
+        prompts: prompts to try it with, for a reward that knows only some texts or reads a
+            prompt's metadata.
 
     Returns:
-        One sentence a finding; an empty list means that nothing was found. Looked for: raising,
-        shape, values that are not finite, writing into its input, a different answer the second
-        time, dependence on the order or the company of an image in the batch, a batch of one, the
-        same value for every image.
+        One sentence a finding; an empty list means that nothing was found.
     """
-    images, asked = _samples(size, prompts)
-    kept = images.clone()
+    images, test_prompts = _test_batch(size, prompts)
+    originals = images.clone()
 
     try:
-        first = STRICT.ask("reward", reward, images, asked)[0]
+        values, _ = STRICT.call("reward", reward, images, test_prompts)
     except ValueError as error:
         return [str(error)]
 
     findings = []
-    if not torch.equal(images, kept):
+    if not torch.equal(images, originals):
+        findings.append(INPUT_CHANGED)
+
+    difference = _first_difference(reward, originals, test_prompts, values)
+    if difference:
+        findings.append(difference)
+
+    if values.max() == values.min():
         findings.append(
-            "the reward changes the images it is given: work on a copy (images.clone())"
-        )
-
-    everything = torch.arange(len(asked))
-    shuffled = torch.randperm(len(asked), generator=torch.Generator().manual_seed(1))
-    spread = float(first.max() - first.min())
-
-    for rows, finding in (
-        (
-            everything,
-            "the second time the same images get other values: seed the reward or remove the chance in it",
-        ),
-        (shuffled, "in another order the same images get other values: judge each image alone"),
-        (everything[:1], "alone in its batch an image gets another value: judge each image alone"),
-    ):
-        try:
-            again = STRICT.ask(
-                "reward", reward, kept[rows].clone(), [asked[i] for i in rows.tolist()]
-            )[0]
-        except ValueError as error:
-            findings.append(
-                f"it worked on {len(asked)} images, then failed on {len(rows)}: {error}"
-            )
-            break
-
-        if not torch.allclose(again, first[rows], rtol=1e-4, atol=max(1e-4 * spread, 1e-8)):
-            findings.append(finding)
-            break
-
-    if spread == 0:
-        findings.append(
-            f"{len(asked)} very different images all get {first[0].item():g}: there is nothing to learn from"
+            f"{len(values)} very different images all get {values[0].item():g}: "
+            "there is nothing to learn from"
         )
 
     return findings
 
 
-def _samples(size: int, prompts: Sequence[str | Prompt] | None) -> tuple[Tensor, list[Prompt]]:
-    """Eight images that differ in every way a reward may care about: plain, ramp, stripes, noise of
-    three strengths.
+def _first_difference(
+    reward: Reward, images: Tensor, prompts: Sequence[Prompt], values: Tensor
+) -> str:
+    """Return the first way in which `values` do not come again; "" if they always do."""
+    everything = torch.arange(len(prompts))
+    shuffled = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(1))
+    spread = float(values.max() - values.min())
+
+    for rows, finding in (
+        (everything, NOT_REPEATABLE),
+        (shuffled, ORDER_MATTERS),
+        (everything[:1], BATCH_MATTERS),
+    ):
+        chosen = [prompts[row] for row in rows.tolist()]
+
+        try:
+            again, _ = STRICT.call("reward", reward, images[rows].clone(), chosen)
+        except ValueError as error:
+            return f"it worked on {len(prompts)} images, then failed on {len(rows)}: {error}"
+
+        if not torch.allclose(again, values[rows], rtol=1e-4, atol=max(1e-4 * spread, 1e-8)):
+            return finding
+
+    return ""
+
+
+def _test_batch(size: int, prompts: Sequence[str | Prompt] | None) -> tuple[Tensor, list[Prompt]]:
+    """Return eight images that differ in every way a reward may look at, and their prompts.
+
+    They are plain, a ramp, stripes, and noise of three strengths.
     """
     generator = torch.Generator().manual_seed(0)
     ramp = torch.linspace(0, 1, size)
     noise = torch.rand(3, 3, size, size, generator=generator)
     red = torch.zeros(3, size, size)
     red[0] = 0.8
+
     images = [
         torch.full((3, size, size), 0.95),
         torch.full((3, size, size), 0.05),
@@ -147,7 +163,9 @@ def _samples(size: int, prompts: Sequence[str | Prompt] | None) -> tuple[Tensor,
         0.5 + 0.2 * (noise[1] - 0.5),
         (noise[2] > 0.5).float(),
     ]
-    some = prompts or ("a cat", "a dog", "a red ball on the table", "two horses")
-    asked = [prompt if isinstance(prompt, Prompt) else Prompt(prompt) for prompt in some]
+    given = [
+        prompt if isinstance(prompt, Prompt) else Prompt(prompt)
+        for prompt in prompts or TEST_PROMPTS
+    ]
 
-    return torch.stack(images), [asked[i % len(asked)] for i in range(len(images))]
+    return torch.stack(images), [given[row % len(given)] for row in range(len(images))]

@@ -1,4 +1,4 @@
-"""Aesthetic quality as a small head on CLIP's image embedding predicts it; LAION's predictor, and
+"""Aesthetic quality, predicted by a small head on CLIP's image embedding; LAION's predictor, and
 one of our own.
 
     score = head(E_image(image) / |E_image(image)|)
@@ -9,15 +9,14 @@ It is DDPO's aesthetic reward (arXiv 2305.13301, section 5.1). `zoo:emoji-aesthe
 `zoo:emoji-clip`, fitted to a stated taste whose true value can be computed (`zoo.taste`): a learned
 reward that can be fooled, with the truth at hand.
 
-Being one linear direction of an embedding, such a reward is easily hacked: watch the pictures and
-another measure.
+Being one linear direction of an embedding, such a reward is easily hacked: look at the images and
+at another measure as well.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,6 +28,7 @@ from burnish.rewards.clip import Clip
 from burnish.types import Prompt, Reward
 
 LAYER = re.compile(r"(?:.*\.)?(\d+)\.(weight|bias)$")
+Layers = list[tuple[Tensor, Tensor]]
 
 
 def aesthetic(
@@ -37,10 +37,9 @@ def aesthetic(
     file: str = "aesthetic-model.pth",
     device: str = "auto",
 ) -> Reward:
-    """The predicted rating of each image; prompts do not matter. About 1 to 10; photographs get 4
-    to 7.
+    """Reward the predicted rating of each image, about 1 to 10; prompts do not matter.
 
-    Costs one pass of CLIP's image tower (ViT-L/14: 81 GFLOP).
+    Photographs get 4 to 7. Costs one pass of CLIP's image tower (ViT-L/14: 81 GFLOP).
 
     Args:
         model: the CLIP model that the head was fitted on: a hub id, a folder or `zoo:emoji-clip`.
@@ -53,16 +52,17 @@ def aesthetic(
     """
     clip = Clip.load(model)
     layers = read_head(head, file)
+    inputs = layers[0][0].shape[1]
     width = int(clip.model.config.projection_dim)
 
-    if layers[0][0].shape[1] != width:
+    if inputs != width:
         raise ValueError(
-            f"rewards: the head {head} takes {layers[0][0].shape[1]} numbers, but {model} gives {width}: use the CLIP "
-            "model that it was fitted on"
+            f"rewards: the head {head} takes {inputs} numbers, but {model} gives {width}: "
+            "use the CLIP model that it was fitted on"
         )
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        clip.model.to(images.device if device == "auto" else device)
+        clip.move_to(device, images)
         x = clip.images(images)
         for weight, bias in layers:
             x = torch.nn.functional.linear(x, weight, bias)
@@ -71,8 +71,15 @@ def aesthetic(
     return reward
 
 
-def read_head(head: str, file: str) -> list[tuple[Tensor, Tensor]]:
-    """The weights (out, in) and biases (out,) of the head's linear layers, first to last, float32.
+def read_head(head: str, file: str) -> Layers:
+    """Return the weight (out, in) and bias (out,) of a head's linear layers, first to last.
+
+    Args:
+        head: a file, a folder, a hub id or a `zoo:` id.
+        file: its name in that folder or on the hub.
+
+    Returns:
+        Pairs of float32 tensors.
 
     Raises:
         ValueError: there is no such file, or it does not hold a stack of linear layers that ends in
@@ -81,32 +88,16 @@ def read_head(head: str, file: str) -> list[tuple[Tensor, Tensor]]:
     path = _find(head, file)
 
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors = load_file(path)
-        else:
-            # refuses everything but tensors
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-
-        found = {
-            (int(match[1]), match[2]): tensors[name]
-            for name in tensors
-            if (match := LAYER.match(name))
-        }
-        numbers = sorted({number for number, _ in found})
-        layers = [
-            (found[number, "weight"].float(), found[number, "bias"].float()) for number in numbers
-        ]
+        layers = _linear_layers(_read_tensors(path))
         widths = [layers[0][0].shape[1], *(len(bias) for _, bias in layers)]
-        fits = [weight.shape for weight, _ in layers] == [
-            (out, into) for into, out in pairwise(widths)
-        ]
+        shapes = [tuple(weight.shape) for weight, _ in layers]
+        expected = list(zip(widths[1:], widths, strict=False))
     except Exception as error:  # a damaged file makes the libraries raise anything
-        reason = first_line(error)
-        raise ValueError(f"rewards: {path} is no head of linear layers: {reason}") from error
+        raise ValueError(
+            f"rewards: {path} is no head of linear layers: {first_line(error)}"
+        ) from error
 
-    if not fits or widths[-1] != 1:
+    if shapes != expected or widths[-1] != 1:
         raise ValueError(
             f"rewards: {path} is no head of linear layers that end in one number: {widths}"
         )
@@ -114,19 +105,39 @@ def read_head(head: str, file: str) -> list[tuple[Tensor, Tensor]]:
     return layers
 
 
-def _find(head: str, file: str) -> Path:
-    place = Path(zoo.resolve(head))
-    if head.startswith("zoo:"):
-        return place / "head.safetensors"
-    if place.is_file():
-        return place
+def _read_tensors(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
 
-    if place.is_dir():
-        if not (place / file).is_file():
+        return load_file(path)
+
+    # weights_only refuses everything but tensors
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _linear_layers(tensors: Mapping[str, Tensor]) -> Layers:
+    """Return the tensors that are named NUMBER.weight and NUMBER.bias, in order."""
+    parts = {
+        (int(match[1]), match[2]): tensors[name] for name in tensors if (match := LAYER.match(name))
+    }
+    numbers = sorted({number for number, _ in parts})
+    return [(parts[number, "weight"].float(), parts[number, "bias"].float()) for number in numbers]
+
+
+def _find(head: str, file: str) -> Path:
+    """Return the path of the head's file; it is downloaded if it is on the hub."""
+    path = Path(zoo.resolve(head))
+    if head.startswith("zoo:"):
+        return path / "head.safetensors"
+    if path.is_file():
+        return path
+
+    if path.is_dir():
+        if not (path / file).is_file():
             raise ValueError(
-                f"rewards: the folder {place} has no {file}; name the head's file in `file`"
+                f"rewards: the folder {path} has no {file}; name the head's file in `file`"
             )
-        return place / file
+        return path / file
 
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -134,7 +145,7 @@ def _find(head: str, file: str) -> Path:
     try:
         return Path(hf_hub_download(head, file))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = first_line(error)
         raise ValueError(
-            f"rewards: '{head}' is neither a file nor a folder nor found on the hub: {reason}"
+            f"rewards: '{head}' is neither a file nor a folder nor found on the hub: "
+            f"{first_line(error)}"
         ) from error

@@ -1,12 +1,12 @@
 """Prompt-image alignment as DDPO has it (arXiv 2305.13301, section 5.1): a model describes the
-picture, and the description is compared with the prompt.
+image, and the description is compared with the prompt.
 
     reward = BERTScore recall(answer, "The image contains " + prompt)
            = mean over tokens r of the reference, max over tokens c of the answer, of cos(state(r),
            state(c))
 
 BERTScore (arXiv 1904.09675) without idf weights and without baseline rescaling. Recall asks whether
-every detail of the prompt is in the answer; what the answer says beyond it costs nothing. As in the
+every detail of the prompt is in the answer; further details in the answer cost nothing. As in the
 authors' package, the marks at the beginning and the end of a text are not averaged over, though a
 token may match those of the answer.
 
@@ -35,7 +35,7 @@ from burnish.types import Prompt, Reward
 
 QUESTION = "Answer concisely: what is going on in this image?"
 LAYERS = {"microsoft/deberta-xlarge-mnli": 40, "zoo:emoji-clip": 0}
-LONGEST = 512  # tokens of a text
+MAX_LENGTH = 512  # tokens of a text
 FIELD = re.compile(r"{(\w+)}")
 CHUNK = 64
 
@@ -50,25 +50,22 @@ def caption(
     batch: int = 32,
     endpoint: dict[str, Any] | None = None,
 ) -> Reward:
-    """How much of the prompt a model's description of the picture covers; at most 1, and NaN where
-    there is none.
+    """Reward how much of the prompt a model's description of the image covers, at most 1.
 
-    Costs one answer of the model an image.
+    NaN where there is no description. Costs one answer of the model an image.
 
     Args:
-        model: what is asked: a hub id, a folder, `zoo:emoji-captioner`, or the `http(s)://` address
-            of a server.
-        question: asked about every picture.
-        encoder: whose states compare the texts: a hub id, a folder or `zoo:emoji-clip`.
-        layer: after which layer; 0 means the word embeddings alone. By default 40 for
-            deberta-xlarge-mnli, 0 for
-            zoo:emoji-clip, and the last of any other.
-        reference: what the description is compared with; {prompt} stands for the prompt, and other
-            names for its
-            metadata: "{animal} {object}" of a template leaves out the words that every description
-                has.
+        model: a hub id, a folder, `zoo:emoji-captioner`, or the `http(s)://` address of a server.
+        question: asked about every image.
+        encoder: the language model whose states compare the texts: a hub id, a folder or
+            `zoo:emoji-clip`.
+        layer: the states after this layer; 0 means the word embeddings alone. By default 40 for
+            deberta-xlarge-mnli, 0 for zoo:emoji-clip, and the last of any other.
+        reference: the text that the description is compared with; {prompt} stands for the prompt,
+            and other names for its metadata: "{animal} {object}" of a template leaves out the words
+            that every description has.
         device: of both models; `auto` takes the device of the images.
-        batch: pictures that a local model is asked about at once.
+        batch: images that a local model reads at once.
         endpoint: further arguments of a server's `Endpoint`, such as `{model = "llava", timeout =
             30}`.
 
@@ -81,36 +78,38 @@ def caption(
             f'reference = "{reference}" must contain {{prompt}}; write for example "{{prompt}}"'
         )
 
-    ask = vlm.load(model, device=device, batch=batch, endpoint=endpoint)
-    compared = Encoder.load(encoder, layer, device)
+    captioner = vlm.load(model, device=device, batch=batch, endpoint=endpoint)
+    text_encoder = Encoder.load(encoder, layer, device)
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        answers = ask(images, [question] * len(images))
-        said = [row for row, answer in enumerate(answers) if answer]
+        answers = captioner(images, [question] * len(images))
+        rows = [row for row, answer in enumerate(answers) if answer]
 
-        if answers and not said:
+        if answers and not rows:
             raise ValueError(
-                f"{model} has no answer for any of {len(answers)} images; try another question or model"
+                f"{model} has no answer for any of {len(answers)} images; "
+                "try another question or model"
             )
 
-        references = [_filled(reference, prompts[row]) for row in said]
+        texts = [str(answers[row]) for row in rows]
+        references = [_fill_in(reference, prompts[row]) for row in rows]
         values = torch.full((len(prompts),), torch.nan)
-        values[said] = compared.recall(
-            [str(answers[row]) for row in said], references, images.device
-        )
+        values[rows] = text_encoder.recall(texts, references, images.device)
 
         return values
 
     return reward
 
 
-def _filled(reference: str, prompt: Prompt) -> str:
-    """The reference with the prompt, and what its source said about it, in place of the names."""
+def _fill_in(reference: str, prompt: Prompt) -> str:
+    """Return the reference with the prompt and its metadata in place of their names."""
     known = {**prompt.metadata, "prompt": prompt.text}
+
     for name in FIELD.findall(reference):
         if name not in known:
             raise ValueError(
-                f"reference = \"{reference}\": the prompt '{prompt.text}' has no {{{name}}}; it has {', '.join(known)}"
+                f"reference = \"{reference}\": the prompt '{prompt.text}' has no {{{name}}}; "
+                f"it has {', '.join(known)}"
             )
 
     return FIELD.sub(lambda match: str(known[match[1]]), reference)
@@ -127,7 +126,9 @@ class Encoder:
 
     @classmethod
     def load(cls, name: str, layer: int | None = None, device: str = "auto") -> Encoder:
-        """From a hub id, a folder or the zoo; of a model with two towers the text tower.
+        """Return a language model from a hub id, a folder or the zoo.
+
+        Of a model with two towers it is the text tower.
 
         Raises:
             ValueError: it cannot be found, or has no such layer.
@@ -137,78 +138,83 @@ class Encoder:
         source = zoo.resolve(name)
 
         try:
-            model = (
-                AutoModel.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
-            )
+            model = AutoModel.from_pretrained(source, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError, ImportError) as error:
             kind = "folder" if Path(source).is_dir() else "model id"
-            reason = first_line(error)
             raise ValueError(
-                f"'{name}' is not a {kind} with a language model and its tokenizer: {reason}"
+                f"'{name}' is not a {kind} with a language model and its tokenizer: "
+                f"{first_line(error)}"
             ) from error
 
-        model = getattr(model, "text_model", model)
-        deepest = int(model.config.num_hidden_layers)
-        chosen = LAYERS.get(name, deepest) if layer is None else layer
+        model = getattr(model.eval().requires_grad_(False), "text_model", model)
+        last_layer = int(model.config.num_hidden_layers)
+        if layer is None:
+            layer = LAYERS.get(name, last_layer)
 
-        if not 0 <= chosen <= deepest:
+        if not 0 <= layer <= last_layer:
             raise ValueError(
-                f"layer = {chosen}: {name} has layers 1 to {deepest}, and 0 for its word embeddings"
+                f"layer = {layer}: {name} has layers 1 to {last_layer}, "
+                "and 0 for its word embeddings"
             )
 
-        return cls(model, tokenizer, chosen, device)
+        return cls(model, tokenizer, layer, device)
 
     def recall(
         self, answers: Sequence[str], references: Sequence[str], device: Any = "cpu"
     ) -> Tensor:
-        """BERTScore recall of N answers, each against its own reference: (N,) float32 on the CPU.
+        """Return the BERTScore recall of N answers, each against its own reference.
 
-        What does not fit the encoder's length is cut off; an answer without a token gives NaN.
+        A text is cut off at the encoder's length; an answer without a token gives NaN.
+
+        Args:
+            answers: N texts.
+            references: N texts.
+            device: of the images, for an encoder on `auto`.
+
+        Returns:
+            (N,) float32 on the CPU.
         """
         self.model.to(device if self.device == "auto" else self.device)
-        texts = dict.fromkeys([*answers, *references])  # every text once: answers repeat
-        known = dict(zip(texts, self._states(list(texts)), strict=True))
+        texts = list(dict.fromkeys([*answers, *references]))  # every text once: answers repeat
+        states = dict(zip(texts, self._states(texts), strict=True))
         return torch.stack(
-            [self._recall(*known[a], *known[r]) for a, r in zip(answers, references, strict=True)]
-        )
-
-    @staticmethod
-    def _recall(answer: Tensor, own: Tensor, reference: Tensor, counted: Tensor) -> Tensor:
-        return (
-            (reference[counted] @ answer.T).amax(1).mean() if own.any() else torch.tensor(torch.nan)
+            [
+                _recall(states[answer], states[reference])
+                for answer, reference in zip(answers, references, strict=True)
+            ]
         )
 
     @torch.no_grad()
     def _states(self, texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
-        """For each text its tokens' states (L, D) of length 1, and which are its own (L,), not
-        marks around it.
-        """
-        longest = int(
-            min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings, LONGEST)
+        """Return each text's token states (L, D) of length 1, and the mask of its words (L,)."""
+        longest = min(
+            self.tokenizer.model_max_length,
+            self.model.config.max_position_embeddings,
+            MAX_LENGTH,
         )
-        found = []
+        result = []
 
         for start in range(0, len(texts), CHUNK):
             tokens = self.tokenizer(
                 list(texts[start : start + CHUNK]),
                 padding=True,
                 truncation=True,
-                max_length=longest,
+                max_length=int(longest),
                 return_special_tokens_mask=True,
                 return_tensors="pt",
             )
-            real = tokens["attention_mask"].bool()
-            marks = tokens["special_tokens_mask"].bool()
-            states = self._read(tokens["input_ids"], tokens["attention_mask"])
-            found += [
-                (row[there], ~mark[there])
-                for row, there, mark in zip(states, real, marks, strict=True)
+            states = self._forward(tokens["input_ids"], tokens["attention_mask"])
+            valid = tokens["attention_mask"].bool()
+            words = ~tokens["special_tokens_mask"].bool()
+            result += [
+                (states[row, valid[row]], words[row, valid[row]]) for row in range(len(states))
             ]
 
-        return found
+        return result
 
-    def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the states (N, L, D) of length 1, on the CPU."""
         ids = ids.to(self.model.device)
         mask = mask.to(self.model.device)
 
@@ -216,7 +222,18 @@ class Encoder:
             if self.layer == 0:
                 states = self.model.get_input_embeddings()(ids)
             else:
-                states = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-                states = states.hidden_states[self.layer]
+                output = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+                states = output.hidden_states[self.layer]
 
         return functional.normalize(states.float(), dim=-1).cpu()
+
+
+def _recall(answer: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the recall of one answer; both are states (L, D) and the mask of words (L,)."""
+    answer_states, answer_words = answer
+    reference_states, reference_words = reference
+    if not answer_words.any():
+        return torch.tensor(torch.nan)
+
+    similarity = reference_states[reference_words] @ answer_states.T
+    return similarity.amax(1).mean()

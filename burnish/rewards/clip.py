@@ -1,7 +1,9 @@
-"""Image-text similarity: the cosine between CLIP's embeddings of the picture and of its prompt
-(arXiv 2103.00020).
+"""Image-text similarity: the cosine between CLIP's embeddings of the image and of its prompt (arXiv
+2103.00020).
 
-    reward = <E_image(image), E_text(prompt)> / (|E_image| |E_text|)     in [-1, 1], in practice within a few hundredths
+    reward = <E_image(image), E_text(prompt)> / (|E_image| |E_text|)
+
+in [-1, 1], in practice within a few hundredths.
 
 Works with any `CLIPModel`: a hub id, a folder, or the embedded `zoo:emoji-clip`. Images stay
 tensors: they are resized and normalised with the numbers of the model's own processor, and never
@@ -29,16 +31,15 @@ def clip_similarity(
     device: str = "auto",
     of: Literal["text", "original"] = "text",
 ) -> Reward:
-    """Cosine similarity of each image with its own prompt under a CLIP model.
+    """Reward the cosine similarity of each image with its own prompt under a CLIP model.
 
     Args:
         model: a hub id, a folder with a CLIPModel, its tokenizer and its processor, or
             `zoo:emoji-clip`.
         device: `auto` takes the device of the images, so that nothing is moved.
-        of: what each image is compared with: the prompt's "text", or its "original"
-            (`metadata["original"]`), which
-            a prompt that was not expanded is itself. With the text, an expansion could earn its own
-            reward.
+        of: the text that each image is compared with: the prompt's "text", or its "original"
+            (`metadata["original"]`); a prompt that was not expanded is its own original. With the
+            text, an expansion could earn its own reward.
 
     Raises:
         ValueError: the model cannot be found or is not a CLIP model; later, an original that is no
@@ -50,39 +51,50 @@ def clip_similarity(
 
 
 def cosine(clip: Clip, device: str = "auto", of: Literal["text", "original"] = "text") -> Reward:
-    """The similarity of each image with its own prompt, on the device of the images unless another
-    is named.
+    """Reward the cosine similarity of each image with its own prompt.
+
+    Args:
+        clip: the model.
+        device: `auto` takes the device of the images.
+        of: the prompt's "text" or its "original".
     """
-    known: dict[str, Tensor] = {}  # the text tower is frozen: each text passes through it once
+    embeddings: dict[str, Tensor] = {}  # the text tower is frozen: each text passes it once
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        clip.model.to(images.device if device == "auto" else device)
+        clip.move_to(device, images)
         texts = [prompt.original if of == "original" else prompt.text for prompt in prompts]
-        missing = sorted(set(texts) - known.keys())
+        new_texts = sorted(set(texts) - embeddings.keys())
 
-        if missing:
-            known.update(zip(missing, clip.texts(missing), strict=True))
+        if new_texts:
+            embeddings.update(zip(new_texts, clip.texts(new_texts), strict=True))
 
-        return (clip.images(images) * torch.stack([known[text] for text in texts])).sum(-1)
+        embedded = torch.stack([embeddings[text] for text in texts])
+        return (clip.images(images) * embedded).sum(-1)
 
     return reward
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Two towers that embed pictures and texts into one space."""
+    """Two towers that embed images and texts into one space."""
 
     model: Any  # CLIPModel, float32, frozen
     tokenizer: Any
     mean: Sequence[float]  # of the processor, by channel
     std: Sequence[float]
-    size: int  # pixels of the pictures' side
+    size: int  # side of the model's images in pixels
 
     @classmethod
     def load(cls, name: str, processor: str = "") -> Clip:
-        """From a hub id, a folder or the zoo; a ValueError says what is missing. `processor` is
-        another such place for the tokenizer and the image processor, where the model has none
-        beside it.
+        """Return a CLIP model from a hub id, a folder or the zoo.
+
+        Args:
+            name: of the model.
+            processor: another such place for the tokenizer and the image processor, where the
+                model has none beside it.
+
+        Raises:
+            ValueError: something is missing; the message says what.
         """
         from transformers import AutoTokenizer, CLIPConfig, CLIPModel, ImageProcessingMixin
 
@@ -90,62 +102,76 @@ class Clip:
         beside = zoo.resolve(processor or name)
 
         try:
-            model = (
-                CLIPModel.from_pretrained(source, dtype=torch.float32).eval().requires_grad_(False)
-            )
+            model = CLIPModel.from_pretrained(source, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(beside)
             # Only its numbers: the processor's class would ask for torchvision.
             numbers, _ = ImageProcessingMixin.get_image_processor_dict(beside)
         except (OSError, ValueError, KeyError) as error:
             kind = "folder" if Path(source).is_dir() else "model id"
-            rest = "its tokenizer and its image processor" + (
-                f" (these two in '{processor}')" if processor else ""
-            )
-            reason = first_line(error)
+            place = f" (these two in '{processor}')" if processor else ""
             raise ValueError(
-                f"'{name}' is not a {kind} with a CLIPModel, {rest}: {reason}"
+                f"'{name}' is not a {kind} with a CLIPModel, its tokenizer and its image "
+                f"processor{place}: {first_line(error)}"
             ) from error
 
         if not isinstance(model.config, CLIPConfig):
             raise ValueError(
-                f"'{name}' is a {type(model.config).__name__}, not a CLIPModel; take one with two towers"
+                f"'{name}' is a {type(model.config).__name__}, not a CLIPModel; "
+                "take one with two towers"
             )
 
+        model.eval().requires_grad_(False)
         size = int(model.config.vision_config.image_size)
         return cls(model, tokenizer, numbers["image_mean"], numbers["image_std"], size)
 
+    def move_to(self, device: str, images: Tensor) -> None:
+        """Move the model to `device`; "auto" stands for the device of `images`."""
+        self.model.to(images.device if device == "auto" else device)
+
     @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> (B, D) float32 of length 1, on the CPU."""
+        """Return the embeddings of images (B, 3, H, W) in [0, 1], on the model's device.
+
+        Returns:
+            (B, D) float32 of length 1, on the CPU.
+        """
         device = self.model.device
         pixels = prepare(images.to(device), self.size, self.mean, self.std)
         with torch.autocast(device.type, enabled=False):
-            return _unit(self.model.get_image_features(pixel_values=pixels))
+            return _unit_length(self.model.get_image_features(pixel_values=pixels))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """B texts -> (B, D) float32 of length 1, on the CPU; what does not fit the model's length
-        is cut off.
+        """Return the embeddings of B texts; the part beyond the model's length is cut off.
+
+        Returns:
+            (B, D) float32 of length 1, on the CPU.
         """
         device = self.model.device
-        length = self.model.config.text_config.max_position_embeddings
         tokens = self.tokenizer(
             list(texts),
             padding="max_length",
             truncation=True,
-            max_length=length,
+            max_length=self.model.config.text_config.max_position_embeddings,
             return_tensors="pt",
         ).to(device)
 
         with torch.autocast(device.type, enabled=False):
-            return _unit(
-                self.model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
-            )
+            output = self.model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
+            return _unit_length(output)
 
 
 def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B, 3, size, size), normalised: shorter edge to `size`, centre
-    crop, no rescale.
+    """Return images as a CLIP model reads them: resized, cropped and normalised, not rescaled.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        size: of the result; the shorter edge is resized to it, then the centre is cut out.
+        mean: by channel.
+        std: by channel.
+
+    Returns:
+        (B, 3, size, size) float32.
     """
     height, width = images.shape[-2:]
 
@@ -163,8 +189,8 @@ def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[floa
     return (images - images.new_tensor(mean).view(3, 1, 1)) / images.new_tensor(std).view(3, 1, 1)
 
 
-def _unit(output: Any) -> Tensor:
-    # transformers 5 returns an output object whose pooler_output is the projected embedding; 4.x
-    # returned the tensor.
+def _unit_length(output: Any) -> Tensor:
+    # transformers 5 returns an output object whose pooler_output is the projected embedding;
+    # transformers 4 returned the tensor.
     embedding = output if isinstance(output, Tensor) else output.pooler_output
     return functional.normalize(embedding.float(), dim=-1).cpu()

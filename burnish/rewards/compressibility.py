@@ -1,7 +1,8 @@
 """Rewards read off the pixels alone: the size of the image as a JPEG file (DDPO, arXiv 2305.13301,
 section 5.1).
 
-    incompressibility = kB of JPEG(round(255 * image)),   compressibility = -incompressibility     (1 kB = 1000 bytes)
+    incompressibility = kB of JPEG(round(255 * image))     (1 kB = 1000 bytes)
+    compressibility   = -incompressibility
 
 Sizes depend on the resolution and on the JPEG library: compare them within one machine only.
 """
@@ -13,6 +14,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,7 +24,7 @@ from burnish.types import Prompt, Reward
 
 
 def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
-    """The size of each image as a JPEG file.
+    """Return the size of each image as a JPEG file.
 
     Args:
         images: (B, 3, H, W) float in [0, 1].
@@ -33,9 +35,9 @@ def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
     """
     pixels = eight_bit(images)
 
-    def size(image: object) -> int:
+    def size(image: np.ndarray) -> int:
         buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, format="JPEG", quality=quality)  # type: ignore[arg-type]
+        Image.fromarray(image).save(buffer, format="JPEG", quality=quality)
         return buffer.tell()
 
     # PIL releases the GIL while it encodes; below a few thousand pixels starting a thread costs
@@ -50,8 +52,15 @@ def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
 
 
 def incompressibility(quality: int = 95) -> Reward:
-    """The JPEG size in kB: rewards detail, and in the end noise."""
-    quality = _checked(quality)
+    """Reward the JPEG size in kB: detail, and in the end noise.
+
+    Args:
+        quality: of the JPEG file, 1 (small) to 95 (the paper's).
+
+    Raises:
+        ValueError: the quality is out of range.
+    """
+    _check_quality(quality)
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return jpeg_kilobytes(images, quality)
@@ -60,8 +69,15 @@ def incompressibility(quality: int = 95) -> Reward:
 
 
 def compressibility(quality: int = 95) -> Reward:
-    """Minus the JPEG size in kB: rewards smooth, plain pictures."""
-    quality = _checked(quality)
+    """Reward minus the JPEG size in kB: smooth, plain images.
+
+    Args:
+        quality: of the JPEG file, 1 (small) to 95 (the paper's).
+
+    Raises:
+        ValueError: the quality is out of range.
+    """
+    _check_quality(quality)
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return -jpeg_kilobytes(images, quality)
@@ -69,9 +85,8 @@ def compressibility(quality: int = 95) -> Reward:
     return reward
 
 
-def _checked(quality: int) -> int:
+def _check_quality(quality: int) -> None:
     if not 1 <= quality <= 95:
         raise ValueError(
             f"quality = {quality}: a JPEG quality lies between 1 and 95 (the paper's value)"
         )
-    return quality

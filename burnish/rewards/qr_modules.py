@@ -1,4 +1,4 @@
-"""Reward `qr_modules`: the share of a code's modules that lie on their right side."""
+"""Reward `qr_modules`: the share of a code's modules that have the right brightness."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from burnish.types import Prompt, Reward
 
 
 def modules(whole: bool = False) -> Reward:
-    """The share of modules of metadata["payload"]'s code that are on their right side, in [0, 1]:
-    no reader is asked.
+    """Reward the share of right modules of the code of metadata["payload"], in [0, 1].
+
+    No decoder is run.
 
     Args:
-        whole: the share of the code's area instead, so that a module counts by all of its px and
-            not by its middle:
-            still tells pictures apart whose modules are all right, and with them those that are
-            read from further away.
+        whole: the share of the code's area instead: a module counts by all of its pixels and not
+            by its middle. This still tells images apart whose modules are all right, and prefers
+            those that can be read from further away.
 
     Raises:
         ValueError: later, a prompt without payload.

@@ -17,15 +17,16 @@ def scan(
     module_weight: float = 0.5,
     workers: int = 0,
 ) -> Reward:
-    """How well the code of metadata["payload"] is read: the share of decoders and conditions, and
-    of right modules.
+    """Reward how well the code of metadata["payload"] is read.
+
+    It is the share of decoders and conditions that read it, plus the weighted share of right
+    modules.
 
     Args:
         decoders: names of `burnish.qr.decoders`, by default zxing alone.
         conditions: "train", "held_out", "all" or a list of names of `burnish.qr.conditions`.
-        module_weight: of the share of modules on the right side, beside 1 for the share that is
-            read.
-        workers: pictures read at once; 0: one for each processor, at most 8.
+        module_weight: weight of the share of right modules; the share that is read has weight 1.
+        workers: images read at once; 0: one for each processor, at most 8.
 
     Raises:
         ValueError: a name is unknown, a package is missing or the weight is negative; later, a
@@ -40,8 +41,8 @@ def scan(
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         layouts = [layout_of(prompt, canvas_side(images)) for prompt in prompts]
-        return scanner.measure(images, layouts).fraction + module_weight * (
-            1 - module_errors(images, layouts)
-        )
+        read = scanner.measure(images, layouts).fraction
+        right = 1 - module_errors(images, layouts)
+        return read + module_weight * right
 
     return reward

@@ -7,15 +7,15 @@ For "three wolves": "How many wolves are there in this image?" -> "three"; "What
 image?" -> "wolf".
 
 DDPO's model learned to *write* "sixx ttutttas" over its turtles, and the reader believed it: a
-typographic attack. So the reader is asked a third question, whether there is text in the picture,
-and one that has text gets 0.
+typographic attack. So the reader is asked a third question, whether there is text in the image, and
+an image that has text gets 0.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -36,22 +36,20 @@ def question(
     batch: int = 32,
     endpoint: dict[str, Any] | None = None,
 ) -> Reward:
-    """The share of a prompt's questions that a vision-language model answers as expected: 0, a half
-    or 1 for a count.
+    """Reward the share of a prompt's questions that a vision-language model answers as expected.
 
-    A prompt brings its questions and answers in its metadata (`{"questions": [...], "answers":
-    [...]}`, one answer a question, as many prompts as you like in a JSONL file); one such as "two
-    cats" needs none. NaN where a reply is missing. Replies are compared without regard to case, as
-    parts: "cat" is in "two cats", and "ant" in "elephant".
+    That is 0, a half or 1 for a count. A prompt brings its questions and answers in its metadata
+    (`{"questions": [...], "answers": [...]}`, one answer a question, as many prompts as you like in
+    a JSONL file); one such as "two cats" needs none. NaN where a reply is missing. Replies are
+    compared without regard to case, as parts: "cat" is in "two cats", and "ant" in "elephant".
 
     Args:
-        model: what is asked: a hub id, a folder, `zoo:emoji-captioner`, or the `http(s)://` address
-            of a server.
-        writing: what becomes of a picture that has text in it: "zero", or "keep" its score (the log
-            still counts them).
-        text: the question that finds out; a reply that begins with "yes" means that there is.
+        model: a hub id, a folder, `zoo:emoji-captioner`, or the `http(s)://` address of a server.
+        writing: score of an image that has text in it: "zero", or "keep" for that of its replies
+            (the log still counts such images).
+        text: the question that finds out; a reply that begins with "yes" means that there is text.
         device: of a local model; `auto` takes the device of the images.
-        batch: pictures that a local model is asked about at once.
+        batch: images that a local model reads at once.
         endpoint: further arguments of a server's `Endpoint`, such as `{model = "llava", timeout =
             30}`.
 
@@ -59,30 +57,30 @@ def question(
         ValueError: the model cannot be found; when called, a prompt has no questions, or there is
             no reply at all.
     """
-    ask = vlm.load(model, device=device, batch=batch, endpoint=endpoint)
+    reader = vlm.load(model, device=device, batch=batch, endpoint=endpoint)
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         expected = [questions(prompt) for prompt in prompts]
-        rows = [row for row, pairs in enumerate(expected) for _ in range(len(pairs) + 1)]
-        asked = [asked for pairs in expected for asked in (text, *(asked for asked, _ in pairs))]
-        replies = iter(ask(images[rows], asked))
+        rows: list[int] = []
+        texts: list[str] = []
+
+        for row, pairs in enumerate(expected):
+            rows += [row] * (len(pairs) + 1)
+            texts += [text, *(question for question, _ in pairs)]
+
+        replies = iter(reader(images[rows], texts))
         values = []
-        written = 0
+        with_text = 0
 
         for pairs in expected:
-            found = next(replies)
-            right = [_right(next(replies), answer) for _, answer in pairs]
-            has_text = found is not None and found.strip().lower().startswith("yes")
-            written += has_text
-            values.append(0.0 if has_text and writing == "zero" else sum(right) / len(right))
+            has_text = _is_yes(next(replies))
+            right = [_contains(next(replies), answer) for _, answer in pairs]
+            score = sum(right) / len(right)
+            with_text += has_text
+            values.append(0.0 if has_text and writing == "zero" else score)
 
-        if written:
-            LOG.warning(
-                "%d of %d images have text in them, which may be the answer (a typographic attack): %s",
-                written,
-                len(values),
-                "they score 0" if writing == "zero" else "they keep their score",
-            )
+        if with_text:
+            _warn_of_text(with_text, len(values), writing)
 
         result = torch.tensor(values)
         if len(result) and result.isnan().all():
@@ -96,42 +94,57 @@ def question(
 
 
 def questions(prompt: Prompt) -> list[tuple[str, str]]:
-    """What to ask about a prompt's picture, with the answers; from its metadata, or read off "two
-    cats".
+    """Return the questions about a prompt's image with their answers.
+
+    They are in its metadata, or follow from a text such as "two cats".
 
     Raises:
         ValueError: there is neither, or not one answer a question; the message shows the prompt.
     """
-    asked = prompt.metadata.get("questions")
+    texts = prompt.metadata.get("questions")
     answers = prompt.metadata.get("answers")
 
-    if asked is None and answers is None:
-        found = counted(prompt.text)
-        if found is None:
+    if texts is None and answers is None:
+        count = counted(prompt.text)
+        if count is None:
             raise ValueError(
-                f"prompt '{prompt.text}' has no questions: give them in its metadata (questions, answers), or write a "
-                'number from "one" to "ten" and a noun, such as "two cats"'
+                f"prompt '{prompt.text}' has no questions: give them in its metadata (questions, "
+                'answers), or write a number from "one" to "ten" and a noun, such as "two cats"'
             )
 
-        asked = found["questions"]
-        answers = found["answers"]
+        texts = count["questions"]
+        answers = count["answers"]
 
-    if not (_texts(asked) and _texts(answers) and len(asked) == len(answers)):  # type: ignore[arg-type]
+    if not (_are_texts(texts) and _are_texts(answers) and len(texts) == len(answers)):
         raise ValueError(
-            f"prompt '{prompt.text}': questions = {asked!r} and answers = {answers!r} in its metadata must be lists of "
-            "texts, one answer a question"
+            f"prompt '{prompt.text}': questions = {texts!r} and answers = {answers!r} in its "
+            "metadata must be lists of texts, one answer a question"
         )
 
-    return list(zip(asked, answers, strict=True))  # type: ignore[arg-type]
+    return list(zip(texts, answers, strict=True))
 
 
-def _texts(values: object) -> bool:
-    return (
-        isinstance(values, (list, tuple))
-        and bool(values)
-        and all(isinstance(v, str) and v for v in values)
+def _are_texts(values: object) -> TypeGuard[Sequence[str]]:
+    if not isinstance(values, (list, tuple)) or not values:
+        return False
+    return all(isinstance(value, str) and value for value in values)
+
+
+def _is_yes(reply: str | None) -> bool:
+    return reply is not None and reply.strip().lower().startswith("yes")
+
+
+def _contains(reply: str | None, answer: str) -> float:
+    """Return 1 if the answer is a part of the reply, else 0; NaN where the reply is missing."""
+    if reply is None:
+        return torch.nan
+    return float(answer.lower() in reply.lower())
+
+
+def _warn_of_text(with_text: int, count: int, writing: str) -> None:
+    LOG.warning(
+        "%d of %d images have text in them, which may be the answer (a typographic attack): %s",
+        with_text,
+        count,
+        "they score 0" if writing == "zero" else "they keep their score",
     )
-
-
-def _right(reply: str | None, answer: str) -> float:
-    return torch.nan if reply is None else float(answer.lower() in reply.lower())

@@ -1,8 +1,11 @@
-"""Any reward in another process or on another machine, asked over HTTP. `examples/reward_server.py`
-is the other end.
+"""Any reward in another process or on another machine, over HTTP. `examples/reward_server.py` is
+the other end.
 
-    request     {"version": 1, "images": [PNG file in base64, ...], "prompts": [text, ...], "metadata": [object, ...]}
-    response    {"scores": [number or null, ...]}        one an image, in their order; null: no score, which is not 0
+    request     {"version": 1, "images": [PNG file in base64, ...],
+                 "prompts": [text, ...], "metadata": [object, ...]}
+    response    {"scores": [number or null, ...]}
+
+There is one score an image, in their order; null means no score, which is not 0.
 
 The images are 8-bit RGB, all of one size. A server may add keys to its response; its errors are any
 other HTTP status with a text that says what is wrong. 429 and 5xx are tried again, any other is
@@ -20,7 +23,7 @@ import torch
 from torch import Tensor
 
 from burnish.images import eight_bit
-from burnish.rewards.wire import NoAnswer, Wire, encode, report_failures, token
+from burnish.rewards.wire import NoAnswer, Wire, encode_image, read_api_key, report_failures
 from burnish.types import Prompt, Reward
 
 VERSION = 1
@@ -35,14 +38,14 @@ def remote(
     key_variable: str = "",
     backoff: float = 0.5,
 ) -> Reward:
-    """The scores that a server gives: any reward behind HTTP, with its own environment or on its
-    own GPU.
+    """Reward the scores that a server gives: any reward behind HTTP.
 
-    Costs a PNG file an image and what the server takes. NaN for an image of a request
-    that failed for good, or that the server has no score for; a warning tells how many and why.
+    The server has its own environment or its own GPU. Costs a PNG file an image and the time of
+    the server. NaN for an image of a request that failed for good, or that the server has no score
+    for; a warning gives their number and the last reason.
 
     Args:
-        url: where to POST, such as `http://localhost:8000`.
+        url: address for POST requests, such as `http://localhost:8000`.
         timeout: seconds until the connection stands, and the longest silence after that.
         retries: tries after the first one.
         batch: images in a request.
@@ -62,7 +65,7 @@ def remote(
 
     wire = Wire(
         url,
-        token=token(key_variable),
+        token=read_api_key(key_variable),
         timeout=timeout,
         retries=retries,
         workers=workers,
@@ -71,84 +74,96 @@ def remote(
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         pixels = eight_bit(images)
-        metadata = [_plain(row, prompt) for row, prompt in enumerate(prompts)]
+        metadata = [_json_metadata(row, prompt) for row, prompt in enumerate(prompts)]
 
-        def ask(first: int) -> list[float]:
+        def request(first: int) -> list[float]:
             rows = slice(first, first + batch)
-            answer = wire.post(
+            response = wire.post(
                 {
                     "version": VERSION,
-                    "images": [encode(image) for image in pixels[rows]],
+                    "images": [encode_image(image) for image in pixels[rows]],
                     "prompts": [prompt.text for prompt in prompts[rows]],
                     "metadata": metadata[rows],
                 }
             )
-            return read_scores(answer, len(pixels[rows]), first, wire.shown)
+            return read_scores(response, len(pixels[rows]), first, wire.redacted_url)
 
         starts = range(0, len(pixels), batch)
         scores = torch.full((len(pixels),), math.nan, dtype=torch.float64)
-        failed = []
+        failures = []
 
-        for first, result in zip(starts, wire.each(ask, starts), strict=True):
+        for first, result in zip(starts, wire.map(request, starts), strict=True):
             count = len(scores[first : first + batch])
             if isinstance(result, NoAnswer):
-                failed += [result] * count
+                failures += [result] * count
             else:
                 scores[first : first + batch] = torch.tensor(result, dtype=torch.float64)
-                failed += [NoAnswer(f"{wire.shown} gave null")] * sum(map(math.isnan, result))
+                no_score = NoAnswer(f"{wire.redacted_url} gave null")
+                failures += [no_score] * sum(map(math.isnan, result))
 
-        report_failures(failed, len(pixels))
+        report_failures(failures, len(pixels))
         return scores
 
     return reward
 
 
-def read_scores(answer: Any, count: int, first: int, url: str) -> list[float]:
-    """The scores of a response to `count` images, the first of them image `first`; NaN for null.
+def read_scores(response: Any, count: int, first: int, url: str) -> list[float]:
+    """Return the scores of a response; NaN for null.
+
+    Args:
+        response: its JSON.
+        count: number of images of the request.
+        first: row of the first of them in the batch.
+        url: for messages.
 
     Raises:
-        ValueError: it does not follow the protocol; the message names the URL and the row.
+        ValueError: the response does not follow the protocol; the message names the URL and the
+            row.
     """
-    if not isinstance(answer, dict) or not isinstance(answer.get("scores"), list):
+    if not isinstance(response, dict) or not isinstance(response.get("scores"), list):
         raise ValueError(
-            f'{url} answered without a list "scores"; it must answer {{"scores": [number or null, ...]}}'
-        )
-    if answer.get("version", VERSION) != VERSION:
-        raise ValueError(
-            f"{url} answers in version {answer['version']!r} of the protocol; this is version {VERSION}"
+            f'{url} answered without a list "scores"; '
+            'it must answer {"scores": [number or null, ...]}'
         )
 
-    scores = answer["scores"]
+    version = response.get("version", VERSION)
+    if version != VERSION:
+        raise ValueError(
+            f"{url} answers in version {version!r} of the protocol; this is version {VERSION}"
+        )
+
+    scores = response["scores"]
     if len(scores) != count:
         raise ValueError(
             f"{url} gave {len(scores)} scores for {count} images; it must give one an image"
         )
 
     for row, value in enumerate(scores, first):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, (int, float)) or not _finite(value)
-        ):
-            said = repr(value)[:50]
+        if value is not None and not _is_finite_number(value):
             raise ValueError(
-                f"{url} gave {said} as the score of image {row}; it must give a finite number, or null"
+                f"{url} gave {repr(value)[:50]} as the score of image {row}; "
+                "it must give a finite number, or null"
             )
 
     return [math.nan if value is None else float(value) for value in scores]
 
 
-def _finite(value: float) -> bool:
+def _is_finite_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+
     try:
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond what a float holds
         return False
 
 
-def _plain(row: int, prompt: Prompt) -> dict[str, Any]:
-    """A prompt's metadata as JSON has it."""
+def _json_metadata(row: int, prompt: Prompt) -> dict[str, Any]:
+    """Return a prompt's metadata as JSON has it."""
     try:
         return json.loads(json.dumps(dict(prompt.metadata), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"the metadata of prompt {row} ('{prompt.text}') cannot be sent as JSON: {error}; keep to texts and finite "
-            "numbers"
+            f"the metadata of prompt {row} ('{prompt.text}') cannot be sent as JSON: {error}; "
+            "keep to texts and finite numbers"
         ) from None

@@ -1,16 +1,16 @@
-"""Which of two moods a picture has, by CLIP's zero-shot classification (arXiv 2103.00020, section
+"""The mood of an image, one of two, by CLIP's zero-shot classification (arXiv 2103.00020, section
 3.1).
 
-    reward = P / (P + N),   P = mean over positive texts p of exp(s <E(image), E(p)>),   N likewise over negative ones
+    reward = P / (P + N)
+    P      = mean over positive texts p of exp(s <E(image), E(p)>), N likewise over negative ones
 
 with embeddings of length 1 and s the model's own scale (CLIP ViT-L/14: 100) divided by
-`temperature`. The texts say what is asked, so it classifies anything that two lists of words can
-tell apart. Here it stands in for Parrot's fourth reward (arXiv 2401.05675), the positive class of a
-model fitted to the sentiment of tweets.
+`temperature`. The texts define the two classes, so the reward classifies anything that two lists of
+words can tell apart. Here it stands in for Parrot's fourth reward (arXiv 2401.05675), the positive
+class of a model fitted to the sentiment of tweets.
 
 `zoo:emoji-clip` knows no moods, only things and colours. Its default texts tell bright backgrounds
-from gray and black
-ones: a stand-in that can be computed offline, and no measure of sentiment.
+from gray and black ones: a stand-in that can be computed offline, and no measure of sentiment.
 """
 
 from __future__ import annotations
@@ -35,13 +35,12 @@ GLOOMY = (
     "a cold, hostile, depressing photo",
     "a picture that makes people cry",
 )
-BRIGHT, DARK = (
-    tuple(
-        f"{thing} on a {colour} background"
-        for thing in ("a cat", "a car", "a tree")
-        for colour in colours
-    )
-    for colours in (("yellow", "pink"), ("gray", "black"))
+THINGS = ("a cat", "a car", "a tree")
+BRIGHT = tuple(
+    f"{thing} on a {colour} background" for thing in THINGS for colour in ("yellow", "pink")
+)
+DARK = tuple(
+    f"{thing} on a {colour} background" for thing in THINGS for colour in ("gray", "black")
 )
 
 
@@ -52,31 +51,29 @@ def sentiment(
     temperature: float = 1.0,
     device: str = "auto",
 ) -> Reward:
-    """The probability that the positive texts describe an image, not the negative ones, 0 to 1;
-    prompts do not matter.
+    """Reward the probability that the positive texts, not the negative ones, describe an image.
 
-    Costs one pass of CLIP's image tower (ViT-L/14: 81 GFLOP).
+    It lies in 0 to 1; prompts do not matter. Costs one pass of CLIP's image tower (ViT-L/14: 81
+    GFLOP).
 
     Args:
         model: a hub id, a folder with a CLIPModel, its tokenizer and its processor, or
             `zoo:emoji-clip`.
-        positive: texts of the mood that is wanted; none for a few about cheerful pictures, with
-            `zoo:emoji-clip` for
-            `BRIGHT`, yellow and pink backgrounds.
-        negative: texts of its opposite; none for gloomy pictures, with `zoo:emoji-clip` for gray
-            and black
-            backgrounds (`DARK`). The lists need not be of one length.
-        temperature: above 1 it tells apart what would otherwise all be near 0 or near 1.
+        positive: texts of the mood that is wanted; none for a few about cheerful images, with
+            `zoo:emoji-clip` for `BRIGHT`, yellow and pink backgrounds.
+        negative: texts of its opposite; none for gloomy images, with `zoo:emoji-clip` for gray and
+            black backgrounds (`DARK`). The lists need not be of one length.
+        temperature: above 1 it tells apart images that would otherwise all be near 0 or near 1.
         device: `auto` takes the device of the images, so that nothing is moved.
 
     Raises:
         ValueError: only one of the lists is given, an empty text is in one, a temperature that is
-            not positive, or the
-            model cannot be found or is not a CLIP model.
+            not positive, or the model cannot be found or is not a CLIP model.
     """
     if bool(positive) != bool(negative):
         raise ValueError(
-            "rewards: sentiment compares two lists of texts; give both positive and negative, or neither"
+            "rewards: sentiment compares two lists of texts; "
+            "give both positive and negative, or neither"
         )
     if not all(text.strip() for text in (*positive, *negative)):
         raise ValueError(
@@ -91,22 +88,20 @@ def sentiment(
     clip = Clip.load(model)
     scale = float(clip.model.logit_scale.exp()) / temperature
     texts = [*positive, *negative]
-    known: list[Tensor] = []  # the text tower is frozen: the texts pass through it once
+    embeddings: list[Tensor] = []  # the text tower is frozen: the texts pass it once
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        clip.model.to(images.device if device == "auto" else device)
-        if not known:
-            known.append(clip.texts(texts))
+        clip.move_to(device, images)
+        if not embeddings:
+            embeddings.append(clip.texts(texts))
 
-        logits = scale * clip.images(images) @ known[0].T
-        liked, disliked = logits.split([len(positive), len(negative)], dim=1)
-        return torch.sigmoid(_log_mean_exp(liked) - _log_mean_exp(disliked))
+        logits = scale * clip.images(images) @ embeddings[0].T
+        positive_logits, negative_logits = logits.split([len(positive), len(negative)], dim=1)
+        return torch.sigmoid(_log_mean_exp(positive_logits) - _log_mean_exp(negative_logits))
 
     return reward
 
 
 def _log_mean_exp(logits: Tensor) -> Tensor:
-    """(B, N) -> (B,): as if each set had one text, so that a longer list is no likelier for being
-    longer.
-    """
+    """Return log(mean(exp)) over the texts, (B, N) -> (B,): a longer list is no likelier."""
     return logits.logsumexp(1) - torch.tensor(float(logits.shape[1])).log()

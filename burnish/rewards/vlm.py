@@ -1,32 +1,31 @@
-"""Vision-language models: what answers a question about each of some pictures.
+"""Vision-language models: one answer to a question about each image.
 
     ask(images (B, 3, H, W) in [0, 1], B questions) -> B answers; None where there is none, which is
     missing, not wrong
 
 `Local` is any image-text-to-text model of transformers in this process; `Endpoint` one behind an
 OpenAI-compatible server. `load` opens either from its name. Answers are greedy and have at most 64
-tokens, as in DDPO (arXiv 2305.13301); pictures reach a local model as they are, while DDPO sent
-them as JPEG files of quality 80.
+tokens, as in DDPO (arXiv 2305.13301); images reach a local model as they are, while DDPO sent them
+as JPEG files of quality 80.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from burnish import zoo
 from burnish.errors import first_line
 from burnish.images import eight_bit
 from burnish.rewards.endpoint import Endpoint
+from burnish.rewards.vlm_cache import AnswerCache, check_questions
 
 Vlm = Callable[[Tensor, Sequence[str]], list[str | None]]
 LLAVA = "llava-hf/llava-1.5-13b-hf"  # RLCM's README: the 13B, as the 7B gives empty answers
@@ -40,13 +39,13 @@ def load(
     batch: int = 32,
     endpoint: Mapping[str, Any] | None = None,
 ) -> Vlm:
-    """What `model` names, ready to be asked; answers are remembered by picture and question.
+    """Return a vision-language model that remembers its answers by image and question.
 
     Args:
         model: a hub id, a folder, `zoo:emoji-captioner`, or the `http://` or `https://` address of
             a server.
         device: of a local model; `auto` takes the device of the images.
-        batch: pictures that a local model is asked about at once.
+        batch: images that a local model reads at once.
         endpoint: further arguments of `Endpoint`, such as `{model = "llava", timeout = 30}`; for an
             address only.
 
@@ -66,9 +65,7 @@ def load(
 
 @dataclass(frozen=True)
 class Local:
-    """An image-text-to-text model of transformers with its processor; `local(images, questions)`
-    asks it.
-    """
+    """An image-text-to-text model of transformers; `local(images, questions)` asks it."""
 
     model: Any  # frozen, in evaluation mode
     processor: Any
@@ -77,90 +74,82 @@ class Local:
 
     @classmethod
     def load(cls, name: str, device: str = "auto", batch: int = 32) -> Local:
-        """From a hub id, a folder or the zoo: in float32, or where there is a GPU in the precision
-        it was saved in.
+        """Return a model and its processor from a hub id, a folder or the zoo.
+
+        Weights are float32, or where there is a GPU of the precision they were saved in.
 
         Raises:
-            ValueError: it cannot be found or cannot be asked about images, or `batch` is less than
-                1.
+            ValueError: it cannot be found or does not read images, or `batch` is less than 1.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         if batch < 1:
-            raise ValueError(f"batch = {batch}: at least one picture must be asked about at once")
+            raise ValueError(f"batch = {batch}: at least one image must be asked about at once")
 
         source = zoo.resolve(name)
+        kind = "folder" if Path(source).is_dir() else "model id"
+        problem = f"'{name}' is not a {kind} with an image-text-to-text model and its processor"
         dtype = "auto" if torch.cuda.is_available() else torch.float32
 
         try:
             processor = AutoProcessor.from_pretrained(source)
-            model = (
-                AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
-                .eval()
-                .requires_grad_(False)
-            )
+            model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
         except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
-            reason = first_line(error)
-            raise ValueError(f"{_called(name, source)}: {reason}") from error
+            raise ValueError(f"{problem}: {first_line(error)}") from error
 
         if not hasattr(processor, "image_processor"):
-            raise ValueError(f"{_called(name, source)}: there is no image processor")
+            raise ValueError(f"{problem}: there is no image processor")
 
+        model.eval().requires_grad_(False)
         processor.tokenizer.padding_side = "left"  # answers go on where questions end
         return cls(model, processor, device, batch)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, questions: Sequence[str]) -> list[str | None]:
-        """One answer an image.
+        """Return one answer an image.
 
         Args:
             images: (B, 3, H, W) float in [0, 1].
             questions: B of them.
 
         Returns:
-            B texts without space around them; None where the model said nothing.
+            B texts without space around them; None where the model returned no text.
 
         Raises:
-            ValueError: not as many questions as images.
+            ValueError: the number of questions is not that of the images.
         """
-        if len(questions) != len(images):
-            raise ValueError(
-                f"{len(images)} images but {len(questions)} questions; ask one question an image"
-            )
-
+        check_questions(len(images), questions)
         self.model.to(images.device if self.device == "auto" else self.device)
         pixels = eight_bit(images)
         answers = [""] * len(questions)
-        # alike beside alike: less padding
+        # questions of one length beside each other: less padding
         order = sorted(range(len(questions)), key=lambda row: len(questions[row]))
 
         for start in range(0, len(order), self.batch):
             rows = order[start : start + self.batch]
-            for row, answer in zip(
-                rows, self._ask(pixels[rows], [questions[row] for row in rows]), strict=True
-            ):
-                answers[row] = answer
+            texts = self._generate(pixels[rows], [questions[row] for row in rows])
+            for row, text in zip(rows, texts, strict=True):
+                answers[row] = text
 
         return [answer or None for answer in answers]
 
-    def _ask(self, pixels: np.ndarray, questions: Sequence[str]) -> list[str]:
-        from PIL import Image
-
+    def _generate(self, pixels: np.ndarray, questions: Sequence[str]) -> list[str]:
         inputs = self.processor(
-            images=[Image.fromarray(one) for one in pixels],
+            images=[Image.fromarray(image) for image in pixels],
             text=[self._message(question) for question in questions],
             padding=True,
             return_tensors="pt",
         ).to(self.model.device, self.model.dtype)
 
         with torch.autocast(self.model.device.type, enabled=False):
-            out = self.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
+            tokens = self.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
 
-        asked = inputs["input_ids"]
-        if out.shape[1] >= asked.shape[1] and torch.equal(out[:, : asked.shape[1]], asked):
-            out = out[:, asked.shape[1] :]
+        # most models return the question's tokens before those of the answer
+        length = inputs["input_ids"].shape[1]
+        if tokens.shape[1] >= length and torch.equal(tokens[:, :length], inputs["input_ids"]):
+            tokens = tokens[:, length:]
 
-        texts = self.processor.batch_decode(out, skip_special_tokens=True)
+        texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
         # models that continue a text, such as BLIP, repeat the question
         return [
             text.strip().removeprefix(question.lower()).strip()
@@ -168,8 +157,10 @@ class Local:
         ]
 
     def _message(self, question: str) -> str:
+        """Return the model's input text for a question about one image."""
         if not getattr(self.processor, "chat_template", None):
-            return f"{getattr(self.processor, 'image_token', None) or ''}{question}"
+            mark = getattr(self.processor, "image_token", None) or ""
+            return f"{mark}{question}"
 
         content = [{"type": "image"}, {"type": "text", "text": question}]
         return self.processor.apply_chat_template(
@@ -178,55 +169,16 @@ class Local:
 
 
 class CachedVlm:
-    """A model that is not asked twice: the last `room` answers, by picture and question. What
-    failed is asked again.
-    """
+    """A model whose last `capacity` answers are remembered; failures are asked for again."""
 
-    def __init__(self, ask: Vlm, room: int = 10_000) -> None:
-        self.ask = ask
-        self.room = room
-        self._known: OrderedDict[tuple[bytes, str], str] = OrderedDict()  # the longest unused first
-        self._lock = Lock()  # a call that took too long may still be under way beside the next one
+    def __init__(self, model: Vlm, capacity: int = 10_000) -> None:
+        self.model = model
+        self._cache = AnswerCache(capacity)
 
     def __call__(self, images: Tensor, questions: Sequence[str]) -> list[str | None]:
-        """As the model's own."""
-        if len(questions) != len(images):
-            raise ValueError(
-                f"{len(images)} images but {len(questions)} questions; ask one question an image"
-            )
+        """Return one answer an image, as the model itself."""
 
-        digests = [
-            hashlib.sha256(repr(one.shape).encode() + one.tobytes()).digest()
-            for one in eight_bit(images)
-        ]
-        keys = list(zip(digests, questions, strict=True))
-        answers: dict[tuple[bytes, str], str | None] = {}
+        def ask(rows: list[int]) -> list[str | None]:
+            return self.model(images[rows], [questions[row] for row in rows])
 
-        with self._lock:
-            for key in keys:
-                if key in self._known:
-                    answers[key] = self._known[key]
-                    self._known.move_to_end(key)
-
-        # of equal ones the last
-        rows = {key: row for row, key in enumerate(keys) if key not in answers}
-        new = (
-            self.ask(images[list(rows.values())], [question for _, question in rows])
-            if rows
-            else []
-        )
-        answers |= zip(rows, new, strict=True)
-
-        with self._lock:
-            self._known |= {
-                key: answer for key, answer in zip(rows, new, strict=True) if answer is not None
-            }
-            while len(self._known) > self.room:
-                self._known.popitem(last=False)
-
-        return [answers[key] for key in keys]
-
-
-def _called(name: str, source: str) -> str:
-    kind = "folder" if Path(source).is_dir() else "model id"
-    return f"'{name}' is not a {kind} with an image-text-to-text model and its processor"
+        return self._cache.answer(eight_bit(images), questions, ask)

@@ -1,5 +1,5 @@
-"""JSON over HTTP, as every reward needs it that asks another process: many requests at once, tried
-again, timed.
+"""JSON over HTTP for every reward that calls another process: many requests at once, with retries
+and time-outs.
 
 A request is tried again after 429, 5xx, a connection that fails and a time-out, and waits in
 between
@@ -31,8 +31,10 @@ import requests
 import tenacity
 from PIL import Image
 
+from burnish.errors import first_line
+
 LONGEST_WAIT = 30.0  # seconds between two tries
-LONGEST_ASKED = 60.0  # seconds that a server's Retry-After is obeyed
+LONGEST_RETRY_AFTER = 60.0  # seconds that a server's Retry-After is obeyed
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -46,7 +48,7 @@ class NoAnswer(OSError):
         super().__init__(text)
         self.again = again  # another try may help
         self.silent = silent  # not even an HTTP status came back
-        self.wait = wait  # seconds that the server asks for
+        self.wait = wait  # seconds that the server asks to wait
 
 
 class Wire:
@@ -62,10 +64,11 @@ class Wire:
         workers: int = 8,
         backoff: float = 0.5,
     ) -> None:
-        """
+        """Prepare requests to `url`; nothing is sent yet.
+
         Args:
-            url: where to POST; http or https.
-            token: sent as `Authorization: Bearer ...` and shown nowhere.
+            url: address for POST requests; http or https.
+            token: sent as `Authorization: Bearer ...` and never shown.
             timeout: seconds until the connection stands, and the longest silence after that.
             retries: tries after the first one.
             workers: requests under way at once.
@@ -75,7 +78,7 @@ class Wire:
             ValueError: an argument is out of range; the message names it.
         """
         self.url = url
-        self.shown = redact_url(url)
+        self.redacted_url = redact_url(url)
 
         if any(not "!" <= letter <= "~" for letter in token):
             raise ValueError(
@@ -95,19 +98,23 @@ class Wire:
         self.workers = workers
         self.backoff = backoff
         self._token = token
-        # .ended, in a thread of `each`: set when nobody waits for it any more
+
+        # .ended, in a thread of `map`: set when nobody waits for it any more
         self._thread = local()
-        self._session = requests.Session()  # its pool of connections may be shared by threads
+
+        self._session = requests.Session()  # threads may share its pool of connections
         pool = requests.adapters.HTTPAdapter(pool_maxsize=workers)
         self._session.mount("http://", pool)
         self._session.mount("https://", pool)
 
     def post(self, body: Mapping[str, Any]) -> Any:
-        """What the server answers to `body`; a NoAnswer when all tries are used up or another would
-        not help.
+        """Return the server's answer to `body`.
+
+        Raises:
+            NoAnswer: all tries are used up, or another try would not help.
         """
         ended = getattr(self._thread, "ended", None) or Event()
-        again = tenacity.Retrying(
+        retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(
                 lambda error: isinstance(error, NoAnswer) and error.again
             ),
@@ -117,122 +124,161 @@ class Wire:
             sleep=tenacity.sleep_using_event(ended),
             reraise=True,
         )
-        return again(self._post, body)
+        return retrying(self._post, body)
 
-    def each(self, ask: Callable[[T], R], items: Sequence[T]) -> list[R | NoAnswer]:
-        """`ask(item)` for all items, `workers` at once; in place of a result the NoAnswer that
-        `ask` raised.
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> list[R | NoAnswer]:
+        """Return `function(item)` for all items, `workers` at once.
 
-        As long as nobody has answered, as many silences as there are workers (at least two) are
-        enough: the rest is not sent, so a server that is down is found in the time of one request.
-        Any other exception of `ask` ends all.
+        As long as no request was answered, as many silent ones as there are workers (at least two)
+        are enough: the others are not sent, so a server that is down is found in the time of one
+        request. Any exception of `function` other than NoAnswer ends all.
+
+        Returns:
+            One result an item; in place of a result the NoAnswer that `function` raised.
         """
-        results: list[R | NoAnswer] = [NoAnswer(f"{self.shown} was not asked")] * len(items)
-        left: SimpleQueue[int] = SimpleQueue()
+        results: list[R | NoAnswer] = [NoAnswer(f"{self.redacted_url} was not asked")] * len(items)
+        waiting: SimpleQueue[int] = SimpleQueue()
         done: SimpleQueue[tuple[int, R | BaseException]] = SimpleQueue()
         ended = Event()
 
         def work() -> None:
             self._thread.ended = ended
-
             while not ended.is_set():
                 try:
-                    row = left.get_nowait()
+                    index = waiting.get_nowait()
                 except Empty:
                     return
 
-                try:
-                    done.put((row, ask(items[row])))
-                except BaseException as error:
-                    done.put((row, error))
+                done.put((index, _result_or_error(function, items[index])))
 
-        for row in range(len(items)):
-            left.put(row)
+        for index in range(len(items)):
+            waiting.put(index)
+
         # Daemons, unlike a pool's threads: a server that hangs must not keep the program from
         # ending.
         for _ in range(min(self.workers, len(items))):
             Thread(target=work, name="wire", daemon=True).start()
 
         silences = 0
-        heard = False
+        any_response = False
 
         try:
             for _ in items:
-                row, result = done.get()
+                index, result = done.get()
                 if isinstance(result, BaseException) and not isinstance(result, NoAnswer):
                     raise result
 
-                results[row] = result
-                silent = isinstance(result, NoAnswer) and result.silent
-                silences = silences + silent
-                heard = heard or not silent
+                results[index] = result
+                if isinstance(result, NoAnswer) and result.silent:
+                    silences += 1
+                else:
+                    any_response = True
 
-                if silences >= max(2, self.workers) and not heard:
+                if silences >= max(2, self.workers) and not any_response:
                     return [result] * len(items)
 
             return results
-        finally:  # also after Ctrl+C: nobody waits for what is still asked, or for another try
+        finally:  # also after Ctrl+C: nobody waits for open requests, or for another try
             ended.set()
 
     def _post(self, body: Mapping[str, Any]) -> Any:
+        """Send one request and return the JSON of its response."""
+        url = self.redacted_url
+
         try:
             # A signature in `auth` keeps a password of ~/.netrc from taking the token's place.
-            signed = self._sign if self._token else None
-            answer = self._session.post(
-                self.url, json=body, timeout=self.timeout, auth=signed, allow_redirects=False
+            response = self._session.post(
+                self.url,
+                json=body,
+                timeout=self.timeout,
+                auth=self._sign if self._token else None,
+                allow_redirects=False,
             )
         except requests.Timeout:
-            reason = f"{self.shown} did not answer within {self.timeout:g} s; is the server busy? Raise timeout"
+            reason = (
+                f"{url} did not answer within {self.timeout:g} s; is the server busy? Raise timeout"
+            )
             raise NoAnswer(reason, again=True, silent=True) from None
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError) as error:
-            reason = f"{self.shown} cannot be reached ({_cause(error)}); start the server or correct the URL"
+            reason = (
+                f"{url} cannot be reached ({_innermost(error)}); "
+                "start the server or correct the URL"
+            )
             raise NoAnswer(reason, again=True, silent=True) from None
         except requests.exceptions.InvalidJSONError:
             raise
         except requests.RequestException as error:
-            raise NoAnswer(f"{self.shown} cannot be asked: {_cause(error)}", silent=True) from None
+            raise NoAnswer(f"{url} cannot be asked: {_innermost(error)}", silent=True) from None
 
-        if not 200 <= answer.status_code < 300:
-            again = answer.status_code == 429 or answer.status_code >= 500
-            reason = f"{self.shown} answered {answer.status_code} {answer.reason}: {self._hide(_said(answer))}"
-            raise NoAnswer(reason, again=again, wait=_asked(answer.headers.get("Retry-After")))
+        return self._read(response)
+
+    def _read(self, response: requests.Response) -> Any:
+        """Return the JSON of a response; raise a NoAnswer if there is none."""
+        status = response.status_code
+
+        if not 200 <= status < 300:
+            raise NoAnswer(
+                f"{self.redacted_url} answered {status} {response.reason}: "
+                f"{self._excerpt(response)}",
+                again=status == 429 or status >= 500,
+                wait=parse_retry_after(response.headers.get("Retry-After")),
+            )
 
         try:
-            return answer.json()
+            return response.json()
         except ValueError:
-            reason = (
-                f"{self.shown} answered something that is not JSON: {self._hide(_said(answer))}"
-            )
-            raise NoAnswer(reason) from None
+            raise NoAnswer(
+                f"{self.redacted_url} answered something that is not JSON: "
+                f"{self._excerpt(response)}"
+            ) from None
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
+        """Return the seconds to wait before the next try."""
         error = state.outcome.exception() if state.outcome else None
-        asked = error.wait if isinstance(error, NoAnswer) else None
+        if isinstance(error, NoAnswer) and error.wait is not None:
+            return error.wait
+
         growing = tenacity.wait_exponential(multiplier=self.backoff, max=LONGEST_WAIT)
-        usual = growing + tenacity.wait_random(0, self.backoff)
-        return usual(state) if asked is None else asked
+        random = tenacity.wait_random(0, self.backoff)
+        return (growing + random)(state)
 
     def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {self._token}"
         return request
 
-    def _hide(self, text: str) -> str:
+    def _excerpt(self, response: requests.Response) -> str:
+        """Return the first words of a response on one line, without the token."""
+        text = " ".join(response.text[:1000].split())
+        if len(text) > 200:
+            text = text[:197] + "..."
+
         return text.replace(self._token, "***") if self._token else text
 
 
+def _result_or_error(function: Callable[[T], R], item: T) -> R | BaseException:
+    try:
+        return function(item)
+    except BaseException as error:
+        return error
+
+
 def redact_url(url: str) -> str:
-    """The URL without a password, for messages; a ValueError if it is none."""
+    """Return a URL without its password and query, for messages.
+
+    Raises:
+        ValueError: it is no http or https URL.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"url = '{url}' is not a URL; write http://host:port/... or https://...")
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
-def encode(pixels: np.ndarray, kind: str = "png", quality: int = 80) -> str:
-    """One image (H, W, 3) of bytes as a PNG (exact) or JPEG file in base64."""
+def encode_image(pixels: np.ndarray, kind: str = "png", quality: int = 80) -> str:
+    """Return one image (H, W, 3) of bytes as a PNG (exact) or JPEG file in base64."""
     buffer = io.BytesIO()
     if kind == "png":
-        # as exact as 6 in half the time
+        # level 1 is as exact as the usual 6, in half the time
         Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
     else:
         Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
@@ -241,8 +287,14 @@ def encode(pixels: np.ndarray, kind: str = "png", quality: int = 80) -> str:
 
 
 def report_failures(failures: Sequence[NoAnswer], count: int) -> None:
-    """What becomes of `failures` among `count` images: a warning; where there was no answer at all,
-    a NoAnswer.
+    """Warn of the images without an answer.
+
+    Args:
+        failures: one an image without an answer.
+        count: number of all images.
+
+    Raises:
+        NoAnswer: no image got an answer; the message is the last reason.
     """
     if failures and len(failures) == count:
         raise NoAnswer(f"none of {count} images got an answer: {failures[-1]}")
@@ -254,29 +306,33 @@ def report_failures(failures: Sequence[NoAnswer], count: int) -> None:
         )
 
 
-def token(variable: str, needed: bool = True) -> str:
-    """The API key in an environment variable; a ValueError if it is not set but needed. "" stands
-    for no key.
+def read_api_key(variable: str, required: bool = True) -> str:
+    """Return the API key in an environment variable; "" stands for no key.
+
+    Raises:
+        ValueError: the variable is not set but required, or its name is none.
     """
     if not variable:
         return ""
-    # most likely the key itself: it is not repeated here
+
+    # most likely it is the key itself, so the message does not repeat it
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
         raise ValueError(
-            "key_variable names an environment variable such as OPENAI_API_KEY; it is not the key itself"
+            "key_variable names an environment variable such as OPENAI_API_KEY; "
+            "it is not the key itself"
         )
 
-    found = os.environ.get(variable, "").strip()
-    if needed and not found:
+    key = os.environ.get(variable, "").strip()
+    if required and not key:
         raise ValueError(
             f"the environment variable {variable} is not set; export your API key in it"
         )
 
-    return found
+    return key
 
 
-def _asked(header: str | None) -> float | None:
-    """Seconds that a Retry-After, a number or a date, asks for."""
+def parse_retry_after(header: str | None) -> float | None:
+    """Return the seconds of a Retry-After header, a number or a date; None if it is neither."""
     if header is None:
         return None
 
@@ -288,17 +344,14 @@ def _asked(header: str | None) -> float | None:
         except (ValueError, TypeError):  # neither, or a date without a zone
             return None
 
-    return min(max(seconds, 0.0), LONGEST_ASKED) if seconds == seconds else None
+    if seconds != seconds:  # NaN
+        return None
+
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
 
 
-def _cause(error: BaseException) -> str:
-    """The innermost reason: requests wraps urllib3, which wraps the system's error."""
+def _innermost(error: BaseException) -> str:
+    """Return the innermost reason: requests wraps urllib3, which wraps the system's error."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _said(answer: requests.Response) -> str:
-    """The first words of a body, on one line."""
-    words = " ".join(answer.text[:1000].split())
-    return words if len(words) <= 200 else words[:197] + "..."
+    return first_line(error)

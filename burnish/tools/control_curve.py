@@ -20,7 +20,7 @@ from burnish.prompts.codes import qr as coded
 from burnish.qr.layout import layout_of
 from burnish.qr.scanner import Scanner, module_errors
 from burnish.rewards.clip import Clip
-from burnish.rewards.picture import code_similarity
+from burnish.rewards.code_distance import code_similarity
 from burnish.seeds import generator
 from burnish.types import Prompt
 

@@ -2,18 +2,21 @@
 laptop CPU.
 
     zoo:emoji-sd         a Stable Diffusion pipeline about emoji, 64x64 pixels, v-prediction
-    zoo:emoji-lcm        the same, distilled into a latent consistency model: pictures in one to eight network calls
-    zoo:emoji-qr         a ControlNet for both that draws a QR code into their pictures
-    zoo:emoji-clip       the CLIP model it reads its prompts with; as a reward
+    zoo:emoji-lcm        the same, distilled into a latent consistency model: images in one to eight
+                         network calls
+    zoo:emoji-qr         a ControlNet for both that draws a QR code into their images
+    zoo:emoji-clip       the CLIP model that the generators read prompts with; as a reward
     zoo:emoji-aesthetic  a head on it that predicts a stated taste; as a reward that can be fooled
     zoo:emoji-preference a head on it that predicts another taste, in conflict with the first
-    zoo:emoji-captioner  a vision-language model that answers questions about their pictures; as a
-    reward
-    zoo:emoji-expander   a language model that adds a style and a background to a prompt; to be trained with the above
-    zoo:emoji-judge      a classifier (noun, colour, count), trained apart: for evaluation only, never a reward
+    zoo:emoji-captioner  a vision-language model that answers questions about their images; as a
+                         reward
+    zoo:emoji-expander   a language model that adds a style and a background to a prompt; to be
+                         trained with the above
+    zoo:emoji-judge      a classifier (noun, colour, count), trained separately: for evaluation
+                         only, never a reward
 
-A `zoo:` id stands wherever a hub id or a folder does. How the models were made: `pretrain/`.
-Standard library only.
+A `zoo:` id stands wherever a hub id or a folder does. `pretrain/` made the models. Standard library
+only.
 
 Models share parts: the consistency model reads and decodes with the diffusion model's, which are in
 the package once. Its whole folder is put together, of links where the system has them, in the
@@ -25,6 +28,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
@@ -40,20 +44,24 @@ NAMES = (
     "emoji-expander",
     "emoji-judge",
 )
+# parts that a model takes from another one: {model: {part: path in the zoo}}
 SHARED = {"emoji-lcm": {part: f"emoji-sd/{part}" for part in ("vae", "text_encoder", "tokenizer")}}
-_HOME = Path(__file__).parent
+_FOLDER = Path(__file__).parent
 
 
 def names() -> tuple[str, ...]:
-    """The models that this installation has."""
-    return tuple(name for name in NAMES if (_HOME / name).is_dir())
+    """Return the names of the models that this installation has."""
+    return tuple(name for name in NAMES if (_FOLDER / name).is_dir())
 
 
 def path(name: str) -> Path:
-    """The folder of an embedded model; `name` with or without `zoo:`.
+    """Return the folder of an embedded model.
+
+    Args:
+        name: of the model, with or without `zoo:`.
 
     Raises:
-        ValueError: there is no such model; the message lists what there is.
+        ValueError: there is no such model; the message lists all models.
         FileNotFoundError: the model belongs to the zoo, but this installation came without its
             weights.
         OSError: the folder of a model that shares parts cannot be made in the cache.
@@ -64,75 +72,84 @@ def path(name: str) -> Path:
         near = get_close_matches(bare, NAMES, n=1)
         hint = f"; did you mean zoo:{near[0]}?" if near else ""
         raise ValueError(
-            f"the zoo has no '{bare}'{hint} It has: {', '.join(f'zoo:{name}' for name in NAMES)}"
+            f"the zoo has no '{bare}'{hint} It has: {', '.join(f'zoo:{known}' for known in NAMES)}"
         )
 
-    folder = _HOME / bare
+    folder = _FOLDER / bare
     if not folder.is_dir():
         raise FileNotFoundError(
             f"zoo:{bare} belongs in {folder}, which is missing: reinstall burnish with its weights"
         )
 
-    return _whole(bare) if bare in SHARED else folder
+    return _assemble(bare) if bare in SHARED else folder
 
 
-def _whole(name: str) -> Path:
-    """The folder of a model that shares parts, made once for every state of their files."""
-    parts = {part.name: part for part in sorted((_HOME / name).iterdir())}
-    parts |= {part: _HOME / source for part, source in SHARED[name].items()}
-    files = sorted(
-        file for part in parts.values() for file in (part.rglob("*") if part.is_dir() else [part])
-    )
-    state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+def resolve(model: str) -> str:
+    """Return a model id as diffusers and transformers read it: `zoo:NAME` becomes its folder."""
+    return str(path(model)) if model.startswith("zoo:") else model
+
+
+def size_mb(name: str) -> float:
+    """Return the size of a model in the package in MB of 1,000,000 bytes.
+
+    Shared parts count for the model whose folder they are in.
+    """
+    return sum(file.stat().st_size for file in (_FOLDER / name).rglob("*") if file.is_file()) / 1e6
+
+
+def weights_mb() -> float:
+    """Return the size of all weights in the zoo in MB of 1,000,000 bytes."""
+    return sum(file.stat().st_size for file in _FOLDER.rglob("*.safetensors")) / 1e6
+
+
+def _assemble(name: str) -> Path:
+    """Return the folder of a model that shares parts; it is made once for every state of them."""
+    parts = {part.name: part for part in sorted((_FOLDER / name).iterdir())}
+    parts |= {part: _FOLDER / source for part, source in SHARED[name].items()}
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "burnish"
-    folder = cache / f"{name}-{sha256(repr(state).encode()).hexdigest()[:16]}"
+    folder = cache / f"{name}-{_fingerprint(parts)}"
 
     if folder.is_dir():
         return folder
 
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
     except OSError as error:
         raise OSError(
-            f"zoo:{name} is put together in {cache}, which cannot be written ({error.strerror}): set XDG_CACHE_HOME to "
-            "a folder that can"
+            f"zoo:{name} is put together in {cache}, which cannot be written ({error.strerror}): "
+            "set XDG_CACHE_HOME to a folder that can"
         ) from error
 
     try:
         for part, source in parts.items():
-            _link(source, made / part)
-        made.chmod(0o755)
-        made.rename(folder)
+            _link(source, temporary / part)
+        temporary.chmod(0o755)
+        temporary.rename(folder)
     except OSError:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         if not folder.is_dir():  # otherwise another process was faster
             raise
 
     return folder
 
 
+def _fingerprint(parts: Mapping[str, Path]) -> str:
+    """Return a hash of the paths, sizes and times of all files of a model."""
+    files: list[Path] = []
+    for part in parts.values():
+        files += part.rglob("*") if part.is_dir() else [part]
+
+    state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)]
+    return sha256(repr(state).encode()).hexdigest()[:16]
+
+
 def _link(source: Path, target: Path) -> None:
+    """Make `target` a link to a file or folder, or a copy where links are not allowed."""
     try:
         target.symlink_to(source, target_is_directory=source.is_dir())
     except OSError:  # Windows without the right to make links
-        (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
-
-
-def size_mb(name: str) -> float:
-    """What a model alone takes up in the package, in MB of 1,000,000 bytes; shared parts count
-    where they are.
-    """
-    return sum(file.stat().st_size for file in (_HOME / name).rglob("*") if file.is_file()) / 1e6
-
-
-def resolve(model: str) -> str:
-    """A model id as the loaders of diffusers and transformers want it: `zoo:NAME` becomes its
-    folder.
-    """
-    return str(path(model)) if model.startswith("zoo:") else model
-
-
-def weights_mb() -> float:
-    """Size of all weights in the zoo, in MB of 1,000,000 bytes."""
-    return sum(file.stat().st_size for file in _HOME.rglob("*.safetensors")) / 1e6
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy2(source, target)

@@ -1,14 +1,14 @@
-"""Questions about scenes and their answers: what `zoo:emoji-captioner` learns from and is judged
-by.
+"""Questions about scenes and their answers: `zoo:emoji-captioner` learns from them and is measured
+by them.
 
     what is going on in this image?      a fox and a guitar on a blue background
     how many animals are there?          one
     what animal is in this image?        fox
     is there any text in this image?     no
 
-A picture may have words written over it, which change no answer but that of the last question; and
-it may show nothing (a plain ground, noise), which is said too, so that a reward pays nothing for
-it.
+An image may have words written over it, which change no answer but that of the last question; and
+it may show nothing (a plain ground, noise), which has answers too, so that a reward pays nothing
+for it.
 """
 
 from __future__ import annotations
@@ -30,140 +30,156 @@ MORE_ANIMALS = 10
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a picture shows: a scene, or None for nothing; and what is written on it."""
+class Content:
+    """The content of an image: a scene, or None for nothing; and the text written on it."""
 
     scene: Scene | None
     text: str = ""
 
     @property
     def caption(self) -> str:
-        """As in the generator's prompts, the style left out."""
+        """The caption as in the generator's prompts, the style left out."""
         if self.scene is None:
             return "text" if self.text else "nothing"
         return replace(self.scene, style="").caption
 
     @property
-    def things(self) -> dict[str, int]:
-        """How many of each noun."""
+    def counts(self) -> dict[str, int]:
+        """The number of things of each noun."""
         return dict.fromkeys(self.scene.nouns, self.scene.count) if self.scene else {}
 
 
 def animals() -> frozenset[str]:
-    """The nouns that "animals" means: the paper's 45 and ten more."""
+    """Return the nouns that "animals" means: the paper's 45 and ten more."""
     words = vocabulary()
     return frozenset([*words["animals"], *words["objects"][:MORE_ANIMALS]])
 
 
 Question = tuple[str, str]  # and its answer
-Kind = Callable[[Shown, np.random.Generator], Question]
+Kind = Callable[[Content, np.random.Generator], Question]
 
 
 def _pick(rng: np.random.Generator, options: Sequence[str]) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _other(shown: Shown, rng: np.random.Generator) -> str:
-    """A noun that is not there."""
-    return _pick(rng, [noun for noun in nouns() if noun not in shown.things])
+def _absent_noun(content: Content, rng: np.random.Generator) -> str:
+    return _pick(rng, [noun for noun in nouns() if noun not in content.counts])
 
 
-def about_all(shown: Shown, rng: np.random.Generator) -> Question:
-    """For a caption."""
-    asked = (
+def ask_caption(content: Content, rng: np.random.Generator) -> Question:
+    """Ask for a caption."""
+    questions = (
         CAPTION,
         "what is happening in this image?",
         "describe this image.",
         "what is in this picture?",
     )
-    return _pick(rng, ("", "answer concisely: ")) + _pick(rng, asked), shown.caption
+    return _pick(rng, ("", "answer concisely: ")) + _pick(rng, questions), content.caption
 
 
-def how_many(shown: Shown, rng: np.random.Generator) -> Question:
-    """Of a noun that is there, of one that is not, of animals, of things."""
-    kind = rng.choice(["there", "absent", "animals", "things"], p=[0.5, 0.2, 0.15, 0.15])
+def ask_count(content: Content, rng: np.random.Generator) -> Question:
+    """Ask for the number of a noun, present or absent, of animals or of things."""
+    kind = rng.choice(["present", "absent", "animals", "things"], p=[0.5, 0.2, 0.15, 0.15])
     known = animals()
 
-    if kind == "there" and shown.things:
-        noun = _pick(rng, list(shown.things))
-        what = vocabulary()["plurals"][noun]
-        count = shown.things[noun]
+    if kind == "present" and content.counts:
+        noun = _pick(rng, list(content.counts))
+        plural = vocabulary()["plurals"][noun]
+        count = content.counts[noun]
     elif kind == "animals":
-        what = "animals"
-        count = sum(count for noun, count in shown.things.items() if noun in known)
+        plural = "animals"
+        count = sum(count for noun, count in content.counts.items() if noun in known)
     elif kind == "things":
-        what = "things"
-        count = sum(shown.things.values())
+        plural = "things"
+        count = sum(content.counts.values())
     else:
-        what = vocabulary()["plurals"][_other(shown, rng)]
+        plural = vocabulary()["plurals"][_absent_noun(content, rng)]
         count = 0
 
-    asked = ("are there?", "are there in this image?", "are in this picture?", "do you see?")
-    return f"how many {what} {_pick(rng, asked)}", NUMBERS[count]
+    endings = ("are there?", "are there in this image?", "are in this picture?", "do you see?")
+    return f"how many {plural} {_pick(rng, endings)}", NUMBERS[count]
 
 
-def which(shown: Shown, rng: np.random.Generator) -> Question:
-    """The names of the animals, or of everything."""
+def ask_names(content: Content, rng: np.random.Generator) -> Question:
+    """Ask for the names of the animals, or of everything."""
+    names = list(content.counts)
+
     if rng.random() < 0.7:
-        asked = ("which animal is this?", "what animal is this?", "what animal is in this image?",
-                 "which animal is in this image?", "which animals are in this picture?")  # fmt: skip
-        names = list(shown.things)
         known = animals()
         names = [noun for noun in names if noun in known]
+        questions = [
+            "which animal is this?",
+            "what animal is this?",
+            "what animal is in this image?",
+            "which animal is in this image?",
+            "which animals are in this picture?",
+        ]
     else:
-        asked = (
+        questions = [
             "what is this?",
             "what object is in this image?",
             "which things are in this image?",
-        )  # type: ignore[assignment]
-        names = list(shown.things)
+        ]
 
-    return _pick(rng, asked), " and ".join(names) or "none"
-
-
-def whether(shown: Shown, rng: np.random.Generator) -> Question:
-    """A noun is there, or not: half of each."""
-    there = bool(shown.things) and rng.random() < 0.5
-    noun = _pick(rng, list(shown.things)) if there else _other(shown, rng)
-    asked = ("is there {} in this image?", "do you see {}?", "does this picture show {}?")
-    return _pick(rng, asked).format(article(noun)), "yes" if there else "no"
+    return _pick(rng, questions), " and ".join(names) or "none"
 
 
-def ground(shown: Shown, rng: np.random.Generator) -> Question:
-    """The colour behind it all."""
-    asked = (
+def ask_presence(content: Content, rng: np.random.Generator) -> Question:
+    """Ask whether a noun is in the image; half of the nouns are, half are not."""
+    present = bool(content.counts) and rng.random() < 0.5
+    noun = _pick(rng, list(content.counts)) if present else _absent_noun(content, rng)
+    questions = ("is there {} in this image?", "do you see {}?", "does this picture show {}?")
+    return _pick(rng, questions).format(article(noun)), "yes" if present else "no"
+
+
+def ask_background(content: Content, rng: np.random.Generator) -> Question:
+    """Ask for the colour of the background."""
+    questions = (
         "what colour is the background?",
         "what color is the background?",
         "which colour is behind it?",
     )
-    return _pick(rng, asked), shown.scene.colour if shown.scene else "none"
+    return _pick(rng, questions), content.scene.colour if content.scene else "none"
 
 
-def written(shown: Shown, rng: np.random.Generator) -> Question:
-    """Whether there are words on it."""
-    asked = (
+def ask_text(content: Content, rng: np.random.Generator) -> Question:
+    """Ask whether there are words on the image."""
+    questions = (
         TEXT,
         "is there text in this picture?",
         "does this image contain text?",
         "is anything written here?",
     )
-    return _pick(rng, asked), "yes" if shown.text else "no"
+    return _pick(rng, questions), "yes" if content.text else "no"
 
 
-KINDS: tuple[Kind, ...] = (about_all, how_many, which, whether, ground, written)
+KINDS: tuple[Kind, ...] = (
+    ask_caption,
+    ask_count,
+    ask_names,
+    ask_presence,
+    ask_background,
+    ask_text,
+)
 
 
 def write(
     image: np.ndarray, text: str, rng: np.random.Generator, font: str | Path | None = None
 ) -> np.ndarray:
-    """The picture, uint8 (64, 64, 3), with `text` somewhere on it, in PIL's default font or that of
-    a file.
+    """Return the image with `text` somewhere on it.
 
-    Large enough to read, 9 to 20 pixels, smaller where it would not fit; in a colour that stands
-    out from the ground.
+    The text is large enough to read, 9 to 20 pixels, smaller where it would not fit; in a colour
+    that stands out from the ground.
+
+    Args:
+        image: uint8 (64, 64, 3).
+        text: one or more lines.
+        rng: for the place, the size and the colour.
+        font: a font file; None for PIL's default font.
     """
-    picture = Image.fromarray(image)
-    draw = ImageDraw.Draw(picture)
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
     ink = _ink(image, rng)
 
     for size in range(int(rng.integers(9, 21)), 6, -1):
@@ -176,11 +192,11 @@ def write(
     y = rng.integers(1, max(2, SIZE - int(bottom - top)))
     draw.multiline_text((int(x - left), int(y - top)), text, fill=ink, font=face)
 
-    return np.array(picture)
+    return np.array(canvas)
 
 
 def _ink(image: np.ndarray, rng: np.random.Generator) -> tuple[int, int, int]:
-    """A colour far from that of the corner, which is the ground."""
+    """Return a colour far from that of the corner, which is the ground."""
     while True:
         ink = rng.integers(0, 256, 3) if rng.random() < 0.5 else np.repeat(rng.choice([0, 255]), 3)
         if np.abs(ink - image[0, 0].astype(int)).max() > 110:

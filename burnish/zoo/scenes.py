@@ -1,4 +1,4 @@
-"""Emoji scenes with their captions: what the embedded models were trained on, composed on the fly.
+"""Emoji scenes with their captions, composed on the fly: the embedded models were trained on them.
 
 A scene is one sprite, two or three of the same ("two cats"), or a pair ("a fox and a guitar"), on
 white or on a named colour ("on a blue background"), sometimes in a named style ("in noto style").
@@ -18,33 +18,34 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-SIZE = 64  # pixels of a scene's side
-# pixels of a sprite's side: alone, in company
-LARGE = 56
-SMALL = 30
+SIZE = 64  # side of a scene in pixels
+LARGE = 56  # side of a sprite in pixels where it is the only one
+SMALL = 30  # side of a sprite in pixels where there are several
 COLUMNS = 10  # sprites in a row of an atlas
 NUMBERS = {1: "one", 2: "two", 3: "three"}
 # centres (x, y) by count
-PLACES = {1: ((32, 32),), 2: ((17, 32), (47, 32)), 3: ((17, 18), (47, 18), (32, 46))}
+CENTRES = {1: ((32, 32),), 2: ((17, 32), (47, 32)), 3: ((17, 18), (47, 18), (32, 46))}
 
 
 @cache
 def vocabulary() -> dict[str, Any]:
-    """The words the embedded models know: ``animals``, ``objects``, ``colours``, ``styles``,
-    ``sets``, ``plurals``.
+    """Return the words that the embedded models know.
+
+    The keys are ``animals``, ``objects``, ``colours``, ``styles``, ``sets``, ``plurals``.
     """
     return json.loads((Path(__file__).parent / "vocabulary.json").read_text(encoding="utf-8"))
 
 
 def nouns() -> list[str]:
-    """All nouns, the 45 animals first; a noun's place is its class number for the judge."""
+    """Return all nouns, the 45 animals first; the judge's class of a noun is its index."""
     words = vocabulary()
     return words["animals"] + words["objects"]
 
 
 def article(word: str) -> str:
-    """``word`` with its indefinite article (the vocabulary has no silent h and no "unicorn"-like
-    exception but one).
+    """Return ``word`` with its indefinite article.
+
+    The vocabulary has no silent h, and only one exception, which begins like "unicorn".
     """
     vowel = word[0] in "aeiou" and not word.startswith(("uni", "eu"))
     return f"{'an' if vowel else 'a'} {word}"
@@ -52,7 +53,7 @@ def article(word: str) -> str:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows, in the words of the vocabulary."""
+    """The content of a scene, in the words of the vocabulary."""
 
     nouns: tuple[str, ...]
     count: int = 1
@@ -61,53 +62,65 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The caption; white goes without saying."""
+        """The caption; a white background is not mentioned."""
         if len(self.nouns) == 2:
-            subject = " and ".join(article(noun) for noun in self.nouns)
+            text = " and ".join(article(noun) for noun in self.nouns)
         elif self.count > 1:
-            subject = f"{NUMBERS[self.count]} {vocabulary()['plurals'][self.nouns[0]]}"
+            text = f"{NUMBERS[self.count]} {vocabulary()['plurals'][self.nouns[0]]}"
         else:
-            subject = article(self.nouns[0])
+            text = article(self.nouns[0])
 
-        style = f" in {self.style} style" if self.style else ""
-        ground = (
-            f" on a{'n' if self.colour[0] == 'o' else ''} {self.colour} background"
-            if self.colour != "white"
-            else ""
-        )
-        return subject + style + ground
+        if self.style:
+            text += f" in {self.style} style"
+        if self.colour != "white":
+            text += f" on {'an' if self.colour[0] == 'o' else 'a'} {self.colour} background"
+
+        return text
+
+
+@dataclass(frozen=True)
+class _Atlas:
+    """The sprites of one icon set, premultiplied RGBA float32 in [0, 1]."""
+
+    large: np.ndarray  # (N, 56, 56, 4)
+    small: np.ndarray  # (N, 30, 30, 4)
+    present: np.ndarray  # (N,) bool: the set has this noun
 
 
 @cache
-def _sprites(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sprites of one set, premultiplied RGBA float32 in [0, 1], (N, 56, 56, 4) and (N, 30, 30, 4);
-    which exist.
-    """
+def _atlas(name: str) -> _Atlas:
+    """Return the sprites of the set ``name``."""
     sheet = Image.open(Path(__file__).parent / "sprites" / f"{name}.png").convert("RGBA")
     large = []
     small = []
 
-    for place in range(len(nouns())):
-        x = place % COLUMNS * LARGE
-        y = place // COLUMNS * LARGE
+    for index in range(len(nouns())):
+        x = index % COLUMNS * LARGE
+        y = index // COLUMNS * LARGE
         # premultiplied, so that edges shrink cleanly
         sprite = sheet.crop((x, y, x + LARGE, y + LARGE)).convert("RGBa")
         large.append(np.asarray(sprite))
         small.append(np.asarray(sprite.resize((SMALL, SMALL), Image.Resampling.BOX)))
 
-    big = np.stack(large).astype(np.float32) / 255
-    exist = np.asarray(big[..., 3].any((1, 2)))
-    return big, np.stack(small).astype(np.float32) / 255, exist
+    sprites = np.stack(large).astype(np.float32) / 255
+    return _Atlas(
+        large=sprites,
+        small=np.stack(small).astype(np.float32) / 255,
+        present=np.asarray(sprites[..., 3].any((1, 2))),
+    )
 
 
 class Scenes:
-    """An endless, seeded source of scenes.
-
-    ``sets`` are the icon sets to draw from: by default those with a style word. A scene names its
-    style only where its set has a word, and then half the time.
-    """
+    """An endless, seeded source of scenes."""
 
     def __init__(self, seed: int = 0, sets: tuple[str, ...] | None = None) -> None:
+        """Start a source.
+
+        Args:
+            seed: of all draws.
+            sets: icon sets to draw from; by default those with a style word. A scene names its
+                style only where its set has a word, and then half the time.
+        """
         self.rng = np.random.default_rng(seed)
         words = vocabulary()
         self.style_of = {name: style for style, name in words["styles"].items()}
@@ -117,59 +130,62 @@ class Scenes:
     def draw(
         self, n: int, kind: str = "any", *, background: str | None = None, noun: str | None = None
     ) -> tuple[Tensor, list[Scene]]:
-        """Draw ``n`` scenes of ``kind`` ("single", "count", "pair" or "any"): uint8 images (n, 64,
-        64, 3), and what they show.
+        """Draw ``n`` scenes.
 
-        ``background`` and ``noun`` fix the colour and the (first) noun.
+        Args:
+            n: number of scenes.
+            kind: "single", "count", "pair" or "any".
+            background: a fixed colour; None draws one.
+            noun: a fixed (first) noun; None draws one.
+
+        Returns:
+            uint8 images (n, 64, 64, 3), and the scenes that they show.
         """
         scenes = []
         images = np.empty((n, SIZE, SIZE, 3), np.uint8)
 
         for row in range(n):
-            scene, places = self._scene(kind, background, noun)
-            images[row] = self._compose(scene, places)
+            scene, icon_set = self._scene(kind, background, noun)
+            images[row] = self._compose(scene, icon_set)
             scenes.append(scene)
 
         return torch.from_numpy(images), scenes
 
-    def _scene(
-        self, kind: str, background: str | None, noun: str | None
-    ) -> tuple[Scene, tuple[int, list[int]]]:
-        """What to show, and from which set which sprites."""
+    def _scene(self, kind: str, background: str | None, noun: str | None) -> tuple[Scene, str]:
+        """Draw a scene and the icon set of its sprites."""
         if kind == "any":
             kind = ("single", "single", "single", "count", "pair")[self.rng.integers(5)]
 
-        choice = int(self.rng.integers(len(self.sets)))
-        name = self.sets[choice]
-        exists = np.flatnonzero(_sprites(name)[2])
-        first = nouns().index(noun) if noun is not None else int(self.rng.choice(exists))
+        name = self.sets[int(self.rng.integers(len(self.sets)))]
+        present = np.flatnonzero(_atlas(name).present)
+        first = nouns().index(noun) if noun is not None else int(self.rng.choice(present))
         picked = [first]
 
         if kind == "pair":
-            second = int(self.rng.choice(exists[exists != first]))
+            second = int(self.rng.choice(present[present != first]))
             picked.append(second)
 
         count = int(self.rng.integers(2, 4)) if kind == "count" else 1
-
         if background is None:
-            background = (
-                "white"
-                if self.rng.random() < 0.4
-                else self.colours[int(self.rng.integers(len(self.colours)))]
-            )
+            background = self._background()
 
         style = self.style_of.get(name, "") if self.rng.random() < 0.5 else ""
-        scene = Scene(tuple(nouns()[i] for i in picked), count, background, style)
-        return scene, (choice, picked * count)
+        return Scene(tuple(nouns()[index] for index in picked), count, background, style), name
 
-    def _compose(self, scene: Scene, places: tuple[int, list[int]]) -> np.ndarray:
-        """The picture of a scene: uint8 (64, 64, 3)."""
-        choice, picked = places
-        large, small, _ = _sprites(self.sets[choice])
+    def _background(self) -> str:
+        if self.rng.random() < 0.4:
+            return "white"
+        return self.colours[int(self.rng.integers(len(self.colours)))]
+
+    def _compose(self, scene: Scene, icon_set: str) -> np.ndarray:
+        """Return the image of a scene: uint8 (64, 64, 3)."""
+        atlas = _atlas(icon_set)
+        picked = [nouns().index(noun) for noun in scene.nouns] * scene.count
+        sprites = atlas.large if len(picked) == 1 else atlas.small
         canvas = np.full((SIZE, SIZE, 3), vocabulary()["colours"][scene.colour], np.float32) / 255
 
-        for index, (x, y) in zip(picked, PLACES[len(picked)], strict=True):
-            sprite = large[index] if len(picked) == 1 else small[index]
+        for index, (x, y) in zip(picked, CENTRES[len(picked)], strict=True):
+            sprite = sprites[index]
             if self.rng.random() < 0.5:
                 sprite = sprite[:, ::-1]
 

@@ -7,17 +7,20 @@ fitted to.
 Each term is in [0, 1], so both are in [1, 10].
 
     saturation   mean of (max - min) / max over the channels, over the figure's pixels
-    centring     1 - |centroid of the figure - centre of the picture| / (a quarter of the side), at least 0
-    flatness     share of neighbouring pixels within the figure that differ by less than 0.04 in every channel: even
-                 surfaces, as in the style "twemoji", against shading, as in "fluent"
-    coolness     1/2 + mean of (B - R) over the figure's pixels, within [0, 1]: blue is best and gray middling. Most
-                 figures that are rich in colour, which the first taste likes, are warm
-    contrast     mean of |Y - Y of the ground| over the figure's pixels, as a share of 0.6, at most 1;
-                 Y = 0.2126 R + 0.7152 G + 0.0722 B
-    fullness     share of the picture that is figure, as a share of a half, at most 1
+    centring     1 - |centroid of the figure - centre of the image| / (a quarter of the side), at
+                 least 0
+    flatness     share of neighbouring pixels within the figure that differ by less than 0.04 in
+                 every channel: even surfaces, as in the style "twemoji", against shading, as in
+                 "fluent"
+    coolness     1/2 + mean of (B - R) over the figure's pixels, within [0, 1]: blue is best and
+                 gray middling. Most figures that are rich in colour, which the first taste likes,
+                 are warm
+    contrast     mean of |Y - Y of the ground| over the figure's pixels, as a share of 0.6, at most
+                 1; Y = 0.2126 R + 0.7152 G + 0.0722 B
+    fullness     share of the image that is figure, as a share of a half, at most 1
 
-The figure is what differs from the ground, and the ground is the median of the picture's border. A
-picture without a figure gets 1.
+The figure is everything that differs from the ground, and the ground is the median of the image's
+border. An image without a figure gets 1.
 """
 
 from __future__ import annotations
@@ -30,70 +33,70 @@ from torch import Tensor
 # difference from the ground, in the channel that differs most, from which a pixel belongs to the
 # figure
 FIGURE = 0.12
-EVEN = 0.04
-WEIGHTS = (0.5, 0.25, 0.25)
+EVEN = 0.04  # difference below which neighbouring pixels are one even surface
+TASTE_WEIGHTS = (0.5, 0.25, 0.25)
+PREFERENCE_WEIGHTS = (0.5, 0.25, 0.25)
 LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
-FAR = 0.6  # difference from the ground's luma that is as good as any more
-FULL = 0.5  # share of the picture that is as good as any more
-OTHER = (0.5, 0.25, 0.25)
+ENOUGH_CONTRAST = 0.6  # difference from the ground's luma that is as good as any more
+ENOUGH_FIGURE = 0.5  # share of the image that is as good as any more
 
 
 def taste(images: Tensor) -> Tensor:
-    """The first taste: (B, 3, H, W) in [0, 1] -> (B,) in [1, 10]."""
+    """Return the first taste's rating: (B, 3, H, W) in [0, 1] -> (B,) in [1, 10]."""
     figure = _figure(images)
-    return _rated(
-        (_saturation(images, figure), _centring(figure), _flatness(images, figure)), WEIGHTS, figure
-    )
+    terms = (_saturation(images, figure), _centring(figure), _flatness(images, figure))
+    return _rating(terms, TASTE_WEIGHTS, figure)
 
 
 def preference(images: Tensor) -> Tensor:
-    """The other taste, partly in conflict with the first: (B, 3, H, W) in [0, 1] -> (B,) in [1,
-    10].
+    """Return the other taste's rating: (B, 3, H, W) in [0, 1] -> (B,) in [1, 10].
+
+    It is partly in conflict with the first taste.
     """
     figure = _figure(images)
-    return _rated(
-        (_coolness(images, figure), _contrast(images, figure), _fullness(figure)), OTHER, figure
-    )
+    terms = (_coolness(images, figure), _contrast(images, figure), _fullness(figure))
+    return _rating(terms, PREFERENCE_WEIGHTS, figure)
 
 
-def _rated(terms: Sequence[Tensor], weights: Sequence[float], figure: Tensor) -> Tensor:
-    liked = sum(
-        (weight * term for weight, term in zip(weights, terms, strict=True)),
-        torch.zeros_like(terms[0]),
-    )
-    return 1 + 9 * torch.where(figure.any((1, 2)), liked, 0.0)
+def _rating(terms: Sequence[Tensor], weights: Sequence[float], figure: Tensor) -> Tensor:
+    total = torch.zeros_like(terms[0])
+    for weight, term in zip(weights, terms, strict=True):
+        total = total + weight * term
+
+    return 1 + 9 * torch.where(figure.any((1, 2)), total, 0.0)
 
 
 def _ground(images: Tensor) -> Tensor:
-    """(B, 3, 1, 1): the median of the border."""
+    """Return the ground's colour (B, 3, 1, 1): the median of the border."""
     border = torch.cat([images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1]], -1)
     return border.median(-1).values[..., None, None]
 
 
 def _figure(images: Tensor) -> Tensor:
-    """(B, H, W) bool."""
+    """Return the mask of the figure, (B, H, W) bool."""
     return (images - _ground(images)).abs().amax(1) > FIGURE
 
 
-def _share(values: Tensor, where: Tensor) -> Tensor:
-    """The mean of ``values`` (B, H, W) over the pixels ``where``; 0 where there are none."""
-    return (values * where).sum((1, 2)) / where.sum((1, 2)).clamp(min=1)
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of ``values`` (B, H, W) over the ``mask``; 0 where it is empty."""
+    return (values * mask).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
 
 
 def _saturation(images: Tensor, figure: Tensor) -> Tensor:
-    most = images.amax(1)
-    least = images.amin(1)
-    return _share((most - least) / most.clamp(min=1e-6), figure)
+    highest = images.amax(1)
+    lowest = images.amin(1)
+    return _masked_mean((highest - lowest) / highest.clamp(min=1e-6), figure)
 
 
 def _centring(figure: Tensor) -> Tensor:
     height, width = figure.shape[1:]
     y = torch.arange(height, device=figure.device) - (height - 1) / 2
     x = torch.arange(width, device=figure.device) - (width - 1) / 2
-    away = torch.hypot(
-        _share(y[:, None].expand(height, width), figure), _share(x.expand(height, width), figure)
+    distance = torch.hypot(
+        _masked_mean(y[:, None].expand(height, width), figure),
+        _masked_mean(x.expand(height, width), figure),
     )
-    return (1 - away / (min(height, width) / 4)).clamp(min=0)
+    return (1 - distance / (min(height, width) / 4)).clamp(min=0)
 
 
 def _flatness(images: Tensor, figure: Tensor) -> Tensor:
@@ -103,21 +106,21 @@ def _flatness(images: Tensor, figure: Tensor) -> Tensor:
     for axis in (1, 2):
         size = figure.shape[axis] - 1
         inside = figure.narrow(axis, 0, size) & figure.narrow(axis, 1, size)
-        step = images.diff(dim=axis + 1).abs().amax(1)
-        even = even + ((step < EVEN) & inside).sum((1, 2))
+        difference = images.diff(dim=axis + 1).abs().amax(1)
+        even = even + ((difference < EVEN) & inside).sum((1, 2))
         pairs = pairs + inside.sum((1, 2))
 
     return even / pairs.clamp(min=1)
 
 
 def _coolness(images: Tensor, figure: Tensor) -> Tensor:
-    return (0.5 + _share(images[:, 2] - images[:, 0], figure)).clamp(0, 1)
+    return (0.5 + _masked_mean(images[:, 2] - images[:, 0], figure)).clamp(0, 1)
 
 
 def _contrast(images: Tensor, figure: Tensor) -> Tensor:
     luma = ((images - _ground(images)) * images.new_tensor(LUMA)[:, None, None]).sum(1)
-    return (_share(luma.abs(), figure) / FAR).clamp(max=1)
+    return (_masked_mean(luma.abs(), figure) / ENOUGH_CONTRAST).clamp(max=1)
 
 
 def _fullness(figure: Tensor) -> Tensor:
-    return (figure.float().mean((1, 2)) / FULL).clamp(max=1)
+    return (figure.float().mean((1, 2)) / ENOUGH_FIGURE).clamp(max=1)

@@ -29,7 +29,7 @@ from burnish.qr.conditions import HELD_OUT, TRAIN
 from burnish.qr.layout import layout_of
 from burnish.qr.scanner import Scanner, module_errors
 from burnish.rewards.clip import Clip
-from burnish.rewards.picture import code_similarity
+from burnish.rewards.code_distance import code_similarity
 from burnish.runs import dumps, write
 from burnish.tools.control_curve import drawn, prompts
 from burnish.tools.gallery import draw, open_source, save
