@@ -1,8 +1,8 @@
 """Serves a reward over HTTP to Burnish's reward `remote`: for rewards whose dependencies do not go
 with Burnish's.
 
-    python examples/reward_server.py my_rewards.py:redness                        Burnish need not be installed here
-    python examples/reward_server.py clip_similarity '{"model": "zoo:emoji-clip"}'    with it, any reward it can name
+    python examples/reward_server.py my_rewards.py:redness          # Burnish need not be installed
+    python examples/reward_server.py clip_similarity '{"model": "zoo:emoji-clip"}'     # where it is
     burnish train demo --set 'rewards=[{use="remote", url="http://127.0.0.1:8000"}]'
 
 Only the standard library, numpy, Pillow and torch. The protocol is described in docs/rewards.md.

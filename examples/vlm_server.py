@@ -1,7 +1,7 @@
 """Serves a vision-language model on this machine behind OpenAI's chat completions, with the
 standard library.
 
-    python examples/vlm_server.py                                  # zoo:emoji-captioner on port 8000
+    python examples/vlm_server.py                                 # zoo:emoji-captioner, port 8000
     python examples/vlm_server.py llava-hf/llava-1.5-13b-hf --port 8001
 
     [[rewards]]
