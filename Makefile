@@ -1,23 +1,47 @@
-# Two commands matter, each alone on a fresh clone of a machine that has only Python and make:
-#   make demo    teach the embedded emoji generator to draw pictures that compress well, on two CPU cores
-#   make test    everything the project promises, checked
+# Each works alone on a fresh clone of a machine that has only Python and make:
+#   make demo         teach the embedded emoji generator to draw pictures that compress well, on two CPU cores
+#   make test         everything the project promises, checked; ARGS="tests/test_kernels.py -x" narrows it
+#   make gpu          the tests that need a CUDA device, which `make test` skips without one
+#   make test-latest  the same tests against the newest releases that pyproject.toml allows; warnings are only shown
+#   make lint         ruff, ruff's format, mypy; `make format` mends what can be mended
+#   make lock         choose the versions that the others install anew: requirements/*.txt
+# On Linux the torch of PyPI brings 5 GB of CUDA. For the CPU build: make demo TORCH_INDEX=ADDRESS, the address that
+# pytorch.org's install page shows for CPU. It counts where torch is installed: once, and after its version changed.
 PY ?= python3
 VENV := .venv
+LATEST := .venv-latest
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+QUIET := -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python $(QUIET)
 RUN := runs/demo
+WORKERS ?= 2
+TORCH_INDEX ?=
+FROM = $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)")
+PIN := $(shell grep '^torch==' constraints.txt)
+TORCH ?= $(PIN)
+UV := uv==0.13.9
 
-.PHONY: demo test lint format clean help
+.PHONY: demo test gpu test-latest lint format lock clean help
 
 help:
-	@sed -n '2,3s/^# *//p' Makefile
+	@sed -n '1,9s/^# *//p' Makefile
 
 demo: $(VENV)/.installed
 	$(BIN)/burnish train demo --out $(RUN) $(if $(wildcard $(RUN)/config.toml),--resume)
 	$(BIN)/burnish report $(RUN)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+test-latest:
+	@$(PY) -m venv $(LATEST)
+	@echo "Installing the newest of everything but torch into $(LATEST)"
+	@$(LATEST)/bin/python $(QUIET) install $(FROM) "$(TORCH)"
+	@$(LATEST)/bin/python $(QUIET) install --upgrade --upgrade-strategy eager "$(TORCH)" -e '.[dev]'
+	$(LATEST)/bin/python -m pytest -n $(WORKERS) -W default $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -31,23 +55,44 @@ format: $(VENV)/.dev
 clean:
 	rm -rf $(RUN) .pytest_cache .mypy_cache .ruff_cache
 
-# Stamps: a second call finds them newer than what they depend on and starts at once. torch comes first and alone, so
-# that no other package chooses its build.
-$(VENV)/.torch: constraints.txt
-	@$(PY) -c 'import sys; sys.exit("Burnish needs Python 3.10 or newer: make PY=python3.11 ...") if sys.version_info < (3, 10) else None'
+# The versions and hashes of everything but torch, for all platforms and Pythons: run.txt for use, dev.txt for tests too.
+# cuda.txt: the versions of what comes with PyPI's torch where it comes with CUDA. They only bound it, and have no
+# hashes: pip would then want those of every build of torch.
+COMPILE := UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --no-config --universal \
+	--python-version 3.11 --upgrade --no-emit-index-url
+LOCK := $(COMPILE) --generate-hashes --override requirements/override.txt \
+	pyproject.toml requirements/torch.in requirements/build.in
+
+lock: $(VENV)/.made
+	@$(PIP) install "$(UV)"
+	$(LOCK) --output-file requirements/run.txt
+	$(LOCK) --output-file requirements/dev.txt --extra dev --constraints requirements/run.txt
+	$(COMPILE) --output-file requirements/cuda.txt constraints.txt --constraints requirements/run.txt --no-emit-package torch
+
+# Stamps: a second call finds them newer than what they depend on and starts at once. First what is locked, then torch,
+# which finds the small packages it needs there already, then burnish, built by what is locked.
+$(VENV)/.made:
+	@$(PY) -c 'import sys; sys.exit("Burnish needs Python 3.11 or newer: make PY=python3.11 ...") if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PY) -m venv $(VENV)
-	@echo "Installing torch into $(VENV) (a few minutes, once)"
-	@$(PIP) install "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+$(VENV)/.locked: $(VENV)/.made requirements/run.txt
+	@echo "Installing what burnish needs into $(VENV)"
+	@$(PIP) install --require-hashes --no-deps -r requirements/run.txt
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.locked constraints.txt requirements/cuda.txt
+	@echo "Installing torch (a few minutes, once)"
+	@$(PIP) install $(or $(FROM),-c requirements/cuda.txt) "$(PIN)"
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	@echo "Installing burnish and what it needs"
-	@$(PIP) install -c constraints.txt -e .
+	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.installed
+$(VENV)/.dev: $(VENV)/.installed requirements/dev.txt
 	@echo "Installing the tools for tests"
-	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(PIP) install --require-hashes --no-deps -r requirements/dev.txt
 	@touch $@
 
 # The documentation as a site, in site/; its tools have an environment of their own.

@@ -15,57 +15,83 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from burnish.checked import check_objective
     from burnish.config import Config
     from burnish.config import load as load_config
     from burnish.diffusion.policy import Policy
     from burnish.diffusion.sampler import Sampler
     from burnish.rewards import check_reward, score
     from burnish.training.assembly import Overrides
+    from burnish.training.batch import Credit, RolloutBatch
+    from burnish.training.learners import Learner
     from burnish.training.loop import train
-    from burnish.types import Gaussian, Level, Loss, Prompt, Replay, Scores, Trajectory
+    from burnish.types import (
+        Advantage,
+        Curriculum,
+        Gaussian,
+        Guidance,
+        Kernel,
+        Level,
+        Loss,
+        Objective,
+        Prompt,
+        Replay,
+        Scores,
+        Trajectory,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Advantage",
     "Config",
+    "Credit",
+    "Curriculum",
     "Gaussian",
+    "Guidance",
+    "Kernel",
+    "Learner",
     "Level",
     "Loss",
+    "Objective",
     "Overrides",
     "Policy",
     "Prompt",
     "Replay",
+    "RolloutBatch",
     "Sampler",
     "Scores",
     "Trajectory",
+    "check_objective",
     "check_reward",
     "load_config",
     "score",
     "train",
 ]
 
-_HOMES = {
-    "Config": "config:Config",
-    "load_config": "config:load",
-    "Overrides": "training.assembly:Overrides",
-    "Policy": "diffusion.policy:Policy",
-    "Sampler": "diffusion.sampler:Sampler",
-    "check_reward": "rewards:check_reward",
-    "score": "rewards:score",
-    "train": "training.loop:train",
-    **{
-        name: f"types:{name}"
-        for name in ("Gaussian", "Level", "Loss", "Prompt", "Replay", "Scores", "Trajectory")
-    },
+_MODULES = {
+    "Config": "config",
+    "Credit": "training.batch",
+    "Learner": "training.learners",
+    "Overrides": "training.assembly",
+    "Policy": "diffusion.policy",
+    "RolloutBatch": "training.batch",
+    "Sampler": "diffusion.sampler",
+    "check_objective": "checked",
+    "check_reward": "rewards",
+    "load_config": "config",
+    "score": "rewards",
+    "train": "training.loop",
 }
+"""Where the public names are defined, if not in `types`."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module 'burnish' has no attribute {name!r}")
 
-    module, attribute = _HOMES[name].split(":")
-    value = getattr(import_module(f"burnish.{module}"), attribute)
+    module = import_module(f"burnish.{_MODULES.get(name, 'types')}")
+    value = getattr(module, "load" if name == "load_config" else name)
     globals()[name] = value
     return value
 

@@ -174,19 +174,28 @@ def check(kind: str, table: Mapping[str, Any], where: str = "") -> Callable[...,
 
 
 def build(kind: str, table: Mapping[str, Any], where: str = "") -> Any:
-    """Call what `table` names with its other keys; where it is the thing itself, such as a reward
-    function `(images, prompts) -> (B,)`, bind them to it.
+    """Return the thing that `table` names, made with the table's other keys as arguments.
+
+    A function that is the thing itself, such as a reward `(images, prompts) -> (B,)`, is not called
+    but bound to the arguments. What a user wrote is checked against its protocol.
+
+    Raises:
+        ValueError, FileNotFoundError: the name, an argument or an attribute is wrong.
     """
     found = check(kind, table, where)
     given = {key: value for key, value in table.items() if key != "use"}
 
     if _is_itself(kind, found):
-        return partial(found, **given) if given else found
+        part = partial(found, **given) if given else found
+    else:
+        try:
+            part = found(**given)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where or kind}: {error}") from error
 
-    try:
-        return found(**given)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{where or kind}: {error}") from error
+    from burnish.checked import checked_part
+
+    return checked_part(kind, part, table["use"])
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

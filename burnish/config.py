@@ -244,6 +244,11 @@ class Config:
     guard: GuardConfig = field(default_factory=GuardConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    @property
+    def identifier_count(self) -> int:
+        """In how many ways the images of a prompt are asked for: one a reward with identifiers."""
+        return len(self.rewards) if self.sampler.identifiers else 1
+
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in a TOML file or in the recipe of that name, with overrides such as

@@ -74,12 +74,12 @@ def test_the_log_probability_is_that_of_the_model_token_by_token() -> None:
     expander = Expander(model.double(), tokenizer, temperature=0.7, tokens=6)
     drawn = expander.draw(PROMPTS * 4, chance())
     replayed = expander.replay(drawn, torch.arange(12)).logp
-    start = drawn.ids.shape[1] - drawn.said.shape[1]
-    assert drawn.said.any(1).all() and not drawn.said.all(), "some texts end early"
+    start = drawn.ids.shape[1] - drawn.action_mask.shape[1]
+    assert drawn.action_mask.any(1).all() and not drawn.action_mask.all(), "some texts end early"
 
     for row, prompt in enumerate(PROMPTS * 4):
         told = tokenizer(prompt.text)["input_ids"]
-        words = drawn.ids[row, start:][drawn.said[row]].tolist()
+        words = drawn.ids[row, start:][drawn.action_mask[row]].tolist()
 
         for place, word in enumerate(words):  # alone, without padding, and one token at a time
             logits = model(torch.tensor([told + words[:place]])).logits[0, -1]
@@ -108,8 +108,8 @@ def test_before_an_update_the_ratio_is_one_and_the_kl_zero_after_it_neither() ->
     moved = expander.replay(drawn, torch.arange(3), reference=True)
     assert (
         moved.kl is not None
-        and moved.kl[drawn.said].mean() > 1e-4
-        and (moved.kl[~drawn.said] == 0).all()
+        and moved.kl[drawn.action_mask].mean() > 1e-4
+        and (moved.kl[~drawn.action_mask] == 0).all()
     )
 
     with expander.reference(), torch.no_grad():
@@ -126,7 +126,7 @@ def test_the_kl_is_that_of_the_whole_distribution() -> None:
     expander.remember()
     drawn = expander.draw(PROMPTS[:1], chance(3))
     told = tokenizer("a cat")["input_ids"]
-    words = drawn.ids[0, 2:][drawn.said[0]].tolist()
+    words = drawn.ids[0, 2:][drawn.action_mask[0]].tolist()
     before = (model(torch.tensor([told + words])).logits[0] / 1.3).log_softmax(-1).detach()
     perturb(expander, 0.1)
     after = (model(torch.tensor([told + words])).logits[0] / 1.3).log_softmax(-1).detach()
@@ -150,15 +150,15 @@ def test_what_does_not_fit_is_cut_and_has_no_log_probability() -> None:
 
     for row, (whole, kept) in enumerate(zip(free.prompts, short.prompts, strict=True)):
         assert whole.text.startswith(kept.text) and fits(kept)
-        count = int(short.said[row].sum())
-        assert short.said[row, :count].all(), "a beginning"
+        count = int(short.action_mask[row].sum())
+        assert short.action_mask[row, :count].all(), "a beginning"
         assert (
             torch.equal(short.logp[row, :count], free.logp[row, :count])
             and (short.logp[row, count:] == 0).all()
         )
-        assert bool(short.cut[row]) == (whole.text != kept.text)
+        assert bool(short.truncated[row]) == (whole.text != kept.text)
 
-    assert short.cut.any()
+    assert short.truncated.any()
     replayed = Expander(model, tokenizer).replay(short, torch.arange(3)).logp
     torch.testing.assert_close(replayed.detach(), short.logp, atol=1e-5, rtol=1e-5)
     never = Expander(model, tokenizer, tokens=4, fits=lambda prompt: False).draw(PROMPTS, chance())
@@ -191,7 +191,7 @@ def test_a_model_with_a_chat_template_is_instructed() -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} on{% endfor %}"
     expander = Expander(model, tokenizer, instruction="big {prompt} in", tokens=4)
     drawn = expander.draw([Prompt("a cat")], chance())
-    told = drawn.ids[0, : -drawn.said.shape[1]].tolist()
+    told = drawn.ids[0, : -drawn.action_mask.shape[1]].tolist()
     assert [WORDS[i] for i in told] == "big a cat in on".split()
     assert (
         drawn.prompts[0].text.startswith("a cat") and "big a cat in on" not in drawn.prompts[0].text

@@ -13,7 +13,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "burnish"
 
-GROUND = {"types", "images", "errors", "seeds", "catalog", "config", "runs", "world"}
+GROUND = {"types", "checked", "images", "errors", "seeds", "catalog", "config", "runs", "world"}
 WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
     "rl": {"types"},
@@ -35,7 +35,8 @@ FLOOR: dict[str, set[str]] = {
     "images": {"errors"},
     "errors": set(),
     "seeds": set(),
-    "catalog": {"errors", "types"},
+    "checked": {"types"},
+    "catalog": {"errors", "types", "checked"},
     "config": {"catalog", "errors", "types"},
     "runs": {"errors"},
     "world": {"errors"},

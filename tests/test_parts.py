@@ -64,7 +64,7 @@ def test_objects_are_what_their_names_would_have_made(config: Config, tmp_path: 
     pipe = DiffusionPipeline.from_pretrained(config.model.id)
     train(config, tmp_path / "named")
     given = Overrides(policy=Policy.load(pipe, device="cpu"), rewards={"brightness": brightness})
-    train(config, tmp_path / "given", given=given)
+    train(config, tmp_path / "given", overrides=given)
     assert log(tmp_path / "given") == log(tmp_path / "named")
     assert pipe.unet is given.policy.pipe.unet, (
         "the pipeline that was given is the one that learned"
@@ -74,7 +74,7 @@ def test_objects_are_what_their_names_would_have_made(config: Config, tmp_path: 
 
 def test_prompts_drawn_by_a_function(config: Config, tmp_path: Path) -> None:
     seen: list[SampledImages] = []
-    train(config, tmp_path / "run", given=Overrides(source=draw), on_images=seen.append)
+    train(config, tmp_path / "run", overrides=Overrides(source=draw), on_images=seen.append)
     records = Run(tmp_path / "run").records()
     assert [one.iteration for one in seen] == [1, 2]
 
@@ -93,7 +93,7 @@ def test_prompts_drawn_by_a_function(config: Config, tmp_path: Path) -> None:
 
 
 def test_the_tracker_knows_a_drawn_prompt_by_its_text(config: Config, tmp_path: Path) -> None:
-    train(config, tmp_path / "run", given=Overrides(source=draw))
+    train(config, tmp_path / "run", overrides=Overrides(source=draw))
     from burnish.training.checkpoint import restore
 
     state = restore(Run(tmp_path / "run").checkpoints)
@@ -108,15 +108,15 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(
     from dataclasses import replace
 
     given = Overrides(source=draw, rewards={"brightness": brightness})
-    train(config, tmp_path / "whole", given=given)
-    train(replace(config, iterations=1), tmp_path / "parted", given=given)
-    train(config, tmp_path / "parted", given=given, resume=True)
+    train(config, tmp_path / "whole", overrides=given)
+    train(replace(config, iterations=1), tmp_path / "parted", overrides=given)
+    train(config, tmp_path / "parted", overrides=given, resume=True)
     assert log(tmp_path / "whole") == log(tmp_path / "parted")
 
 
 def test_the_run_directory_says_what_it_cannot_hold(config: Config, tmp_path: Path) -> None:
     run = Run(
-        train(config, tmp_path / "run", given=Overrides(source=draw, rewards={"mine": brightness}))
+        train(config, tmp_path / "run", overrides=Overrides(source=draw, rewards={"mine": brightness}))
     )
     kept = configuration.load(run.config)
     assert kept.prompts == {"use": IN_MEMORY} and kept.rewards == [
@@ -153,7 +153,7 @@ def test_what_does_not_fit_is_one_sentence(
     config: Config, tmp_path: Path, changes: dict[str, Any], given: Overrides, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        train(configuration.parse({**_tree(config), **changes}), tmp_path / "run", given=given)
+        train(configuration.parse({**_tree(config), **changes}), tmp_path / "run", overrides=given)
 
 
 def test_a_policy_of_another_kind_than_the_configuration_says(
@@ -163,7 +163,7 @@ def test_a_policy_of_another_kind_than_the_configuration_says(
     with pytest.raises(
         ValueError, match='the given policy has train = "full" and computes in float32; make'
     ):
-        train(config, tmp_path / "run", given=given)
+        train(config, tmp_path / "run", overrides=given)
 
 
 def test_trackers_are_opened_with_their_project_and_options() -> None:

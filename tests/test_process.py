@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler
 from burnish.diffusion.guidance import CFG
 from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
-from burnish.diffusion.process import Forward, Reverse
+from burnish.diffusion.process import ForwardProcess, ReverseProcess
 from burnish.diffusion.sampler import Sampler
 from burnish.types import Prompt, Trajectory
 
@@ -37,7 +37,7 @@ def test_the_error_is_the_networks_training_loss(
     sampler = Sampler(DDIM(), 3, CFG(3.0))
     trajectory = rolled(policy, sampler)
     perturb(policy)
-    process = Forward(policy, sampler, trajectory, trajectory.latent, ("key",))
+    process = ForwardProcess(policy, sampler, trajectory, trajectory.latent, ("key",))
     replay = process.replay(IMAGES, MOVES, reference=True)
     t, noise = process.draw(IMAGES, MOVES)
     clean = trajectory.latent[IMAGES]
@@ -79,7 +79,7 @@ def test_a_pair_always_meets_the_same_noise(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
     sampler = Sampler(DDIM(), 3, CFG(3.0))
     trajectory = rolled(policy, sampler)
-    process = Forward(policy, sampler, trajectory, trajectory.latent, ("key",))
+    process = ForwardProcess(policy, sampler, trajectory, trajectory.latent, ("key",))
     t, noise = process.draw(IMAGES, MOVES)
     alone_t, alone = process.draw(IMAGES[1:2], MOVES[1:2])
     assert alone_t.equal(t[1:2]) and alone.equal(noise[1:2])
@@ -92,7 +92,7 @@ def test_what_is_remembered_is_the_ratio_s_denominator(tiny_pipeline: Path) -> N
     policy = Policy.load(tiny_pipeline)
     sampler = Sampler(DDIM(), 3, CFG(3.0))
     trajectory = rolled(policy, sampler)
-    process = Forward(policy, sampler, trajectory, trajectory.latent, ("key",)).remembering(
+    process = ForwardProcess(policy, sampler, trajectory, trajectory.latent, ("key",)).remembering(
         [(IMAGES, MOVES)], chunk=2
     )
     before = process.replay(IMAGES, MOVES)
@@ -111,7 +111,7 @@ def test_reverse_is_the_samplers_replay(tiny_pipeline: Path) -> None:
     trajectory = rolled(policy, sampler)
     moves = torch.tensor([1, 0, 2])
     assert (
-        Reverse(policy, sampler, trajectory)
+        ReverseProcess(policy, sampler, trajectory)
         .replay(IMAGES, moves)
         .logp.equal(sampler.replay(policy, trajectory, IMAGES, moves[:, None]).logp)
     )

@@ -23,7 +23,7 @@ from burnish.types import Replay, Trajectory
 
 
 @dataclass(frozen=True)
-class Reverse:
+class ReverseProcess:
     """The moves of trajectories."""
 
     policy: Policy
@@ -36,7 +36,7 @@ class Reverse:
 
 
 @dataclass(frozen=True)
-class Forward:
+class ForwardProcess:
     """Finished images, noised again. ``key`` names the stream of chance."""
 
     policy: Policy
@@ -79,7 +79,7 @@ class Forward:
         return torch.tensor(times), torch.stack(noises)
 
     @torch.no_grad()
-    def remembering(self, pairs: Iterable[tuple[Tensor, Tensor]], chunk: int) -> Forward:
+    def remembering(self, pairs: Iterable[tuple[Tensor, Tensor]], chunk: int) -> ForwardProcess:
         """The same, knowing what the current weights say of all these pairs."""
         images, moves = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         old = torch.full((len(self.latent), int(moves.max()) + 1), torch.nan)
@@ -89,6 +89,3 @@ class Forward:
                 old[rows, columns] = self.replay(rows, columns).logp[:, 0].float().cpu()
 
         return replace(self, old=old)
-
-
-Process = Reverse | Forward

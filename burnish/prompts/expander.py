@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,12 @@ class Expansions:
 
     prompts: list[Prompt]  # n, expanded; the metadata's "original" is the text before
     ids: Tensor  # (n, P + G) int64
-    seen: Tensor  # (n, P + G) bool: no padding, and nothing that was cut off
-    said: Tensor  # (n, G) bool: the actions
+    attention_mask: Tensor  # (n, P + G) bool: no padding, and nothing that was cut off
+    action_mask: Tensor  # (n, G) bool: the actions
     # (n, G) float32, log-probability of each action under the sampling weights; 0 where there is
     # none
     logp: Tensor
-    cut: Tensor  # (n,) bool: words were left out because the prompt would have been too long
+    truncated: Tensor  # (n,) bool: words were left out because the prompt would have been too long
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,11 @@ class Expander:
         self._pad = (
             next(iter(self._ends), 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         )
+        bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+        # transformers names its cache `cache` since 5.24 and warns of the old name, the only one
+        # that 5.0 knows
+        names = signature(bare.forward).parameters
+        self._cache = "cache" if "cache" in names else "past_key_values"
 
     @classmethod
     def load(
@@ -190,11 +196,11 @@ class Expander:
         while len(logps) < self.tokens and alive.any():
             position = (seen.cumsum(1) - 1).clamp(min=0)[:, -inputs.shape[1] :]
             out = self.model(
-                input_ids=inputs, attention_mask=seen.long(), position_ids=position, past_key_values=cache,
+                input_ids=inputs, attention_mask=seen.long(), position_ids=position, **{self._cache: cache},
                 use_cache=True, logits_to_keep=1,
             )  # fmt: skip
             chances = self._log(out.logits[:, -1])
-            cache = out.past_key_values
+            cache = out[self._cache]
             drawn = torch.multinomial(chances.exp().cpu(), 1, generator=generator).to(asked.device)
             inputs = torch.where(alive, drawn, self._pad)
             logps.append(torch.where(alive, chances.gather(1, inputs), 0.0))
@@ -219,8 +225,8 @@ class Expander:
         ``reference`` also asks the model as it was when ``remember`` was called, for ``kl``.
         """
         ids = drawn.ids[rows].to(self.model.device)
-        seen = drawn.seen[rows].to(self.model.device)
-        said = drawn.said[rows].to(ids.device)
+        seen = drawn.attention_mask[rows].to(self.model.device)
+        said = drawn.action_mask[rows].to(ids.device)
         now = self._chances(ids, seen, said.shape[1])
         logp = torch.where(said, now.gather(2, ids[:, -said.shape[1] :, None])[..., 0], 0.0)
 

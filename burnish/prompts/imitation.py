@@ -53,7 +53,10 @@ def imitate(
 
         for rows in order.split(AT_ONCE):
             batch = expander.pairs([pairs[row] for row in rows.tolist()])
-            loss = -expander.replay(batch, torch.arange(len(rows))).logp.sum() / batch.said.sum()
+            loss = (
+                -expander.replay(batch, torch.arange(len(rows))).logp.sum()
+                / batch.action_mask.sum()
+            )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(expander.trainable, 1.0)

@@ -73,6 +73,7 @@ class Readings:
 class Scanner:
     """Reads pictures with several decoders under several conditions.
 
+    >>> from burnish.qr.layout import fit
     >>> scanner = Scanner(["zxing"], "held_out")
     >>> scanner.measure(fit("AB12C", 64).draw()[None], ["AB12C"]).strict
     tensor([True])

@@ -497,11 +497,11 @@ def _data_uri(path: Path) -> str:
     if len(content) > 400_000:
         from PIL import Image
 
-        with Image.open(io.BytesIO(content)) as image:
-            image = image.convert("RGB")
-            image.thumbnail((PICTURE, PICTURE))
+        with Image.open(io.BytesIO(content)) as stored:
+            picture = stored.convert("RGB")
+            picture.thumbnail((PICTURE, PICTURE))
             buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=88)
+            picture.save(buffer, "JPEG", quality=88)
 
         content = buffer.getvalue()
         kind = "jpeg"

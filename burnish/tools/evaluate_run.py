@@ -11,6 +11,7 @@ from burnish.seeds import seed_globals
 from burnish.training import checkpoint
 from burnish.training.assembly import assemble
 from burnish.training.evaluations import evaluate_all
+from burnish.training.learners import evaluated_weights
 
 
 def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
@@ -40,9 +41,9 @@ def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
         if before is None or before["train"].images_per_prompt != count:
             before = evaluate_all(parts, count, seed, config.batch.sample_batch)
 
-        parts.policy.load_state(state.average or state.weights)
-        if parts.expander is not None:
-            parts.expander.load_state(state.expander)
+        parts.policy.load_state(evaluated_weights(state.learners["generator"]))
+        if parts.expander is not None and "expander" in state.learners:
+            parts.expander.load_state(evaluated_weights(state.learners["expander"]))
 
         now = evaluate_all(parts, count, seed, before["train"].chunk, template=parts.template)
         comparison = compare(before, now, parts.weights)

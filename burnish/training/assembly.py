@@ -1,13 +1,11 @@
-"""From a configuration to the parts a run is made of: the one place where names become models and
-functions.
-"""
+"""Assembly: from a configuration to the parts of a run. Names become models and functions here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -22,38 +20,43 @@ from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
 from burnish.prompts.imitation import imitate, read_pairs
 from burnish.rewards import Tolerance
-from burnish.seeds import generator
+from burnish.rl.curriculum import ConstantCurriculum
 from burnish.training.requirements import check_identifiers, check_transitions
-from burnish.types import Judge, Objective, Prompt, Reward
+from burnish.types import Advantage, Curriculum, Judge, Objective, Prompt, Reward
 
-# how many are wanted -> that many prompts, drawn anew each time
+if TYPE_CHECKING:
+    from burnish.training.learners import Learner
+
 Source = Callable[[int], Sequence[Prompt]]
+"""(how many are wanted) -> that many prompts, drawn anew each time."""
+
 IN_MEMORY = "burnish.training.assembly:absent"
-"""What a run's configuration says in place of the name of something that has none: an object of a
-Python program.
-"""
+"""The name that a run's configuration gives to an object of a Python program."""
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What a Python program has in its hands and gives to `train` in place of what the
-    configuration names.
+    """Objects of a Python program that `train` takes in place of what the configuration names.
 
-    Only that program can resume such a run: its config.toml says where an object stood, but cannot
-        hold it.
+    Only that program can resume such a run: its config.toml marks the place of an object, but
+    cannot hold it.
     """
 
     # in place of [model], which should say how it was made; it is trained as it is
     policy: Policy | None = None
-    rewards: Mapping[str, Reward] = field(default_factory=dict)  # by name, in place of [[rewards]]
-    # in place of [prompts]: called in each iteration by every process for its share, while
+
+    # by name, in place of [[rewards]]
+    rewards: Mapping[str, Reward] = field(default_factory=dict)
+
+    # in place of [prompts]: called in each iteration by every process for its own prompts, while
     # Python's, numpy's and torch's random numbers follow from (seed, iteration, process)
     source: Source | None = None
 
+    # by name, beside the generator and the expander: what else learns
+    learners: Mapping[str, Learner] = field(default_factory=dict)
+
     def described(self, config: Config) -> Config:
-        """The configuration with what is given in it; a reward keeps the weight that its name has
-        there.
-        """
+        """Return the configuration with the objects in it; rewards keep their names' weights."""
         changes: dict[str, Any] = {}
 
         if self.rewards:
@@ -79,117 +82,120 @@ class Parts:
 
     policy: Policy
     sampler: Sampler
-    # that are trained on; with a `source` those that samples and evaluations show
-    prompts: list[Prompt]
+    prompts: list[Prompt]  # trained on; with a `source` those of samples and evaluations
     rewards: dict[str, Reward]
     weights: Tensor  # (K,) of the rewards
     tolerance: Tolerance  # of rewards that fail
-    advantage: Any  # an Advantage; one that remembers has state_dict and load_state_dict
+    advantage: Advantage
     objective: Objective
+    curriculum: Curriculum
     judge: Judge | None
     panel: Panel  # held-out measures of the evaluations
     judged: dict[str, list[Prompt]]  # evaluation prompts: "train" and, if there are any, "unseen"
-    # (progress, chance) -> control scale; one that remembers has learn, state_dict, ...
-    curriculum: Any = None
     source: Source | None = None  # draws each iteration's prompts, if they are no fixed list
     expander: Expander | None = None  # rewrites what the generator reads
-    # all reward identifiers: how a trained model is asked in evaluations and samples
-    template: str = "{}"
+    template: str = "{}"  # all reward identifiers: how a trained model is asked when evaluated
 
 
-def assemble(config: Config, device: str = "", given: Overrides | None = None) -> Parts:
-    """Load and build everything but what is `given`; what takes longest comes last, so that a slip
-    is told soon.
+def assemble(config: Config, device: str = "", overrides: Overrides | None = None) -> Parts:
+    """Return the parts of a configuration, with what `overrides` gives in place of its own.
+
+    What takes longest comes last, so that a slip is reported soon.
+
+    Raises:
+        ValueError, OSError: a part cannot be loaded, or the parts do not fit each other.
     """
-    given = given or Overrides()
+    overrides = overrides or Overrides()
     check_identifiers(config)
-    prompts = [] if given.source else load_prompts(config.prompts, "prompts")
-    judged = {"train": load_prompts(config.evaluation.prompts, "evaluation.prompts") or prompts}
-
-    if not judged["train"] and (config.evaluation.images_per_prompt or config.run.sample_every):
-        raise ValueError(
-            "the prompts are drawn by a function, but evaluations and sample grids want some that stay: set "
-            "evaluation.prompts, or evaluation.images_per_prompt = 0 and run.sample_every = 0"
-        )
-
-    if config.evaluation.unseen:
-        judged["unseen"] = load_prompts(config.evaluation.unseen, "evaluation.unseen")
+    prompts = [] if overrides.source else load_prompts(config.prompts, "prompts")
+    judged = load_evaluation_prompts(config, prompts)
 
     advantage = catalog.build("advantage", config.advantage)
     objective = catalog.build("objective", config.objective)
+    curriculum = load_curriculum(config)
     sampler = load_sampler(config)
-    policy = given.policy or load_policy(config, device)
-
-    if (policy.train, policy.dtype) != (config.model.train, DTYPES[config.model.dtype]):
-        raise ValueError(
-            f'the given policy has train = "{policy.train}" and computes in {str(policy.dtype)[6:]}; make model.train '
-            "and model.dtype say the same"
-        )
-
-    identify(config, policy)
+    policy = overrides.policy or load_policy(config, device)
+    check_policy(config, policy)
+    add_identifiers(config, policy)
     check_transitions(config, policy, sampler, objective, advantage)
-    everything = range(len(config.rewards) if config.sampler.identifiers else 0)
-    tolerance = Tolerance(
-        config.scoring.retries, config.scoring.timeout, config.scoring.missing == "mask"
-    )
+
+    scoring = config.scoring
+    tolerance = Tolerance(scoring.retries, scoring.timeout, scoring.missing == "mask")
+    identified = range(len(config.rewards) if config.sampler.identifiers else 0)
 
     return Parts(
         policy=policy,
         sampler=sampler,
         prompts=prompts or judged["train"],
-        rewards=dict(given.rewards) or load_rewards(config.rewards, "rewards"),
+        rewards=dict(overrides.rewards) or load_rewards(config.rewards, "rewards"),
         weights=torch.tensor([float(table.get("weight", 1.0)) for table in config.rewards]),
         tolerance=tolerance,
         advantage=advantage,
         objective=objective,
+        curriculum=curriculum,
         judge=load_judge(config),
         panel=load_panel(config, tolerance),
         judged=judged,
-        curriculum=catalog.build("curriculum", config.curriculum) if config.curriculum else None,
-        source=given.source,
+        source=overrides.source,
         expander=load_expander(config, policy),
-        template=identifiers.template(everything, config.sampler.identifiers_after),
+        template=identifiers.template(identified, config.sampler.identifiers_after),
     )
 
 
-def stage(config: Config, parts: Parts, iteration: int) -> Sampler:
-    """How an iteration is sampled: at the control scale to which the curriculum has come, if there
-    is one.
-
-    Evaluations and sample grids stay at `sampler.control.scale`.
-    """
-    if parts.curriculum is None:
-        return parts.sampler
-    progress = (iteration - 1) / max(1, config.iterations - 1)
-    scale = parts.curriculum(progress, generator(config.seed, iteration, "curriculum"))
-    return replace(parts.sampler, control=replace(parts.sampler.control, scale=scale))
-
-
 def absent(**arguments: Any) -> NoReturn:
-    """What `OBJECT` names: the error of a run whose object is not given."""
+    """Raise the error of a run whose object is not given; `IN_MEMORY` names this function."""
     raise ValueError(
-        "this was an object of a Python program, which no file holds: go on with the program that gave it"
+        "this was an object of a Python program, which no file holds: go on with the program that "
+        "gave it"
     )
 
 
 def load_prompts(table: Table, where: str) -> list[Prompt]:
-    """The prompts of a source; an empty table gives none."""
+    """Return the prompts of a source; an empty table gives none."""
     return catalog.build("prompts", table, where) if table else []
 
 
+def load_evaluation_prompts(config: Config, prompts: list[Prompt]) -> dict[str, list[Prompt]]:
+    """Return the prompts of evaluations and sample grids: "train" and perhaps "unseen"."""
+    settings = config.evaluation
+    found = {"train": load_prompts(settings.prompts, "evaluation.prompts") or prompts}
+
+    if not found["train"] and (settings.images_per_prompt or config.run.sample_every):
+        raise ValueError(
+            "the prompts are drawn by a function, but evaluations and sample grids need some that "
+            "stay: set evaluation.prompts, or evaluation.images_per_prompt = 0 and "
+            "run.sample_every = 0"
+        )
+
+    if settings.unseen:
+        found["unseen"] = load_prompts(settings.unseen, "evaluation.unseen")
+    return found
+
+
 def load_sampler(config: Config) -> Sampler:
-    """Kernel, steps and guidance."""
+    """Return the sampler: kernel, steps, guidance and control."""
     kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
     guidance = catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
     control = Control(**asdict(config.sampler.control))
     return Sampler(kernel, config.sampler.steps, guidance, control)
 
 
+def load_curriculum(config: Config) -> Curriculum:
+    """Return the curriculum of the control scale; without one the constant scale."""
+    if not config.curriculum:
+        return ConstantCurriculum(config.sampler.control.scale)
+
+    curriculum: Curriculum = catalog.build("curriculum", config.curriculum)
+    return curriculum
+
+
 def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
-    """The model with its trainable weights; `device` and `adapter` stand in for the
-    configuration's.
+    """Return the model with its trainable weights.
+
+    `device` and `adapter` stand in for the configuration's.
     """
     model = config.model
+    asks_reference = config.objective.get("kl", 0) > 0 or config.guard.kl > 0
     policy = Policy.load(
         model.id,
         train=model.train,
@@ -208,17 +214,25 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
         size=model.size,
         trainable_parts=model.trainable_parts,
         adapter=adapter or model.adapter or None,
-        reference=model.train == "full"
-        and (config.objective.get("kl", 0) > 0 or config.guard.kl > 0),
+        reference=model.train == "full" and asks_reference,
     )
-    identify(config, policy)
-
+    add_identifiers(config, policy)
     return policy
 
 
+def check_policy(config: Config, policy: Policy) -> None:
+    """Refuse a given policy that is not what [model] says of it."""
+    if (policy.train, policy.dtype) != (config.model.train, DTYPES[config.model.dtype]):
+        raise ValueError(
+            f'the given policy has train = "{policy.train}" and computes in '
+            f"{str(policy.dtype)[6:]}; make model.train and model.dtype say the same"
+        )
+
+
 def load_expander(config: Config, policy: Policy, adapter: str = "") -> Expander | None:
-    """The prompt expander, if there is one, on the generator's device; a trained `adapter` is only
-    to draw with.
+    """Return the prompt expander, if there is one, on the generator's device.
+
+    A trained `adapter` is only to draw with.
     """
     settings = config.expander
     if not settings.model:
@@ -257,35 +271,26 @@ def load_expander(config: Config, policy: Policy, adapter: str = "") -> Expander
     return expander
 
 
-def identify(config: Config, policy: Policy) -> None:
-    """Let the model read the rewards' identifiers, if they are tokens of their own."""
+def add_identifiers(config: Config, policy: Policy) -> None:
+    """Add the rewards' identifiers to the model's tokens, if they are tokens."""
     if config.sampler.identifiers == "tokens":
         identifiers.add_tokens(policy.pipe, len(config.rewards))
 
 
 def load_rewards(tables: Sequence[Table], where: str) -> dict[str, Reward]:
-    """Reward by name, in the order of the configuration."""
-    named = zip(reward_names(tables), tables, strict=True)
-    built = {
-        name: catalog.build("reward", reward_arguments(table), f"{where}.{place}")
-        for place, (name, table) in enumerate(named)
-    }
-    by_original = {
-        name
-        for name, table in zip(built, tables, strict=True)
-        if table.get("of", "original") == "original"
-    }
+    """Return the rewards by name, in the order of the configuration."""
+    rewards = {}
 
-    return {
-        name: of_original(reward) if name in by_original else reward
-        for name, reward in built.items()
-    }
+    for index, (name, table) in enumerate(zip(reward_names(tables), tables, strict=True)):
+        reward = catalog.build("reward", reward_arguments(table), f"{where}.{index}")
+        judges_original = table.get("of", "original") == "original"
+        rewards[name] = of_original(reward) if judges_original else reward
+
+    return rewards
 
 
 def of_original(reward: Reward) -> Reward:
-    """A reward that judges by what was asked for, not by what an expander made of it. Its prompts
-    keep everything but the text.
-    """
+    """Return a reward that sees the prompts as they were before they were expanded."""
 
     def judged(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return reward(images, [prompt.unexpanded() for prompt in prompts])
@@ -294,7 +299,7 @@ def of_original(reward: Reward) -> Reward:
 
 
 def load_panel(config: Config, tolerance: Tolerance) -> Panel:
-    """What the guard watches beside the judge; nothing without a guard."""
+    """Return the measures that the guard watches beside the judge; none without a guard."""
     guard = config.guard
     if guard.action == "none":
         return Panel()
@@ -306,7 +311,7 @@ def load_panel(config: Config, tolerance: Tolerance) -> Panel:
 
 
 def load_judge(config: Config) -> Judge | None:
-    """The classifier of the embedded models, where it is asked for."""
+    """Return the classifier of the embedded models, where it is configured."""
     if not config.evaluation.judge or not config.evaluation.images_per_prompt:
         return None
     from burnish.zoo import judge

@@ -1,12 +1,12 @@
-"""Checkpoints: everything needed to go on with a run as if it had never stopped. Safetensors and
-JSON, never pickle.
+"""Checkpoints: everything needed to go on as if a run had never stopped. No pickle.
 
-    checkpoints/000012/tensors.safetensors    what was learned, its average if any, and the optimizers' moments
-    checkpoints/000012/state.json             the iteration, what the parts remember, and the SHA-256 of the tensors
+    checkpoints/000012/tensors.safetensors    each learner's weights, average and optimizer
+    checkpoints/000012/state.json             the iteration, what the parts remember, and the
+                                              SHA-256 of the tensors
 
 A checkpoint is written into a temporary folder, flushed to the disk and renamed, so one that can be
 seen is whole; the digest tells when it was damaged later. Nothing random is stored: every iteration
-derives its random numbers from (seed, iteration), see `trainer`.
+derives its random numbers from (seed, iteration), see `seeds`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,7 @@ from torch import Tensor
 from burnish.errors import os_error_context
 from burnish.runs import dumps, write
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -39,31 +39,30 @@ class State:
     """A run between two iterations."""
 
     iteration: int  # iterations that are done
-    weights: dict[str, Tensor]  # trained tensors by name
-    # "index.key": the optimizer's memory of the parameter of that place
-    optimizer: dict[str, Tensor]
-    advantage: dict[str, Any] = field(default_factory=dict)  # JSON-able
-    curriculum: dict[str, Any] = field(default_factory=dict)  # JSON-able
-    scaler: dict[str, Any] = field(default_factory=dict)  # loss scaling in float16; JSON-able
-    # a moving average of the weights, if there is one
-    average: dict[str, Tensor] = field(default_factory=dict)
-    averaged: int = 0  # optimizer steps in it
-    # what the prompt expander learned, by name
-    expander: dict[str, Tensor] = field(default_factory=dict)
-    wordsmith: dict[str, Tensor] = field(default_factory=dict)  # its optimizer's memory
+    learners: dict[str, dict[str, Tensor]]  # by name, what `Learner.state` returned
+    memory: dict[str, Any] = field(default_factory=dict)  # by part, JSON: advantage, curriculum
 
 
 def save(folder: Path, state: State, keep: int = 2, spared: int = 0) -> Path:
-    """Write `state` as `folder/<iteration>`, then delete all but the `keep` newest checkpoints and
-    the `spared` one.
+    """Write `state` as `folder/<iteration>` and delete older checkpoints.
 
-    Raises OSError with one sentence when the disk is full; the checkpoints that were there stay.
+    Args:
+        folder: of all checkpoints.
+        state: to write.
+        keep: how many of the newest stay.
+        spared: the iteration of one more that stays.
+
+    Returns:
+        The new checkpoint's folder.
+
+    Raises:
+        OSError: the disk is full; the checkpoints that were there stay.
     """
     final = folder / f"{state.iteration:06d}"
     temporary = folder / f".{final.name}.part"
 
     try:
-        with saving(final):
+        with tensor_error_context(final):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             digest = _write_tensors(temporary / "tensors.safetensors", state)
@@ -71,10 +70,7 @@ def save(folder: Path, state: State, keep: int = 2, spared: int = 0) -> Path:
                 "format": FORMAT,
                 "iteration": state.iteration,
                 "sha256": digest,
-                "advantage": state.advantage,
-                "curriculum": state.curriculum,
-                "scaler": state.scaler,
-                "averaged": state.averaged,
+                "memory": state.memory,
                 "torch": str(torch.__version__),
             }
             write(temporary / "state.json", dumps(about, indent=1))
@@ -86,9 +82,10 @@ def save(folder: Path, state: State, keep: int = 2, spared: int = 0) -> Path:
 
     # One with a higher number is damaged, or it would have been resumed from: it must not push out
     # a whole one.
-    for old in [path for path in _numbered(folder) if int(path.name) <= state.iteration][:-keep]:
-        if int(old.name) != spared:
-            shutil.rmtree(old, ignore_errors=True)
+    older = [path for path in _numbered(folder) if int(path.name) <= state.iteration]
+    for path in older[:-keep]:
+        if int(path.name) != spared:
+            shutil.rmtree(path, ignore_errors=True)
 
     return final
 
@@ -101,28 +98,35 @@ def forget(folder: Path, iteration: int) -> None:
 
 
 def restore(folder: Path) -> State | None:
-    """The newest checkpoint that is whole; None if there is none at all.
+    """Return the newest whole checkpoint, or None if there are no checkpoints.
 
-    A damaged or foreign one is skipped with a warning. Raises ValueError if there are checkpoints
-    but none is whole.
+    A damaged or foreign one is skipped with a warning.
+
+    Raises:
+        ValueError: there are checkpoints, but none is whole.
     """
-    found = _numbered(folder)
-    for path in reversed(found):
+    checkpoints = _numbered(folder)
+
+    for path in reversed(checkpoints):
         try:
             return read(path)
         except (ValueError, OSError) as error:
             warnings.warn(f"{error}; it is skipped", stacklevel=2)
 
-    if found:
+    if checkpoints:
         raise ValueError(
-            f"{folder}: none of its {len(found)} checkpoints is whole; train again with another --out"
+            f"{folder}: none of its {len(checkpoints)} checkpoints is whole; train again with "
+            "another --out"
         )
-
     return None
 
 
 def read(path: Path) -> State:
-    """The checkpoint in one folder; ValueError if it is damaged or something else."""
+    """Return the checkpoint in one folder.
+
+    Raises:
+        ValueError: it is damaged or something else.
+    """
     try:
         about = json.loads((path / "state.json").read_text("utf-8"))
         if not isinstance(about, dict) or about.get("format") != FORMAT:
@@ -131,17 +135,11 @@ def read(path: Path) -> State:
             raise ValueError(f"{path}: damaged: its tensors are not what was written")
 
         tensors = load_file(path / "tensors.safetensors")
+        names = dict.fromkeys(name.partition("/")[0] for name in tensors)
         return State(
             iteration=int(about["iteration"]),
-            weights=_under("weights.", tensors),
-            optimizer=_under("optimizer.", tensors),
-            advantage=about["advantage"],
-            curriculum=about.get("curriculum", {}),
-            scaler=about["scaler"],
-            average=_under("average.", tensors),
-            averaged=int(about.get("averaged", 0)),
-            expander=_under("expander.", tensors),
-            wordsmith=_under("wordsmith.", tensors),
+            learners={name: under(f"{name}/", tensors) for name in names},
+            memory=dict(about["memory"]),
         )
     except (
         OSError,
@@ -151,24 +149,22 @@ def read(path: Path) -> State:
         KeyError,
         TypeError,
     ) as error:
-        raise ValueError(
-            f"{path}: not a whole checkpoint ({type(error).__name__}: {error})"
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: not a whole checkpoint ({reason})") from error
 
 
-def whole(path: Path) -> bool:
-    """Whether the checkpoint in one folder is there and undamaged."""
+def is_whole(path: Path) -> bool:
+    """Return whether the checkpoint in one folder is there and undamaged."""
     try:
         read(path)
     except ValueError:
         return False
-
     return True
 
 
 @contextmanager
-def saving(path: Path) -> Iterator[None]:
-    """`os_error_context`, also for tensors: their library wraps the system's error in a text."""
+def tensor_error_context(path: Path) -> Iterator[None]:
+    """Extend `os_error_context` to safetensors, which wraps the system's error in a text."""
     with os_error_context(path):
         try:
             yield
@@ -178,7 +174,7 @@ def saving(path: Path) -> Iterator[None]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What the optimizer remembers, flat: "index.key" -> tensor, on the CPU.
+    """Return the optimizer's memory as "index.key" -> tensor, on the CPU.
 
     An 8-bit one wraps some of it in a table of its own, which is laid flat too: it takes it back
     either way.
@@ -198,62 +194,50 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return tensors
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Give the optimizer back what `optimizer_tensors` took from it; its settings stay its own."""
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Restore what `optimizer_tensors` returned; the optimizer's settings stay its own."""
     memory: dict[int, dict[str, Any]] = {}
+
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
         counter = not tensor.dim() and tensor.dtype == torch.int64  # was a plain number
         memory.setdefault(int(index), {})[key] = int(tensor) if counter else tensor
 
-    optimizer.load_state_dict(
-        {"state": memory, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": memory, "param_groups": groups})
 
 
-def _write_tensors(path: Path, state: State) -> str:
-    tensors = {
-        f"weights.{name}": tensor.detach().cpu().contiguous()
-        for name, tensor in state.weights.items()
-    }
-    tensors |= {
-        f"average.{name}": tensor.detach().cpu().contiguous()
-        for name, tensor in state.average.items()
-    }
-    tensors |= {
-        f"optimizer.{name}": tensor.contiguous() for name, tensor in state.optimizer.items()
-    }
-    tensors |= {f"expander.{name}": tensor.contiguous() for name, tensor in state.expander.items()}
-    tensors |= {
-        f"wordsmith.{name}": tensor.contiguous() for name, tensor in state.wordsmith.items()
-    }
-    save_file(tensors, path)
-
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-    return _digest(path)
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-
-    return digest.hexdigest()
-
-
-def _numbered(folder: Path) -> list[Path]:
-    """The checkpoints by rising iteration."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, by the rest of their names."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
+
+
+def _write_tensors(path: Path, state: State) -> str:
+    tensors = {
+        f"{learner}/{name}": tensor.detach().cpu().contiguous()
+        for learner, named in state.learners.items()
+        for name, tensor in named.items()
+    }
+    save_file(tensors, path)
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """Return the checkpoints by rising iteration."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())

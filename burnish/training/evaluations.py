@@ -1,13 +1,11 @@
-"""When a run evaluates: before training, at intervals and at the end; and what the guard makes of
-it.
-"""
+"""When a run evaluates: before training, at intervals and at the end; and what the guard decides."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
 
-from burnish.evaluation.guard import remember, verdict
+from burnish.evaluation.guard import Verdict, remember, verdict
 from burnish.evaluation.paired import (
     Evaluation,
     compare,
@@ -19,118 +17,61 @@ from burnish.prompts.identifiers import with_template
 from burnish.runs import dumps, write
 from burnish.training import checkpoint
 from burnish.training.assembly import Parts
-from burnish.training.export import averaged, save_adapter
 from burnish.training.job import Job
+from burnish.training.learners import averaged
+from burnish.training.resume import export
 from burnish.training.samples import draw_samples
 from burnish.world import World
 
+Evaluations = dict[str, Evaluation]
+"""By set of prompts: "train" and, if there are any, "unseen"."""
 
-def evaluate_initial(job: Job, done: int) -> dict[str, Evaluation] | None:
-    """The evaluation before training: measured at the first start, then read from the run
-    directory.
-    """
+
+def evaluate_initial(job: Job, done: int) -> Evaluations | None:
+    """Return the evaluation before training: made at the first start, read afterwards."""
     settings = job.config.evaluation
+    path = job.run.measured(0)
     if settings.images_per_prompt == 0:
         return None
-    if measured := load_evaluation(job.run.measured(0)):
-        return measured
+    if stored := load_evaluation(path):
+        return stored
 
     if done:
-        warnings.warn(
-            f"{job.run.measured(0)} is missing, so there is nothing to compare with", stacklevel=3
-        )
+        warnings.warn(f"{path} is missing, so there is nothing to compare with", stacklevel=3)
         return None
 
-    chunk = job.config.batch.sample_batch
-    measured = evaluate_all(
-        job.parts, settings.images_per_prompt, settings.seed, chunk, job.world, job.poll
+    evaluations = evaluate_all(
+        job.parts,
+        settings.images_per_prompt,
+        settings.seed,
+        job.config.batch.sample_batch,
+        job.world,
+        job.poll,
     )
-
     if job.world.main:
-        save_evaluation(job.run.measured(0), measured)
+        save_evaluation(path, evaluations)
 
-    return measured
+    return evaluations
 
 
-def evaluate_now(job: Job, first: dict[str, Evaluation], iteration: int) -> None:
-    """Measure again with the same noise, and write the comparison with `first`."""
+def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
+    """Evaluate with the noise of the initial evaluation, and write the comparison."""
     settings = job.config.evaluation
-    chunk = first["train"].chunk
-
-    with averaged(job):
-        count = settings.images_per_prompt
-        template = job.parts.template
-        measured = evaluate_all(
-            job.parts, count, settings.seed, chunk, job.world, job.poll, template
+    with averaged(job.learners):
+        evaluations = evaluate_all(
+            job.parts,
+            settings.images_per_prompt,
+            settings.seed,
+            initial["train"].chunk,
+            job.world,
+            job.poll,
+            job.parts.template,
         )
 
     if job.world.main:
-        save_evaluation(job.run.measured(iteration), measured)
-        write(job.run.evaluation, dumps(compare(first, measured, job.parts.weights), indent=1))
-
-
-def check_guard(job: Job, first: dict[str, Evaluation], iteration: int) -> bool:
-    """Ask the guard after an evaluation; whether it ends the run. With "rollback" the weights are
-    the best ones then.
-
-    All processes read the same evaluations, which the main one has written, and so come to the same
-    verdict.
-    """
-    action = job.config.guard.action
-    if action == "none":
-        return False
-
-    job.world.any(False)  # wait until the main process has written
-    said = verdict(job.run, job.config, job.parts.weights, first["train"], iteration)
-
-    if not said.tripped:
-        return False
-
-    if action == "warn":
-        if job.world.main:
-            warnings.warn(
-                f"over-optimisation after iteration {iteration}: {'; '.join(said.reasons)}",
-                stacklevel=3,
-            )
-
-        return False
-
-    draw_samples(job, iteration)
-    if action == "rollback":
-        go_back(job, first, said.best)
-    if job.world.main:
-        remember(job.run, said, action)
-
-    return True
-
-
-def go_back(job: Job, first: dict[str, Evaluation], iteration: int) -> None:
-    """Make the state after ``iteration`` the run's last: its weights, its comparison, its
-    checkpoint.
-    """
-    kept_state = checkpoint.read(job.run.checkpoints / f"{iteration:06d}") if iteration else None
-    state = job.first if kept_state is None else kept_state.average or kept_state.weights
-    assert state is not None  # kept since the start, because the guard may roll back
-    job.parts.policy.load_state(state)
-    words = job.first_words if kept_state is None else kept_state.expander
-
-    if job.parts.expander is not None and words is not None:
-        job.parts.expander.load_state(words)
-
-    if job.average is not None:
-        job.average.load_state_dict(
-            {"shadow_params": [p.detach().clone() for p in job.parts.policy.trainable]}
-        )
-
-    draw_samples(job, iteration)
-    if not job.world.main:
-        return
-
-    measured = load_evaluation(job.run.measured(iteration))
-    assert measured is not None
-    write(job.run.evaluation, dumps(compare(first, measured, job.parts.weights), indent=1))
-    save_adapter(job)
-    checkpoint.forget(job.run.checkpoints, iteration)
+        save_evaluation(job.run.measured(iteration), evaluations)
+        comparison = compare(initial, evaluations, job.parts.weights)
+        write(job.run.evaluation, dumps(comparison, indent=1))
 
 
 def evaluate_all(
@@ -141,9 +82,17 @@ def evaluate_all(
     world: World | None = None,
     poll: Callable[[], None] = lambda: None,
     template: str = "{}",
-) -> dict[str, Evaluation]:
-    """Evaluate on the training prompts and, if there are any, on the unseen ones, with ``template``
-    around them.
+) -> Evaluations:
+    """Return the evaluations on the training prompts and, if there are any, the unseen ones.
+
+    Args:
+        parts: what is evaluated, by which rewards and judges, on which prompts.
+        images_per_prompt: of each set.
+        seed: of the noise.
+        chunk: images sampled at once; decides which noise an image gets.
+        world: processes that share the work.
+        poll: called before each chunk; may raise to stop.
+        template: put around the prompts' texts.
     """
     return {
         name: evaluate(
@@ -163,3 +112,59 @@ def evaluate_all(
         )
         for name, prompts in parts.judged.items()
     }
+
+
+def check_guard(job: Job, initial: Evaluations, iteration: int) -> bool:
+    """Return whether the guard ends the run after an evaluation.
+
+    With "rollback" the run's weights are the best ones then. All processes read the same
+    evaluations, which the main one has written, and so come to the same verdict.
+    """
+    action = job.config.guard.action
+    if action == "none":
+        return False
+
+    job.world.any(False)  # wait until the main process has written
+    found = verdict(job.run, job.config, job.parts.weights, initial["train"], iteration)
+    if not found.tripped:
+        return False
+    if action == "warn":
+        _warn(job, found)
+        return False
+
+    draw_samples(job, iteration)
+    if action == "rollback":
+        roll_back(job, initial, found.best)
+    if job.world.main:
+        remember(job.run, found, action)
+    return True
+
+
+def roll_back(job: Job, initial: Evaluations, iteration: int) -> None:
+    """Make the state after ``iteration`` the run's last: weights, comparison and checkpoint."""
+    folder = job.run.checkpoints / f"{iteration:06d}"
+    stored = checkpoint.read(folder).learners if iteration else {}
+    for name, learner in job.learners.items():
+        learner.reset(stored.get(name))
+
+    draw_samples(job, iteration)
+    if not job.world.main:
+        return
+
+    path = job.run.measured(iteration)
+    evaluations = load_evaluation(path)
+    if evaluations is None:
+        raise FileNotFoundError(f"{path} is missing, so the guard cannot go back to it")
+
+    comparison = compare(initial, evaluations, job.parts.weights)
+    write(job.run.evaluation, dumps(comparison, indent=1))
+    export(job)
+    checkpoint.forget(job.run.checkpoints, iteration)
+
+
+def _warn(job: Job, found: Verdict) -> None:
+    if job.world.main:
+        reasons = "; ".join(found.reasons)
+        warnings.warn(
+            f"over-optimisation after iteration {found.iteration}: {reasons}", stacklevel=4
+        )

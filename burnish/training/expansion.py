@@ -1,129 +1,104 @@
-"""The wording of prompts: what the loop asks the expander for, and what the expander learns from
-the pictures.
+"""The prompt expander in training: the texts it draws for an iteration, and what it learns.
 
-    advantage of a text = mean advantage of its pictures - the mean of that over the texts of the
-    same prompt
-    loss                = mean over texts of (-advantage * sum of its log-probabilities + kl * KL to the start)
+    advantage of a text = mean advantage of its images - mean of that over the texts of the prompt
+    loss                = mean over texts of
+                          (-advantage * sum of its log-probabilities + kl * KL to the start)
 
 One step an iteration, on policy, so nothing needs clipping. Parrot (arXiv 2401.05675) has the raw
 reward in place of the advantage, and no KL. Where an advantage is 0 and no KL is asked for, nothing
-moves.
+is learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from burnish.config import Config
-from burnish.prompts.expander import Expansions
-from burnish.seeds import generator
-from burnish.training.job import Job
+from burnish.prompts.expander import Expander, Expansions
 from burnish.types import Prompt
 
-SHOWN = 4  # expansions of an iteration that the record keeps
-
-
-def reword(job: Job, asked: list[Prompt], iteration: int) -> tuple[list[Prompt], Expansions | None]:
-    """The prompts of an iteration's images (B), expanded, and the texts that were drawn for them,
-    one for so many neighbours; without an expander the prompts as they are.
-    """
-    expander = job.parts.expander
-    if expander is None:
-        return asked, None
-
-    chance = generator(job.config.seed, iteration, "expansions", job.world.rank)
-    each = job.config.batch.images_per_prompt // texts_per_prompt(job.config)
-    drawn = expander.draw(asked[::each], chance)
-    return [prompt for prompt in drawn.prompts for _ in range(each)], drawn
+EXAMPLES = 4  # expansions of an iteration that the record keeps
 
 
 def texts_per_prompt(config: Config) -> int:
-    """Different texts for one drawn prompt: with identifiers so many for each reward."""
-    return config.expander.expansions * (len(config.rewards) if config.sampler.identifiers else 1)
+    """Return the number of different texts for one drawn prompt."""
+    return config.expander.expansions * config.identifier_count
 
 
-def worth(adv: Tensor, there: Tensor, group: Tensor, texts: int) -> Tensor:
-    """The advantage (texts,) float32 of each text, from those of its images ``adv`` (B,),
-    neighbours.
+def expand_prompts(
+    expander: Expander, prompts: list[Prompt], config: Config, generator: torch.Generator
+) -> tuple[list[Prompt], Expansions]:
+    """Return the expanded prompts of B images, and the texts: neighbouring images share one."""
+    images_per_text = config.batch.images_per_prompt // texts_per_prompt(config)
+    drawn = expander.draw(prompts[::images_per_text], generator)
+    expanded = [prompt for prompt in drawn.prompts for _ in range(images_per_text)]
+    return expanded, drawn
 
-    Only images ``there`` (B,) count; a text without one has exactly 0 and is compared with no
-    other.
+
+def text_advantages(adv: Tensor, valid: Tensor, group: Tensor, texts: int) -> Tensor:
+    """Return the advantage (texts,) float32 of each text from its images' ``adv`` (B,).
+
+    Images of a text are neighbours. Only ``valid`` (B,) ones count; a text without one has exactly
+    0 and is compared with no other.
     """
-    seen = there.view(texts, -1).float()
+    counts = valid.view(texts, -1).float()
     values = adv.float().view(texts, -1)
-    mean = (values * seen).sum(1) / seen.sum(1).clamp(min=1)
-    valid = seen.any(1)
-    group = group.view(texts, -1)[:, 0]
-    alike = ((group[:, None] == group) & valid).float()
-    return torch.where(valid, mean - alike @ mean / alike.sum(1).clamp(min=1), 0.0)
+    mean = (values * counts).sum(1) / counts.sum(1).clamp(min=1)
+
+    text_valid = counts.any(1)
+    text_group = group.view(texts, -1)[:, 0]
+    same_prompt = ((text_group[:, None] == text_group) & text_valid).float()
+    baseline = same_prompt @ mean / same_prompt.sum(1).clamp(min=1)
+    return torch.where(text_valid, mean - baseline, 0.0)
 
 
-def teach(
-    job: Job, drawn: Expansions | None, adv: Tensor, there: Tensor, group: Tensor
-) -> dict[str, Any]:
-    """One step of the expander on an iteration's images: their advantages, whether they have
-    scores, and their prompts, (B,) each. Returns what the record says about it; {} without an
-    expander.
-    """
-    expander = job.parts.expander
-    optimizer = job.wordsmith
-
-    if expander is None or drawn is None:
-        return {}
-
-    record: dict[str, Any] = {
-        "expander_logp": float(drawn.logp.sum(1).mean()),
-        "expander_length": float(drawn.said.sum(1).double().mean()),
-        "expander_cut": float(drawn.cut.double().mean()),
-        "expansions": [[new.metadata["original"], new.text] for new in _spread(drawn.prompts)],
+def expander_metrics(drawn: Expansions) -> dict[str, Any]:
+    """Return the mean log-probability and length of texts, the truncated share, and examples."""
+    return {
+        "logp": float(drawn.logp.sum(1).mean()),
+        "length": float(drawn.action_mask.sum(1).double().mean()),
+        "truncated": float(drawn.truncated.double().mean()),
+        "texts": [[prompt.metadata["original"], prompt.text] for prompt in _examples(drawn)],
     }
-    own = worth(adv, there, group, len(drawn.prompts))
-    kl = job.config.expander.kl
 
-    if optimizer is None or not job.world.any(bool(own.any()) or kl > 0):
-        return record
 
-    optimizer.zero_grad(set_to_none=True)
+def expander_update(
+    expander: Expander, drawn: Expansions, adv: Tensor, config: Config
+) -> dict[str, float]:
+    """Accumulate the gradient of the loss over the texts; return its KL and ratio deviation.
+
+    Args:
+        expander: whose weights get the gradient.
+        drawn: the texts.
+        adv: (texts,) their advantages.
+        config: for expander.kl and batch.train_batch.
+    """
     distance = 0.0
     deviation = 0.0
 
-    for rows in torch.arange(len(own)).split(job.config.batch.train_batch):
-        say = expander.replay(drawn, rows, reference=expander.remembers)
-        logp = say.logp.sum(1)
-        loss = -(own[rows].to(logp) * logp).sum()
+    for rows in torch.arange(len(adv)).split(config.batch.train_batch):
+        replay = expander.replay(drawn, rows, reference=expander.remembers)
+        logp = replay.logp.sum(1)
+        loss = -(adv[rows].to(logp) * logp).sum()
 
-        if say.kl is not None:
-            loss = loss + kl * say.kl.sum()
-            distance += float(say.kl.detach().sum())
+        if replay.kl is not None:
+            loss = loss + config.expander.kl * replay.kl.sum()
+            distance += float(replay.kl.detach().sum())
 
-        (loss / len(own)).backward()
-        change = (logp.detach().cpu() - drawn.logp[rows].sum(1)).expm1().abs().max()
-        deviation = max(deviation, float(change))
+        (loss / len(adv)).backward()
+        ratio = logp.detach().cpu() - drawn.logp[rows].sum(1)
+        deviation = max(deviation, float(ratio.expm1().abs().max()))
 
-    job.world.average_gradients(expander.trainable)
-    norm = torch.nn.utils.clip_grad_norm_(expander.trainable, job.config.optimizer.max_grad_norm)
-
-    if not norm.isfinite():
-        raise RuntimeError(
-            "the expander's gradient is not finite any more; start again with a lower expander.lr"
-        )
-
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    more = {"expander_kl": distance / len(own)} if expander.remembers else {}
-
-    return (
-        record | more | {"expander_ratio_deviation": deviation, "expander_grad_norm": float(norm)}
-    )
+    metrics = {"kl": distance / len(adv)} if expander.remembers else {}
+    return metrics | {"ratio_deviation": deviation}
 
 
-def _spread(found: Sequence[Prompt]) -> list[Prompt]:
-    return (
-        [found[place * len(found) // SHOWN] for place in range(SHOWN)]
-        if len(found) > SHOWN
-        else list(found)
-    )
+def _examples(drawn: Expansions) -> list[Prompt]:
+    """Return a few of the expanded prompts, at even distances."""
+    prompts = drawn.prompts
+    if len(prompts) <= EXAMPLES:
+        return list(prompts)
+    return [prompts[index * len(prompts) // EXAMPLES] for index in range(EXAMPLES)]

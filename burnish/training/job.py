@@ -1,39 +1,67 @@
-"""What a run leaves behind while it goes: checkpoints, the adapter, sample grids, evaluations.
-`runs` has the places.
-
-Only the main process writes. Everything here can be asked for twice: what is already on the disk is
-not made again.
-"""
+"""One training run in this process: what is trained, with what, and where it is written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from burnish.config import Config
 from burnish.runs import Run
-from burnish.training.assembly import Parts
+from burnish.training.assembly import Overrides, Parts, assemble
+from burnish.training.learners import ExpanderLearner, GeneratorLearner, Learner
+from burnish.training.optimizer import adamw
 from burnish.world import World
+
+
+class Stopped(Exception):
+    """Somebody asked the run to stop between two pieces of work."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training run in this process: what is trained, with what, and where it is written."""
+    """One training run in this process."""
 
     config: Config
     run: Run
     world: World
     parts: Parts
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler  # idle unless the arithmetic is float16
-    poll: Callable[[], None]  # raises if somebody asked to stop
-    # the weights before training, where the guard may go back to them
-    first: dict[str, Tensor] | None
-    average: Any = None  # diffusers' EMAModel of the trained weights, if there is one
-    wordsmith: torch.optim.Optimizer | None = None  # the prompt expander's, if it learns
-    # the expander's weights before training, where `first` is kept
-    first_words: dict[str, Tensor] | None = None
+    learners: Mapping[str, Learner]  # in the order in which they learn
+    poll: Callable[[], None]  # raises `Stopped` if somebody asked to stop
+
+
+def prepare(
+    config: Config,
+    run: Run,
+    world: World,
+    stop: Callable[[], bool] | None = None,
+    overrides: Overrides | None = None,
+) -> Job:
+    """Return the job of a configuration: its parts loaded, its learners with their optimizers.
+
+    Raises:
+        ValueError, OSError: a part cannot be loaded, or the parts do not fit each other.
+    """
+
+    def poll() -> None:
+        if world.any(stop is not None and stop()):
+            raise Stopped
+
+    if config.batch.prompts % world.count:
+        raise ValueError(
+            f"batch.prompts = {config.batch.prompts} cannot be shared evenly by {world.count} "
+            "processes; make it a multiple of their number"
+        )
+
+    overrides = overrides or Overrides()
+    adamw(config.optimizer)  # says so at once if the library for 8 bits is missing
+    parts = assemble(config, world.device(config.model.device), overrides)
+
+    learners: dict[str, Learner] = {"generator": GeneratorLearner(config, world, parts)}
+    if parts.expander is not None:
+        learners["expander"] = ExpanderLearner(config, world, parts.expander)
+    for name, learner in overrides.learners.items():
+        if name in learners:
+            raise ValueError(f'overrides.learners: the name "{name}" is taken; choose another')
+        learners[name] = learner
+
+    return Job(config, run, world, parts, learners, poll)

@@ -1,291 +1,318 @@
-"""What an iteration learns: which (image, move) pairs, in which optimizer steps, and each of these
-steps.
+"""The generator's updates: which (image, transition) pairs are learned from, and in which steps.
+
+credit -> [x0 baseline] -> pairs -> process -> for each minibatch:
+    micro-batches of (replay -> objective -> backward) -> optimizer step
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from burnish.diffusion.process import Forward, Process, Reverse
+from burnish.config import Config
+from burnish.diffusion.process import ForwardProcess, ReverseProcess
 from burnish.rewards import score
 from burnish.rl.advantages import per_transition
 from burnish.seeds import generator
-from burnish.training.job import Job
-from burnish.types import Prompt, Trajectory
+from burnish.training.assembly import Parts
+from burnish.training.batch import Credit, RolloutBatch
+from burnish.types import Process, Trajectory
+from burnish.world import World
+
+if TYPE_CHECKING:
+    from burnish.training.learners import TrainedWeights
+
+Pairs = tuple[Tensor, Tensor]
+"""(image, transition) pairs of one minibatch: two int64 tensors of one length."""
 
 
-def imitates(job: Job) -> bool:
-    """Whether images are imitated by weights, rather than compared."""
-    return job.parts.objective.imitates
+class GeneratorUpdates:
+    """The optimizer steps that a generator takes in an iteration."""
+
+    def __init__(self, config: Config, world: World, parts: Parts, weights: TrainedWeights) -> None:
+        self.config = config
+        self.world = world
+        self.parts = parts
+        self.weights = weights
+
+    def run(self, batch: RolloutBatch, credit: Credit) -> dict[str, float]:
+        """Learn from an iteration's images; return the means of the updates' metrics."""
+        adv = credit.advantages * credit.loss_scale
+        pairs = self.pairs(batch.iteration, adv)
+        if credit.empty or not self.parts.policy.trainable:
+            return {}
+
+        metrics = {}
+        if self.config.batch.baseline:
+            adv, metrics["explained_variance"] = x0_baseline(
+                self.parts, batch, adv, credit.valid, pairs, self.config.batch.sample_batch
+            )
+
+        process = self.process(batch.trajectory, pairs, batch.iteration)
+        updates = []
+        for number, minibatch in enumerate(pairs):
+            self.set_learning_rate(batch.iteration, number)
+            updates.append(self.update(process, adv, credit.valid, minibatch, number == 0))
+
+        return metrics | summary(updates)
+
+    def pairs(self, iteration: int, adv: Tensor) -> list[Pairs]:
+        """Return the (image, transition) pairs of each optimizer step of an iteration."""
+        transitions = transition_count(self.config, self.parts)
+        rank = self.world.rank
+        return list(
+            minibatches(self.config, self.parts, len(adv), transitions, iteration, adv, rank)
+        )
+
+    def process(self, trajectory: Trajectory, pairs: list[Pairs], iteration: int) -> Process:
+        """Return what the objective looks at: sampled transitions, or images noised again."""
+        policy = self.parts.policy
+        objective = self.parts.objective
+        chunk = self.config.batch.sample_batch
+        seed = self.config.seed
+        rank = self.world.rank
+
+        if objective.process == "reverse":
+            return ReverseProcess(policy, self.parts.sampler, trajectory)
+
+        latent = trajectory.latent.float().cpu()
+        if objective.data == "encoded":
+            stream = generator(seed, iteration, "encode", rank)
+            images = (policy.decode(latents) for latents in trajectory.latent.split(chunk))
+            latent = torch.cat([policy.embed(decoded, stream).cpu() for decoded in images])
+
+        key = (seed, iteration, "renoise", rank)
+        process = ForwardProcess(policy, self.parts.sampler, trajectory, latent, key)
+        # before the only minibatch of an iteration nothing has changed yet
+        if objective.uses_ratio and len(pairs) > 1:
+            return process.remembering(pairs, chunk)
+        return process
+
+    def set_learning_rate(self, iteration: int, number: int) -> None:
+        """Give the optimizer the rate of an iteration's update ``number``, the first being 0."""
+        settings = self.config.optimizer
+        batch = self.config.batch
+        step = (iteration - 1) * batch.minibatches * batch.epochs + number + 1
+        warmup = min(1.0, step / max(1, settings.warmup))
+        decay = 1 - (1 - settings.final_lr) * (iteration - 1) / self.config.iterations
+
+        for group in self.weights.optimizer.param_groups:
+            group["lr"] = settings.lr * decay * warmup
+
+    def update(
+        self, process: Process, adv: Tensor, valid: Tensor, minibatch: Pairs, first: bool
+    ) -> dict[str, float]:
+        """Take one optimizer step on the mean loss of a minibatch; return its metrics.
+
+        Images outside a selected front add nothing to the sum, only to the number that it is
+        divided by (``loss_scale``), so they are not replayed, unless the KL penalty needs them.
+
+        Args:
+            process: what is replayed.
+            adv: (B,) advantages of the images, or (B, T) of their transitions.
+            valid: (B,) bool, the images that have all their rewards.
+            minibatch: the pairs to learn from.
+            first: of its iteration, so that the weights are still those that sampled.
+        """
+        objective = self.parts.objective
+        needs_reference = objective.kl > 0
+        images, transitions = minibatch
+        total = len(images)
+
+        if objective.compares_images:
+            adv = self.image_targets(process, adv, valid, minibatch, first)
+        if self.parts.advantage.selects and not needs_reference:
+            images, transitions = with_advantage(adv, images, transitions)
+
+        pieces = math.ceil(len(images) / self.config.batch.train_batch)
+        metrics: dict[str, float] = {}
+
+        for rows, columns in zip(
+            images.tensor_split(pieces), transitions.tensor_split(pieces), strict=True
+        ):
+            replay = process.replay(rows, columns, reference=needs_reference)
+            pair_adv = adv[rows] if adv.dim() == 1 else adv[rows, columns]
+            loss = objective(replay, pair_adv)
+            self.weights.scaler.scale(loss.value * (len(rows) / total)).backward()
+            metrics = merged_metrics(metrics, loss.metrics, len(rows) / len(images))
+
+        norm = self.weights.step(
+            self.world,
+            "the gradient is not finite any more, so training ends here; earlier checkpoints are "
+            "kept: start again with a lower optimizer.lr",
+        )
+        rate = self.weights.optimizer.param_groups[0]["lr"]
+        return {**metrics, "grad_norm": norm, "lr": rate}
+
+    def image_targets(
+        self, process: Process, adv: Tensor, valid: Tensor, minibatch: Pairs, first: bool
+    ) -> Tensor:
+        """Return what an objective that compares whole images makes of their advantages (B,).
+
+        Only ``valid`` images are compared, and only where a prompt has two of them.
+        """
+        images, transitions = minibatch
+        chunk = self.config.batch.train_batch
+        group = process.trajectory.group  # type: ignore[attr-defined]
+        change = torch.zeros_like(adv)
+
+        # before the first update nothing has changed
+        if not first:
+            with torch.no_grad():
+                for rows, columns in zip(
+                    images.split(chunk), transitions.split(chunk), strict=True
+                ):
+                    replay = process.replay(rows, columns)
+                    change.index_add_(0, rows, (replay.logp - replay.logp_old)[:, 0].to(adv))
+
+        chosen = images.unique()
+        rows = chosen[valid[chosen]]
+        rows = rows[(group[rows][:, None] == group[rows]).sum(1) > 1]
+        targets = torch.zeros_like(adv)
+
+        if len(rows):
+            count = len(images) // len(chosen)
+            found = self.parts.objective.targets(change[rows], adv[rows], group[rows], count)
+            targets[rows] = found * (len(chosen) / len(rows))
+
+        return targets
 
 
-def selects(job: Job) -> bool:
-    """Whether only images of a front are learned from, and the others have an advantage of exactly
-    0.
-    """
-    return job.parts.advantage.selects
-
-
-def loss_scale(job: Job, adv: Tensor, there: Tensor) -> float:
-    """What advantages are multiplied with, so that losses are means over the images that count:
-    those `there`, which have a score (and are on the front, if the advantage `selects`), or, where
-    images are imitated, those with a weight, because the others are left out of the batches. An
-    objective that compares images regresses on the advantages as they are; `targets` sees to its
-    mean.
-    """
-    if job.parts.objective.compares_images:
-        return 1.0
-    count = max(1, int(there.sum()))
-    return float((adv != 0).sum()) / count if imitates(job) else len(there) / count
-
-
-def moves(job: Job) -> int:
-    """How many moves an image has to learn from; noised again, as many as are asked for."""
-    if job.parts.objective.process == "forward":
-        return job.config.batch.transitions or job.config.sampler.steps
-    return job.parts.sampler.transitions(job.parts.policy, job.config.batch.least_noise)
+def transition_count(config: Config, parts: Parts) -> int:
+    """Return how many transitions an image has to learn from."""
+    if parts.objective.process == "forward":
+        return config.batch.transitions or config.sampler.steps
+    return parts.sampler.transitions(parts.policy, config.batch.least_noise)
 
 
 def minibatches(
-    job: Job, images: int, moves: int, *, iteration: int, adv: Tensor | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each optimizer step the flat (image, move) pairs it learns from: two int64 tensors of one
-    length.
+    config: Config,
+    parts: Parts,
+    images: int,
+    transitions: int,
+    iteration: int,
+    adv: Tensor,
+    rank: int = 0,
+) -> Iterator[Pairs]:
+    """Yield the flat (image, transition) pairs of each optimizer step.
 
-    Each epoch shuffles the images, and draws `batch.transitions` different ones of its `moves` for
-    each image; with previews the same for all images of a prompt, so that these can be compared. An
-    objective that compares the images of a prompt gets them together, and one that imitates only
-    those with a weight in ``adv``. Noised again, an image has other moves in each epoch.
+    Each epoch shuffles the images, and draws `batch.transitions` different ones of an image's
+    ``transitions``; with the x0 baseline the same for all images of a prompt, so that these can be
+    compared. An objective that compares the images of a prompt gets them together, and one that
+    imitates only those with a weight in ``adv`` (B,). Noised again, an image has other transitions
+    in each epoch.
     """
-    count = job.config.batch.transitions or moves
-    company = job.config.batch.images_per_prompt
-    block = company if job.parts.objective.compares_images else 1
-    alike = company if job.config.batch.baseline else 1
-    forward = job.parts.objective.process == "forward"
+    batch = config.batch
+    count = batch.transitions or transitions
+    block = batch.images_per_prompt if parts.objective.compares_images else 1
+    alike = batch.images_per_prompt if batch.baseline else 1
+    offset = transitions if parts.objective.process == "forward" else 0
 
-    for epoch in range(job.config.batch.epochs):
-        stream = generator(job.config.seed, iteration, "order", epoch, job.world.rank)
+    for epoch in range(batch.epochs):
+        stream = generator(config.seed, iteration, "order", epoch, rank)
         order = torch.randperm(images // block, generator=stream)
 
-        if adv is not None and imitates(job) and bool(adv.any()):
+        if parts.objective.imitates and bool(adv.any()):
             order = order[adv[order] != 0]
-            # an update needs an image
-            order = order.repeat(math.ceil(job.config.batch.minibatches / len(order)))
+            # each minibatch needs an image
+            order = order.repeat(math.ceil(batch.minibatches / len(order)))
 
-        chosen = (
-            torch.rand(images // alike, moves, generator=stream)
-            .argsort(1)[:, :count]
-            .repeat_interleave(alike, 0)
-        )
+        shuffled = torch.rand(images // alike, transitions, generator=stream).argsort(1)
+        chosen = shuffled[:, :count].repeat_interleave(alike, 0)
 
-        for blocks in order.tensor_split(job.config.batch.minibatches):
+        for blocks in order.tensor_split(batch.minibatches):
             rows = (blocks[:, None] * block + torch.arange(block)).flatten()
-            yield (
-                rows.repeat_interleave(count),
-                chosen[rows].flatten() + (epoch * moves if forward else 0),
-            )
-
-
-def make_process(
-    job: Job, trajectory: Trajectory, pairs: list[tuple[Tensor, Tensor]], iteration: int
-) -> Process:
-    """What the objective looks at: the sampled moves, or the finished images noised again."""
-    parts = job.parts
-    chunk = job.config.batch.sample_batch
-
-    if not (parts.objective.process == "forward"):
-        return Reverse(parts.policy, parts.sampler, trajectory)
-
-    latent = trajectory.latent.float().cpu()
-    stream = generator(job.config.seed, iteration, "encode", job.world.rank)
-
-    if parts.objective.data == "encoded":
-        pictures = (parts.policy.decode(some) for some in trajectory.latent.split(chunk))
-        latent = torch.cat([parts.policy.embed(some, stream).cpu() for some in pictures])
-
-    key = (job.config.seed, iteration, "renoise", job.world.rank)
-    process = Forward(parts.policy, parts.sampler, trajectory, latent, key)
-    # with one update nothing has changed when it is asked
-    return (
-        process.remembering(pairs, chunk)
-        if parts.objective.uses_ratio and len(pairs) > 1
-        else process
-    )
+            yield rows.repeat_interleave(count), chosen[rows].flatten() + epoch * offset
 
 
 def x0_baseline(
-    job: Job,
-    prompts: list[Prompt],
-    trajectory: Trajectory,
+    parts: Parts,
+    batch: RolloutBatch,
     adv: Tensor,
-    there: Tensor,
-    pairs: list[tuple[Tensor, Tensor]],
-    asked: Tensor | None = None,
+    valid: Tensor,
+    pairs: list[Pairs],
+    chunk: int,
 ) -> tuple[Tensor, float]:
-    """The advantage of each move (B, T), from the score of the picture that the network expected
-    before it.
+    """Return the advantage of each transition (B, T), and the explained variance.
 
-    An image without a score, not ``there`` (B,), has none, and nor have its previews. What was
-    ``asked`` (B,) of an image is the reward that its previews are judged by. Also the share of the
-    advantages' variance that was settled before the moves and is left out.
+    The baseline of a transition is the score of the image that the network predicted before it. The
+    explained variance is the part of the advantages' variance that these baselines take out. An
+    image that is not ``valid`` (B,) has no baseline.
+
+    Args:
+        parts: the rewards and the policy that decodes.
+        batch: the images, their trajectories with ``x0_pred``, and their target rewards.
+        adv: (B,) advantages of the images.
+        valid: (B,) bool.
+        pairs: the (image, transition) pairs that are trained; only these are scored.
+        chunk: images decoded and scored at once.
     """
-    parts, (count, moves) = job.parts, trajectory.logp.shape
-    assert trajectory.x0_pred is not None  # asked for, because the configuration says so
-    previews = torch.full((count * moves, len(parts.weights)), torch.nan, dtype=torch.float64)
-    chosen = torch.cat([images * moves + steps for images, steps in pairs]).unique()
+    trajectory = batch.trajectory
+    x0_pred = trajectory.x0_pred
+    if x0_pred is None:
+        raise ValueError("the x0 baseline needs trajectories sampled with keep_x0_pred = True")
 
-    for places in chosen.split(job.config.batch.sample_batch):
-        images = places // moves
-        steps = places % moves
-        shown = [prompts[image] for image in images.tolist()]
-        pictures = parts.policy.decode(trajectory.x0_pred[images, steps])
-        previews[places] = score(parts.rewards, pictures, shown, parts.tolerance).parts
+    images, transitions = trajectory.logp.shape
+    rewards = len(parts.weights)
+    previews = torch.full((images * transitions, rewards), torch.nan, dtype=torch.float64)
+    chosen = torch.cat([rows * transitions + columns for rows, columns in pairs]).unique()
 
-    previews.view(count, moves, -1)[~there] = torch.nan
-    weights = parts.weights if asked is None else parts.weights * one_hot(asked, len(parts.weights))
-    left = per_transition(adv, previews.view(count, moves, -1), weights, trajectory.group)
-    before = adv[chosen // moves].square().sum()
+    for places in chosen.split(chunk):
+        rows = places // transitions
+        columns = places % transitions
+        prompts = [batch.prompts[row] for row in rows.tolist()]
+        decoded = parts.policy.decode(x0_pred[rows, columns])
+        previews[places] = score(parts.rewards, decoded, prompts, parts.tolerance).parts
 
-    return left, float(1 - left.flatten()[chosen].square().sum() / before) if before > 0 else 0.0
+    previews = previews.view(images, transitions, rewards)
+    previews[~valid] = torch.nan
+    weights = parts.weights
+    if batch.scores.target_reward is not None:
+        weights = weights * one_hot(batch.scores.target_reward, rewards)
 
-
-def set_rate(job: Job, iteration: int, number: int) -> None:
-    """Gives the optimizer the learning rate of an iteration's update ``number``, the first being 0."""
-    settings = job.config.optimizer
-    batch = job.config.batch
-    step = (iteration - 1) * batch.minibatches * batch.epochs + number + 1
-    fallen = 1 - (1 - settings.final_lr) * (iteration - 1) / job.config.iterations
-
-    for group in job.optimizer.param_groups:
-        group["lr"] = settings.lr * fallen * min(1.0, step / max(1, settings.warmup))
+    remaining = per_transition(adv, previews, weights, trajectory.group)
+    before = adv[chosen // transitions].square().sum()
+    after = remaining.flatten()[chosen].square().sum()
+    return remaining, float(1 - after / before) if before > 0 else 0.0
 
 
-def targets(
-    job: Job,
-    process: Process,
-    adv: Tensor,
-    there: Tensor,
-    images: Tensor,
-    steps: Tensor,
-    first: bool,
-) -> Tensor:
-    """What an objective that compares whole images makes of the advantages (B,), for the ``images``
-    of one update.
-
-    Compared are only images ``there`` (B,), and only where a prompt has two of them; the loss is
-    their mean.
-    """
-    assert isinstance(process, Reverse)
-    change = torch.zeros_like(adv)
-    group = process.trajectory.group
-
-    with torch.no_grad():
-        for rows, columns in zip(
-            *(each.split(job.config.batch.train_batch) for each in (images, steps)), strict=True
-        ):
-            if not first:  # before the first update nothing has changed
-                replay = process.replay(rows, columns)
-                change.index_add_(0, rows, (replay.logp - replay.logp_old)[:, 0].to(adv))
-
-    asked = images.unique()
-    result = torch.zeros_like(adv)
-    moves = len(images) // len(asked)
-    rows = asked[there[asked]]
-    rows = rows[(group[rows][:, None] == group[rows]).sum(1) > 1]
-
-    if len(rows):
-        objective: Any = job.parts.objective
-        result[rows] = objective.targets(change[rows], adv[rows], group[rows], moves) * (
-            len(asked) / len(rows)
-        )
-
-    return result
+def with_advantage(adv: Tensor, images: Tensor, transitions: Tensor) -> Pairs:
+    """Return the pairs whose images have an advantage that is not 0; at least one pair."""
+    useful = adv[images] != 0
+    useful[0] |= not useful.any()  # a minibatch without a pair would have no gradient at all
+    return images[useful], transitions[useful]
 
 
-def update(
-    job: Job,
-    process: Process,
-    adv: Tensor,
-    there: Tensor,
-    images: Tensor,
-    steps: Tensor,
-    first: bool,
+def merged_metrics(
+    metrics: dict[str, float], new: Mapping[str, float], weight: float
 ) -> dict[str, float]:
-    """One optimizer step on the mean loss over all (image, move) pairs, some at a time; returns
-    what it measured.
+    """Add a micro-batch's metrics: the largest ratio deviation, the mean of everything else."""
+    merged = dict(metrics)
+    for name, value in new.items():
+        old = metrics.get(name, 0.0)
+        if name == "ratio_deviation":
+            merged[name] = old if value <= old else value  # NaN too
+        else:
+            merged[name] = old + weight * value
 
-    `there`: (B,) the images that have their scores. `first`: of its iteration, so that the weights
-    are still those that sampled. Images outside a selected front add nothing to the sum, only to
-    the number it is divided by (`share`), and are not replayed, unless a KL penalty is to be had
-    from them.
-    """
-    parts = job.parts
-    policy = job.parts.policy
-    total = len(images)
-    needs_reference = parts.objective.kl > 0
-
-    if parts.objective.compares_images:
-        adv = targets(job, process, adv, there, images, steps, first)
-
-    if selects(job) and not needs_reference:
-        teach = adv[images] != 0
-        teach[0] |= not teach.any()  # an update without a single pair would have no gradient at all
-        images = images[teach]
-        steps = steps[teach]
-
-    pieces = math.ceil(len(images) / job.config.batch.train_batch)
-    metrics: dict[str, float] = {}
-
-    for rows, columns in zip(images.tensor_split(pieces), steps.tensor_split(pieces), strict=True):
-        replay = process.replay(rows, columns, reference=needs_reference)
-        own = adv[rows] if adv.dim() == 1 else adv[rows, columns]
-        loss = parts.objective(replay, own)
-        share = len(rows) / len(images)
-        job.scaler.scale(loss.value * (len(rows) / total)).backward()
-
-        # the largest deviation, the mean of everything else
-        for name, value in loss.metrics.items():
-            old = metrics.get(name, 0.0)
-            largest = old if value <= old else value  # NaN too
-            metrics[name] = largest if name == "ratio_deviation" else old + share * value
-
-    job.world.average_gradients(policy.trainable)
-    job.scaler.unscale_(job.optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(policy.trainable, job.config.optimizer.max_grad_norm)
-
-    # in float16 a step may be left out now and then, until the gradients' scale fits; at a scale of
-    # 1 it never will
-    if not norm.isfinite() and job.scaler.get_scale() <= 1:
-        raise RuntimeError(
-            "the gradient is not finite any more, so training ends here; earlier checkpoints are kept: start again "
-            "with a lower optimizer.lr"
-        )
-
-    job.scaler.step(job.optimizer)
-    job.scaler.update()
-
-    if job.average is not None:
-        job.average.step(policy.trainable)
-
-    job.optimizer.zero_grad(set_to_none=True)
-    return {**metrics, "grad_norm": float(norm), "lr": job.optimizer.param_groups[0]["lr"]}
+    return merged
 
 
 def summary(updates: list[dict[str, float]]) -> dict[str, float]:
-    """The mean over an iteration's updates; the ratio's deviation only before the first, where it
-    must be 0.
+    """Return the means over an iteration's updates.
+
+    Of the ratio deviation it is the value before the first update, where it must be 0.
     """
     if not updates:
         return {}
 
     means = {name: sum(one[name] for one in updates) / len(updates) for name in updates[0]}
-    return {
-        name: updates[0][name] if name == "ratio_deviation" else mean
-        for name, mean in means.items()
-    }
+    if "ratio_deviation" in means:
+        means["ratio_deviation"] = updates[0]["ratio_deviation"]
+
+    return means

@@ -14,6 +14,7 @@ from burnish import config as configuration
 from burnish.evaluation.paired import save_evaluation
 from burnish.runs import Run
 from burnish.training import checkpoint
+from burnish.training.checkpoint import under
 from burnish.training.assembly import assemble
 from burnish.training.evaluations import evaluate_all
 from experiments.ddpo_tasks import plan
@@ -40,7 +41,7 @@ def borrow(out: Path) -> None:
 
             for iteration in range(job.every, job.iterations + 1, job.every):
                 parts.policy.load_state(
-                    checkpoint.read(source.checkpoints / f"{iteration:06d}").weights
+                    under("weights.", checkpoint.read(source.checkpoints / f"{iteration:06d}").learners["generator"])
                 )
                 settings = config.evaluation
                 seen = evaluate_all(

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from burnish.training.loop import SampledImages
+from burnish.training.collect import SampledImages
 from burnish.types import Prompt
 
 PromptFunction = Callable[[], tuple[str, Any]]

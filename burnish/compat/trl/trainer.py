@@ -110,7 +110,7 @@ class DDPOTrainer:
             iterations=self._asked + (self.config.num_epochs if epochs is None else epochs),
         )
         self._asked = recipe.iterations
-        given = Overrides(self._policy, {self._calls.name: self._calls.reward}, self._calls.draw)
+        overrides = Overrides(self._policy, {self._calls.name: self._calls.reward}, self._calls.draw)
         shown = self._calls.show if self._calls.hook else None
 
         with Progress(recipe.iterations) if main_process() else nullcontext() as progress:
@@ -119,7 +119,7 @@ class DDPOTrainer:
                 self.run.folder,
                 resume=goes_on,
                 on_record=progress,
-                given=given,
+                overrides=overrides,
                 on_images=shown,
             )
 

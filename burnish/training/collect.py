@@ -1,0 +1,242 @@
+"""Collecting: the images of an iteration, from the prompts that are drawn to their rewards.
+
+    prompts -> [identifiers] -> [expander] -> rollout -> decode -> rewards
+
+Each process draws its own prompt groups. While one chunk of images is sampled, the chunk before it
+is scored in a thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.checked import checked_prompts
+from burnish.diffusion.sampler import Sampler, join_trajectories
+from burnish.prompts import identifiers
+from burnish.prompts.expander import Expansions
+from burnish.rewards import score
+from burnish.seeds import generator
+from burnish.seeds import number as seed_of
+from burnish.training.assembly import Parts
+from burnish.training.batch import RolloutBatch
+from burnish.training.expansion import expand_prompts
+from burnish.training.job import Job
+from burnish.types import Prompt, Scores, Trajectory
+
+
+@dataclass(frozen=True)
+class SampledImages:
+    """One process's images of an iteration, as they were scored: what `on_images` is given."""
+
+    iteration: int
+    images: Tensor  # (B, 3, H, W) float32 in [0, 1], where the policy computes
+    prompts: list[Prompt]  # B
+    scores: Scores
+    rank: int  # of the process; the main one is 0
+    trackers: list[Any]  # accelerate's open trackers in the main process: trackers[0].log_images
+
+
+OnImages = Callable[[SampledImages], None]
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Collects the images of an iteration; `on_images` is called with them before they are used."""
+
+    job: Job
+    on_images: OnImages | None = None
+
+    def collect(self, iteration: int) -> RolloutBatch:
+        """Return this process's images of an iteration, sampled and scored."""
+        started = time.perf_counter()
+        prompts, group = sample_prompts(self.job, iteration)
+        prompts, expansions = self.expand(prompts, iteration)
+        sampler = iteration_sampler(self.job, iteration)
+
+        trajectory, scores, seconds = rollout_and_score(
+            self.job, sampler, prompts, group, iteration, self.on_images
+        )
+        varies = self.job.parts.curriculum.varies
+        return RolloutBatch(
+            iteration=iteration,
+            prompts=prompts,
+            expansions=expansions,
+            trajectory=trajectory,
+            scores=scores,
+            group=group,
+            control_scale=sampler.control.scale if varies else None,
+            seconds_sampling=time.perf_counter() - started,
+            seconds_scoring=seconds,
+        )
+
+    def expand(
+        self, prompts: list[Prompt], iteration: int
+    ) -> tuple[list[Prompt], Expansions | None]:
+        """Return the prompts expanded and the texts drawn for them; without an expander as is."""
+        job = self.job
+        if job.parts.expander is None:
+            return prompts, None
+
+        stream = generator(job.config.seed, iteration, "expansions", job.world.rank)
+        return expand_prompts(job.parts.expander, prompts, job.config, stream)
+
+
+def sample_prompt_numbers(job: Job, iteration: int) -> Tensor:
+    """Return this process's prompt numbers in an iteration, (images,) int64.
+
+    Images of one prompt are neighbours. Prompts come from one endless row of shuffled rounds over
+    all prompts, so each is drawn equally often.
+    """
+    available = len(job.parts.prompts)
+    count = job.config.batch.prompts
+    places = range((iteration - 1) * count, iteration * count)
+    rounds = {
+        number: torch.randperm(
+            available, generator=generator(job.config.seed, "prompts", number)
+        ).tolist()
+        for number in range(places[0] // available, places[-1] // available + 1)
+    }
+    drawn = sorted(rounds[place // available][place % available] for place in places)
+
+    local_count = count // job.world.count
+    local = torch.tensor(drawn[job.world.rank * local_count :][:local_count])
+    return local.repeat_interleave(job.config.batch.images_per_prompt)
+
+
+def sample_prompts(job: Job, iteration: int) -> tuple[list[Prompt], Tensor]:
+    """Return this process's prompts in an iteration, one an image, and their groups (images,).
+
+    Images of one drawn prompt are neighbours. What a function draws has group numbers that follow
+    from the texts, so that they mean the same in every process and after a resume. A prompt with
+    another identifier is another group.
+    """
+    source = job.parts.source
+    images_per_prompt = job.config.batch.images_per_prompt
+
+    if source is None:
+        group = sample_prompt_numbers(job, iteration)
+        prompts = [job.parts.prompts[number] for number in group.tolist()]
+    else:
+        count = job.config.batch.prompts // job.world.count
+        drawn = checked_prompts(source(count), count, source)
+        prompts = [prompt for prompt in drawn for _ in range(images_per_prompt)]
+        numbers = torch.tensor([seed_of("prompt", prompt.text) for prompt in drawn])
+        group = numbers.repeat_interleave(images_per_prompt)
+
+    target = target_rewards(job, len(prompts))
+    if target is None:
+        return prompts, group
+
+    after = job.config.sampler.identifiers_after
+    prompts = [
+        replace(prompt, template=identifiers.template([reward], after))
+        for prompt, reward in zip(prompts, target.tolist(), strict=True)
+    ]
+    pairs = zip(group.tolist(), target.tolist(), strict=True)
+    return prompts, torch.tensor([seed_of("asked", number, reward) for number, reward in pairs])
+
+
+def target_rewards(job: Job, images: int) -> Tensor | None:
+    """Return the reward (images,) that each image is asked to please; None without identifiers."""
+    if not job.config.sampler.identifiers:
+        return None
+    images_per_prompt = job.config.batch.images_per_prompt
+    return identifiers.target_rewards(images, images_per_prompt, len(job.parts.rewards))
+
+
+def iteration_sampler(job: Job, iteration: int) -> Sampler:
+    """Return the sampler of an iteration, at the curriculum's control scale.
+
+    Evaluations and sample grids stay at `sampler.control.scale`.
+    """
+    parts = job.parts
+    if not parts.curriculum.varies:
+        return parts.sampler
+
+    progress = (iteration - 1) / max(1, job.config.iterations - 1)
+    stream = generator(job.config.seed, iteration, "curriculum")
+    scale = parts.curriculum(progress, stream)
+    return replace(parts.sampler, control=replace(parts.sampler.control, scale=scale))
+
+
+def rollout_and_score(
+    job: Job,
+    sampler: Sampler,
+    prompts: list[Prompt],
+    group: Tensor,
+    iteration: int,
+    on_images: OnImages | None = None,
+) -> tuple[Trajectory, Scores, float]:
+    """Sample an image for each prompt, chunk by chunk, and score it.
+
+    Returns the trajectories, the scores, and the seconds spent in the rewards. The images are kept
+    only where ``on_images`` wants them.
+
+    Raises:
+        RuntimeError: a log-probability is not finite.
+        ValueError: a reward failed.
+    """
+    parts = job.parts
+    noise = generator(job.config.seed, iteration, "noise", job.world.rank)
+    keep_x0_pred = bool(job.config.batch.baseline)
+    trajectories: list[Trajectory] = []
+    futures: list[Future[tuple[Scores, float]]] = []
+    sampled: list[Tensor] = []
+    thread = ThreadPoolExecutor(1)
+
+    try:
+        for rows in torch.arange(len(group)).split(job.config.batch.sample_batch):
+            job.poll()
+            chunk = [prompts[row] for row in rows.tolist()]
+            trajectory, images = sampler.sample(
+                parts.policy, chunk, group[rows], noise, keep_x0_pred
+            )
+            trajectories.append(trajectory)
+            futures.append(thread.submit(timed_score, parts, images, chunk))
+            if on_images is not None:
+                sampled.append(images)
+
+            for future in futures:
+                if future.done():
+                    future.result()  # a reward that failed is reported now, not after all chunks
+
+        results = [future.result() for future in futures]
+    finally:
+        thread.shutdown(cancel_futures=True)  # after a failure no other chunk is scored
+
+    trajectory = join_trajectories(trajectories)
+    if not trajectory.logp.isfinite().all():
+        raise RuntimeError(
+            f"a log-probability of iteration {iteration} is not finite; use model.dtype float32 or "
+            "bfloat16, or a lower optimizer.lr, and find out more with `burnish check`"
+        )
+
+    scores = join_scores([scores for scores, _ in results], target_rewards(job, len(prompts)))
+    if on_images is not None:
+        images = torch.cat(sampled)
+        on_images(
+            SampledImages(iteration, images, prompts, scores, job.world.rank, job.world.trackers)
+        )
+
+    return trajectory, scores, sum(seconds for _, seconds in results)
+
+
+def timed_score(parts: Parts, images: Tensor, prompts: list[Prompt]) -> tuple[Scores, float]:
+    """Return the scores of a chunk and the seconds they took."""
+    started = time.perf_counter()
+    scores = score(parts.rewards, images, prompts, parts.tolerance)
+    return scores, time.perf_counter() - started
+
+
+def join_scores(chunks: list[Scores], target_reward: Tensor | None) -> Scores:
+    """Return the scores of several chunks as one."""
+    problems = tuple(problem for chunk in chunks for problem in chunk.problems)
+    parts = torch.cat([chunk.parts for chunk in chunks])
+    return Scores(parts, chunks[0].names, problems, target_reward)

@@ -1,0 +1,192 @@
+"""Credit: from the rewards of all processes' images to the advantage of each of this process's.
+
+gather -> checks -> advantages -> selection -> what the record says about them
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.config import Config
+from burnish.rl.pareto import ParetoAdvantage
+from burnish.seeds import number as seed_of
+from burnish.training.assembly import Parts
+from burnish.training.batch import Credit, RolloutBatch
+from burnish.types import Scores
+from burnish.world import World
+
+SCALE_BUCKET = 0.05
+"""Control scales less than about this apart count as the same for what is remembered of a prompt."""
+
+
+class ScoreChecks:
+    """Ends a run whose rewards cannot teach anything."""
+
+    def __init__(self, config: Config, parts: Parts) -> None:
+        self.patience = config.scoring.patience
+        self.expects_spread = not parts.curriculum.varies  # one may begin where success is easy
+        self.empty_iterations = 0  # in a row: without one image that has all its rewards
+
+    def check(self, scores: Scores, iteration: int) -> None:
+        """Check the rewards of an iteration's images, those of all processes.
+
+        Raises:
+            ValueError: a reward is the same for all images of the first iteration.
+            RuntimeError: too many iterations in a row had no image with all its rewards.
+        """
+        self.empty_iterations = 0 if scores.valid.any() else self.empty_iterations + 1
+        if iteration == 1 and self.expects_spread:
+            self.check_spread(scores)
+
+        if self.empty_iterations >= self.patience:
+            raise RuntimeError(
+                f"no image of the last {self.empty_iterations} iterations got its rewards "
+                f"({'; '.join(scores.problems)}); mend the reward, then go on with --resume"
+            )
+
+    def check_spread(self, scores: Scores) -> None:
+        """Refuse a reward that is the same for every image; later it may be a success."""
+        scored = scores.parts[scores.valid]
+        if len(scored) > 1 and bool((scored == scored[0]).all()):
+            raise ValueError(
+                f"reward '{', '.join(scores.names)}' gave {scored[0].tolist()} to all "
+                f"{len(scored)} images of the first iteration, so there is nothing to learn from; "
+                "try it alone with burnish.check_reward"
+            )
+
+
+def gather_scores(scores: Scores, world: World) -> Scores:
+    """Return the scores of all processes' images, by rank."""
+    problems = sorted(set(world.gather_list(list(scores.problems))))
+    target = None if scores.target_reward is None else world.gather(scores.target_reward)
+    return Scores(world.gather(scores.parts), scores.names, tuple(problems), target)
+
+
+def assign_credit(parts: Parts, batch: RolloutBatch, scores: Scores, world: World) -> Credit:
+    """Return the credit of this process's images, compared with those of all processes.
+
+    Args:
+        parts: the advantage, the objective and the rewards' weights.
+        batch: this process's images.
+        scores: of all processes' images, see `gather_scores`.
+        world: the processes.
+    """
+    valid = scores.valid
+    global_group = world.gather(batch.group)
+    if batch.control_scale is not None:
+        global_group = group_by_scale(global_group, batch.control_scale)
+
+    global_adv = parts.advantage(scores, parts.weights, global_group)
+    counted = valid
+    metrics: dict[str, Any] = {"rewards": describe(scores, global_group)}
+
+    if batch.control_scale is not None:
+        metrics["control_scale"] = batch.control_scale
+
+    selects = parts.advantage.selects
+    if selects or len(scores.names) > 1:
+        selection = parts.advantage if selects else ParetoAdvantage()
+        front = selection.front(scores, parts.weights, global_group)
+        counted = front if selects else valid
+        if len(scores.names) > 1:
+            metrics["pareto_front"] = float(front[valid].float().mean())
+
+    metrics["zero_advantage"] = float((global_adv == 0).float().mean())
+    metrics |= missing_rewards(scores)
+
+    local = slice(world.rank * len(batch.group), (world.rank + 1) * len(batch.group))
+    return Credit(
+        advantages=global_adv[local],
+        valid=valid[local],
+        group=global_group[local],
+        loss_scale=loss_scale(parts, global_adv, counted),
+        empty=not bool(valid.any()),
+        metrics=metrics,
+    )
+
+
+def loss_scale(parts: Parts, adv: Tensor, counted: Tensor) -> float:
+    """Return the factor that makes losses means over the images that count.
+
+    Those are the ``counted`` (B,) ones: the valid images, or the front of an advantage that
+    selects. Where images are imitated, those with a weight, because the others are left out of the
+    minibatches. An objective that compares images regresses on the advantages as they are.
+
+    Args:
+        parts: the objective.
+        adv: (B,) advantages of all processes' images.
+        counted: (B,) bool.
+    """
+    if parts.objective.compares_images:
+        return 1.0
+
+    count = max(1, int(counted.sum()))
+    if parts.objective.imitates:
+        return float((adv != 0).sum()) / count
+    return len(counted) / count
+
+
+def group_by_scale(group: Tensor, scale: float) -> Tensor:
+    """Return the groups (images,) at a control scale: other numbers at another scale.
+
+    The rewards of a prompt at one scale are no measure of it at the next, and an advantage that
+    remembers must not compare them.
+    """
+    bucket = round(scale / SCALE_BUCKET)
+    return torch.tensor([seed_of("scale", number, bucket) for number in group.tolist()])
+
+
+def describe(scores: Scores, group: Tensor) -> dict[str, dict[str, float]]:
+    """Return mean, std, min and max of each reward in an iteration; NaN where there is none.
+
+    With several rewards, `within` is the mean over prompts of the standard deviation within one:
+    the spread that advantages are made of. With identifiers, `targeted` is the mean over the images
+    that were asked for this reward.
+    """
+    described = {}
+
+    for index, (name, column) in enumerate(zip(scores.names, scores.parts.T, strict=True)):
+        finite = column.isfinite()
+        described[name] = _moments(column[finite])
+
+        if len(scores.names) > 1:
+            spreads = [
+                column[finite & (group == number)].std(correction=0)
+                for number in group[finite].unique()
+            ]
+            spread = float(torch.stack(spreads).mean()) if spreads else math.nan
+            described[name]["within"] = spread
+
+        if scores.target_reward is not None:
+            targeted = column[finite & (scores.target_reward == index)]
+            described[name]["targeted"] = float(targeted.mean())
+
+    return described
+
+
+def missing_rewards(scores: Scores) -> dict[str, Any]:
+    """Return how many images lack a reward, by reward, and why; nothing if all have theirs."""
+    counts = (~scores.parts.isfinite()).sum(0).tolist()
+    if not any(counts):
+        return {}
+    return {
+        "missing": dict(zip(scores.names, counts, strict=True)),
+        "problems": list(scores.problems[:5]),
+    }
+
+
+def _moments(column: Tensor) -> dict[str, float]:
+    if len(column) == 0:
+        return dict.fromkeys(("mean", "std", "min", "max"), math.nan)
+
+    low, high = column.aminmax()
+    return {
+        "mean": float(column.mean()),
+        "std": float(column.std(correction=0)),
+        "min": float(low),
+        "max": float(high),
+    }

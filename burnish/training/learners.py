@@ -1,0 +1,303 @@
+"""What learns in a run: the generator, the prompt expander, or anything else with these methods.
+
+A learner owns its weights, its optimizer, the moving average of its weights and a copy of them as
+they were before training. The loop only asks it to learn from a batch, to give and take its state,
+to lend its averaged weights, to go back, and to export itself. So something new that learns is one
+class, and the loop stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from burnish.config import Config
+from burnish.prompts import identifiers
+from burnish.prompts.expander import Expander
+from burnish.training.assembly import Parts
+from burnish.training.batch import Credit, RolloutBatch
+from burnish.training.checkpoint import load_optimizer, optimizer_tensors, under
+from burnish.training.expansion import expander_metrics, expander_update, text_advantages
+from burnish.training.optimizer import adamw
+from burnish.training.updates import GeneratorUpdates
+from burnish.world import World
+
+
+class Learner(Protocol):
+    """Something that learns from the images of an iteration."""
+
+    def learn(self, batch: RolloutBatch, credit: Credit) -> Mapping[str, Any]:
+        """Learn from one process's images; return numbers for the record."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that a checkpoint needs, as tensors on the CPU by name."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state`` returned.
+
+        Raises:
+            ValueError: it does not fit; nothing has changed then.
+        """
+        return None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it the weights are their moving average, if there is one."""
+        return nullcontext()
+
+    def reset(self, state: Mapping[str, Tensor] | None) -> None:
+        """Go back to the (averaged) weights of a checkpoint, or to those before training."""
+        return None
+
+    def export(self, folder: Path) -> None:
+        """Write the weights into RUN/adapter in a format that other programs read."""
+        return None
+
+
+class Trainable(Protocol):
+    """A network whose trained weights can be copied out and in: `Policy` and `Expander`."""
+
+    trainable: list[nn.Parameter]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return a copy of the trained weights by name, float32 on the CPU."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state`` returned."""
+        ...
+
+
+class TrainedWeights:
+    """Trained weights with all that belongs to them: optimizer, moving average, initial copy.
+
+    Args:
+        network: whose weights they are.
+        config: optimizer.ema and guard.action of it are used.
+        optimizer: of these weights.
+        scaler: of half-precision gradients, where there is one.
+    """
+
+    def __init__(
+        self,
+        network: Trainable,
+        config: Config,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+        self.max_grad_norm = config.optimizer.max_grad_norm
+        self.initial_state = network.state() if config.guard.action == "rollback" else None
+        self.ema: Any = None
+
+        if config.optimizer.ema and network.trainable:
+            from diffusers.training_utils import EMAModel
+
+            # its decay rises as (1 + n) / (10 + n)
+            self.ema = EMAModel(network.trainable, decay=config.optimizer.ema)
+
+    def step(self, world: World, not_finite: str) -> float:
+        """Take an optimizer step with the gradients of all processes; return their norm.
+
+        Raises:
+            RuntimeError: with the message ``not_finite``, if the gradient is not finite.
+        """
+        parameters = self.network.trainable
+        world.average_gradients(parameters)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+
+        # in float16 a step may be left out now and then, until the gradients' scale fits; at a
+        # scale of 1 it never will
+        if not norm.isfinite() and self.scaler.get_scale() <= 1:
+            raise RuntimeError(not_finite)
+
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.step(parameters)
+
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return weights, optimizer, moving average and loss scaling as tensors by name."""
+        tensors = _prefixed("weights", self.network.state())
+        tensors |= _prefixed("optimizer", optimizer_tensors(self.optimizer))
+
+        if self.ema is not None:
+            with self.averaged():
+                tensors |= _prefixed("average", self.network.state())
+            tensors["average_steps"] = torch.tensor(self.ema.optimization_step)
+
+        scaling = self.scaler.state_dict()
+        tensors |= {
+            f"scaler.{name}": torch.tensor(value, dtype=torch.float64)
+            for name, value in scaling.items()
+        }
+        return tensors
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state`` returned."""
+        if self.ema is not None:
+            self.network.load_state(under("average.", state))
+            steps = int(state["average_steps"])
+            self.ema.load_state_dict({"shadow_params": self._copies(), "optimization_step": steps})
+
+        self.network.load_state(under("weights.", state))
+        load_optimizer(self.optimizer, under("optimizer.", state))
+
+        if self.scaler.is_enabled():
+            scaling = self.scaler.state_dict()
+            stored = under("scaler.", state)
+            self.scaler.load_state_dict(
+                {name: type(value)(stored[name].item()) for name, value in scaling.items()}
+            )
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the network has the moving average of its weights, if there is one."""
+        if self.ema is None:
+            yield
+            return
+
+        self.ema.store(self.network.trainable)
+        self.ema.copy_to(self.network.trainable)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.network.trainable)
+
+    def reset(self, state: Mapping[str, Tensor] | None) -> None:
+        """Go back to the (averaged) weights of a checkpoint, or to those before training."""
+        weights = self.initial_state if state is None else evaluated_weights(state)
+        if weights is None:
+            raise RuntimeError("the weights before training are kept only for the guard's rollback")
+
+        self.network.load_state(weights)
+        if self.ema is not None:
+            self.ema.load_state_dict({"shadow_params": self._copies()})
+
+    def _copies(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.network.trainable]
+
+
+class GeneratorLearner(Learner):
+    """The image generator: its updates are those of the configured objective."""
+
+    def __init__(self, config: Config, world: World, parts: Parts) -> None:
+        self.policy = parts.policy
+        self.identifiers = len(parts.rewards) if config.sampler.identifiers == "tokens" else 0
+
+        # half-precision gradients of a log-density averaged over 16384 dimensions would vanish
+        half = config.model.dtype == "float16"
+        scaler = torch.amp.GradScaler(parts.policy.device.type, enabled=half)
+        optimizer = adamw(config.optimizer)(parts.policy.trainable)
+        self.weights = TrainedWeights(parts.policy, config, optimizer, scaler)
+        self.updates = GeneratorUpdates(config, world, parts, self.weights)
+
+    def learn(self, batch: RolloutBatch, credit: Credit) -> dict[str, Any]:
+        """Take the optimizer steps of an iteration; return the means of what they measured."""
+        return self.updates.run(batch, credit)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that a checkpoint needs."""
+        return self.weights.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state`` returned."""
+        self.weights.load_state(state)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it the generator has the moving average of its weights, if there is one."""
+        return self.weights.averaged()
+
+    def reset(self, state: Mapping[str, Tensor] | None) -> None:
+        """Go back to the weights of a checkpoint, or to those before training."""
+        self.weights.reset(state)
+
+    def export(self, folder: Path) -> None:
+        """Write the LoRA (or network) in diffusers' format, and identifiers that are tokens."""
+        if self.policy.train != "none":
+            self.policy.save_adapter(folder)
+        if self.identifiers:
+            identifiers.save_tokens(self.policy.pipe, self.identifiers, folder / "identifiers")
+
+
+class ExpanderLearner(Learner):
+    """The prompt expander: one step of the policy gradient on its texts in each iteration."""
+
+    def __init__(self, config: Config, world: World, expander: Expander) -> None:
+        self.config = config
+        self.world = world
+        self.expander = expander
+        settings = replace(config.optimizer, lr=config.expander.lr)
+        self.weights = TrainedWeights(expander, config, adamw(settings)(expander.trainable))
+
+    def learn(self, batch: RolloutBatch, credit: Credit) -> dict[str, Any]:
+        """Take one step on the texts of an iteration; return what was measured of them."""
+        drawn = batch.expansions
+        if drawn is None:
+            return {}
+
+        metrics = expander_metrics(drawn)
+        adv = text_advantages(credit.advantages, credit.valid, credit.group, len(drawn.prompts))
+        useful = bool(adv.any()) or self.config.expander.kl > 0
+        if not (self.expander.trainable and self.world.any(useful)):
+            return metrics
+
+        metrics |= expander_update(self.expander, drawn, adv, self.config)
+        norm = self.weights.step(
+            self.world,
+            "the expander's gradient is not finite any more; start again with a lower expander.lr",
+        )
+        return metrics | {"grad_norm": norm}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that a checkpoint needs."""
+        return self.weights.state() if self.expander.trainable else {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state`` returned."""
+        if self.expander.trainable:
+            self.weights.load_state(state)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it the expander has the moving average of its weights, if there is one."""
+        return self.weights.averaged()
+
+    def reset(self, state: Mapping[str, Tensor] | None) -> None:
+        """Go back to the weights of a checkpoint, or to those before training."""
+        if self.expander.trainable:
+            self.weights.reset(state)
+
+    def export(self, folder: Path) -> None:
+        """Write the adapter (or model) for peft and transformers into ``folder/expander``."""
+        self.expander.save(folder / "expander")
+
+
+def evaluated_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a learner's state that are evaluated: the average, if there is one."""
+    return under("average.", state) or under("weights.", state)
+
+
+def _prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{name}.{key}": tensor for key, tensor in tensors.items()}
+
+
+@contextmanager
+def averaged(learners: Mapping[str, Learner]) -> Iterator[None]:
+    """Within it all learners have the moving average of their weights, where there is one."""
+    with ExitStack() as stack:
+        for learner in learners.values():
+            stack.enter_context(learner.averaged())
+        yield

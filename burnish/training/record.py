@@ -1,0 +1,134 @@
+"""What a run leaves behind after each iteration: record, checkpoint, sample grid, evaluation.
+
+Only the main process writes. Each of these can be asked for twice: what is already on the disk is
+not made again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from burnish import config as configuration
+from burnish.runs import Record, write
+from burnish.training import resume
+from burnish.training.batch import Credit, RolloutBatch
+from burnish.training.evaluations import check_guard, evaluate_initial, evaluate_now
+from burnish.training.job import Job
+from burnish.training.samples import draw_identifier_grid, draw_samples
+
+
+class Recorder:
+    """Writes what an iteration leaves behind, and decides whether it was the last one.
+
+    Args:
+        job: the run.
+        done: iterations that an earlier start has finished.
+        on_record: called in the main process with each iteration's record.
+    """
+
+    def __init__(
+        self, job: Job, done: int, on_record: Callable[[Record], None] | None = None
+    ) -> None:
+        self.job = job
+        self.done = done
+        self.on_record = on_record
+        self.consistent = True  # the weights and memories are those after `done` iterations
+        self.ended_by_guard = False
+        self.initial: Any = None
+
+    def start(self) -> None:
+        """Write the configuration, open the trackers, and evaluate the model before training."""
+        config = self.job.config
+        run = self.job.run
+
+        if self.job.world.main:
+            write(run.config, configuration.dump(config))
+            run.forget(self.done)
+
+        project = config.run.tracker_project
+        self.job.world.track(asdict(config), project, config.run.tracker_options)
+        self.initial = evaluate_initial(self.job, self.done)
+        if self.done == 0:
+            draw_samples(self.job, 0)
+
+    def learning(self) -> None:
+        """Note that weights and memories are about to change."""
+        self.consistent = False
+        self._started = time.perf_counter()
+
+    def finish(self, batch: RolloutBatch, credit: Credit, metrics: Mapping[str, Any]) -> bool:
+        """Record an iteration, save, draw and evaluate where due; return whether the run ends."""
+        job = self.job
+        iteration = batch.iteration
+        record = self.record(batch, credit, metrics)
+
+        # the record is on the disk before anybody hears of it
+        if job.world.main:
+            job.run.append(record)
+        self.done = iteration
+        self.consistent = True
+        job.world.log(record)
+
+        evaluate = self.is_due(iteration)
+        if self.saves_after(iteration, evaluate):
+            resume.save(job, iteration)
+        if self.on_record is not None and job.world.main:
+            self.on_record(record)
+
+        job.poll()
+        sample_every = job.config.run.sample_every
+        if sample_every and iteration % sample_every == 0:
+            draw_samples(job, iteration)
+
+        if self.initial and (evaluate or iteration == job.config.iterations):
+            evaluate_now(job, self.initial, iteration)
+            self.ended_by_guard = check_guard(job, self.initial, iteration)
+
+        return self.ended_by_guard
+
+    def record(
+        self, batch: RolloutBatch, credit: Credit, metrics: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the record of an iteration: a line of RUN/log.jsonl."""
+        return {
+            "iteration": batch.iteration,
+            "images": self.job.world.count * len(batch.prompts),
+            **credit.metrics,
+            **metrics,
+            "seconds_sampling": batch.seconds_sampling,
+            "seconds_scoring": batch.seconds_scoring,
+            "seconds_training": time.perf_counter() - self._started,
+        }
+
+    def is_due(self, iteration: int) -> bool:
+        """Return whether an evaluation is due after an iteration."""
+        every = self.job.config.evaluation.every
+        return bool(every) and iteration % every == 0
+
+    def saves_after(self, iteration: int, evaluate: bool) -> bool:
+        """Return whether a checkpoint is due: at intervals, at the end, and for the guard."""
+        config = self.job.config
+        # a state that is evaluated is one that the guard may go back to
+        for_guard = evaluate and config.guard.action == "rollback"
+        last = iteration == config.iterations
+        return iteration % config.run.checkpoint_every == 0 or last or for_guard
+
+    def end(self) -> None:
+        """Draw and evaluate the last state, unless the guard has done so."""
+        job = self.job
+        if self.ended_by_guard:
+            return
+
+        draw_samples(job, self.done)
+        draw_identifier_grid(job, self.done)
+        missing = job.world.any(not job.run.measured(self.done).exists())
+        if self.initial and missing:
+            evaluate_now(job, self.initial, self.done)
+
+    def rescue(self) -> None:
+        """Save what is done after a failure, if the weights are those of a whole iteration."""
+        if self.consistent:
+            resume.save(self.job, self.done)

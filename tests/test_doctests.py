@@ -1,0 +1,23 @@
+"""The examples in the package's docstrings do what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import burnish
+
+WITH_EXAMPLES = [
+    found.name
+    for found in pkgutil.walk_packages(burnish.__path__, "burnish.")
+    if ">>> " in (importlib.util.find_spec(found.name).loader.get_source(found.name) or "")
+]
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_examples(name: str) -> None:
+    failed, _ = doctest.testmod(importlib.import_module(name))
+    assert not failed, "see what doctest printed"
