@@ -98,7 +98,7 @@ $(VENV)/.dev: $(VENV)/.installed requirements/dev.txt
 # The documentation as a site, in site/; its tools have an environment of their own.
 .PHONY: docs
 docs: $(VENV)-docs/.installed
-	$(VENV)-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
 
 $(VENV)-docs/.installed: pyproject.toml
 	@test -x $(VENV)-docs/bin/python || $(PY) -m venv $(VENV)-docs

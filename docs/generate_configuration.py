@@ -36,9 +36,9 @@ INTRODUCTION = """\
 <!-- Written by `python docs/generate_configuration.py` from the comments in burnish/config.py. -->
 
 A recipe is a TOML file with these keys; all of them have a default but `model.id`, `prompts` and
-`rewards`. On the command line any key is changed by its name, `--set batch.prompts=4`, an entry of a
-list by its number: `--set rewards.0.weight=2`. An unknown key is an error that names the nearest known
-one. `burnish list` shows the recipes and every name that `use = "..."` accepts; beside those,
+`rewards`. On the command line any key is changed by its name, `--set batch.prompts=4`, an entry of
+a list by its number: `--set rewards.0.weight=2`. An unknown key is an error that names the nearest
+known one. `burnish list` shows the recipes and every name that `use = "..."` accepts; beside those,
 `use = "my_file.py:name"` and `use = "package.module:name"` name a part of your own
 ([rewards](guides/own-reward.md), [objectives](guides/own-objective.md)).
 """

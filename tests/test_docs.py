@@ -157,7 +157,9 @@ def test_recipes_and_commands_exist(page: Path) -> None:
     text = page.read_text("utf-8")
     commands = set(get_command(cli.app).commands)
 
-    for command, argument in re.findall(r"^(?:.*`)?burnish (\w+)(?: ([a-z]+\w*-[\w-]+))?", text, 8):
+    for command, argument in re.findall(
+        r"^(?:.*`)?burnish (\w+)(?: ([a-z]+\w*-[\w-]+))?", text, re.MULTILINE
+    ):
         assert command in commands, f"burnish {command}"
         if command in ("train", "check") and argument:
             assert argument in configuration.recipes(), argument
