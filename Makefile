@@ -94,3 +94,13 @@ $(VENV)/.dev: $(VENV)/.installed requirements/dev.txt
 	@echo "Installing the tools for tests"
 	@$(PIP) install --require-hashes --no-deps -r requirements/dev.txt
 	@touch $@
+
+# The documentation as a site, in site/; its tools have an environment of their own.
+.PHONY: docs
+docs: $(VENV)-docs/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
+
+$(VENV)-docs/.installed: pyproject.toml
+	@test -x $(VENV)-docs/bin/python || $(PY) -m venv $(VENV)-docs
+	@$(VENV)-docs/bin/python -m pip --disable-pip-version-check --quiet install $$($(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	@touch $@
