@@ -60,7 +60,7 @@ def burnish(folder: str, out: Path) -> dict[str, float]:
     adv = job.parts.advantage(scores, job.parts.weights, group)
 
     gradients: dict[str, Tensor] = {}
-    names = {id(p): name for name, p in policy._named.items()}
+    names = {id(p): name for name, p in policy.named_trainable.items()}
     job.optimizer.register_step_pre_hook(
         lambda optimizer, *_: gradients.update(
             {names[id(p)]: p.grad.clone() for p in policy.trainable if p.grad is not None}

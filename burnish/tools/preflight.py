@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 
 from burnish.config import Config
-from burnish.diffusion.process import Forward, Process, Reverse
+from burnish.diffusion.process import ForwardProcess, ReverseProcess
 from burnish.diffusion.sampler import Sampler
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
@@ -27,7 +27,7 @@ from burnish.rl.pareto import expected_share
 from burnish.seeds import generator, seed_globals
 from burnish.training.assembly import Parts, assemble, stage
 from burnish.training.optimizer import adamw
-from burnish.types import Prompt, Scores, Trajectory
+from burnish.types import Process, Prompt, Scores, Trajectory
 
 LEAST_IMAGES = 4  # a prompt, for a group's mean and spread to mean anything
 # advantages that compare the images of a prompt
@@ -119,7 +119,7 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
 
     pairs = config.batch.train_batch
     rows = torch.arange(pairs) % len(prompts)
-    process: Process = Reverse(policy, sampler, trajectory)
+    process: Process = ReverseProcess(policy, sampler, trajectory)
     count = (
         trajectory.logp.shape[1]
         if forward
@@ -128,7 +128,7 @@ def _rehearsal(config: Config, parts: Parts) -> Iterator[Finding]:
 
     if forward:
         count = config.batch.transitions or sampler.steps
-        process = Forward(
+        process = ForwardProcess(
             policy, sampler, trajectory, trajectory.latent.float().cpu(), (config.seed, "preflight")
         )
 

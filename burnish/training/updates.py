@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from burnish.diffusion.process import Forward, Process, Reverse
+from burnish.diffusion.process import ForwardProcess, ReverseProcess
 from burnish.rewards import score
 from burnish.rl.advantages import per_transition
 from burnish.seeds import generator
 from burnish.training.job import Job
-from burnish.types import Prompt, Trajectory
+from burnish.types import Process, Prompt, Trajectory
 
 
 def imitates(job: Job) -> bool:
@@ -100,7 +100,7 @@ def make_process(
     chunk = job.config.batch.sample_batch
 
     if not (parts.objective.process == "forward"):
-        return Reverse(parts.policy, parts.sampler, trajectory)
+        return ReverseProcess(parts.policy, parts.sampler, trajectory)
 
     latent = trajectory.latent.float().cpu()
     stream = generator(job.config.seed, iteration, "encode", job.world.rank)
@@ -110,7 +110,7 @@ def make_process(
         latent = torch.cat([parts.policy.embed(some, stream).cpu() for some in pictures])
 
     key = (job.config.seed, iteration, "renoise", job.world.rank)
-    process = Forward(parts.policy, parts.sampler, trajectory, latent, key)
+    process = ForwardProcess(parts.policy, parts.sampler, trajectory, latent, key)
     # with one update nothing has changed when it is asked
     return (
         process.remembering(pairs, chunk)
@@ -181,7 +181,7 @@ def targets(
     Compared are only images ``there`` (B,), and only where a prompt has two of them; the loss is
     their mean.
     """
-    assert isinstance(process, Reverse)
+    assert isinstance(process, ReverseProcess)
     change = torch.zeros_like(adv)
     group = process.trajectory.group
 
