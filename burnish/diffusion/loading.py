@@ -1,6 +1,6 @@
-"""Loading: a complete diffusers pipeline of a known family, from the zoo, a folder, a hub or memory.
+"""Loading: a complete diffusers pipeline of a known family.
 
-A ControlNet can be put beside it.
+It comes from the zoo, a folder, the hub or memory. A ControlNet can be put beside it.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def attach_controlnet(pipe: Any, source: str, dtype: torch.dtype) -> Any:
     _check_controlnet(controlnet.config, pipe, family, source)
 
     # not by from_pipe, which would cast everything to float32
-    kept = ("force_zeros_for_empty_prompt", "requires_safety_checker")
-    settings = {key: pipe.config[key] for key in kept if key in pipe.config}
+    keys = ("force_zeros_for_empty_prompt", "requires_safety_checker")
+    settings = {key: pipe.config[key] for key in keys if key in pipe.config}
     kind = getattr(diffusers, family.controlnet_pipeline)
     controlnet.to(family.network_of(pipe).device)
     return kind(**pipe.components, controlnet=controlnet, **settings)
@@ -175,11 +175,11 @@ def _take_over(
 
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
-            wanted = network_dtype if name == family.network else dtype
+            part_dtype = network_dtype if name == family.network else dtype
             part.to(device)
             # diffusers warns of every cast, even of one that changes nothing
-            if getattr(part, "dtype", None) != wanted:
-                part.to(wanted)
+            if getattr(part, "dtype", None) != part_dtype:
+                part.to(part_dtype)
 
     return pipe
 

@@ -96,8 +96,8 @@ class Sampler:
                 )
 
             raise ValueError(
-                f"none of {self.steps} steps has noise, so there is nothing to learn from: use "
-                f"more sampler.steps{remedy}."
+                f"none of {self.steps} transitions has noise, so there is nothing to learn "
+                f"from: use more sampler.steps{remedy}."
             )
 
         if least_noise:
@@ -341,8 +341,8 @@ def _count_noisy_transitions(sampler: Sampler, policy: Policy) -> int:
 
     if count and (not bool(noisy[:count].all()) or count < sampler.steps - 1):
         raise ValueError(
-            f"only {count} of {sampler.steps} steps have noise: use more sampler.steps or a larger "
-            "sampler.kernel.eta."
+            f"only {count} of {sampler.steps} transitions have noise: use more sampler.steps or "
+            "a larger sampler.kernel.eta."
         )
 
     return count

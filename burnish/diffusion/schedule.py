@@ -1,9 +1,9 @@
 """The noise schedule of a diffusion model: x_t = alpha_t * x0 + sigma_t * noise at each timestep.
 
 It is read once from a diffusers scheduler; from then on nothing is stateful and every function
-takes one time per image, which diffusers' own ``step`` cannot. With abar the cumulative product (DDPM, arXiv
-2006.11239): alpha = sqrt(abar) and sigma = sqrt(1 - abar). Networks predict one of three things,
-all turned into x0 here:
+takes one time per image, which diffusers' own ``step`` cannot. With abar the cumulative product
+(DDPM, arXiv 2006.11239): alpha = sqrt(abar) and sigma = sqrt(1 - abar). Networks predict one of
+three things, all turned into x0 here:
 
     epsilon        x0 = (x_t - sigma * eps) / alpha
     v_prediction   x0 = alpha * x_t - sigma * v          (arXiv 2202.00512)
@@ -12,7 +12,9 @@ all turned into x0 here:
 A consistency model (arXiv 2303.01469), recognised by its ``LCMScheduler``, has in place of x0 the
 consistency function
 
-    f = c_out * x0 + c_skip * x_t,    c_skip = s^2 / ((k t)^2 + s^2),  c_out = k t / sqrt((k t)^2 + s^2)
+    f      = c_out * x0 + c_skip * x_t
+    c_skip = s^2 / ((k t)^2 + s^2)
+    c_out  = k t / sqrt((k t)^2 + s^2)
 
 with s = 0.5 and k the scheduler's ``timestep_scaling``; after its last call comes f itself, without
 noise.

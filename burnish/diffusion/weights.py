@@ -195,9 +195,12 @@ def prepare_networks(
                 parameter.data = parameter.data.float()
 
     trained = family.network_of(pipe)
-    for network in (trained, pipe.vae, getattr(pipe, CONTROLNET, None)):
-        if network is not None:
-            optimize_for_cpu(network, family.latent_shape(pipe))
+    shape = family.latent_shape(pipe)
+    optimize_for_cpu(trained, shape)
+    optimize_for_cpu(pipe.vae, shape)
+
+    if hasattr(pipe, CONTROLNET):
+        optimize_for_cpu(getattr(pipe, CONTROLNET), shape)
 
     share_guidance_trunk(trained)
 
