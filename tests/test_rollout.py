@@ -17,7 +17,7 @@ from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler, join_trajectories
 from burnish.diffusion.schedule import Schedule
 from burnish.rl.objectives import Clipped
-from burnish.types import Prompt, Replay, Trajectory
+from burnish.types import Guidance, Prompt, Replay, Trajectory
 
 PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]
 GROUP = torch.tensor([0, 0, 1, 1])
@@ -87,7 +87,7 @@ def test_a_fresh_trajectory_replays_to_ratio_one(
     make_pipeline: Callable[..., Path],
     prediction: str,
     train: str,
-    guidance: Callable[..., torch.Tensor],
+    guidance: Guidance,
 ) -> None:
     policy = Policy.load(make_pipeline(prediction), train=train)
     sampler = Sampler(DDIM(), 10, guidance)
