@@ -33,7 +33,7 @@ CONTROL_KEYS = ("control", "control_scale", "control_window")
 
 @dataclass(frozen=True)
 class Control:
-    """How closely a ControlNet is followed, and from which to which share of the steps.
+    """The strength of a ControlNet, and the share of the steps during which it acts.
 
     Attributes:
         scale: the factor of the ControlNet's output, at least 0.

@@ -308,12 +308,12 @@ def _without_text_encoder_warning() -> Iterator[None]:
     """Silence the one warning that a LoRA of the network alone has nothing for a text encoder."""
     logger = logging.getLogger("diffusers.loaders.lora_base")
 
-    def is_other(record: logging.LogRecord) -> bool:
+    def is_another_message(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("No LoRA keys associated to ")
 
-    logger.addFilter(is_other)
+    logger.addFilter(is_another_message)
 
     try:
         yield
     finally:
-        logger.removeFilter(is_other)
+        logger.removeFilter(is_another_message)

@@ -29,9 +29,10 @@ from burnish.diffusion.prompt_encoder import PromptEncoder
 from burnish.diffusion.schedule import Schedule
 from burnish.diffusion.weights import (
     TrainableWeights,
-    adapter_folder,
     copy_weights,
+    enable_gradient_checkpointing,
     prepare_networks,
+    read_adapters,
     trainable_networks,
 )
 from burnish.types import Cond, Guidance, Prompt
@@ -184,14 +185,10 @@ class Policy(TrainableWeights):
         initial = copy_weights(trainable) if train == "full" and reference else None
 
         if adapter is not None:
-            for part in trainable:
-                folder = adapter_folder(Path(adapter), part, family)
-                lora.read_adapter(pipe, part, folder, train, alpha)
+            read_adapters(pipe, family, trainable, Path(adapter), train, alpha)
 
         if gradient_checkpointing:
-            for part in (family.network, CONTROLNET):
-                if hasattr(pipe, part):
-                    getattr(pipe, part).enable_gradient_checkpointing()
+            enable_gradient_checkpointing(pipe, family)
 
         for network in networks(pipe):
             network.eval()  # the adapter's layers too

@@ -205,6 +205,31 @@ def prepare_networks(
     share_guidance_trunk(trained)
 
 
+def read_adapters(
+    pipe: Any,
+    family: Family,
+    trainable: Mapping[str, nn.Module],
+    folder: Path,
+    train: str,
+    alpha: float,
+) -> None:
+    """Load what ``TrainableWeights.save_adapter`` wrote into the networks ``trainable``.
+
+    Raises:
+        FileNotFoundError: the folder has no adapter of one of the networks.
+        ValueError: an adapter is damaged or does not fit.
+    """
+    for part in trainable:
+        lora.read_adapter(pipe, part, adapter_folder(folder, part, family), train, alpha)
+
+
+def enable_gradient_checkpointing(pipe: Any, family: Family) -> None:
+    """Recompute inner states in the backward pass of the network and of a ControlNet."""
+    family.network_of(pipe).enable_gradient_checkpointing()
+    if hasattr(pipe, CONTROLNET):
+        getattr(pipe, CONTROLNET).enable_gradient_checkpointing()
+
+
 def copy_weights(trainable: Mapping[str, nn.Module]) -> list[Tensor]:
     """Return a copy of all weights of the networks, in the order of their parameters."""
     return [p.detach().clone() for network in trainable.values() for p in network.parameters()]
