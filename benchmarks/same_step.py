@@ -60,7 +60,7 @@ def burnish(folder: str, out: Path) -> dict[str, float]:
     adv = job.parts.advantage(scores, job.parts.weights, group)
 
     gradients: dict[str, Tensor] = {}
-    names = {id(p): name for name, p in policy._named.items()}
+    names = {id(p): name for name, p in policy.named_trainable.items()}
     learner = job.learners["generator"]
     assert isinstance(learner, GeneratorLearner)
     learner.weights.optimizer.register_step_pre_hook(

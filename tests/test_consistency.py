@@ -1,6 +1,4 @@
-"""Consistency models end to end: grid, kernel, guidance, rollout and adapters against diffusers'
-own.
-"""
+"""Consistency models against diffusers: grid, kernel, guidance, rollout and adapters."""
 
 from __future__ import annotations
 
@@ -59,7 +57,7 @@ def test_more_steps_than_were_distilled() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_a_move_is_diffusers_for_all_times_at_once(prediction: str) -> None:
+def test_a_transition_is_diffusers_for_all_times_at_once(prediction: str) -> None:
     scheduler = LCMScheduler(**SD, prediction_type=prediction)
     schedule = Schedule.of(scheduler)
     times = Schedule.of(scheduler).times(6)
@@ -69,18 +67,20 @@ def test_a_move_is_diffusers_for_all_times_at_once(prediction: str) -> None:
     out = randn(6, 4, 3, 3, seed=1)
     t = times[:-1]
     s = times[1:]
-    move = LCM()(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
-    assert move.std.shape == (6, 1, 1, 1)
+    transition = LCM()(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
+    assert transition.std.shape == (6, 1, 1, 1)
 
     for i in range(6):
         noise = torch.randn(1, 4, 3, 3, dtype=torch.float64, generator=generator(i))
         step = scheduler.step(out[i : i + 1], t[i], x[i : i + 1], generator=generator(i))
-        torch.testing.assert_close(move.mean[i : i + 1] + move.std[i] * noise, step.prev_sample)
+        torch.testing.assert_close(
+            transition.mean[i : i + 1] + transition.std[i] * noise, step.prev_sample
+        )
 
-    assert move.std[-1] == 0, "the last call ends in the image"
+    assert transition.std[-1] == 0, "the last call ends in the image"
 
 
-def test_standard_deviations_of_the_first_move() -> None:
+def test_standard_deviations_of_the_first_transitions() -> None:
     schedule = Schedule.of(LCMScheduler(**SD))
     # where both published grids agree
     zero = torch.zeros(3, 1, 1, 1)
@@ -89,10 +89,13 @@ def test_standard_deviations_of_the_first_move() -> None:
     torch.testing.assert_close(std, torch.tensor([0.991, 0.974, 0.935]), rtol=0, atol=6e-4)
 
 
-def test_moves_do_not_depend_on_where_they_start() -> None:
+def test_transitions_do_not_depend_on_their_start() -> None:
     level = Level(*(torch.tensor(v, dtype=torch.float64) for v in (0.8, 0.6)))
-    one, two = (LCM()(randn(2, 4, 3, 3, seed=n), randn(2, 4, 3, 3), level, level) for n in (1, 2))
-    assert torch.equal(one.mean, two.mean) and torch.equal(one.std, two.std)
+    x0 = randn(2, 4, 3, 3)
+    first = LCM()(randn(2, 4, 3, 3, seed=1), x0, level, level)
+    second = LCM()(randn(2, 4, 3, 3, seed=2), x0, level, level)
+    assert torch.equal(first.mean, second.mean)
+    assert torch.equal(first.std, second.std)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
@@ -130,27 +133,27 @@ def test_h_calls_are_h_minus_one_actions(tiny_lcm: Path) -> None:
     assert replay.kl is not None and replay.kl.abs().max() < 1e-6
 
     with pytest.raises(
-        ValueError, match=r"none of 1 steps .* last call ends in the image and is no action"
+        ValueError, match=r"none of 1 transitions .* last call ends in the image and is no action"
     ):
         Sampler(LCM(), 1, EmbeddedGuidance()).transitions(policy)
 
 
-def test_training_the_last_call_would_be_noise_alone() -> None:
-    """The published code re-noises after the last call and trains on that too, though the image
-    never shows it.
+def test_training_the_last_call_would_add_only_noise() -> None:
+    """The published code re-noises after the last call and trains on that too.
+
+    The image never shows that noise.
     """
     level = Level(*(torch.tensor(v, dtype=torch.float64) for v in (0.9, 0.4)))
     count = 40_000
-    move = LCM()(
-        torch.zeros(count, 1, 1, 1), torch.zeros(count, 1, 1, 1, dtype=torch.float64), level, level
-    )
-    action = kernels.sample(move, generator(1))
-    score = (action - move.mean) / move.std**2  # d log p / d mean of each draw
+    x = torch.zeros(count, 1, 1, 1)
+    transition = LCM()(x, x.double(), level, level)
+    action = kernels.sample(transition, generator(1))
+    score = (action - transition.mean) / transition.std**2  # d log p / d mean of each draw
 
-    for reward, shown in ((action, True), (randn(count, 1, 1, 1, seed=2), False)):
+    for reward, visible in ((action, True), (randn(count, 1, 1, 1, seed=2), False)):
         gradient = (reward - reward.mean()) * score
         error = gradient.std() / count**0.5
-        assert bool(gradient.mean().abs() > 4 * error) == shown
+        assert bool(gradient.mean().abs() > 4 * error) == visible
 
 
 def test_guidance_that_does_not_fit_the_network(tiny_lcm: Path, tiny_pipeline: Path) -> None:
@@ -176,14 +179,15 @@ def test_a_trained_adapter_in_the_stock_pipeline(
     policy = Policy.load(tiny_lcm)
     perturb(policy)
     policy.save_adapter(tmp_path)
-    x = policy.noise(4, noise := generator(5))
+    noise = generator(5)
+    x = policy.noise(4, noise)
     times = policy.schedule.times(steps)
 
-    for t, s in pairwise(times):  # one step has no rollout: nothing could be learned from it
+    for t, s in pairwise(times):  # one call has no rollout: nothing could be learned from it
         with torch.no_grad():
-            f = policy.predict(x, t.expand(4), policy.encode(PROMPTS), EmbeddedGuidance(5.0))
-        move = LCM()(x, f, policy.schedule.level(t[None]), policy.schedule.level(s[None]))
-        x = kernels.sample(move, noise) if s != FINAL else move.mean
+            x0 = policy.predict(x, t.expand(4), policy.encode(PROMPTS), EmbeddedGuidance(5.0))
+        transition = LCM()(x, x0, policy.schedule.level(t[None]), policy.schedule.level(s[None]))
+        x = kernels.sample(transition, noise) if s != FINAL else transition.mean
 
     pipe = LatentConsistencyModelPipeline.from_pretrained(tiny_lcm)
     pipe.set_progress_bar_config(disable=True)
@@ -205,11 +209,13 @@ def test_an_lcm_lora_stays_while_another_adapter_trains(
 ) -> None:
     first = Policy.load(tiny_pipeline, rank=2)  # its adapter stands in for an LCM-LoRA
     perturb(first)
-    first.save_adapter(fused := tmp_path / "lcm")
+    fused = tmp_path / "lcm"
+    first.save_adapter(fused)
     policy = Policy.load(tiny_pipeline, scheduler="lcm", fused_lora=fused)
     sampler = Sampler(LCM(), 4, CFG(1.5))
     perturb(policy)
-    policy.save_adapter(own := tmp_path / "own")
+    trained = tmp_path / "trained"
+    policy.save_adapter(trained)
     traj = sampler.rollout(policy, policy.encode(PROMPTS), GROUP, generator(5))
     replay = sampler.replay(policy, traj, torch.arange(4), torch.arange(3).expand(4, -1))
     assert (replay.logp - traj.logp).expm1().abs().max() < 1e-5
@@ -231,8 +237,10 @@ def test_an_lcm_lora_stays_while_another_adapter_trains(
             output_type="latent",
         ).images
 
-    torch.testing.assert_close(traj.latent, stock(fused, own), rtol=1e-3, atol=1e-3)
-    assert not torch.allclose(traj.latent, stock(own), atol=1e-2), "both adapters are at work"
+    torch.testing.assert_close(traj.latent, stock(fused, trained), rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(traj.latent, stock(trained), atol=1e-2), (
+        "both adapters have an effect"
+    )
 
     with policy.reference():
         before = sampler.rollout(policy, policy.encode(PROMPTS), GROUP, generator(5))
@@ -248,23 +256,30 @@ def test_a_lora_that_cannot_be_merged(tiny_pipeline: Path, tmp_path: Path) -> No
 RECIPE = """
 iterations = 2
 model = {{ id = "{model}", device = "cpu" }}
-sampler = {{ steps = 3, kernel = {{ use = "lcm" }}, guidance = {{ use = "embedded", weight = 6.0 }} }}
+sampler.steps = 3
+sampler.kernel = {{ use = "lcm" }}
+sampler.guidance = {{ use = "embedded", weight = 6.0 }}
 prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox", "a bee"] }}
 rewards = [ {{ use = "compressibility" }} ]
 advantage = {{ use = "batch" }}
 objective = {{ {objective} }}
 optimizer = {{ lr = 1e-3, warmup = 3, final_lr = 0.5 }}
-batch = {{ prompts = 4, images_per_prompt = 2, sample_batch = 4, train_batch = {replay}, minibatches = 2 }}
 evaluation = {{ images_per_prompt = 1 }}
 run = {{ sample_every = 0 }}
+[batch]
+prompts = 4
+images_per_prompt = 2
+sample_batch = 4
+train_batch = {train_batch}
+minibatches = 2
 """
 
 
 @pytest.fixture
 def recipe(tiny_lcm: Path, tmp_path: Path) -> Callable[..., configuration.Config]:
-    def load(objective: str, *changes: str, replay: int = 5) -> configuration.Config:
+    def load(objective: str, *changes: str, train_batch: int = 5) -> configuration.Config:
         path = tmp_path / "recipe.toml"
-        path.write_text(RECIPE.format(model=tiny_lcm, objective=objective, replay=replay))
+        path.write_text(RECIPE.format(model=tiny_lcm, objective=objective, train_batch=train_batch))
         return configuration.load(path, changes)
 
     return load
@@ -278,20 +293,23 @@ def records(folder: Path) -> list[Record]:
 def test_a_consistency_model_trains_by_either_objective(
     recipe: Callable[..., configuration.Config], tmp_path: Path, objective: str
 ) -> None:
-    done = records(train(recipe(objective), tmp_path / "run"))
-    assert [one["iteration"] for one in done] == [1, 2]
-    assert all(one["ratio_deviation"] < 1e-6 and one["grad_norm"] > 0 for one in done)
+    rows = records(train(recipe(objective), tmp_path / "run"))
+    assert [row["iteration"] for row in rows] == [1, 2]
+    assert all(row["ratio_deviation"] < 1e-6 and row["grad_norm"] > 0 for row in rows)
     # a third and two thirds of the warm-up, then its end on a line that has fallen a quarter of the
     # way
-    assert [one["lr"] for one in done] == pytest.approx([1e-3 * (1 / 3 + 2 / 3) / 2, 0.75e-3])
+    assert [row["lr"] for row in rows] == pytest.approx([1e-3 * (1 / 3 + 2 / 3) / 2, 0.75e-3])
 
 
 def test_rebel_in_micro_batches_is_rebel(
     recipe: Callable[..., configuration.Config], tmp_path: Path
 ) -> None:
-    runs = [records(train(recipe('use = "rebel"', replay=n), tmp_path / str(n))) for n in (3, 100)]
-    for small, whole in zip(*runs, strict=True):
-        assert small["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
+    runs = [
+        records(train(recipe('use = "rebel"', train_batch=size), tmp_path / str(size)))
+        for size in (3, 100)
+    ]
+    for small, full in zip(*runs, strict=True):
+        assert small["grad_norm"] == pytest.approx(full["grad_norm"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -303,14 +321,16 @@ def test_rebel_in_micro_batches_is_rebel(
         ("batch.minibatches=5", r"batch.minibatches to at most batch.prompts"),
     ],
 )
-def test_what_rebel_cannot_do(
+def test_settings_that_rebel_cannot_have(
     recipe: Callable[..., configuration.Config], tmp_path: Path, change: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         train(recipe('use = "rebel"', change), tmp_path / "run")
 
 
-def test_previews_need_company(recipe: Callable[..., configuration.Config], tmp_path: Path) -> None:
+def test_an_x0_preview_baseline_needs_several_images_of_a_prompt(
+    recipe: Callable[..., configuration.Config], tmp_path: Path
+) -> None:
     changes = ("batch.baseline=x0_preview", "batch.images_per_prompt=1")
     with pytest.raises(ValueError, match=r"set batch.images_per_prompt to 4 or more"):
         train(recipe('use = "clipped"', *changes), tmp_path / "run")
@@ -334,13 +354,12 @@ def test_the_kernel_of_another_kind_of_model(
 @pytest.mark.parametrize("steps", [1, 2, 8])
 def test_sampling_from_a_consistency_model_by_its_name(tiny_lcm: Path, steps: int) -> None:
     policy, sampler = open_source(str(tiny_lcm), steps=steps, guidance=7.0)
-    assert (
-        isinstance(sampler.kernel, LCM)
-        and sampler.guidance == EmbeddedGuidance(7.0)
-        and sampler.steps == steps
-    )
-    pictures = draw(policy, sampler, ["a cat", "a dog"], 2)
-    assert pictures.shape == (4, 3, 32, 32)
+    assert isinstance(sampler.kernel, LCM)
+    assert sampler.guidance == EmbeddedGuidance(7.0)
+    assert sampler.steps == steps
+
+    images = draw(policy, sampler, ["a cat", "a dog"], 2)
+    assert images.shape == (4, 3, 32, 32)
     assert open_source(str(tiny_lcm))[1].steps == 4
 
 
@@ -349,8 +368,6 @@ def test_sampling_a_run_keeps_its_kind_of_guidance(
 ) -> None:
     folder = train(recipe('use = "clipped"', "iterations=1"), tmp_path / "run")
     _, sampler = open_source(str(folder), steps=1, guidance=3.0)
-    assert (
-        sampler.guidance == EmbeddedGuidance(3.0)
-        and sampler.steps == 1
-        and isinstance(sampler.kernel, LCM)
-    )
+    assert sampler.guidance == EmbeddedGuidance(3.0)
+    assert sampler.steps == 1
+    assert isinstance(sampler.kernel, LCM)

@@ -1,6 +1,4 @@
-"""ControlNets: rollout against the stock pipelines, replay against rollout, and what they learn,
-saved and read.
-"""
+"""ControlNets: rollout against the stock pipelines, replay against rollout, adapters, and runs."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ from burnish.diffusion.guidance import CFG, EmbeddedGuidance, NoGuidance
 from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.lora import FILE
 from burnish.diffusion.policy import Policy
-from burnish.diffusion.sampler import Sampler
+from burnish.diffusion.sampler import Sampler, join_trajectories
 from burnish.report.page import write_report
 from burnish.runs import Run
 from burnish.training import checkpoint
@@ -41,10 +39,10 @@ TEXTS = ["a cat", "a cat", "two dogs"]
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> list[Prompt]:
-    """Three prompts with a control picture each."""
-    chance = np.random.default_rng(0)
+    """Three prompts with a control image each."""
+    random = np.random.default_rng(0)
     for number in range(3):
-        pixels = chance.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((32, 32), Image.Resampling.NEAREST).save(
             tmp_path / f"{number}.png"
         )
@@ -72,18 +70,18 @@ def roll(policy: Policy, sampler: Sampler, prompts: list[Prompt]) -> Trajectory:
 
 
 def ratios(policy: Policy, sampler: Sampler, traj: Trajectory) -> Tensor:
-    """Of every move: its density in replay over that in rollout."""
-    steps = torch.arange(traj.logp.shape[1]).expand(3, -1)
-    return (sampler.replay(policy, traj, torch.arange(3), steps).logp - traj.logp).exp()
+    """Return each transition's density in replay over that in rollout."""
+    transitions = torch.arange(traj.logp.shape[1]).expand(3, -1)
+    replay = sampler.replay(policy, traj, torch.arange(3), transitions)
+    return (replay.logp - traj.logp).exp()
 
 
 def stock(model: tuple[Path, Path]) -> Any:
     plain = DiffusionPipeline.from_pretrained(model[0])
-    kind = (
-        StableDiffusionXLControlNetPipeline
-        if hasattr(plain, "text_encoder_2")
-        else StableDiffusionControlNetPipeline
-    )
+    kind: Any = StableDiffusionControlNetPipeline
+    if hasattr(plain, "text_encoder_2"):
+        kind = StableDiffusionXLControlNetPipeline
+
     pipe = kind(**plain.components, controlnet=ControlNetModel.from_pretrained(model[1]))
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
@@ -115,106 +113,103 @@ def test_a_rollout_is_the_stock_pipeline(
     torch.testing.assert_close(traj.latent, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_the_control_shows_and_its_scale_too(
+def test_the_control_image_and_its_scale_have_an_effect(
     model: tuple[Path, Path], prompts: list[Prompt]
 ) -> None:
     policy = load(model)
 
-    def drawn(scale: float, prompts: list[Prompt]) -> Tensor:
+    def latents(scale: float, prompts: list[Prompt]) -> Tensor:
         return roll(policy, Sampler(DDIM(), 3, NoGuidance(), Control(scale)), prompts).latent
 
     swapped = [
-        Prompt(one.text, other.metadata) for one, other in zip(prompts, prompts[::-1], strict=True)
+        Prompt(prompt.text, other.metadata)
+        for prompt, other in zip(prompts, prompts[::-1], strict=True)
     ]
-    torch.testing.assert_close(drawn(0.0, prompts), drawn(0.0, swapped))
-    torch.testing.assert_close(
-        drawn(0.0, prompts),
-        roll(Policy.load(model[0]), Sampler(DDIM(), 3, NoGuidance()), prompts).latent,
-    )
+    torch.testing.assert_close(latents(0.0, prompts), latents(0.0, swapped))
+
+    without = roll(Policy.load(model[0]), Sampler(DDIM(), 3, NoGuidance()), prompts)
+    torch.testing.assert_close(latents(0.0, prompts), without.latent)
 
     for scale in (0.5, 1.0):
-        assert (drawn(scale, prompts) - drawn(scale, swapped)).abs().max() > 0.01
+        assert (latents(scale, prompts) - latents(scale, swapped)).abs().max() > 0.01
 
-    assert (drawn(0.5, prompts) - drawn(1.0, prompts)).abs().max() > 0.01
+    assert (latents(0.5, prompts) - latents(1.0, prompts)).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
-@pytest.mark.parametrize("learns", ["", "controlnet", "both"])
+@pytest.mark.parametrize("parts", ["", "controlnet", "both"])
 def test_a_fresh_trajectory_replays_to_ratio_one(
-    model: tuple[Path, Path], prompts: list[Prompt], train: str, learns: str
+    model: tuple[Path, Path], prompts: list[Prompt], train: str, parts: str
 ) -> None:
-    policy = load(model, train=train, trainable_parts=learns, reference=True)
-    trained = {
-        name
-        for name, part in policy.pipe.components.items()
-        if any(map(_learns, _parameters(part)))
-    }
-    assert (
-        trained
-        == {"": {"unet"}, "controlnet": {"controlnet"}, "both": {"unet", "controlnet"}}[learns]
-    )
+    policy = load(model, train=train, trainable_parts=parts, reference=True)
+    expected = {"": {"unet"}, "controlnet": {"controlnet"}, "both": {"unet", "controlnet"}}
+    assert _trainable_parts(policy) == expected[parts]
+
     sampler = Sampler(DDIM(), 4, CFG(5.0), Control(1.2, 0.0, 0.8))
     first = roll(policy, sampler, prompts)
     perturb(policy, 0.1)
     traj = roll(policy, sampler, prompts)
-    assert (traj.latent - first.latent).abs().max() > 1e-3, "what learns has a say"
+    assert (traj.latent - first.latent).abs().max() > 1e-3, "the trainable weights have an effect"
     assert (ratios(policy, sampler, traj) - 1).abs().max() < 1e-5
-    elsewhere = Sampler(DDIM(), 4, CFG(5.0), Control(0.3))
-    assert torch.equal(ratios(policy, elsewhere, traj), ratios(policy, sampler, traj)), (
-        "the stored scale counts"
-    )
+    other = Sampler(DDIM(), 4, CFG(5.0), Control(0.3))
+    same = torch.equal(ratios(policy, other, traj), ratios(policy, sampler, traj))
+    assert same, "the stored scale counts"
 
     with policy.reference():
         torch.testing.assert_close(roll(policy, sampler, prompts).latent, first.latent)
 
 
-def _parameters(part: Any) -> list[Tensor]:
-    return list(part.parameters()) if hasattr(part, "parameters") else []
+def _trainable_parts(policy: Policy) -> set[str]:
+    """Return the names of the pipeline's parts with weights that learn."""
+    modules = {
+        name: part
+        for name, part in policy.pipe.components.items()
+        if isinstance(part, torch.nn.Module)
+    }
+    return {
+        name
+        for name, module in modules.items()
+        if any(parameter.requires_grad for parameter in module.parameters())
+    }
 
 
-def _learns(parameter: Tensor) -> bool:
-    return parameter.requires_grad
-
-
-def test_the_gradient_reaches_all_that_learns(
+def test_the_gradient_reaches_all_trainable_weights(
     model: tuple[Path, Path], prompts: list[Prompt]
 ) -> None:
     policy = load(model, trainable_parts="both", gradient_checkpointing=True)
     perturb(policy, 0.1)
     sampler = Sampler(DDIM(), 3, CFG(3.0), Control(1.0))
-    steps = torch.arange(3).expand(3, -1)
-    sampler.replay(
-        policy, roll(policy, sampler, prompts), torch.arange(3), steps
-    ).logp.sum().backward()
+    traj = roll(policy, sampler, prompts)
+    transitions = torch.arange(3).expand(3, -1)
+    sampler.replay(policy, traj, torch.arange(3), transitions).logp.sum().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in policy.trainable)
 
 
-def test_each_image_has_a_scale_of_its_own(model: tuple[Path, Path], prompts: list[Prompt]) -> None:
+def test_each_image_has_its_scale(model: tuple[Path, Path], prompts: list[Prompt]) -> None:
     """Trajectories of several scales, joined, are replayed together."""
-    from burnish.diffusion.sampler import join_trajectories
-
     policy = load(model)
     samplers = [Sampler(DDIM(), 3, CFG(3.0), Control(scale)) for scale in (0.5, 1.5)]
-    one, two = (roll(policy, sampler, prompts) for sampler in samplers)
-    both = join_trajectories([one, two])
-    steps = torch.arange(3).expand(6, -1)
-    logp = samplers[0].replay(policy, both, torch.arange(6), steps).logp
-    torch.testing.assert_close(logp, torch.cat([one.logp, two.logp]), rtol=1e-5, atol=1e-5)
+    parts = [roll(policy, sampler, prompts) for sampler in samplers]
+    both = join_trajectories(parts)
+    transitions = torch.arange(3).expand(6, -1)
+    logp = samplers[0].replay(policy, both, torch.arange(6), transitions).logp
+    expected = torch.cat([part.logp for part in parts])
+    torch.testing.assert_close(logp, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
-@pytest.mark.parametrize("learns", ["controlnet", "both"])
-def test_what_was_learned_is_saved_and_read(
-    model: tuple[Path, Path], prompts: list[Prompt], tmp_path: Path, train: str, learns: str
+@pytest.mark.parametrize("parts", ["controlnet", "both"])
+def test_an_adapter_is_saved_and_read(
+    model: tuple[Path, Path], prompts: list[Prompt], tmp_path: Path, train: str, parts: str
 ) -> None:
-    policy = load(model, train=train, trainable_parts=learns)
+    policy = load(model, train=train, trainable_parts=parts)
     sampler = Sampler(DDIM(), 3, CFG(3.0))
     perturb(policy, 0.1)
     latent = roll(policy, sampler, prompts).latent
     policy.save_adapter(tmp_path / "adapter")
 
-    for how in (train, "none"):
-        again = load(model, train=how, trainable_parts=learns, adapter=tmp_path / "adapter")
+    for mode in (train, "none"):
+        again = load(model, train=mode, trainable_parts=parts, adapter=tmp_path / "adapter")
         torch.testing.assert_close(
             roll(again, sampler, prompts).latent, latent, rtol=1e-4, atol=1e-4
         )
@@ -223,16 +218,16 @@ def test_what_was_learned_is_saved_and_read(
 
     if train == "full":
         pipe.controlnet = ControlNetModel.from_pretrained(tmp_path / "adapter" / "controlnet")
-        if learns == "both":
+        if parts == "both":
             pipe.unet = type(pipe.unet).from_pretrained(tmp_path / "adapter")
     else:
         pipe.controlnet.load_lora_adapter(
             tmp_path / "adapter" / "controlnet", prefix=None, weight_name=FILE
         )
-        if learns == "both":
+        if parts == "both":
             pipe.load_lora_weights(tmp_path / "adapter")
 
-    drawn = pipe(
+    images = pipe(
         TEXTS,
         image=control_images(prompts, 32, 32),
         num_inference_steps=3,
@@ -241,10 +236,10 @@ def test_what_was_learned_is_saved_and_read(
         generator=generator(3),
         output_type="latent",
     ).images
-    torch.testing.assert_close(drawn, latent, rtol=1e-4, atol=2e-4)
+    torch.testing.assert_close(images, latent, rtol=1e-4, atol=2e-4)
 
 
-def test_state_and_checkpoint_names(model: tuple[Path, Path]) -> None:
+def test_names_in_a_state(model: tuple[Path, Path]) -> None:
     policy = load(model, trainable_parts="both")
     perturb(policy)
     state = policy.state()
@@ -254,7 +249,7 @@ def test_state_and_checkpoint_names(model: tuple[Path, Path]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(policy.trainable, other.trainable, strict=True))
 
 
-def test_a_controlnet_that_came_with_its_pipeline_learns_in_float32(
+def test_a_controlnet_of_the_loaded_pipeline_is_trained_in_float32(
     model: tuple[Path, Path], tmp_path: Path
 ) -> None:
     load(model, train="none").pipe.save_pretrained(tmp_path)
@@ -267,22 +262,22 @@ def test_windows() -> None:
     """Step i of n acts if start <= i/n and (i+1)/n <= end."""
     times = torch.tensor([801, 601, 401, 201, 1, -1])
 
-    def acts(start: float, end: float) -> list[int]:
+    def active(start: float, end: float) -> list[int]:
         highest, below = Control(1.0, start, end).window(times)
         return [t for t in [999, *times[:-1].tolist(), 0] if below < t <= highest]
 
-    assert acts(0, 1) == [999, 801, 601, 401, 201, 1, 0]
-    assert acts(0.2, 0.8) == [601, 401, 201] and acts(0.1, 0.85) == [601, 401, 201]
-    assert acts(0.0, 0.4) == [999, 801, 601] and acts(0.6, 1.0) == [201, 1, 0]
+    assert active(0, 1) == [999, 801, 601, 401, 201, 1, 0]
+    assert active(0.2, 0.8) == [601, 401, 201] and active(0.1, 0.85) == [601, 401, 201]
+    assert active(0.0, 0.4) == [999, 801, 601] and active(0.6, 1.0) == [201, 1, 0]
 
     with pytest.raises(
         ValueError, match=r"no step of 5 lies between sampler.control.start = 0.5 and end = 0.6"
     ):
-        acts(0.5, 0.6)
+        active(0.5, 0.6)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"scale": -1.0}, "sampler.control.scale must be a finite number, at least 0, not -1.0"),
         ({"scale": float("nan")}, "sampler.control.scale must be a finite number"),
@@ -290,12 +285,12 @@ def test_windows() -> None:
         ({"end": 1.1}, "0 <= start < end <= 1, not 0.0 and 1.1"),
     ],
 )
-def test_settings_that_mean_nothing(settings: dict[str, float], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_settings_out_of_range(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Control(**settings)
 
 
-def test_prompts_without_a_picture(model: tuple[Path, Path], tmp_path: Path) -> None:
+def test_prompts_without_a_control_image(model: tuple[Path, Path], tmp_path: Path) -> None:
     policy = load(model)
     with pytest.raises(
         ValueError, match=r'the prompt "a cat" has nothing for the ControlNet to follow: give it a'
@@ -324,19 +319,16 @@ def test_models_that_do_not_fit(
     with pytest.raises(ValueError, match=r"was made for another network: its block_out_channels"):
         Policy.load(tiny_lcm, controlnet=str(tiny_controlnet))
 
-    steered = tmp_path / "steered"
-    Policy.load(tiny_sd1, controlnet=str(tiny_controlnet), train="none").pipe.save_pretrained(
-        steered
-    )
-    assert Policy.load(steered).has_controlnet, (
-        "a whole pipeline with its ControlNet is a model like others"
-    )
+    combined = tmp_path / "combined"
+    policy = Policy.load(tiny_sd1, controlnet=str(tiny_controlnet), train="none")
+    policy.pipe.save_pretrained(combined)
+    assert Policy.load(combined).has_controlnet, "a pipeline with its ControlNet is a model too"
 
     with pytest.raises(
         ValueError,
         match="a StableDiffusionControlNetPipeline takes none here; these do: StableDiffu",
     ):
-        Policy.load(steered, controlnet=str(tiny_controlnet))
+        Policy.load(combined, controlnet=str(tiny_controlnet))
 
     with pytest.raises(ValueError, match="cannot be loaded"):
         Policy.load(tiny_sd1, controlnet=str(tiny_sd1))
@@ -359,7 +351,7 @@ def test_models_that_do_not_fit(
 def recipe(
     tiny_pipeline: Path, tiny_controlnet: Path, prompts: list[Prompt], tmp_path: Path
 ) -> Path:
-    """A run of a ControlNet, gated by a reward that is small at first and grows."""
+    """The file of a ControlNet's run, gated by a reward that is small at first and grows."""
     rows = [json.dumps({"prompt": prompt.text, **prompt.metadata}) for prompt in prompts]
     (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
     (tmp_path / "reward.py").write_text(
@@ -371,7 +363,10 @@ def recipe(
     path = tmp_path / "control.toml"
     path.write_text(f"""
 iterations = 4
-model = {{ id = "{tiny_pipeline}", controlnet = "{tiny_controlnet}", learns = "controlnet", device = "cpu" }}
+model.id = "{tiny_pipeline}"
+model.controlnet = "{tiny_controlnet}"
+model.trainable_parts = "controlnet"
+model.device = "cpu"
 sampler = {{ steps = 3, guidance = {{ use = "cfg", weight = 2.0 }}, control = {{ scale = 0.5 }} }}
 prompts = {{ use = "jsonl", path = "{tmp_path}/prompts.jsonl" }}
 rewards = [ {{ use = "{tmp_path}/reward.py:rising" }} ]
@@ -401,30 +396,32 @@ def test_a_run_follows_its_curriculum(recipe: Path, tmp_path: Path) -> None:
     assert [record["control_scale"] for record in records] == [2.0, 2.0, 2.0, 1.75]
     assert all(record["ratio_deviation"] < 1e-5 for record in records)
     state = checkpoint.restore(run.checkpoints)
-    assert state is not None and state.curriculum == {"scale": 1.5, "success": None, "row": 0}
-    buckets = {round(len(seen)) for seen in state.advantage["seen"].values()}
-    assert len(state.advantage["seen"]) > 3 and max(buckets) <= 8, (
-        "a prompt at another scale is another prompt"
-    )
+    assert state is not None
+    assert state.curriculum == {"scale": 1.5, "success": None, "streak": 0}
+    rewards = state.advantage["seen"]
+    assert len(rewards) > 3, "a prompt at another scale is another prompt"
+    assert max(len(values) for values in rewards.values()) <= 8
     assert (run.adapter / "controlnet" / FILE).is_file()
     page = write_report(run.folder).read_text("utf-8")
     assert page.index("Reward</h2>") < page.index("Control scale") < page.index("Diagnostics</h2>")
 
 
-def test_a_curriculum_may_begin_where_every_picture_succeeds(recipe: Path, tmp_path: Path) -> None:
+def test_a_curriculum_may_begin_where_every_image_succeeds(recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text(
         "def easy(images, prompts):\n    return images.mean((1, 2, 3)) * 0 + 1\n"
     )
-    few = [
+    changes = [
         "iterations=1",
         "evaluation.images_per_prompt=0",
         f'rewards=[{{use="{tmp_path}/reward.py:easy"}}]',
     ]
-    run = Run(train(configuration.load(recipe, [*few, "curriculum.reward=easy"]), tmp_path / "run"))
+    run = Run(
+        train(configuration.load(recipe, [*changes, "curriculum.reward=easy"]), tmp_path / "run")
+    )
     assert run.records()[0]["idle"] == 1
 
     with pytest.raises(ValueError, match=r"reward 'easy' gave \[1.0\] to all"):
-        train(configuration.load(recipe, [*few, "curriculum={}"]), tmp_path / "plain")
+        train(configuration.load(recipe, [*changes, "curriculum={}"]), tmp_path / "plain")
 
 
 def test_a_run_goes_on_at_its_scale(recipe: Path, tmp_path: Path) -> None:
@@ -436,7 +433,7 @@ def test_a_run_goes_on_at_its_scale(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_curricula_that_do_not_fit(recipe: Path) -> None:
-    for change, said in (
+    for change, message in (
         ("curriculum.reward=rise", 'curriculum.reward = "rise" is none of the rewards rising'),
         ("model={id='x'}", "curriculum is one of the control scale: set model.controlnet"),
         (
@@ -445,12 +442,12 @@ def test_curricula_that_do_not_fit(recipe: Path) -> None:
         ),
         ("curriculum={use='linear',first=2.0}", "needs last"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             configuration.load(recipe, [change])
 
 
-def test_pictures_of_another_size(model: tuple[Path, Path], tmp_path: Path) -> None:
-    """As the stock pipeline draws them; the control picture grows too."""
+def test_images_of_another_size(model: tuple[Path, Path], tmp_path: Path) -> None:
+    """As the stock pipeline samples them; the control image is resized too."""
     Image.new("RGB", (32, 32), "white").save(tmp_path / "white.png")
     prompts = [Prompt(text, {"control": str(tmp_path / "white.png")}) for text in TEXTS]
     policy = load(model, size=64)
@@ -470,7 +467,7 @@ def test_pictures_of_another_size(model: tuple[Path, Path], tmp_path: Path) -> N
 
     with pytest.raises(
         ValueError,
-        match=r"model.size = 36: this model's pictures have sides of a multiple of (8|16)",
+        match=r"model.size = 36: this model's images have sides of a multiple of (8|16)",
     ):
         load(model, size=36)
 
@@ -478,15 +475,17 @@ def test_pictures_of_another_size(model: tuple[Path, Path], tmp_path: Path) -> N
 def test_a_consistency_model(tiny_lcm: Path, prompts: list[Prompt], tmp_path: Path) -> None:
     """Its guidance weight stays an input of the network; the stock pipeline does the same."""
     lcm_pipe = DiffusionPipeline.from_pretrained(tiny_lcm)
-    # as if of the undistilled model
+    # like the ControlNet of an undistilled model
     build_controlnet(lcm_pipe, copied=False).save_pretrained(tmp_path / "net")
     policy = load((tiny_lcm, tmp_path / "net"))
     sampler = Sampler(LCM(), 4, EmbeddedGuidance(4.0), Control(0.8))
     assert policy.takes_weight and policy.schedule.consistency
     traj = roll(policy, sampler, prompts)
-    parts = {name: part for name, part in lcm_pipe.components.items() if name != "image_encoder"}
+    components = {
+        name: part for name, part in lcm_pipe.components.items() if name != "image_encoder"
+    }
     pipe = StableDiffusionControlNetPipeline(
-        **parts,
+        **components,
         controlnet=ControlNetModel.from_pretrained(tmp_path / "net"),
         requires_safety_checker=False,
     )

@@ -1,5 +1,6 @@
-"""Guidance centred on the original of an expanded prompt: the formula, its two ends, and a loop of
-stock diffusers.
+"""Guidance centred on the original of an expanded prompt.
+
+The formula, its two ends, and a loop of stock diffusers.
 """
 
 from __future__ import annotations
@@ -7,13 +8,13 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from conftest import generator, perturb
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from test_guidance import COND, NULL, Network, T, X
 
@@ -31,19 +32,19 @@ from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.paired import evaluate
 from burnish.runs import Run
 from burnish.tools.gallery import centred
-from burnish.tools.preflight import preflight
+from burnish.tools.preflight import Finding, preflight
 from burnish.training.loop import train
-from burnish.types import Prompt, Trajectory
+from burnish.types import Guidance, Prompt, Trajectory
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "dual_guidance.py"
-BOTH = COND | {"original.text": torch.tensor([[[3.0, -1.0]], [[0.5, 0.5]], [[2.0, 0.0]]])}
-ORIGINAL = {"text": BOTH["original.text"]}
+BOTH_CONDS = COND | {"original.text": torch.tensor([[[3.0, -1.0]], [[0.5, 0.5]], [[2.0, 0.0]]])}
+ORIGINAL_COND = {"text": BOTH_CONDS["original.text"]}
 EXPANDED = [
     Prompt("a red cat, oil", {"original": "a cat"}),
     Prompt("two dogs", {"original": "dogs"}),
     Prompt("an ox"),
 ]
-FIRST = [Prompt("a cat"), Prompt("dogs"), Prompt("an ox")]
+ORIGINALS = [Prompt("a cat"), Prompt("dogs"), Prompt("an ox")]
 GROUP = torch.arange(3)
 
 
@@ -56,18 +57,16 @@ def example() -> ModuleType:
     return module
 
 
-def roll(
-    policy: Policy, guidance: Callable[..., torch.Tensor], prompts: list[Prompt] = EXPANDED
-) -> Trajectory:
+def roll(policy: Policy, guidance: Guidance, prompts: list[Prompt] = EXPANDED) -> Trajectory:
     sampler = Sampler(DDIM(), 4, guidance)
     return sampler.rollout(policy, sampler.encode(policy, prompts), GROUP, generator(2))
 
 
 def test_the_formula_in_one_call() -> None:
     network = Network()
-    out = DualGuidance(3.0, 7.0)(network, X, T, BOTH, NULL)
-    null, first, second = (Network()(X, T, one) for one in (NULL, ORIGINAL, COND))
-    torch.testing.assert_close(out, 3 * first + (1 - 3 - 7) * null + 7 * second)
+    out = DualGuidance(3.0, 7.0)(network, X, T, BOTH_CONDS, NULL)
+    null, original, expanded = (Network()(X, T, cond) for cond in (NULL, ORIGINAL_COND, COND))
+    torch.testing.assert_close(out, 3 * original + (1 - 3 - 7) * null + 7 * expanded)
     assert network.rows == [9]
 
 
@@ -75,13 +74,12 @@ def test_the_formula_in_one_call() -> None:
 def test_with_one_weight_zero_it_is_plain_guidance_bit_for_bit(weight: float) -> None:
     for guidance, cond in (
         (DualGuidance(0.0, weight), COND),
-        (DualGuidance(weight, 0.0), ORIGINAL),
+        (DualGuidance(weight, 0.0), ORIGINAL_COND),
     ):
         network = Network()
         plain = Network()
-        assert torch.equal(
-            guidance(network, X, T, BOTH, NULL), CFG(weight)(plain, X, T, cond, NULL)
-        )
+        out = guidance(network, X, T, BOTH_CONDS, NULL)
+        assert torch.equal(out, CFG(weight)(plain, X, T, cond, NULL))
         assert network.rows == plain.rows
 
 
@@ -93,7 +91,7 @@ def test_a_share_of_the_weight_for_the_original() -> None:
 
 
 class Distilled:
-    """What a network with an input for the weight has learned of `Network`: its guided answer."""
+    """A network with an input for the weight that has learned `Network`'s guided output."""
 
     def __init__(self) -> None:
         self.rows: list[int] = []
@@ -104,28 +102,28 @@ class Distilled:
         self.rows.append(len(cond["text"]))
         times = len(cond["text"]) // len(x)
         null = {"text": NULL["text"].repeat(times, 1, 1)}
-        without, asked = (Network()(x, t, one) for one in (null, {"text": cond["text"]}))
+        without = Network()(x, t, null)
+        with_prompt = Network()(x, t, {"text": cond["text"]})
         weight = cond["guidance"].view(-1, *[1] * (x.ndim - 1))
-        return without + weight * (asked - without)
+        return without + weight * (with_prompt - without)
 
 
 def test_a_network_that_takes_the_weight_gives_the_same_in_two_rows() -> None:
     network = Distilled()
     torch.testing.assert_close(
-        EmbeddedDualGuidance(3.0, 1.0)(network, X, T, BOTH, {}),
-        DualGuidance(3.0, 1.0)(Network(), X, T, BOTH, NULL),
+        EmbeddedDualGuidance(3.0, 1.0)(network, X, T, BOTH_CONDS, {}),
+        DualGuidance(3.0, 1.0)(Network(), X, T, BOTH_CONDS, NULL),
     )
     assert network.rows == [6]
 
     for guidance, cond in (
         (EmbeddedDualGuidance(0.0, 4.0), COND),
-        (EmbeddedDualGuidance(4.0, 0.0), ORIGINAL),
+        (EmbeddedDualGuidance(4.0, 0.0), ORIGINAL_COND),
     ):
         network = Distilled()
         plain = Distilled()
-        assert torch.equal(
-            guidance(network, X, T, BOTH, {}), EmbeddedGuidance(4.0)(plain, X, T, cond, {})
-        )
+        out = guidance(network, X, T, BOTH_CONDS, {})
+        assert torch.equal(out, EmbeddedGuidance(4.0)(plain, X, T, cond, {}))
         assert network.rows == plain.rows
 
     for wrong in ((0.0, 0.0), (-1.0, 4.0), (1.0, float("inf")), (1.0, float("nan"))):
@@ -140,34 +138,32 @@ def test_a_consistency_model_rolls_out_and_replays_with_both(tiny_lcm: Path, wei
     policy = Policy.load(tiny_lcm, train=weights)
     perturb(policy)
 
-    def rolled(guidance: Callable[..., torch.Tensor], prompts: list[Prompt]) -> Trajectory:
+    def rollout(guidance: Guidance, prompts: list[Prompt]) -> Trajectory:
         sampler = Sampler(LCM(), 3, guidance)
         return sampler.rollout(policy, sampler.encode(policy, prompts), GROUP, generator(2))
 
-    both = rolled(EmbeddedDualGuidance(3.0, 1.0), EXPANDED)
+    both = rollout(EmbeddedDualGuidance(3.0, 1.0), EXPANDED)
     sampler = Sampler(LCM(), 3, EmbeddedDualGuidance(3.0, 1.0))
     replay = sampler.replay(policy, both, GROUP, torch.arange(2).expand(3, -1))
     assert replay.logp.requires_grad and (replay.logp - replay.logp_old).expm1().abs().max() < 5e-6
 
-    for one, prompts in (
+    for guidance, prompts in (
         (EmbeddedDualGuidance(0.0, 4.0), EXPANDED),
-        (EmbeddedDualGuidance(4.0, 0.0), FIRST),
+        (EmbeddedDualGuidance(4.0, 0.0), ORIGINALS),
     ):
-        assert torch.equal(
-            rolled(one, EXPANDED).latent, rolled(EmbeddedGuidance(4.0), prompts).latent
-        )
+        expected = rollout(EmbeddedGuidance(4.0), prompts)
+        assert torch.equal(rollout(guidance, EXPANDED).latent, expected.latent)
 
-    assert not torch.allclose(
-        both.latent, rolled(EmbeddedGuidance(4.0), EXPANDED).latent, atol=1e-3
-    )
+    single = rollout(EmbeddedGuidance(4.0), EXPANDED)
+    assert not torch.allclose(both.latent, single.latent, atol=1e-3)
 
 
 def test_half_precision_is_combined_in_float32() -> None:
-    assert DualGuidance()(Network(torch.bfloat16), X, T, BOTH, NULL).dtype == torch.float32
+    assert DualGuidance()(Network(torch.bfloat16), X, T, BOTH_CONDS, NULL).dtype == torch.float32
 
 
-def test_what_has_no_original_of_its_own_is_the_same_for_both() -> None:
-    class Shown(Network):
+def test_an_entry_without_an_original_is_the_same_for_both() -> None:
+    class WithControl(Network):
         def __call__(
             self, x: torch.Tensor, t: torch.Tensor, cond: dict[str, torch.Tensor]
         ) -> torch.Tensor:
@@ -175,13 +171,12 @@ def test_what_has_no_original_of_its_own_is_the_same_for_both() -> None:
             return super().__call__(x, t, cond)
 
     control = torch.tensor([1.0, 2.0, 3.0])
-    out = DualGuidance()(
-        Shown(), X, T, BOTH | {"control": control}, NULL | {"control": 0 * control}
-    )
-    assert torch.equal(out, DualGuidance()(Network(), X, T, BOTH, NULL))
+    cond = BOTH_CONDS | {"control": control}
+    out = DualGuidance()(WithControl(), X, T, cond, NULL | {"control": 0 * control})
+    assert torch.equal(out, DualGuidance()(Network(), X, T, BOTH_CONDS, NULL))
 
 
-def test_what_is_wrong_is_said(tiny_pipeline: Path) -> None:
+def test_errors(tiny_pipeline: Path) -> None:
     with pytest.raises(ValueError, match=r"guidance.w2 must be a finite number"):
         DualGuidance(1.0, float("inf"))
     with pytest.raises(ValueError, match=r"encode by Sampler.encode"):
@@ -195,19 +190,18 @@ def test_what_is_wrong_is_said(tiny_pipeline: Path) -> None:
             )
 
 
-def test_only_where_it_is_asked_for_are_originals_encoded(tiny_pipeline: Path) -> None:
+def test_originals_are_encoded_only_where_they_are_needed(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
     plain = Sampler(DDIM(), 2, CFG()).encode(policy, EXPANDED)
     both = Sampler(DDIM(), 2, DualGuidance()).encode(policy, EXPANDED)
     assert set(plain) == {"text"} and set(both) == {"text", "original.text"}
     assert torch.equal(both["text"], plain["text"])
-    assert torch.equal(both["original.text"], policy.encode(FIRST)["text"])
-    asked = Sampler(DDIM(), 2, DualGuidance()).encode(
-        policy, [Prompt("a cat", {"original": "cat"}, "<reward 1> ")]
-    )
-    assert torch.equal(asked["original.text"], policy.encode([Prompt("cat")])["text"]), (
-        "identifiers are not centred on"
-    )
+    assert torch.equal(both["original.text"], policy.encode(ORIGINALS)["text"])
+
+    with_identifier = Prompt("a cat", {"original": "cat"}, "<reward 1> ")
+    cond = Sampler(DDIM(), 2, DualGuidance()).encode(policy, [with_identifier])
+    expected = policy.encode([Prompt("cat")])["text"]
+    assert torch.equal(cond["original.text"], expected), "the original has no identifiers"
 
 
 @pytest.mark.parametrize("model", ["tiny_sd1", "tiny_pipeline", "tiny_sd2"])
@@ -217,8 +211,8 @@ def test_sampling_is_the_example_on_stock_diffusers(
     policy = Policy.load(request.getfixturevalue(model), train="none")
     sampler = Sampler(DDIM(0.8), 5, DualGuidance(4.0, 2.5))
     cond = sampler.encode(policy, [EXPANDED[0]] * 2)
-    mine = policy.decode(sampler.rollout(policy, cond, torch.zeros(2).long(), generator(3)).latent)
-    from diffusers import StableDiffusionPipeline
+    trajectory = sampler.rollout(policy, cond, torch.zeros(2).long(), generator(3))
+    images = policy.decode(trajectory.latent)
 
     pipe = StableDiffusionPipeline.from_pretrained(request.getfixturevalue(model))
     stock = example.draw(
@@ -232,11 +226,11 @@ def test_sampling_is_the_example_on_stock_diffusers(
         eta=0.8,
         generator=generator(3),
     )
-    torch.testing.assert_close(stock, mine, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(stock, images, rtol=1e-3, atol=1e-4)
     plain = example.draw(
         pipe, "a cat", "a red cat, oil", w1=4.0, w2=0.0, count=2, steps=5, generator=generator(3)
     )
-    assert not torch.allclose(plain, mine, atol=1e-2)
+    assert not torch.allclose(plain, images, atol=1e-2)
 
 
 def test_the_example_from_the_command_line(tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -254,8 +248,8 @@ def test_the_example_from_the_command_line(tiny_pipeline: Path, tmp_path: Path) 
     ]
     subprocess.run(command, check=True, capture_output=True)
 
-    with Image.open(out) as picture:
-        assert picture.size == (32, 32)
+    with Image.open(out) as image:
+        assert image.size == (32, 32)
 
 
 @pytest.mark.parametrize("model", ["tiny_pipeline", "tiny_sdxl"])
@@ -263,17 +257,18 @@ def test_a_rollout_with_one_weight_zero_is_plain_guidance(
     model: str, request: pytest.FixtureRequest
 ) -> None:
     policy = Policy.load(request.getfixturevalue(model))
-    for one, other, prompts in (
-        (DualGuidance(0.0, 4.0), CFG(4.0), EXPANDED),
-        (DualGuidance(4.0, 0.0), CFG(4.0), FIRST),
+    for guidance, prompts in (
+        (DualGuidance(0.0, 4.0), EXPANDED),
+        (DualGuidance(4.0, 0.0), ORIGINALS),
     ):
-        assert torch.equal(roll(policy, one).latent, roll(policy, other, prompts).latent)
+        expected = roll(policy, CFG(4.0), prompts)
+        assert torch.equal(roll(policy, guidance).latent, expected.latent)
 
     both = roll(policy, DualGuidance(4.0, 4.0))
     assert not torch.allclose(both.latent, roll(policy, CFG(4.0)).latent, atol=1e-2)
-    torch.testing.assert_close(
-        both.latent[2], roll(policy, CFG(8.0)).latent[2], rtol=1e-3, atol=1e-3
-    )
+
+    single = roll(policy, CFG(8.0))
+    torch.testing.assert_close(both.latent[2], single.latent[2], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("model", ["tiny_pipeline", "tiny_sdxl"])
@@ -289,31 +284,28 @@ def test_a_fresh_trajectory_replays_to_ratio_one(
     assert replay.logp.requires_grad and (replay.logp - replay.logp_old).expm1().abs().max() < 5e-6
 
 
-def test_the_negative_prompt_stands_for_nothing(tiny_pipeline: Path) -> None:
+def test_the_negative_prompt_replaces_the_empty_one(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
-    assert not torch.allclose(
-        roll(policy, DualGuidance(negative="a dog")).latent, roll(policy, DualGuidance()).latent
-    )
+    negative = roll(policy, DualGuidance(negative="a dog"))
+    assert not torch.allclose(negative.latent, roll(policy, DualGuidance()).latent)
 
 
-def test_evaluation_asks_both(tiny_pipeline: Path) -> None:
+def test_evaluation_uses_both(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline, train="none")
 
-    def parts(
-        guidance: Callable[..., torch.Tensor], prompts: list[Prompt]
-    ) -> list[list[float | None]]:
+    def parts(guidance: Guidance, prompts: list[Prompt]) -> list[list[float | None]]:
         bright = {"bright": lambda images, prompts: images.mean((1, 2, 3))}
-        return evaluate(
-            policy, Sampler(DDIM(), 3, guidance), prompts, bright, images_per_prompt=2
-        ).parts
+        sampler = Sampler(DDIM(), 3, guidance)
+        return evaluate(policy, sampler, prompts, bright, images_per_prompt=2).parts
 
-    assert parts(DualGuidance(4.0, 0.0), EXPANDED) == parts(CFG(4.0), FIRST)
+    assert parts(DualGuidance(4.0, 0.0), EXPANDED) == parts(CFG(4.0), ORIGINALS)
     assert parts(DualGuidance(4.0, 4.0), EXPANDED) != parts(CFG(4.0), EXPANDED)
 
 
 def test_a_run_with_it_and_prompts_from_a_file(tiny_pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts.jsonl").write_text(
-        '{"prompt": "a red cat, oil", "original": "a cat"}\n{"prompt": "two dogs", "original": "dogs"}\n'
+        '{"prompt": "a red cat, oil", "original": "a cat"}\n'
+        '{"prompt": "two dogs", "original": "dogs"}\n'
     )
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(f"""
@@ -327,13 +319,14 @@ evaluation = {{ images_per_prompt = 1 }}
 """)
     records = Run(train(configuration.load(recipe), tmp_path / "run")).records()
     assert all(record["ratio_deviation"] < 1e-5 and record["grad_norm"] > 0 for record in records)
-    warned = [one.text for one in preflight(configuration.load(recipe)) if one.level != "ok"]
-    assert warned == []
-    (found,) = [
-        one
-        for one in preflight(
-            configuration.load(recipe, ["prompts={use='list',texts=['a cat','ox']}"])
-        )
-        if one.level != "ok"
-    ]
-    assert "no prompt has an original" in found.text and "jsonl" in found.remedy
+    assert _warnings(configuration.load(recipe)) == []
+
+    changes = ["prompts={use='list',texts=['a cat','ox']}"]
+    (warning,) = _warnings(configuration.load(recipe, changes))
+    assert "no prompt has an original" in warning.text
+    assert "jsonl" in warning.remedy
+
+
+def _warnings(config: configuration.Config) -> list[Finding]:
+    """Return the findings of preflight that are not fine."""
+    return [finding for finding in preflight(config) if finding.level != "ok"]

@@ -1,5 +1,6 @@
-"""SDXL and Stable Diffusion 2.x against the stock pipelines: sampling, replay, an iteration, the
-adapter's file.
+"""SDXL and Stable Diffusion 2.x against the stock pipelines.
+
+Sampling, replay, an iteration, and the adapter's file.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def model(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(params=["tiny_sd2", "tiny_zero_snr", "tiny_sdxl"])
 def schedule(request: pytest.FixtureRequest) -> Path:
-    """The same, and one more schedule."""
+    """The folder of a tiny model; one has another schedule."""
     folder: Path = request.getfixturevalue(request.param)
     return folder
 
@@ -48,10 +49,11 @@ def roll(policy: Policy, sampler: Sampler) -> Trajectory:
     return sampler.rollout(policy, policy.encode(PROMPTS), GROUP, generator(3))
 
 
-def moves(policy: Policy, sampler: Sampler, traj: Trajectory) -> Tensor:
-    """Of every move: its log-density in replay over that in rollout."""
-    steps = torch.arange(traj.logp.shape[1]).expand(4, -1)
-    return (sampler.replay(policy, traj, torch.arange(4), steps).logp - traj.logp).exp()
+def ratios(policy: Policy, sampler: Sampler, traj: Trajectory) -> Tensor:
+    """Return each transition's density in replay over that in rollout."""
+    transitions = torch.arange(traj.logp.shape[1]).expand(4, -1)
+    replay = sampler.replay(policy, traj, torch.arange(4), transitions)
+    return (replay.logp - traj.logp).exp()
 
 
 def stock(model: Path, adapter: Path | None = None) -> Any:
@@ -65,20 +67,21 @@ def stock(model: Path, adapter: Path | None = None) -> Any:
     return pipe
 
 
-def latents(pipe: Any, weight: float, steps: int = 5, **more: object) -> Tensor:
+def latents(pipe: Any, weight: float, steps: int = 5, **changes: object) -> Tensor:
     settings = {
         "guidance_scale": weight,
         "generator": generator(3),
         "output_type": "latent",
-        **more,
+        **changes,
     }
     result: Tensor = pipe(TEXTS, num_inference_steps=steps, **settings).images
     return result
 
 
 def test_a_rollout_is_the_stock_pipeline(schedule: Path) -> None:
-    """With eta, so that every move's noise is compared too; SDXL asks for zeros in place of a
-    negative prompt.
+    """With eta, so that every transition's noise is compared too.
+
+    SDXL uses zeros in place of a negative prompt.
     """
     policy = Policy.load(schedule)
     pipe = stock(schedule)
@@ -90,7 +93,7 @@ def test_a_rollout_is_the_stock_pipeline(schedule: Path) -> None:
         )
 
 
-def test_models_that_learned_the_empty_text(tmp_path: Path) -> None:
+def test_models_trained_with_the_empty_text(tmp_path: Path) -> None:
     build_sdxl(force_zeros_for_empty_prompt=False).save_pretrained(tmp_path)  # type: ignore[attr-defined]
     policy = Policy.load(tmp_path)
     expected = latents(stock(tmp_path), 5.0, 2, eta=0.8)
@@ -107,17 +110,13 @@ def test_no_prompt_is_zeros_and_an_empty_prompt_is_not(tiny_sdxl: Path) -> None:
     policy = Policy.load(tiny_sdxl)
     null = policy.null(3)
     empty = policy.encode([Prompt("")] * 3)
-    assert {name: tuple(value.shape) for name, value in null.items()} == {
-        "text": (3, 24, 20),
-        "pooled": (3, 6),
-        "size": (3, 6),
-    }
-    assert (
-        not null["text"].any()
-        and not null["pooled"].any()
-        and torch.equal(null["size"], empty["size"])
-    )
-    assert empty["text"].any() and empty["pooled"].any()
+    shapes = {name: tuple(value.shape) for name, value in null.items()}
+    assert shapes == {"text": (3, 24, 20), "pooled": (3, 6), "size": (3, 6)}
+    assert not null["text"].any()
+    assert not null["pooled"].any()
+    assert torch.equal(null["size"], empty["size"])
+    assert empty["text"].any()
+    assert empty["pooled"].any()
     assert null["size"][0].tolist() == [32, 32, 0, 0, 32, 32]
 
 
@@ -126,12 +125,12 @@ def test_a_fresh_trajectory_replays_to_ratio_one(schedule: Path) -> None:
     samplers = (Sampler(DDIM(), 4, NoGuidance()), Sampler(DDIM(), 4, CFG(5.0)))
 
     for sampler in samplers:
-        assert (moves(policy, sampler, roll(policy, sampler)) - 1).abs().max() < 1e-6
+        assert (ratios(policy, sampler, roll(policy, sampler)) - 1).abs().max() < 1e-6
 
     perturb(policy)
     for sampler in samplers:
-        assert (moves(policy, sampler, roll(policy, sampler)) - 1).abs().max() < 1e-5, (
-            "merged and apart are the same"
+        assert (ratios(policy, sampler, roll(policy, sampler)) - 1).abs().max() < 1e-5, (
+            "merged and unmerged are the same"
         )
 
 
@@ -141,15 +140,13 @@ def test_half_precision_replays_to_ratio_one(tiny_sdxl: Path, dtype: str) -> Non
     sampler = Sampler(DDIM(), 3, CFG(5.0))
     perturb(policy, 0.1)
     traj = roll(policy, sampler)
-    assert (moves(policy, sampler, traj) - 1).abs().max() < 1e-5 and traj.x.dtype == torch.float32
+    assert (ratios(policy, sampler, traj) - 1).abs().max() < 1e-5 and traj.x.dtype == torch.float32
     assert policy.decode(traj.latent).isfinite().all()
 
 
 def test_gradient_checkpointing_replays_bit_for_bit(model: Path) -> None:
-    """The same log-densities and the same gradients: nothing is dropped out, so nothing is drawn
-    anew.
-    """
-    answers = []
+    """The same log-densities and gradients: nothing is dropped out, so nothing is drawn anew."""
+    results = []
 
     for checkpointing in (False, True):
         policy = Policy.load(model, gradient_checkpointing=checkpointing)
@@ -157,16 +154,17 @@ def test_gradient_checkpointing_replays_bit_for_bit(model: Path) -> None:
         perturb(policy)
         traj = roll(policy, sampler)
         logp = sampler.replay(policy, traj, torch.arange(4), torch.arange(3).expand(4, -1)).logp
-        answers.append((logp, *torch.autograd.grad(logp.sum(), policy.trainable)))
+        results.append((logp, *torch.autograd.grad(logp.sum(), policy.trainable)))
 
-    assert torch.equal(answers[0][0], answers[1][0])
-    for plain, checkpointed in zip(*answers, strict=True):
+    assert torch.equal(results[0][0], results[1][0])
+    for plain, checkpointed in zip(*results, strict=True):
         torch.testing.assert_close(checkpointed, plain, rtol=1e-5, atol=1e-6)
 
 
-def test_two_rows_a_picture_are_a_plain_call(tiny_sdxl: Path) -> None:
-    """Hooks, faster layers and repeated pictures against diffusers' own network in float64,
-    gradients too.
+def test_two_texts_a_latent_are_a_plain_call(tiny_sdxl: Path) -> None:
+    """Hooks, faster layers and repeated latents against diffusers' network, in float64.
+
+    Their gradients too.
     """
     policy = Policy.load(tiny_sdxl, train="full")
     plain = UNet2DConditionModel.from_pretrained(tiny_sdxl / "unet")
@@ -185,13 +183,11 @@ def test_two_rows_a_picture_are_a_plain_call(tiny_sdxl: Path) -> None:
     ).sample
     out = SDXL.call(pipe, x, t, cond)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
-    mine, theirs = (
-        torch.autograd.grad(y.square().sum(), list(n.parameters()))
-        for y, n in ((out, network), (expected, plain))
-    )
+    grads = torch.autograd.grad(out.square().sum(), list(network.parameters()))
+    expected_grads = torch.autograd.grad(expected.square().sum(), list(plain.parameters()))
 
-    for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-8, atol=1e-10)
     for name in ("text", "pooled", "size"):
         other = SDXL.call(pipe, x, t, {**cond, name: cond[name] * 2 + 1})
         assert not torch.allclose(other, out, rtol=1e-5), f"{name} reaches the network"
@@ -202,14 +198,14 @@ def test_an_adapter_in_the_stock_pipeline(model: Path, tmp_path: Path) -> None:
     sampler = Sampler(DDIM(0.8), 4, CFG(4.0))
     perturb(policy, 0.1)  # so little that the network does not magnify rounding
     policy.save_adapter(tmp_path)
-    mine = roll(policy, sampler).latent
+    latent = roll(policy, sampler).latent
     plain = latents(stock(model), 4.0, 4, eta=0.8)
     torch.testing.assert_close(
-        latents(stock(model, tmp_path), 4.0, 4, eta=0.8), mine, rtol=1e-5, atol=1e-4
+        latents(stock(model, tmp_path), 4.0, 4, eta=0.8), latent, rtol=1e-5, atol=1e-4
     )
-    assert not torch.allclose(mine, plain, atol=1e-1)
+    assert not torch.allclose(latent, plain, atol=1e-1)
     again = Policy.load(model, rank=2, alpha=6, adapter=tmp_path)
-    torch.testing.assert_close(roll(again, sampler).latent, mine, rtol=0, atol=0)
+    torch.testing.assert_close(roll(again, sampler).latent, latent, rtol=0, atol=0)
 
 
 def test_a_full_network_in_the_stock_pipeline(tiny_sdxl: Path, tmp_path: Path) -> None:
@@ -229,21 +225,23 @@ def test_a_full_network_in_the_stock_pipeline(tiny_sdxl: Path, tmp_path: Path) -
 def test_an_lcm_lora_on_sdxl(tiny_sdxl: Path, tmp_path: Path) -> None:
     first = Policy.load(tiny_sdxl, rank=2)  # its adapter stands in for an LCM-LoRA
     perturb(first)
-    first.save_adapter(fused := tmp_path / "lcm")
+    fused = tmp_path / "lcm"
+    first.save_adapter(fused)
     policy = Policy.load(tiny_sdxl, scheduler="lcm", fused_lora=fused)
     sampler = Sampler(LCM(), 4, CFG(1.5))
     perturb(policy)
-    policy.save_adapter(own := tmp_path / "own")
+    trained = tmp_path / "trained"
+    policy.save_adapter(trained)
     traj = roll(policy, sampler)
-    assert (moves(policy, sampler, traj) - 1).abs().max() < 1e-5
+    assert (ratios(policy, sampler, traj) - 1).abs().max() < 1e-5
     pipe = DiffusionPipeline.from_pretrained(tiny_sdxl)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
 
-    for adapter in (fused, own):
+    for adapter in (fused, trained):
         pipe.load_lora_weights(adapter, adapter_name=adapter.name)
 
-    pipe.set_adapters(["lcm", "own"])
+    pipe.set_adapters(["lcm", "trained"])
     torch.testing.assert_close(traj.latent, latents(pipe, 1.5, 4), rtol=1e-3, atol=1e-3)
 
 
@@ -257,7 +255,7 @@ def test_a_consistency_model_of_the_sdxl_kind(tmp_path: Path) -> None:
     policy = Policy.load(tmp_path)
     sampler = Sampler(LCM(), 3, EmbeddedGuidance(6.0))
     traj = roll(policy, sampler)
-    assert policy.takes_weight and (moves(policy, sampler, traj) - 1).abs().max() < 1e-6
+    assert policy.takes_weight and (ratios(policy, sampler, traj) - 1).abs().max() < 1e-6
     reference = DiffusionPipeline.from_pretrained(tmp_path)
     reference.set_progress_bar_config(disable=True)
     torch.testing.assert_close(traj.latent, latents(reference, 6.0, 3), rtol=1e-4, atol=1e-4)
@@ -269,12 +267,13 @@ def test_the_decoder_of_a_float16_sdxl(upcast: bool, dtype: torch.dtype, tmp_pat
     pipe.vae.register_to_config(force_upcast=upcast)
     pipe.save_pretrained(tmp_path)
     half = Policy.load(tmp_path, dtype="float16").pipe
-    assert half.vae.dtype == dtype and half.unet.dtype == half.text_encoder_2.dtype == torch.float16
+    assert half.vae.dtype == dtype
+    assert half.unet.dtype == half.text_encoder_2.dtype == torch.float16
     assert Policy.load(tmp_path, dtype="bfloat16").pipe.vae.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("statistics", [False, True])
-def test_pictures_are_the_stock_pipelines(statistics: bool, tmp_path: Path) -> None:
+def test_images_are_the_stock_pipelines(statistics: bool, tmp_path: Path) -> None:
     pipe: Any = build_sdxl()
     if statistics:
         pipe.vae.register_to_config(latents_mean=MEAN, latents_std=STD)
@@ -283,18 +282,18 @@ def test_pictures_are_the_stock_pipelines(statistics: bool, tmp_path: Path) -> N
     policy = Policy.load(tmp_path)
     traj = roll(policy, Sampler(DDIM(0.8), 2, NoGuidance()))
     expected = latents(stock(tmp_path), 1.0, 2, eta=0.8, output_type="pt")
-    torch.testing.assert_close(images := policy.decode(traj.latent), expected, rtol=1e-4, atol=1e-4)
+    images = policy.decode(traj.latent)
+    torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
 
     with torch.no_grad():
         posterior = policy.pipe.vae.encode(images * 2 - 1).latent_dist
 
-    drawn = posterior.mean + posterior.std * torch.randn(4, 4, 8, 8, generator=generator(1))
+    latent = posterior.mean + posterior.std * torch.randn(4, 4, 8, 8, generator=generator(1))
     if statistics:
-        drawn = (drawn - torch.tensor(MEAN).view(4, 1, 1)) / torch.tensor(STD).view(4, 1, 1)
+        latent = (latent - torch.tensor(MEAN).view(4, 1, 1)) / torch.tensor(STD).view(4, 1, 1)
 
-    torch.testing.assert_close(
-        policy.embed(images, generator(1)), drawn * 0.13025, rtol=1e-4, atol=1e-5
-    )
+    embedded = policy.embed(images, generator(1))
+    torch.testing.assert_close(embedded, latent * 0.13025, rtol=1e-4, atol=1e-5)
 
 
 def test_an_iteration_from_end_to_end(model: Path, tmp_path: Path) -> None:
@@ -311,7 +310,7 @@ run = {{ sample_every = 0 }}
 """)
     folder = train(configuration.load(tmp_path / "tiny.toml"), tmp_path / "run")
     records = Run(folder).records()
-    assert len(records) == 1 and all(
-        one["ratio_deviation"] < 1e-6 and one["grad_norm"] > 0 for one in records
-    )
+    assert len(records) == 1
+    assert records[0]["ratio_deviation"] < 1e-6
+    assert records[0]["grad_norm"] > 0
     stock(model, folder / "adapter")

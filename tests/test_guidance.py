@@ -1,4 +1,4 @@
-"""Guidance: the formula, and how often the network is asked."""
+"""Guidance: the formula, and the number of network rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from burnish.types import Cond
 
 
 class Network:
-    """Answers with a function of its input that tells conditions and times apart, and counts its
-    calls.
-    """
+    """A function of its input that differs between conditions and times, and counts its rows."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.rows: list[int] = []
@@ -35,7 +33,7 @@ COND = {"text": torch.arange(6.0).view(3, 1, 2)}
 NULL = {"text": torch.ones(1, 1, 2).expand(3, -1, -1)}
 
 
-def test_none_asks_the_prompt_alone() -> None:
+def test_none_is_the_prompt_alone() -> None:
     network = Network()
     assert torch.equal(NoGuidance()(network, X, T, COND, NULL), Network()(X, T, COND))
     assert network.rows == [3]
@@ -50,7 +48,7 @@ def test_cfg_is_the_formula_in_one_call() -> None:
     assert network.rows == [6]
 
 
-def test_cfg_at_weight_one_does_not_ask_the_empty_prompt() -> None:
+def test_cfg_at_weight_one_leaves_the_empty_prompt_out() -> None:
     network = Network()
     assert torch.equal(CFG(1.0)(network, X, T, COND, NULL), Network()(X, T, COND))
     assert network.rows == [3]

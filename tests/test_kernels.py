@@ -32,7 +32,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 def diffusers_step(
     scheduler: DDIMScheduler, x: Tensor, out: Tensor, t: int, s: int, eta: float
 ) -> Gaussian:
-    """The oracle: one row's move from t to s, in float64."""
+    """Return the oracle: one row's transition from t to s, in float64."""
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.double()
     # diffusers computes s as t - N // steps; a fraction makes that exact for every grid
@@ -56,13 +56,13 @@ def test_ddim_is_diffusers_for_all_times_at_once(prediction: str, spacing: str, 
     s = times[1:]
     x = randn(13, 4, 3, 3)
     out = randn(13, 4, 3, 3, seed=1)
-    move = DDIM(eta)(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
-    assert move.std.shape == (13, 1, 1, 1)
+    transition = DDIM(eta)(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
+    assert transition.std.shape == (13, 1, 1, 1)
 
     for i in range(13):
         oracle = diffusers_step(scheduler, x[i : i + 1], out[i : i + 1], int(t[i]), int(s[i]), eta)
-        torch.testing.assert_close(move.mean[i : i + 1], oracle.mean, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(move.std[i : i + 1], oracle.std, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(transition.mean[i : i + 1], oracle.mean, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(transition.std[i : i + 1], oracle.std, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
@@ -75,8 +75,10 @@ def test_ddim_from_pure_noise(prediction: str) -> None:
     s = torch.tensor([979])
     x = randn(1, 4, 3, 3)
     out = randn(1, 4, 3, 3, seed=1)
-    move = DDIM(0.7)(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
-    torch.testing.assert_close(move.mean, diffusers_step(scheduler, x, out, 999, 979, 0.7).mean)
+    transition = DDIM(0.7)(x, schedule.x0(x, t, out), schedule.level(t), schedule.level(s))
+    torch.testing.assert_close(
+        transition.mean, diffusers_step(scheduler, x, out, 999, 979, 0.7).mean
+    )
 
 
 def test_stable_diffusion_stds() -> None:
@@ -93,25 +95,23 @@ def test_stable_diffusion_stds() -> None:
 
 
 def test_ddim_keeps_the_marginals_of_gaussian_data() -> None:
-    """Unit-variance data, the best x0 = alpha x: after every move x is again of unit variance, for
-    any eta.
-    """
+    """With unit-variance data and the best x0 = alpha x, every x has unit variance, for any eta."""
     schedule = Schedule.of(DDIMScheduler(**SD))
     times = schedule.times(1000 // 2)
 
     for eta in (0.2, 1.0):
         variance = 1.0
-        one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+        x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
 
         for t, s in zip(times[:-1, None], times[1:, None], strict=True):
             level = schedule.level(t)
-            move = DDIM(eta)(one, level.alpha * one, level, schedule.level(s))
-            variance = move.mean.item() ** 2 * variance + move.std.item() ** 2
+            transition = DDIM(eta)(x, level.alpha * x, level, schedule.level(s))
+            variance = transition.mean.item() ** 2 * variance + transition.std.item() ** 2
 
         assert variance == pytest.approx(1, abs=0.02)
 
 
-def test_half_precision_is_raised_and_autocast_has_no_say() -> None:
+def test_half_precision_becomes_float32_and_autocast_changes_nothing() -> None:
     schedule = Schedule.of(DDIMScheduler(**SD))
     t = torch.tensor([21, 1])
     s = torch.tensor([1, -1])
@@ -123,12 +123,8 @@ def test_half_precision_is_raised_and_autocast_has_no_say() -> None:
         inside = DDIM()(x, x0, schedule.level(t), schedule.level(s))
         assert torch.equal(kernels.log_prob(inside, x), kernels.log_prob(plain, x))
 
-    assert (
-        plain.mean.dtype
-        == plain.std.dtype
-        == kernels.log_prob(plain, x.bfloat16()).dtype
-        == torch.float32
-    )
+    logp = kernels.log_prob(plain, x.bfloat16())
+    assert plain.mean.dtype == plain.std.dtype == logp.dtype == torch.float32
     assert torch.equal(inside.mean, plain.mean)
 
 
@@ -162,24 +158,22 @@ def test_kl_is_the_sum_of_normal() -> None:
 
 def test_expected_score_is_zero_and_actions_carry_no_gradient() -> None:
     mean = torch.zeros(1, 4, 3, 3, dtype=torch.float64, requires_grad=True)
-    move = Gaussian(
+    transition = Gaussian(
         mean.expand(4000, -1, -1, -1), torch.full((4000, 1, 1, 1), 0.3, dtype=torch.float64)
     )
-    x = kernels.sample(move, torch.Generator().manual_seed(0))
-    (score,) = torch.autograd.grad(kernels.log_prob(move, x).mean(), mean)
+    x = kernels.sample(transition, torch.Generator().manual_seed(0))
+    (score,) = torch.autograd.grad(kernels.log_prob(transition, x).mean(), mean)
     assert score.abs().max() < 5 / (0.3 * 36 * 4000**0.5)
     assert x.std().item() == pytest.approx(0.3, rel=0.02)
 
 
 def test_samples_follow_the_generator() -> None:
     level = Level(torch.tensor(0.5), torch.tensor(0.8))
-    move = DDIM()(
-        torch.ones(2, 4, 3, 3),
-        torch.ones(2, 4, 3, 3),
-        level,
-        Level(torch.tensor(0.8), torch.tensor(0.6)),
+    less_noisy = Level(torch.tensor(0.8), torch.tensor(0.6))
+    ones = torch.ones(2, 4, 3, 3)
+    transition = DDIM()(ones, ones, level, less_noisy)
+    first, same, other = (
+        kernels.sample(transition, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     )
-    one, same, other = (
-        kernels.sample(move, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
-    )
-    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)

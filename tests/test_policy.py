@@ -1,7 +1,8 @@
-"""The policy against the stock pipeline; its adapter, its states, its files, its complaints."""
+"""The policy against the stock pipeline; its adapter, its states, its files, its errors."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,15 @@ from torch import Tensor
 
 from burnish.diffusion.guidance import CFG, NoGuidance
 from burnish.diffusion.policy import Policy
-from burnish.types import Prompt
+from burnish.types import Guidance, Prompt
 
 CATS = [Prompt("a cat"), Prompt("two dogs"), Prompt("a cat")]
 T = torch.tensor([981, 401, 1])
+PLAIN = NoGuidance()
 
 
-def guess(policy: Policy, guidance: Callable[..., Tensor] = NoGuidance()) -> Tensor:
+def predict_x0(policy: Policy, guidance: Guidance = PLAIN) -> Tensor:
+    """Return the predictions of x0 for CATS at T, from the same noise."""
     with torch.no_grad():
         return policy.predict(policy.noise(3, generator()), T, policy.encode(CATS), guidance)
 
@@ -38,16 +41,17 @@ def policy(tiny_pipeline: Path) -> Policy:
     return Policy.load(tiny_pipeline, rank=2, alpha=2)
 
 
-def test_what_is_loaded(policy: Policy, tiny_pipeline: Path) -> None:
-    assert policy.latent_shape == (4, 8, 8) and policy.schedule.prediction == "v_prediction"
+def test_load(policy: Policy, tiny_pipeline: Path) -> None:
+    assert policy.latent_shape == (4, 8, 8)
+    assert policy.schedule.prediction == "v_prediction"
     assert len(policy.trainable) == len(policy.state()) > 0
     assert all(p.requires_grad and p.dtype == torch.float32 for p in policy.trainable)
 
     for part in ("unet", "vae", "text_encoder"):
         assert not any(module.training for module in getattr(policy.pipe, part).modules())
 
-    learning = sum(p.requires_grad for p in policy.pipe.unet.parameters())
-    assert learning == len(policy.trainable)
+    trainable = sum(p.requires_grad for p in policy.pipe.unet.parameters())
+    assert trainable == len(policy.trainable)
     assert not Policy.load(tiny_pipeline, train="none").trainable
     full = Policy.load(tiny_pipeline, train="full")
     assert len(full.trainable) == len(list(full.pipe.unet.parameters()))
@@ -56,9 +60,9 @@ def test_what_is_loaded(policy: Policy, tiny_pipeline: Path) -> None:
 def test_a_new_adapter_changes_nothing_and_is_always_the_same(
     tiny_pipeline: Path, policy: Policy
 ) -> None:
-    torch.testing.assert_close(
-        guess(policy), guess(Policy.load(tiny_pipeline, train="none")), rtol=0, atol=0
-    )
+    untrained = Policy.load(tiny_pipeline, train="none")
+    torch.testing.assert_close(predict_x0(policy), predict_x0(untrained), rtol=0, atol=0)
+
     torch.manual_seed(99)
     again = Policy.load(tiny_pipeline, rank=2, alpha=2).state()
     assert all(torch.equal(value, again[name]) for name, value in policy.state().items())
@@ -71,16 +75,16 @@ def test_encode_is_the_pipelines_own_and_remembered(
     expected, _ = policy.pipe.encode_prompt([p.text for p in CATS], policy.device, 1, False)
     torch.testing.assert_close(text, expected)
     assert not text.requires_grad and torch.equal(text[0], text[2])
-    monkeypatch.setattr(policy.pipe.text_encoder, "forward", None)  # would fail if asked again
+    monkeypatch.setattr(policy.pipe.text_encoder, "forward", None)  # would fail if called again
     assert torch.equal(policy.encode(CATS[:1])["text"][0], text[0])
 
 
-def test_encoded_texts_are_not_kept_without_end(
+def test_the_number_of_remembered_texts_is_limited(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("burnish.diffusion.policy.TEXTS_KEPT", 2)
+    monkeypatch.setattr("burnish.diffusion.prompt_encoder.CACHED_TEXTS", 2)
     assert len(policy.encode([Prompt(letter) for letter in "abcd"])["text"]) == 4
-    assert len(policy._texts) == 2
+    assert len(policy._prompt_encoder) == 2
 
 
 def test_null_is_the_empty_prompt(policy: Policy) -> None:
@@ -106,7 +110,7 @@ def test_predict_is_the_unet_with_guidance_turned_into_x0(
 
     for guidance, out in ((NoGuidance(), v), (CFG(5.0), v_null + 5 * (v - v_null))):
         torch.testing.assert_close(
-            guess(policy, guidance), policy.schedule.x0(x, T, out), rtol=1e-4, atol=1e-5
+            predict_x0(policy, guidance), policy.schedule.x0(x, T, out), rtol=1e-4, atol=1e-5
         )
 
 
@@ -122,17 +126,17 @@ def test_decode_is_the_vae(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "large", "expected"),
+    ("decode_at_once", "large", "expected"),
     [(0, False, [3]), (0, True, [1, 1, 1]), (2, False, [2, 1]), (2, True, [2, 1])],
 )
-def test_how_many_pictures_are_decoded_at_once(
+def test_the_number_of_images_decoded_at_once(
     tiny_pipeline: Path,
     monkeypatch: pytest.MonkeyPatch,
-    asked: int,
+    decode_at_once: int,
     large: bool,
     expected: list[int],
 ) -> None:
-    policy = Policy.load(tiny_pipeline, train="none", decode_at_once=asked)
+    policy = Policy.load(tiny_pipeline, train="none", decode_at_once=decode_at_once)
     latent = policy.noise(3, generator())
     decode = policy.pipe.vae.decode
     rows = []
@@ -140,17 +144,17 @@ def test_how_many_pictures_are_decoded_at_once(
     with torch.no_grad():
         together = policy.pipe.vae.decode(latent / policy.pipe.vae.config.scaling_factor).sample
 
-    def counted(x: Tensor, **more: object) -> object:
+    def counted(x: Tensor, **settings: object) -> object:
         rows.append(len(x))
-        return decode(x, **more)
+        return decode(x, **settings)
 
     monkeypatch.setattr(policy.pipe.vae, "decode", counted)
-    monkeypatch.setattr("burnish.diffusion.policy.LARGE", 63 if large else 64)
+    monkeypatch.setattr("burnish.diffusion.policy.LARGE_LATENT", 63 if large else 64)
     torch.testing.assert_close(policy.decode(latent), (together / 2 + 0.5).clamp(0, 1))
     assert rows == expected
 
 
-def test_pictures_that_are_not_finite_are_no_pictures(policy: Policy) -> None:
+def test_images_that_are_not_finite_are_an_error(policy: Policy) -> None:
     latent = policy.noise(2, generator())
     latent[1, 0, 0, 0] = float("nan")
     with pytest.raises(RuntimeError, match="decoded images are not finite"):
@@ -161,17 +165,16 @@ def test_merged_is_the_same_policy_and_gives_the_base_back_bit_for_bit(policy: P
     before = {name: p.clone() for name, p in policy.pipe.unet.named_parameters()}
     perturb(policy)
     learned = policy.state()
-    apart = guess(policy)
+    unmerged = predict_x0(policy)
 
     with pytest.raises(KeyError), policy.merged():
-        merged = guess(policy)
-        assert len(list(policy.pipe.unet.parameters())) < len(before), (
-            "no adapter layer is left in the network"
-        )
+        merged = predict_x0(policy)
+        left = len(list(policy.pipe.unet.parameters()))
+        assert left < len(before), "no adapter layer is left in the network"
         raise KeyError
 
-    torch.testing.assert_close(merged, apart, rtol=1e-5, atol=2e-6)
-    assert torch.equal(guess(policy), apart)
+    torch.testing.assert_close(merged, unmerged, rtol=1e-5, atol=2e-6)
+    assert torch.equal(predict_x0(policy), unmerged)
 
     for name, p in policy.pipe.unet.named_parameters():
         assert torch.equal(p, learned.get(name, before[name])), name
@@ -180,37 +183,38 @@ def test_merged_is_the_same_policy_and_gives_the_base_back_bit_for_bit(policy: P
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_reference_is_the_model_before_training(tiny_pipeline: Path, train: str) -> None:
     policy = Policy.load(tiny_pipeline, train=train, reference=True)
-    first = guess(policy)
+    first = predict_x0(policy)
     perturb(policy)
-    learned = guess(policy)
+    learned = predict_x0(policy)
     assert not torch.allclose(learned, first, atol=1e-3)
 
     with policy.merged(), policy.reference():
-        assert torch.equal(guess(policy), first)
+        assert torch.equal(predict_x0(policy), first)
         with policy.merged():  # a rollout of the reference
-            assert torch.equal(guess(policy), first)
-        assert torch.equal(guess(policy), first)
+            assert torch.equal(predict_x0(policy), first)
+        assert torch.equal(predict_x0(policy), first)
 
-    assert torch.equal(guess(policy), learned)
+    assert torch.equal(predict_x0(policy), learned)
 
 
-def test_full_training_without_a_kept_reference(tiny_pipeline: Path) -> None:
+def test_full_training_without_a_reference(tiny_pipeline: Path) -> None:
     with pytest.raises(RuntimeError, match="reference=True"):
         Policy.load(tiny_pipeline, train="full").reference()
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_state_round_trip(tiny_pipeline: Path, train: str) -> None:
-    one = Policy.load(tiny_pipeline, train=train)
-    two = Policy.load(tiny_pipeline, train=train)
-    perturb(one)
-    state = one.state()
-    two.load_state(state)
-    assert torch.equal(guess(one), guess(two))
-    perturb(one)
-    learned = guess(two)
-    two.load_state(state)
-    assert torch.equal(guess(two), learned), "a state is a copy"
+    policy = Policy.load(tiny_pipeline, train=train)
+    other = Policy.load(tiny_pipeline, train=train)
+    perturb(policy)
+    state = policy.state()
+    other.load_state(state)
+    assert torch.equal(predict_x0(policy), predict_x0(other))
+
+    perturb(policy)
+    learned = predict_x0(other)
+    other.load_state(state)
+    assert torch.equal(predict_x0(other), learned), "a state is a copy"
 
 
 def test_state_that_does_not_fit(tiny_pipeline: Path, policy: Policy) -> None:
@@ -240,9 +244,9 @@ def test_adapter_loads_into_a_stock_pipeline_with_the_same_images(
     policy = Policy.load(tiny_pipeline, rank=2, alpha=alpha)
     perturb(policy)
     policy.save_adapter(tmp_path / "adapter")
-    assert [file.name for file in (tmp_path / "adapter").iterdir()] == [
-        "pytorch_lora_weights.safetensors"
-    ]
+    files = [file.name for file in (tmp_path / "adapter").iterdir()]
+    assert files == ["pytorch_lora_weights.safetensors"]
+
     stock = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
     plain = stock_images(stock)
     stock.load_lora_weights(tmp_path / "adapter")
@@ -254,12 +258,43 @@ def test_adapter_loads_into_a_stock_pipeline_with_the_same_images(
         again = Policy.load(
             tiny_pipeline, train=train, rank=2, alpha=alpha, adapter=tmp_path / "adapter"
         )
-        torch.testing.assert_close(guess(again), guess(policy), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(predict_x0(again), predict_x0(policy), rtol=1e-5, atol=1e-6)
 
         with again.merged():
-            torch.testing.assert_close(guess(again), guess(policy), rtol=1e-5, atol=2e-6)
+            torch.testing.assert_close(predict_x0(again), predict_x0(policy), rtol=1e-5, atol=2e-6)
 
     policy.save_adapter(tmp_path / "adapter")  # over the old one
+
+
+def test_only_the_warning_about_text_encoders_is_silenced(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("diffusers.loaders.lora_base")
+    messages: list[str] = []
+
+    class Recorder(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    recorder = Recorder()
+    logger.addHandler(recorder)
+    read = StableDiffusionPipeline.load_lora_weights
+
+    def read_with_warning(*args: object, **settings: object) -> None:
+        logger.warning("another warning")
+        read(*args, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StableDiffusionPipeline, "load_lora_weights", read_with_warning)
+
+    try:
+        Policy.load(tiny_pipeline).save_adapter(tmp_path)
+        Policy.load(tiny_pipeline, train="none", adapter=tmp_path)
+        assert messages == ["another warning"]
+
+        StableDiffusionPipeline.from_pretrained(tiny_pipeline).load_lora_weights(tmp_path)
+        assert any(message.startswith("No LoRA keys associated to ") for message in messages)
+    finally:
+        logger.removeHandler(recorder)
 
 
 def test_full_weights_round_trip(tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -272,9 +307,8 @@ def test_full_weights_round_trip(tiny_pipeline: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(stock_images(stock), stock_images(policy.pipe), rtol=0, atol=1e-5)
 
     for train in ("full", "none"):
-        assert torch.equal(
-            guess(Policy.load(tiny_pipeline, train=train, adapter=tmp_path)), guess(policy)
-        )
+        again = Policy.load(tiny_pipeline, train=train, adapter=tmp_path)
+        assert torch.equal(predict_x0(again), predict_x0(policy))
 
 
 def test_adapters_that_do_not_fit(tiny_pipeline: Path, tmp_path: Path, policy: Policy) -> None:
@@ -303,27 +337,28 @@ def test_adapters_that_do_not_fit(tiny_pipeline: Path, tmp_path: Path, policy: P
             load(tiny_pipeline, train=train, rank=2, adapter=tmp_path)
 
 
-def test_half_precision_keeps_what_learns_in_float32_and_unmerged(tiny_pipeline: Path) -> None:
+def test_half_precision_keeps_trainable_weights_in_float32_and_unmerged(
+    tiny_pipeline: Path,
+) -> None:
     policy = Policy.load(tiny_pipeline, dtype="bfloat16")
     perturb(policy)
     assert {p.dtype for p in policy.trainable} == {torch.float32}
     assert policy.pipe.vae.dtype == policy.pipe.text_encoder.dtype == torch.bfloat16
-    apart = guess(policy)
+    unmerged = predict_x0(policy)
 
     with policy.merged():
-        assert torch.equal(guess(policy), apart)
+        assert torch.equal(predict_x0(policy), unmerged)
 
-    assert apart.dtype == policy.decode(policy.noise(1, generator())).dtype == torch.float32
-    guided = guess(policy, CFG(2.0))
+    assert unmerged.dtype == policy.decode(policy.noise(1, generator())).dtype == torch.float32
+    guided = predict_x0(policy, CFG(2.0))
     fresh = Policy.load(tiny_pipeline, dtype="bfloat16")
     assert guided.isfinite().all()
     assert torch.equal(policy.null(1)["text"], fresh.encode([Prompt("")])["text"]), (
-        "asked for without autocast too"
+        "encoded without autocast too"
     )
     full = Policy.load(tiny_pipeline, dtype="bfloat16", train="full")
-    assert {p.dtype for p in full.trainable} == {
-        torch.float32
-    } and full.pipe.vae.dtype == torch.bfloat16
+    assert {p.dtype for p in full.trainable} == {torch.float32}
+    assert full.pipe.vae.dtype == torch.bfloat16
 
 
 def test_gradient_checkpointing_gives_the_same_gradient(tiny_pipeline: Path) -> None:
@@ -386,7 +421,7 @@ def test_damaged_or_foreign_models(tiny_pipeline: Path, tmp_path: Path) -> None:
 
     with pytest.raises(
         ValueError,
-        match="FluxPipeline are not supported yet; supported: LatentConsistencyModelPipeline, Stable",
+        match="FluxPipeline are not supported yet; supported: LatentConsistencyModelPipeline, ",
     ):
         Policy.load(folder)
 
@@ -423,10 +458,10 @@ def test_a_negative_prompt_stands_where_the_empty_one_would(tiny_pipeline: Path)
     with torch.no_grad():
         out = policy.predict(x, t, cond, CFG(3.0, negative="ugly"))
         text, negative = policy.pipe.encode_prompt("a cat", "cpu", 1, True, negative_prompt="ugly")
-        against = policy.pipe.unet(x[:1], t[:1], encoder_hidden_states=negative).sample
-        towards = policy.pipe.unet(x[:1], t[:1], encoder_hidden_states=text).sample
+        v_negative = policy.pipe.unet(x[:1], t[:1], encoder_hidden_states=negative).sample
+        v_text = policy.pipe.unet(x[:1], t[:1], encoder_hidden_states=text).sample
 
-    expected = policy.schedule.x0(x[:1], t[:1], against + 3 * (towards - against))
+    expected = policy.schedule.x0(x[:1], t[:1], v_negative + 3 * (v_text - v_negative))
     torch.testing.assert_close(out[:1], expected)
     assert not torch.equal(out, policy.predict(x, t, cond, CFG(3.0)))
 
@@ -437,12 +472,13 @@ def test_a_pipeline_in_memory_is_taken_over(tiny_pipeline: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(tiny_pipeline)
     pipe.safety_checker = torch.nn.Identity()
     policy = Policy.load(pipe, device="cpu", train="full", dtype="bfloat16")
-    assert policy.pipe is pipe and pipe.safety_checker is None
-    assert (
-        pipe.vae.dtype == pipe.text_encoder.dtype == torch.bfloat16
-        and pipe.unet.dtype == torch.float32
-    )
-    Policy.load(adapted := DiffusionPipeline.from_pretrained(tiny_pipeline), device="cpu")
+    assert policy.pipe is pipe
+    assert pipe.safety_checker is None
+    assert pipe.vae.dtype == pipe.text_encoder.dtype == torch.bfloat16
+    assert pipe.unet.dtype == torch.float32
+
+    adapted = DiffusionPipeline.from_pretrained(tiny_pipeline)
+    Policy.load(adapted, device="cpu")
 
     with pytest.raises(
         ValueError, match=r"the given pipeline's unet has an adapter already: take it out by"
@@ -454,7 +490,7 @@ def test_a_pipeline_in_memory_is_taken_over(tiny_pipeline: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_pipeline_saved_with_its_adapter_inside_is_told(
+def test_a_pipeline_saved_with_its_adapter_inside_is_an_error(
     tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     policy = Policy.load(tiny_pipeline, device="cpu")

@@ -19,10 +19,10 @@ from burnish.types import Prompt, Trajectory
 
 PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]
 IMAGES = torch.tensor([0, 3, 2])
-MOVES = torch.tensor([1, 0, 5])
+TRANSITIONS = torch.tensor([1, 0, 5])
 
 
-def rolled(policy: Policy, sampler: Sampler) -> Trajectory:
+def roll(policy: Policy, sampler: Sampler) -> Trajectory:
     return sampler.rollout(policy, policy.encode(PROMPTS), torch.tensor([0, 0, 1, 1]), generator())
 
 
@@ -30,16 +30,14 @@ def rolled(policy: Policy, sampler: Sampler) -> Trajectory:
 def test_the_error_is_the_networks_training_loss(
     make_pipeline: Callable[..., Path], prediction: str
 ) -> None:
-    """Against diffusers: noise added by its scheduler, the guided output of the bare network
-    against its own target.
-    """
+    """Against diffusers: its scheduler adds the noise, and gives the target of the network."""
     policy = Policy.load(make_pipeline(prediction), train="full", reference=True)
     sampler = Sampler(DDIM(), 3, CFG(3.0))
-    trajectory = rolled(policy, sampler)
+    trajectory = roll(policy, sampler)
     perturb(policy)
     process = ForwardProcess(policy, sampler, trajectory, trajectory.latent, ("key",))
-    replay = process.replay(IMAGES, MOVES, reference=True)
-    t, noise = process.draw(IMAGES, MOVES)
+    replay = process.replay(IMAGES, TRANSITIONS, reference=True)
+    t, noise = process.times_and_noises(IMAGES, TRANSITIONS)
     clean = trajectory.latent[IMAGES]
     ddpm = DDPMScheduler.from_config(policy.pipe.scheduler.config)
     x = ddpm.add_noise(clean, noise, t)
@@ -64,65 +62,65 @@ def test_the_error_is_the_networks_training_loss(
     )
 
     with policy.reference():
-        first = guided()
+        reference = guided()
 
     assert replay.kl is not None and replay.logp_ref is not None
     torch.testing.assert_close(
-        replay.kl[:, 0], (out - first).square().sum((1, 2, 3)) / 2, rtol=2e-3, atol=1e-3
+        replay.kl[:, 0], (out - reference).square().sum((1, 2, 3)) / 2, rtol=2e-3, atol=1e-3
     )
     torch.testing.assert_close(
-        -replay.logp_ref[:, 0], (first - target).square().mean((1, 2, 3)), rtol=2e-3, atol=1e-4
+        -replay.logp_ref[:, 0], (reference - target).square().mean((1, 2, 3)), rtol=2e-3, atol=1e-4
     )
 
 
-def test_a_pair_always_meets_the_same_noise(tiny_pipeline: Path) -> None:
+def test_a_pair_always_has_the_same_time_and_noise(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
     sampler = Sampler(DDIM(), 3, CFG(3.0))
-    trajectory = rolled(policy, sampler)
+    trajectory = roll(policy, sampler)
     process = ForwardProcess(policy, sampler, trajectory, trajectory.latent, ("key",))
-    t, noise = process.draw(IMAGES, MOVES)
-    alone_t, alone = process.draw(IMAGES[1:2], MOVES[1:2])
-    assert alone_t.equal(t[1:2]) and alone.equal(noise[1:2])
-    assert len(t.unique()) == 3 and not noise[0].equal(noise[2])
-    many = process.draw(torch.zeros(4000, dtype=torch.long), torch.arange(4000))[0].double()
-    assert many.min() < 10 and many.max() > 989 and abs(float(many.mean()) - 499.5) < 20
+    t, noise = process.times_and_noises(IMAGES, TRANSITIONS)
+    single_t, single_noise = process.times_and_noises(IMAGES[1:2], TRANSITIONS[1:2])
+    assert single_t.equal(t[1:2])
+    assert single_noise.equal(noise[1:2])
+    assert len(t.unique()) == 3
+    assert not noise[0].equal(noise[2])
+
+    times, _ = process.times_and_noises(torch.zeros(4000, dtype=torch.long), torch.arange(4000))
+    assert times.min() < 10
+    assert times.max() > 989
+    assert abs(float(times.double().mean()) - 499.5) < 20
 
 
-def test_what_is_remembered_is_the_ratio_s_denominator(tiny_pipeline: Path) -> None:
+def test_the_remembered_log_probability_is_the_ratio_s_denominator(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
     sampler = Sampler(DDIM(), 3, CFG(3.0))
-    trajectory = rolled(policy, sampler)
-    process = ForwardProcess(policy, sampler, trajectory, trajectory.latent, ("key",)).remembering(
-        [(IMAGES, MOVES)], chunk=2
-    )
-    before = process.replay(IMAGES, MOVES)
+    trajectory = roll(policy, sampler)
+    process = ForwardProcess(policy, sampler, trajectory, trajectory.latent, ("key",))
+    process = process.remembering([(IMAGES, TRANSITIONS)], chunk=2)
+    before = process.replay(IMAGES, TRANSITIONS)
     assert float((before.logp - before.logp_old).detach().abs().max()) < 1e-6
     perturb(policy)
-    after = process.replay(IMAGES, MOVES)
-    assert (
-        after.logp_old.equal(before.logp_old)
-        and float((after.logp - after.logp_old).detach().abs().min()) > 1e-6
-    )
+    after = process.replay(IMAGES, TRANSITIONS)
+    assert after.logp_old.equal(before.logp_old)
+    assert float((after.logp - after.logp_old).detach().abs().min()) > 1e-6
 
 
 def test_reverse_is_the_samplers_replay(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
     sampler = Sampler(DDIM(), 3, CFG(3.0))
-    trajectory = rolled(policy, sampler)
-    moves = torch.tensor([1, 0, 2])
-    assert (
-        ReverseProcess(policy, sampler, trajectory)
-        .replay(IMAGES, moves)
-        .logp.equal(sampler.replay(policy, trajectory, IMAGES, moves[:, None]).logp)
-    )
+    trajectory = roll(policy, sampler)
+    transitions = torch.tensor([1, 0, 2])
+    replay = ReverseProcess(policy, sampler, trajectory).replay(IMAGES, transitions)
+    expected = sampler.replay(policy, trajectory, IMAGES, transitions[:, None])
+    assert replay.logp.equal(expected.logp)
 
 
-def test_a_sampler_without_noise_draws_the_ode_and_is_enough_for_the_forward_process(
+def test_a_sampler_without_noise_solves_the_ode_and_suffices_for_the_forward_process(
     tiny_pipeline: Path,
 ) -> None:
     policy = Policy.load(tiny_pipeline)
     sampler = Sampler(DDIM(0.0), 3, CFG(3.0))
-    trajectory = rolled(policy, sampler)
+    trajectory = roll(policy, sampler)
     pipe = policy.pipe
     pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
@@ -137,11 +135,11 @@ def test_a_sampler_without_noise_draws_the_ode_and_is_enough_for_the_forward_pro
     torch.testing.assert_close(trajectory.latent, stock, rtol=1e-4, atol=1e-4)
     assert trajectory.logp.shape == (4, 0)
 
-    with pytest.raises(ValueError, match="none of 3 steps has noise"):
+    with pytest.raises(ValueError, match="none of 3 transitions has noise"):
         sampler.transitions(policy)
 
 
-def test_encoding_a_decoded_picture_is_the_autoencoders_posterior(tiny_pipeline: Path) -> None:
+def test_encoding_a_decoded_image_is_the_autoencoders_posterior(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
     images = policy.decode(torch.randn(3, 4, 8, 8, generator=generator()))
     vae = policy.pipe.vae

@@ -17,7 +17,7 @@ from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler, join_trajectories
 from burnish.diffusion.schedule import Schedule
 from burnish.rl.objectives import Clipped
-from burnish.types import Prompt, Replay, Trajectory
+from burnish.types import Guidance, Prompt, Replay, Trajectory
 
 PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]
 GROUP = torch.tensor([0, 0, 1, 1])
@@ -28,11 +28,12 @@ def roll(policy: Policy, sampler: Sampler, seed: int = 0) -> Trajectory:
     return sampler.rollout(policy, policy.encode(PROMPTS), GROUP, generator(seed))
 
 
-def all_moves(
+def replay_all(
     policy: Policy, sampler: Sampler, traj: Trajectory, reference: bool = False
 ) -> Replay:
-    steps = torch.arange(traj.logp.shape[1]).expand(len(traj.group), -1)
-    return sampler.replay(policy, traj, torch.arange(len(traj.group)), steps, reference)
+    images = torch.arange(len(traj.group))
+    transitions = torch.arange(traj.logp.shape[1]).expand(len(images), -1)
+    return sampler.replay(policy, traj, images, transitions, reference)
 
 
 @pytest.mark.parametrize("weight", [1.0, 5.0])
@@ -41,7 +42,8 @@ def test_a_rollout_is_the_stock_pipeline_with_eta(
     make_pipeline: Callable[..., Path], prediction: str, weight: float
 ) -> None:
     policy = Policy.load(make_pipeline(prediction))
-    traj = roll(policy, Sampler(DDIM(0.8), 5, CFG(weight) if weight != 1 else NoGuidance()), seed=3)
+    guidance = CFG(weight) if weight != 1 else NoGuidance()
+    traj = roll(policy, Sampler(DDIM(0.8), 5, guidance), seed=3)
     pipe = policy.pipe
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
@@ -56,12 +58,14 @@ def test_a_rollout_is_the_stock_pipeline_with_eta(
     torch.testing.assert_close(traj.latent, stock, rtol=1e-4, atol=1e-4)
 
 
-def test_shapes_and_what_is_decoded(tiny_pipeline: Path) -> None:
+def test_shapes_and_the_decoded_latent(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
     sampler = Sampler(DDIM(), 5, NoGuidance())
     traj = roll(policy, sampler)
     assert sampler.transitions(policy) == 5
-    assert traj.x.shape == (4, 6, 4, 8, 8) and traj.logp.shape == (4, 5) and traj.t.shape == (6,)
+    assert traj.x.shape == (4, 6, 4, 8, 8)
+    assert traj.logp.shape == (4, 5)
+    assert traj.t.shape == (6,)
     assert traj.t.tolist() == [801, 601, 401, 201, 1, -1]
     assert torch.equal(traj.x[:, -1], traj.latent) and traj.x.dtype == torch.float32
     assert not traj.logp.requires_grad and traj.logp.isfinite().all()
@@ -83,19 +87,19 @@ def test_a_fresh_trajectory_replays_to_ratio_one(
     make_pipeline: Callable[..., Path],
     prediction: str,
     train: str,
-    guidance: Callable[..., torch.Tensor],
+    guidance: Guidance,
 ) -> None:
     policy = Policy.load(make_pipeline(prediction), train=train)
     sampler = Sampler(DDIM(), 10, guidance)
     perturb(policy)
     traj = roll(policy, sampler)
-    replay = all_moves(policy, sampler, traj)
+    replay = replay_all(policy, sampler, traj)
     assert replay.dims == 256 and replay.logp.requires_grad
     assert torch.equal(replay.logp_old, traj.logp)
-    # a network that predicts x0 itself has its rounding divided by the last step's std, 0.02, after
-    # guidance's factor 5
-    least = 5e-6 if prediction == "sample" else 1e-6
-    assert (replay.logp - replay.logp_old).expm1().abs().max() < least
+    # a network that predicts x0 itself has its rounding divided by the last transition's std, 0.02,
+    # after guidance's factor 5
+    tolerance = 5e-6 if prediction == "sample" else 1e-6
+    assert (replay.logp - replay.logp_old).expm1().abs().max() < tolerance
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -107,23 +111,23 @@ def test_ratio_one_in_bfloat16(
     sampler = Sampler(DDIM(), 10, CFG(5.0))
     perturb(policy)
     traj = roll(policy, sampler)
-    metrics = Clipped()(all_moves(policy, sampler, traj), torch.ones(4)).metrics
+    metrics = Clipped()(replay_all(policy, sampler, traj), torch.ones(4)).metrics
     assert metrics["ratio_deviation"] < 0.1 * 1.64 / 256
 
 
-def test_replay_takes_any_moves_of_any_images(tiny_pipeline: Path) -> None:
+def test_replay_takes_any_transitions_of_any_images(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
     sampler = Sampler(DDIM(), 6, CFG(2.0))
     traj = roll(policy, sampler)
     perturb(policy)
-    whole = all_moves(policy, sampler, traj, reference=True)
+    full = replay_all(policy, sampler, traj, reference=True)
     images = torch.tensor([3, 1])
-    steps = torch.tensor([[5, 0, 2], [1, 1, 4]])
-    some = sampler.replay(policy, traj, images, steps, reference=True)
+    transitions = torch.tensor([[5, 0, 2], [1, 1, 4]])
+    part = sampler.replay(policy, traj, images, transitions, reference=True)
 
     for name in ("logp", "logp_old", "logp_ref", "kl"):
-        picked = getattr(whole, name)[images[:, None], steps]
-        torch.testing.assert_close(getattr(some, name), picked, rtol=1e-4, atol=1e-5)
+        expected = getattr(full, name)[images[:, None], transitions]
+        torch.testing.assert_close(getattr(part, name), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])
@@ -131,12 +135,12 @@ def test_kl_to_the_reference(tiny_pipeline: Path, train: str) -> None:
     policy = Policy.load(tiny_pipeline, train=train, reference=True)
     sampler = Sampler(DDIM(), 4, CFG(2.0))
     traj = roll(policy, sampler)
-    at_start = all_moves(policy, sampler, traj, reference=True)
+    at_start = replay_all(policy, sampler, traj, reference=True)
     assert at_start.kl is not None and at_start.logp_ref is not None
     assert at_start.kl.abs().max() < 1e-6
     torch.testing.assert_close(at_start.logp_ref, at_start.logp, rtol=0, atol=1e-6)
     perturb(policy)
-    later = all_moves(policy, sampler, traj, reference=True)
+    later = replay_all(policy, sampler, traj, reference=True)
     assert later.kl is not None and later.logp_ref is not None
     assert (later.kl > 0).all() and not later.logp_ref.requires_grad
     torch.testing.assert_close(later.logp_ref, traj.logp, rtol=0, atol=1e-6)
@@ -146,9 +150,7 @@ def test_kl_to_the_reference(tiny_pipeline: Path, train: str) -> None:
 
 @pytest.mark.parametrize("train", ["lora", "full"])
 def test_gradient_is_that_of_the_density(tiny_pipeline: Path, train: str) -> None:
-    """Along a random direction, against a central difference; the reference may be asked in
-    between.
-    """
+    """Along a random direction, against a central difference; the reference may come between."""
     policy = Policy.load(tiny_pipeline, train=train, reference=True)
     sampler = Sampler(DDIM(), 4, CFG(2.0))
     perturb(policy, 0.1)
@@ -156,7 +158,7 @@ def test_gradient_is_that_of_the_density(tiny_pipeline: Path, train: str) -> Non
     weights = torch.randn(4, 4, generator=generator(1))
 
     grads = torch.autograd.grad(
-        (all_moves(policy, sampler, traj, reference=True).logp * weights).sum(),
+        (replay_all(policy, sampler, traj, reference=True).logp * weights).sum(),
         policy.trainable,
         allow_unused=True,
     )
@@ -168,7 +170,7 @@ def test_gradient_is_that_of_the_density(tiny_pipeline: Path, train: str) -> Non
             for p, grad in zip(policy.trainable, grads, strict=True):
                 if grad is not None:
                     p.add_(grad / norm, alpha=step)
-            values.append(float((all_moves(policy, sampler, traj).logp * weights).sum()))
+            values.append(float((replay_all(policy, sampler, traj).logp * weights).sum()))
 
     assert (values[0] - values[1]) / 2e-3 == pytest.approx(norm, rel=0.05)
 
@@ -176,7 +178,7 @@ def test_gradient_is_that_of_the_density(tiny_pipeline: Path, train: str) -> Non
 @pytest.mark.parametrize(
     "config", [{"set_alpha_to_one": True}, {"steps_offset": 0}], ids=["alpha one", "offset 0"]
 )
-def test_a_last_step_without_noise_is_no_action(
+def test_a_last_transition_without_noise_is_no_action(
     make_pipeline: Callable[..., Path], config: dict[str, object]
 ) -> None:
     policy = Policy.load(make_pipeline("epsilon"))
@@ -191,19 +193,23 @@ def test_a_last_step_without_noise_is_no_action(
         last = policy.predict(traj.x[:, -1], traj.t[-1].expand(4), traj.cond, NoGuidance())
         torch.testing.assert_close(traj.latent, last)
 
-    assert (all_moves(policy, sampler, traj).logp - traj.logp).expm1().abs().max() < 1e-6
+    assert (replay_all(policy, sampler, traj).logp - traj.logp).expm1().abs().max() < 1e-6
 
 
-def test_moves_whose_noise_nobody_sees_can_be_left_out(tiny_pipeline: Path) -> None:
+def test_transitions_whose_noise_is_invisible_can_be_left_out(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
     sampler = Sampler(DDIM(), 5, NoGuidance())
     scheduler = DDIMScheduler.from_config(policy.pipe.scheduler.config)
     scheduler.set_timesteps(5)
     std = [scheduler._get_variance(t, t - 200).sqrt() for t in scheduler.timesteps.tolist()]
 
-    for least in (0.01, 0.03, 0.1, 0.5, 0.8):
-        assert sampler.transitions(policy, least) == sum(value >= least for value in std)
-    with pytest.raises(ValueError, match=r"no move has noise of batch.least_noise = 0.9; lower it"):
+    for least_noise in (0.01, 0.03, 0.1, 0.5, 0.8):
+        expected = sum(value >= least_noise for value in std)
+        assert sampler.transitions(policy, least_noise) == expected
+
+    with pytest.raises(
+        ValueError, match=r"no transition has noise of batch.least_noise = 0.9; lower it"
+    ):
         sampler.transitions(policy, 0.9)
 
 
@@ -212,7 +218,7 @@ def test_nothing_to_learn_from(make_pipeline: Callable[..., Path], tiny_pipeline
         Sampler(DDIM(), 0, NoGuidance())
 
     policy = Policy.load(make_pipeline("epsilon", set_alpha_to_one=True))
-    with pytest.raises(ValueError, match="none of 1 steps has noise"):
+    with pytest.raises(ValueError, match="none of 1 transitions has noise"):
         Sampler(DDIM(), 1, NoGuidance()).transitions(policy)
 
     assert roll(policy, Sampler(DDIM(), 1, NoGuidance())).logp.shape == (4, 0)
@@ -220,7 +226,7 @@ def test_nothing_to_learn_from(make_pipeline: Callable[..., Path], tiny_pipeline
         Sampler(DDIM(0.0), 5, NoGuidance()).transitions(policy)
 
     with pytest.raises(
-        ValueError, match=r"only . of 5 steps have noise: .* larger sampler.kernel.eta"
+        ValueError, match=r"only . of 5 transitions have noise: .* larger sampler.kernel.eta"
     ):
         roll(policy, Sampler(DDIM(5e-4), 5, NoGuidance()))
 
@@ -228,17 +234,17 @@ def test_nothing_to_learn_from(make_pipeline: Callable[..., Path], tiny_pipeline
 def test_join_is_one_batch(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
     sampler = Sampler(DDIM(), 3, NoGuidance())
-    one = roll(policy, sampler, 1)
-    two = roll(policy, sampler, 2)
-    both = join_trajectories([one, two])
+    first = roll(policy, sampler, 1)
+    second = roll(policy, sampler, 2)
+    both = join_trajectories([first, second])
     assert both.x.shape[0] == len(both.group) == len(both.cond["text"]) == 8
-    replay = all_moves(policy, sampler, both)
+    replay = replay_all(policy, sampler, both)
     torch.testing.assert_close(
-        replay.logp.detach(), torch.cat([one.logp, two.logp]), rtol=0, atol=1e-6
+        replay.logp.detach(), torch.cat([first.logp, second.logp]), rtol=0, atol=1e-6
     )
 
 
-def test_a_few_updates_make_rewarded_moves_likelier(tiny_pipeline: Path) -> None:
+def test_a_few_updates_make_rewarded_transitions_likelier(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
     sampler = Sampler(DDIM(), 4, CFG(2.0))
     traj = roll(policy, sampler)
@@ -246,21 +252,21 @@ def test_a_few_updates_make_rewarded_moves_likelier(tiny_pipeline: Path) -> None
     optimizer = torch.optim.Adam(policy.trainable, lr=1e-3)
 
     for _ in range(3):
-        loss = Clipped(clip=50)(all_moves(policy, sampler, traj), adv)
+        loss = Clipped(clip=50)(replay_all(policy, sampler, traj), adv)
         optimizer.zero_grad()
         loss.value.backward()
         optimizer.step()
 
-    change = all_moves(policy, sampler, traj).logp.detach() - traj.logp
+    change = replay_all(policy, sampler, traj).logp.detach() - traj.logp
     assert (adv * change.mean(1)).mean() > 0
 
 
-def test_log_density_is_that_of_the_stored_move(tiny_pipeline: Path) -> None:
+def test_log_density_is_that_of_the_stored_transition(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline)
     sampler = Sampler(DDIM(), 4, NoGuidance())
     traj = roll(policy, sampler)
     t = traj.t[2].expand(4)
     s = traj.t[3].expand(4)
     x0 = policy.predict(traj.x[:, 2], t, traj.cond, NoGuidance())
-    move = DDIM()(traj.x[:, 2], x0, policy.schedule.level(t), policy.schedule.level(s))
-    torch.testing.assert_close(kernels.log_prob(move, traj.x[:, 3]), traj.logp[:, 2])
+    transition = DDIM()(traj.x[:, 2], x0, policy.schedule.level(t), policy.schedule.level(s))
+    torch.testing.assert_close(kernels.log_prob(transition, traj.x[:, 3]), traj.logp[:, 2])

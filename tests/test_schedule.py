@@ -15,7 +15,7 @@ from diffusers import (
     PNDMScheduler,
 )
 
-from burnish.diffusion.kernels import DDIM as ddim_kernel
+from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.schedule import FINAL, Schedule
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -27,7 +27,7 @@ def ddim(**changes: object) -> DDIMScheduler:
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 @pytest.mark.parametrize("steps", [1, 7, 25, 50])
-def test_grid_is_diffusers_and_every_step_is_followed_by_the_next(spacing: str, steps: int) -> None:
+def test_grid_is_diffusers_and_every_time_is_followed_by_the_next(spacing: str, steps: int) -> None:
     scheduler = ddim(timestep_spacing=spacing)
     times = Schedule.of(scheduler).times(steps)
     scheduler.set_timesteps(steps)
@@ -65,9 +65,9 @@ def test_levels_are_the_table_in_float64_and_one_per_image() -> None:
     assert (clean.alpha.item(), clean.sigma.item()) == (1.0, 0.0)
 
 
-@pytest.mark.parametrize("other", [PNDMScheduler, EulerDiscreteScheduler])
-def test_other_schedulers_of_diffusion_models_are_read_as_ddim(other: type) -> None:
-    schedule = Schedule.of(other(**SD, prediction_type="v_prediction"))
+@pytest.mark.parametrize("scheduler", [PNDMScheduler, EulerDiscreteScheduler])
+def test_other_schedulers_of_diffusion_models_are_read_as_ddim(scheduler: type) -> None:
+    schedule = Schedule.of(scheduler(**SD, prediction_type="v_prediction"))
     assert schedule.prediction == "v_prediction"
     assert torch.equal(schedule.alpha, Schedule.of(ddim()).alpha)
 
@@ -114,8 +114,9 @@ def test_unsuitable_schedulers() -> None:
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])  # SDXL's and Turbo's
 @pytest.mark.parametrize("steps", [4, 25, 50])
 def test_the_scheduler_of_sdxl_is_ddim_in_other_coordinates(steps: int, spacing: str) -> None:
-    """Euler's ancestral step in x / alpha is DDIM's with eta = 1; only its very last one, which
-    goes on to x0 itself, is not compared.
+    """Euler's ancestral step in x / alpha is DDIM's with eta = 1.
+
+    Only its very last one, which goes on to x0 itself, is not compared.
     """
     config = {**SDXL_SCHEDULER, "timestep_spacing": spacing}
     scheduler = EulerAncestralDiscreteScheduler.from_config(config)
@@ -132,19 +133,19 @@ def test_the_scheduler_of_sdxl_is_ddim_in_other_coordinates(steps: int, spacing:
         eps = torch.tanh(x).roll(1, 2)  # stands in for the network
         level_t = schedule.level(t)
         level_s = schedule.level(s)
-        move = ddim_kernel(1.0)(x, schedule.x0(x, t, eps), level_t, level_s)
+        transition = DDIM(1.0)(x, schedule.x0(x, t, eps), level_t, level_s)
         noise = torch.randn(
             x.shape, generator=torch.Generator().manual_seed(i), dtype=torch.float32
         )
-        mine = move.mean + move.std * noise
-        theirs = scheduler.step(
+        x_s = transition.mean + transition.std * noise
+        expected = scheduler.step(
             eps.float(),
             scheduler.timesteps[i],
             (x / level_t.alpha).float(),
             generator=torch.Generator().manual_seed(i),
         ).prev_sample
-        torch.testing.assert_close(mine / level_s.alpha, theirs.double(), rtol=1e-4, atol=1e-3)
-        x = mine
+        torch.testing.assert_close(x_s / level_s.alpha, expected.double(), rtol=1e-4, atol=1e-3)
+        x = x_s
 
     # otherwise diffusers starts with 0.2 % less noise than there is at that time
     if spacing == "leading":

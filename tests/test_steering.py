@@ -1,4 +1,4 @@
-"""The trade-off between being read and being a picture, on models whose pictures are known."""
+"""The trade-off between codes that are read and images of the prompt, on known images."""
 
 from __future__ import annotations
 
@@ -18,50 +18,52 @@ from burnish.rewards.clip import Clip
 from burnish.tools.control_curve import curve, prompts, table
 
 
-def test_prompts_carry_payloads_that_no_training_draws() -> None:
-    asked = prompts(["cat", "dog"], 5, seed=3)
-    assert [prompt.text for prompt in asked] == ["a cat", "a dog", "a cat", "a dog", "a cat"]
-    payloads = [prompt.metadata["payload"] for prompt in asked]
-    assert len(set(payloads)) == 5 and all(map(is_unseen, payloads))
-    assert prompts(["cat", "dog"], 5, seed=3) == asked != prompts(["cat", "dog"], 5, seed=4)
+def test_prompts_have_payloads_that_no_training_uses() -> None:
+    drawn = prompts(["cat", "dog"], 5, seed=3)
+    assert [prompt.text for prompt in drawn] == ["a cat", "a dog", "a cat", "a dog", "a cat"]
+    payloads = [prompt.metadata["payload"] for prompt in drawn]
+    assert len(set(payloads)) == 5
+    assert all(map(is_unseen, payloads))
+    assert prompts(["cat", "dog"], 5, seed=3) == drawn != prompts(["cat", "dog"], 5, seed=4)
 
 
 def test_the_curve(
     tiny_pipeline: Path, tiny_controlnet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A picture that is mixed with its code by half the scale."""
+    """With images that are mixed with their code by half the scale."""
     policy = Policy.load(tiny_pipeline, controlnet=str(tiny_controlnet), size=64, train="none")
-    asked = prompts(["cat", "dog", "fox"], 6)
+    coded = prompts(["cat", "dog", "fox"], 6)
     sampler = Sampler(DDIM(), 1, NoGuidance())
-    codes = torch.stack([layout_of(prompt, 64).draw() for prompt in asked])
-    scales = iter((0.0, 0.0, 1.0, 2.0))  # the picture without control is drawn first
+    codes = torch.stack([layout_of(prompt, 64).draw() for prompt in coded])
+    scales = iter((0.0, 0.0, 1.0, 2.0))  # the image without control is sampled first
 
     def decode(latent: Tensor) -> Tensor:
-        share = next(scales) / 2
-        return (1 - share) * 0.5 * torch.ones_like(codes) + share * codes
+        weight = next(scales) / 2
+        return (1 - weight) * 0.5 * torch.ones_like(codes) + weight * codes
 
     monkeypatch.setattr(policy, "decode", decode)
-    nothing, half, whole = curve(
-        policy, sampler, asked, Clip.load("zoo:emoji-clip"), scales=(0.0, 1.0, 2.0)
-    )
-    assert nothing.clip_image == pytest.approx(1) and (nothing.strict, nothing.read) == (0, 0)
-    assert nothing.modules < half.modules <= whole.modules == 1 and whole.strict == whole.read == 1
-    assert whole.clip_code == pytest.approx(1, abs=1e-5) and nothing.clip_code < whole.clip_code
-    assert (
-        whole.clip_image < 1
-        and "strict" in table([nothing])
-        and len(table([nothing, half]).splitlines()) == 3
-    )
+    clip = Clip.load("zoo:emoji-clip")
+    none, half, full = curve(policy, sampler, coded, clip, scales=(0.0, 1.0, 2.0))
+    assert none.clip_image == pytest.approx(1)
+    assert (none.strict, none.read) == (0, 0)
+    assert none.modules < half.modules <= full.modules == 1
+    assert full.strict == full.read == 1
+    assert full.clip_code == pytest.approx(1, abs=1e-5)
+    assert none.clip_code < full.clip_code
+    assert full.clip_image < 1
+
+    assert "strict" in table([none])
+    assert len(table([none, half]).splitlines()) == 3
 
 
-def test_the_embedded_controlnet_trades_pictures_for_codes() -> None:
+def test_the_embedded_controlnet_trades_images_for_codes() -> None:
     policy = Policy.load("zoo:emoji-lcm", controlnet="zoo:emoji-qr", train="none")
-    asked = prompts(["cat", "dog", "fox", "car"], 16)
+    coded = prompts(["cat", "dog", "fox", "car"], 16)
     sampler = Sampler(LCM(), 4, EmbeddedGuidance(4.0))
     clip = Clip.load("zoo:emoji-clip")
-    bare, some, whole = curve(policy, sampler, asked, clip, scales=(0.0, 1.0, 2.0))
-    assert bare.read == 0 and whole.strict >= 0.8 and bare.read < some.read < whole.read
-    assert (
-        bare.clip_text > some.clip_text > whole.clip_text
-        and whole.clip_code > some.clip_code > bare.clip_code
-    )
+    none, half, full = curve(policy, sampler, coded, clip, scales=(0.0, 1.0, 2.0))
+    assert none.read == 0
+    assert full.strict >= 0.8
+    assert none.read < half.read < full.read
+    assert none.clip_text > half.clip_text > full.clip_text
+    assert full.clip_code > half.clip_code > none.clip_code

@@ -1,4 +1,4 @@
-"""The trunk: repeated pictures as late as possible give what repeated pictures give, and cost less."""
+"""The shared trunk: latents repeated late give what repeated latents give, and cost less."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def inputs(rows: int, texts: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def network(leading: bool) -> nn.Module:
-    """A UNet whose cross-attention comes at once, or only after a block without."""
+    """Return a UNet whose cross-attention comes at once, or only after a block without."""
     unet: nn.Module = build_pipeline().unet  # type: ignore[attr-defined]
 
     if leading:
@@ -45,10 +45,10 @@ def test_it_is_the_network_on_repeated_rows(leading: bool, times: int) -> None:
     out = unet(x, t, text).sample
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
-    for mine, theirs in zip(
+    for grad, expected_grad in zip(
         torch.autograd.grad(out.square().sum(), list(unet.parameters())), gradients, strict=True
     ):
-        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-12)
 
 
 def test_it_holds_under_gradient_checkpointing() -> None:
@@ -58,13 +58,12 @@ def test_it_holds_under_gradient_checkpointing() -> None:
     expected = torch.autograd.grad(unet(x, t, text).sample.square().sum(), list(unet.parameters()))
     unet.enable_gradient_checkpointing()  # type: ignore[operator]
     unet.train()
-    found = torch.autograd.grad(unet(x, t, text).sample.square().sum(), list(unet.parameters()))
-    assert all(
-        torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(found, expected, strict=True)
-    )
+    grads = torch.autograd.grad(unet(x, t, text).sample.square().sum(), list(unet.parameters()))
+    for grad, expected_grad in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-12)
 
 
-def test_what_comes_before_the_text_is_computed_once() -> None:
+def test_layers_before_the_text_are_computed_once() -> None:
     unet = network(leading=True)
     rows = {}
     share_guidance_trunk(unet)
@@ -83,14 +82,12 @@ def test_what_comes_before_the_text_is_computed_once() -> None:
     assert rows == {"first": 3, "second": 3, "text": 6}
 
 
-def test_a_guidance_embedding_goes_with_its_picture() -> None:
+def test_a_guidance_embedding_is_repeated_with_its_latent() -> None:
     unet = build_lcm().unet.double()  # type: ignore[attr-defined]
     share_guidance_trunk(unet)
     x, t, text = inputs(2, 4)
     weight = torch.randn(2, 16, dtype=torch.float64, generator=generator())
-    whole = unet(
-        torch.cat([x, x]), torch.cat([t, t]), text, timestep_cond=torch.cat([weight, weight])
-    ).sample
-    torch.testing.assert_close(
-        unet(x, t, text, timestep_cond=weight).sample, whole, rtol=1e-12, atol=1e-12
-    )
+    weights = torch.cat([weight, weight])
+    expected = unet(torch.cat([x, x]), torch.cat([t, t]), text, timestep_cond=weights).sample
+    out = unet(x, t, text, timestep_cond=weight).sample
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)

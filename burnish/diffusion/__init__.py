@@ -1,3 +1,1 @@
-"""A diffusion model as a policy: its noise schedule, its transitions, how it is sampled and
-replayed.
-"""
+"""A diffusion model as a policy: its schedule, its transitions, its sampling and its replay."""

@@ -1,10 +1,12 @@
-"""Faster kernels for the same arithmetic on a CPU. What a network's layers are computed with there:
+"""Faster kernels for the same arithmetic on a CPU.
 
-linear layers    on AMD's processors as 1x1 convolutions: torch multiplies float32 matrices with MKL, which reaches half
-                 the speed of oneDNN, the library behind convolutions, there; the results are equal
-                 up to rounding
-convolutions     in channels-last layout: no copies between them and attention, and no slow upsampling
-attention        plain matrix products: the fused kernel is slow for few tokens, above all backwards
+linear layers    on AMD's processors as 1x1 convolutions: torch multiplies float32 matrices with
+                 MKL, which there reaches half the speed of oneDNN, the library behind convolutions;
+                 the results are equal up to rounding
+convolutions     in channels-last layout: no copies between them and attention, and no slow
+                 upsampling
+attention        plain matrix products: the fused kernel is slow for few tokens, above all in the
+                 backward pass
 """
 
 from __future__ import annotations
@@ -17,33 +19,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MANY_TOKENS = 1024
-"""Beyond this many latent pixels the B x heads x tokens^2 matrix of plain attention gets too large.
-"""
+MAX_ATTENTION_TOKENS = 1024
+"""Latent pixels beyond which plain attention's B x heads x tokens^2 matrix gets too large."""
 
 
 def is_amd() -> bool:
-    """Whether AMD made the processor. Asked rather than timed, so that a resumed run repeats its
-    bits.
+    """Return True if AMD made the processor.
+
+    Read from the system and not timed, so that a resumed run repeats its bits.
     """
-    listed = Path("/proc/cpuinfo")
-    return "AuthenticAMD" in (
-        listed.read_text(errors="replace") if listed.exists() else platform.processor()
-    )
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        return "AuthenticAMD" in cpuinfo.read_text(errors="replace")
+
+    return "AuthenticAMD" in platform.processor()
 
 
-ONEDNN_MULTIPLIES = torch.backends.mkldnn.is_available() and is_amd()
+LINEAR_BY_ONEDNN = torch.backends.mkldnn.is_available() and is_amd()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``F.linear``. On an AMD processor, tokens (B, tokens, C) in float32 take the way through a
-    convolution.
+    """Return ``F.linear(x, weight, bias)``.
+
+    On an AMD processor, tokens (B, tokens, C) in float32 are computed by a convolution.
     """
     if (
         x.dim() != 3
         or x.device.type != "cpu"
         or weight.dtype != torch.float32
-        or not ONEDNN_MULTIPLIES
+        or not LINEAR_BY_ONEDNN
     ):
         return F.linear(x, weight, bias)
 
@@ -51,17 +55,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1).squeeze(2)
 
 
-class Dense(nn.Linear):
-    """``nn.Linear`` with ``linear``."""
+class FastLinear(nn.Linear):
+    """``nn.Linear`` that is computed by ``linear``."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the layer's output."""
         return linear(input, self.weight, self.bias)
 
 
-class Attention:
+class PlainAttnProcessor:
     """An attention processor for diffusers: plain products, with as few copies as they allow.
 
-    What is not tokens attending to tokens without a mask is left to ``stock``, diffusers' own.
+    Everything but tokens that attend to tokens without a mask is left to ``stock``, diffusers' own
+    processor.
     """
 
     def __init__(self, stock: Any) -> None:
@@ -75,53 +81,53 @@ class Attention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """(B, tokens, C) -> (B, tokens, C)."""
-        norms = attn.spatial_norm, attn.group_norm, attn.norm_cross, attn.norm_q, attn.norm_k
-        special = (
-            any(part is not None for part in (*norms, attention_mask)) or hidden_states.dim() != 3
-        )
-        scaled = attn.upcast_attention or attn.upcast_softmax or attn.rescale_output_factor != 1
-
-        if special or scaled or attn.residual_connection:
+        """Return the layer's output (B, tokens, C) for ``hidden_states`` (B, tokens, C)."""
+        if attention_mask is not None or hidden_states.dim() != 3 or _is_special(attn):
             out: Tensor = self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb
             )
             return out
 
-        rows = len(hidden_states)
-        heads = attn.heads
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = (
-            # (B * heads, tokens, channels)
-            layer(tokens).unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 1)
-            for layer, tokens in (
-                (attn.to_q, hidden_states),
-                (attn.to_k, source),
-                (attn.to_v, source),
-            )
-        )
-        nothing = query.new_empty(1, 1, 1)
-        share = torch.baddbmm(
-            nothing, query, key.transpose(1, 2), beta=0, alpha=attn.scale
-        ).softmax(-1)
-        joined = torch.bmm(share, value).unflatten(0, (rows, heads)).transpose(1, 2).flatten(2)
+        query = _split_heads(attn.to_q(hidden_states), attn.heads)
+        key = _split_heads(attn.to_k(source), attn.heads)
+        value = _split_heads(attn.to_v(source), attn.heads)
+
+        unused = query.new_empty(1, 1, 1)  # beta = 0: never read
+        scores = torch.baddbmm(unused, query, key.transpose(1, 2), beta=0, alpha=attn.scale)
+        mixed = torch.bmm(scores.softmax(-1), value)
+        joined = mixed.unflatten(0, (len(hidden_states), attn.heads)).transpose(1, 2).flatten(2)
 
         return attn.to_out[1](attn.to_out[0](joined))
 
 
+def _is_special(attn: Any) -> bool:
+    """Return True for a layer of diffusers that does more than attend."""
+    norms = (attn.spatial_norm, attn.group_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
+    if any(norm is not None for norm in norms):
+        return True
+
+    scaled = attn.upcast_attention or attn.upcast_softmax or attn.rescale_output_factor != 1
+    return bool(scaled or attn.residual_connection)
+
+
+def _split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """Return (B * heads, tokens, channels of a head) of (B, tokens, channels)."""
+    return tokens.unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 1)
+
+
 def optimize_for_cpu(network: Any, latent_shape: tuple[int, ...]) -> None:
-    """Gives a network on a CPU these kernels; one on another device stays as it is."""
+    """Give a network on a CPU these kernels; a network on another device stays as it is."""
     if network.device.type != "cpu":
         return
 
     network.to(memory_format=torch.channels_last)
     for layer in network.modules():
         if type(layer) is nn.Linear:
-            layer.__class__ = Dense  # the same parameters under the same names
+            layer.__class__ = FastLinear  # the same parameters under the same names
 
-    if latent_shape[-1] * latent_shape[-2] <= MANY_TOKENS and hasattr(
-        network, "set_attn_processor"
-    ):
+    few_tokens = latent_shape[-1] * latent_shape[-2] <= MAX_ATTENTION_TOKENS
+    if few_tokens and hasattr(network, "set_attn_processor"):
         from diffusers.models.attention_processor import AttnProcessor
 
-        network.set_attn_processor(Attention(AttnProcessor()))
+        network.set_attn_processor(PlainAttnProcessor(AttnProcessor()))

@@ -1,5 +1,4 @@
-"""Families: how each architecture is asked, as a table of small functions; and how a pipeline is
-found and loaded.
+"""Families: what differs between architectures, as a table of small functions.
 
 A new architecture is one entry in FAMILIES. Everything else in the library sees a network only as
 "x0 given (x, t, cond)".
@@ -9,50 +8,87 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from burnish.diffusion.control import control_strength
 from burnish.types import Cond
 
-if TYPE_CHECKING:
-    pass
+CONTROLNET = "controlnet"
+"""The pipeline's attribute with the ControlNet."""
 
-LARGE = 32 * 32
-"""Latent pixels beyond which an autoencoder is given one picture at a time: together they gain no
-speed, and each takes a gigabyte at 512 pixels.
+LARGE_LATENT = 32 * 32
+"""Latent pixels beyond which an autoencoder is given one image at a time.
 
-Never a part of one, as diffusers' tiling would: every tile is normalised by its own statistics, so
-tiles differ in colour and contrast, and a reward would judge, and the model learn, where the seams
-are.
+Several large images together gain no speed, and each takes a gigabyte at 512 pixels. An autoencoder
+is never given a part of an image, as diffusers' tiling would: every tile is normalised by its own
+statistics, so tiles differ in colour and contrast, and a reward would judge, and the model learn,
+where the seams are.
 """
 
-SMALL_ONES = 32
-"""Smaller pictures decoded at a time: from 64 on, diffusers' upsampling copies its input into
-another layout.
+SMALL_IMAGES_AT_ONCE = 32
+"""Smaller images decoded at a time.
+
+From 64 on, diffusers' upsampling copies its input into another layout.
 """
 
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between architectures. ``pipe`` is the diffusers pipeline."""
+    """The differences between architectures; ``pipe`` is always the diffusers pipeline."""
 
-    network: str  # the pipeline's attribute that is trained
-    encode: Callable[[Any, list[str]], Cond]  # (pipe, texts) -> states, one row a text
-    null: Callable[[Any], Cond]  # (pipe) -> what guidance asks in place of a prompt, one row
+    network: str
+    """The pipeline's attribute that is trained."""
+
+    encode: Callable[[Any, list[str]], Cond]
+    """(pipe, texts) -> text states, one row a text."""
+
+    null: Callable[[Any], Cond]
+    """(pipe) -> the condition that guidance uses in place of a prompt, one row."""
+
     call: Callable[[Any, Tensor, Tensor, Cond], Tensor]
-    # (pipe, x, t (B,), cond of B or k * B rows) -> the network's output, one row a row of cond; see
-    # `trunk`
-    # (pipe, latent) -> images (B, 3, H, W) in [0, 1], float32
+    """(pipe, x, t (B,), cond of B or k * B rows) -> the network's output, one row a row of cond.
+
+    See ``shared_trunk`` for the k * B rows.
+    """
+
     decode: Callable[[Any, Tensor], Tensor]
-    latent_shape: Callable[[Any], tuple[int, ...]]  # (pipe) -> (C, h, w)
+    """(pipe, latent) -> images (B, 3, H, W) in [0, 1], float32."""
+
     embed: Callable[[Any, Tensor, torch.Generator], Tensor]
-    # (pipe, images (B, 3, H, W) in [0, 1], CPU generator) -> latents drawn from the autoencoder's
-    # posterior, float32
-    # whether `force_upcast` in the decoder's configuration means: float32 where float16 was asked
+    """(pipe, images (B, 3, H, W) in [0, 1], CPU generator) -> latents, float32.
+
+    They are drawn from the autoencoder's posterior.
+    """
+
+    latent_shape: Callable[[Any], tuple[int, ...]]
+    """(pipe) -> (C, h, w)."""
+
+    resize: Callable[[Any, int], None]
+    """(pipe, size) -> None: from now on its images have sides of ``size`` pixels."""
+
+    weight_width: Callable[[Any], int | None]
+    """(pipe) -> the width of the network's input for a guidance weight; None: it has none."""
+
+    controlnet_pipeline: str = ""
+    """The diffusers pipeline with the same parts and a ControlNet beside them; "": none."""
+
+    controlnet_config: tuple[str, ...] = ()
+    """The entries of the network's configuration that a ControlNet has to share."""
+
     upcast: bool = False
+    """The decoder's ``force_upcast`` means: float32 where float16 was requested."""
+
+    def network_of(self, pipe: Any) -> Any:
+        """Return the pipeline's network that is trained."""
+        return getattr(pipe, self.network)
+
+
+def networks(pipe: Any) -> list[nn.Module]:
+    """Return all parts of the pipeline that have weights."""
+    return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
 
 
 def _encode_sd(pipe: Any, texts: list[str]) -> Cond:
@@ -67,59 +103,71 @@ def _null_sd(pipe: Any) -> Cond:
 
 
 def _call_sd(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-    weight = _weight(pipe, x, cond)
+    weight = _embedded_weight(pipe, x, cond)
     return pipe.unet(
         x, t, timestep_cond=weight, encoder_hidden_states=cond["text"], return_dict=False
     )[0]
 
 
 def _call_sd_control(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-    x, t = _repeated(x, t, cond)
-    weight = _weight(pipe, x, cond)
-    steered = _steered(pipe, x, t, cond)
+    x, t = _repeated_for_texts(x, t, cond)
+    weight = _embedded_weight(pipe, x, cond)
+    residuals = _control_residuals(pipe, x, t, cond)
+
     return pipe.unet(
-        x, t, timestep_cond=weight, encoder_hidden_states=cond["text"], return_dict=False, **steered
+        x,
+        t,
+        timestep_cond=weight,
+        encoder_hidden_states=cond["text"],
+        return_dict=False,
+        **residuals,
     )[0]
 
 
-def _steered(pipe: Any, x: Tensor, t: Tensor, cond: Cond, **more: Any) -> dict[str, Any]:
-    """What the ControlNet adds to the network's inner states, each row with its own scale."""
+def _control_residuals(
+    pipe: Any, x: Tensor, t: Tensor, cond: Cond, **inputs: Any
+) -> dict[str, Any]:
+    """Return what the ControlNet adds to the network's inner states, each row at its own scale."""
     if "control" not in cond:
         raise ValueError(
-            "this model has a ControlNet, but the prompts were encoded without a control picture."
+            "this model has a ControlNet, but the prompts were encoded without a control image."
         )
 
     down, middle = pipe.controlnet(
-        x, t, cond["text"], controlnet_cond=cond["control"].to(x.dtype), return_dict=False, **more
+        x, t, cond["text"], controlnet_cond=cond["control"].to(x.dtype), return_dict=False, **inputs
     )
-    share = control_strength(cond, t).to(x.dtype).view(-1, 1, 1, 1)
+    strength = control_strength(cond, t).to(x.dtype).view(-1, 1, 1, 1)
     return {
-        "down_block_additional_residuals": [state * share for state in down],
-        "mid_block_additional_residual": middle * share,
+        "down_block_additional_residuals": [state * strength for state in down],
+        "mid_block_additional_residual": middle * strength,
     }
 
 
-def _repeated(x: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
-    """Pictures and times as often as there are texts for them, where nothing to speak of can be
-    shared.
+def _repeated_for_texts(x: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+    """Return latents and times repeated as often as there are texts for them.
+
+    For networks in which hardly anything can be shared between the texts of one latent.
     """
     times = len(cond["text"]) // len(x)
     return torch.cat([x] * times), t.repeat(times)
 
 
-def _weight(pipe: Any, x: Tensor, cond: Cond) -> Tensor | None:
-    """The guidance weight as the UNet of a consistency model takes it, one row a row of ``x``; None
-    for others.
+def _embedded_weight(pipe: Any, x: Tensor, cond: Cond) -> Tensor | None:
+    """Return the guidance weight as a consistency model's UNet takes it; None for other models.
+
+    One row a row of ``x``.
     """
-    width = pipe.unet.config.time_cond_proj_dim
+    width = _weight_width_unet(pipe)
     weight = cond.get("guidance")
 
-    if (width is None) != (weight is None):
+    if width is None and weight is not None:
         raise ValueError(
-            "this network has no input for a guidance weight, so guidance 'embedded' cannot be used: take 'cfg' or "
-            "'none'."
-            if width is None
-            else "this network takes its guidance weight as an input: use guidance 'embedded'."
+            "this network has no input for a guidance weight, so guidance 'embedded' cannot be "
+            "used: take 'cfg' or 'none'."
+        )
+    if width is not None and weight is None:
+        raise ValueError(
+            "this network takes its guidance weight as an input: use guidance 'embedded'."
         )
     if weight is None:
         return None
@@ -130,10 +178,15 @@ def _weight(pipe: Any, x: Tensor, cond: Cond) -> Tensor | None:
     return result
 
 
+def _weight_width_unet(pipe: Any) -> int | None:
+    width: int | None = pipe.unet.config.time_cond_proj_dim
+    return width
+
+
 def _decode_vae(pipe: Any, latent: Tensor) -> Tensor:
     vae = pipe.vae
     latent = latent.to(pipe.vae.device, torch.float32)
-    shift, spread = _statistics(vae, latent)
+    shift, spread = _latent_statistics(vae, latent)
     image = vae.decode((latent / spread + shift).to(vae.dtype), return_dict=False)[0].float()
     return (image / 2 + 0.5).clamp(0, 1)
 
@@ -141,46 +194,59 @@ def _decode_vae(pipe: Any, latent: Tensor) -> Tensor:
 def _embed_vae(pipe: Any, images: Tensor, generator: torch.Generator) -> Tensor:
     vae = pipe.vae
     scaled = (images * 2 - 1).to(vae.device, vae.dtype)
-    chunks = scaled.split(1 if scaled[0, 0].numel() > 64 * LARGE else SMALL_ONES)
+    large = scaled[0, 0].numel() > 64 * LARGE_LATENT
+    chunks = scaled.split(1 if large else SMALL_IMAGES_AT_ONCE)
     posteriors = [vae.encode(chunk).latent_dist for chunk in chunks]
-    mean, std = (
-        torch.cat([getattr(one, name).float() for one in posteriors]) for name in ("mean", "std")
-    )
+    mean = torch.cat([posterior.mean.float() for posterior in posteriors])
+    std = torch.cat([posterior.std.float() for posterior in posteriors])
+
     # noise from the CPU: the same on every device
-    drawn = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
-    shift, spread = _statistics(vae, drawn)
+    latent = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
+    shift, spread = _latent_statistics(vae, latent)
+    return (latent - shift) * spread
 
-    return (drawn - shift) * spread
 
+def _latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """Return shift and spread of latent = (the autoencoder's output - shift) * spread.
 
-def _statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
-    """latent = (what the autoencoder gives - shift) * spread; some models of the SDXL kind have
-    them by channel.
+    Some models of the SDXL kind have them by channel.
     """
     config = vae.config
     if config.latents_mean is None or config.latents_std is None:
         return 0.0, config.scaling_factor
 
-    shift, std = (
-        like.new_tensor(value).view(1, -1, 1, 1)
-        for value in (config.latents_mean, config.latents_std)
-    )
+    shift = like.new_tensor(config.latents_mean).view(1, -1, 1, 1)
+    std = like.new_tensor(config.latents_std).view(1, -1, 1, 1)
     return shift, config.scaling_factor / std
 
 
-def _latent_unet(pipe: Any) -> tuple[int, ...]:
+def _latent_shape_unet(pipe: Any) -> tuple[int, ...]:
     size = pipe.unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return (pipe.unet.config.in_channels, height, width)
 
 
-def _encode_sdxl(pipe: Any, texts: list[str]) -> Cond:
-    """The states of two text encoders side by side, the second one's summary, and the picture's
-    size.
+def _resize_unet(pipe: Any, size: int) -> None:
+    """Make the images' sides ``size`` pixels.
 
-    SDXL (arXiv 2307.01952, section 2.2) is told the size a picture had, where it was cropped and
-    the size it is to
-    have: here always that of the pictures it was made for, whole.
+    Raises:
+        ValueError: the UNet cannot halve such latents once for each of its blocks but the last.
+    """
+    halvings = len(pipe.unet.config.block_out_channels) - 1
+    unit = pipe.vae_scale_factor * 2**halvings
+    if size % unit:
+        raise ValueError(
+            f"model.size = {size}: this model's images have sides of a multiple of {unit} pixels"
+        )
+
+    pipe.unet.register_to_config(sample_size=size // pipe.vae_scale_factor)
+
+
+def _encode_sdxl(pipe: Any, texts: list[str]) -> Cond:
+    """Return the states of two text encoders side by side, the second's summary, and the sizes.
+
+    SDXL (arXiv 2307.01952, section 2.2) takes the size an image had, where it was cropped and the
+    size it is to have as inputs: here always the size of the images it was made for, not cropped.
     """
     text, _, pooled, _ = pipe.encode_prompt(
         texts,
@@ -188,15 +254,17 @@ def _encode_sdxl(pipe: Any, texts: list[str]) -> Cond:
         num_images_per_prompt=1,
         do_classifier_free_guidance=False,
     )
-    height, width = (side * pipe.vae_scale_factor for side in _latent_unet(pipe)[1:])
-    summary = pipe.text_encoder_2.config.projection_dim
-    size = pipe._get_add_time_ids((height, width), (0, 0), (height, width), text.dtype, summary)
+    height, width = (side * pipe.vae_scale_factor for side in _latent_shape_unet(pipe)[1:])
+    pooled_width = pipe.text_encoder_2.config.projection_dim
+    size = pipe._get_add_time_ids(
+        (height, width), (0, 0), (height, width), text.dtype, pooled_width
+    )
 
     return {"text": text, "pooled": pooled, "size": size.to(text.device).expand(len(texts), -1)}
 
 
 def _null_sdxl(pipe: Any) -> Cond:
-    """No prompt: zeros, if the model was trained so, and not the states of an empty text."""
+    """Return zeros, if the model was trained so, and otherwise the states of an empty text."""
     cond = _encode_sdxl(pipe, [""])
     if not pipe.config.force_zeros_for_empty_prompt:
         return cond
@@ -209,45 +277,73 @@ def _null_sdxl(pipe: Any) -> Cond:
 
 
 def _call_sdxl(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-    # the summary enters with the time, in the first block: nothing to speak of is the same for two
-    # rows of a picture
-    x, t = _repeated(x, t, cond)
+    # the summary enters with the time, in the first block, so hardly anything is the same for two
+    # texts of one latent
+    x, t = _repeated_for_texts(x, t, cond)
     added = {"text_embeds": cond["pooled"], "time_ids": cond["size"]}
-    steered = (
-        _steered(pipe, x, t, cond, added_cond_kwargs=added) if hasattr(pipe, "controlnet") else {}
-    )
+    residuals = {}
+
+    if hasattr(pipe, CONTROLNET):
+        residuals = _control_residuals(pipe, x, t, cond, added_cond_kwargs=added)
 
     return pipe.unet(
         x,
         t,
-        timestep_cond=_weight(pipe, x, cond),
+        timestep_cond=_embedded_weight(pipe, x, cond),
         encoder_hidden_states=cond["text"],
         added_cond_kwargs=added,
         return_dict=False,
-        **steered,
+        **residuals,
     )[0]
 
 
-SD = Family("unet", _encode_sd, _null_sd, _call_sd, _decode_vae, _latent_unet, _embed_vae)
-SDXL = Family(
-    "unet", _encode_sdxl, _null_sdxl, _call_sdxl, _decode_vae, _latent_unet, _embed_vae, upcast=True
+SD = Family(
+    network="unet",
+    encode=_encode_sd,
+    null=_null_sd,
+    call=_call_sd,
+    decode=_decode_vae,
+    embed=_embed_vae,
+    latent_shape=_latent_shape_unet,
+    resize=_resize_unet,
+    weight_width=_weight_width_unet,
+    controlnet_pipeline="StableDiffusionControlNetPipeline",
+    controlnet_config=(
+        "cross_attention_dim",
+        "block_out_channels",
+        "in_channels",
+        "layers_per_block",
+    ),
+)
+SDXL = replace(
+    SD,
+    encode=_encode_sdxl,
+    null=_null_sdxl,
+    call=_call_sdxl,
+    controlnet_pipeline="StableDiffusionXLControlNetPipeline",
+    upcast=True,
 )
 
 FAMILIES: dict[str, Family] = {
     "StableDiffusionPipeline": SD,  # Stable Diffusion 1.x and 2.x
-    # the same networks, distilled; the guidance weight is an input
+    # the same networks, distilled, with the guidance weight as an input; a ControlNet of the
+    # undistilled model fits
     "LatentConsistencyModelPipeline": SD,
-    "StableDiffusionXLPipeline": SDXL,  # and what keeps its pipeline: Turbo, SSD-1B
-    "StableDiffusionControlNetPipeline": replace(SD, call=_call_sd_control),
-    "StableDiffusionXLControlNetPipeline": SDXL,
+    "StableDiffusionXLPipeline": SDXL,  # and the models with the same pipeline: Turbo, SSD-1B
+    "StableDiffusionControlNetPipeline": replace(SD, call=_call_sd_control, controlnet_pipeline=""),
+    "StableDiffusionXLControlNetPipeline": replace(SDXL, controlnet_pipeline=""),
 }
 """By the name of the diffusers pipeline."""
 
 
 def family_of(name: str) -> Family:
-    """The family of the diffusers pipeline called ``name``."""
+    """Return the family of the diffusers pipeline called ``name``.
+
+    Raises:
+        ValueError: no family is known under this name.
+    """
     if name not in FAMILIES:
-        raise ValueError(
-            f"models of the kind {name} are not supported yet; supported: {', '.join(sorted(FAMILIES))}."
-        )
+        known = ", ".join(sorted(FAMILIES))
+        raise ValueError(f"models of the kind {name} are not supported yet; supported: {known}.")
+
     return FAMILIES[name]

@@ -1,9 +1,11 @@
-"""Loading: a diffusers pipeline from the zoo, a folder, a hub id or memory, whole and of a known
-family.
+"""Loading: a complete diffusers pipeline of a known family.
+
+It comes from the zoo, a folder, the hub or memory. A ControlNet can be put beside it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,20 +14,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from burnish.diffusion.families import family_of
+from burnish.diffusion.families import FAMILIES, Family, family_of
 from burnish.errors import first_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-
-CONTROLNET_PIPELINES = {
-    "StableDiffusionPipeline": "StableDiffusionControlNetPipeline",
-    # a ControlNet of the undistilled model fits
-    "LatentConsistencyModelPipeline": "StableDiffusionControlNetPipeline",
-    "StableDiffusionXLPipeline": "StableDiffusionXLControlNetPipeline",
+REQUIRED_FILES = {
+    "scheduler": "scheduler_config.json",
+    "feature_extractor": "preprocessor_config.json",
+    "tokenizer": "tokenizer.json vocab.json spiece.model",
+    "tokenizer_2": "tokenizer.json vocab.json spiece.model",
 }
-"""The pipeline that takes a ControlNet beside, of those that have none."""
+"""Parts without weights, and the files of which each needs one."""
+
+
+def choose_device(name: str | torch.device) -> torch.device:
+    """Return the device; for "auto" this process's GPU (torchrun numbers them), or the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
 
 
 def load_pipeline(
@@ -37,73 +47,62 @@ def load_pipeline(
     revision: str | None = None,
     variant: str | None = None,
 ) -> Any:
-    """A diffusers pipeline from ``zoo:NAME``, a folder or a hub id, without safety checker, from
-    safetensors only.
+    """Return a diffusers pipeline without safety checker, from safetensors only.
 
-    One that is in memory already is taken over as it is, but for its safety checker, the types and
-    the device. ``network_dtype`` is the precision of the network that is trained, where it differs
-    from ``dtype``.
+    Args:
+        model: ``zoo:NAME``, a folder, a hub id, or a pipeline in memory. The latter is taken over
+            as it is, but for its safety checker, the types and the device.
+        dtype: the precision of its parts.
+        network_dtype: of the network that is trained, where it differs.
+        device: where to put it.
+        revision: of the hub.
+        variant: of the weight files, such as "fp16".
 
     Raises:
         FileNotFoundError: there is no such model, or the folder misses a part (which is named).
         ValueError: the model is of an unsupported kind, or its files cannot be read.
     """
     if not isinstance(model, (str, Path)):
-        return _taken_over(model, dtype, network_dtype or dtype, device)
+        return _take_over(model, dtype, network_dtype or dtype, device)
 
-    source = _source(str(model))
+    source = _find_source(str(model))
 
     # downloads show their progress
-    with _quiet() if isinstance(source, Path) else nullcontext():
-        index = _index(source, revision)
+    with _without_progress_bars() if isinstance(source, Path) else nullcontext():
+        index = _read_index(source, revision)
         family = family_of(index.get("_class_name", "(unnamed)"))
 
         if isinstance(source, Path):
             _check_parts(source, index, variant)
 
+        settings: dict[str, Any] = {
+            "dtype": {"default": dtype, family.network: network_dtype or dtype},
+            "revision": revision,
+            "variant": variant,
+        }
+
         # black images from the checker would be rewarded for their compressibility
-        checker = (
-            {"safety_checker": None, "requires_safety_checker": False}
-            if "safety_checker" in index
-            else {}
-        )
+        if "safety_checker" in index:
+            settings |= {"safety_checker": None, "requires_safety_checker": False}
+
         from diffusers import DiffusionPipeline
 
         try:
-            pipe = DiffusionPipeline.from_pretrained(
-                source,
-                dtype={"default": dtype, family.network: network_dtype or dtype},
-                use_safetensors=True,
-                revision=revision,
-                variant=variant,
-                **checker,
-            )
+            pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True, **settings)
         except Exception as error:  # a damaged file makes the libraries below raise anything
             raise ValueError(f"the model {model} cannot be loaded: {first_line(error)}") from error
 
-    _check_whole(pipe, str(model))
+    _check_weights(pipe, str(model))
     return pipe.to(device)
 
 
-def resize(pipe: Any, size: int) -> None:
-    """From now on the pipeline's pictures have sides of ``size`` pixels.
+def attach_controlnet(pipe: Any, source: str, dtype: torch.dtype) -> Any:
+    """Return the pipeline with a ControlNet beside it, on the network's device.
 
-    Raises:
-        ValueError: its network cannot halve such latents as often as it wants to.
-    """
-    unit = pipe.vae_scale_factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
-    if size % unit:
-        raise ValueError(
-            f"model.size = {size}: this model's pictures have sides of a multiple of {unit} pixels"
-        )
-
-    pipe.unet.register_to_config(sample_size=size // pipe.vae_scale_factor)
-
-
-def attach_controlnet(
-    pipe: Any, source: str, dtype: torch.dtype, device: torch.device | str
-) -> Any:
-    """The pipeline with the ControlNet from ``zoo:NAME``, a folder or a hub id beside it.
+    Args:
+        pipe: a pipeline without one.
+        source: ``zoo:NAME``, a folder or a hub id.
+        dtype: the precision of the ControlNet.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -113,58 +112,62 @@ def attach_controlnet(
     import diffusers
 
     name = type(pipe).__name__
+    family = family_of(name)
 
-    if name not in CONTROLNET_PIPELINES:
-        raise ValueError(
-            f"model.controlnet: a {name} takes none here; these do: {', '.join(CONTROLNET_PIPELINES)}"
-        )
+    if not family.controlnet_pipeline:
+        fitting = ", ".join(key for key, value in FAMILIES.items() if value.controlnet_pipeline)
+        raise ValueError(f"model.controlnet: a {name} takes none here; these do: {fitting}")
 
-    home = _source(source)
+    folder = _find_source(source)
 
     try:
-        with _quiet() if isinstance(home, Path) else nullcontext():
+        with _without_progress_bars() if isinstance(folder, Path) else nullcontext():
             controlnet = diffusers.ControlNetModel.from_pretrained(
-                home, dtype=dtype, use_safetensors=True
+                folder, dtype=dtype, use_safetensors=True
             )
     except Exception as error:  # a damaged file makes the libraries below raise anything
         raise ValueError(
             f"model.controlnet: {source} cannot be loaded: {first_line(error)}"
         ) from error
 
-    theirs = controlnet.config
-    ours = pipe.unet.config
+    _check_controlnet(controlnet.config, pipe, family, source)
 
-    for key in ("cross_attention_dim", "block_out_channels", "in_channels", "layers_per_block"):
+    # not by from_pipe, which would cast everything to float32
+    keys = ("force_zeros_for_empty_prompt", "requires_safety_checker")
+    settings = {key: pipe.config[key] for key in keys if key in pipe.config}
+    kind = getattr(diffusers, family.controlnet_pipeline)
+    controlnet.to(family.network_of(pipe).device)
+    return kind(**pipe.components, controlnet=controlnet, **settings)
+
+
+def _check_controlnet(theirs: Any, pipe: Any, family: Family, source: str) -> None:
+    """Raise ValueError if a ControlNet's configuration does not fit the pipeline."""
+    ours = family.network_of(pipe).config
+
+    for key in family.controlnet_config:
         if theirs[key] != ours[key]:
             raise ValueError(
-                f"model.controlnet: {source} was made for another network: its {key} is {theirs[key]}, that of the "
-                f"model {ours[key]}"
+                f"model.controlnet: {source} was made for another network: its {key} is "
+                f"{theirs[key]}, that of the model {ours[key]}"
             )
 
     shrinks = 2 ** (len(theirs.conditioning_embedding_out_channels) - 1)
     if shrinks != pipe.vae_scale_factor:
         raise ValueError(
-            f"model.controlnet: {source} reads pictures {shrinks} times as large as its latents, but the model's "
-            f"autoencoder makes them {pipe.vae_scale_factor} times as large"
+            f"model.controlnet: {source} reads images {shrinks} times as large as its latents, but "
+            f"the model's autoencoder makes them {pipe.vae_scale_factor} times as large"
         )
 
-    # not by from_pipe, which would cast everything to float32
-    wanted = ("force_zeros_for_empty_prompt", "requires_safety_checker")
-    settings = {key: pipe.config[key] for key in wanted if key in pipe.config}
-    return getattr(diffusers, CONTROLNET_PIPELINES[name])(
-        **pipe.components, controlnet=controlnet.to(device), **settings
-    )
 
-
-def _taken_over(
+def _take_over(
     pipe: Any, dtype: torch.dtype, network_dtype: torch.dtype, device: torch.device | str
 ) -> Any:
-    """A pipeline in memory, as ``load_pipeline`` would have made it."""
-    trained = family_of(type(pipe).__name__).network
-    if getattr(getattr(pipe, trained), "peft_config", None):
+    """Return a pipeline in memory, as ``load_pipeline`` would have made it."""
+    family = family_of(type(pipe).__name__)
+    if getattr(family.network_of(pipe), "peft_config", None):
         raise ValueError(
-            f"the given pipeline's {trained} has an adapter already: take it out by pipe.unload_lora_weights(), and "
-            "name its folder as `adapter` to start from it"
+            f"the given pipeline's {family.network} has an adapter already: take it out by "
+            "pipe.unload_lora_weights(), and name its folder as `adapter` to start from it"
         )
 
     if getattr(pipe, "safety_checker", None) is not None:
@@ -172,32 +175,32 @@ def _taken_over(
 
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
-            wanted = network_dtype if name == trained else dtype
+            part_dtype = network_dtype if name == family.network else dtype
             part.to(device)
-            if getattr(part, "dtype", None) != wanted:  # or diffusers warns of a cast that is none
-                part.to(wanted)
+            # diffusers warns of every cast, even of one that changes nothing
+            if getattr(part, "dtype", None) != part_dtype:
+                part.to(part_dtype)
 
     return pipe
 
 
-def _check_whole(pipe: Any, model: str) -> None:
-    """diffusers only logs which weights a file lacks, and leaves them empty."""
+def _check_weights(pipe: Any, model: str) -> None:
+    """Raise ValueError if weights are missing: diffusers only logs them, and leaves them empty."""
     for name, part in pipe.components.items():
-        empty = (
-            [key for key, value in part.named_parameters() if value.is_meta]
-            if isinstance(part, nn.Module)
-            else []
-        )
+        if not isinstance(part, nn.Module):
+            continue
 
+        empty = [key for key, value in part.named_parameters() if value.is_meta]
         if empty:
             raise ValueError(
-                f"the model {model} lacks {len(empty)} weights of its {name}, such as {empty[0]}; if it was saved with "
-                "a LoRA inside, as TRL does, load the model that it was made from, and that LoRA as an adapter"
+                f"the model {model} lacks {len(empty)} weights of its {name}, such as {empty[0]}; "
+                "if it was saved with a LoRA inside, as TRL does, load the model that it was made "
+                "from, and that LoRA as an adapter"
             )
 
 
-def _source(model: str) -> Path | str:
-    """A folder, or the text of a hub id."""
+def _find_source(model: str) -> Path | str:
+    """Return a folder, or the text of a hub id."""
     if model.startswith("zoo:"):
         from burnish import zoo
 
@@ -206,6 +209,7 @@ def _source(model: str) -> Path | str:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
+
     # a hub id is NAME or OWNER/NAME; everything else can only have been meant as a folder
     if (
         folder.is_absolute()
@@ -218,8 +222,8 @@ def _source(model: str) -> Path | str:
     return model
 
 
-def _index(source: Path | str, revision: str | None) -> Mapping[str, Any]:
-    """The pipeline's model_index.json."""
+def _read_index(source: Path | str, revision: str | None) -> Mapping[str, Any]:
+    """Return the content of the pipeline's model_index.json."""
     if isinstance(source, Path) and not (source / "model_index.json").is_file():
         raise FileNotFoundError(
             f"{source} has no model_index.json: give the folder of a whole diffusers pipeline."
@@ -230,63 +234,57 @@ def _index(source: Path | str, revision: str | None) -> Mapping[str, Any]:
     try:
         index: Mapping[str, Any] = DiffusionPipeline.load_config(source, revision=revision)
     except Exception as error:  # network, authorisation, damaged JSON: each library has its own
-        place = "read" if isinstance(source, Path) else "found as a folder or on the hub"
-        raise ValueError(f"the model {source} cannot be {place}: {first_line(error)}") from error
+        failed = "read" if isinstance(source, Path) else "found as a folder or on the hub"
+        raise ValueError(f"the model {source} cannot be {failed}: {first_line(error)}") from error
 
     return index
 
 
 def _check_parts(folder: Path, index: Mapping[str, Any], variant: str | None) -> None:
-    """Says which part of a pipeline folder is missing, before a library does it at length."""
+    """Raise FileNotFoundError with the part of a pipeline folder that is missing.
+
+    The libraries below would say the same at length.
+    """
     for part, value in index.items():
         if not (isinstance(value, (list, tuple)) and value[0]) or part == "safety_checker":
             continue
 
-        home = folder / part
-        if not home.is_dir():
+        subfolder = folder / part
+        if not subfolder.is_dir():
             raise FileNotFoundError(
                 f"the model folder {folder} misses its part '{part}': copy the whole pipeline."
             )
 
-        needed = _NEEDED.get(part, "config.json")
-        if not any((home / name).is_file() for name in needed.split()):
+        files = REQUIRED_FILES.get(part, "config.json").split()
+        if not any((subfolder / file).is_file() for file in files):
             raise FileNotFoundError(
-                f"the model folder {folder} misses {needed.split()[0]} in its part '{part}'."
+                f"the model folder {folder} misses {files[0]} in its part '{part}'."
             )
 
         weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
-        if part not in _NEEDED and not any(home.glob(weights)):
+        if part not in REQUIRED_FILES and not any(subfolder.glob(weights)):
             raise FileNotFoundError(
                 f"the model folder {folder} misses the weights ({weights}) in its part '{part}'."
             )
 
 
-_NEEDED = {
-    "scheduler": "scheduler_config.json",
-    "feature_extractor": "preprocessor_config.json",
-    "tokenizer": "tokenizer.json vocab.json spiece.model",
-    "tokenizer_2": "tokenizer.json vocab.json spiece.model",
-}
-"""Parts without weights, and the files of which each needs one."""
-
-
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars while files are read: they would tear the command line's own."""
+def _without_progress_bars() -> Iterator[None]:
+    """Show no progress bars while files are read: they would tear the command line's own."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    shown = [
+    enabled = [
         module
         for module in (diffusers_logging, transformers_logging)
         if module.is_progress_bar_enabled()
     ]
 
-    for module in shown:
+    for module in enabled:
         module.disable_progress_bar()
 
     try:
         yield
     finally:
-        for module in shown:
+        for module in enabled:
             module.enable_progress_bar()

@@ -1,141 +1,34 @@
-"""LoRA adapters (arXiv 2106.09685) in a network: added by peft, taken out and put back, saved for
-diffusers.
-"""
+"""LoRA adapters (arXiv 2106.09685): added by peft, merged, read, and saved for diffusers."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import MethodType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from burnish.diffusion.cpu import linear
+from burnish.diffusion.families import CONTROLNET
 from burnish.errors import first_line
 
-State = Literal["adapter", "merged", "reference"]
-
 FILE = "pytorch_lora_weights.safetensors"
-CONTROLNET = "controlnet"
-"""The pipeline's attribute with the ControlNet."""
-
-
-@dataclass(frozen=True)
-class AdapterSlot:
-    """The place of one adapter layer in a network, to be filled with one of three things.
-
-    adapter      base layer + adapter, with gradient
-    merged       the base layer with the adapter added into a copy of its weight: half the matrix products, no Python
-    reference    the base layer alone
-    """
-
-    parent: nn.Module
-    name: str
-    layer: Any  # peft's: base layer and adapter
-    weight: Tensor  # the base layer's own; never written into, so it comes back bit for bit
-
-    @torch.no_grad()
-    def fill(self, state: State) -> None:
-        """Half-precision weights stay unmerged: rounded into them, most of a small adapter would be
-        lost.
-        """
-        base = self.layer.base_layer
-        merge = state == "merged" and self.weight.dtype == torch.float32
-        base.weight.data = self.weight + self._delta() if merge else self.weight
-        setattr(self.parent, self.name, base if merge or state == "reference" else self.layer)
-
-    def _delta(self) -> Tensor:
-        delta = torch.zeros_like(self.weight)
-        for name in self.layer.active_adapters:
-            delta += self.layer.get_delta_weight(name)
-        return delta
-
-
-class AdapterSwitch:
-    """Which weights a network computes with: ``State``; "adapter" unless told otherwise.
-
-    ``first``: after full fine-tuning, the weights of ``trainable`` before it, if these were kept.
-    """
-
-    def __init__(
-        self, network: nn.Module, trainable: list[nn.Parameter], first: list[Tensor] | None
-    ) -> None:
-        self._slots = adapter_slots(network)
-        self._trainable = trainable
-        self._first = first
-        self._state: State = "adapter"
-
-    @contextmanager
-    def at(self, state: State) -> Iterator[None]:
-        """Within it the network is in ``state``; afterwards it is as it was before. May be nested.
-
-        "merged" within "reference" stays the reference: sampling must not bring an adapter back.
-        """
-        before = self._state
-        self._set(before if (before, state) == ("reference", "merged") else state)
-
-        try:
-            yield
-        finally:
-            self._set(before)
-
-    def _set(self, state: State) -> None:
-        if self._first is not None and (state == "reference") != (self._state == "reference"):
-            for i, p in enumerate(self._trainable):
-                p.data, self._first[i] = self._first[i], p.data
-        for slot in self._slots:
-            slot.fill(state)
-
-        self._state = state
-
-
-def adapter_slots(network: nn.Module) -> list[AdapterSlot]:
-    """The places of all adapter layers in the network; none where it has no adapter."""
-    from peft.tuners.lora import Linear, LoraLayer
-
-    places = []
-
-    for path, layer in network.named_modules():
-        if isinstance(layer, LoraLayer):
-            parent, _, name = path.rpartition(".")
-            places.append(
-                AdapterSlot(
-                    network.get_submodule(parent), name, layer, layer.base_layer.weight.data
-                )
-            )
-
-            if type(layer) is Linear and layer.weight.dtype == torch.float32:
-                layer.forward = MethodType(_fold, layer)
-
-    return places
-
-
-def _fold(layer: Any, x: Tensor) -> Tensor:
-    """What peft's layer computes, x W + (x A) B scale, as x (W + A B scale), with the very weight
-    ``merged`` samples with.
-
-    One large product forwards and two backwards instead of eight thin ones, which are slow
-    everywhere.
-    """
-    weight = layer.base_layer.weight
-    for name in () if layer.disable_adapters else layer.active_adapters:
-        weight = weight + layer.get_delta_weight(name)
-    return linear(x, weight, layer.base_layer.bias)
 
 
 def add_lora(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:
-    """Adds a fresh adapter, float32, to the layers whose names end in one of ``targets``; B = 0, so
-    it is silent yet.
+    """Add a fresh float32 adapter to the layers whose names end in one of ``targets``.
 
-    A is drawn from a generator of its own, so that a policy is the same whenever it is loaded.
+    Its B is 0, so it changes nothing yet. A is drawn from a generator of its own, so that a policy
+    is the same whenever it is loaded.
+
+    Raises:
+        ValueError: no layer's name ends in one of the targets.
     """
     from peft import LoraConfig
 
@@ -164,9 +57,7 @@ def add_lora(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]
 
 
 def set_lora_scale(network: nn.Module, strength: float) -> None:
-    """Multiplies what every adapter layer adds: 0 the base model, 1 as trained, between them a
-    mixture.
-    """
+    """Multiply the output of every adapter layer: 0 is the base model, 1 is as trained."""
     from peft.tuners.lora import LoraLayer
 
     for layer in network.modules():
@@ -176,7 +67,16 @@ def set_lora_scale(network: nn.Module, strength: float) -> None:
 
 @torch.no_grad()
 def copy_state(named: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
-    """Copies ``state`` into the parameters ``named``; nothing changes if it does not fit."""
+    """Copy ``state`` into the parameters ``named``; nothing changes if it does not fit.
+
+    Args:
+        named: the parameters by name.
+        state: their new values by name.
+        source: begins the error message: where ``state`` comes from.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
     for name in sorted(named.keys() ^ state.keys()):
         how = "lacks" if name in named else "has the unknown"
         raise ValueError(
@@ -184,188 +84,236 @@ def copy_state(named: Mapping[str, Tensor], state: Mapping[str, Tensor], source:
         )
 
     for name, parameter in named.items():
-        theirs = tuple(state[name].shape)
-        ours = tuple(parameter.shape)
-
-        if theirs != ours and ".lora_" in name:
-            rank, own = (shape[0 if ".lora_A." in name else 1] for shape in (theirs, ours))
-            raise ValueError(
-                f"{source} has rank {rank}, but this adapter has rank {own}: set model.rank = {rank}."
-            )
-
-        if theirs != ours:
-            raise ValueError(
-                f"{source} belongs to another model: its {name} is {theirs}, not {ours}."
-            )
+        _check_shape(name, tuple(parameter.shape), tuple(state[name].shape), source)
 
     for name, parameter in named.items():
         parameter.copy_(state[name])
 
 
-def write_adapter(pipe: Any, part: str, folder: Path, whole: bool = False) -> None:
-    """Writes the adapter of the pipeline's ``part`` for ``pipe.load_lora_weights(folder)``, a
-    ControlNet's for ``load_lora_adapter``; or the ``whole`` network.
+def _check_shape(name: str, ours: tuple[int, ...], theirs: tuple[int, ...], source: str) -> None:
+    if theirs == ours:
+        return
+
+    if ".lora_" in name:
+        axis = 0 if ".lora_A." in name else 1
+        raise ValueError(
+            f"{source} has rank {theirs[axis]}, but this adapter has rank {ours[axis]}: "
+            f"set model.rank = {theirs[axis]}."
+        )
+
+    raise ValueError(f"{source} belongs to another model: its {name} is {theirs}, not {ours}.")
+
+
+def write_adapter(pipe: Any, part: str, folder: Path, full: bool = False) -> None:
+    """Write the adapter of the pipeline's ``part``, or with ``full`` the whole network.
+
+    A network's adapter is for ``pipe.load_lora_weights(folder)``, a ControlNet's for
+    ``load_lora_adapter``.
     """
-    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
 
     network = getattr(pipe, part)
 
-    if whole:
+    if full:
         network.save_pretrained(folder)
         return
 
     config = network.peft_config["default"].to_dict()
+    state = get_peft_model_state_dict(network)
 
-    # the pipelines' own files have no place for it; as its save_lora_adapter, without a cast
     if part == CONTROLNET:
-        layers = {
-            name: value.detach().contiguous().cpu()
-            for name, value in get_peft_model_state_dict(network).items()
-        }
-        about = json.dumps(config, sort_keys=True, default=list)  # a set in it becomes a list
-        save_file(
-            layers, folder / FILE, metadata={"format": "pt", LORA_ADAPTER_METADATA_KEY: about}
-        )
-
+        _write_controlnet_lora(_on_cpu(state), config, folder)
         return
 
-    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(network))
-    layers = {name: value.detach().contiguous().cpu() for name, value in layers.items()}
     # without its configuration diffusers would take alpha = rank
-    pipe.save_lora_weights(
-        folder, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": config}
-    )
+    layers = {
+        f"{part}_lora_layers": _on_cpu(convert_state_dict_to_diffusers(state)),
+        f"{part}_lora_adapter_metadata": config,
+    }
+    pipe.save_lora_weights(folder, **layers)
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().contiguous().cpu() for name, value in state.items()}
+
+
+def _write_controlnet_lora(
+    layers: dict[str, Tensor], config: Mapping[str, Any], folder: Path
+) -> None:
+    """Write a ControlNet's LoRA, for which the pipelines' own files have no place.
+
+    As diffusers' save_lora_adapter does, without a cast.
+    """
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+    from safetensors.torch import save_file
+
+    described = json.dumps(config, sort_keys=True, default=list)  # a set in it becomes a list
+    metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: described}
+    save_file(layers, folder / FILE, metadata=metadata)
 
 
 def read_adapter(pipe: Any, part: str, folder: Path, train: str, alpha: float) -> None:
-    """Loads what ``Policy.save_adapter`` wrote: a LoRA (``train`` "lora" or "none"), or a whole
-    network ("full" or "none").
+    """Load what ``Policy.save_adapter`` wrote for the pipeline's ``part``.
 
-    With "none" any LoRA that diffusers reads will do, of whatever rank.
+    Args:
+        pipe: the diffusers pipeline.
+        part: the attribute with the network.
+        folder: with a LoRA, or with a whole network.
+        train: "lora" reads a LoRA, "full" a network, "none" either: then any LoRA that diffusers
+            reads will do, of whatever rank.
+        alpha: of the adapter in the network, which the file has to share.
+
+    Raises:
+        FileNotFoundError: the folder has neither.
+        ValueError: the folder's content is damaged or does not fit.
     """
-    network = getattr(pipe, part)
-    lora = (folder / FILE).is_file()
-    whole = (folder / "config.json").is_file()
+    has_lora = (folder / FILE).is_file()
+    has_network = (folder / "config.json").is_file()
+    _check_adapter(folder, train, has_lora, has_network)
 
-    if not (lora or whole):
-        raise FileNotFoundError(
-            f"the adapter folder {folder} has neither {FILE} nor a network's config.json."
-        )
-    if train == ("full" if lora else "lora"):
-        raise ValueError(
-            f"{folder} holds {'a LoRA adapter' if lora else 'a whole network'}: set model.train = "
-            f"'{'lora' if lora else 'full'}'."
-        )
+    network = getattr(pipe, part)
 
     try:
-        if whole:
+        if has_network:
             state = type(network).from_pretrained(folder, use_safetensors=True).state_dict()
         elif train == "none":
-            with _without_warnings():
-                if part == CONTROLNET:
-                    network.load_lora_adapter(folder, prefix=None, weight_name=FILE)
-                else:
-                    pipe.load_lora_weights(folder, weight_name=FILE)
-
+            _attach_lora(pipe, part, folder)
             return
-        elif part == CONTROLNET:
-            state, theirs = _controlnet_lora(folder / FILE)
         else:
-            found, _, metadata = pipe.lora_state_dict(
-                folder, weight_name=FILE, return_lora_metadata=True
-            )
-            state = _peft_names(found, part)
-            theirs = (metadata or {}).get(f"{part}.lora_alpha", alpha)
+            state, trained_alpha = _lora_state(pipe, part, folder, alpha)
     except Exception as error:  # a damaged file makes the libraries below raise anything
-        first = first_line(error)
-        raise ValueError(f"the adapter in {folder} cannot be read: {first}") from error
+        raise ValueError(f"the adapter in {folder} cannot be read: {first_line(error)}") from error
 
-    if whole:
+    if has_network:
         copy_state(dict(network.state_dict(keep_vars=True)), state, str(folder))
         return
 
-    copy_state({n: p for n, p in network.named_parameters() if p.requires_grad}, state, str(folder))
-    if theirs != alpha:
-        raise ValueError(f"{folder} was trained with alpha {theirs}: set model.alpha = {theirs}.")
+    trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    copy_state(trainable, state, str(folder))
 
-
-def merge_lora(pipe: Any, source: str | Path) -> None:
-    """Merges a LoRA (folder, file or hub id) into the pipeline's weights for good."""
-    try:
-        with _without_warnings():
-            pipe.load_lora_weights(source)
-            pipe.fuse_lora()
-            pipe.unload_lora_weights()
-    # network, damaged file, other architecture: the libraries below raise anything
-    except Exception as error:
-        first = first_line(error)
+    if trained_alpha != alpha:
         raise ValueError(
-            f"model.fused_lora: the LoRA {source} cannot be merged: {first}"
-        ) from error
+            f"{folder} was trained with alpha {trained_alpha}: set model.alpha = {trained_alpha}."
+        )
 
 
-@contextmanager
-def publishing(folder: Path) -> Iterator[Path]:
-    """A new folder to write into; afterwards its files are flushed to the disk and put into
-    ``folder`` one by one.
+def _check_adapter(folder: Path, train: str, has_lora: bool, has_network: bool) -> None:
+    if not (has_lora or has_network):
+        raise FileNotFoundError(
+            f"the adapter folder {folder} has neither {FILE} nor a network's config.json."
+        )
+    if has_lora and train == "full":
+        raise ValueError(f"{folder} holds a LoRA adapter: set model.train = 'lora'.")
+    if not has_lora and train == "lora":
+        raise ValueError(f"{folder} holds a whole network: set model.train = 'full'.")
+
+
+def _attach_lora(pipe: Any, part: str, folder: Path) -> None:
+    """Let diffusers read the LoRA, of whatever rank."""
+    if part == CONTROLNET:
+        getattr(pipe, part).load_lora_adapter(folder, prefix=None, weight_name=FILE)
+        return
+
+    with _without_text_encoder_warning():
+        pipe.load_lora_weights(folder, weight_name=FILE)
+
+
+def _lora_state(
+    pipe: Any, part: str, folder: Path, alpha: float
+) -> tuple[dict[str, Tensor], float]:
+    """Return a LoRA file's tensors under the names of the part's parameters, and its alpha.
+
+    ``alpha`` is returned for a file that does not state its own.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=".adapter-", dir=folder))
+    if part == CONTROLNET:
+        return _controlnet_lora(folder / FILE)
 
-    try:
-        yield made
-
-        for file in sorted(path for path in made.rglob("*") if path.is_file()):
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-            target = folder / file.relative_to(made)
-            target.parent.mkdir(exist_ok=True)
-            os.replace(file, target)
-    finally:
-        shutil.rmtree(made)
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """diffusers warns that a LoRA of the network alone has nothing for the text encoder."""
-    from diffusers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+    tensors, _, metadata = pipe.lora_state_dict(folder, weight_name=FILE, return_lora_metadata=True)
+    return _peft_names(tensors, part), (metadata or {}).get(f"{part}.lora_alpha", alpha)
 
 
 def _controlnet_lora(file: Path) -> tuple[dict[str, Tensor], float]:
-    """The tensors under the names of the ControlNet's parameters, and alpha."""
+    """Return the tensors under the names of the ControlNet's parameters, and alpha."""
     from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
     from safetensors import safe_open
     from safetensors.torch import load_file
 
     with safe_open(file, "pt") as opened:
-        about = json.loads(opened.metadata()[LORA_ADAPTER_METADATA_KEY])
+        config = json.loads(opened.metadata()[LORA_ADAPTER_METADATA_KEY])
 
-    tensors = load_file(file)
-    return {
-        name.replace(".weight", ".default.weight"): value for name, value in tensors.items()
-    }, about["lora_alpha"]
+    return _default_names(load_file(file)), config["lora_alpha"]
 
 
-def _peft_names(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """A LoRA file's tensors under the names of this network's parameters."""
+def _peft_names(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Return a LoRA file's tensors under the names of the parameters of ``part``."""
     from diffusers.utils import convert_unet_state_dict_to_peft
 
-    own = {
-        name.removeprefix(f"{part}."): value
-        for name, value in state.items()
-        if name.startswith(f"{part}.")
+    prefix = f"{part}."
+    of_part = {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
     }
-    renamed = convert_unet_state_dict_to_peft(own)
+    return _default_names(convert_unet_state_dict_to_peft(of_part))
 
-    return {name.replace(".weight", ".default.weight"): value for name, value in renamed.items()}
+
+def _default_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under the names of peft's adapter "default"."""
+    return {name.replace(".weight", ".default.weight"): value for name, value in tensors.items()}
+
+
+def merge_lora(pipe: Any, source: str | Path) -> None:
+    """Merge a LoRA (folder, file or hub id) into the pipeline's weights for good.
+
+    Raises:
+        ValueError: the LoRA cannot be read or belongs to another architecture.
+    """
+    try:
+        with _without_text_encoder_warning():
+            pipe.load_lora_weights(source)
+            pipe.fuse_lora()
+            pipe.unload_lora_weights()
+    # network, damaged file, other architecture: the libraries below raise anything
+    except Exception as error:
+        raise ValueError(
+            f"model.fused_lora: the LoRA {source} cannot be merged: {first_line(error)}"
+        ) from error
+
+
+@contextmanager
+def publishing(folder: Path) -> Iterator[Path]:
+    """Yield a new folder to write into, whose files are then put into ``folder`` one by one.
+
+    Each is flushed to the disk first.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".adapter-", dir=folder))
+
+    try:
+        yield temporary
+
+        for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+            target = folder / file.relative_to(temporary)
+            target.parent.mkdir(exist_ok=True)
+            os.replace(file, target)
+    finally:
+        shutil.rmtree(temporary)
+
+
+@contextmanager
+def _without_text_encoder_warning() -> Iterator[None]:
+    """Silence the one warning that a LoRA of the network alone has nothing for a text encoder."""
+    logger = logging.getLogger("diffusers.loaders.lora_base")
+
+    def is_another_message(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No LoRA keys associated to ")
+
+    logger.addFilter(is_another_message)
+
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_another_message)

@@ -1,11 +1,11 @@
-"""The two processes that an objective may look at, behind one question: what do the current weights
-say about this?
+"""The two processes that an objective may look at: what do the current weights say about them?
 
-    reverse    the noisy moves that were sampled; l is the log-density of a move       (DDPO, RLCM)
+    reverse    the transitions that were sampled; l is the log-density of a transition (DDPO, RLCM)
     forward    the finished images, noised again to any time; -l is the denoising error (RWR, AWM)
 
-A pair (image, move) names a stored move in the one, and in the other a time and a noise: others for
-every number of a "move", the same for the same one, and never stored.
+A pair (image, transition) names a stored transition in the first. In the second it names a time and
+a noise: different ones for every number of a "transition", the same ones for the same number, and
+never stored.
 """
 
 from __future__ import annotations
@@ -19,60 +19,71 @@ from torch import Tensor
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.seeds import generator
-from burnish.types import Replay, Trajectory
+from burnish.types import Process, Replay, Trajectory
 
 
 @dataclass(frozen=True)
-class ReverseProcess:
-    """The moves of trajectories."""
+class ReverseProcess(Process):
+    """The stored transitions of trajectories."""
 
     policy: Policy
     sampler: Sampler
     trajectory: Trajectory
 
-    def replay(self, images: Tensor, moves: Tensor, reference: bool = False) -> Replay:
-        """What is said of the pairs (b,), (b,); every entry of the record is (b, 1)."""
-        return self.sampler.replay(self.policy, self.trajectory, images, moves[:, None], reference)
+    def replay(self, images: Tensor, transitions: Tensor, reference: bool = False) -> Replay:
+        """Return the log-densities (b, 1) of the pairs ``images`` (b,), ``transitions`` (b,)."""
+        pairs = transitions[:, None]
+        return self.sampler.replay(self.policy, self.trajectory, images, pairs, reference)
 
 
 @dataclass(frozen=True)
-class ForwardProcess:
-    """Finished images, noised again. ``key`` names the stream of chance."""
+class ForwardProcess(Process):
+    """Finished images, noised again.
+
+    Attributes:
+        policy: the current weights.
+        sampler: its guidance is used.
+        trajectory: its condition is used.
+        latent: (B, *latent) the clean images, float32.
+        key: names the random stream of times and noises.
+        logp_old: (B, transitions) the log-probabilities under the weights that sampled; None: the
+            current weights are these.
+    """
 
     policy: Policy
     sampler: Sampler
     trajectory: Trajectory
-    latent: Tensor  # (B, *latent) the clean images, float32
+    latent: Tensor
     key: tuple[object, ...]
-    # (B, moves) what the weights that sampled said; None: as the current ones
-    old: Tensor | None = None
+    logp_old: Tensor | None = None
 
-    def replay(self, images: Tensor, moves: Tensor, reference: bool = False) -> Replay:
-        """What is said of the pairs (b,), (b,); every entry of the record is (b, 1)."""
-        t, noise = self.draw(images, moves)
-        rows = images.to(self.latent.device)
+    def replay(self, images: Tensor, transitions: Tensor, reference: bool = False) -> Replay:
+        """Return minus the errors (b, 1) of the pairs ``images`` (b,), ``transitions`` (b,)."""
+        t, noise = self.times_and_noises(images, transitions)
+        latent = self.latent[images.to(self.latent.device)]
         cond = {
             name: value[images.to(value.device)] for name, value in self.trajectory.cond.items()
         }
-        said = self.sampler.renoise(self.policy, cond, self.latent[rows], t, noise, reference)
+        replay = self.sampler.renoise(self.policy, cond, latent, t, noise, reference)
 
-        return (
-            said
-            if self.old is None
-            else replace(said, logp_old=self.old[images, moves][:, None].to(said.logp))
-        )
+        if self.logp_old is None:
+            return replay
 
-    def draw(self, images: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
-        """A time (b,), evenly from all that the model was trained on, and a noise (b, *latent) for
-        each pair.
+        logp_old = self.logp_old[images, transitions][:, None]
+        return replace(replay, logp_old=logp_old.to(replay.logp))
+
+    def times_and_noises(self, images: Tensor, transitions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a time (b,) and a noise (b, *latent) for each pair.
+
+        Times are drawn evenly from all that the model was trained on.
         """
         count = len(self.policy.schedule.alpha)
         shape = self.latent.shape[1:]
         times = []
         noises = []
 
-        for image, move in zip(images.tolist(), moves.tolist(), strict=True):
-            stream = generator(*self.key, image, move)
+        for image, transition in zip(images.tolist(), transitions.tolist(), strict=True):
+            stream = generator(*self.key, image, transition)
             times.append(int(torch.randint(count, (), generator=stream)))
             noises.append(torch.randn(shape, generator=stream))
 
@@ -80,12 +91,17 @@ class ForwardProcess:
 
     @torch.no_grad()
     def remembering(self, pairs: Iterable[tuple[Tensor, Tensor]], chunk: int) -> ForwardProcess:
-        """The same, knowing what the current weights say of all these pairs."""
-        images, moves = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        old = torch.full((len(self.latent), int(moves.max()) + 1), torch.nan)
+        """Return this process with the log-probabilities of all these pairs as ``logp_old``.
+
+        Args:
+            pairs: (images (b,), transitions (b,)) of each optimizer step.
+            chunk: pairs that are replayed at a time.
+        """
+        images, transitions = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        logp = torch.full((len(self.latent), int(transitions.max()) + 1), torch.nan)
 
         with self.policy.merged():
-            for rows, columns in zip(images.split(chunk), moves.split(chunk), strict=True):
-                old[rows, columns] = self.replay(rows, columns).logp[:, 0].float().cpu()
+            for rows, columns in zip(images.split(chunk), transitions.split(chunk), strict=True):
+                logp[rows, columns] = self.replay(rows, columns).logp[:, 0].float().cpu()
 
-        return replace(self, old=old)
+        return replace(self, logp_old=logp)

@@ -1,16 +1,12 @@
-"""Rollout and replay: trajectories out of a policy, and what the current weights say about their
-moves.
+"""Rollout and replay: trajectories out of a policy, and their densities under the current weights.
 
-Both go through ``Sampler._transition``, the only place where a step is computed, so sampling and
-training cannot
-drift apart: before the first update the ratio of the two densities is 1 up to rounding.
-Trajectories are kept in
-float32 for the same reason: rounded to half precision, the last steps would lie off their own
-densities by many clip ranges.
+Both go through ``Sampler._transition``, the only place where a transition is computed, so sampling
+and training cannot drift apart: before the first update the ratio of the two densities is 1 up to
+rounding. Trajectories are kept in float32 for the same reason: rounded to half precision, the last
+states would lie off their own densities by many clip ranges.
 
-T counts the moves whose noise reaches the image. A last step without noise (a schedule that ends in
-the data itself)
-is taken, but it is no action: nothing is learned from it.
+T counts the transitions whose noise reaches the image. A last transition without noise (a schedule
+that ends in the data itself) is made, but it is no action: nothing is learned from it.
 """
 
 from __future__ import annotations
@@ -22,100 +18,98 @@ import torch
 from torch import Tensor
 
 from burnish.diffusion import kernels
-from burnish.diffusion.control import KEYS, Control
-from burnish.diffusion.guidance import ORIGINAL
+from burnish.diffusion.control import CONTROL_KEYS, Control
+from burnish.diffusion.guidance import ORIGINAL_PREFIX
 from burnish.diffusion.policy import Policy
 from burnish.types import Cond, Gaussian, Guidance, Kernel, Prompt, Replay, Trajectory
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How images are drawn: ``steps`` calls of the network under ``guidance``, each followed by a
-    ``kernel`` move.
+    """A way to sample images: calls of the network, each followed by a transition.
+
+    Attributes:
+        kernel: makes the transitions.
+        steps: the number of network calls.
+        guidance: the way in which the network is called.
+        control: how closely a ControlNet is followed, for a model that has one.
     """
 
     kernel: Kernel
     steps: int
     guidance: Guidance
-    control: Control = field(default_factory=Control)  # of a model with a ControlNet
+    control: Control = field(default_factory=Control)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"sampler.steps must be at least 1, not {self.steps}.")
 
     def encode(self, policy: Policy, prompts: Sequence[Prompt]) -> Cond:
-        """The prompts as the network reads them under this guidance, one row a prompt.
+        """Return the prompts as the network reads them under this guidance, one row a prompt.
 
-        A guidance that is centred on the original of an expanded prompt (``needs_original``) finds its
-        states beside the others, each under its name with "original." before it.
+        A guidance that is centred on the original of an expanded prompt (``needs_original``) finds
+        its states beside the others, each under its name with "original." before it.
 
         Raises:
-            ValueError: what a prompt calls its original is no text.
+            ValueError: a prompt's original is not a text.
         """
         cond = policy.encode(prompts)
         if not self.guidance.needs_original:
             return cond
-        first = policy.encode([prompt.unexpanded() for prompt in prompts])
-        return cond | {ORIGINAL + name: value for name, value in first.items() if name not in KEYS}
+
+        originals = policy.encode([prompt.unexpanded() for prompt in prompts])
+        return cond | {
+            ORIGINAL_PREFIX + name: value
+            for name, value in originals.items()
+            if name not in CONTROL_KEYS
+        }
 
     def times(self, policy: Policy) -> Tensor:
-        """The grid (steps + 1,), noisiest first; the last may be -1, the data itself."""
+        """Return the grid (steps + 1,), noisiest first; the last may be -1, the data itself."""
         return policy.schedule.times(self.steps)
 
     def transitions(self, policy: Policy, least_noise: float = 0.0) -> int:
-        """How many moves, from the first on, have noise to learn from: by default all T of a
-        trajectory.
+        """Return the number of transitions, from the first on, with noise to learn from.
 
-        ``least_noise``: the std from which on a move counts. A guess of x0 shifts a move by up to
-        24 times its std at the end of a DDIM schedule and by about 1 before, so there the density's
-        gradient is 24 times as large; the noise itself is hardly seen in the picture, so what it
-        adds to a policy gradient is variance. Others leave these moves out too (the last one in
-        Flow-GRPO and DanceGRPO).
+        By default that is all T of a trajectory.
+
+        Args:
+            policy: gives the noise schedule.
+            least_noise: the std from which on a transition counts. The x0 that the network predicts
+                shifts a transition by up to 24 times its std at the end of a DDIM schedule and by
+                about 1 before, so there the density's gradient is 24 times as large; the noise
+                itself is hardly visible in the image, so what it adds to a policy gradient is
+                variance. Others leave these transitions out too (the last one in Flow-GRPO and
+                DanceGRPO).
 
         Raises:
-            ValueError: no move has.
+            ValueError: no transition has noise, or only some before the last have.
         """
-        count = self._noisy(policy)
-
-        if count and least_noise:
-            enough = self._std(policy)[:count] >= least_noise
-            count = int(enough.cumprod(0).sum())
-
-            if count == 0:
-                raise ValueError(
-                    f"no move has noise of batch.least_noise = {least_noise}; lower it"
-                )
+        count = _count_noisy_transitions(self, policy)
 
         if count == 0:
             remedy = " or a larger sampler.kernel.eta"
             if policy.schedule.consistency:
-                remedy = ", at least 2, because a consistency model's last call ends in the image and is no action"
+                remedy = (
+                    ", at least 2, because a consistency model's last call ends in the image and "
+                    "is no action"
+                )
 
             raise ValueError(
-                f"none of {self.steps} steps has noise, so there is nothing to learn from: use more "
-                f"sampler.steps{remedy}."
+                f"none of {self.steps} transitions has noise, so there is nothing to learn "
+                f"from: use more sampler.steps{remedy}."
             )
 
-        return count
+        if least_noise:
+            noisy_enough = _transition_stds(self, policy)[:count] >= least_noise
+            count = int(noisy_enough.cumprod(0).sum())
 
-    def _noisy(self, policy: Policy) -> int:
-        noisy = self._std(policy) > kernels.LEAST_STD
-        count = int(noisy.sum())
-
-        if count and (not bool(noisy[:count].all()) or count < self.steps - 1):
-            raise ValueError(
-                f"only {count} of {self.steps} steps have noise: use more sampler.steps or a larger sampler.kernel.eta."
-            )
+            if count == 0:
+                raise ValueError(
+                    f"no transition has noise of batch.least_noise = {least_noise}; lower it"
+                )
 
         return count
-
-    def _std(self, policy: Policy) -> Tensor:
-        """(steps,) the noise of each move."""
-        times = self.times(policy)
-        nothing = torch.zeros(self.steps, 1, 1, 1)
-        return self.kernel(
-            nothing, nothing, policy.schedule.level(times[:-1]), policy.schedule.level(times[1:])
-        ).std.flatten()
 
     @torch.no_grad()
     def rollout(
@@ -126,49 +120,59 @@ class Sampler:
         generator: torch.Generator,
         keep_x0_pred: bool = False,
     ) -> Trajectory:
-        """Draws one image a row of ``cond`` (B rows) and ``group`` (B,). All noise comes from the
-        CPU ``generator``.
+        """Return the trajectories of one image a row of ``cond`` (B rows), sampled at once.
 
-        ``keep_x0_pred`` keeps x0 as the network saw it before each move. Where no move has noise (T
-        = 0: eta = 0, or a consistency model's only call), the images are there, but no move can be
-        learned from.
+        Where no transition has noise (T = 0: eta = 0, or a consistency model's only call), the
+        images are sampled, but no transition can be learned from.
+
+        Args:
+            policy: the weights to sample with.
+            cond: B prompts, encoded by ``encode``.
+            group: (B,) the prompt's number of each image.
+            generator: of the CPU; all noise comes from it.
+            keep_x0_pred: keep the x0 that the network predicted before each transition.
         """
         times = self.times(policy)
-        count = self._noisy(policy)
+        count = _count_noisy_transitions(self, policy)
         rows = len(group)
-        cond = self.control.over(cond, times)
+        cond = self.control.add_to(cond, times)
+
         x = policy.noise(rows, generator)
         states = x.new_empty(rows, count + 1, *policy.latent_shape)
         logp = x.new_empty(rows, count)
         states[:, 0] = x
-        seen = states.new_empty(rows, count, *policy.latent_shape) if keep_x0_pred else None
+        x0_preds = None
+
+        if keep_x0_pred:
+            x0_preds = states.new_empty(rows, count, *policy.latent_shape)
 
         with policy.merged():
             for i in range(self.steps):
-                move, x0 = self._transition(
-                    policy, x, times[i].expand(rows), times[i + 1].expand(rows), cond
-                )
+                t = times[i].expand(rows)
+                s = times[i + 1].expand(rows)
+                transition, x0 = self._transition(policy, x, t, s, cond)
 
                 if i >= count:
-                    x = move.mean
+                    x = transition.mean
                     continue
 
-                x = kernels.sample(move, generator)
-                states[:, i + 1], logp[:, i] = x, kernels.log_prob(move, x)
+                x = kernels.sample(transition, generator)
+                states[:, i + 1] = x
+                logp[:, i] = kernels.log_prob(transition, x)
 
-                if seen is not None:
-                    seen[:, i] = x0
+                if x0_preds is not None:
+                    x0_preds[:, i] = x0
 
         # kept on the CPU: 256 trajectories of Stable Diffusion at 50 steps are 0.9 GB, and a replay
-        # needs a few moves
+        # needs a few transitions
         return Trajectory(
-            states.cpu(),
-            times[: count + 1],
-            logp.cpu(),
-            x,
-            cond,
-            group,
-            None if seen is None else seen.cpu(),
+            x=states.cpu(),
+            t=times[: count + 1],
+            logp=logp.cpu(),
+            latent=x,
+            cond=cond,
+            group=group,
+            x0_pred=None if x0_preds is None else x0_preds.cpu(),
         )
 
     def sample(
@@ -179,7 +183,15 @@ class Sampler:
         generator: torch.Generator,
         keep_x0_pred: bool = False,
     ) -> tuple[Trajectory, Tensor]:
-        """Return the trajectories of B prompts and their images (B, 3, H, W), sampled at once."""
+        """Return the trajectories of B prompts and their images (B, 3, H, W), sampled at once.
+
+        Args:
+            policy: the weights to sample with.
+            prompts: one an image.
+            group: (B,) the prompt's number of each image.
+            generator: of the CPU; all noise comes from it.
+            keep_x0_pred: keep the x0 that the network predicted before each transition.
+        """
         cond = self.encode(policy, prompts)
         trajectory = self.rollout(policy, cond, group, generator, keep_x0_pred)
         return trajectory, policy.decode(trajectory.latent)
@@ -191,12 +203,19 @@ class Sampler:
         generator: torch.Generator,
         chunk: int = 32,
     ) -> Tensor:
-        """Return images (B, 3, H, W) in [0, 1] of the prompts, on the CPU, sampled in chunks."""
+        """Return images (B, 3, H, W) in [0, 1] of the prompts, on the CPU, sampled in chunks.
+
+        Args:
+            policy: the weights to sample with.
+            prompts: one an image.
+            generator: of the CPU; all noise comes from it.
+            chunk: images sampled at once.
+        """
         images = []
 
         for start in range(0, len(prompts), chunk):
-            some = prompts[start : start + chunk]
-            _, decoded = self.sample(policy, some, torch.arange(len(some)), generator)
+            batch = prompts[start : start + chunk]
+            _, decoded = self.sample(policy, batch, torch.arange(len(batch)), generator)
             images.append(decoded.cpu())
 
         return torch.cat(images)
@@ -206,41 +225,43 @@ class Sampler:
         policy: Policy,
         traj: Trajectory,
         images: Tensor,
-        steps: Tensor,
+        transitions: Tensor,
         reference: bool = False,
     ) -> Replay:
-        """The log-density of stored moves under the current weights, with gradient, as one flat
-        batch.
+        """Return the log-densities of stored transitions under the current weights.
+
+        They have a gradient, and are computed as one flat batch.
 
         Args:
             policy: the current weights.
-            traj: what was sampled.
+            traj: the stored trajectories.
             images: (b,) int64, rows of ``traj``.
-            steps: (b, k) int64 in 0..T-1, the moves of each image.
-            reference: also ask the weights before training, for ``logp_ref`` and ``kl``.
+            transitions: (b, k) int64 in 0..T-1, the transitions of each image.
+            reference: also use the weights before training, for ``logp_ref`` and ``kl``.
         """
-        shape = steps.shape
+        shape = transitions.shape
         i = images.cpu().repeat_interleave(shape[1])
-        j = steps.cpu().flatten()
+        j = transitions.cpu().flatten()
         t = traj.t[j]
         s = traj.t[j + 1]
-        x, y, logp_old = (
-            part.to(policy.device) for part in (traj.x[i, j], traj.x[i, j + 1], traj.logp[i, j])
-        )
+        x_t = traj.x[i, j].to(policy.device)
+        x_s = traj.x[i, j + 1].to(policy.device)
+        logp_old = traj.logp[i, j].to(policy.device).view(shape)
         cond = {name: value[i].to(policy.device) for name, value in traj.cond.items()}
+        dims = x_t[0].numel()
 
-        now, _ = self._transition(policy, x, t, s, cond)
-        logp = kernels.log_prob(now, y).view(shape)
+        current, _ = self._transition(policy, x_t, t, s, cond)
+        logp = kernels.log_prob(current, x_s).view(shape)
 
         if not reference:
-            return Replay(logp, logp_old.view(shape), x[0].numel())
+            return Replay(logp, logp_old, dims)
 
         with torch.no_grad(), policy.reference():
-            first, _ = self._transition(policy, x, t, s, cond)
+            before, _ = self._transition(policy, x_t, t, s, cond)
 
-        logp_ref = kernels.log_prob(first, y).view(shape)
-        kl = kernels.kl(now, first).view(shape)
-        return Replay(logp, logp_old.view(shape), x[0].numel(), logp_ref, kl)
+        logp_ref = kernels.log_prob(before, x_s).view(shape)
+        kl = kernels.kl(current, before).view(shape)
+        return Replay(logp, logp_old, dims, logp_ref, kl)
 
     def renoise(
         self,
@@ -251,47 +272,48 @@ class Sampler:
         noise: Tensor,
         reference: bool = False,
     ) -> Replay:
-        """The forward process: how well the current weights denoise ``clean`` (b, *latent) noised
-        to times ``t`` (b,).
+        """Return how well the current weights denoise ``clean`` noised to ``t``: a forward replay.
 
-        In the record, each entry (b, 1), stands in place of a log-density minus the mean squared
-        error per dimension of what the network was trained to predict (epsilon, v or the sample),
-        guidance included; ``logp_old`` is the same number without gradient, and ``kl`` half the
-        squared distance of that prediction to the reference's, summed over the dimensions.
+        Each entry is (b, 1). In place of a log-density stands minus the mean squared error per
+        dimension of what the network was trained to predict (epsilon, v or the sample), guidance
+        included; ``logp_old`` is the same number without gradient, and ``kl`` half the squared
+        distance of that prediction to the reference's, summed over the dimensions.
 
         Args:
             policy: the current weights.
             cond: b encoded prompts.
-            clean: finished latents, float32.
+            clean: (b, *latent) finished latents, float32.
             t: (b,) int64 training timesteps, on the CPU.
             noise: (b, *latent) standard normal.
-            reference: also ask the weights before training, for ``logp_ref`` and ``kl``.
+            reference: also use the weights before training, for ``logp_ref`` and ``kl``.
         """
         clean = clean.to(policy.device)
         noise = noise.to(policy.device)
         cond = {name: value.to(policy.device) for name, value in cond.items()}
         level = policy.schedule.level(t, policy.device)
         scale = policy.schedule.error_scale(level)
+        dims = clean[0].numel()
+
         x = (level.alpha * clean + level.sigma * noise).float()
-        guess = policy.predict(x, t, cond, self.guidance)
-        logp = -_mean_square(scale * (guess - clean))
+        x0_pred = policy.predict(x, t, cond, self.guidance)
+        logp = -_mean_square(scale * (x0_pred - clean))
 
         if not reference:
-            return Replay(logp, logp.detach(), clean[0].numel())
+            return Replay(logp, logp.detach(), dims)
 
         with torch.no_grad(), policy.reference():
-            first = policy.predict(x, t, cond, self.guidance)
+            x0_ref = policy.predict(x, t, cond, self.guidance)
 
-        kl = _mean_square(scale * (guess - first)) * clean[0].numel() / 2
-        return Replay(
-            logp, logp.detach(), clean[0].numel(), -_mean_square(scale * (first - clean)), kl
-        )
+        logp_ref = -_mean_square(scale * (x0_ref - clean))
+        kl = _mean_square(scale * (x0_pred - x0_ref)) * dims / 2
+        return Replay(logp, logp.detach(), dims, logp_ref, kl)
 
     def _transition(
         self, policy: Policy, x: Tensor, t: Tensor, s: Tensor, cond: Cond
     ) -> tuple[Gaussian, Tensor]:
-        """The move of each row of ``x`` from time ``t`` (B,) to ``s`` (B,), both on the CPU; and
-        the x0 it aims at.
+        """Return the transition of each row of ``x``, and the x0 that the network predicts there.
+
+        It leads from time ``t`` (B,) to ``s`` (B,), both on the CPU.
         """
         x0 = policy.predict(x, t, cond, self.guidance)
         level_t = policy.schedule.level(t, policy.device)
@@ -299,14 +321,46 @@ class Sampler:
         return self.kernel(x, x0, level_t, level_s), x0
 
 
+def _transition_stds(sampler: Sampler, policy: Policy) -> Tensor:
+    """Return the standard deviations (steps,) of the sampler's transitions."""
+    times = sampler.times(policy)
+    level_t = policy.schedule.level(times[:-1])
+    level_s = policy.schedule.level(times[1:])
+    zeros = torch.zeros(sampler.steps, 1, 1, 1)
+    return sampler.kernel(zeros, zeros, level_t, level_s).std.flatten()
+
+
+def _count_noisy_transitions(sampler: Sampler, policy: Policy) -> int:
+    """Return T: all transitions have noise, all but the last, or none.
+
+    Raises:
+        ValueError: another number of transitions has noise.
+    """
+    noisy = _transition_stds(sampler, policy) > kernels.LEAST_STD
+    count = int(noisy.sum())
+
+    if count and (not bool(noisy[:count].all()) or count < sampler.steps - 1):
+        raise ValueError(
+            f"only {count} of {sampler.steps} transitions have noise: use more sampler.steps or "
+            "a larger sampler.kernel.eta."
+        )
+
+    return count
+
+
 def _mean_square(error: Tensor) -> Tensor:
-    """(b, *latent) -> (b, 1) float32."""
+    """Return the mean square (b, 1) float32 of each row of (b, *latent)."""
     return error.square().flatten(1).mean(1, keepdim=True).float()
 
 
 def join_trajectories(parts: Sequence[Trajectory]) -> Trajectory:
-    """The trajectories of several chunks as one; group numbers are kept as they are."""
+    """Return the trajectories of several chunks as one; group numbers are kept as they are."""
     first = parts[0]
+    x0_pred = None
+
+    if first.x0_pred is not None:
+        x0_pred = torch.cat([part.x0_pred for part in parts if part.x0_pred is not None])
+
     return Trajectory(
         x=torch.cat([part.x for part in parts]),
         t=first.t,
@@ -314,7 +368,5 @@ def join_trajectories(parts: Sequence[Trajectory]) -> Trajectory:
         latent=torch.cat([part.latent for part in parts]),
         cond={name: torch.cat([part.cond[name] for part in parts]) for name in first.cond},
         group=torch.cat([part.group for part in parts]),
-        x0_pred=None
-        if first.x0_pred is None
-        else torch.cat([part.x0_pred for part in parts if part.x0_pred is not None]),
+        x0_pred=x0_pred,
     )

@@ -1,0 +1,235 @@
+"""The weights that learn: an adapter or whole networks of a pipeline, their states and their files.
+
+A LoRA adapter or all weights of a network learn, and are float32 always. The network can compute
+with them, with the adapter merged, or as it was before training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from burnish.diffusion import lora
+from burnish.diffusion.adapter_switch import AdapterSwitch
+from burnish.diffusion.cpu import optimize_for_cpu
+from burnish.diffusion.families import CONTROLNET, Family, networks
+from burnish.diffusion.shared_trunk import share_guidance_trunk
+
+
+class TrainableWeights:
+    """The weights of a pipeline that learn, and the ways to set them aside.
+
+    Attributes:
+        pipe: the diffusers pipeline.
+        train: "lora", "full" or "none".
+        named_trainable: the parameters that learn, by name.
+        trainable: the same without names, float32; empty with ``train="none"``.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        family: Family,
+        train: str,
+        trainable_parts: str = "",
+        initial: list[Tensor] | None = None,
+    ) -> None:
+        """Find the weights that learn, in a pipeline that ``prepare_networks`` has made ready.
+
+        Args:
+            pipe: the diffusers pipeline.
+            family: its family.
+            train: "lora", "full" or "none".
+            trainable_parts: "controlnet", "both", or "" for the family's network.
+            initial: with "full", a copy of the weights before training, in the order of
+                ``trainable``.
+        """
+        self.pipe = pipe
+        self.train = train
+        self._family = family
+        self._networks = trainable_networks(pipe, family, trainable_parts)
+        self._root: nn.Module = next(iter(self._networks.values()))
+
+        if len(self._networks) > 1:
+            self._root = nn.ModuleDict(self._networks)
+
+        self.named_trainable = {
+            name: p for name, p in self._root.named_parameters() if p.requires_grad
+        }
+        self.trainable = list(self.named_trainable.values())
+        self._initial = initial
+        self._switch = AdapterSwitch(self._root, self.trainable, initial)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Return a context in which the network is the one before training.
+
+        Raises:
+            RuntimeError: the whole network learns, and its first weights were not kept.
+        """
+        if self.train == "full" and self._initial is None:
+            raise RuntimeError(
+                "a fully trained policy has a reference only if it was loaded with reference=True."
+            )
+        return self._switch.use("reference")
+
+    def merged(self) -> AbstractContextManager[None]:
+        """Return a context in which the adapter costs nothing and cannot be trained.
+
+        The base weights come back bit for bit.
+        """
+        return self._switch.use("merged")
+
+    def set_lora_scale(self, strength: float) -> None:
+        """Multiply the adapter's effect, for sampling.
+
+        Args:
+            strength: from 0, the untrained model, to 1, the trained one.
+
+        Raises:
+            ValueError: there is no adapter, because the whole network was trained.
+        """
+        if self.train == "full":
+            raise ValueError(
+                "a strength other than 1 needs a LoRA adapter, but this model's whole network was "
+                "trained: leave the strength at 1."
+            )
+        lora.set_lora_scale(self._root, strength)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return a copy of the learned weights by parameter name, float32 on the CPU."""
+        return {
+            name: p.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, p in self.named_trainable.items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what ``state`` returned.
+
+        Raises:
+            ValueError: it does not fit; then nothing has changed.
+        """
+        lora.copy_state(self.named_trainable, state, "the checkpoint")
+
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write what was learned, for diffusers.
+
+        It is a LoRA for ``pipe.load_lora_weights(folder)``, or the whole network. What a ControlNet
+        learned goes to ``folder/controlnet``, for ``ControlNetModel``'s ``load_lora_adapter`` or
+        ``from_pretrained``.
+        """
+        with lora.publishing(Path(folder)) as temporary:
+            for part in self._networks:
+                subfolder = adapter_folder(temporary, part, self._family)
+                subfolder.mkdir(exist_ok=True)
+                lora.write_adapter(self.pipe, part, subfolder, full=self.train == "full")
+
+
+def trainable_networks(pipe: Any, family: Family, trainable_parts: str) -> dict[str, nn.Module]:
+    """Return the networks of the pipeline that learn, by the name of their attribute.
+
+    Raises:
+        ValueError: ``trainable_parts`` is unknown, or names a ControlNet that the pipeline lacks.
+    """
+    names = {
+        "": (family.network,),
+        "controlnet": (CONTROLNET,),
+        "both": (family.network, CONTROLNET),
+    }
+
+    if trainable_parts not in names:
+        raise ValueError(
+            "model.trainable_parts must be 'controlnet', 'both' or '' (the model's own), not "
+            f"'{trainable_parts}'."
+        )
+    if trainable_parts and not hasattr(pipe, CONTROLNET):
+        raise ValueError(
+            f"model.trainable_parts = '{trainable_parts}' needs a ControlNet: set model.controlnet."
+        )
+
+    return {name: getattr(pipe, name) for name in names[trainable_parts]}
+
+
+def adapter_folder(folder: Path, part: str, family: Family) -> Path:
+    """Return the place in an adapter's folder of what ``part`` learned."""
+    return folder if part == family.network else folder / part
+
+
+def prepare_networks(
+    pipe: Any,
+    family: Family,
+    trainable: Mapping[str, nn.Module],
+    train: str,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str],
+) -> None:
+    """Freeze the pipeline but for the weights that learn, and give it fast and precise layers.
+
+    Args:
+        pipe: the diffusers pipeline.
+        family: its family.
+        trainable: the networks that learn, by name.
+        train: "lora" adds an adapter to these, "full" opens all their weights.
+        rank: of the adapter.
+        alpha: of the adapter.
+        targets: ends of the names of the layers that get one.
+    """
+    if family.upcast and pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
+        # it overflows in float16; the stock pipeline does the same, image by image
+        pipe.vae.to(torch.float32)
+    for network in networks(pipe):
+        network.requires_grad_(False)
+
+    for network in trainable.values():
+        if train == "lora":
+            lora.add_lora(network, rank, alpha, targets)
+        elif train == "full":
+            network.requires_grad_(True)
+            # a ControlNet that came with its pipeline may be in half precision
+            for parameter in network.parameters():
+                parameter.data = parameter.data.float()
+
+    trained = family.network_of(pipe)
+    shape = family.latent_shape(pipe)
+    optimize_for_cpu(trained, shape)
+    optimize_for_cpu(pipe.vae, shape)
+
+    if hasattr(pipe, CONTROLNET):
+        optimize_for_cpu(getattr(pipe, CONTROLNET), shape)
+
+    share_guidance_trunk(trained)
+
+
+def read_adapters(
+    pipe: Any,
+    family: Family,
+    trainable: Mapping[str, nn.Module],
+    folder: Path,
+    train: str,
+    alpha: float,
+) -> None:
+    """Load what ``TrainableWeights.save_adapter`` wrote into the networks ``trainable``.
+
+    Raises:
+        FileNotFoundError: the folder has no adapter of one of the networks.
+        ValueError: an adapter is damaged or does not fit.
+    """
+    for part in trainable:
+        lora.read_adapter(pipe, part, adapter_folder(folder, part, family), train, alpha)
+
+
+def enable_gradient_checkpointing(pipe: Any, family: Family) -> None:
+    """Recompute inner states in the backward pass of the network and of a ControlNet."""
+    family.network_of(pipe).enable_gradient_checkpointing()
+    if hasattr(pipe, CONTROLNET):
+        getattr(pipe, CONTROLNET).enable_gradient_checkpointing()
+
+
+def copy_weights(trainable: Mapping[str, nn.Module]) -> list[Tensor]:
+    """Return a copy of all weights of the networks, in the order of their parameters."""
+    return [p.detach().clone() for network in trainable.values() for p in network.parameters()]
