@@ -56,7 +56,7 @@ from burnish.training.updates import (
     x0_baseline,
 )
 from burnish.types import Prompt, Scores, Trajectory
-from burnish.world import World
+from burnish.world import join_world
 
 SCALES = 0.05
 """Control scales less than about this apart count as the same for what is remembered of a prompt.
@@ -117,7 +117,7 @@ def train(
     """
     given = given or Overrides()
     config = given.described(config)
-    world = World.start(
+    world = join_world(
         config.run.trackers, Path(config.run.tracker_folder or out), config.model.device
     )
     run = Run(Path(out)) if not world.main else Run.open(out) if resume else Run.create(out)
