@@ -59,12 +59,13 @@ def open_image(path: Path) -> Tensor:
     return torch.from_numpy(np.array(on_white)).permute(2, 0, 1).float() / 255
 
 
-def image_grid(images: Tensor) -> tuple[bytes, int]:
-    """Images (B, 3, H, W) in [0, 1] side by side without gaps, row by row, as a PNG; and the number
-    of columns.
+def image_grid(images: Tensor, columns: int = 0) -> tuple[bytes, int]:
+    """Return a grid of images (B, 3, H, W) in [0, 1] as a PNG, and its number of columns.
+
+    The images stand row by row without gaps. With 0 ``columns`` the grid is about square.
     """
     count, _, height, width = images.shape
-    columns = math.ceil(math.sqrt(count * height / width))
+    columns = columns or math.ceil(math.sqrt(count * height / width))
     lines = math.ceil(count / columns)
     sheet = torch.ones(lines * columns, 3, height, width)
     sheet[:count] = images

@@ -1,3 +1,1 @@
-"""Homes for scripts that were written for other libraries: their names and calls, on Burnish's one
-loop.
-"""
+"""For scripts that were written for other libraries: their names and calls on Burnish's loop."""

@@ -70,7 +70,7 @@ class Evaluation:
 class _Image(NamedTuple):
     """The rewards and measures of one image, as they cross between processes."""
 
-    index: int
+    number: int
     rewards: list[float | None]
     judged: bool | None
     measures: dict[str, float]
@@ -138,7 +138,7 @@ def evaluate(
         columns = zip(indices.tolist(), parts, judged, *held_out, strict=True)
         rows += [_Image(*values) for values in columns]
 
-    rows = sorted(world.gather_list(rows), key=lambda row: row.index)
+    rows = sorted(world.gather_list(rows), key=lambda row: row.number)
     measures = [row.measures for row in rows]
     embeddings = [row.embedding for row in rows]
 

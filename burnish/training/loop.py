@@ -56,7 +56,7 @@ from burnish.training.updates import (
     x0_baseline,
 )
 from burnish.types import Prompt, Scores, Trajectory
-from burnish.world import join_world
+from burnish.world import World, join_world
 
 SCALES = 0.05
 """Control scales less than about this apart count as the same for what is remembered of a prompt.
