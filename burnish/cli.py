@@ -380,7 +380,7 @@ def show_codes(result: Search, out: Path, as_json: bool) -> None:
     """Save the images that are read and print the result; exit code 1 if there are none."""
     from burnish.tools.qr_search import save
 
-    paths = save(result, out) if result.found else []
+    paths = save(result, out) if result.codes else []
 
     if as_json:
         content = {
@@ -489,7 +489,7 @@ def root(
 
 
 class Stop:
-    """Returns True once a signal has asked for the end; a second signal ends at once."""
+    """True once a signal has requested the end; a second signal ends at once."""
 
     def __init__(self) -> None:
         self.signals: list[int] = []
@@ -512,7 +512,7 @@ class Stop:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Make Ctrl+C and SIGTERM ask for the end within this context, instead of ending at once."""
+    """Let Ctrl+C and SIGTERM request the end within this context, not end at once."""
     stop = Stop()
     numbers = (signal.SIGINT, signal.SIGTERM)
     handlers = {number: signal.signal(number, stop.catch) for number in numbers}

@@ -30,7 +30,7 @@ class World:
 
     @property
     def main(self) -> bool:
-        """Whether this process writes the run directory."""
+        """True in the process that writes the run directory."""
         return self.rank == 0
 
     def device(self, wanted: str) -> str:

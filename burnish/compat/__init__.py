@@ -1,1 +1,1 @@
-"""For scripts that were written for other libraries: their names and calls on Burnish's loop."""
+"""The names and calls of other libraries on Burnish's loop, for scripts written for them."""

@@ -1,4 +1,4 @@
-"""The progress of a run on the console: a live table in a terminal, else one line an iteration."""
+"""The progress of a run: a live table in a terminal, elsewhere one line an iteration."""
 
 from __future__ import annotations
 

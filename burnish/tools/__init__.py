@@ -1,1 +1,1 @@
-"""The commands beside training: sample images, check recipes, search for codes, measure models."""
+"""The commands beside training: sample, check recipes, search for codes, measure models."""

@@ -1,4 +1,4 @@
-"""The trade-off of a QR ControlNet between readable codes and good images, by its control scale.
+"""The trade-off of a QR ControlNet between readable codes and images, by control scale.
 
 For every scale, over the same prompts, payloads and noise: the share of images that are read, and
 their similarity to the prompt, to the same image without control, and to the bare code. The

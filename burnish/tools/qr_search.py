@@ -1,4 +1,4 @@
-"""Search for images that are QR codes: sample batches, keep what is read under every condition.
+"""Search for images that are QR codes and are read under every condition.
 
 Every image that a user gets has been read back, so the number of tries is part of the result: it
 says how good the model and its control scale are at this payload.
@@ -25,7 +25,7 @@ from burnish.types import Prompt
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCode:
     """An image that is read under every condition, and the number of its try, from 1."""
 
     image: Tensor  # (3, H, W) in [0, 1], on the CPU
@@ -36,7 +36,7 @@ class Found:
 class Search:
     """The result of a search."""
 
-    found: list[Found]  # at most as many as were wanted
+    codes: list[FoundCode]  # at most as many as were wanted
     tries: int
     passed: int  # tries that are read under every condition, kept or not
     read: int  # tries that some decoder reads under some condition, kept or not
@@ -114,13 +114,13 @@ def search(
     Raises:
         ValueError: the payload does not fit the model's canvas.
     """
-    found: list[Found] = []
+    codes: list[FoundCode] = []
     passed = 0
     read = 0
     sampled = 0
     payload = ""
 
-    while sampled < tries and len(found) < count:
+    while sampled < tries and len(codes) < count:
         noise = generator(seed, "art", sampled)
         images = sampler.images(policy, [prompt] * CHUNK, noise, CHUNK)[: tries - sampled]
 
@@ -130,14 +130,14 @@ def search(
         read += int(readings.lenient.sum())
 
         for row in readings.strict.nonzero().flatten().tolist():
-            if len(found) < count:
-                found.append(Found(images[row], sampled + row + 1))
+            if len(codes) < count:
+                codes.append(FoundCode(images[row], sampled + row + 1))
                 payload = layout.payload  # a strict reading is an exact one
 
         sampled += len(images)
-        on_try(sampled, len(found))
+        on_try(sampled, len(codes))
 
-    return Search(found, sampled, passed, read, payload)
+    return Search(codes, sampled, passed, read, payload)
 
 
 def save(result: Search, folder: Path) -> list[Path]:
@@ -152,7 +152,7 @@ def save(result: Search, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
 
-    for code in result.found:
+    for code in result.codes:
         path = folder / f"code-{code.attempt:04d}.png"
         Image.fromarray(eight_bit(code.image[None])[0]).save(path)
         paths.append(path)

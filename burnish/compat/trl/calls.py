@@ -45,7 +45,7 @@ class Calls:
     def draw(self, count: int) -> list[Prompt]:
         """Return `count` prompts by as many calls."""
         self._info.clear()
-        return [self._draw_one(index) for index in range(count)]
+        return [self._draw_prompt(index) for index in range(count)]
 
     def reward(self, images: Tensor, prompts: Sequence[Prompt]) -> Any:
         """Return the rewards (B,) of a sampling batch."""
@@ -80,7 +80,7 @@ class Calls:
         tracker = sampled.trackers[0] if sampled.trackers else NoTracker()
         self.hook(batches, sampled.iteration - 1, tracker)
 
-    def _draw_one(self, index: int) -> Prompt:
+    def _draw_prompt(self, index: int) -> Prompt:
         answer = self._prompt()
         is_pair = isinstance(answer, (tuple, list)) and len(answer) == 2
 

@@ -1,4 +1,4 @@
-"""TRL's DefaultDDPOStableDiffusionPipeline: a diffusers pipeline with the calls of TRL's scripts.
+"""TRL's pipeline class: a diffusers pipeline with the calls that TRL's scripts make on it.
 
 TRL's class has its own sampler and its own way to make an adapter. Burnish's loop has both, so the
 methods that only TRL's trainer calls raise an error: a script's version of them would never run.
