@@ -61,7 +61,11 @@ SPREAD = [1.0, 3.0] * 4  # mean 2, standard deviation 1
             evaluation(HIGH, m=[v - 0.5 for v in SPREAD]),
             "m fell from 2 to 1.5 while the reward rose",
         ),
-        (evaluation(LOW, m=SPREAD), evaluation(HIGH, m=[v - 0.2 for v in SPREAD]), ""),  # too little
+        (
+            evaluation(LOW, m=SPREAD),
+            evaluation(HIGH, m=[v - 0.2 for v in SPREAD]),
+            "",
+        ),  # too little
         (evaluation(LOW, m=SPREAD), evaluation(HIGH, m=[v + 0.5 for v in SPREAD]), ""),  # it rose
         # the reward fell too: not hacking
         (evaluation(HIGH, m=SPREAD), evaluation(LOW, m=[v - 0.5 for v in SPREAD]), ""),
@@ -74,7 +78,11 @@ SPREAD = [1.0, 3.0] * 4  # mean 2, standard deviation 1
             "the KL to the untrained model is 4 nats .* budget of 3",
         ),
         (evaluation(LOW), evaluation(LOW, kl=[2.0, 3.0, *[None] * 6]), ""),
-        (evaluation(LOW, m=[1.0, None] * 4), evaluation(HIGH, m=[None, 1.0] * 4), ""),  # never both times
+        (
+            evaluation(LOW, m=[1.0, None] * 4),
+            evaluation(HIGH, m=[None, 1.0] * 4),
+            "",
+        ),  # never both times
     ],
 )
 def test_what_counts_as_over_optimised(before: Evaluation, now: Evaluation, reason: str) -> None:

@@ -96,9 +96,7 @@ def run_two(script: Path) -> None:
     [(ONE_REWARD, ""), (MANY_REWARDS, "tokens")],
     ids=["one reward", "many rewards"],
 )
-def test_two_processes(
-    tiny_pipeline: Path, tmp_path: Path, rewards: str, identifiers: str
-) -> None:
+def test_two_processes(tiny_pipeline: Path, tmp_path: Path, rewards: str, identifiers: str) -> None:
     (tmp_path / "reward.py").write_text(BRIGHT)
     images = 4 if identifiers else 2
     recipe = tmp_path / "tiny.toml"
