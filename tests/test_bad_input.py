@@ -179,7 +179,8 @@ def test_foreign_checkpoint(trained: Path, recipe: Path) -> None:
         ("nan", "reward 'nan' returned nan for 4 of 4 images (first: row 0, prompt 'a cat')"),
         (
             "shape",
-            "reward 'shape' returned a float32 tensor of shape (4, 32) for 4 images; it must return shape (4,)",
+            "reward 'shape' returned a float32 tensor of shape (4, 32) for 4 images; "
+            "it must return shape (4,)",
         ),
         ("constant", "reward 'constant' gave [0.5] to all 4 images of the first iteration"),
         ("raises", "reward 'raises' raised"),

@@ -152,7 +152,7 @@ def sample(policy: Policy, sampler: Sampler, count: int) -> object:
 
 @pytest.fixture
 def recipe(tiny_pipeline: Path, tmp_path: Path) -> Path:
-    """Brightness is rewarded and darkness watched, so that success is a fall."""
+    """A recipe that rewards brightness and holds out darkness, which must then fall."""
     (tmp_path / "reward.py").write_text(REWARDS)
     path = tmp_path / "tiny.toml"
     path.write_text(f"""
@@ -162,10 +162,18 @@ sampler = {{ steps = 3, guidance = {{ use = "cfg", weight = 2.0 }} }}
 prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
 rewards = [ {{ use = "{tmp_path}/reward.py:brightness" }} ]
 optimizer = {{ lr = 3e-3 }}
-batch = {{ prompts = 3, images_per_prompt = 8, sample_batch = 24, train_batch = 72, minibatches = 2 }}
 evaluation = {{ images_per_prompt = 4, every = 2, unseen = {{ use = "list", texts = ["a bee"] }} }}
-guard = {{ action = "rollback", drop = 0.8, panel = [ {{ use = "{tmp_path}/reward.py:darkness" }} ] }}
 run = {{ sample_every = 4, sample_prompts = 4, checkpoint_every = 1, keep = 1 }}
+[batch]
+prompts = 3
+images_per_prompt = 8
+sample_batch = 24
+train_batch = 72
+minibatches = 2
+[guard]
+action = "rollback"
+drop = 0.8
+panel = [ {{ use = "{tmp_path}/reward.py:darkness" }} ]
 """)
 
     return path

@@ -262,7 +262,8 @@ def test_what_they_do_is_drawn_and_shown(recipe: Path, tmp_path: Path) -> None:
     short = ["iterations=1", "evaluation.images_per_prompt=0"]
     run = Run(train(load(recipe, *short), tmp_path / "asked"))
     layout = json.loads(run.identifier_grid(1).with_suffix(".json").read_text())
-    assert layout == {"texts": ["a cat", "a dog"], "asked": ["all", "bright", "red"], "columns": 3}
+    rewards = ["all", "bright", "red"]
+    assert layout == {"texts": ["a cat", "a dog"], "rewards": rewards, "columns": 3}
 
     with Image.open(run.identifier_grid(1)) as sheet, Image.open(run.sample(1)) as samples:
         size = sheet.height // 2
@@ -275,11 +276,11 @@ def test_what_they_do_is_drawn_and_shown(recipe: Path, tmp_path: Path) -> None:
 
     assert len(set(tiles)) == 6
     text = write_report(run.folder).read_text("utf-8")
-    assert "<h2>Asked for</h2>" in text and text.count('class="cell asked"') == 6
+    assert "<h2>Reward identifiers</h2>" in text
+    assert text.count('class="cell identifiers"') == 6
     plain = Run(train(load(recipe, *short, "sampler.identifiers=''"), tmp_path / "plain"))
-    assert not plain.identifier_grid(1).exists() and "Asked for" not in write_report(
-        plain.folder
-    ).read_text("utf-8")
+    assert not plain.identifier_grid(1).exists()
+    assert "Reward identifiers" not in write_report(plain.folder).read_text("utf-8")
 
 
 def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path: Path) -> None:

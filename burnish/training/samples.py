@@ -68,7 +68,7 @@ def draw_identifier_grid(job: Job, iteration: int) -> None:
     picture, columns = image_grid(torch.cat(images))
     layout = {
         "texts": [prompt.text for prompt in prompts],
-        "asked": ["all", *names],
+        "rewards": ["all", *names],
         "columns": columns,
     }
     write(path.with_suffix(".json"), dumps(layout))
