@@ -584,7 +584,7 @@ def quiet() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command line.
 
-    An error that a user can mend is one sentence and exit code 2; BURNISH_DEBUG=1 shows where it
+    An error that a user can fix is one sentence and exit code 2; BURNISH_DEBUG=1 shows where it
     arose.
     """
     import warnings

@@ -180,7 +180,7 @@ def paired(before: Evaluation, after: Evaluation, weights: Tensor) -> dict[str, 
     if not valid.any():
         raise ValueError(
             "no image has a reward both before and after training; "
-            "mend the reward and evaluate again"
+            "fix the reward and evaluate again"
         )
 
     comparison = {
