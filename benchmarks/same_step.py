@@ -42,7 +42,7 @@ def burnish(folder: str, out: Path) -> dict[str, float]:
     options = DDPOConfig(**json.loads(OPTIONS.read_text()))
     pipeline = DefaultDDPOStableDiffusionPipeline(folder, adapter=out)
     recipe = translated(options, pipeline, "compressibility")
-    policy = pipeline.learner(recipe.model.dtype, recipe.model.device)
+    policy = pipeline.to_policy(recipe.model.dtype, recipe.model.device)
     reward = {"compressibility": compressibility()}
     given = Overrides(
         policy, reward, lambda count: [Prompt(text) for text in (PROMPTS * 9)[:count]]

@@ -1,4 +1,4 @@
-"""The commands. Everything heavy is imported inside them, so `burnish --help` answers at once."""
+"""The commands; heavy imports are inside them, so that `burnish --help` answers at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from burnish.diffusion.policy import Policy
+    from burnish.diffusion.sampler import Sampler
+    from burnish.qr.scanner import Scanner
+    from burnish.runs import Run
     from burnish.tools.qr_search import Search
+    from burnish.types import Prompt
 
 app = typer.Typer(
     name="burnish",
@@ -35,17 +40,26 @@ app = typer.Typer(
     """,
 )
 zoo_app = typer.Typer(
-    no_args_is_help=True, help="The embedded models: what there is, and how good it is."
+    no_args_is_help=True, help="The embedded models: their names, sizes and quality."
 )
 app.add_typer(zoo_app, name="zoo")
 
 Recipe = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe's name (burnish list) or a TOML file.")
 ]
+RecipeOrResume = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe's name or a TOML file; not needed with --resume."
+    ),
+]
 RunFolder = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory: the --out of a training.")
 ]
-Overrides = Annotated[
+Source = Annotated[
+    str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, zoo:NAME, a folder or a hub id.")
+]
+Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
 ]
@@ -53,35 +67,83 @@ Steps = Annotated[
     int,
     typer.Option(
         min=0,
-        help="Network calls an image. [dim]0: the run's, else 50, or 4 of a consistency model[/dim]",
+        help=(
+            "Network calls an image. [dim]0: the run's, else 50, or 4 of a consistency model[/dim]"
+        ),
     ),
 ]
 Guidance = Annotated[
     float, typer.Option(help="Guidance weight. [dim]below 0: the run's, else 5[/dim]")
 ]
+Before = Annotated[bool, typer.Option("--before", help="The run's model before training.")]
+Strength = Annotated[
+    float,
+    typer.Option(help="Scale of a run's LoRA: 0 is before training, 1 as trained. LoRA only."),
+]
+Prefer = Annotated[
+    str,
+    typer.Option(
+        metavar="REWARD,...",
+        help=(
+            "Rewards whose identifiers are added to the prompt, of a run trained with "
+            "sampler.identifiers. [dim]default: all of them[/dim]"
+        ),
+    ),
+]
+Plain = Annotated[
+    bool,
+    typer.Option("--plain", help="Without the prompt expander of a run that was trained with one."),
+]
+Original = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        max=1,
+        help="With an expander: the share of the guidance weight on the prompt before expansion.",
+    ),
+]
+ControlNet = Annotated[
+    str,
+    typer.Option(
+        help=(
+            "The ControlNet of a model that is no run. "
+            "[dim]default: zoo:emoji-qr for the zoo's models[/dim]"
+        )
+    ),
+]
+ControlScale = Annotated[
+    float,
+    typer.Option(help="Control scale of the code. [dim]below 0: the run's, else 1[/dim]"),
+]
+Decoders = Annotated[
+    list[str] | None,
+    typer.Option(
+        help=(
+            "zxing, zxing-global, zxing-fixed, opencv or pyzbar; repeatable. "
+            "[dim]default: zxing[/dim]"
+        )
+    ),
+]
 
 
 @app.command()
 def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE", help="A recipe's name or a TOML file; not needed with --resume."
-        ),
-    ] = "",
-    change: Overrides = None,
+    recipe: RecipeOrResume = "",
+    change: Changes = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where the run goes. [dim]default: runs/RECIPE[/dim]")
+        Path | None, typer.Option(help="The run directory. [dim]default: runs/RECIPE[/dim]")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
+    ] = False,
 ) -> None:
-    """Train, and leave a run directory.
+    """Train a model, and leave a run directory.
 
     Ctrl+C finishes the step, saves, and says how to go on.
 
       burnish train demo
-      burnish train sd15-compressibility --set optimizer.lr=1e-4 --set batch.prompts=16 --out
-      runs/jpeg burnish train --resume --out runs/jpeg
+      burnish train sd15-compressibility --set optimizer.lr=1e-4 --out runs/jpeg
+      burnish train --resume --out runs/jpeg
     """
     quiet()
     from burnish.config import load
@@ -90,20 +152,20 @@ def train(
 
     if not recipe and not (resume and out):
         raise ValueError(
-            "train needs a RECIPE, or --resume with the --out of a run; burnish list shows the recipes"
+            "train needs a RECIPE, or --resume with the --out of a run; "
+            "burnish list shows the recipes"
         )
 
     folder = out or Path("runs") / Path(recipe).stem
     config = load(recipe or Run.open(folder).config, change or [])
-    from burnish.training import loop as trainer
+    from burnish.training import loop
 
-    main_process = os.environ.get("RANK", "0") == "0"  # only one of those launched together speaks
+    # of several processes that were launched together only one prints
+    main_process = os.environ.get("RANK", "0") == "0"
+    progress = Progress(config.iterations) if main_process else nullcontext()
 
-    with (
-        stopping() as stop,
-        Progress(config.iterations) if main_process else nullcontext() as progress,
-    ):
-        trainer.train(config, folder, resume=resume, on_record=progress, stop=stop)
+    with stopping() as stop, progress as on_record:
+        loop.train(config, folder, resume=resume, on_record=on_record, stop=stop)
 
     if not main_process:
         return
@@ -114,63 +176,29 @@ def train(
         print(f"Stopped after iteration {done}. Go on with: burnish train --resume --out {folder}")
         raise typer.Exit(128 + stop.signals[0])
 
-    print(f"Done: {folder}")
-    if (folder / "guard.json").is_file():
-        show_guard(json.loads((folder / "guard.json").read_text("utf-8")))
-    if (folder / "evaluation.json").is_file():
-        show_evaluation(json.loads((folder / "evaluation.json").read_text("utf-8")))
-
-    print(f"Next: burnish report {folder}, or burnish sample {folder} --prompt 'a cat'")
+    show_run(Run(folder))
 
 
 @app.command()
 def sample(
-    source: Annotated[
-        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, zoo:NAME, a folder or a hub id.")
-    ],
+    source: Source,
     prompt: Annotated[
-        list[str],
-        typer.Option("--prompt", "-p", help="What to draw; one row of the grid for each."),
+        list[str], typer.Option("--prompt", "-p", help="A prompt: one row of the grid. Repeatable.")
     ],
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Images for each prompt.")] = 4,
     steps: Steps = 0,
     guidance: Guidance = -1.0,
     seed: Annotated[int, typer.Option(help="The same seed draws the same noise.")] = 0,
-    before: Annotated[
-        bool, typer.Option("--before", help="The run's model before it was trained.")
-    ] = False,
-    strength: Annotated[
-        float,
-        typer.Option(
-            help="Of what a run has learned: 0 is before training, 1 as trained. LoRA only."
-        ),
-    ] = 1.0,
-    prefer: Annotated[
-        str,
-        typer.Option(
-            metavar="REWARD,...",
-            help="Rewards to please, of a run trained with sampler.identifiers. [dim]default: all of them[/dim]",
-        ),
-    ] = "",
-    plain: Annotated[
-        bool,
-        typer.Option(
-            "--plain", help="Without the prompt expander of a run that was trained with one."
-        ),
-    ] = False,
-    original: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            max=1,
-            help="With an expander: the share of the guidance weight that the prompt has as it was typed.",
-        ),
-    ] = 0.0,
+    before: Before = False,
+    strength: Strength = 1.0,
+    prefer: Prefer = "",
+    plain: Plain = False,
+    original: Original = 0.0,
     out: Annotated[
         Path, typer.Option(help="A .png for a grid, anything else for a folder of single files.")
     ] = Path("samples.png"),
 ) -> None:
-    """Draw images with a trained run, or with any model.
+    """Sample images from a trained run, or from any model.
 
     burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out after.png
     burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out before.png --before
@@ -194,13 +222,13 @@ def sample(
     if original:
         if expander is None:
             raise ValueError(
-                f"--original needs words to weigh the prompt against, and {source} is drawn without any"
+                "--original needs an expanded prompt to weigh the original against, "
+                f"and {source} is sampled without an expander"
             )
         sampler = replace(sampler, guidance=centred(sampler.guidance, original))
 
-    images = draw(
-        policy, sampler, [Prompt(text, template=template) for text in prompt], n, seed, expander
-    )
+    prompts = [Prompt(text, template=template) for text in prompt]
+    images = draw(policy, sampler, prompts, n, seed, expander)
     print(save(images, prompt, n, out))
 
 
@@ -211,11 +239,12 @@ def evaluate(
         int, typer.Option(min=0, help="Images for each prompt. [dim]0: as the recipe says[/dim]")
     ] = 0,
 ) -> None:
-    """Compare a run with the model it started from: same prompts, same noise; writes
-    RUN/evaluation.json.
+    """Compare a run with the model it started from, on the same prompts and noise.
 
-    burnish evaluate runs/jpeg
-    burnish evaluate runs/jpeg --images 16
+    Writes RUN/evaluation.json.
+
+      burnish evaluate runs/jpeg
+      burnish evaluate runs/jpeg --images 16
     """
     quiet()
     from burnish.runs import Run
@@ -231,7 +260,7 @@ def report(
         Path | None, typer.Option(help="The page. [dim]default: RUN/report.html[/dim]")
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page about a run: curves, pictures, evaluation, configuration.
+    """Write one self-contained HTML page about a run: curves, images, evaluation, configuration.
 
     burnish report runs/jpeg
     """
@@ -241,9 +270,8 @@ def report(
 
 
 @app.command()
-def check(recipe: Recipe, change: Overrides = None) -> None:
-    """Before hours are spent: is the ratio 1, does the reward spread, will it fit, how long will it
-    take?
+def check(recipe: Recipe, change: Changes = None) -> None:
+    """Check a recipe before a long run: the ratio, the reward's spread, memory and time.
 
     burnish check sd15-clip
     burnish check my.toml --set batch.train_batch=4
@@ -255,10 +283,8 @@ def check(recipe: Recipe, change: Overrides = None) -> None:
     findings = preflight(load(recipe, change or []))
 
     for finding in findings:
-        print(
-            f"{finding.level:<7} {finding.text}"
-            + (f"  ->  {finding.remedy}" if finding.remedy else "")
-        )
+        remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
+        print(f"{finding.level:<7} {finding.text}{remedy}")
 
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
@@ -267,48 +293,32 @@ def check(recipe: Recipe, change: Overrides = None) -> None:
 @app.command()
 def qr(
     payload: Annotated[
-        str, typer.Argument(metavar="PAYLOAD", help="What the code says, such as a link.")
+        str, typer.Argument(metavar="PAYLOAD", help="The text in the code, such as a link.")
     ] = "",
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the picture shows.")] = "",
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the image shows.")] = "",
     model: Annotated[
         str, typer.Option(help="A run with a ControlNet, zoo:NAME, a folder or a hub id.")
     ] = "zoo:emoji-lcm",
-    controlnet: Annotated[
-        str,
-        typer.Option(
-            help="The ControlNet of a model that is no run. [dim]default: zoo:emoji-qr for the zoo's models[/dim]"
-        ),
-    ] = "",
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Pictures to hand out.")] = 4,
-    tries: Annotated[int, typer.Option(min=1, help="Pictures to draw at most.")] = 64,
-    scale: Annotated[
-        float,
-        typer.Option(
-            help="How closely the code is followed. [dim]below 0: the run's, else 1[/dim]"
-        ),
-    ] = -1.0,
+    controlnet: ControlNet = "",
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Images to find.")] = 4,
+    tries: Annotated[int, typer.Option(min=1, help="Images to sample at most.")] = 64,
+    scale: ControlScale = -1.0,
     steps: Steps = 0,
     guidance: Guidance = -1.0,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same pictures.")] = 0,
-    out: Annotated[Path, typer.Option(help="The folder for the pictures.")] = Path("codes"),
+    seed: Annotated[int, typer.Option(help="The same seed draws the same images.")] = 0,
+    out: Annotated[Path, typer.Option(help="The folder for the images.")] = Path("codes"),
     verify: Annotated[
         Path | None,
-        typer.Option("--verify", metavar="IMAGE", help="Only read the code in this picture."),
+        typer.Option("--verify", metavar="IMAGE", help="Only read the code in this image."),
     ] = None,
-    decoder: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="zxing, zxing-global, zxing-fixed, opencv or pyzbar; repeatable. [dim]default: zxing[/dim]"
-        ),
-    ] = None,
+    decoder: Decoders = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object instead of words.")
+        bool, typer.Option("--json", help="Print one JSON object instead of text.")
     ] = False,
 ) -> None:
-    """Draw pictures that are QR codes, and keep those that are read under every condition; or read
-    one with --verify.
+    """Sample images that are QR codes and keep those that are read under every condition.
 
-    Exit code 1: no picture is read.
+    Or read one with --verify. Exit code 1: no image is read.
 
       burnish qr HELLO --prompt "a cat" --out codes
       burnish qr https://example.org --prompt "a garden" --model runs/qr --n 8 --out codes
@@ -317,9 +327,9 @@ def qr(
       burnish qr --verify art.png
       burnish qr https://example.org --verify art.png --decoder zxing --decoder opencv
 
-    Of --verify: strict means that every decoder reads it under every condition; phone, that under
-    every condition some decoder reads it, or would if the picture were softened; lenient, that it
-    is read at all.
+    With --verify: strict means that every decoder reads the code under every condition; phone, that
+    under every condition some decoder reads it, or would if the image were softened; lenient, that
+    it is read at all.
     """
     decoders = tuple(decoder or ["zxing"])
     if verify is not None:
@@ -328,59 +338,71 @@ def qr(
 
     if not (payload and prompt):
         raise ValueError(
-            "qr needs a PAYLOAD and a --prompt to draw, or --verify IMAGE to read; see burnish qr --help"
+            "qr needs a PAYLOAD and a --prompt to draw, or --verify IMAGE to read; "
+            "see burnish qr --help"
         )
 
     quiet()
-    from rich.console import Console
-    from rich.progress import Progress
-
     from burnish.qr.scanner import Scanner
-    from burnish.tools.qr_search import open_artist, search
+    from burnish.tools.qr_search import open_artist
     from burnish.types import Prompt
 
     scanner = Scanner(decoders, "all")
     artist = open_artist(model, controlnet, steps=steps, guidance=guidance, scale=scale)
-    asked = Prompt(prompt, {"payload": payload})
+    result = search_codes(artist, Prompt(prompt, {"payload": payload}), scanner, n, tries, seed)
+    show_codes(result, out, as_json)
+
+
+def search_codes(
+    artist: tuple[Policy, Sampler],
+    prompt: Prompt,
+    scanner: Scanner,
+    count: int,
+    tries: int,
+    seed: int,
+) -> Search:
+    """Return ``count`` images that are read, with a progress bar on stderr meanwhile."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from burnish.tools.qr_search import search
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("0 kept", total=tries)
 
-        def tell(drawn: int, kept: int) -> None:
-            bar.update(task, completed=drawn, description=f"{kept} kept")
+        def on_try(sampled: int, found: int) -> None:
+            bar.update(task, completed=sampled, description=f"{found} kept")
 
-        found = search(*artist, asked, scanner, count=n, tries=tries, seed=seed, on_try=tell)
-
-    show_codes(found, out, as_json)
+        return search(*artist, prompt, scanner, count=count, tries=tries, seed=seed, on_try=on_try)
 
 
-def show_codes(found: Search, out: Path, as_json: bool) -> None:
-    """Saves the pictures that are read, and says what came of the search; exit code 1 if there are
-    none.
-    """
+def show_codes(result: Search, out: Path, as_json: bool) -> None:
+    """Save the images that are read and print the result; exit code 1 if there are none."""
     from burnish.tools.qr_search import save
 
-    paths = save(found, out) if found.found else []
-    numbers = {"kept": len(paths), "tries": found.tries, "passed": found.passed, "read": found.read}
+    paths = save(result, out) if result.codes else []
 
     if as_json:
-        print(
-            json.dumps(
-                {"payload": found.payload, **numbers, "files": [str(path) for path in paths]},
-                indent=1,
-            )
-        )
+        content = {
+            "payload": result.payload,
+            "kept": len(paths),
+            "tries": result.tries,
+            "passed": result.passed,
+            "read": result.read,
+            "files": [str(path) for path in paths],
+        }
+        print(json.dumps(content, indent=1))
     else:
         for path in paths:
             print(path)
 
-        kept = (
-            f"{len(paths)} kept, they say {found.payload!r}"
-            if paths
-            else "raise --scale or --tries"
-        )
+        outcome = "raise --scale or --tries"
+        if paths:
+            outcome = f"{len(paths)} kept, they say {result.payload!r}"
+
         print(
-            f"{found.passed} of {found.tries} tries are read under every condition, {found.read} under some; {kept}"
+            f"{result.passed} of {result.tries} tries are read under every condition, "
+            f"{result.read} under some; {outcome}"
         )
 
     if not paths:
@@ -388,7 +410,7 @@ def show_codes(found: Search, out: Path, as_json: bool) -> None:
 
 
 def read_code(image: Path, payload: str, decoders: tuple[str, ...], as_json: bool) -> None:
-    """What is read of a picture; exit code 1 if nothing is."""
+    """Print how well the code in an image is read; exit code 1 if it is not."""
     from burnish.qr.verify import verify
 
     verdict = verify(image, payload, decoders)
@@ -404,7 +426,6 @@ def list_parts() -> None:
     from burnish import catalog, config
 
     print("recipes")
-
     for name in config.recipes():
         print(f"  {name:<24} {_first_comment(config.recipe(name))}")
 
@@ -426,30 +447,32 @@ def zoo_list() -> None:
 @zoo_app.command("check")
 def zoo_check(
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object instead of a table.")
+        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
     ] = False,
     images: Annotated[
         int, typer.Option(min=1, help="Generated images for each noun; more is surer and slower.")
     ] = 4,
     seed: Annotated[int, typer.Option(help="Of the scenes and the noise.")] = 1,
 ) -> None:
-    """Measure the embedded models on fresh scenes and seeds, beside what they must reach.
+    """Measure the embedded models on fresh scenes and noise, beside their goals.
 
     burnish zoo check
     burnish zoo check --json
     """
     quiet()
-    from burnish.tools import control_curve as steering
+    from burnish.tools import control_curve
     from burnish.tools.zoo_check import measure, table
 
     measured, points = measure(images=images, seed=seed)
 
     if as_json:
         print(json.dumps({**measured, "control": [asdict(point) for point in points]}, indent=1))
-    else:
-        print(
-            table(measured), "", "zoo:emoji-qr by control scale:", steering.table(points), sep="\n"
-        )
+        return
+
+    print(table(measured))
+    print()
+    print("zoo:emoji-qr by control scale:")
+    print(control_curve.table(points))
 
 
 @app.callback(invoke_without_command=True)
@@ -466,7 +489,7 @@ def root(
 
 
 class Stop:
-    """Answers True once a signal asked for the end; a second signal ends at once."""
+    """True once a signal has requested the end; a second signal ends at once."""
 
     def __init__(self) -> None:
         self.signals: list[int] = []
@@ -475,6 +498,7 @@ class Stop:
         return bool(self.signals)
 
     def catch(self, number: int, frame: object) -> None:
+        """Handle a signal."""
         if self.signals:
             raise KeyboardInterrupt
 
@@ -488,56 +512,66 @@ class Stop:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Within it Ctrl+C and SIGTERM ask for the end instead of taking it."""
+    """Let Ctrl+C and SIGTERM request the end within this context, not end at once."""
     stop = Stop()
-    old = {number: signal.signal(number, stop.catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, stop.catch) for number in numbers}
 
     try:
         yield stop
     finally:
-        for number, handler in old.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
+def show_run(run: Run) -> None:
+    """Print where a finished run lies, its result, and what to do next."""
+    print(f"Done: {run.folder}")
+
+    if run.guard.is_file():
+        show_guard(json.loads(run.guard.read_text("utf-8")))
+    if run.evaluation.is_file():
+        show_evaluation(json.loads(run.evaluation.read_text("utf-8")))
+
+    print(f"Next: burnish report {run.folder}, or burnish sample {run.folder} --prompt 'a cat'")
+
+
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:
-    """Two lines a set of prompts."""
-    for name, one in evaluation.items():
-        if not one:
+    """Print one line, or two with held-out measures, for each set of prompts."""
+    for name, result in evaluation.items():
+        if not result:
             continue
 
-        low, high = one["ci95"]
-        print(f"{name:<7} reward {one['before']:.4g} -> {one['after']:.4g}", end="  ")
-        print(
-            f"paired gain {one['paired_mean']:+.4g}, 95 % interval [{low:.4g}, {high:.4g}]", end=""
+        low, high = result["ci95"]
+        text = (
+            f"{name:<7} reward {result['before']:.4g} -> {result['after']:.4g}  "
+            f"paired gain {result['paired_mean']:+.4g}, 95 % interval [{low:.4g}, {high:.4g}]"
         )
-        judged = one["judge_before"] is not None
-        print(
-            f"  judged right {one['judge_before']:.1%} -> {one['judge_after']:.1%}"
-            if judged
-            else ""
-        )
+        if result["judge_before"] is not None:
+            text += f"  judged right {result['judge_before']:.1%} -> {result['judge_after']:.1%}"
 
-        if held_out := one.get("panel"):
-            print(
-                " " * 8
-                + "  ".join(
-                    f"{n} {v['before']:.4g} -> {v['after']:.4g}" for n, v in held_out.items()
-                )
+        print(text)
+
+        if panel := result.get("panel"):
+            changes = (
+                f"{measure} {change['before']:.4g} -> {change['after']:.4g}"
+                for measure, change in panel.items()
             )
+            print(" " * 8 + "  ".join(changes))
 
 
-def show_guard(about: Mapping[str, Any]) -> None:
-    """What the guard did, and why."""
-    went = f", and went back to iteration {about['best']}" if about["action"] == "rollback" else ""
-    print(
-        f"The guard ended the run after iteration {about['iteration']}{went}: {'; '.join(about['reasons'])}"
-    )
+def show_guard(decision: Mapping[str, Any]) -> None:
+    """Print what the guard did, and why."""
+    back = ""
+    if decision["action"] == "rollback":
+        back = f", and went back to iteration {decision['best']}"
+
+    reasons = "; ".join(decision["reasons"])
+    print(f"The guard ended the run after iteration {decision['iteration']}{back}: {reasons}")
 
 
 def quiet() -> None:
-    """Keep the loading chatter of other libraries out of the output; their errors still come
-    through.
-    """
+    """Keep the loading messages of other libraries out of the output, but not their errors."""
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
 
@@ -548,14 +582,17 @@ def quiet() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The entry point: what a user can mend is one sentence and exit code 2; BURNISH_DEBUG=1 shows
-    where it arose.
+    """Run the command line.
+
+    An error that a user can fix is one sentence and exit code 2; BURNISH_DEBUG=1 shows where it
+    arose.
     """
     import warnings
 
-    warnings.showwarning = lambda message, *_, **__: print(
-        f"burnish: warning: {message}", file=sys.stderr
-    )
+    def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"burnish: warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show_warning
 
     try:
         app(argv, prog_name="burnish")

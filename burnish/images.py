@@ -68,13 +68,13 @@ def eight_bit(images: Tensor) -> np.ndarray:
     return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def image_grid(images: Tensor) -> tuple[bytes, int]:
-    """Return images (B, 3, H, W) in [0, 1] as one PNG, and its number of columns.
+def image_grid(images: Tensor, columns: int = 0) -> tuple[bytes, int]:
+    """Return a grid of images (B, 3, H, W) in [0, 1] as a PNG, and its number of columns.
 
-    They lie side by side without gaps, row by row.
+    The images stand row by row without gaps. With 0 ``columns`` the grid is about square.
     """
     count, _, height, width = images.shape
-    columns = math.ceil(math.sqrt(count * height / width))
+    columns = columns or math.ceil(math.sqrt(count * height / width))
     rows = math.ceil(count / columns)
     sheet = torch.ones(rows * columns, 3, height, width)
     sheet[:count] = images

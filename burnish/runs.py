@@ -1,20 +1,29 @@
-"""A run directory: where everything a run leaves behind lies, and how it is written and read.
+"""The run directory: the files that a run leaves behind, how they are written and read.
+
 Standard library only.
 
-    RUN/config.toml            the resolved configuration; can be trained again as it is
-    RUN/log.jsonl              one JSON object an iteration
-    RUN/samples/000012.png     the same prompts and noise after 12 iterations (000000: before the first)
-    RUN/samples/prompts.json   what the grids show: {"texts": [...], "columns": 4, "size": 64}
-    RUN/checkpoints/000012/    everything needed to go on after iteration 12
-    RUN/evaluations/000012.json  each image's rewards in an evaluation after 12 iterations (train
-    and unseen prompts)
-    RUN/evaluation.json        the paired comparison of the last evaluation with the one before training
-    RUN/adapter/               the trained weights in diffusers' LoRA format (a model folder after full fine-tuning)
-    RUN/guard.json             when and why the guard ended the run, and to which iteration it went back
-    RUN/lock                   who is writing here
+    RUN/config.toml                  the resolved configuration; can be trained again as it is
+    RUN/log.jsonl                    one JSON object an iteration
+    RUN/samples/000012.png           the same prompts and noise after 12 iterations (000000: before
+                                     the first)
+    RUN/samples/prompts.json         the layout of these grids:
+                                     {"texts": [...], "columns": 4, "size": 64}
+    RUN/samples/identifiers-000012.png   with reward identifiers: the same prompts and noise for all
+                                     rewards together and for each reward alone
+    RUN/samples/identifiers-000012.json  its layout:
+                                     {"texts": [...], "rewards": ["all", ...], "columns": 4}
+    RUN/checkpoints/000012/          everything needed to go on after iteration 12
+    RUN/evaluations/000012.json      each image's rewards in an evaluation after 12 iterations, of
+                                     train and unseen prompts
+    RUN/evaluation.json              the last evaluation compared with the one before training
+    RUN/adapter/                     the trained weights in diffusers' LoRA format (a model folder
+                                     after full fine-tuning)
+    RUN/guard.json                   when and why the guard ended the run, and to which iteration it
+                                     went back
+    RUN/lock                         the process that is writing here
 
 Every file is written beside its final place, flushed to the disk and moved there, so a crash leaves
-the old or the new.
+the old file or the new one.
 """
 
 from __future__ import annotations
@@ -36,8 +45,8 @@ Record = dict[str, Any]
 """One line of log.jsonl."""
 
 
-class Place:
-    """A path in a run directory, by its name there."""
+class RunPath:
+    """A descriptor: the path of a file or a folder in a run directory, by its name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -48,22 +57,24 @@ class Place:
 
 @dataclass(frozen=True)
 class Run:
-    """The paths in a run directory, and what is done to its log."""
+    """A run directory: its paths, its log and its lock."""
 
     folder: Path
 
-    config = Place("config.toml")
-    log = Place("log.jsonl")
-    samples = Place("samples")
-    checkpoints = Place("checkpoints")
-    evaluation = Place("evaluation.json")
-    adapter = Place("adapter")
-    guard = Place("guard.json")
+    config = RunPath("config.toml")
+    log = RunPath("log.jsonl")
+    samples = RunPath("samples")
+    checkpoints = RunPath("checkpoints")
+    evaluation = RunPath("evaluation.json")
+    adapter = RunPath("adapter")
+    guard = RunPath("guard.json")
 
     @staticmethod
     def create(folder: str | os.PathLike[str]) -> Run:
-        """A folder for a new run, which it is once it has a config.toml; an error if anything is in
-        it already.
+        """Return a new run in `folder`, which is a run once it has a config.toml.
+
+        Raises:
+            FileExistsError: anything is in the folder already, or it is a file.
         """
         run = Run(Path(folder))
         if run.exists():
@@ -73,16 +84,13 @@ class Run:
         if run.folder.exists() and not run.folder.is_dir():
             raise FileExistsError(f"{run.folder} is a file; choose another --out")
 
-        left = (
-            [path.name for path in run.folder.iterdir() if path.name != "lock"]
-            if run.folder.exists()
-            else []
-        )
-
-        if left:
-            raise FileExistsError(
-                f"{run.folder} is not empty and not a run ({left[0]} is in it); choose another --out"
-            )
+        if run.folder.exists():
+            others = [path.name for path in run.folder.iterdir() if path.name != "lock"]
+            if others:
+                raise FileExistsError(
+                    f"{run.folder} is not empty and not a run ({others[0]} is in it); "
+                    "choose another --out"
+                )
 
         with os_error_context(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +99,11 @@ class Run:
 
     @staticmethod
     def open(folder: str | os.PathLike[str]) -> Run:
-        """The run in `folder`; an error if there is none."""
+        """Return the run in `folder`.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
         run = Run(Path(folder))
         if not run.exists():
             raise FileNotFoundError(
@@ -101,25 +113,23 @@ class Run:
         return run
 
     def exists(self) -> bool:
-        """Whether a run lies here."""
+        """Return whether the folder holds a run."""
         return self.config.is_file()
 
     def sample(self, iteration: int) -> Path:
-        """The sample grid after so many iterations."""
+        """Return the path of the sample grid after an iteration."""
         return self.samples / f"{iteration:06d}.png"
 
     def identifier_grid(self, iteration: int) -> Path:
-        """The grid of what reward identifiers do after so many iterations; what is where stands
-        beside it as JSON.
-        """
-        return self.samples / f"asked-{iteration:06d}.png"
+        """Return the path of the grid of reward identifiers; its layout lies beside it as JSON."""
+        return self.samples / f"identifiers-{iteration:06d}.png"
 
     def measured(self, iteration: int) -> Path:
-        """What an evaluation after so many iterations saw, image by image."""
+        """Return the path of the evaluation after an iteration, image by image."""
         return self.folder / "evaluations" / f"{iteration:06d}.json"
 
     def records(self) -> list[Record]:
-        """The log, oldest first; a last line torn by a crash is left out."""
+        """Return the records of the log, oldest first, without a last line that a crash cut off."""
         if not self.log.exists():
             return []
 
@@ -139,32 +149,37 @@ class Run:
         return records
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """One more line in the log, on the disk when this returns."""
+        """Add a line to the log; it is on the disk when this returns."""
         with os_error_context(self.log), open(self.log, "a", encoding="utf-8") as file:
             file.write(dumps(record) + "\n")
             flush(file)
 
     def forget(self, iteration: int) -> None:
-        """Drop the log's lines after `iteration`: a resumed run writes them again."""
-        records = self.records()
-        kept = [record for record in records if record.get("iteration", 0) <= iteration]
-        # also when nothing is dropped: a torn last line must not run into the next one
+        """Remove the log's lines after `iteration`: a resumed run writes them again."""
+        records = [r for r in self.records() if r.get("iteration", 0) <= iteration]
+        # also when nothing is removed: a last line that was cut off must not run into the next one
         if self.log.exists():
-            write(self.log, "".join(dumps(record) + "\n" for record in kept))
+            write(self.log, "".join(dumps(record) + "\n" for record in records))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the directory; an error if another process holds it. The system lets go when a
-        process dies, so no lock is ever stale; the file only says who it is.
+        """Hold the directory, so that no other process writes into it.
+
+        The system releases the lock when a process dies, so no lock is ever stale. The file only
+        names the process.
+
+        Raises:
+            RuntimeError: another process holds it.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
 
         with open(self.folder / "lock", "a+", encoding="utf-8") as file:
-            if not _hold(file):
+            if not _try_lock(file):
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 raise RuntimeError(
-                    f"{self.folder} is in use by {owner}; wait for it to end or choose another --out"
+                    f"{self.folder} is in use by {owner}; "
+                    "wait for it to end or choose another --out"
                 )
 
             file.truncate(0)
@@ -174,7 +189,7 @@ class Run:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Put `content` at `path`, whole or not at all."""
+    """Write `content` to `path`, completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
 
@@ -189,13 +204,13 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def flush(file: IO[Any]) -> None:
-    """Return when what was written to `file` is on the disk."""
+    """Wait until everything that was written to `file` is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """JSON that every reader accepts: a number that is not finite becomes null."""
+    """Return JSON that every reader accepts: numbers that are not finite become null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -210,8 +225,8 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _hold(file: IO[Any]) -> bool:
-    """Take the system's lock on an open file; False if another process has it."""
+def _try_lock(file: IO[Any]) -> bool:
+    """Take the system's lock on an open file; return False if another process has it."""
     try:
         if sys.platform == "win32":
             import msvcrt

@@ -1,4 +1,4 @@
-"""Pictures that are codes: what is kept, how many tries it took, and what the command says."""
+"""Images that are QR codes: the images found, the number of tries, the command's output."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from burnish.diffusion.sampler import Sampler
 from burnish.images import open_image
 from burnish.qr.layout import fit
 from burnish.qr.scanner import Scanner
-from burnish.tools import qr_search as art
+from burnish.tools import qr_search
 from burnish.tools.qr_search import open_artist, save, search
 from burnish.types import Prompt
 
 CODE = fit("AB12C", 64).draw()
-ASKED = Prompt("a cat", {"payload": "AB12C"})
+PROMPT = Prompt("a cat", {"payload": "AB12C"})
 
 
 @pytest.fixture
 def artist(
     tiny_pipeline: Path, tiny_controlnet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Policy, Sampler]:
-    """A model whose fifth, tenth, ... picture of a batch is the bare code, and the sixth, ... a
-    code hardly read.
+    """A model whose fifth, tenth, ... image of a batch is the bare code.
+
+    The sixth, eleventh, ... is a code that is hardly read.
     """
     policy = Policy.load(tiny_pipeline, controlnet=str(tiny_controlnet), size=64, train="none")
 
@@ -45,33 +46,36 @@ def artist(
     return policy, Sampler(DDIM(), 1, NoGuidance())
 
 
-def test_what_is_read_is_kept(artist: tuple[Policy, Sampler], tmp_path: Path) -> None:
-    heard: list[tuple[int, int]] = []
-    found = search(
-        *artist, ASKED, Scanner(), count=4, tries=100, on_try=lambda *said: heard.append(said)
+def test_images_that_are_read_are_kept(artist: tuple[Policy, Sampler], tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    result = search(
+        *artist, PROMPT, Scanner(), count=4, tries=100, on_try=lambda *call: calls.append(call)
     )
-    assert [one.attempt for one in found.found] == [5, 10, 15, 16 + 5] and found.tries == 32
-    assert (found.payload, found.passed) == ("AB12C", 6), "those beyond the four count too"
-    assert found.read >= 6 and heard == [(16, 3), (32, 4)]
-    paths = save(found, tmp_path / "out")
+    assert [code.attempt for code in result.codes] == [5, 10, 15, 16 + 5] and result.tries == 32
+    assert (result.payload, result.passed) == ("AB12C", 6), "those beyond the four count too"
+    assert result.read >= 6 and calls == [(16, 3), (32, 4)]
+
+    paths = save(result, tmp_path / "out")
     assert [path.name for path in paths] == [f"code-00{n}.png" for n in ("05", "10", "15", "21")]
     assert torch.equal(open_image(paths[0]), CODE)
-    few = search(*artist, ASKED, Scanner(), count=4, tries=7)
-    assert [one.attempt for one in few.found] == [5] and few.tries == 7
-    none_read = search(*artist, ASKED, Scanner(), count=1, tries=4)
-    assert (none_read.found, none_read.tries, none_read.payload) == ([], 4, "")
+
+    few = search(*artist, PROMPT, Scanner(), count=4, tries=7)
+    assert [code.attempt for code in few.codes] == [5] and few.tries == 7
+    none_read = search(*artist, PROMPT, Scanner(), count=1, tries=4)
+    assert (none_read.codes, none_read.tries, none_read.payload) == ([], 4, "")
 
 
 def test_a_folder_that_is_a_file(artist: tuple[Policy, Sampler], tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(FileExistsError, match="out is a file; choose another --out"):
-        save(search(*artist, ASKED, Scanner(), count=1, tries=5), tmp_path / "out")
+        save(search(*artist, PROMPT, Scanner(), count=1, tries=5), tmp_path / "out")
 
 
-def test_models_that_draw_no_codes(tiny_pipeline: Path, tiny_controlnet: Path) -> None:
-    with pytest.raises(
-        ValueError, match="draws no codes by itself: give a ControlNet for it by --controlnet"
-    ):
+def test_models_without_a_controlnet_are_an_error(
+    tiny_pipeline: Path, tiny_controlnet: Path
+) -> None:
+    message = "draws no codes by itself: give a ControlNet for it by --controlnet"
+    with pytest.raises(ValueError, match=message):
         open_artist(str(tiny_pipeline))
 
     policy, sampler = open_artist(
@@ -83,8 +87,8 @@ def test_models_that_draw_no_codes(tiny_pipeline: Path, tiny_controlnet: Path) -
 
 def test_embedded_models_draw_codes_with_the_embedded_controlnet() -> None:
     policy, sampler = open_artist("zoo:emoji-lcm", scale=2.0)
-    found = search(policy, sampler, ASKED, Scanner(), count=1, tries=16)
-    assert sampler.steps == 4 and found.payload == "AB12C"
+    result = search(policy, sampler, PROMPT, Scanner(), count=1, tries=16)
+    assert sampler.steps == 4 and result.payload == "AB12C"
 
 
 def test_the_command(
@@ -93,41 +97,32 @@ def test_the_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(
-        art, "open_artist", lambda *words, **settings: asked.append((words, settings)) or artist
-    )
-    words = [
-        "qr",
-        "AB12C",
-        "--prompt",
-        "a cat",
-        "--out",
-        str(tmp_path / "out"),
-        "--n",
-        "2",
-        "--model",
-        "m",
-    ]
-    code, out, _ = run(capsys, *words)
-    assert (
-        code == 0
-        and "3 of 16 tries are read under every condition" in out
-        and "2 kept, they say 'AB12C'" in out
-    )
-    assert asked[0][0] == ("m", ""), "a run has its own ControlNet"
-    code, out, _ = run(capsys, *words, "--json", "--controlnet", "c")
-    told = json.loads(out)
-    assert code == 0 and (told["payload"], len(told["files"])) == ("AB12C", 2)
-    assert (told["kept"], told["tries"], told["passed"]) == (2, 16, 3)
-    assert asked[1][0] == ("m", "c")
-    code, out, _ = run(capsys, *words, "--tries", "4")
+    opened: list[Any] = []
+
+    def open_fake(*arguments: str, **settings: Any) -> tuple[Policy, Sampler]:
+        opened.append(arguments)
+        return artist
+
+    monkeypatch.setattr(qr_search, "open_artist", open_fake)
+    options = ["--prompt", "a cat", "--out", str(tmp_path / "out"), "--n", "2", "--model", "m"]
+    code, out, _ = run(capsys, "qr", "AB12C", *options)
+    assert code == 0 and "3 of 16 tries are read under every condition" in out
+    assert "2 kept, they say 'AB12C'" in out
+    assert opened[0] == ("m", ""), "a run has its own ControlNet"
+
+    code, out, _ = run(capsys, "qr", "AB12C", *options, "--json", "--controlnet", "c")
+    content = json.loads(out)
+    assert code == 0 and (content["payload"], len(content["files"])) == ("AB12C", 2)
+    assert (content["kept"], content["tries"], content["passed"]) == (2, 16, 3)
+    assert opened[1] == ("m", "c")
+
+    code, out, _ = run(capsys, "qr", "AB12C", *options, "--tries", "4")
     assert code == 1 and "0 of 4 tries" in out, "nothing is read"
+
     code, _, err = run(capsys, "qr", "AB12C")
-    assert (
-        code == 2 and "qr needs a PAYLOAD and a --prompt to draw, or --verify IMAGE to read" in err
-    )
-    code, _, err = run(
-        capsys, "qr", "much too long for sixty-four pixels", "--prompt", "a cat", "--model", "m"
-    )
+    assert code == 2
+    assert "qr needs a PAYLOAD and a --prompt to draw, or --verify IMAGE to read" in err
+
+    payload = "much too long for sixty-four pixels"
+    code, _, err = run(capsys, "qr", payload, "--prompt", "a cat", "--model", "m")
     assert code == 2 and "does not fit a canvas of 64 px" in err

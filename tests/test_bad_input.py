@@ -1,6 +1,4 @@
-"""Bad input, through the command line: one clear sentence, exit code 2, and nothing that was there
-is lost.
-"""
+"""Bad input, through the command line: one clear sentence, exit code 2, and no file is lost."""
 
 from __future__ import annotations
 
@@ -56,38 +54,30 @@ run = {{ sample_every = 0 }}
 
 @pytest.fixture
 def fails(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Attempt:
-    """`fails(*overrides, resume=False)` trains into `out`, expects exit code 2, and gives the one
-    sentence said.
+    """A function that trains into `out`, expects exit code 2, and returns the error message.
+
+    It is called as `fails(*overrides, resume=False)`.
     """
 
     def attempt(*overrides: str, resume: bool = False) -> str:
-        changes = [
-            part for text in overrides for part in ("--set", text.replace("HERE", str(tmp_path)))
-        ]
+        options = ["--out", str(tmp_path / "out")]
+        for change in overrides:
+            options += ["--set", change.replace("HERE", str(tmp_path))]
+        if resume:
+            options.append("--resume")
+
         capsys.readouterr()
-
         with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
-            warnings.simplefilter("always")  # which the command line says in its own way
-            cli.main(
-                [
-                    "train",
-                    str(recipe),
-                    "--out",
-                    str(tmp_path / "out"),
-                    *changes,
-                    *(["--resume"] if resume else []),
-                ]
-            )
+            warnings.simplefilter("always")  # the command line prints warnings in its own way
+            cli.main(["train", str(recipe), *options])
 
-        lines = capsys.readouterr().err.splitlines()
-        said = [
-            line
-            for line in lines
-            if line.startswith("burnish: ") and not line.startswith("burnish: warning: ")
+        lines = [
+            line for line in capsys.readouterr().err.splitlines() if line.startswith("burnish: ")
         ]
-        assert ended.value.code == 2 and len(said) == 1, said
+        errors = [line for line in lines if not line.startswith("burnish: warning: ")]
+        assert ended.value.code == 2 and len(errors) == 1, errors
 
-        return said[0].removeprefix("burnish: ")
+        return errors[0].removeprefix("burnish: ")
 
     return attempt
 
@@ -128,12 +118,12 @@ def test_more_transitions_than_there_are(fails: Attempt) -> None:
     assert "batch.transitions = 9, but an image of 2 steps has only 2 noisy moves" in fails(
         "batch.transitions=9"
     )
-    said = fails("batch.transitions=2", "batch.least_noise=0.03")
-    assert "only 1 noisy moves with the noise that batch.least_noise = 0.03 asks for" in said
+    message = fails("batch.transitions=2", "batch.least_noise=0.03")
+    assert "only 1 noisy moves with the noise that batch.least_noise = 0.03 asks for" in message
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "no prompts in it; write one prompt a line"),
         (b"a cat\n\x00\xff\x01", "row 2: not UTF-8 text"),
@@ -141,10 +131,10 @@ def test_more_transitions_than_there_are(fails: Attempt) -> None:
     ],
     ids=["empty", "binary", "long line"],
 )
-def test_prompt_file(fails: Attempt, tmp_path: Path, content: bytes, said: str) -> None:
+def test_prompt_file(fails: Attempt, tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "prompts.txt").write_bytes(content)
-    found = fails('prompts={use="lines",path="HERE/prompts.txt"}')
-    assert f"{tmp_path}/prompts.txt" in found and said in found
+    error = fails('prompts={use="lines",path="HERE/prompts.txt"}')
+    assert f"{tmp_path}/prompts.txt" in error and message in error
 
 
 def test_model_folder_without_a_part(fails: Attempt, tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -159,16 +149,16 @@ def test_no_such_model(fails: Attempt) -> None:
 
 def test_adapter_of_another_rank(fails: Attempt, recipe: Path, tmp_path: Path) -> None:
     train(configuration.load(recipe), tmp_path / "other")
-    said = fails("model.adapter=HERE/other/adapter", "model.rank=2")
-    assert "rank" in said and "4" in said and "2" in said
+    message = fails("model.adapter=HERE/other/adapter", "model.rank=2")
+    assert "rank" in message and "4" in message and "2" in message
 
 
 def test_truncated_checkpoint(trained: Path, recipe: Path, fails: Attempt) -> None:
     tensors = Run(trained).checkpoints / "000001" / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-100])
     before = files(trained)
-    said = fails("iterations=2", resume=True)
-    assert "none of its 1 checkpoints is whole; train again with another --out" in said
+    message = fails("iterations=2", resume=True)
+    assert "none of its 1 checkpoints is whole; train again with another --out" in message
     assert files(trained) == before
 
 
@@ -184,19 +174,20 @@ def test_foreign_checkpoint(trained: Path, recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reward", "said"),
+    ("reward", "message"),
     [
         ("nan", "reward 'nan' returned nan for 4 of 4 images (first: row 0, prompt 'a cat')"),
         (
             "shape",
-            "reward 'shape' returned a float32 tensor of shape (4, 32) for 4 images; it must return shape (4,)",
+            "reward 'shape' returned a float32 tensor of shape (4, 32) for 4 images; "
+            "it must return shape (4,)",
         ),
         ("constant", "reward 'constant' gave [0.5] to all 4 images of the first iteration"),
         ("raises", "reward 'raises' raised"),
     ],
 )
-def test_reward(fails: Attempt, reward: str, said: str) -> None:
-    assert said in fails(f"rewards.0.use=HERE/reward.py:{reward}")
+def test_reward(fails: Attempt, reward: str, message: str) -> None:
+    assert message in fails(f"rewards.0.use=HERE/reward.py:{reward}")
 
 
 def test_full_disk(trained: Path, fails: Attempt, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,9 +202,10 @@ def test_full_disk(trained: Path, fails: Attempt, monkeypatch: pytest.MonkeyPatc
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    said = fails("iterations=2", resume=True)
+    message = fails("iterations=2", resume=True)
     assert (
-        "checkpoints/000002 could not be written: the disk is full" in said and "--resume" in said
+        "checkpoints/000002 could not be written: the disk is full" in message
+        and "--resume" in message
     )
     assert {name: files(trained)[name] for name in before} == before
     assert not [name for name in files(trained) if "part" in name]
@@ -249,8 +241,8 @@ def test_output_directory_that_holds_a_run(trained: Path, fails: Attempt) -> Non
 
 def test_resume_with_another_configuration(trained: Path, fails: Attempt) -> None:
     before = files(trained)
-    said = fails("iterations=3", "optimizer.lr=1e-2", "seed=5", resume=True)
-    assert "was trained with another seed, optimizer.lr; leave that as it was" in said
+    message = fails("iterations=3", "optimizer.lr=1e-2", "seed=5", resume=True)
+    assert "was trained with another seed, optimizer.lr; leave that as it was" in message
     assert {**files(trained), "lock": b""} == {**before, "lock": b""}
 
 

@@ -1,6 +1,4 @@
-"""The commands end to end on a tiny random pipeline: what they print, what they leave, how they
-fail and stop.
-"""
+"""The commands end to end on a tiny random pipeline: output, files, errors, signals."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ RECORD = {
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
+    """Return exit code, stdout and stderr of a command."""
     with pytest.raises(SystemExit) as ended:
         main(list(arguments))
     out, err = capsys.readouterr()
@@ -69,7 +67,7 @@ def recipe(tiny_pipeline: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_help_is_instant_and_teaches_by_example(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_instant_and_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "--help")
     assert code == 0 and "burnish train demo" in out
     started = time.perf_counter()
@@ -102,11 +100,8 @@ def test_from_a_recipe_to_a_report(
     folder = str(tmp_path / "run")
     code, out, err = run(capsys, "train", str(recipe), "--set", "seed=3", "--out", folder)
     assert code == 0, err
-    assert (
-        "iteration 2/2  compressibility" in out
-        and "paired gain" in out
-        and f"burnish report {folder}" in out
-    )
+    assert "iteration 2/2  compressibility" in out and "paired gain" in out
+    assert f"burnish report {folder}" in out
 
     code, out, _ = run(capsys, "report", folder)
     assert code == 0 and "<svg" in Path(out.strip()).read_text()
@@ -116,66 +111,47 @@ def test_from_a_recipe_to_a_report(
     assert len(json.loads((tmp_path / "run" / "evaluation.json").read_text())["train"]["ci95"]) == 2
 
     grid = tmp_path / "grid.png"
+    options = ["-p", "a cat", "-p", "a dog", "-n", "3", "--out", str(grid)]
+    assert run(capsys, "sample", folder, *options)[0] == 0
+    with Image.open(grid) as image:
+        assert image.size == (3 * 32, 2 * 32)
+
     single = tmp_path / "single"
-    assert (
-        run(capsys, "sample", folder, "-p", "a cat", "-p", "a dog", "-n", "3", "--out", str(grid))[
-            0
-        ]
-        == 0
-    )
-
-    with Image.open(grid) as picture:
-        assert picture.size == (3 * 32, 2 * 32)
-
-    assert (
-        run(capsys, "sample", folder, "-p", "a cat", "-n", "1", "--before", "--out", str(single))[0]
-        == 0
-    )
+    options = ["-p", "a cat", "-n", "1", "--before", "--out", str(single)]
+    assert run(capsys, "sample", folder, *options)[0] == 0
     assert [path.name for path in single.iterdir()] == ["00-a-cat-00.png"]
 
     code, out, err = run(capsys, "train", str(recipe), "--out", folder)
     assert code == 2 and "already holds a run" in err and err.count("\n") == 1
 
 
-def test_only_the_first_of_several_processes_speaks(
+def test_only_the_first_of_several_processes_prints(
     recipe: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    code, out, _ = run(
-        capsys, "train", str(recipe), "--set", "iterations=1", "--out", str(tmp_path / "run")
-    )
+    options = ["--set", "iterations=1", "--out", str(tmp_path / "run")]
+    code, out, _ = run(capsys, "train", str(recipe), *options)
     assert code == 0 and out == ""
 
 
 def test_sample_from_a_model_is_seeded(
     tiny_pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = []
+    images = []
 
     for name, seed in (("a.png", "1"), ("b.png", "1"), ("c.png", "2")):
-        out = str(tmp_path / name)
-        run(
-            capsys,
-            "sample",
-            str(tiny_pipeline),
-            "-p",
-            "a cat",
-            "--steps",
-            "2",
-            "--seed",
-            seed,
-            "--out",
-            out,
-        )
-        pictures.append((tmp_path / name).read_bytes())
+        path = tmp_path / name
+        options = ["-p", "a cat", "--steps", "2", "--seed", seed, "--out", str(path)]
+        run(capsys, "sample", str(tiny_pipeline), *options)
+        images.append(path.read_bytes())
 
-    assert pictures[0] == pictures[1] != pictures[2]
+    assert images[0] == images[1] != images[2]
 
 
-def test_sigterm_saves_and_says_how_to_go_on(
+def test_sigterm_saves_and_prints_how_to_resume(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reward = tmp_path / "reward.py"
@@ -219,7 +195,7 @@ def test_a_second_signal_ends_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["train"], "train needs a RECIPE"),
         (["train", "dmo"], 'did you mean "demo"'),
@@ -234,7 +210,7 @@ def test_a_second_signal_ends_at_once() -> None:
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
     arguments: list[str],
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -242,11 +218,11 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, *arguments)
     assert code == 2 and out == ""
-    assert err.startswith("burnish: ") and said in err and err.count("\n") == 1
+    assert err.startswith("burnish: ") and message in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plain_line_says_everything() -> None:
+def test_plain_line_has_all_numbers() -> None:
     assert line(RECORD, 10, 125) == (
         "iteration 3/10  jpeg -1.5 ± 0.25  ratio-1 1.2e-07  clipped 0.125  KL 0.004  "
         "seconds 2.0 + 0.1 + 4.0  left 2 min"
@@ -260,16 +236,15 @@ MANY = {
         "jpeg": {"mean": -1.5, "std": 0.25, "within": 0.125},
         "red": {"mean": 0.5, "std": 2, "within": 1},
     },
-    "front": 0.375,
+    "pareto_front": 0.375,
 }
 
 
 def test_plain_line_of_several_rewards() -> None:
-    said = line(MANY, 10, None)
     assert (
-        "  jpeg -1.5 ± 0.25 (0.125 within a prompt)  red 0.5 ± 2 (1 within a prompt)  front 0.375  ratio-1"
-        in said
-    )
+        "  jpeg -1.5 ± 0.25 (0.125 within a prompt)  red 0.5 ± 2 (1 within a prompt)"
+        "  Pareto front 0.375  ratio-1"
+    ) in line(MANY, 10, None)
 
 
 def test_live_table_of_several_rewards() -> None:
@@ -282,36 +257,28 @@ def test_live_table_of_several_rewards() -> None:
     assert all(word in text for word in ("jpeg", "red", "0.5 ± 2", "front", "0.375"))
 
 
-def test_a_run_with_identifiers_is_asked_for_what_one_prefers(
+def test_prefer_chooses_the_identifiers_of_a_run(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = str(tmp_path / "run")
     rewards = 'rewards=[{use="compressibility"},{use="incompressibility"}]'
-    more = ["iterations=1", "sampler.identifiers=tokens", "batch.images_per_prompt=4", rewards]
-    code, out, err = run(
-        capsys,
-        "train",
-        str(recipe),
-        *(part for one in more for part in ("--set", one)),
-        "--out",
-        folder,
-    )
-    assert code == 0 and "within a prompt" in out and "front" in out, err
+    changes = ["iterations=1", "sampler.identifiers=tokens", "batch.images_per_prompt=4", rewards]
+    options = [part for change in changes for part in ("--set", change)]
+    code, out, err = run(capsys, "train", str(recipe), *options, "--out", folder)
+    assert code == 0 and "within a prompt" in out and "Pareto front" in out, err
+
     assert run(capsys, "evaluate", folder)[0] == 0
-    pictures = []
+    both = "compressibility,incompressibility"
+    images = []
 
-    for number, preferred in enumerate(
-        ("", "compressibility", "incompressibility", "compressibility,incompressibility")
-    ):
+    for number, names in enumerate(("", "compressibility", "incompressibility", both)):
         grid = tmp_path / f"{number}.png"
-        asked = ["--prefer", preferred] if preferred else []
-        assert (
-            run(capsys, "sample", folder, "-p", "a cat", "-n", "1", *asked, "--out", str(grid))[0]
-            == 0
-        )
-        pictures.append(grid.read_bytes())
+        options = ["-p", "a cat", "-n", "1", "--out", str(grid)]
+        prefer = ["--prefer", names] if names else []
+        assert run(capsys, "sample", folder, *options, *prefer)[0] == 0
+        images.append(grid.read_bytes())
 
-    assert pictures[0] == pictures[3] and len(set(pictures)) == 3
+    assert images[0] == images[3] and len(set(images)) == 3
     code, _, err = run(capsys, "sample", folder, "-p", "a cat", "--prefer", "beauty")
     assert code == 2 and 'has no reward "beauty"' in err
     assert "--prefer" in run(capsys, "sample", "--help")[1]

@@ -1,6 +1,4 @@
-"""TRL's names on Burnish's loop: a script runs, and does what its options say it would do under
-TRL.
-"""
+"""TRL's names on Burnish's loop: a script runs, and does what its options mean in TRL."""
 
 from __future__ import annotations
 
@@ -22,22 +20,25 @@ from torch import Tensor
 from burnish import catalog
 from burnish.compat.trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
 from burnish.compat.trl.calls import Calls
+from burnish.compat.trl.trainer import resumed
 from burnish.config import Config, dump, load
-from burnish.rl.objectives import Clipped
 from burnish.runs import Run
 from burnish.training.collect import SampledImages
 from burnish.training.updates import minibatches
 from burnish.types import Replay, Scores
 
-DEFAULTS = """run_name="" seed=0 log_with=None tracker_kwargs={} accelerator_kwargs={} project_kwargs={}
-tracker_project_name="trl" logdir="logs" num_epochs=100 save_freq=1 num_checkpoint_limit=5 mixed_precision="fp16"
-allow_tf32=True resume_from="" sample_num_steps=50 sample_eta=1.0 sample_guidance_scale=5.0 sample_batch_size=1
-sample_num_batches_per_epoch=2 train_batch_size=1 train_use_8bit_adam=False train_learning_rate=3e-4
-train_adam_beta1=0.9 train_adam_beta2=0.999 train_adam_weight_decay=1e-4 train_adam_epsilon=1e-8
-train_gradient_accumulation_steps=1 train_max_grad_norm=1.0 train_num_inner_epochs=1 train_cfg=True
-train_adv_clip_max=5.0 train_clip_range=1e-4 train_timestep_fraction=1.0 per_prompt_stat_tracking=False
-per_prompt_stat_tracking_buffer_size=16 per_prompt_stat_tracking_min_count=16 async_reward_computation=False
-max_workers=2 negative_prompts="" push_to_hub=False""".split()
+DEFAULTS = """
+run_name="" seed=0 log_with=None tracker_kwargs={} accelerator_kwargs={} project_kwargs={}
+tracker_project_name="trl" logdir="logs" num_epochs=100 save_freq=1 num_checkpoint_limit=5
+mixed_precision="fp16" allow_tf32=True resume_from="" sample_num_steps=50 sample_eta=1.0
+sample_guidance_scale=5.0 sample_batch_size=1 sample_num_batches_per_epoch=2 train_batch_size=1
+train_use_8bit_adam=False train_learning_rate=3e-4 train_adam_beta1=0.9 train_adam_beta2=0.999
+train_adam_weight_decay=1e-4 train_adam_epsilon=1e-8 train_gradient_accumulation_steps=1
+train_max_grad_norm=1.0 train_num_inner_epochs=1 train_cfg=True train_adv_clip_max=5.0
+train_clip_range=1e-4 train_timestep_fraction=1.0 per_prompt_stat_tracking=False
+per_prompt_stat_tracking_buffer_size=16 per_prompt_stat_tracking_min_count=16
+async_reward_computation=False max_workers=2 negative_prompts="" push_to_hub=False
+""".split()
 
 SMALL: dict[str, Any] = {
     "num_epochs": 2,
@@ -71,8 +72,12 @@ def prompt_fn():
 
 if __name__ == "__main__":
     (config,) = HfArgumentParser(DDPOConfig).parse_args_into_dataclasses()
-    config.project_kwargs = {"project_dir": "OUT/save", "automatic_checkpoint_naming": True, "total_limit": 1}
-    pipeline = DefaultDDPOStableDiffusionPipeline("MODEL", pretrained_model_revision="main", use_lora=True)
+    config.project_kwargs = {
+        "project_dir": "OUT/save", "automatic_checkpoint_naming": True, "total_limit": 1
+    }
+    pipeline = DefaultDDPOStableDiffusionPipeline(
+        "MODEL", pretrained_model_revision="main", use_lora=True
+    )
     trainer = DDPOTrainer(config, jpeg_compressibility(), prompt_fn, pipeline)
     trainer.train()
     trainer.save_pretrained("OUT/model")
@@ -82,7 +87,7 @@ if __name__ == "__main__":
 def redness(
     images: Tensor, prompts: tuple[str, ...], metadata: tuple[Any, ...]
 ) -> tuple[Tensor, dict[str, Any]]:
-    return images[:, 0].mean((1, 2)), {"seen": prompts}
+    return images[:, 0].mean((1, 2)), {"prompts": prompts}
 
 
 def animal() -> tuple[str, Any]:
@@ -106,26 +111,27 @@ def burnish(config: DDPOConfig, **more: Any) -> Config:
 
 
 def log(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of a run without their times."""
     return [
-        {k: v for k, v in one.items() if not k.startswith("seconds")}
-        for one in Run(folder).records()
+        {key: value for key, value in record.items() if not key.startswith("seconds")}
+        for record in Run(folder).records()
     ]
 
 
-def picture(pipe: Any) -> Any:
+def sample(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(0)
     return pipe("a cat", num_inference_steps=3, generator=noise, output_type="np").images
 
 
 # The options
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_options_are_those_of_trl_with_their_defaults() -> None:
-    wanted = {name: eval(value) for name, value in (pair.split("=", 1) for pair in DEFAULTS)}
-    found = asdict(DDPOConfig())
-    assert list(found) == ["exp_name", *wanted] and {**found, **wanted} == found
+    expected = {name: eval(value) for name, value in (pair.split("=", 1) for pair in DEFAULTS)}
+    options = asdict(DDPOConfig())
+    assert list(options) == ["exp_name", *expected] and {**options, **expected} == options
 
 
 def test_every_option_has_its_line_in_the_docs() -> None:
@@ -136,18 +142,20 @@ def test_every_option_has_its_line_in_the_docs() -> None:
 def test_options_from_the_command_line() -> None:
     from transformers import HfArgumentParser
 
-    arguments = "--num_epochs 3 --no_train_cfg --log_with wandb --train_clip_range 2e-4 --per_prompt_stat_tracking"
+    arguments = (
+        "--num_epochs 3 --no_train_cfg --log_with wandb --train_clip_range 2e-4 "
+        "--per_prompt_stat_tracking"
+    )
     (config,) = HfArgumentParser(DDPOConfig).parse_args_into_dataclasses(arguments.split())
     assert (config.num_epochs, config.train_cfg, config.log_with) == (3, False, "wandb")
     assert config.train_clip_range == 2e-4 and config.per_prompt_stat_tracking and config.allow_tf32
-    assert (
-        DDPOConfig(project_kwargs={"project_dir": "save"}).to_dict()["project_kwargs/project_dir"]
-        == "save"
-    )
+
+    config = DDPOConfig(project_kwargs={"project_dir": "save"})
+    assert config.to_dict()["project_kwargs/project_dir"] == "save"
 
 
 # By hand from TRL's loop: images an epoch = s n p; optimizer steps an epoch = s n / (b a) * inner
-# epochs
+# epochs.
 @pytest.mark.parametrize(
     "s, n, b, a, inner, processes, images, steps",
     [
@@ -171,29 +179,28 @@ def test_images_and_optimizer_steps_of_an_epoch(
         ),
         processes=processes,
     )
-    assert (config.batch.prompts, config.batch.images_per_prompt, config.batch.sample_batch) == (
-        images,
-        1,
-        s,
-    )
-    parts: Any = SimpleNamespace(objective=Clipped())
-    own = images // processes
-    found = list(minibatches(config, parts, own, 50, 1, torch.zeros(own)))
-    assert len(found) == steps
-    assert [len(rows) for rows, _ in found] == [50 * own * inner // steps] * steps, (
-        "no step is smaller than another"
-    )
+    batch = config.batch
+    assert (batch.prompts, batch.images_per_prompt, batch.sample_batch) == (images, 1, s)
+
+    parts: Any = SimpleNamespace(objective=catalog.build("objective", config.objective))
+    local_images = images // processes
+    pairs = list(minibatches(config, parts, local_images, 50, 1, torch.zeros(local_images)))
+    assert len(pairs) == steps
+    sizes = [len(rows) for rows, _ in pairs]
+    assert sizes == [50 * local_images * inner // steps] * steps, "all steps are equally large"
 
 
 @pytest.mark.parametrize(
-    "fraction, steps, moves", [(1.0, 50, 0), (0.5, 50, 25), (0.99, 50, 49), (0.35, 10, 3)]
+    "fraction, steps, transitions", [(1.0, 50, 0), (0.5, 50, 25), (0.99, 50, 49), (0.35, 10, 3)]
 )
-def test_a_share_of_the_moves_is_rounded_as_in_trl(fraction: float, steps: int, moves: int) -> None:
+def test_the_fraction_of_transitions_is_rounded_as_in_trl(
+    fraction: float, steps: int, transitions: int
+) -> None:
     config = DDPOConfig(sample_num_steps=steps, train_timestep_fraction=fraction)
-    assert burnish(config).batch.transitions == moves
+    assert burnish(config).batch.transitions == transitions
 
 
-def test_what_is_only_called_otherwise() -> None:
+def test_options_with_another_name() -> None:
     config = burnish(
         DDPOConfig(
             seed=3,
@@ -212,25 +219,18 @@ def test_what_is_only_called_otherwise() -> None:
         ),
         use_lora=False,
     )
-    assert (config.seed, config.model.dtype, config.model.train, config.model.device) == (
-        3,
-        "bfloat16",
-        "full",
-        "cpu",
-    )
+    assert config.seed == 3
+    model = config.model
+    assert (model.dtype, model.train, model.device) == ("bfloat16", "full", "cpu")
     assert config.sampler.kernel["eta"] == 0.7
     assert config.sampler.guidance == {"use": "cfg", "weight": 5.0, "negative": "ugly, blurred"}
-    assert (config.optimizer.betas, config.optimizer.eps, config.optimizer.max_grad_norm) == (
-        [0.8, 0.999],
-        1e-7,
-        0.5,
-    )
-    assert config.optimizer.eight_bit
-    assert (config.run.checkpoint_every, config.run.keep, config.run.trackers) == (
-        4,
-        5,
-        ["tensorboard"],
-    )
+
+    optimizer = config.optimizer
+    assert optimizer.betas == [0.8, 0.999] and optimizer.eight_bit
+    assert (optimizer.eps, optimizer.max_grad_norm) == (1e-7, 0.5)
+
+    assert (config.run.checkpoint_every, config.run.keep) == (4, 5)
+    assert config.run.trackers == ["tensorboard"]
     assert (config.run.tracker_project, config.run.tracker_folder) == ("trl", "curves")
     assert config.run.tracker_options == {"wandb": {"entity": "me", "tags": ["a", "b"]}}
 
@@ -243,7 +243,7 @@ def test_the_toml_of_the_options_loads(tmp_path: Path) -> None:
 
 REFUSED = [
     ({"train_cfg": False}, "train_cfg = False trains another distribution"),
-    ({"train_timestep_fraction": 0.01}, "leaves no move to train on"),
+    ({"train_timestep_fraction": 0.01}, "leaves no transition to train on"),
     ({"train_timestep_fraction": 1.5}, "or more than there are"),
     ({"mixed_precision": "fp8"}, 'mixed_precision = "fp8"'),
     ({"sample_eta": 0.0}, "kernel.eta must be > 0"),
@@ -273,7 +273,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("options, message", REFUSED)
-def test_what_cannot_be_done_is_one_sentence(options: dict[str, Any], message: str) -> None:
+def test_impossible_options_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         burnish(DDPOConfig(**options))
 
@@ -293,7 +293,9 @@ WARNED = [
 
 
 @pytest.mark.parametrize("options, message", WARNED)
-def test_what_is_done_differently_is_said(options: dict[str, Any], message: str) -> None:
+def test_options_that_work_differently_give_a_warning(
+    options: dict[str, Any], message: str
+) -> None:
     with pytest.warns(UserWarning, match=message):
         burnish(DDPOConfig(**options))
 
@@ -306,7 +308,7 @@ def test_without_guidance_both_phases_go_without() -> None:
 
 
 # The arithmetic
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -323,47 +325,47 @@ def test_advantages_are_those_of_trls_formula(tracking: bool, buffer: int, least
         )
     )
     advantage = catalog.build("advantage", config.advantage)
-    seen = defaultdict(list)
-    chance = np.random.default_rng(0)
+    history = defaultdict(list)
+    rng = np.random.default_rng(0)
 
     for _ in range(6):
-        prompts = chance.integers(0, 3, 12)
-        rewards = chance.normal(3, 2, 12)
+        prompts = rng.integers(0, 3, 12)
+        rewards = rng.normal(3, 2, 12)
         expected = (rewards - rewards.mean()) / (rewards.std() + 1e-8)
 
         for prompt in set(prompts.tolist()) if tracking else ():
             rows = prompts == prompt
-            seen[prompt] = [*seen[prompt], *rewards[rows]][-buffer:]
-            of = rewards if len(seen[prompt]) < least else np.array(seen[prompt])
-            expected[rows] = (rewards[rows] - of.mean()) / (of.std() + 1e-6)
+            history[prompt] = [*history[prompt], *rewards[rows]][-buffer:]
+            known = rewards if len(history[prompt]) < least else np.array(history[prompt])
+            expected[rows] = (rewards[rows] - known.mean()) / (known.std() + 1e-6)
 
         scores = Scores(torch.tensor(rewards)[:, None], ("reward",))
-        found = advantage(scores, torch.ones(1), torch.tensor(prompts))
-        np.testing.assert_allclose(found.numpy(), expected.clip(-1.5, 1.5), rtol=1e-5, atol=1e-6)
+        actual = advantage(scores, torch.ones(1), torch.tensor(prompts)).numpy()
+        np.testing.assert_allclose(actual, expected.clip(-1.5, 1.5), rtol=1e-5, atol=1e-6)
 
 
 def test_the_loss_is_trls() -> None:
     dims = 256
     range_ = 1e-3
-    objective = catalog.build(
-        "objective", burnish(DDPOConfig(train_clip_range=range_), latent=dims).objective
-    )
-    chance = torch.Generator().manual_seed(0)
-    change, adv = (torch.randn(64, generator=chance, dtype=torch.float64) for _ in range(2))
+    config = burnish(DDPOConfig(train_clip_range=range_), latent=dims)
+    objective = catalog.build("objective", config.objective)
+    generator = torch.Generator().manual_seed(0)
+    change, adv = (torch.randn(64, generator=generator, dtype=torch.float64) for _ in range(2))
     logp = (1e-3 * change).requires_grad_()
     ratio = logp.exp()
     expected = torch.maximum(-adv * ratio, -adv * ratio.clamp(1 - range_, 1 + range_)).mean()
     loss = objective(Replay(logp[:, None], torch.zeros(64, 1, dtype=torch.float64), dims), adv)
     torch.testing.assert_close(loss.value, expected)
-    (ours,), (theirs,) = torch.autograd.grad(loss.value, logp), torch.autograd.grad(expected, logp)
-    torch.testing.assert_close(ours, theirs)
-    assert loss.metrics["clip_fraction"] == pytest.approx(
-        float(((ratio - 1).abs() > range_).double().mean())
-    )
+
+    (gradient,) = torch.autograd.grad(loss.value, logp)
+    (expected_gradient,) = torch.autograd.grad(expected, logp)
+    torch.testing.assert_close(gradient, expected_gradient)
+    clipped = ((ratio - 1).abs() > range_).double()
+    assert loss.metrics["clip_fraction"] == pytest.approx(float(clipped.mean()))
 
 
 # Scripts
-# --------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_script_runs_and_what_it_saves_loads_into_diffusers(
@@ -372,26 +374,29 @@ def test_a_script_runs_and_what_it_saves_loads_into_diffusers(
     source = SCRIPT.replace("OUT", str(tmp_path)).replace("MODEL", str(tiny_pipeline))
     options = [part for name, value in SMALL.items() for part in (f"--{name}", str(value))]
     monkeypatch.setattr("sys.argv", ["script.py", *options, "--run_name", "run"])
-    found: dict[str, Any] = {"__name__": "__main__"}
-    exec(compile(source, "script.py", "exec"), found)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(source, "script.py", "exec"), names)
+
     run = Run(tmp_path / "save" / "run")
-    assert [one["images"] for one in run.records()] == [4, 4]
-    assert all(one["ratio_deviation"] < 1e-6 and one["grad_norm"] > 0 for one in run.records())
-    assert list(run.records()[0]["rewards"]) == ["jpeg_compressibility"]
+    records = run.records()
+    assert [record["images"] for record in records] == [4, 4]
+    assert all(record["ratio_deviation"] < 1e-6 for record in records)
+    assert all(record["grad_norm"] > 0 for record in records)
+    assert list(records[0]["rewards"]) == ["jpeg_compressibility"]
     assert [path.name for path in run.checkpoints.iterdir()] == ["000002"], "total_limit"
 
-    before = picture(StableDiffusionPipeline.from_pretrained(tiny_pipeline))
-    trained = found["pipeline"]
+    before = sample(StableDiffusionPipeline.from_pretrained(tiny_pipeline))
+    trained = names["pipeline"]
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
     stock.scheduler = trained.scheduler
     pndm = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
     pndm.scheduler = trained.scheduler
-    np.testing.assert_allclose(
-        picture(stock), picture(pndm), atol=1e-5, err_msg="the pipeline is the one before"
-    )
+    message = "the pipeline is the one before"
+    np.testing.assert_allclose(sample(stock), sample(pndm), atol=1e-5, err_msg=message)
+
     stock.load_lora_weights(tmp_path / "model")
-    np.testing.assert_allclose(picture(stock), picture(trained), atol=1e-5)
-    assert np.abs(picture(stock) - before).max() > 1e-4, "it has learned something"
+    np.testing.assert_allclose(sample(stock), sample(trained), atol=1e-5)
+    assert np.abs(sample(stock) - before).max() > 1e-4, "it has learned something"
 
 
 def test_optimizer_steps_of_a_run(
@@ -417,35 +422,37 @@ def test_optimizer_steps_of_a_run(
     assert taken == [1e-3] * 4, "2 passes x 4 images / (1 x 2)"
 
 
-def test_the_hook_sees_what_trl_would_show_it(
+def test_the_hook_gets_what_trl_gives_it(
     config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline
 ) -> None:
     calls: list[tuple[list[list[Any]], int]] = []
-    folder = DDPOTrainer(
-        config, redness, animal, pipeline, lambda data, step, _: calls.append((data, step))
-    ).train()
+
+    def hook(batches: list[list[Any]], step: int, tracker: Any) -> None:
+        calls.append((batches, step))
+
+    folder = DDPOTrainer(config, redness, animal, pipeline, hook).train()
     assert [step for _, step in calls] == [0, 1]
 
     for (batches, _), record in zip(calls, Run(folder).records(), strict=True):
         assert len(batches) == 2
         for images, prompts, metadata, rewards, info in batches:
             assert images.shape == (2, 3, 32, 32) and metadata == ({"legs": 4}, {"legs": 4})
-            assert isinstance(prompts, tuple) and info == {"seen": prompts}
+            assert isinstance(prompts, tuple) and info == {"prompts": prompts}
             torch.testing.assert_close(rewards, images[:, 0].mean((1, 2)))
 
         mean = torch.cat([rewards for *_, rewards, _ in batches]).mean()
         assert record["rewards"]["redness"]["mean"] == pytest.approx(float(mean))
 
 
-def test_a_hook_gets_the_tracker_or_is_told_that_there_is_none() -> None:
-    heard: list[Any] = []
-    calls = Calls(redness, animal, lambda data, step, tracker: heard.append(tracker.log_images), 2)
+def test_a_hook_gets_the_tracker_or_an_error_that_names_the_option() -> None:
+    used: list[Any] = []
+    calls = Calls(redness, animal, lambda data, step, tracker: used.append(tracker.log_images), 2)
     prompts = calls.draw(2)
     images = torch.rand(2, 3, 4, 4)
     scores = Scores(calls.reward(images, prompts)[:, None], ("redness",))
     calls.show(SampledImages(1, images, prompts, scores, 0, [SimpleNamespace(log_images="theirs")]))
     calls.show(SampledImages(1, images, prompts, scores, 1, []))  # another process
-    assert heard == ["theirs"]
+    assert used == ["theirs"]
 
     with pytest.raises(
         AttributeError, match="image_samples_hook wants log_images of a tracker, but there is none"
@@ -456,42 +463,39 @@ def test_a_hook_gets_the_tracker_or_is_told_that_there_is_none() -> None:
 def test_a_resumed_script_is_the_uninterrupted_one(
     config: DDPOConfig, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
-    def trained(**options: Any) -> DDPOTrainer:
+    def trainer(**options: Any) -> DDPOTrainer:
         pipeline = DefaultDDPOStableDiffusionPipeline(str(tiny_pipeline))
-        return DDPOTrainer(
-            replace(config, per_prompt_stat_tracking=True, **options), redness, animal, pipeline
-        )
+        changed = replace(config, per_prompt_stat_tracking=True, **options)
+        return DDPOTrainer(changed, redness, animal, pipeline)
 
-    whole = trained(run_name="whole").train()
-    parted = trained(run_name="parted").train(1)
-    newest = Run(parted).checkpoints / "000001"
-    assert trained(resume_from=str(newest)).train() == parted
-    assert log(whole) == log(parted)
+    uninterrupted = trainer(run_name="uninterrupted").train()
+    interrupted = trainer(run_name="interrupted").train(1)
+    newest = Run(interrupted).checkpoints / "000001"
+    assert trainer(resume_from=str(newest)).train() == interrupted
+    assert log(uninterrupted) == log(interrupted)
 
-    with pytest.raises(
-        ValueError, match="goes on from its newest checkpoint, 000002; to go back to 000001, delete"
-    ):
-        trained(resume_from=str(newest))
+    message = "goes on from its newest checkpoint, 000002; to go back to 000001, delete"
+    with pytest.raises(ValueError, match=message):
+        trainer(resume_from=str(newest))
 
-    again = trained(run_name="again")
+    again = trainer(run_name="again")
     again.train(1)
     again.train(1)
-    assert log(whole) == log(again.run.folder), "a second call trains on"
+    assert log(uninterrupted) == log(again.run.folder), "a second call trains on"
 
     with pytest.raises(FileExistsError, match="already holds a run; go on with it by resume_from"):
-        trained(run_name="again")
+        trainer(run_name="again")
 
 
-def test_checkpoints_of_trl_are_told_apart(config: DDPOConfig, tmp_path: Path) -> None:
+def test_checkpoints_of_trl_are_an_error(config: DDPOConfig, tmp_path: Path) -> None:
     (tmp_path / "save" / "checkpoints" / "checkpoint_3").mkdir(parents=True)
-    for place in (tmp_path / "save", tmp_path / "save" / "checkpoints" / "checkpoint_3"):
-        with pytest.raises(
-            ValueError, match="is TRL's, and its optimizer and random state are pickles"
-        ):
-            trainer_module().resumed(str(place))
+    for folder in (tmp_path / "save", tmp_path / "save" / "checkpoints" / "checkpoint_3"):
+        message = "is TRL's, and its optimizer and random state are pickles"
+        with pytest.raises(ValueError, match=message):
+            resumed(str(folder))
 
     with pytest.raises(FileNotFoundError, match="holds no run; give the folder"):
-        trainer_module().resumed(str(tmp_path / "nowhere"))
+        resumed(str(tmp_path / "nowhere"))
 
 
 def test_what_was_saved_is_loaded_and_trained_on(
@@ -502,14 +506,14 @@ def test_what_was_saved_is_loaded_and_trained_on(
     first.save_pretrained(tmp_path / "model")
     loaded = DefaultDDPOStableDiffusionPipeline(str(tmp_path / "model"), use_lora=False)
     assert loaded.use_lora, "as in TRL, a LoRA beside the model is used"
-    np.testing.assert_allclose(picture(loaded), picture(pipeline), atol=1e-5)
+    np.testing.assert_allclose(sample(loaded), sample(pipeline), atol=1e-5)
     loaded.save_pretrained(tmp_path / "copy")
     np.testing.assert_allclose(
-        picture(DefaultDDPOStableDiffusionPipeline(str(tmp_path / "copy"))), picture(loaded)
+        sample(DefaultDDPOStableDiffusionPipeline(str(tmp_path / "copy"))), sample(loaded)
     )
     DDPOTrainer(replace(config, run_name="second", num_epochs=1), redness, animal, loaded)
     np.testing.assert_allclose(
-        picture(loaded), picture(pipeline), atol=1e-5, err_msg="training starts from it"
+        sample(loaded), sample(pipeline), atol=1e-5, err_msg="training starts from it"
     )
 
 
@@ -517,13 +521,13 @@ def test_every_weight_is_trained_without_lora(
     config: DDPOConfig, tiny_pipeline: Path, tmp_path: Path
 ) -> None:
     pipeline = DefaultDDPOStableDiffusionPipeline(str(tiny_pipeline), use_lora=False)
-    untrained = picture(pipeline)
+    untrained = sample(pipeline)
     trainer = DDPOTrainer(replace(config, num_epochs=1), redness, animal, pipeline)
     trainer.train()
     trainer.save_pretrained(tmp_path / "model")
     stock = StableDiffusionPipeline.from_pretrained(tmp_path / "model")
-    np.testing.assert_allclose(picture(stock), picture(pipeline), atol=1e-5)
-    assert np.abs(picture(stock) - untrained).max() > 1e-4
+    np.testing.assert_allclose(sample(stock), sample(pipeline), atol=1e-5)
+    assert np.abs(sample(stock) - untrained).max() > 1e-4
 
 
 def test_push_to_hub(
@@ -548,44 +552,34 @@ def test_push_to_hub(
             return SimpleNamespace(commit_url="https://hub/commit")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    assert (
-        DDPOTrainer(config, redness, animal, pipeline).push_to_hub("mine", token="t")
-        == "https://hub/commit"
-    )
-    assert {"model_index.json", "unet", "pytorch_lora_weights.safetensors", "README.md"} <= sent[
-        "files"
-    ]
-    assert (sent["repo"], sent["token"]) == (
-        "me/mine",
-        "t",
-    ) and 'load_lora_weights("me/mine")' in sent["card"]
+    trainer = DDPOTrainer(config, redness, animal, pipeline)
+    assert trainer.push_to_hub("mine", token="t") == "https://hub/commit"
+
+    files = {"model_index.json", "unet", "pytorch_lora_weights.safetensors", "README.md"}
+    assert files <= sent["files"]
+    assert (sent["repo"], sent["token"]) == ("me/mine", "t")
+    assert 'load_lora_weights("me/mine")' in sent["card"]
     assert "base_model" not in sent["card"], "the folder of a machine is no model of the hub"
 
 
 # Mistakes
-# -------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["step", "calculate_loss"])
-def test_a_loop_of_ones_own_is_not_ignored(name: str) -> None:
-    with pytest.raises(
-        TypeError, match=rf"Mine.{name} would never be called, because the loop is burnish.train"
-    ):
+def test_a_subclass_with_its_own_loop_is_an_error(name: str) -> None:
+    message = rf"Mine.{name} would never be called, because the loop is burnish.train"
+    with pytest.raises(TypeError, match=message):
         type("Mine", (DDPOTrainer,), {name: lambda self: None})
 
 
-def test_an_adapter_of_ones_own_is_not_ignored(
+def test_a_subclass_with_its_own_adapter_is_an_error(
     pipeline: DefaultDDPOStableDiffusionPipeline,
 ) -> None:
-    with pytest.raises(
-        TypeError,
-        match="Mine.get_trainable_layers would never be called: an adapter is set by rank",
-    ):
-        type(
-            "Mine",
-            (DefaultDDPOStableDiffusionPipeline,),
-            {"get_trainable_layers": lambda self: None},
-        )
+    methods = {"get_trainable_layers": lambda self: None}
+    message = "Mine.get_trainable_layers would never be called: an adapter is set by rank"
+    with pytest.raises(TypeError, match=message):
+        type("Mine", (DefaultDDPOStableDiffusionPipeline,), methods)
 
     with pytest.raises(AttributeError, match="get_trainable_layers belongs to TRL's own trainers"):
         pipeline.get_trainable_layers()
@@ -614,16 +608,12 @@ def test_functions_that_are_not_trls(
         DDPOTrainer(config, reward, prompt, pipeline).train()
 
 
-def test_slips_are_told_before_anything_is_trained(
+def test_mistakes_are_errors_before_any_training(
     config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline
 ) -> None:
     with pytest.raises(ValueError, match='mixed_precision = "fp16", TRL.s default, needs a GPU'):
-        DDPOTrainer(
-            replace(config, mixed_precision="fp16", accelerator_kwargs={"cpu": True}),
-            redness,
-            animal,
-            pipeline,
-        )
+        half = replace(config, mixed_precision="fp16", accelerator_kwargs={"cpu": True})
+        DDPOTrainer(half, redness, animal, pipeline)
 
     with pytest.raises(TypeError, match="sd_pipeline is a StableDiffusionPipeline; give a Default"):
         DDPOTrainer(config, redness, animal, pipeline.sd_pipeline)  # type: ignore[arg-type]
@@ -633,9 +623,3 @@ def test_slips_are_told_before_anything_is_trained(
         DDPOTrainer(config, redness, animal, pipeline)
     with pytest.raises(TypeError, match="prompt_function is a list; give a function"):
         DDPOTrainer(config, redness, ["a cat"], pipeline)  # type: ignore[arg-type]
-
-
-def trainer_module() -> Any:
-    from burnish.compat.trl import trainer
-
-    return trainer

@@ -1,4 +1,4 @@
-"""Paired evaluation: the same noise, the right numbers, an interval that means what it says."""
+"""Paired evaluation: the same noise, the right numbers, a correct interval."""
 
 from __future__ import annotations
 
@@ -34,13 +34,17 @@ def policy(tiny_pipeline: Path) -> Policy:
 def test_the_same_weights_are_no_gain_at_all(policy: Policy) -> None:
     sampler = Sampler(DDIM(1.0), 2, CFG(2.0))
     options: dict[str, Any] = {"judge": judge, "images_per_prompt": 3, "seed": 5, "chunk": 4}
+
     before = evaluate(policy, sampler, PROMPTS, REWARDS, **options)
     after = evaluate(policy, sampler, PROMPTS, REWARDS, **options)
-    assert before == after and len(before.parts) == 6 and before.judged == [True] * 3 + [False] * 3
+    assert before == after and len(before.parts) == 6
+    assert before.judged == [True] * 3 + [False] * 3
     assert len({row[0] for row in before.parts}) == 6, "every image has noise of its own"
+
     result = paired(before, after, WEIGHTS)
     assert result["paired_mean"] == 0 and result["ci95"] == [0, 0] and result["judge_before"] == 0.5
     assert result["before"] == pytest.approx(2 * sum(row[0] for row in before.parts) / 6)
+
     other = evaluate(policy, sampler, PROMPTS, REWARDS, **{**options, "seed": 6})
     assert other.parts != before.parts
 
@@ -65,15 +69,13 @@ def test_paired_by_hand() -> None:
     after = make([[2.0, 0], [3.0, 0], [5.0, 1], [6.0, 2]])
     result = paired(before, after, torch.tensor([1.0, -1.0]))
     assert result["before"] == 2.0 and result["after"] == 3.25 and result["paired_mean"] == 1.25
-    assert (
-        result["judge_before"] is None
-        and 1.0 <= result["ci95"][0] < 1.25 < result["ci95"][1] <= 1.5
-    )
+    assert result["judge_before"] is None
+    assert 1.0 <= result["ci95"][0] < 1.25 < result["ci95"][1] <= 1.5
     assert list(result) == ["before", "after", "paired_mean", "ci95", "judge_before", "judge_after"]
     assert evaluation.compare({"train": before}, {"train": after}, torch.ones(2))["unseen"] is None
 
 
-def test_the_interval_is_the_clusters() -> None:
+def test_the_interval_is_that_of_the_clusters() -> None:
     stream = torch.Generator().manual_seed(0)
     clusters = torch.randn(40, generator=stream, dtype=torch.float64)
     # images of a prompt all alike: 40 numbers, not 320
@@ -84,7 +86,7 @@ def test_the_interval_is_the_clusters() -> None:
     assert interval(clusters[None, :]) == pytest.approx([low, high]), "a single prompt: its images"
 
 
-def test_kept_and_read(tmp_path: Path) -> None:
+def test_evaluations_are_saved_and_loaded(tmp_path: Path) -> None:
     measured = {"train": make([[0.1, 1 / 3]] * 4, [True, False, True, True])}
     path = tmp_path / "000000.json"
     assert evaluation.load_evaluation(path) is None

@@ -1,8 +1,9 @@
-"""The guard: a reward that is hacked on purpose is caught, and undone."""
+"""The guard: a reward that is hacked on purpose is noticed, and undone."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def darkness(images, prompts):
 ONE = torch.ones(1)
 
 
-def seen(
+def evaluation(
     reward: list[float], judged: list[bool] | None = None, **panel: list[float | None]
 ) -> Evaluation:
     return Evaluation(
@@ -53,82 +54,90 @@ SPREAD = [1.0, 3.0] * 4  # mean 2, standard deviation 1
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "said"),
+    ("before", "now", "reason"),
     [
         (
-            seen(LOW, m=SPREAD),
-            seen(HIGH, m=[v - 0.5 for v in SPREAD]),
+            evaluation(LOW, m=SPREAD),
+            evaluation(HIGH, m=[v - 0.5 for v in SPREAD]),
             "m fell from 2 to 1.5 while the reward rose",
         ),
-        (seen(LOW, m=SPREAD), seen(HIGH, m=[v - 0.2 for v in SPREAD]), ""),  # too little
-        (seen(LOW, m=SPREAD), seen(HIGH, m=[v + 0.5 for v in SPREAD]), ""),  # it rose
-        # the reward fell too: not hacking
-        (seen(HIGH, m=SPREAD), seen(LOW, m=[v - 0.5 for v in SPREAD]), ""),
-        # one prompt only: not significant
-        (seen(LOW, m=SPREAD), seen(HIGH, m=[-3.0, -1.0, 3, 5, 3, 5, 1, 3]), ""),
-        (seen(LOW, [True] * 8), seen(HIGH, [False] * 8), "judge fell from 1 to 0"),
         (
-            seen(LOW),
-            seen(HIGH, kl=[3.0, 5.0, *[None] * 6]),
+            evaluation(LOW, m=SPREAD),
+            evaluation(HIGH, m=[v - 0.2 for v in SPREAD]),
+            "",
+        ),  # too little
+        (evaluation(LOW, m=SPREAD), evaluation(HIGH, m=[v + 0.5 for v in SPREAD]), ""),  # it rose
+        # the reward fell too: not hacking
+        (evaluation(HIGH, m=SPREAD), evaluation(LOW, m=[v - 0.5 for v in SPREAD]), ""),
+        # one prompt only: not significant
+        (evaluation(LOW, m=SPREAD), evaluation(HIGH, m=[-3.0, -1.0, 3, 5, 3, 5, 1, 3]), ""),
+        (evaluation(LOW, [True] * 8), evaluation(HIGH, [False] * 8), "judge fell from 1 to 0"),
+        (
+            evaluation(LOW),
+            evaluation(HIGH, kl=[3.0, 5.0, *[None] * 6]),
             "the KL to the untrained model is 4 nats .* budget of 3",
         ),
-        (seen(LOW), seen(LOW, kl=[2.0, 3.0, *[None] * 6]), ""),
-        (seen(LOW, m=[1.0, None] * 4), seen(HIGH, m=[None, 1.0] * 4), ""),  # never both times
+        (evaluation(LOW), evaluation(LOW, kl=[2.0, 3.0, *[None] * 6]), ""),
+        (
+            evaluation(LOW, m=[1.0, None] * 4),
+            evaluation(HIGH, m=[None, 1.0] * 4),
+            "",
+        ),  # never both times
     ],
 )
-def test_what_counts_as_over_optimised(before: Evaluation, now: Evaluation, said: str) -> None:
+def test_what_counts_as_over_optimised(before: Evaluation, now: Evaluation, reason: str) -> None:
     reasons = over_optimised(before, now, ONE, guarded(kl=3.0, drop=0.3))
-    assert bool(reasons) == bool(said) and (not said or __import__("re").search(said, reasons[0]))
+    assert bool(reasons) == bool(reason)
+    assert not reasons or re.search(reason, reasons[0])
 
 
 def test_the_verdict_is_in_the_files(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    before = seen(LOW, m=SPREAD)
+    before = evaluation(LOW, m=SPREAD)
 
     for iteration, fall in {2: 0.0, 4: 1.0, 6: 0.0, 8: 1.0, 10: 1.0, 12: 0.0}.items():
-        save_evaluation(
-            run.measured(iteration), {"train": seen(HIGH, m=[value - fall for value in SPREAD])}
-        )
+        now = evaluation(HIGH, m=[value - fall for value in SPREAD])
+        save_evaluation(run.measured(iteration), {"train": now})
 
     patient = guarded(patience=2)
-    said = {i: verdict(run, patient, ONE, before, i) for i in (2, 4, 6, 8, 10)}
-    assert [i for i, one in said.items() if one.tripped] == [10]
-    assert [one.best for one in said.values()] == [2, 2, 6, 6, 6]
+    verdicts = {i: verdict(run, patient, ONE, before, i) for i in (2, 4, 6, 8, 10)}
+    assert [i for i, decision in verdicts.items() if decision.tripped] == [10]
+    assert [decision.best for decision in verdicts.values()] == [2, 2, 6, 6, 6]
     assert verdict(run, guarded(patience=1), ONE, before, 4).tripped
 
 
 def test_diversity_by_brute_force() -> None:
     points = torch.nn.functional.normalize(torch.randn(6, 5, generator=generator()), dim=1)
-    got = diversity(points, 3)
+    distances = diversity(points, 3)
 
     for i in range(6):
         others = [j for j in range(6) if j // 3 == i // 3 and j != i]
         expected = sum(1 - float(points[i] @ points[j]) for j in others) / 2
-        assert float(got[i]) == pytest.approx(expected, abs=1e-6)
+        assert float(distances[i]) == pytest.approx(expected, abs=1e-6)
 
     assert diversity(points[:1].expand(4, 5), 2).abs().max() < 1e-6
 
 
 def test_divergence_is_the_mean_log_ratio_of_trajectories(tiny_pipeline: Path) -> None:
-    """KL = E[log p/q] over trajectories of p: by Monte Carlo on 256 of them, within four standard
-    errors.
+    """KL = E[log p/q] over trajectories of p.
+
+    By Monte Carlo on 256 of them, within four standard errors.
     """
     policy = Policy.load(tiny_pipeline, train="full", reference=True)
     sampler = Sampler(DDIM(), 3, CFG(2.0))
-    assert divergence(policy, sampler, roll(policy, sampler, 2)).tolist() == [0, 0]
+    assert divergence(policy, sampler, sample(policy, sampler, 2)).tolist() == [0, 0]
 
     with torch.no_grad():
         for i, p in enumerate(policy.trainable):
             p.add_(0.02 * p.abs().mean() * torch.randn(p.shape, generator=generator(i)))
 
-    trajectory = roll(policy, sampler, 256)
+    trajectory = sample(policy, sampler, 256)
     kl = divergence(policy, sampler, trajectory)
     ratio = torch.zeros(256, dtype=torch.float64)
 
-    for move in range(3):
-        replay = sampler.replay(
-            policy, trajectory, torch.arange(256), torch.full((256, 1), move), reference=True
-        )
+    for transition in range(3):
+        index = torch.full((256, 1), transition)
+        replay = sampler.replay(policy, trajectory, torch.arange(256), index, reference=True)
         assert replay.logp_ref is not None
         ratio += ((replay.logp - replay.logp_ref).detach() * replay.dims)[:, 0].double()
 
@@ -136,14 +145,14 @@ def test_divergence_is_the_mean_log_ratio_of_trajectories(tiny_pipeline: Path) -
     assert float(kl.mean()) > 5 * error and abs(float((ratio - kl).mean())) < 4 * error
 
 
-def roll(policy: Policy, sampler: Sampler, count: int) -> object:
+def sample(policy: Policy, sampler: Sampler, count: int) -> object:
     cond = policy.encode([Prompt("a cat")] * count)
     return sampler.rollout(policy, cond, torch.zeros(count, dtype=torch.long), generator())
 
 
 @pytest.fixture
 def recipe(tiny_pipeline: Path, tmp_path: Path) -> Path:
-    """Brightness is rewarded and darkness watched, so that success is a fall."""
+    """A recipe that rewards brightness and holds out darkness, which must then fall."""
     (tmp_path / "reward.py").write_text(REWARDS)
     path = tmp_path / "tiny.toml"
     path.write_text(f"""
@@ -153,10 +162,18 @@ sampler = {{ steps = 3, guidance = {{ use = "cfg", weight = 2.0 }} }}
 prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
 rewards = [ {{ use = "{tmp_path}/reward.py:brightness" }} ]
 optimizer = {{ lr = 3e-3 }}
-batch = {{ prompts = 3, images_per_prompt = 8, sample_batch = 24, train_batch = 72, minibatches = 2 }}
 evaluation = {{ images_per_prompt = 4, every = 2, unseen = {{ use = "list", texts = ["a bee"] }} }}
-guard = {{ action = "rollback", drop = 0.8, panel = [ {{ use = "{tmp_path}/reward.py:darkness" }} ] }}
 run = {{ sample_every = 4, sample_prompts = 4, checkpoint_every = 1, keep = 1 }}
+[batch]
+prompts = 3
+images_per_prompt = 8
+sample_batch = 24
+train_batch = 72
+minibatches = 2
+[guard]
+action = "rollback"
+drop = 0.8
+panel = [ {{ use = "{tmp_path}/reward.py:darkness" }} ]
 """)
 
     return path
@@ -166,22 +183,22 @@ def test_rollback_leaves_the_last_good_state(recipe: Path, tmp_path: Path) -> No
     run = Run(train(configuration.load(recipe), tmp_path / "run"))
     about = json.loads(run.guard.read_text())
     assert about["action"] == "rollback" and (about["best"], about["iteration"]) == (4, 6)
-    assert len(run.records()) == about["iteration"] and "darkness fell" in about["reasons"][0]
-    comparison = json.loads(run.evaluation.read_text())["train"]
-    fallen = -comparison["panel"]["darkness"]["paired_mean"]
-    assert (
-        fallen <= 0.8 * comparison["panel"]["darkness"]["spread"]
-        or comparison["panel"]["darkness"]["ci95"][1] >= 0
-    )
-    kept = sorted(path.name for path in run.checkpoints.iterdir())
-    assert kept == [f"{about['best']:06d}"]
+    assert len(run.records()) == about["iteration"]
+    assert "darkness fell" in about["reasons"][0]
+
+    darkness = json.loads(run.evaluation.read_text())["train"]["panel"]["darkness"]
+    small = -darkness["paired_mean"] <= 0.8 * darkness["spread"]
+    assert small or darkness["ci95"][1] >= 0
+    checkpoints = sorted(path.name for path in run.checkpoints.iterdir())
+    assert checkpoints == [f"{about['best']:06d}"]
+
     options = ["guard.action=none", f"iterations={about['best']}", "evaluation.images_per_prompt=0"]
     plain = Run(train(configuration.load(recipe, options), tmp_path / "plain"))
     # the same model as a run of so many iterations ends with
     name = "diffusion_pytorch_model.safetensors"
-    ours = load_file(run.adapter / name)
-    theirs = load_file(plain.adapter / name)
-    assert all(ours[key].equal(theirs[key]) for key in theirs)
+    rolled_back = load_file(run.adapter / name)
+    expected = load_file(plain.adapter / name)
+    assert all(rolled_back[key].equal(expected[key]) for key in expected)
 
     with pytest.raises(
         ValueError,
@@ -197,12 +214,9 @@ def test_stop_keeps_the_last_state_and_warn_goes_on(recipe: Path, tmp_path: Path
     about = json.loads(stopped.guard.read_text())
     assert [int(path.name) for path in stopped.checkpoints.iterdir()] == [about["iteration"]]
 
+    config = configuration.load(recipe, ["guard.action=warn", "iterations=8"])
     with pytest.warns(UserWarning, match="over-optimisation after iteration .*darkness fell"):
-        warned = Run(
-            train(
-                configuration.load(recipe, ["guard.action=warn", "iterations=8"]), tmp_path / "warn"
-            )
-        )
+        warned = Run(train(config, tmp_path / "warn"))
 
     assert len(warned.records()) == 8 and not warned.guard.exists()
 
@@ -215,7 +229,7 @@ def test_a_kl_budget_is_kept(recipe: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("evaluation.every=0", "guard.action looks at evaluations: set evaluation.every"),
         ("guard.panel=[]", "guard.action needs something to watch"),
@@ -230,9 +244,9 @@ def test_a_kl_budget_is_kept(recipe: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_guard_that_cannot_work_says_so(recipe: Path, change: str, said: str) -> None:
+def test_a_guard_that_cannot_work_is_an_error(recipe: Path, change: str, message: str) -> None:
     more = ["evaluation.images_per_prompt=1"] if "diversity" in change else []
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         configuration.load(recipe, [change, *more])
 
 

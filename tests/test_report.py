@@ -1,4 +1,4 @@
-"""The report: complete, self-contained and well formed, from whatever a run has left so far."""
+"""The report: complete, self-contained and well formed, from any state of a run."""
 
 from __future__ import annotations
 
@@ -74,23 +74,24 @@ def run(tmp_path: Path) -> Path:
 
 def test_several_rewards_show_their_spread_within_a_prompt_and_the_front(run: Path) -> None:
     text = write_report(run).read_text()
-    assert "within a prompt" not in text and "<b>Front</b>" not in text, (
-        "of a single reward nothing more is said"
-    )
+    # nothing more about a single reward
+    assert "within a prompt" not in text and "<b>Pareto front</b>" not in text
+
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
     for record in records:
-        record["rewards"] |= {"red": {"mean": 0.5, "std": 0.25, "within": 0.125, "asked": 0.75}}
-        record["front"] = 0.3
+        record["rewards"] |= {"red": {"mean": 0.5, "std": 0.25, "within": 0.125, "targeted": 0.75}}
+        record["pareto_front"] = 0.3
 
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     text = write_report(run).read_text()
-    assert "(at the end 0.25, within a prompt 0.125); 0.75 where it was asked for" in text
-    assert "<b>Front</b>" in text and text.count("within a prompt") == 1
+    details = "(at the end 0.25, within a prompt 0.125); 0.75 for the images that target it"
+    assert details in text and text.count("within a prompt") == 1
+    assert "<b>Pareto front</b>" in text
 
 
-def brute(points: list[tuple[float, float]], signs: tuple[int, int]) -> list[bool]:
-    """The front by its definition."""
+def front_by_definition(points: list[tuple[float, float]], signs: tuple[int, int]) -> list[bool]:
+    """Return the front by its definition."""
     signed = [(signs[0] * x, signs[1] * y) for x, y in points]
     return [
         # at least as good, and somewhere better
@@ -100,13 +101,13 @@ def brute(points: list[tuple[float, float]], signs: tuple[int, int]) -> list[boo
 
 
 @pytest.mark.parametrize("signs", [(1, 1), (-1, 1), (1, -1), (-1, -1)])
-def test_the_front_is_what_none_dominates(signs: tuple[int, int]) -> None:
+def test_no_point_dominates_the_front(signs: tuple[int, int]) -> None:
     draw = random.Random(0)
     # with ties and twins
     points = [(float(draw.randint(0, 9)), float(draw.randint(0, 9))) for _ in range(60)]
     # twins on the front
-    points += [points[i] for i, best in enumerate(brute(points, signs)) if best]
-    assert fronts.front(points, signs) == brute(points, signs)
+    points += [points[i] for i, best in enumerate(front_by_definition(points, signs)) if best]
+    assert fronts.front(points, signs) == front_by_definition(points, signs)
     assert fronts.front([], signs) == []
 
 
@@ -130,7 +131,7 @@ def test_rewards_are_drawn_against_each_other(run: Path) -> None:
         )
 
     assert "Reward against reward" not in write_report(run).read_text(), (
-        "of a single reward there is no front"
+        "a single reward has no front"
     )
     table = (
         '\n[[rewards]]\nuse = "mine.py:red"\n[[rewards]]\nuse = "x"\nname = "flat"\nweight = 2.0\n'
@@ -146,55 +147,52 @@ def test_rewards_are_drawn_against_each_other(run: Path) -> None:
     parse(page)
     chart = page[page.index("<div class='fronts'>") :]
     root = ElementTree.fromstring(chart[chart.index("<svg") : chart.index("</svg>") + 6])
-    kinds = [circle.attrib["class"] for circle in root.iter("circle")]
-    assert kinds.count("ring series-1") == 3 and kinds.count("ring series-1 faint") == 1
-    assert kinds.count("dot series-0") == 1 and kinds.count("dot series-0 faint") == 2, (
-        "one has no number for both"
-    )
+    styles = [circle.attrib["class"] for circle in root.iter("circle")]
+    assert styles.count("ring series-1") == 3 and styles.count("ring series-1 faint") == 1
+    # one image has no number for both
+    assert styles.count("dot series-0") == 1 and styles.count("dot series-0 faint") == 2
+
     titles = [title.text for title in root.iter("title")]
     assert "after, a dog: red 5, flat 5" in titles and "before, a <cat>: red 1, flat 3" in titles
+
     (walk,) = [path.attrib["d"] for path in root.iter("path") if path.attrib["class"] == "walk"]
     assert walk.count("L") == 29
     (steps,) = [path.attrib["d"] for path in root.iter("path") if "steps" in path.attrib["class"]]
     assert steps.count("V") == steps.count("H") == 2, "down, then on to the next"
 
     for circle in root.iter("circle"):
-        assert (
-            0 <= float(circle.attrib["cx"]) <= fronts.WIDTH
-            and 0 <= float(circle.attrib["cy"]) <= fronts.HEIGHT
-        )
+        assert 0 <= float(circle.attrib["cx"]) <= fronts.WIDTH
+        assert 0 <= float(circle.attrib["cy"]) <= fronts.HEIGHT
 
 
 def test_where_less_is_better_the_front_is_on_that_side() -> None:
-    seen = measured([[0, 0], [1, 3], [2, 2], [3, 1]])
-    text = fronts.section(seen, {}, [], {"red": -1.0})
-    assert (
-        "before, a &lt;cat&gt;: red 0, flat 0" in text
-        and "before, a &lt;cat&gt;: red 1, flat 3" in text
-    )
+    evaluation = measured([[0, 0], [1, 3], [2, 2], [3, 1]])
+    text = fronts.section(evaluation, {}, [], {"red": -1.0})
+    assert "before, a &lt;cat&gt;: red 0, flat 0" in text
+    assert "before, a &lt;cat&gt;: red 1, flat 3" in text
     assert text.count("<title>") == 2
     assert fronts.section({}, {}, [], {}) == ""
-    four = {**seen, "rewards": list("abcd"), "parts": [[float(i)] * 4 for i in range(4)]}
+    four = {**evaluation, "rewards": list("abcd"), "parts": [[float(i)] * 4 for i in range(4)]}
     assert fronts.section(four, four, [], {}).count("<svg") == 6
 
 
 class Tags(HTMLParser):
-    """Collects tags, and what could be loaded from elsewhere."""
+    """A parser that collects tags, and links to anything that the page would load."""
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.seen: list[str] = []
+        self.all: list[str] = []
         self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
+        self.all.append(tag)
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
         if tag not in ("meta", "input", "line", "path", "circle", "rect"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append(tag)
+        self.all.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -215,7 +213,7 @@ def test_page_shows_everything_and_loads_nothing(run: Path) -> None:
     assert tags.links == [] and "http" not in page.replace("http-equiv", "")
     assert page.count("data:image/png;base64,") == FRAMES
     # reward, ratio, clip, approximate KL, gradient, seconds; no KL to a reference
-    assert tags.seen.count("svg") == 6
+    assert tags.all.count("svg") == 6
 
     for words in (
         "my &amp; run",
@@ -235,10 +233,10 @@ def test_page_shows_everything_and_loads_nothing(run: Path) -> None:
 def test_page_of_a_run_that_has_only_begun(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(CONFIG)
     page = write_report(tmp_path, tmp_path / "elsewhere" / "page.html").read_text("utf-8")
-    assert parse(page).seen.count("svg") == 0 and "Configuration" in page
+    assert parse(page).all.count("svg") == 0 and "Configuration" in page
 
 
-def test_large_pictures_are_scaled_down(run: Path) -> None:
+def test_large_images_are_scaled_down(run: Path) -> None:
     noise = Image.effect_noise((2000, 1000), 90).convert("RGB")
     for path in (run / "samples").glob("*.png"):
         path.unlink()

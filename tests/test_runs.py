@@ -1,4 +1,4 @@
-"""The run directory: places, log, lock, and files that are whole or not there."""
+"""The run directory: paths, log, lock, and files that are complete or absent."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ def test_create_then_open(tmp_path: Path) -> None:
     runs.write(run.config, "seed = 0\n")
     assert Run.open(run.folder) == run
 
-    with pytest.raises(
-        FileExistsError,
-        match="already holds a run; go on with it by --resume or take another --out",
-    ):
+    message = "already holds a run; go on with it by --resume or take another --out"
+    with pytest.raises(FileExistsError, match=message):
         Run.create(run.folder)
 
 
@@ -61,9 +59,9 @@ def test_the_log(tmp_path: Path) -> None:
 
 def test_two_at_once(tmp_path: Path) -> None:
     run = Run.create(tmp_path)
-    said = rf"in use by process {os.getpid()} on .*choose another --out"
+    message = rf"in use by process {os.getpid()} on .*choose another --out"
 
-    with run.lock(), pytest.raises(RuntimeError, match=said), run.lock():
+    with run.lock(), pytest.raises(RuntimeError, match=message), run.lock():
         pass
     with run.lock():  # free again
         pass
@@ -84,14 +82,14 @@ with Run(pathlib.Path({str(tmp_path)!r})).lock():
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [
         (errno.ENOSPC, "the disk is full; what was there before is kept"),
         (errno.EACCES, "no permission to write there"),
     ],
 )
 def test_a_write_that_fails_leaves_the_old(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
     path = tmp_path / "evaluation.json"
     runs.write(path, "old")
@@ -100,12 +98,11 @@ def test_a_write_that_fails_leaves_the_old(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match=said):
+    with pytest.raises(OSError, match=message):
         runs.write(path, "new")
 
-    assert path.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == [
-        "evaluation.json"
-    ]
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["evaluation.json"]
 
 
 def test_json_that_every_reader_accepts() -> None:

@@ -135,7 +135,7 @@ def test_each_text_of_a_grid_has_words_from_a_random_stream_of_its_own(tiny_pipe
     first, second, again = seeds
     assert first == again != second
 
-    with pytest.raises(ValueError, match="--original needs words"):
+    with pytest.raises(ValueError, match="--original needs an expanded prompt"):
         sample(str(tiny_pipeline), ["a cat"], original=0.5)
 
 

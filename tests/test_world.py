@@ -16,19 +16,15 @@ from burnish import config as configuration
 from burnish.evaluation.paired import load_evaluation
 from burnish.runs import Run
 from burnish.training.loop import train
-from burnish.world import World, flat
+from burnish.world import World, flat, join_world
 
 
 def test_alone_everything_is_the_identity() -> None:
-    world = World.start()
+    world = join_world()
     rows = torch.rand(3, 2)
     assert world == World() and world.main and world.device("auto") == "auto"
-    assert (
-        world.gather(rows) is rows
-        and world.gather_list([1, 2]) == [1, 2]
-        and world.any(True)
-        and not world.any(False)
-    )
+    assert world.gather(rows) is rows and world.gather_list([1, 2]) == [1, 2]
+    assert world.any(True) and not world.any(False)
     world.average_gradients([])
     world.log({"iteration": 1})
     world.end()
@@ -38,52 +34,37 @@ def test_flat() -> None:
     assert flat({"a": {"b": {"c": 1}, "d": "text"}, "e": 2.5, "f": True}) == {"a/b/c": 1, "e": 2.5}
 
 
-MANY = """
+BRIGHT = """
+def bright(images, prompts):
+    return images.mean((1, 2, 3))
+"""
+ONE_REWARD = """
+advantage = { use = "batch" }
+[[rewards]]
+use = "HERE/reward.py:bright"
+"""
+MANY_REWARDS = """
 advantage = { use = "pareto" }
 [[rewards]]
 use = "HERE/reward.py:bright"
 [[rewards]]
 use = "compressibility"
 """
-
-
-@pytest.mark.parametrize(
-    ("rewards", "kind"),
-    [
-        ("advantage = { use = 'batch' }\nrewards = [ { use = 'HERE/reward.py:bright' } ]", ""),
-        (MANY, "tokens"),
-    ],
-    ids=["one reward", "many rewards"],
-)
-def test_two_processes(tiny_pipeline: Path, tmp_path: Path, rewards: str, kind: str) -> None:
-    (tmp_path / "reward.py").write_text(
-        "def bright(images, prompts):\n    return images.mean((1, 2, 3))\n"
-    )
-    recipe = tmp_path / "tiny.toml"
-    recipe.write_text(f"""
-iterations = 1
-model = {{ id = "{tiny_pipeline}", device = "cpu" }}
-sampler = {{ steps = 2, identifiers = "{kind}", guidance = {{ use = "cfg", weight = 2.0 }} }}
-prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
-batch = {{ prompts = 2, images_per_prompt = {4 if kind else 2}, sample_batch = 2, minibatches = 1 }}
-evaluation = {{ images_per_prompt = 2 }}
-run = {{ sample_every = 0 }}
-{rewards.replace("HERE", str(tmp_path))}
-""")
-    code = tmp_path / "both.py"
-    code.write_text(f"""
-import os
+SCRIPT = """
 from burnish import config, world
-from burnish.trainer import train
-seen = world.World.average_gradients
+from burnish.training.loop import train
+average_gradients = world.World.average_gradients
 def average(self, parameters):
-    seen(self, parameters)
+    average_gradients(self, parameters)
     total = sum(float(p.grad.abs().sum()) for p in parameters)
-    open({str(tmp_path)!r} + f"/rank{{self.rank}}.txt", "w").write(repr(total))
+    open(f"HERE/rank{self.rank}.txt", "w").write(repr(total))
 world.World.average_gradients = average
-train(config.load({str(recipe)!r}), {str(tmp_path / "two")!r})
-""")
+train(config.load("HERE/tiny.toml"), "HERE/two")
+"""
 
+
+def run_two(script: Path) -> None:
+    """Run a script in two processes that know of each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -91,11 +72,13 @@ train(config.load({str(recipe)!r}), {str(tmp_path / "two")!r})
     joined = {
         **os.environ,
         "PYTHONPATH": str(Path(burnish.__file__).parent.parent),  # also where it is not installed
-        **{"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
     }
     ranks = [{**joined, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     processes = [
-        subprocess.Popen([sys.executable, code], env=env, stderr=subprocess.PIPE) for env in ranks
+        subprocess.Popen([sys.executable, script], env=env, stderr=subprocess.PIPE) for env in ranks
     ]
 
     try:
@@ -107,13 +90,36 @@ train(config.load({str(recipe)!r}), {str(tmp_path / "two")!r})
             process.kill()
             process.communicate()
 
+
+@pytest.mark.parametrize(
+    ("rewards", "identifiers"),
+    [(ONE_REWARD, ""), (MANY_REWARDS, "tokens")],
+    ids=["one reward", "many rewards"],
+)
+def test_two_processes(tiny_pipeline: Path, tmp_path: Path, rewards: str, identifiers: str) -> None:
+    (tmp_path / "reward.py").write_text(BRIGHT)
+    images = 4 if identifiers else 2
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text(f"""
+iterations = 1
+model = {{ id = "{tiny_pipeline}", device = "cpu" }}
+sampler = {{ steps = 2, identifiers = "{identifiers}", guidance = {{ use = "cfg", weight = 2.0 }} }}
+prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
+batch = {{ prompts = 2, images_per_prompt = {images}, sample_batch = 2, minibatches = 1 }}
+evaluation = {{ images_per_prompt = 2 }}
+run = {{ sample_every = 0 }}
+{rewards.replace("HERE", str(tmp_path))}
+""")
+    script = tmp_path / "both.py"
+    script.write_text(SCRIPT.replace("HERE", str(tmp_path)))
+    run_two(script)
+
     gradients = [(tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1)]
-    assert gradients[0] == gradients[1] and float(gradients[0]) > 0, (
-        "both step along the mean gradient"
-    )
+    assert gradients[0] == gradients[1], "both step along the mean gradient"
+    assert float(gradients[0]) > 0
+
     two = Run(tmp_path / "two")
-    one = Run(train(configuration.load(recipe), tmp_path / "one"))
-    assert two.records()[0]["images"] == one.records()[0]["images"] == (8 if kind else 4)
-    assert load_evaluation(two.measured(0)) == load_evaluation(one.measured(0)), (
-        "evaluation is shared out, and put together in order"
-    )
+    single = Run(train(configuration.load(recipe), tmp_path / "one"))
+    assert two.records()[0]["images"] == single.records()[0]["images"] == 2 * images
+    # the processes share the evaluation, and put it together in order
+    assert load_evaluation(two.measured(0)) == load_evaluation(single.measured(0))

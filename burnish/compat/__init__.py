@@ -1,3 +1,1 @@
-"""Homes for scripts that were written for other libraries: their names and calls, on Burnish's one
-loop.
-"""
+"""The names and calls of other libraries on Burnish's loop, for scripts written for them."""

@@ -1,3 +1,1 @@
-"""Is the model better? Paired evaluations, held-out measures, and the guard against
-over-optimisation.
-"""
+"""Paired evaluations, held-out measures, and the guard against over-optimisation."""

@@ -1,11 +1,12 @@
-"""Held-out measures of an evaluation's pictures: what training never sees, to tell a better model
-from a hacked one.
+"""Held-out measures of an evaluation, which tell a better model from a hacked reward.
 
-    rewards     other rewards than those trained on
-    diversity   mean over an image's siblings (same prompt) of 1 - cosine of their CLIP embeddings: 0 if all are alike
-    kl          of the trained policy to the untrained one, summed over an image's moves, in nats: how far it has gone
+No training ever sees them. Each is one number an image:
 
-Each is one number an image.
+    rewards     other rewards than those that are trained on
+    diversity   mean over the other images of the prompt of 1 - cosine of their CLIP embeddings;
+                0 if all are alike
+    kl          of the trained policy to the untrained one, summed over an image's transitions, in
+                nats: how far training has moved it
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from burnish.rewards.clip import Clip
 from burnish.types import Prompt, Reward, Trajectory
 
 KL_IMAGES = 16
-"""The KL is measured on so many images: it costs two network calls a move."""
+"""The KL is measured on the first images only: it costs two network calls a transition."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """What is measured beside the reward; nothing by default."""
+    """The held-out measures that are taken beside the reward; by default none."""
 
     rewards: Mapping[str, Reward] = field(default_factory=dict)
-    clip: Clip | None = None  # that embeds the pictures, for diversity
+    clip: Clip | None = None  # embeds the images, for diversity
     kl: bool = False
     tolerance: Tolerance = STRICT
 
@@ -45,64 +46,85 @@ class Panel:
         prompts: Sequence[Prompt],
         first: int,
     ) -> tuple[list[dict[str, float]], list[list[float]]]:
-        """What is said of each image of a chunk, whose first is number ``first`` of all, and its
-        embedding.
+        """Return the measures and the embedding of each image of a chunk.
+
+        Args:
+            policy: the current weights.
+            sampler: drew the trajectories.
+            trajectory: of the chunk's images.
+            images: (B, 3, H, W) in [0, 1].
+            prompts: B of them.
+            first: the index of the chunk's first image among all images of the evaluation.
+
+        Returns:
+            B rows of measures by name, and B embeddings, which are empty without a CLIP.
         """
         rows: list[dict[str, float]] = [{} for _ in prompts]
+
         if self.rewards:
             scores = score(self.rewards, images, prompts, self.tolerance)
             for row, values in zip(rows, scores.parts.tolist(), strict=True):
                 row.update(zip(scores.names, values, strict=True))
 
         if self.kl and first < KL_IMAGES and trajectory.logp.shape[1]:
-            for row, value in zip(
-                rows,
-                divergence(policy, sampler, trajectory)[: KL_IMAGES - first].tolist(),
-                strict=False,
-            ):
+            values = divergence(policy, sampler, trajectory)[: KL_IMAGES - first].tolist()
+            for row, value in zip(rows, values, strict=False):
                 row["kl"] = value
 
-        embeddings = self.clip.images(images).tolist() if self.clip else [[] for _ in prompts]
-        return rows, embeddings
+        if self.clip is None:
+            return rows, [[] for _ in prompts]
+        return rows, self.clip.images(images).tolist()
 
     def columns(
-        self, rows: Sequence[Mapping[str, float]], embeddings: Sequence[Sequence[float]], each: int
+        self,
+        rows: Sequence[Mapping[str, float]],
+        embeddings: Sequence[Sequence[float]],
+        images_per_prompt: int,
     ) -> dict[str, list[float]]:
-        """By measure one number an image, NaN where there is none; ``each`` images a prompt are
-        neighbours.
+        """Return the values of each measure by its name, one number an image, NaN where missing.
+
+        Args:
+            rows: the measures of each image; images of one prompt are neighbours.
+            embeddings: of each image.
+            images_per_prompt: of all prompts.
         """
         names = dict.fromkeys(name for row in rows for name in row)
         columns = {name: [row.get(name, math.nan) for row in rows] for name in names}
-        if self.clip is not None and each > 1:
-            columns["diversity"] = diversity(torch.tensor(embeddings), each).tolist()
+
+        if self.clip is not None and images_per_prompt > 1:
+            embedded = torch.tensor(embeddings)
+            columns["diversity"] = diversity(embedded, images_per_prompt).tolist()
+
         return columns
 
 
-def diversity(embeddings: Tensor, each: int) -> Tensor:
-    """(B, D) of length 1, ``each`` neighbours of one prompt -> (B,): mean distance to the others of
-    the prompt.
+def diversity(embeddings: Tensor, images_per_prompt: int) -> Tensor:
+    """Return each image's mean distance (B,) to the other images of its prompt.
+
+    Args:
+        embeddings: (B, D) of length 1; images of one prompt are neighbours.
+        images_per_prompt: at least 2.
     """
-    groups = embeddings.double().view(-1, each, embeddings.shape[1])
-    alike = groups @ groups.transpose(1, 2)
-    others = alike.sum(2) - alike.diagonal(dim1=1, dim2=2)
-    return (1 - others / (each - 1)).flatten()
+    groups = embeddings.double().view(-1, images_per_prompt, embeddings.shape[1])
+    similarity = groups @ groups.transpose(1, 2)
+    to_others = similarity.sum(2) - similarity.diagonal(dim1=1, dim2=2)
+    return (1 - to_others / (images_per_prompt - 1)).flatten()
 
 
 @torch.no_grad()
 def divergence(policy: Policy, sampler: Sampler, trajectory: Trajectory) -> Tensor:
-    """(B,) the KL of the current policy to the untrained one along trajectories it drew, in nats an
-    image.
+    """Return the KL (B,) of the current policy to the untrained one, in nats an image.
 
-    Over trajectories drawn from the policy, the sum of its moves' KL is an unbiased estimate of the
-    trajectories' KL.
+    The trajectories are those that the policy drew. The sum of the KL of their transitions is then
+    an unbiased estimate of the trajectories' KL.
     """
-    count, moves = trajectory.logp.shape
+    count, transitions = trajectory.logp.shape
+    rows = torch.arange(count)
     total = torch.zeros(count, dtype=torch.float64)
 
-    for move in range(moves):
-        replay = sampler.replay(
-            policy, trajectory, torch.arange(count), torch.full((count, 1), move), reference=True
-        )
+    for transition in range(transitions):
+        index = torch.full((count, 1), transition)
+        replay = sampler.replay(policy, trajectory, rows, index, reference=True)
         assert replay.kl is not None
         total += replay.kl[:, 0].double().cpu()
 

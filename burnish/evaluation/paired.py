@@ -1,15 +1,14 @@
-"""Paired evaluation: the same prompts and the same noise, before and after, so that only the
-weights differ.
+"""Paired evaluation: the same prompts and noise before and after; only the weights differ.
 
     gain = mean over prompts of the mean over images of (reward after - reward before)
 
 The 95 % interval is a bootstrap over prompts (10,000 resamples, percentiles): images of one prompt
-resemble each other, so a prompt with all its images is what is drawn. With a single prompt its
-images are drawn instead. Several rewards are added with their weights, in their own units.
+resemble each other, so a prompt is drawn with all its images. With a single prompt its images are
+drawn instead. Several rewards are added with their weights, in their own units.
 
-A model trained with reward identifiers is asked with all of them. The model before training, to
-which they mean
-nothing, is asked without: what it can do is what a run has to beat, however the run asks.
+A model that was trained with reward identifiers is given all of them. The model before training, to
+which they mean nothing, is given none: a run has to beat what that model can do, with whatever
+prompts the run uses.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,41 +38,43 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What every image of an evaluation got; images of one prompt are neighbours."""
+    """The rewards and measures of every image; images of one prompt are neighbours."""
 
     prompts: list[str]
     images_per_prompt: int
     seed: int
-    chunk: int  # images sampled at once: decides which noise an image gets
+    chunk: int  # images sampled at once: it decides which noise an image gets
     rewards: list[str]  # names
-    # an image's rewards, unweighted; None where a reward gave no answer
+    # each image's rewards, unweighted; None where a reward gave no answer
     parts: list[list[float | None]]
-    judged: list[bool] | None  # whether the judge found what was asked
+    judged: list[bool] | None  # whether the judge says that the image shows its prompt
     # held-out measures of each image
     panel: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
     def total(self, weights: Tensor) -> Tensor:
-        """The weighted reward of each image, (prompts, images per prompt) float64; NaN where one is
-        missing.
-        """
-        rows = [[math.nan if value is None else value for value in row] for row in self.parts]
-        return (torch.tensor(rows, dtype=torch.float64) @ weights.double()).view(
-            len(self.prompts), -1
-        )
+        """Return the weighted rewards (prompts, images per prompt), float64, NaN where missing."""
+        rows = torch.tensor([_with_nan(row) for row in self.parts], dtype=torch.float64)
+        return (rows @ weights.double()).view(len(self.prompts), -1)
 
     def measures(self) -> dict[str, list[float]]:
-        """What was not trained on, one number an image, NaN where there is none: the panel and the
-        judge.
+        """Return all that was not trained on by name, one number an image, NaN where missing.
+
+        These are the measures of the panel and, if there is one, "judge".
         """
-        found = {
-            name: [math.nan if v is None else v for v in values]
-            for name, values in self.panel.items()
-        }
-        return (
-            found
-            if self.judged is None
-            else {"judge": [float(right) for right in self.judged], **found}
-        )
+        panel = {name: _with_nan(values) for name, values in self.panel.items()}
+        if self.judged is None:
+            return panel
+        return {"judge": [float(right) for right in self.judged], **panel}
+
+
+class _Image(NamedTuple):
+    """The rewards and measures of one image, as they cross between processes."""
+
+    number: int
+    rewards: list[float | None]
+    judged: bool | None
+    measures: dict[str, float]
+    embedding: list[float]
 
 
 def evaluate(
@@ -94,62 +95,77 @@ def evaluate(
 ) -> Evaluation:
     """Sample `images_per_prompt` images of every prompt from fixed noise and score them.
 
-    `chunk` images are sampled at once; the noise depends on it, so compare only evaluations with
-    the same number. `poll` is called before each chunk and may raise to stop. With an `expander`
-    each image has a text of its own, drawn from fixed chance too.
+    Args:
+        policy: the weights to evaluate.
+        sampler: how images are sampled.
+        prompts: at least one.
+        rewards: by name.
+        judge: tells whether an image shows its prompt.
+        tolerance: of missing rewards.
+        panel: the held-out measures.
+        expander: expands the prompt of each image on its own, from a fixed random stream too.
+        images_per_prompt: of every prompt.
+        seed: of the noise.
+        chunk: images sampled at once. The noise depends on it, so compare only evaluations with
+            the same number.
+        world: the processes that share the chunks.
+        poll: called before each chunk; it may raise to stop.
     """
     world = world or World()
     panel = panel or Panel()
-    asked = [prompt for prompt in prompts for _ in range(images_per_prompt)]
-    rows: list[tuple[int, list[float | None], bool | None, dict[str, float], list[float]]] = []
+    repeated = [prompt for prompt in prompts for _ in range(images_per_prompt)]
+    rows: list[_Image] = []
 
-    for number, start in enumerate(range(0, len(asked), chunk)):
+    for number, start in enumerate(range(0, len(repeated), chunk)):
         if number % world.count == 0:
             poll()  # all processes together, then each takes one chunk
         if number % world.count != world.rank:
             continue
 
-        some = asked[start : start + chunk]
+        # expanded here, not all at once, so that the processes share this work too
+        batch = repeated[start : start + chunk]
         if expander is not None:
-            some = expander.draw(some, generator(seed, "expansions", start)).prompts
+            batch = expander.draw(batch, generator(seed, "expansions", start)).prompts
 
-        group = torch.arange(start, start + len(some)) // images_per_prompt
-        trajectory = sampler.rollout(
-            policy, sampler.encode(policy, some), group, generator(seed, "evaluation", start)
-        )
-        images = policy.decode(trajectory.latent)
-        parts = score(rewards, images, some, tolerance).parts.tolist()
-        judged = (
-            judge(images, [prompt.unexpanded() for prompt in some]).tolist()
-            if judge
-            else [None] * len(some)
-        )
-        held_out = panel.measure(policy, sampler, trajectory, images, some, start)
-        rows += zip(range(start, start + len(some)), parts, judged, *held_out, strict=True)
+        indices = torch.arange(start, start + len(batch))
+        noise = generator(seed, "evaluation", start)
+        group = indices // images_per_prompt
+        trajectory, images = sampler.sample(policy, batch, group, noise)
 
-    rows = sorted(world.gather_list(rows), key=lambda row: row[0])
-    _, columns, found, measured, embeddings = zip(*rows, strict=True)
+        parts = score(rewards, images, batch, tolerance).parts.tolist()
+        judged = _judged(judge, images, batch)
+        held_out = panel.measure(policy, sampler, trajectory, images, batch, start)
+        columns = zip(indices.tolist(), parts, judged, *held_out, strict=True)
+        rows += [_Image(*values) for values in columns]
+
+    rows = sorted(world.gather_list(rows), key=lambda row: row.number)
+    measures = [row.measures for row in rows]
+    embeddings = [row.embedding for row in rows]
+
     return Evaluation(
         prompts=[prompt.text for prompt in prompts],
         images_per_prompt=images_per_prompt,
         seed=seed,
         chunk=chunk,
         rewards=list(rewards),
-        parts=list(columns),
-        judged=[bool(judged) for judged in found] if judge else None,
-        panel=panel.columns(measured, embeddings, images_per_prompt),
+        parts=[row.rewards for row in rows],
+        judged=[bool(row.judged) for row in rows] if judge else None,
+        panel=panel.columns(measures, embeddings, images_per_prompt),
     )
 
 
 def paired(before: Evaluation, after: Evaluation, weights: Tensor) -> dict[str, Any]:
-    """The comparison of two evaluations on the same prompts and noise; a positive gain is a better
-    reward.
+    """Return the comparison of two evaluations on the same prompts and noise.
 
-    Returns `before, after, paired_mean, ci95: [low, high], judge_before, judge_after`; the judge's
-        are shares of images found right, None without a judge. If there are any, `missing` are
-        images without a reward before or after, which are in no number but the judge's, and `panel`
-        has the first four numbers of each held-out measure. Raises ValueError if the two cannot be
-        compared.
+    Returns:
+        `before, after, paired_mean, ci95: [low, high], judge_before, judge_after`. A positive mean
+        is a better reward. The judge's numbers are the shares of images that it calls right, None
+        without a judge. If any images have no reward before or after, `missing` is their number;
+        they are in no number but the judge's. If there are held-out measures, `panel` has the first
+        four numbers of each.
+
+    Raises:
+        ValueError: the two cannot be compared.
     """
     for key in ("prompts", "images_per_prompt", "seed", "chunk", "rewards"):
         if getattr(before, key) != getattr(after, key):
@@ -159,103 +175,133 @@ def paired(before: Evaluation, after: Evaluation, weights: Tensor) -> dict[str, 
 
     old = before.total(weights)
     new = after.total(weights)
-    there = (new - old).isfinite()
+    valid = (new - old).isfinite()
 
-    if not there.any():
+    if not valid.any():
         raise ValueError(
-            "no image has a reward both before and after training; mend the reward and evaluate again"
+            "no image has a reward both before and after training; "
+            "fix the reward and evaluate again"
         )
 
-    return {
-        "before": float(old[there].mean()),
-        "after": float(new[there].mean()),
-        "paired_mean": float((new - old)[there].mean()),
+    comparison = {
+        "before": float(old[valid].mean()),
+        "after": float(new[valid].mean()),
+        "paired_mean": float((new - old)[valid].mean()),
         "ci95": interval(new - old),
-        "judge_before": _share(before.judged),
-        "judge_after": _share(after.judged),
-        **({} if there.all() else {"missing": int((~there).sum())}),
-        **({"panel": panel} if (panel := _panel(before, after)) else {}),
+        "judge_before": _fraction(before.judged),
+        "judge_after": _fraction(after.judged),
     }
+
+    if not valid.all():
+        comparison["missing"] = int((~valid).sum())
+    if panel := _compare_panels(before, after):
+        comparison["panel"] = panel
+
+    return comparison
 
 
 def interval(gain: Tensor) -> list[float]:
-    """The 95 % interval of the mean of `gain` (prompts, images per prompt), by bootstrap over
-    prompts; seeded.
+    """Return the 95 % interval of the mean of `gain` (prompts, images per prompt).
+
+    It is a bootstrap over prompts from a fixed seed.
     """
     clusters = gain.nanmean(1) if len(gain) > 1 else gain[0]
     clusters = clusters[clusters.isfinite()]
-    drawn = torch.randint(
-        len(clusters), (RESAMPLES, len(clusters)), generator=generator("bootstrap")
-    )
-    means = clusters[drawn].mean(1)
+
+    shape = (RESAMPLES, len(clusters))
+    resampled = torch.randint(len(clusters), shape, generator=generator("bootstrap"))
+    means = clusters[resampled].mean(1)
     return [float(means.quantile(q)) for q in (0.025, 0.975)]
 
 
 def compare(
     before: Mapping[str, Evaluation], after: Mapping[str, Evaluation], weights: Tensor
 ) -> dict[str, Any]:
-    """The contents of evaluation.json: {"train": {...}, "unseen": {...} or None}."""
+    """Return the contents of evaluation.json: {"train": {...}, "unseen": {...} or None}."""
     return {
         name: paired(before[name], after[name], weights) if name in before else None
         for name in ("train", "unseen")
     }
 
 
-def save_evaluation(path: Path, measured: Mapping[str, Evaluation]) -> None:
-    """Write what `measure` gave."""
-    write(path, dumps({name: asdict(evaluation) for name, evaluation in measured.items()}))
+def save_evaluation(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
+    """Write evaluations by name ("train", "unseen") to a JSON file."""
+    write(path, dumps({name: asdict(evaluation) for name, evaluation in evaluations.items()}))
 
 
 def load_evaluation(path: Path) -> dict[str, Evaluation] | None:
-    """Read what `keep` wrote; None if there is nothing."""
+    """Return what `save_evaluation` wrote; None if there is no such file.
+
+    Raises:
+        ValueError: the file is not an evaluation.
+    """
     if not path.exists():
         return None
 
     try:
-        return {
-            name: Evaluation(**fields)
-            for name, fields in json.loads(path.read_text("utf-8")).items()
-        }
+        tables = json.loads(path.read_text("utf-8"))
+        return {name: Evaluation(**fields) for name, fields in tables.items()}
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path}: not an evaluation of this version of Burnish; delete it and go on"
         ) from error
 
 
-def _panel(before: Evaluation, after: Evaluation) -> dict[str, dict[str, Any]]:
-    """The comparison of every held-out measure that both evaluations have."""
-    first = before.measures()
-    last = after.measures()
-    return {
-        name: described
-        for name in first
-        if name != "judge" and name in last
-        for described in [change(first[name], last[name], before.images_per_prompt)]
-        if described
-    }
+def paired_change(
+    first: Sequence[float], last: Sequence[float], images_per_prompt: int
+) -> dict[str, Any]:
+    """Return the paired change of a measure over the images that have it both times.
 
+    Args:
+        first: the values before, one an image; images of one prompt are neighbours.
+        last: the values after.
+        images_per_prompt: of all prompts.
 
-def change(first: Sequence[float], last: Sequence[float], each: int) -> dict[str, Any]:
-    """The paired change of a measure over the images that have it both times, ``each`` of a prompt
-    being neighbours: `before, after, paired_mean, ci95`, and `spread`, its standard deviation among
-    images before; {} if none has.
+    Returns:
+        `before, after, paired_mean, ci95` and `spread`, the standard deviation among the images
+        before; {} if no image has both values.
     """
-    old, new = (
-        torch.tensor(values, dtype=torch.float64).view(-1, each) for values in (first, last)
-    )
-    there = (new - old).isfinite()
+    old = torch.tensor(first, dtype=torch.float64).view(-1, images_per_prompt)
+    new = torch.tensor(last, dtype=torch.float64).view(-1, images_per_prompt)
+    valid = (new - old).isfinite()
 
-    if not there.any():
+    if not valid.any():
         return {}
 
     return {
-        "before": float(old[there].mean()),
-        "after": float(new[there].mean()),
-        "paired_mean": float((new - old)[there].mean()),
+        "before": float(old[valid].mean()),
+        "after": float(new[valid].mean()),
+        "paired_mean": float((new - old)[valid].mean()),
         "ci95": interval(new - old),
-        "spread": float(old[there].std(correction=0)),
+        "spread": float(old[valid].std(correction=0)),
     }
 
 
-def _share(judged: list[bool] | None) -> float | None:
+def _compare_panels(before: Evaluation, after: Evaluation) -> dict[str, dict[str, Any]]:
+    """Return the comparison of every held-out measure that both evaluations have."""
+    first = before.measures()
+    last = after.measures()
+    panel = {}
+
+    for name in first:
+        if name == "judge" or name not in last:
+            continue
+        if change := paired_change(first[name], last[name], before.images_per_prompt):
+            panel[name] = change
+
+    return panel
+
+
+def _judged(judge: Judge | None, images: Tensor, prompts: Sequence[Prompt]) -> list[bool | None]:
+    """Return the judge's answers about the prompts before expansion; None without a judge."""
+    if judge is None:
+        return [None] * len(prompts)
+    return judge(images, [prompt.unexpanded() for prompt in prompts]).tolist()
+
+
+def _with_nan(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
+
+
+def _fraction(judged: list[bool] | None) -> float | None:
     return sum(judged) / len(judged) if judged else None

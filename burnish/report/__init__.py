@@ -1,1 +1,1 @@
-"""What a run looks like: its page, its curves, its progress bar. Needs no torch."""
+"""The view of a run: its HTML page, its charts, its progress bar. Needs no torch."""

@@ -1,9 +1,8 @@
-"""Line charts as SVG text: curves with a band of spread, round ticks, values on hover. Standard
-library only.
+"""Line charts as SVG text: curves with a band of spread, round ticks, values on hover.
 
-Written by hand so that a report needs no plotting library, stays sharp at any size and follows the
-reader's light or
-dark theme: colours and fonts are the page's CSS (`.series-0`, `.axis`, ...).
+Written by hand, with the standard library only, so that a report needs no plotting library, stays
+sharp at any size and follows the reader's light or dark theme: colours and fonts are the page's CSS
+(`.series-0`, `.axis`, ...).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ LEFT = 56
 RIGHT = 14
 TOP = 12
 BOTTOM = 26
-HOVERED = 160  # at most so many points answer to the pointer: more would only make the file large
+HOVERED = 160  # at most so many points show their values on hover: more would only bloat the file
 
 Value = float | None
 
@@ -32,7 +31,7 @@ class Series:
     spread: Sequence[Value] | None = None  # half the height of the band around each value
 
     def band(self, i: int) -> tuple[float, float] | None:
-        """The lowest and highest drawn value at point i; None in a gap."""
+        """Return the lowest and highest drawn value at point i; None in a gap."""
         y = self.y[i]
         spread = self.spread[i] if self.spread else None
 
@@ -45,7 +44,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Frame:
-    """The rectangle of a chart and the ranges it shows."""
+    """The size of a chart and the ranges of its axes."""
 
     width: int
     height: int
@@ -53,19 +52,20 @@ class Frame:
     y: tuple[float, float]
 
     def px(self, value: float) -> float:
+        """Return the horizontal position of a value."""
         low, high = self.x
-        across = (value - low) / (high - low) if high > low else 0.5
-        return round(LEFT + across * (self.width - LEFT - RIGHT), 1)
+        fraction = (value - low) / (high - low) if high > low else 0.5
+        return round(LEFT + fraction * (self.width - LEFT - RIGHT), 1)
 
     def py(self, value: float) -> float:
+        """Return the vertical position of a value."""
         low, high = self.y
-        return round(
-            self.height - BOTTOM - (value - low) / (high - low) * (self.height - TOP - BOTTOM), 1
-        )
+        inner = self.height - TOP - BOTTOM
+        return round(self.height - BOTTOM - (value - low) / (high - low) * inner, 1)
 
 
 def number(value: Value) -> str:
-    """A value as people read it: four digits that matter, a true minus sign."""
+    """Return a value as text: four significant digits, a true minus sign."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == 0:
@@ -76,7 +76,7 @@ def number(value: Value) -> str:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten) within [low, high]."""
+    """Return about `count` round numbers in [low, high]: 1, 2 or 5 times a power of ten."""
     if high <= low:
         return [low]
 
@@ -84,37 +84,49 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(step))
     step = power * next(unit for unit in (1, 2, 5, 10) if unit * power >= step * 0.999)
 
-    return [
-        float(f"{i * step:.10g}")
-        for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    ]
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [float(f"{i * step:.10g}") for i in range(first, last + 1)]
 
 
 def line_chart(
     x: Sequence[float], series: Sequence[Series], width: int = 340, height: int = 190
 ) -> str:
-    """An SVG of `series` over `x`, without a title; empty text if there is nothing to draw."""
-    edges = [edge for one in series for i in range(len(x)) for edge in one.band(i) or ()]
+    """Return an SVG of `series` over `x`, without a title; "" if there is nothing to draw."""
+    edges = [edge for curve in series for i in range(len(x)) for edge in curve.band(i) or ()]
     if not edges:
         return ""
 
     frame = Frame(width, height, (min(x), max(x)), _range(min(edges), max(edges)))
-    label = escape(", ".join(one.label for one in series))
+    label = escape(", ".join(curve.label for curve in series))
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">', axes(frame)]
 
-    for index, one in enumerate(series):
-        for run in _runs([one.band(i) for i in range(len(x))]):
-            upper = [f"{frame.px(x[i])} {frame.py(high)}" for i, (_, high) in run]
-            lower = [f"{frame.px(x[i])} {frame.py(low)}" for i, (low, _) in reversed(run)]
-            middle = [f"{frame.px(x[i])} {frame.py((low + high) / 2)}" for i, (low, high) in run]
-
-            if one.spread:
-                parts.append(f'<path class="band series-{index}" d="M{"L".join(upper + lower)}Z"/>')
-
-            alone = "h.01" if len(run) == 1 else ""  # a path of one point would not be drawn
-            parts.append(f'<path class="line series-{index}" d="M{"L".join(middle)}{alone}"/>')
+    for index, curve in enumerate(series):
+        for segment in _segments([curve.band(i) for i in range(len(x))]):
+            parts += _curve(frame, x, index, segment, with_band=bool(curve.spread))
 
     return "".join([*parts, *_hover(frame, x, series), "</svg>"])
+
+
+def _curve(
+    frame: Frame,
+    x: Sequence[float],
+    index: int,
+    segment: Sequence[tuple[int, tuple[float, float]]],
+    with_band: bool,
+) -> list[str]:
+    """Return the paths of one curve between two gaps: its band, if it has one, and its line."""
+    upper = [f"{frame.px(x[i])} {frame.py(high)}" for i, (_, high) in segment]
+    lower = [f"{frame.px(x[i])} {frame.py(low)}" for i, (low, _) in reversed(segment)]
+    middle = [f"{frame.px(x[i])} {frame.py((low + high) / 2)}" for i, (low, high) in segment]
+    parts = []
+
+    if with_band:
+        parts.append(f'<path class="band series-{index}" d="M{"L".join(upper + lower)}Z"/>')
+
+    dot = "h.01" if len(segment) == 1 else ""  # a path of one point would not be drawn
+    parts.append(f'<path class="line series-{index}" d="M{"L".join(middle)}{dot}"/>')
+    return parts
 
 
 def _range(low: float, high: float) -> tuple[float, float]:
@@ -122,23 +134,28 @@ def _range(low: float, high: float) -> tuple[float, float]:
     return (0.0 if 0 <= low <= 0.3 * high else low - margin), high + margin
 
 
-def _runs(
+def _segments(
     bands: Sequence[tuple[float, float] | None],
 ) -> list[list[tuple[int, tuple[float, float]]]]:
-    """The points between two gaps, with their numbers."""
-    runs: list[list[tuple[int, tuple[float, float]]]] = [[]]
+    """Return the points between two gaps, with their indices."""
+    segments: list[list[tuple[int, tuple[float, float]]]] = [[]]
+
     for i, band in enumerate(bands):
         if band is None:
-            runs.append([])
+            segments.append([])
         else:
-            runs[-1].append((i, band))
+            segments[-1].append((i, band))
 
-    return [run for run in runs if run]
+    return [segment for segment in segments if segment]
 
 
-def axes(frame: Frame, whole: bool = True) -> str:
-    """Round ticks with their grid; along x whole numbers alone, as of iterations, or any, with a
-    grid of their own.
+def axes(frame: Frame, integers: bool = True) -> str:
+    """Return round ticks with their grid lines.
+
+    Args:
+        frame: of the chart.
+        integers: label whole numbers only along x, as of iterations, without vertical grid lines;
+            else label any numbers, with vertical grid lines.
     """
     parts = []
 
@@ -148,56 +165,61 @@ def axes(frame: Frame, whole: bool = True) -> str:
             f'<line class="grid" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y}" y2="{y}"/>'
         )
         parts.append(
-            f'<text class="axis" x="{LEFT - 8}" y="{y + 3.5:.1f}" text-anchor="end">{number(value)}</text>'
+            f'<text class="axis" x="{LEFT - 8}" y="{y + 3.5:.1f}" text-anchor="end">'
+            f"{number(value)}</text>"
         )
 
     for value in ticks(*frame.x, count=6):
-        if not whole:
-            x = frame.px(value)
+        x = frame.px(value)
+
+        if not integers:
             parts.append(
                 f'<line class="grid" x1="{x}" x2="{x}" y1="{TOP}" y2="{frame.height - BOTTOM}"/>'
             )
 
-        if value == int(value) or not whole:
-            place = f'x="{frame.px(value)}" y="{frame.height - 8}"'
+        if value == int(value) or not integers:
+            label = int(value) if integers else number(value)
             parts.append(
-                f'<text class="axis" {place} text-anchor="middle">{int(value) if whole else number(value)}</text>'
+                f'<text class="axis" x="{x}" y="{frame.height - 8}" text-anchor="middle">'
+                f"{label}</text>"
             )
 
     return "".join(parts)
 
 
 def _hover(frame: Frame, x: Sequence[float], series: Sequence[Series]) -> list[str]:
-    """For some points an invisible column that shows their values while the pointer is over it; no
-    script needed.
-    """
+    """Return invisible columns that show the values of their point on hover, without a script."""
     chosen = range(0, len(x), max(1, math.ceil(len(x) / HOVERED)))
-    column = (frame.width - LEFT - RIGHT) / max(len(chosen) - 1, 1)
+    width = (frame.width - LEFT - RIGHT) / max(len(chosen) - 1, 1)
     parts = []
 
     for i in chosen:
-        said = [
-            f"{s.label} {number(s.y[i])}" + (f" ± {number(s.spread[i])}" if s.spread else "")
-            for s in series
-        ]
-        at = frame.px(x[i])
+        px = frame.px(x[i])
         dots = []
 
-        for index, one in enumerate(series):
-            if (band := one.band(i)) is not None:
+        for index, curve in enumerate(series):
+            if (band := curve.band(i)) is not None:
                 dots.append(
-                    f'<circle class="series-{index}" cx="{at}" cy="{frame.py(sum(band) / 2)}" r="3"/>'
+                    f'<circle class="series-{index}" cx="{px}" cy="{frame.py(sum(band) / 2)}" '
+                    'r="3"/>'
                 )
 
-        side = (
-            f'x="{LEFT + 4}"'
-            if at > frame.width / 2
-            else f'x="{frame.width - RIGHT}" text-anchor="end"'
-        )
-        text = escape(f"{number(x[i])}: {', '.join(said)}")
+        # on the side of the chart that is away from the pointer
+        if px > frame.width / 2:
+            side = f'x="{LEFT + 4}"'
+        else:
+            side = f'x="{frame.width - RIGHT}" text-anchor="end"'
+
+        text = escape(f"{number(x[i])}: {', '.join(_value(curve, i) for curve in series)}")
         parts.append(
-            f'<g class="point"><rect x="{at - column / 2:.1f}" y="0" width="{column:.1f}" height="{frame.height}"/>'
-            f'{"".join(dots)}<text class="value" {side} y="{TOP + 9}">{text}</text></g>'
+            f'<g class="point"><rect x="{px - width / 2:.1f}" y="0" width="{width:.1f}" '
+            f'height="{frame.height}"/>{"".join(dots)}'
+            f'<text class="value" {side} y="{TOP + 9}">{text}</text></g>'
         )
 
     return parts
+
+
+def _value(curve: Series, i: int) -> str:
+    text = f"{curve.label} {number(curve.y[i])}"
+    return f"{text} ± {number(curve.spread[i])}" if curve.spread else text

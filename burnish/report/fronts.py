@@ -1,10 +1,9 @@
-"""Reward against reward, as SVG: how far a run moved the front of what its pictures can have at
-once.
+"""Reward against reward, as SVG: how far a run moved the Pareto front of its images.
 
-Each picture of an evaluation is a point; one that no other picture of that evaluation beats in both
-rewards shown is on the front, and the front is drawn through them as steps. A run that only trades
-one reward for another moves along its front; one that learns pushes it outwards. Standard library
-only, in the page's own colours, as all of `charts`.
+Each image of an evaluation is a point. An image that no other image of that evaluation beats in
+both rewards shown is on the front, and the front is drawn through these images as steps. A run that
+only trades one reward for another moves along its front; a run that learns pushes it outwards.
+Standard library only, in the page's own colours, as all of `charts`.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from typing import Any
 
 from burnish.report.charts import Frame, axes, number
 
-PAIRS = 6  # at most so many pairs of rewards are drawn: all of four
-DRAWN = 300  # at most so many pictures of an evaluation that are not on its front
-# of a chart, in its own units
+PAIRS = 6  # at most so many pairs of rewards are drawn: all pairs of four
+DRAWN = 300  # at most so many images of an evaluation that are not on its front
+# size of a chart, in its own units
 WIDTH = 460
 HEIGHT = 330
 
@@ -32,66 +31,69 @@ def section(
     records: Sequence[Mapping[str, Any]],
     weights: Mapping[str, float],
 ) -> str:
-    """The part of a report about the rewards' conflict; empty text for a single reward or before
-    any evaluation.
+    """Return the HTML about the rewards' conflict; "" for one reward or without evaluation.
 
     Args:
         before: the evaluation of the training prompts before training, or {}.
         after: the last one, or {}.
         records: the log, for the mean of every iteration.
-        weights: of the rewards by name; of one with a negative weight less is better.
+        weights: of the rewards by name; with a negative weight less is better.
     """
     names = list((before or after).get("rewards", ()))
     figures = []
 
     for pair in list(combinations(range(len(names)), 2))[:PAIRS]:
-        x, y = (names[place] for place in pair)
+        x, y = (names[column] for column in pair)
         signs = (-1 if weights.get(x, 1.0) < 0 else 1, -1 if weights.get(y, 1.0) < 0 else 1)
+
         means = [
             _point(record.get("rewards", {}).get(name, {}).get("mean") for name in (x, y))
             for record in records
         ]
+        path = [mean for mean in means if mean]
         clouds = [_cloud(before, pair), _cloud(after, pair)]
 
-        if chart := scatter(clouds, [one for one in means if one], (x, y), signs):
-            caption = (
-                f"<figcaption><b>{escape(y)}</b> (upwards) against <b>{escape(x)}</b></figcaption>"
-            )
-            figures.append(f"<figure>{caption}{chart}</figure>")
+        if chart := scatter(clouds, path, (x, y), signs):
+            caption = f"<b>{escape(y)}</b> (upwards) against <b>{escape(x)}</b>"
+            figures.append(f"<figure><figcaption>{caption}</figcaption>{chart}</figure>")
 
     if not figures:
         return ""
 
     key = '<i class="key series-{}"></i>{}'
     return (
-        "<h2>Reward against reward</h2><p class='soft small'>Each picture of the evaluation on training prompts: "
+        "<h2>Reward against reward</h2>"
+        "<p class='soft small'>Each image of the evaluation on training prompts: "
         f'<span class="name">{key.format(1, "before")}</span> (rings), '
-        f'<span class="name">{key.format(0, "after")}</span> (dots). Pale ones are dominated: another picture of their '
-        "evaluation is better in one of the two and no worse in the other. The steps join those that are not. "
-        "The line is the mean of each iteration's pictures, from the ring to the dot.</p>"
+        f'<span class="name">{key.format(0, "after")}</span> (dots). '
+        "Pale ones are dominated: another image of their evaluation is better in one of the two "
+        "and no worse in the other. The steps join those that are not. "
+        "The line is the mean of each iteration's images, from the ring to the dot.</p>"
         f"<div class='fronts'>{''.join(figures)}</div>"
     )
 
 
 def front(points: Sequence[Point], signs: tuple[int, int] = (1, 1)) -> list[bool]:
-    """Which points no other one dominates: is at least as good in both numbers and better in one."""
-    order = sorted(
-        range(len(points)), key=lambda i: (-signs[0] * points[i][0], -signs[1] * points[i][1])
-    )
-    chosen = [False] * len(points)
-    best = -math.inf
-    at = math.inf
+    """Return for each point whether no other point dominates it.
 
-    for i in order:  # from the best x on: only a y above all so far is new, but twins stay together
-        x = signs[0] * points[i][0]
-        y = signs[1] * points[i][1]
-        chosen[i] = y > best or (y == best and x == at)
+    A point dominates another if it is at least as good in both numbers and better in one.
+    """
+    signed = [(signs[0] * x, signs[1] * y) for x, y in points]
+    order = sorted(range(len(points)), key=lambda i: (-signed[i][0], -signed[i][1]))
+    on_front = [False] * len(points)
+    best_y = -math.inf
+    its_x = math.inf
 
-        if y > best:
-            best = y
-            at = x
+    # from the best x on: only a y above all so far is new, but equal points stay together
+    for i in order:
+        x, y = signed[i]
+        on_front[i] = y > best_y or (y == best_y and x == its_x)
 
-    return chosen
+        if y > best_y:
+            best_y = y
+            its_x = x
+
+    return on_front
 
 
 def scatter(
@@ -100,87 +102,89 @@ def scatter(
     names: tuple[str, str],
     signs: tuple[int, int] = (1, 1),
 ) -> str:
-    """An SVG of two clouds, before and after, and of a path; empty text if there is no picture in
-    either.
+    """Return an SVG of two clouds, before and after, and a path; "" if both clouds are empty.
 
     Args:
-        clouds: point and prompt of each picture, by its row in the evaluation.
+        clouds: point and prompt of each image, by its row in the evaluation.
         path: the means, iteration by iteration.
         names: of both rewards, x first.
         signs: -1 where less is better.
     """
-    seen = [point for cloud in clouds for point, _ in cloud.values()]
-    if not seen:
+    points = [point for cloud in clouds for point, _ in cloud.values()]
+    if not points:
         return ""
 
-    every = [*seen, *path]
-    frame = Frame(WIDTH, HEIGHT, _range([x for x, _ in every]), _range([y for _, y in every]))
+    everything = [*points, *path]
+    x_range = _range([x for x, _ in everything])
+    y_range = _range([y for _, y in everything])
+    frame = Frame(WIDTH, HEIGHT, x_range, y_range)
+
     label = escape(f"{names[1]} against {names[0]}, before and after")
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">',
-        axes(frame, whole=False),
+        axes(frame, integers=False),
     ]
 
-    for cloud, (kind, said) in zip(
-        clouds, (("ring series-1", "before"), ("dot series-0", "after")), strict=True
-    ):
-        parts += _drawn(frame, list(cloud.values()), signs, kind, said, names)
+    styles = (("ring series-1", "before"), ("dot series-0", "after"))
+    for cloud, (style, when) in zip(clouds, styles, strict=True):
+        parts += _draw_cloud(frame, list(cloud.values()), signs, style, when, names)
 
     if path:
-        corners = [f"{frame.px(x)} {frame.py(y)}" for x, y in path]
-        parts.append(
-            f'<path class="walk" d="M{"L".join(corners)}{"h.01" if len(corners) == 1 else ""}"/>'
-        )
-
-        for kind, (x, y) in (("from", path[0]), ("to", path[-1])):
-            parts.append(
-                f'<circle class="walk {kind}" cx="{frame.px(x)}" cy="{frame.py(y)}" r="4.5"/>'
-            )
+        parts += _draw_path(frame, path)
 
     return "".join([*parts, "</svg>"])
 
 
-def _drawn(
+def _draw_path(frame: Frame, path: Sequence[Point]) -> list[str]:
+    """Return the line of the means, with a mark at its beginning and its end."""
+    corners = "L".join(f"{frame.px(x)} {frame.py(y)}" for x, y in path)
+    dot = "h.01" if len(path) == 1 else ""  # a path of one point would not be drawn
+    parts = [f'<path class="walk" d="M{corners}{dot}"/>']
+
+    for end, (x, y) in (("from", path[0]), ("to", path[-1])):
+        parts.append(f'<circle class="walk {end}" cx="{frame.px(x)}" cy="{frame.py(y)}" r="4.5"/>')
+
+    return parts
+
+
+def _draw_cloud(
     frame: Frame,
-    pictures: Sequence[tuple[Point, str]],
+    images: Sequence[tuple[Point, str]],
     signs: tuple[int, int],
-    kind: str,
-    said: str,
+    style: str,
+    when: str,
     names: tuple[str, str],
 ) -> list[str]:
-    """The pictures of one evaluation, the front last, so that it is on top."""
-    points = [point for point, _ in pictures]
-    best = front(points, signs)
-    rest = [point for point, chosen in zip(points, best, strict=True) if not chosen]
+    """Return the images of one evaluation, those on the front last, so that they are on top."""
+    on_front = front([point for point, _ in images], signs)
+    best = [image for image, chosen in zip(images, on_front, strict=True) if chosen]
+    rest = [point for (point, _), chosen in zip(images, on_front, strict=True) if not chosen]
     rest = rest[:: max(1, math.ceil(len(rest) / DRAWN))]
+
     parts = [
-        f'<circle class="{kind} faint" cx="{frame.px(x)}" cy="{frame.py(y)}" r="3"/>'
+        f'<circle class="{style} faint" cx="{frame.px(x)}" cy="{frame.py(y)}" r="3"/>'
         for x, y in rest
     ]
-    chosen = [one for one, there in zip(pictures, best, strict=True) if there]
-    stairs = sorted({point for point, _ in chosen}, key=lambda point: signs[0] * point[0])
+    corners = sorted({point for point, _ in best}, key=lambda point: signs[0] * point[0])
 
-    if len(stairs) > 1:
-        # from the worst x on: what is dominated lies on the near side of the steps
-        first, *others = stairs
+    if len(corners) > 1:
+        # from the worst x on: the dominated points lie on the inner side of the steps
+        (x, y), *others = corners
         steps = "".join(f"V{frame.py(y)}H{frame.px(x)}" for x, y in others)
-        parts.append(
-            f'<path class="steps {kind}" d="M{frame.px(first[0])} {frame.py(first[1])}{steps}"/>'
-        )
+        parts.append(f'<path class="steps {style}" d="M{frame.px(x)} {frame.py(y)}{steps}"/>')
 
-    for (x, y), text in chosen:
-        title = escape(f"{said}, {text}: {names[0]} {number(x)}, {names[1]} {number(y)}")
+    for (x, y), prompt in best:
+        title = escape(f"{when}, {prompt}: {names[0]} {number(x)}, {names[1]} {number(y)}")
         parts.append(
-            f'<g><title>{title}</title><circle class="{kind}" cx="{frame.px(x)}" cy="{frame.py(y)}" r="4"/></g>'
+            f'<g><title>{title}</title><circle class="{style}" cx="{frame.px(x)}" '
+            f'cy="{frame.py(y)}" r="4"/></g>'
         )
 
     return parts
 
 
 def _range(values: Sequence[float]) -> Point:
-    """What an axis shows: all values and a margin; zero is nothing special in the company of
-    another reward.
-    """
+    """Return the range of an axis: all values and a margin; it need not include zero."""
     low = min(values)
     high = max(values)
     margin = 0.05 * (high - low) or abs(low) * 0.1 or 1.0
@@ -188,19 +192,21 @@ def _range(values: Sequence[float]) -> Point:
 
 
 def _cloud(evaluation: Mapping[str, Any], pair: tuple[int, int]) -> dict[int, tuple[Point, str]]:
-    """Both rewards and the prompt of each picture that has both."""
+    """Return both rewards and the prompt of each image that has both, by its row."""
     prompts = evaluation.get("prompts", ())
-    each = evaluation.get("images_per_prompt", 1)
-    found = {}
+    images_per_prompt = evaluation.get("images_per_prompt", 1)
+    cloud = {}
 
     for row, parts in enumerate(evaluation.get("parts", ())):
-        if point := _point(parts[place] for place in pair):
-            found[row] = point, str(prompts[row // each])
+        if point := _point(parts[column] for column in pair):
+            cloud[row] = point, str(prompts[row // images_per_prompt])
 
-    return found
+    return cloud
 
 
 def _point(values: Any) -> Point | None:
-    """Two numbers, or None where one is missing."""
+    """Return two numbers as a point; None where one is missing."""
     x, y = values
-    return (float(x), float(y)) if all(v is not None and math.isfinite(v) for v in (x, y)) else None
+    if x is None or y is None or not (math.isfinite(x) and math.isfinite(y)):
+        return None
+    return float(x), float(y)

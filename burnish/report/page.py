@@ -1,7 +1,6 @@
-"""A run directory as one self-contained HTML page: what changed, how it got there, and from which
-configuration.
+"""A run directory as one self-contained HTML page: results, curves, images, configuration.
 
-Reads the files of a run and nothing else, so a page can be made while the run goes on and where
+It reads the files of a run and nothing else, so a page can be made while the run goes on and where
 torch is not installed. Parts that a run does not have yet are left out.
 """
 
@@ -31,8 +30,10 @@ else:
 FRAMES = 12  # at most so many sample grids go into the page, evenly spread over the run
 STRIP = 7  # of these, so many stand side by side
 ROWS = 8  # prompts that get such a row
-PICTURE = 1280  # pixels: a larger grid is scaled down
+LARGEST = 1280  # pixels: a larger grid is scaled down
+SECONDS = ("seconds_sampling", "seconds_scoring", "seconds_training")
 
+# title, keys of the record, note
 DIAGNOSTICS = (
     (
         "Ratio deviation",
@@ -52,22 +53,22 @@ DIAGNOSTICS = (
     (
         "KL to the reference",
         ("kl",),
-        "how far the model has gone, in nats per image and transition",
+        "how far training has moved the model, in nats per image and transition",
     ),
     (
-        "Settled before",
-        ("settled",),
-        "share of the advantages' variance that previews leave out of the gradient",
+        "Explained variance",
+        ("explained_variance",),
+        "share of the advantages' variance that the baseline of x0 previews removes",
     ),
     (
-        "Front",
-        ("front",),
-        "share of images that none beats on all counts; more where rewards are in conflict",
+        "Pareto front",
+        ("pareto_front",),
+        "share of images that no other image dominates; more where rewards are in conflict",
     ),
     (
         "Expansions",
         ("expander_logp",),
-        "mean log-probability of a text in nats; towards 0 they become all alike",
+        "mean log-probability of a text in nats; towards 0 all texts become alike",
     ),
     (
         "Expansions: KL",
@@ -76,25 +77,22 @@ DIAGNOSTICS = (
     ),
     ("Expansions: length", ("expander_length",), "tokens drawn and kept, the end included"),
     (
-        "Expansions: cut",
-        ("expander_cut",),
-        "share of texts that the generator had no room for to the end",
+        "Expansions: truncated",
+        ("expander_truncated",),
+        "share of texts that were too long for the generator's text encoder",
     ),
     ("Gradient norm", ("grad_norm",), "before clipping"),
     ("Learning rate", ("lr",), ""),
-    ("Seconds", ("seconds_sampling", "seconds_scoring", "seconds_training"), "of an iteration"),
+    ("Seconds", SECONDS, "of an iteration"),
 )
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
-    """Write the page of a run.
+    """Write the page of a run and return its path.
 
     Args:
         folder: the run directory.
         out: where the page goes; by default `report.html` in the run directory.
-
-    Returns:
-        The page's path.
 
     Raises:
         FileNotFoundError: `folder` holds no run.
@@ -106,123 +104,121 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
 
 
 def page(run: runs.Run) -> str:
-    """The page as text."""
+    """Return the page of a run as text."""
     source = run.config.read_text("utf-8")
     records = run.records()
     evaluation = _json(run.evaluation)
     grids = _grids(run)
-    asked = max(run.samples.glob("asked-*.png"), default=None)
-    css = "\n".join(
-        f'.s{i} {{ background-image: url("{_data_uri(path)}"); }}' for i, path in grids.items()
-    )
-
-    if asked is not None:
-        css += f'\n.asked {{ background-image: url("{_data_uri(asked)}"); }}'
+    identifier_grid = max(run.samples.glob("identifiers-*.png"), default=None)
 
     parts = {
         "title": escape(run.folder.resolve().name),
         "subtitle": escape(_subtitle(tomllib.loads(source))),
-        "pictures_css": css,
+        "images_css": _images_css(grids, identifier_grid),
         "tiles": _tiles(records, evaluation),
         "evaluation": _evaluation(evaluation) + _panel(evaluation) + _guard(_json(run.guard)),
-        "pictures": _pictures(grids),
-        "strips": _strips(run, _spread(list(grids), STRIP)) + _asked(asked),
+        "images": _images(grids),
+        "strips": _strips(run, _spread(list(grids), STRIP)) + _identifiers(identifier_grid),
         "rewards": _rewards(records) + _fronts(run, records),
         "diagnostics": _expansions(records) + _diagnostics(records),
-        "configuration": f"<h2>Configuration</h2><details class='sheet'><summary>config.toml</summary>"
-        f"<pre>{escape(source)}</pre></details>",
+        "configuration": (
+            "<h2>Configuration</h2><details class='sheet'><summary>config.toml</summary>"
+            f"<pre>{escape(source)}</pre></details>"
+        ),
     }
-    return Template((files("burnish") / "data" / "report.html").read_text("utf-8")).substitute(
-        parts
-    )
+    template = (files("burnish") / "data" / "report.html").read_text("utf-8")
+    return Template(template).substitute(parts)
+
+
+def _images_css(grids: Mapping[int, Path], identifier_grid: Path | None) -> str:
+    rule = '.{} {{ background-image: url("{}"); }}'
+    rules = [rule.format(f"s{i}", _data_uri(path)) for i, path in grids.items()]
+
+    if identifier_grid is not None:
+        rules.append(rule.format("identifiers", _data_uri(identifier_grid)))
+
+    return "\n".join(rules)
 
 
 def _subtitle(config: Mapping[str, Any]) -> str:
-    rewards = " + ".join(
-        str(table.get("name") or table["use"]) for table in config.get("rewards", ())
-    )
+    tables = config.get("rewards", ())
+    rewards = " + ".join(str(table.get("name") or table["use"]) for table in tables)
     model = config.get("model", {})
-    how = (
-        f"LoRA rank {model.get('rank')}"
-        if model.get("train") == "lora"
-        else str(model.get("train", ""))
-    )
+    train = str(model.get("train", ""))
+
     parts = [
         str(model.get("id", "")),
-        how,
+        f"LoRA rank {model.get('rank')}" if train == "lora" else train,
         f"objective {config.get('objective', {}).get('use', '')}",
         f"advantage {config.get('advantage', {}).get('use', '')}",
     ]
-
     return f"{rewards}: " + " · ".join(part for part in parts if part)
 
 
+# Numbers at the top
+# --------------------------------------------------------------------------------------------------
+
+
 def _tiles(records: Sequence[runs.Record], evaluation: Mapping[str, Any]) -> str:
-    tiles = []
-    train = evaluation.get("train")
-
-    if train:
-        low, high = train["ci95"]
-        clear = "good" if low > 0 else "bad" if high < 0 else ""
-        change = f"{number(train['before'])} → {number(train['after'])}"
-        tiles.append((change, "reward, before → after, same noise", ""))
-        tiles.append(
-            (
-                _signed(train["paired_mean"]),
-                f"paired gain, 95 % in [{number(low)}, {number(high)}]",
-                clear,
-            )
-        )
-
-        if train.get("judge_before") is not None:
-            tiles.append(
-                (
-                    f"{_percent(train['judge_before'])} → {_percent(train['judge_after'])}",
-                    "judged right",
-                    "",
-                )
-            )
+    tiles = _result_tiles(evaluation["train"]) if evaluation.get("train") else []
 
     if records:
-        seconds = sum(record.get(key) or 0 for record in records for key in DIAGNOSTICS[-1][1])
+        seconds = sum(record.get(key) or 0 for record in records for key in SECONDS)
         images = sum(record.get("images") or 0 for record in records)
         count = f"{images:,}".replace(",", " ")
-        tiles.append(
-            (
-                f"{records[-1]['iteration']} iterations",
-                f"{count} images in {_duration(seconds)}",
-                "",
-            )
-        )
+        iterations = f"{records[-1]['iteration']} iterations"
+        tiles.append((iterations, f"{count} images in {_duration(seconds)}", ""))
 
     cells = "".join(
-        f'<div class="tile"><b class="{kind}">{a}</b><span>{b}</span></div>' for a, b, kind in tiles
+        f'<div class="tile"><b class="{style}">{value}</b><span>{label}</span></div>'
+        for value, label, style in tiles
     )
     return f'<div class="tiles">{cells}</div>'
+
+
+def _result_tiles(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return value, label and style of each tile about an evaluation."""
+    low, high = result["ci95"]
+    style = _significance(low, high, "")
+    change = f"{number(result['before'])} → {number(result['after'])}"
+    interval = f"95 % in [{number(low)}, {number(high)}]"
+    tiles = [
+        (change, "reward, before → after, same noise", ""),
+        (_signed(result["paired_mean"]), f"paired gain, {interval}", style),
+    ]
+
+    if result.get("judge_before") is not None:
+        shares = f"{_percent(result['judge_before'])} → {_percent(result['judge_after'])}"
+        tiles.append((shares, "judged right", ""))
+
+    return tiles
+
+
+# Evaluation
+# --------------------------------------------------------------------------------------------------
 
 
 def _evaluation(evaluation: Mapping[str, Any]) -> str:
     names = {"train": "training prompts", "unseen": "unseen prompts"}
     rows = []
 
-    for key, one in evaluation.items():
-        if not one:
+    for key, result in evaluation.items():
+        if not result:
             continue
 
-        low, high = one["ci95"]
-        clear = "good" if low > 0 else "bad" if high < 0 else "soft"
-        judged = [_percent(one.get(name)) for name in ("judge_before", "judge_after")]
-        gain = f'<span class="{clear}">{_signed(one["paired_mean"])}</span>'
-        interval = f"[{number(low)}, {number(high)}]"
-        cells = [
-            names.get(key, key),
-            number(one["before"]),
-            number(one["after"]),
-            gain,
-            interval,
-            *judged,
-        ]
-        rows.append("".join(f"<td>{cell}</td>" for cell in cells))
+        low, high = result["ci95"]
+        style = _significance(low, high, "soft")
+        rows.append(
+            [
+                names.get(key, key),
+                number(result["before"]),
+                number(result["after"]),
+                f'<span class="{style}">{_signed(result["paired_mean"])}</span>',
+                f"[{number(low)}, {number(high)}]",
+                _percent(result.get("judge_before")),
+                _percent(result.get("judge_after")),
+            ]
+        )
 
     if not rows:
         return ""
@@ -237,132 +233,148 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
         "after",
     )
     return (
-        "<h2>Evaluation</h2><p class='soft small'>The same prompts from the same noise, before and after. A gain whose "
-        "interval excludes zero is not chance.</p><div class='sheet'><table><tr>"
-        + "".join(f"<th>{head}</th>" for head in heads)
-        + "</tr>"
-        + "".join(f"<tr>{row}</tr>" for row in rows)
-        + "</table></div>"
-    )
+        "<h2>Evaluation</h2><p class='soft small'>The same prompts from the same noise, before and "
+        "after. A gain whose interval excludes zero is not chance.</p>"
+    ) + _table(heads, rows)
 
 
 def _panel(evaluation: Mapping[str, Any]) -> str:
-    """The measures that were not trained on."""
+    """Return the table of the measures that were not trained on."""
     rows = []
 
-    for key, one in evaluation.items():
-        for name, seen in ((one or {}).get("panel") or {}).items():
-            low, high = seen["ci95"]
-            change = f"{_signed(seen['paired_mean'])} [{number(low)}, {number(high)}]"
-            cells = (
-                escape(name),
-                f"{key} prompts",
-                number(seen["before"]),
-                number(seen["after"]),
-                change,
+    for key, result in evaluation.items():
+        for name, change in ((result or {}).get("panel") or {}).items():
+            low, high = change["ci95"]
+            rows.append(
+                [
+                    escape(name),
+                    f"{key} prompts",
+                    number(change["before"]),
+                    number(change["after"]),
+                    f"{_signed(change['paired_mean'])} [{number(low)}, {number(high)}]",
+                ]
             )
-            rows.append("".join(f"<td>{cell}</td>" for cell in cells))
 
     if not rows:
         return ""
 
-    heads = "".join(
-        f"<th>{head}</th>" for head in ("held out", "", "before", "after", "change, 95 % interval")
-    )
     return (
-        "<p class='soft small'>Measures that were not trained on: where they fall while the reward climbs, the reward "
-        f"is being fooled.</p><div class='sheet'><table><tr>{heads}</tr>"
-        + "".join(f"<tr>{row}</tr>" for row in rows)
-        + "</table></div>"
-    )
+        "<p class='soft small'>Measures that were not trained on: where they fall while the reward "
+        "rises, the policy exploits the reward.</p>"
+    ) + _table(("held out", "", "before", "after", "change, 95 % interval"), rows)
 
 
-def _guard(about: Mapping[str, Any]) -> str:
-    if not about:
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{text}</th>" for text in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<div class='sheet'><table><tr>{head}</tr>{body}</table></div>"
+
+
+def _significance(low: float, high: float, neutral: str) -> str:
+    """Return the style of a gain: "good", "bad", or ``neutral`` if its interval includes zero."""
+    if low > 0:
+        return "good"
+    return "bad" if high < 0 else neutral
+
+
+def _guard(decision: Mapping[str, Any]) -> str:
+    if not decision:
         return ""
 
-    went = f" and went back to iteration {about['best']}" if about["action"] == "rollback" else ""
+    back = ""
+    if decision["action"] == "rollback":
+        back = f" and went back to iteration {decision['best']}"
+
     return (
-        f"<p><b class='bad'>The guard ended the run after iteration {about['iteration']}{went}:</b> "
-        f"{escape('; '.join(about['reasons']))}.</p>"
+        "<p><b class='bad'>The guard ended the run after iteration "
+        f"{decision['iteration']}{back}:</b> {escape('; '.join(decision['reasons']))}.</p>"
     )
+
+
+# Curves
+# --------------------------------------------------------------------------------------------------
 
 
 def _rewards(records: Sequence[runs.Record]) -> str:
     x = [record["iteration"] for record in records]
     names = dict.fromkeys(name for record in records for name in record.get("rewards", {}))
+    size = (960, 300) if len(names) == 1 else (460, 220)
     figures = []
 
     for name in names:
-        shown = [record.get("rewards", {}).get(name, {}) for record in records]
-        series = Series(name, [one.get("mean") for one in shown], [one.get("std") for one in shown])
-        wide = len(names) == 1
-        chart = line_chart(x, [series], *((960, 300) if wide else (460, 220)))
+        rewards = [record.get("rewards", {}).get(name, {}) for record in records]
+        means = [reward.get("mean") for reward in rewards]
+        spreads = [reward.get("std") for reward in rewards]
 
-        if chart:
-            caption = f"<b>{escape(name)}</b> mean of an iteration's images ± their spread{_details(shown[-1])}"
-            caption = f"<figcaption>{caption}</figcaption>"
+        if chart := line_chart(x, [Series(name, means, spreads)], *size):
+            caption = f"<b>{escape(name)}</b> mean of an iteration's images ± their spread"
+            caption = f"<figcaption>{caption}{_details(rewards[-1])}</figcaption>"
             figures.append(f"<figure>{caption}{chart}</figure>")
 
     if not figures:
         return ""
 
-    size = "wide" if len(figures) == 1 else "charts"
-    return f"<h2>Reward</h2><div class='{size}'>{''.join([*figures, _curriculum(x, records, size)])}</div>"
+    layout = "wide" if len(figures) == 1 else "charts"
+    figures.append(_curriculum(x, records, layout))
+    return f"<h2>Reward</h2><div class='{layout}'>{''.join(figures)}</div>"
 
 
-def _curriculum(x: Sequence[int], records: Sequence[runs.Record], size: str) -> str:
-    """The control scale next to the rewards and as wide, so that what it did to them is seen."""
+def _curriculum(x: Sequence[int], records: Sequence[runs.Record], layout: str) -> str:
+    """Return the chart of the control scale, as wide as the charts of the rewards beside it."""
     scales = Series("control scale", [record.get("control_scale") for record in records])
-    chart = line_chart(x, [scales], *((960, 180) if size == "wide" else (460, 220)))
-    caption = "<b>Control scale</b> how closely pictures followed their control in training: the curriculum"
-    return f"<figure><figcaption>{caption}</figcaption>{chart}</figure>" if chart else ""
+    chart = line_chart(x, [scales], *((960, 180) if layout == "wide" else (460, 220)))
+    if not chart:
+        return ""
+
+    caption = (
+        "<b>Control scale</b> how closely images followed their control in training: the curriculum"
+    )
+    return f"<figure><figcaption>{caption}</figcaption>{chart}</figure>"
 
 
 def _fronts(run: runs.Run, records: Sequence[runs.Record]) -> str:
-    """Reward against reward, from the first evaluation and the last."""
+    """Return the charts of reward against reward, from the first evaluation and the last."""
     config = tomllib.loads(run.config.read_text("utf-8"))
-    weights = {
-        str(table.get("name") or str(table["use"]).rpartition(":")[2]): float(
-            table.get("weight", 1.0)
-        )
-        for table in config.get("rewards", ())
-    }
+    weights = {}
+    for table in config.get("rewards", ()):
+        name = str(table.get("name") or str(table["use"]).rpartition(":")[2])
+        weights[name] = float(table.get("weight", 1.0))
 
     if len(weights) < 2:
         return ""
 
-    made = [int(path.stem) for path in run.measured(0).parent.glob("*.json") if path.stem.isdigit()]
-    last = max(made, default=0)
-    before, after = (_json(run.measured(i)).get("train") or {} for i in (0, last))
-
+    paths = run.measured(0).parent.glob("*.json")
+    last = max((int(path.stem) for path in paths if path.stem.isdigit()), default=0)
+    before = _json(run.measured(0)).get("train") or {}
+    after = _json(run.measured(last)).get("train") or {}
     return fronts.section(before, after if last else {}, records, weights)
 
 
-def _details(last: Mapping[str, Any]) -> str:
-    """What the last iteration's record says of one reward among several."""
-    within = (
-        f" (at the end {number(last['std'])}, within a prompt {number(last['within'])})"
-        if "within" in last
-        else ""
-    )
-    return within + (f"; {number(last['asked'])} where it was asked for" if "asked" in last else "")
+def _details(reward: Mapping[str, Any]) -> str:
+    """Return the last iteration's further numbers about one reward among several."""
+    text = ""
+
+    if "within" in reward:
+        spread = number(reward["std"])
+        text = f" (at the end {spread}, within a prompt {number(reward['within'])})"
+    if "targeted" in reward:
+        text += f"; {number(reward['targeted'])} for the images that target it"
+
+    return text
 
 
 def _expansions(records: Sequence[runs.Record]) -> str:
-    """What an expander made of a few prompts, in the first iteration and in the last."""
-    told = [record for record in records if record.get("expansions")]
+    """Return an expander's texts for a few prompts, in the first iteration and in the last."""
+    expanded = [record for record in records if record.get("expansions")]
     rows = [
-        f"<tr><td>{record['iteration']}</td><td>{escape(before)}</td><td>{escape(after)}</td></tr>"
-        for record in (told[:1] + told[1:][-1:])
-        for before, after in record["expansions"]
+        [str(record["iteration"]), escape(prompt), escape(text)]
+        for record in expanded[:1] + expanded[1:][-1:]
+        for prompt, text in record["expansions"]
     ]
 
     if not rows:
         return ""
-
-    heads = "".join(f"<th>{head}</th>" for head in ("iteration", "asked for", "drawn"))
-    return f"<h2>Expansions</h2><div class='sheet'><table><tr>{heads}</tr>{''.join(rows)}</table></div>"
+    return "<h2>Expansions</h2>" + _table(("iteration", "prompt", "expanded prompt"), rows)
 
 
 def _diagnostics(records: Sequence[runs.Record]) -> str:
@@ -374,123 +386,140 @@ def _diagnostics(records: Sequence[runs.Record]) -> str:
             Series(key.removeprefix("seconds_"), [record.get(key) for record in records])
             for key in keys
         ]
-        chart = line_chart(x, series)
 
-        if chart:
-            named = enumerate(series if len(series) > 1 else ())
-            legend = "".join(
-                f'<span class="name"><i class="key series-{i}"></i>{one.label}</span>'
-                for i, one in named
-            )
-            figures.append(
-                f"<figure><figcaption><b>{title}</b> {note}{legend}</figcaption>{chart}</figure>"
-            )
+        if chart := line_chart(x, series):
+            caption = f"<b>{title}</b> {note}{_legend(series)}"
+            figures.append(f"<figure><figcaption>{caption}</figcaption>{chart}</figure>")
 
-    return f"<h2>Diagnostics</h2><div class='charts'>{''.join(figures)}</div>" if figures else ""
+    if not figures:
+        return ""
+    return f"<h2>Diagnostics</h2><div class='charts'>{''.join(figures)}</div>"
+
+
+def _legend(series: Sequence[Series]) -> str:
+    """Return the names of several curves with their colours; "" for a single curve."""
+    if len(series) == 1:
+        return ""
+    return "".join(
+        f'<span class="name"><i class="key series-{i}"></i>{curve.label}</span>'
+        for i, curve in enumerate(series)
+    )
+
+
+# Images
+# --------------------------------------------------------------------------------------------------
 
 
 def _grids(run: runs.Run) -> dict[int, Path]:
-    """The sample grids that go into the page, by iteration."""
-    found = {
+    """Return the sample grids that go into the page, by iteration."""
+    grids = {
         int(path.stem): path for path in sorted(run.samples.glob("*.png")) if path.stem.isdigit()
     }
-    return {i: found[i] for i in _spread(list(found), FRAMES)}
+    return {i: grids[i] for i in _spread(list(grids), FRAMES)}
 
 
-def _pictures(grids: Mapping[int, Path]) -> str:
-    """The first and the last grid side by side; a slider moves the last one through the run."""
+def _images(grids: Mapping[int, Path]) -> str:
+    """Return the first and the last grid side by side, with a slider through the run."""
     if not grids:
         return ""
 
-    chosen = list(grids)
-    width, height = _png_size(grids[chosen[0]])
+    iterations = list(grids)
+    first = iterations[0]
+    last = iterations[-1]
+    size = _png_size(grids[first])
 
-    def figure(iteration: int, caption: str, below: str = "") -> str:
-        frame = f'style="aspect-ratio: {width} / {height}; background-size: 100% 100%"'
-        picture = (
-            f'<div class="picture s{iteration}" {frame} role="img" aria-label="samples"></div>'
-        )
-        return f"<figure><figcaption>{caption}</figcaption>{picture}{below}</figure>"
+    caption = "<b>Before</b> training" if first == 0 else f"<b>After</b> {first} iterations"
+    figures = _grid_figure(first, caption, size)
 
-    figures = figure(
-        chosen[0],
-        "<b>Before</b> training" if chosen[0] == 0 else f"<b>After</b> {chosen[0]} iterations",
-    )
-
-    if len(chosen) > 1:
+    if len(iterations) > 1:
+        end = len(iterations) - 1
         slider = (
-            f'<input type="range" min="0" max="{len(chosen) - 1}" value="{len(chosen) - 1}" '
-            f'aria-label="iteration" data-frames="{json.dumps(chosen)}">'
+            f'<input type="range" min="0" max="{end}" value="{end}" '
+            f'aria-label="iteration" data-frames="{json.dumps(iterations)}">'
         )
-        figures += figure(
-            chosen[-1], f"<b>After</b> <output>{chosen[-1]}</output> iterations", slider
-        )
+        caption = f"<b>After</b> <output>{last}</output> iterations"
+        figures += _grid_figure(last, caption, size, slider)
 
     return (
-        "<h2>Pictures</h2><p class='soft small'>Every grid has the same prompts and the same noise.</p>"
+        "<h2>Images</h2>"
+        "<p class='soft small'>Every grid has the same prompts and the same noise.</p>"
         f"<div class='pair'>{figures}</div>"
     )
 
 
-def _strips(run: runs.Run, chosen: Sequence[int]) -> str:
-    """One row a prompt, one column an iteration: single pictures cut out of the grids by style
-    alone.
-    """
+def _grid_figure(iteration: int, caption: str, size: tuple[int, int], below: str = "") -> str:
+    width, height = size
+    style = f"aspect-ratio: {width} / {height}; background-size: 100% 100%"
+    image = (
+        f'<div class="image s{iteration}" style="{style}" role="img" aria-label="samples"></div>'
+    )
+    return f"<figure><figcaption>{caption}</figcaption>{image}{below}</figure>"
+
+
+def _strips(run: runs.Run, iterations: Sequence[int]) -> str:
+    """Return one row a prompt, one column an iteration: single images, cut out of the grids."""
     layout = _json(run.samples / "prompts.json")
     texts = layout.get("texts", [])
     columns = layout.get("columns", 1)
 
-    if not texts or len(chosen) < 2:
+    if not texts or len(iterations) < 2:
         return ""
 
     rows = []
-    for place in _spread(range(len(texts)), ROWS):
-        cut = _cut(place, len(texts), columns)
-        cells = "".join(f'<td><i class="cell s{i}" style="{cut}"></i></td>' for i in chosen)
-        rows.append(f"<tr><td>{escape(texts[place])}</td>{cells}</tr>")
+    for index in _spread(range(len(texts)), ROWS):
+        style = _crop(index, len(texts), columns)
+        cells = [f'<i class="cell s{i}" style="{style}"></i>' for i in iterations]
+        rows.append([escape(texts[index]), *cells])
 
-    heads = "".join(f"<th>{i}</th>" for i in chosen)
     return (
-        "<h2>Prompt by prompt</h2><p class='soft small'>The same picture after more and more iterations.</p>"
-        f"<div class='sheet'><table class='strip'><tr><th></th>{heads}</tr>{''.join(rows)}</table></div>"
-    )
+        "<h2>Prompt by prompt</h2>"
+        "<p class='soft small'>The same image after more and more iterations.</p>"
+    ) + _strip_table([str(i) for i in iterations], rows)
 
 
-def _cut(place: int, count: int, columns: int) -> str:
-    """The style that shows one picture of a grid of so many."""
-    lines = math.ceil(count / columns)
-    across = 100 * (place % columns) / max(columns - 1, 1)
-    down = 100 * (place // columns) / max(lines - 1, 1)
-    return f"background-size: {columns * 100}% {lines * 100}%; background-position: {across:.4g}% {down:.4g}%"
-
-
-def _asked(grid: Path | None) -> str:
-    """What reward identifiers do: one row a prompt, one column for all of them and for each."""
+def _identifiers(grid: Path | None) -> str:
+    """Return one row a prompt, one column for the identifiers of all rewards and of each."""
     layout = _json(grid.with_suffix(".json")) if grid is not None else {}
     texts = layout.get("texts", [])
-    asked = layout.get("asked", [])
-    count = len(texts) * len(asked)
+    rewards = layout.get("rewards", [])
+    count = len(texts) * len(rewards)
     rows = []
 
-    for place, text in enumerate(texts):
-        cuts = [
-            _cut(one * len(texts) + place, count, layout["columns"]) for one in range(len(asked))
-        ]
-        cells = "".join(f'<td><i class="cell asked" style="{cut}"></i></td>' for cut in cuts)
-        rows.append(f"<tr><td>{escape(text)}</td>{cells}</tr>")
+    for row, text in enumerate(texts):
+        indices = [column * len(texts) + row for column in range(len(rewards))]
+        styles = [_crop(index, count, layout["columns"]) for index in indices]
+        cells = [f'<i class="cell identifiers" style="{style}"></i>' for style in styles]
+        rows.append([escape(text), *cells])
 
     if not rows:
         return ""
 
-    heads = "".join(f"<th>{escape(name)}</th>" for name in asked)
     return (
-        "<h2>Asked for</h2><p class='soft small'>The same noise, asked for all rewards together and for each alone.</p>"
-        f"<div class='sheet'><table class='strip'><tr><th></th>{heads}</tr>{''.join(rows)}</table></div>"
-    )
+        "<h2>Reward identifiers</h2>"
+        "<p class='soft small'>The same noise, with the identifiers of all rewards and of each "
+        "alone.</p>"
+    ) + _strip_table([escape(name) for name in rewards], rows)
+
+
+def _strip_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of small images, in each row behind their prompt."""
+    head = "".join(f"<th>{text}</th>" for text in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    table = f"<table class='strip'><tr><th></th>{head}</tr>{body}</table>"
+    return f"<div class='sheet'>{table}</div>"
+
+
+def _crop(index: int, count: int, columns: int) -> str:
+    """Return the CSS that shows one image of a grid of ``count`` images."""
+    rows = math.ceil(count / columns)
+    x = 100 * (index % columns) / max(columns - 1, 1)
+    y = 100 * (index // columns) / max(rows - 1, 1)
+    size = f"background-size: {columns * 100}% {rows * 100}%"
+    return f"{size}; background-position: {x:.4g}% {y:.4g}%"
 
 
 def _data_uri(path: Path) -> str:
-    """The picture as it is, or scaled down if it is large enough to make the page heavy."""
+    """Return the image as it is, or scaled down if it is so large that it makes the page heavy."""
     content = path.read_bytes()
     kind = "png"
 
@@ -498,10 +527,10 @@ def _data_uri(path: Path) -> str:
         from PIL import Image
 
         with Image.open(io.BytesIO(content)) as stored:
-            picture = stored.convert("RGB")
-            picture.thumbnail((PICTURE, PICTURE))
+            image = stored.convert("RGB")
+            image.thumbnail((LARGEST, LARGEST))
             buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=88)
+            image.save(buffer, "JPEG", quality=88)
 
         content = buffer.getvalue()
         kind = "jpeg"
@@ -510,18 +539,24 @@ def _data_uri(path: Path) -> str:
 
 
 def _png_size(path: Path) -> tuple[int, int]:
-    head = path.read_bytes()[16:24]
-    return int.from_bytes(head[:4], "big") or 1, int.from_bytes(head[4:], "big") or 1
+    """Return width and height from the header of a PNG."""
+    header = path.read_bytes()[16:24]
+    return int.from_bytes(header[:4], "big") or 1, int.from_bytes(header[4:], "big") or 1
 
 
 def _spread(items: Sequence[int], count: int) -> list[int]:
-    """At most `count` of `items`, evenly spread, with the first and the last."""
+    """Return at most `count` of the items, evenly spread, with the first and the last."""
     if len(items) <= count:
         return list(items)
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
+# Files and numbers
+# --------------------------------------------------------------------------------------------------
+
+
 def _json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; {} if there is no file."""
     if not path.is_file():
         return {}
 

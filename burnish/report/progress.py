@@ -1,6 +1,4 @@
-"""What a run says while it runs: a live table in a terminal, one plain line an iteration anywhere
-else.
-"""
+"""The progress of a run: a live table in a terminal, elsewhere one line an iteration."""
 
 from __future__ import annotations
 
@@ -20,6 +18,13 @@ from rich.text import Text
 
 SHOWN = 12  # rows of the live table
 PHASES = ("seconds_sampling", "seconds_scoring", "seconds_training")
+
+EXTRA_COLUMNS = {
+    "pareto_front": "front",
+    "control_scale": "control",
+    "expander_logp": "expander",
+}
+"""Numbers that only some runs have, with the head of their column."""
 
 
 class Progress:
@@ -50,11 +55,13 @@ class Progress:
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         now = time.monotonic()
-        # the first iteration's time is without loading the model and measuring what comes before
-        # training
-        self.pace.append(
-            now - self.last if self.records else sum(record.get(key) or 0 for key in PHASES)
-        )
+
+        # the first iteration's time leaves out loading the model and the evaluation before training
+        if self.records:
+            self.pace.append(now - self.last)
+        else:
+            self.pace.append(sum(record.get(key) or 0 for key in PHASES))
+
         self.last = now
         self.records.append(record)
 
@@ -62,109 +69,126 @@ class Progress:
             print(line(record, self.iterations, self.left()), flush=True)
 
     def left(self) -> float | None:
-        """Seconds to the end at the pace of the latest iterations; None before the first has ended."""
+        """Return the seconds to the end at the latest pace; None before the first iteration."""
         if not self.records:
             return None
         return (self.iterations - self.records[-1]["iteration"]) * sum(self.pace) / len(self.pace)
 
     def _view(self) -> RenderableType:
-        done = self.records[-1]["iteration"] if self.records else 0
+        if not self.records:
+            return self._status(0)
+
+        last = self.records[-1]
+        parts: list[RenderableType] = [self._table()]
+        if "missing" in last:
+            parts.append(Text(f"missing {missing(last)}", style="yellow"))
+
+        return Group(*parts, self._status(last["iteration"]))
+
+    def _status(self, done: int) -> Table:
         left = self.left()
-        rest = f"{duration(left)} left" if left is not None else "loading, then the first iteration"
+        rest = "loading, then the first iteration" if left is None else f"{duration(left)} left"
+        elapsed = duration(time.monotonic() - self.started)
+
         status = Table.grid(padding=(0, 1))
         status.add_row(
             Spinner("dots"),
             Text(f"{done}/{self.iterations}"),
             ProgressBar(self.iterations, done, width=30),
-            Text(
-                f"{duration(time.monotonic() - self.started)}, {rest}  (Ctrl+C: save and stop)",
-                style="dim",
-            ),
+            Text(f"{elapsed}, {rest}  (Ctrl+C: save and stop)", style="dim"),
         )
-        last = self.records[-1] if self.records else {}
-        told = [Text(f"missing {lost(last)}", style="yellow")] if "missing" in last else []
-
-        return Group(self._table(), *told, status) if self.records else status
+        return status
 
     def _table(self) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        names = list(self.records[-1].get("rewards", {}))
-        more = [
-            key for key in ("front", "control_scale", "expander_logp") if key in self.records[-1]
-        ]
-        heads = [
-            "iteration",
-            *names,
-            *(key.partition("_")[0] for key in more),
-            "ratio − 1",
-            "clipped",
-            "KL",
-            "sample",
-            "score",
-            "train",
-        ]
+        rewards = list(self.records[-1].get("rewards", {}))
+        extra = [key for key in EXTRA_COLUMNS if key in self.records[-1]]
 
-        for head in heads:
-            table.add_column(head, justify="right", style="bold" if head in names else "")
+        table.add_column("iteration", justify="right")
+        for name in rewards:
+            table.add_column(name, justify="right", style="bold")
+        for key in extra:
+            table.add_column(EXTRA_COLUMNS[key], justify="right")
+        for head in ("ratio − 1", "clipped", "KL", "sample", "score", "train"):
+            table.add_column(head, justify="right")
 
         for record in self.records:
-            rewards = record.get("rewards", {})
-            table.add_row(
-                str(record["iteration"]),
-                *(
-                    f"{short(rewards[n]['mean'])} ± {short(rewards[n]['std'])}"
-                    for n in names
-                    if n in rewards
-                ),
-                *(short(record.get(key)) for key in (*more, "ratio_deviation", "clip_fraction")),
-                short(kl(record)),
-                *(f"{record.get(key) or 0:.1f}s" for key in PHASES),
-            )
+            table.add_row(*_cells(record, rewards, extra))
 
         return table
 
 
+def _cells(record: Mapping[str, Any], rewards: list[str], extra: list[str]) -> list[str]:
+    """Return the cells of a record's row in the live table."""
+    scores = record.get("rewards", {})
+    numbers = [*extra, "ratio_deviation", "clip_fraction"]
+
+    return [
+        str(record["iteration"]),
+        *(
+            f"{short(scores[name]['mean'])} ± {short(scores[name]['std'])}"
+            for name in rewards
+            if name in scores
+        ),
+        *(short(record.get(key)) for key in numbers),
+        short(kl(record)),
+        *(f"{record.get(key) or 0:.1f}s" for key in PHASES),
+    ]
+
+
 def line(record: Mapping[str, Any], iterations: int, left: float | None) -> str:
-    """One iteration in one line of plain text."""
-    parts = [
-        f"iteration {record['iteration']}/{iterations}",
-        *(f"{name} {spread(one)}" for name, one in record.get("rewards", {}).items()),
-        *([f"front {short(record['front'])}"] if "front" in record else []),
-        *([f"control {short(record['control_scale'])}"] if "control_scale" in record else []),
-        *([f"expander logp {short(record['expander_logp'])}"] if "expander_logp" in record else []),
+    """Return one iteration as one line of plain text; ``left`` seconds remain."""
+    parts = [f"iteration {record['iteration']}/{iterations}"]
+    parts += [f"{name} {spread(reward)}" for name, reward in record.get("rewards", {}).items()]
+
+    if "pareto_front" in record:
+        parts.append(f"Pareto front {short(record['pareto_front'])}")
+    if "control_scale" in record:
+        parts.append(f"control {short(record['control_scale'])}")
+    if "expander_logp" in record:
+        parts.append(f"expander logp {short(record['expander_logp'])}")
+
+    parts += [
         f"ratio-1 {short(record.get('ratio_deviation'))}",
         f"clipped {short(record.get('clip_fraction'))}",
         f"KL {short(kl(record))}",
         "seconds " + " + ".join(f"{record.get(key) or 0:.1f}" for key in PHASES),
-        *([f"missing {lost(record)}"] if "missing" in record else []),
     ]
-    return "  ".join(parts if left is None else [*parts, f"left {duration(left)}"])
+
+    if "missing" in record:
+        parts.append(f"missing {missing(record)}")
+    if left is not None:
+        parts.append(f"left {duration(left)}")
+
+    return "  ".join(parts)
 
 
 def spread(reward: Mapping[str, Any]) -> str:
-    """A reward's mean and standard deviation; with several rewards also the one within a prompt."""
+    """Return a reward's mean and standard deviation; of several rewards also within a prompt."""
     within = f" ({short(reward['within'])} within a prompt)" if "within" in reward else ""
     return f"{short(reward['mean'])} ± {short(reward['std'])}{within}"
 
 
-def lost(record: Mapping[str, Any]) -> str:
-    """How many images have no score, and the first reason."""
-    return f"{max(record['missing'].values())} of {record['images']} ({(record.get('problems') or ['?'])[0]})"
+def missing(record: Mapping[str, Any]) -> str:
+    """Return how many images have no score, and the first reason."""
+    count = max(record["missing"].values())
+    reason = (record.get("problems") or ["?"])[0]
+    return f"{count} of {record['images']} ({reason})"
 
 
 def kl(record: Mapping[str, Any]) -> float | None:
-    """KL to the reference if it is measured, else the approximate one to the weights that sampled."""
+    """Return the KL to the reference if it is measured, else the one to the sampling weights."""
     value = record.get("kl")
     return record.get("approx_kl") if value is None else value
 
 
 def short(value: float | None) -> str:
-    """Three digits that matter."""
+    """Return a number with three significant digits; "-" if there is none."""
     return "-" if value is None or math.isnan(value) else f"{value:.3g}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Return seconds as a short text, such as "2 h 05 min"."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"

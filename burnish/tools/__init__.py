@@ -1,3 +1,1 @@
-"""What the command line does beside training: draw, check, search for codes, measure the embedded
-models.
-"""
+"""The commands beside training: sample, check recipes, search for codes, measure models."""

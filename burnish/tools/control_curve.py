@@ -1,8 +1,8 @@
-"""How a QR ControlNet trades readability for pictures: what its control scale does to both.
+"""The trade-off of a QR ControlNet between readable codes and images, by control scale.
 
-For every scale, over the same prompts, payloads and noise: the share of pictures that are read, the
-similarity to the prompt, to the same picture without control, and to the bare code. Payloads are of
-the part that no training draws.
+For every scale, over the same prompts, payloads and noise: the share of images that are read, and
+their similarity to the prompt, to the same image without control, and to the bare code. The
+payloads are of the part that no training draws.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from burnish.diffusion.control import Control
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
-from burnish.prompts.codes import qr as coded
+from burnish.prompts.codes import qr as qr_prompts
 from burnish.qr.layout import layout_of
 from burnish.qr.scanner import Scanner, module_errors
 from burnish.rewards.clip import Clip
@@ -30,53 +30,64 @@ SCALES = (0.0, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 2.0)
 
 @dataclass(frozen=True)
 class Point:
-    """What pictures are like at one control scale."""
+    """The measures of images at one control scale."""
 
     scale: float
     strict: float  # share read under every condition
-    read: float  # share of (picture, condition) pairs that are read
+    read: float  # share of (image, condition) pairs that are read
     modules: float  # share of modules on the right side
-    clip_text: float  # cosine of picture and prompt
-    clip_image: float  # cosine of the picture and the one that the same noise gives without control
-    clip_code: float  # cosine of the picture and the bare code
+    clip_text: float  # cosine of image and prompt
+    clip_image: float  # cosine of the image and the one that the same noise gives without control
+    clip_code: float  # cosine of the image and the bare code
 
 
 def prompts(nouns: Sequence[str], count: int, seed: int = 0) -> list[Prompt]:
-    """`count` prompts "a {noun}" by turns, each with an unseen payload of its own."""
+    """Return `count` prompts "a {noun}" by turns, each with an unseen payload of its own."""
     texts = {"use": "template", "text": "a {noun}", "noun": list(nouns)}
-    return coded(texts, random=count, seed=seed, part="unseen", combine="turns")[:count]
+    return qr_prompts(texts, random=count, seed=seed, part="unseen", combine="turns")[:count]
 
 
 def curve(
     policy: Policy,
     sampler: Sampler,
-    asked: Sequence[Prompt],
+    prompts: Sequence[Prompt],
     clip: Clip,
     *,
     scales: Sequence[float] = SCALES,
     conditions: str = "all",
     seed: int = 0,
 ) -> list[Point]:
-    """The trade-off, one point a scale; `asked` prompts carry payloads."""
-    plain = drawn(policy, replace(sampler, control=Control(0.0)), asked, seed)
-    texts = clip.texts([prompt.text for prompt in asked])
-    bases = clip.images(plain)
+    """Return the trade-off, one point a scale.
+
+    Args:
+        policy: a model with a ControlNet.
+        sampler: how images are sampled; its control scale is replaced.
+        prompts: with payloads.
+        clip: for the similarities.
+        scales: of the control.
+        conditions: under which the codes are read; see `burnish.qr.conditions`.
+        seed: of the noise.
+    """
+    uncontrolled = drawn(policy, replace(sampler, control=Control(0.0)), prompts, seed)
+    text_embeddings = clip.texts([prompt.text for prompt in prompts])
+    base_embeddings = clip.images(uncontrolled)
     scanner = Scanner(conditions=conditions)
-    layouts = [layout_of(prompt, plain.shape[-1]) for prompt in asked]
+    layouts = [layout_of(prompt, uncontrolled.shape[-1]) for prompt in prompts]
     points = []
 
     for scale in scales:
-        images = drawn(policy, replace(sampler, control=Control(scale)), asked, seed)
+        images = drawn(policy, replace(sampler, control=Control(scale)), prompts, seed)
         readings = scanner.measure(images, layouts)
-        seen = clip.images(images)
+        embeddings = clip.images(images)
+
         points.append(
             Point(
                 scale,
                 strict=float(readings.strict.double().mean()),
                 read=float(readings.fraction.mean()),
                 modules=float(1 - module_errors(images, layouts).mean()),
-                clip_text=float((seen * texts).sum(1).mean()),
-                clip_image=float((seen * bases).sum(1).mean()),
+                clip_text=float((embeddings * text_embeddings).sum(1).mean()),
+                clip_image=float((embeddings * base_embeddings).sum(1).mean()),
                 clip_code=float(code_similarity(clip, images, layouts).mean()),
             )
         )
@@ -84,22 +95,20 @@ def curve(
     return points
 
 
-def drawn(policy: Policy, sampler: Sampler, asked: Sequence[Prompt], seed: int) -> Tensor:
-    """One picture a prompt, (B, 3, H, W) on the CPU; the noise is the same for every sampler."""
+def drawn(policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seed: int) -> Tensor:
+    """Return one image a prompt, (B, 3, H, W) on the CPU, from the same noise for every sampler."""
     images = []
 
-    for start in range(0, len(asked), CHUNK):
-        some = list(asked[start : start + CHUNK])
-        cond = sampler.encode(policy, some)
-        group = torch.zeros(len(some), dtype=torch.long)
-        trajectory = sampler.rollout(policy, cond, group, generator(seed, "steering", start))
-        images.append(policy.decode(trajectory.latent).cpu())
+    for start in range(0, len(prompts), CHUNK):
+        chunk = prompts[start : start + CHUNK]
+        noise = generator(seed, "steering", start)
+        images.append(sampler.images(policy, chunk, noise, CHUNK))
 
     return torch.cat(images)
 
 
 def table(points: Sequence[Point]) -> str:
-    """For a terminal."""
+    """Return the points as a table of plain text."""
     names = ("scale", "strict", "read", "modules", "clip_text", "clip_image", "clip_code")
     rows = ["  ".join(f"{name:>10}" for name in names)]
     rows += ["  ".join(f"{getattr(point, name):>10.3f}" for name in names) for point in points]

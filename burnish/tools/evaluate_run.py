@@ -15,10 +15,14 @@ from burnish.training.learners import evaluated_weights
 
 
 def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
-    """Compare a run's newest checkpoint with the model it started from; writes its evaluation.json
-    and returns that.
+    """Compare a run's newest checkpoint with the model it started from.
 
-    `images` for each prompt; 0: as its configuration says.
+    Args:
+        run: the run directory; its evaluation.json is written.
+        images: for each prompt; 0: as its configuration says.
+
+    Returns:
+        The contents of evaluation.json.
 
     Raises:
         FileNotFoundError: the run has no checkpoint.
@@ -45,8 +49,9 @@ def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
         if parts.expander is not None and "expander" in state.learners:
             parts.expander.load_state(evaluated_weights(state.learners["expander"]))
 
-        now = evaluate_all(parts, count, seed, before["train"].chunk, template=parts.template)
-        comparison = compare(before, now, parts.weights)
+        chunk = before["train"].chunk
+        after = evaluate_all(parts, count, seed, chunk, template=parts.template)
+        comparison = compare(before, after, parts.weights)
         write(run.evaluation, dumps(comparison, indent=1))
 
     return comparison

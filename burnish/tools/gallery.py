@@ -1,11 +1,9 @@
-"""Pictures on demand: a run or a model opened for sampling, drawn from seeded noise, saved as a
-grid or one by one.
-"""
+"""Images on demand: open a run or a model, sample it from seeded noise, save the images."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +13,18 @@ from torch import Tensor
 
 from burnish import config as configuration
 from burnish.catalog import nearest
-from burnish.config import reward_names
+from burnish.config import Config, reward_names
 from burnish.diffusion.guidance import CFG, DualGuidance, EmbeddedDualGuidance, EmbeddedGuidance
 from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
+from burnish.images import eight_bit, image_grid
 from burnish.prompts import identifiers
-from burnish.prompts.expander import Expander
+from burnish.prompts.expander import Expander, expand_in_chunks
 from burnish.runs import Run
 from burnish.seeds import generator
 from burnish.training.assembly import load_expander, load_policy, load_sampler
-from burnish.types import Prompt
+from burnish.types import Guidance, Prompt
 
 CHUNK = 16  # images sampled at once
 
@@ -39,7 +38,7 @@ def open_source(
     strength: float = 1.0,
     controlnet: str = "",
 ) -> tuple[Policy, Sampler]:
-    """A policy and a sampler from a run directory (as it was trained) or from any model id.
+    """Return a policy and a sampler of a run directory, as it was trained, or of any model id.
 
     Args:
         source: a run directory, `zoo:NAME`, a model folder or a hub id.
@@ -50,56 +49,75 @@ def open_source(
         strength: of a run's adapter, from 0 (as before training) to 1 (as trained); beyond 1 it is
             exaggerated.
         controlnet: of a model that is no run: `zoo:NAME`, a folder or a hub id.
+
+    Raises:
+        FileNotFoundError: the run has no adapter yet.
+        ValueError: a strength is given for a model that is no run.
     """
     run = Run(Path(source))
-
     if run.exists():
-        config = configuration.load(run.config)
-        if not before and not run.adapter.is_dir():
-            raise FileNotFoundError(
-                f"{run.adapter} is missing: train {source} first, or draw with --before"
-            )
-
-        policy = load_policy(
-            config, adapter="" if before or config.model.train == "none" else str(run.adapter)
-        )
-
-        if strength != 1:
-            policy.set_lora_scale(strength)
-
-        sampler = load_sampler(config)
-        if guidance >= 0:
-            kind = EmbeddedGuidance if policy.takes_weight else CFG
-            sampler = replace(sampler, guidance=kind(guidance))
-
-        return policy, replace(sampler, steps=steps or sampler.steps)
+        return _open_run(run, source, steps, guidance, before, strength)
 
     if strength != 1:
         raise ValueError(
             f"--strength is the strength of what a run has learned, and {source} is no run"
         )
 
+    return _open_model(source, steps, guidance, controlnet)
+
+
+def _open_run(
+    run: Run, source: str, steps: int, guidance: float, before: bool, strength: float
+) -> tuple[Policy, Sampler]:
+    config = configuration.load(run.config)
+    if not before and not run.adapter.is_dir():
+        raise FileNotFoundError(
+            f"{run.adapter} is missing: train {source} first, or draw with --before"
+        )
+
+    untrained = before or config.model.train == "none"
+    policy = load_policy(config, adapter="" if untrained else str(run.adapter))
+
+    if strength != 1:
+        policy.set_lora_scale(strength)
+
+    sampler = load_sampler(config)
+    if guidance >= 0:
+        kind = EmbeddedGuidance if policy.takes_weight else CFG
+        sampler = replace(sampler, guidance=kind(guidance))
+
+    return policy, replace(sampler, steps=steps or sampler.steps)
+
+
+def _open_model(
+    source: str, steps: int, guidance: float, controlnet: str
+) -> tuple[Policy, Sampler]:
     policy = Policy.load(source, controlnet=controlnet, train="none")
+    consistency = policy.schedule.consistency
 
     if policy.takes_weight:
-        asked: Callable[..., Tensor] = EmbeddedGuidance(5.0 if guidance < 0 else guidance)
-    # a consistency model without that input has learned guidance already and bears little on top
+        weight = 5.0 if guidance < 0 else guidance
+        guided: Guidance = EmbeddedGuidance(weight)
     else:
-        usual = 1.5 if policy.schedule.consistency else 5.0
-        asked = CFG(usual if guidance < 0 else guidance)
+        # a consistency model without that input has learned guidance already, and tolerates
+        # only a little more on top
+        default = 1.5 if consistency else 5.0
+        guided = CFG(default if guidance < 0 else guidance)
 
-    if policy.schedule.consistency:
-        return policy, Sampler(LCM(), steps or 4, asked)
+    if consistency:
+        return policy, Sampler(LCM(), steps or 4, guided)
+    return policy, Sampler(DDIM(), steps or 50, guided)
 
-    return policy, Sampler(DDIM(), steps or 50, asked)
 
+def centred(guidance: Guidance, share: float) -> Guidance:
+    """Return the guidance with a `share` of its weight on the prompt before expansion.
 
-def centred(guidance: Callable[..., Tensor], share: float) -> Callable[..., Tensor]:
-    """The same guidance with a `share` of its weight, from 0 to 1, on the prompt as it was before
-    it was expanded.
+    Args:
+        guidance: `cfg` or `embedded`.
+        share: from 0 to 1.
 
     Raises:
-        ValueError: it is neither `cfg` nor `embedded`.
+        ValueError: the guidance is of another kind.
     """
     if isinstance(guidance, CFG):
         return DualGuidance(
@@ -109,34 +127,34 @@ def centred(guidance: Callable[..., Tensor], share: float) -> Callable[..., Tens
         return EmbeddedDualGuidance(share * guidance.weight, (1 - share) * guidance.weight)
 
     raise ValueError(
-        "only guidance 'cfg' or 'embedded' has a weight to share with the original prompt (--original)"
+        "only guidance 'cfg' or 'embedded' has a weight to share with the original prompt "
+        "(--original)"
     )
 
 
 def preferred(source: str, names: str = "", before: bool = False) -> str:
-    """What to put around a text, {}, so that a run with reward identifiers pleases the rewards of
-    these `names`.
+    """Return the template {} that puts the identifiers of the named rewards around a text.
 
     Args:
         source: a run directory, or anything else that `open_source` opens, which has no
             identifiers.
-        names: separated by commas; "" asks for all rewards of the run.
+        names: of rewards, separated by commas; "" means all rewards of the run.
         before: the run's model before it was trained, to which identifiers mean nothing.
 
     Returns:
-        The text and its identifiers; "{}" if there are none.
+        "{}" if there are no identifiers.
 
     Raises:
         ValueError: there are names, but no identifiers, or no such reward.
     """
-    run = Run(Path(source))
-    config = configuration.load(run.config) if run.exists() else None
+    config = _run_config(source)
 
     if config is None or not config.sampler.identifiers or before:
         if names:
+            reason = "was not yet (leave out --before)" if before else "was not"
             raise ValueError(
-                f"--prefer wants a run that was trained with sampler.identifiers, which {source} "
-                f"{'was not yet (leave out --before)' if before else 'was not'}"
+                "--prefer wants a run that was trained with sampler.identifiers, "
+                f"which {source} {reason}"
             )
 
         return "{}"
@@ -148,24 +166,28 @@ def preferred(source: str, names: str = "", before: bool = False) -> str:
         if name not in known:
             raise ValueError(f'--prefer: {source} has no reward "{name}"; {nearest(name, known)}')
 
-    places = [place for place, name in enumerate(known) if name in wanted or not wanted]
-    return identifiers.template(places, config.sampler.identifiers_after)
+    indices = [index for index, name in enumerate(known) if name in wanted or not wanted]
+    return identifiers.template(indices, config.sampler.identifiers_after)
 
 
 def open_expander(source: str, policy: Policy, *, before: bool = False) -> Expander | None:
-    """The prompt expander of a run, as it was trained or `before`; None if it has none, or `source`
-    is no run.
-    """
-    run = Run(Path(source))
-    config = configuration.load(run.config) if run.exists() else None
+    """Return the prompt expander of a run, as it was trained or `before`.
 
+    None if the run has no expander, or `source` is no run.
+    """
+    config = _run_config(source)
     if config is None or not config.expander.model:
         return None
 
-    learned = run.adapter / "expander"
-    return load_expander(
-        config, policy, "" if before or config.expander.train == "none" else str(learned)
-    )
+    untrained = before or config.expander.train == "none"
+    adapter = "" if untrained else str(Run(Path(source)).adapter / "expander")
+    return load_expander(config, policy, adapter)
+
+
+def _run_config(source: str) -> Config | None:
+    """Return the configuration of a run; None if `source` is no run."""
+    run = Run(Path(source))
+    return configuration.load(run.config) if run.exists() else None
 
 
 def draw(
@@ -176,50 +198,44 @@ def draw(
     seed: int = 0,
     expander: Expander | None = None,
 ) -> Tensor:
-    """`count` images of each text, (texts * count, 3, H, W) in [0, 1]; a text's noise does not
-    depend on the others.
+    """Return `count` images of each text, (texts * count, 3, H, W) in [0, 1], on the CPU.
 
-    With an `expander` each image has words of its own behind its text.
+    Args:
+        policy: the model.
+        sampler: how images are sampled.
+        texts: or prompts. A text's noise does not depend on the other texts.
+        count: of images for each text.
+        seed: of the noise and of the expansions.
+        expander: expands the prompt of each image on its own.
     """
     images = []
 
     for text in texts:
         prompt = Prompt(text) if isinstance(text, str) else text
-        noise = generator(seed, "draw")
-
-        for start in range(0, count, CHUNK):
-            rows = min(CHUNK, count - start)
-            some = [prompt] * rows
-
-            if expander is not None:
-                # from its own chance, or all texts of a grid would get the same words
-                some = expander.draw(
-                    some, generator(seed, "expansions", prompt.text, start)
-                ).prompts
-
-            cond = sampler.encode(policy, some)
-            trajectory = sampler.rollout(policy, cond, torch.zeros(rows, dtype=torch.long), noise)
-            images.append(policy.decode(trajectory.latent).cpu())
+        # from a random stream of each text, or all texts of a grid would be expanded alike
+        keys = (seed, "expansions", prompt.text)
+        prompts = expand_in_chunks(expander, [prompt] * count, CHUNK, *keys)
+        images.append(sampler.images(policy, prompts, generator(seed, "draw"), CHUNK))
 
     return torch.cat(images)
 
 
 def save(images: Tensor, texts: Sequence[str], count: int, out: Path) -> Path:
-    """A grid with one row a text if `out` ends in .png, else a folder of single files; returns
-    `out`.
+    """Write a grid with one row a text if `out` ends in .png, else a folder of single files.
+
+    Args:
+        images: (texts * count, 3, H, W) in [0, 1].
+        texts: one for every `count` images; they name the single files.
+        count: of images for each text.
+        out: the path, which is returned.
+
+    Raises:
+        FileExistsError: a folder is wanted, but `out` is a file.
     """
-    pixels = images.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
-
     if out.suffix.lower() == ".png":
+        png, _ = image_grid(images, columns=count)
         out.parent.mkdir(parents=True, exist_ok=True)
-        _, height, width, _ = pixels.shape
-        sheet = (
-            pixels.view(len(texts), count, height, width, 3)
-            .transpose(1, 2)
-            .reshape(len(texts) * height, -1, 3)
-        )
-        Image.fromarray(sheet.numpy()).save(out)
-
+        out.write_bytes(png)
         return out
 
     if out.is_file():
@@ -228,10 +244,9 @@ def save(images: Tensor, texts: Sequence[str], count: int, out: Path) -> Path:
         )
 
     out.mkdir(parents=True, exist_ok=True)
-    for row, picture in enumerate(pixels):
-        words = re.sub(r"[^a-z0-9]+", "-", texts[row // count].lower()).strip("-")[:60]
-        Image.fromarray(picture.numpy()).save(
-            out / f"{row // count:02d}-{words}-{row % count:02d}.png"
-        )
+    for row, image in enumerate(eight_bit(images)):
+        slug = re.sub(r"[^a-z0-9]+", "-", texts[row // count].lower()).strip("-")[:60]
+        name = f"{row // count:02d}-{slug}-{row % count:02d}.png"
+        Image.fromarray(image).save(out / name)
 
     return out

@@ -1,8 +1,7 @@
-"""Pictures that are codes: drawn one batch after another, read under every condition, and kept only
-if they are read.
+"""Search for images that are QR codes and are read under every condition.
 
-What a user is handed has been read back, so the number of tries is part of the answer: it tells how
-good the model and its control scale are at this payload.
+Every image that a user gets has been read back, so the number of tries is part of the result: it
+says how good the model and its control scale are at this payload.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -27,8 +25,8 @@ from burnish.types import Prompt
 
 
 @dataclass(frozen=True)
-class Found:
-    """A picture that is read under every condition, and the number of the try that drew it, from 1."""
+class FoundCode:
+    """An image that is read under every condition, and the number of its try, from 1."""
 
     image: Tensor  # (3, H, W) in [0, 1], on the CPU
     attempt: int
@@ -36,9 +34,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Search:
-    """What came of it."""
+    """The result of a search."""
 
-    found: list[Found]  # what was asked for, at most
+    codes: list[FoundCode]  # at most as many as were wanted
     tries: int
     passed: int  # tries that are read under every condition, kept or not
     read: int  # tries that some decoder reads under some condition, kept or not
@@ -53,7 +51,7 @@ def open_artist(
     guidance: float = -1.0,
     scale: float = -1.0,
 ) -> tuple[Policy, Sampler]:
-    """A policy with a ControlNet, and how to sample it.
+    """Return a policy with a ControlNet, and its sampler.
 
     Args:
         source: a run whose model has a ControlNet, ``zoo:NAME``, a model folder or a hub id.
@@ -74,7 +72,8 @@ def open_artist(
     if not policy.has_controlnet:
         if Run(Path(source)).exists():
             raise ValueError(
-                f"{source} is a run without a ControlNet: give one that trained with model.controlnet"
+                f"{source} is a run without a ControlNet: "
+                "give one that trained with model.controlnet"
             )
 
         raise ValueError(
@@ -96,46 +95,53 @@ def search(
     count: int,
     tries: int,
     seed: int = 0,
-    on_try: Callable[[int, int], None] = lambda tries, kept: None,
+    on_try: Callable[[int, int], None] = lambda sampled, found: None,
 ) -> Search:
-    """Draws ``prompt`` with its payload until ``count`` pictures are read under every condition, or
-    ``tries`` are over.
+    """Sample ``prompt`` with its payload until enough images are read under every condition.
 
-    ``on_try`` hears after each batch how many were drawn and kept. The n-th picture of a seed is
-    the same whatever ``count`` and ``tries`` are.
+    The n-th image of a seed is the same whatever ``count`` and ``tries`` are.
+
+    Args:
+        policy: a model with a ControlNet.
+        sampler: how images are sampled.
+        prompt: with a payload.
+        scanner: reads the images.
+        count: of images to find.
+        tries: the images to sample at most.
+        seed: of the noise.
+        on_try: called after each batch with the numbers of images sampled and found so far.
 
     Raises:
         ValueError: the payload does not fit the model's canvas.
     """
-    found: list[Found] = []
+    codes: list[FoundCode] = []
     passed = 0
     read = 0
-    drawn = 0
+    sampled = 0
     payload = ""
 
-    while drawn < tries and len(found) < count:
-        noise = generator(seed, "art", drawn)
-        cond = sampler.encode(policy, [prompt] * CHUNK)
-        trajectory = sampler.rollout(policy, cond, torch.zeros(CHUNK, dtype=torch.long), noise)
-        images = policy.decode(trajectory.latent).cpu()[: tries - drawn]
-        code = layout_of(prompt, images.shape[-1])
-        readings = scanner.measure(images, [code] * len(images))
+    while sampled < tries and len(codes) < count:
+        noise = generator(seed, "art", sampled)
+        images = sampler.images(policy, [prompt] * CHUNK, noise, CHUNK)[: tries - sampled]
+
+        layout = layout_of(prompt, images.shape[-1])
+        readings = scanner.measure(images, [layout] * len(images))
         passed += int(readings.strict.sum())
         read += int(readings.lenient.sum())
 
         for row in readings.strict.nonzero().flatten().tolist():
-            if len(found) < count:
-                found.append(Found(images[row], drawn + row + 1))
-                payload = code.payload  # a strict reading is an exact one
+            if len(codes) < count:
+                codes.append(FoundCode(images[row], sampled + row + 1))
+                payload = layout.payload  # a strict reading is an exact one
 
-        drawn += len(images)
-        on_try(drawn, len(found))
+        sampled += len(images)
+        on_try(sampled, len(codes))
 
-    return Search(found, drawn, passed, read, payload)
+    return Search(codes, sampled, passed, read, payload)
 
 
 def save(result: Search, folder: Path) -> list[Path]:
-    """One PNG a picture, named by its try; returns the paths.
+    """Write one PNG an image, named by its try, and return the paths.
 
     Raises:
         FileExistsError: the folder is a file.
@@ -146,8 +152,9 @@ def save(result: Search, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
 
-    for one in result.found:
-        paths.append(folder / f"code-{one.attempt:04d}.png")
-        Image.fromarray(eight_bit(one.image[None])[0]).save(paths[-1])
+    for code in result.codes:
+        path = folder / f"code-{code.attempt:04d}.png"
+        Image.fromarray(eight_bit(code.image[None])[0]).save(path)
+        paths.append(path)
 
     return paths

@@ -23,7 +23,7 @@ from burnish.training.credit import ScoreChecks, assign_credit, gather_scores
 from burnish.training.job import Stopped, prepare
 from burnish.training.record import Recorder
 from burnish.training.resume import check_not_guarded, check_unchanged, restore
-from burnish.world import World
+from burnish.world import World, join_world
 
 
 def train(
@@ -66,7 +66,7 @@ def train(
     overrides = overrides or Overrides()
     config = overrides.described(config)
     trackers = Path(config.run.tracker_folder or out)
-    world = World.start(config.run.trackers, trackers, config.model.device)
+    world = join_world(config.run.trackers, trackers, config.model.device)
     run = open_run(out, world, resume)
 
     with run.lock() if world.main else nullcontext():

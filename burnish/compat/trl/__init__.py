@@ -1,5 +1,6 @@
-"""TRL's DDPOTrainer, which left TRL with version 0.24: a script for 0.23.1 runs after changing its
-import line.
+"""TRL's DDPOTrainer on Burnish: a script for TRL 0.23.1 runs after changing its import line.
+
+TRL removed the trainer in version 0.24.
 
     from burnish.compat.trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
 

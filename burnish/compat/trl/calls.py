@@ -1,8 +1,8 @@
-"""The three functions of a TRL script as Burnish's loop calls them.
+"""The three functions of a TRL script, as Burnish's loop calls them.
 
-prompt_function() -> (prompt, metadata)                              once an image
-reward_function(images, prompts, metadata) -> (rewards, info)        once a sampling batch
-image_samples_hook(batches, global_step, tracker)                    once an epoch, before it is learned from
+prompt_function() -> (prompt, metadata)                        once an image
+reward_function(images, prompts, metadata) -> (rewards, info)  once a sampling batch
+image_samples_hook(batches, global_step, tracker)              once an epoch, before training
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Hook = Callable[[list[list[Any]], int, Any], Any]
 
 
 class Calls:
-    """`draw` is a Burnish source of prompts, `reward` a Burnish reward, `show` what `train` calls
-    with pictures.
+    """A source of prompts, a reward and a callback for images, made of a script's functions.
 
-    A drawn prompt carries TRL's metadata and its place in the epoch, by which `show` finds what the
-    reward function said of a batch besides the rewards.
+    `draw` is a Burnish source of prompts, `reward` a Burnish reward, and `train` calls `show` with
+    the images. A drawn prompt carries TRL's metadata and its index in the epoch, by which `show`
+    finds the reward function's info about a batch.
     """
 
     def __init__(
@@ -40,15 +40,15 @@ class Calls:
         self._reward = reward
         self._prompt = prompt
         self._batch = batch
-        self._said: dict[int, Any] = {}
+        self._info: dict[int, Any] = {}  # by the index of the first prompt
 
     def draw(self, count: int) -> list[Prompt]:
-        """`count` prompts by as many calls."""
-        self._said.clear()
-        return [self._drawn(self._prompt(), place) for place in range(count)]
+        """Return `count` prompts by as many calls."""
+        self._info.clear()
+        return [self._draw_prompt(index) for index in range(count)]
 
     def reward(self, images: Tensor, prompts: Sequence[Prompt]) -> Any:
-        """The rewards (B,) of a sampling batch."""
+        """Return the rewards (B,) of a sampling batch."""
         answer = self._reward(images, *_columns(prompts))
         if not isinstance(answer, (tuple, list)) or len(answer) != 2:
             raise TypeError(
@@ -56,63 +56,62 @@ class Calls:
             )
 
         if self.hook is not None:
-            self._said[prompts[0].metadata["place"]] = answer[1]
+            self._info[prompts[0].metadata["index"]] = answer[1]
 
         return answer[0]
 
-    def show(self, pictures: SampledImages) -> None:
-        """Calls the hook in the main process, with batches as TRL's: [images, prompts, metadata,
-        rewards, info].
+    def show(self, sampled: SampledImages) -> None:
+        """Call the hook in the main process.
+
+        Its batches are TRL's: [images, prompts, metadata, rewards, info].
         """
-        rewards = pictures.scores.parts[:, 0].to(pictures.images.device, pictures.images.dtype)
+        rewards = sampled.scores.parts[:, 0].to(sampled.images.device, sampled.images.dtype)
         batches = []
 
-        if self.hook is None or pictures.rank != 0:
+        if self.hook is None or sampled.rank != 0:
             return
 
-        for start in range(0, len(pictures.prompts), self._batch):
+        for start in range(0, len(sampled.prompts), self._batch):
             rows = slice(start, start + self._batch)
-            some = pictures.prompts[rows]
-            batches.append(
-                [pictures.images[rows], *_columns(some), rewards[rows], self._said.get(start)]
-            )
+            prompts, metadata = _columns(sampled.prompts[rows])
+            info = self._info.get(start)
+            batches.append([sampled.images[rows], prompts, metadata, rewards[rows], info])
 
-        tracker = pictures.trackers[0] if pictures.trackers else NoTracker()
-        self.hook(batches, pictures.iteration - 1, tracker)
+        tracker = sampled.trackers[0] if sampled.trackers else NoTracker()
+        self.hook(batches, sampled.iteration - 1, tracker)
 
-    def _drawn(self, answer: Any, place: int) -> Prompt:
-        if (
-            not isinstance(answer, (tuple, list))
-            or len(answer) != 2
-            or not isinstance(answer[0], str)
-        ):
+    def _draw_prompt(self, index: int) -> Prompt:
+        answer = self._prompt()
+        is_pair = isinstance(answer, (tuple, list)) and len(answer) == 2
+
+        if not is_pair or not isinstance(answer[0], str):
             raise TypeError(
-                f"prompt_function must return (prompt, metadata), a text and anything, not {answer!r}"
+                "prompt_function must return (prompt, metadata), a text and anything, "
+                f"not {answer!r}"
             )
 
-        return Prompt(answer[0], {"metadata": answer[1], "place": place})
+        return Prompt(answer[0], {"metadata": answer[1], "index": index})
 
 
 class NoTracker:
-    """What a hook is given without log_with; TRL's trainer fails there with an IndexError."""
+    """The tracker of a hook without log_with; TRL's trainer fails there with an IndexError."""
 
     def __getattr__(self, name: str) -> NoReturn:
         raise AttributeError(
-            f'image_samples_hook wants {name} of a tracker, but there is none: set log_with = "tensorboard"'
+            f"image_samples_hook wants {name} of a tracker, but there is none: "
+            'set log_with = "tensorboard"'
         )
 
 
 def _columns(prompts: Sequence[Prompt]) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-    """Texts and TRL's metadata."""
+    """Return the texts and TRL's metadata."""
     return tuple(prompt.text for prompt in prompts), tuple(
         prompt.metadata["metadata"] for prompt in prompts
     )
 
 
 def _name(function: Any) -> str:
-    """What the reward is called in logs: the innermost public name that the function was defined
-    under.
-    """
+    """Return the name of the reward for logs: the innermost public one of its definition."""
     path = getattr(function, "__qualname__", type(function).__name__).split(".")
     public = [part for part in path if part.isidentifier() and not part.startswith("_")]
     return public[-1] if public else "reward"

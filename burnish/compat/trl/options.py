@@ -1,14 +1,14 @@
-"""TRL 0.23.1's DDPOConfig: its fields and defaults, and the Burnish configuration that means the
-same.
+"""TRL 0.23.1's DDPOConfig: its fields and defaults, translated into a Burnish configuration.
 
 An epoch of TRL is an iteration here. With s = sample_batch_size, n = sample_num_batches_per_epoch,
 b = train_batch_size, a = train_gradient_accumulation_steps, p processes and D scalars in a latent:
 
-    batch.prompts = s n p, one image each       batch.minibatches = s n / (b a)       objective.clip = train_clip_range * D
+    batch.prompts = s n p, one image each
+    batch.minibatches = s n / (b a)
+    objective.clip = train_clip_range * D
 
 because TRL clips the ratio of densities averaged over D, and Burnish states the same bound in nats
-per image. Every
-option is kept, translated, warned about or refused: nothing is dropped in silence.
+per image. Every option is kept, translated, warned about or refused: nothing is dropped in silence.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ PROJECT_KEYS = ("project_dir", "logging_dir", "automatic_checkpoint_naming", "to
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
-    """A field with the line that `--help` of transformers' HfArgumentParser shows."""
+    """Return a field with its line of help for transformers' HfArgumentParser."""
     return field(default=default, metadata={"help": help, **more})
 
 
 # Optional, not "| None": HfArgumentParser of every version reads it
 @dataclass
 class DDPOConfig:
-    """TRL's options with TRL's defaults; `to_burnish` translates them, and the trainer does so by
-    itself.
+    """TRL's options with TRL's defaults.
+
+    `to_burnish` translates them; the trainer does so by itself.
 
     Example:
-        >>> config = DDPOConfig(sample_batch_size=8, sample_num_batches_per_epoch=4,
-        train_batch_size=4)
-        >>> config.updates
+        >>> batches = {"sample_num_batches_per_epoch": 4, "train_batch_size": 4}
+        >>> DDPOConfig(sample_batch_size=8, **batches).updates
         8
     """
 
@@ -53,7 +53,7 @@ class DDPOConfig:
         "Name of the experiment: the script's.",
     )
     run_name: str = option("", "Name of this run, and of its folder; the experiment's if empty.")
-    seed: int = option(0, "Seed of all chance.")
+    seed: int = option(0, "Seed of all random numbers.")
     log_with: str | None = option(None, "Where curves are sent.", choices=["wandb", "tensorboard"])
     tracker_kwargs: dict = field(
         default_factory=dict,
@@ -77,12 +77,12 @@ class DDPOConfig:
     allow_tf32: bool = option(True, "Multiply float32 matrices in TF32 where the GPU can.")
     resume_from: str = option("", "Folder of a run to go on with.")
     sample_num_steps: int = option(50, "Network calls an image.")
-    sample_eta: float = option(1.0, "Share of DDPM's noise in each DDIM move, above 0.")
+    sample_eta: float = option(1.0, "Share of DDPM's noise in each DDIM transition, above 0.")
     sample_guidance_scale: float = option(
         5.0, "Weight of classifier-free guidance; 1 or less: none."
     )
     sample_batch_size: int = option(1, "Images sampled at once in each process.")
-    sample_num_batches_per_epoch: int = option(2, "Such batches in an epoch.")
+    sample_num_batches_per_epoch: int = option(2, "Sampling batches in an epoch.")
     train_batch_size: int = option(1, "Images trained on at once in each process.")
     train_use_8bit_adam: bool = option(False, "Optimizer state in 8 bits.")
     train_learning_rate: float = option(3e-4, "Learning rate of AdamW.")
@@ -98,36 +98,41 @@ class DDPOConfig:
     train_clip_range: float = option(
         1e-4, "PPO's clip range, on densities averaged over the latent."
     )
-    train_timestep_fraction: float = option(1.0, "Share of an image's moves that is trained on.")
+    train_timestep_fraction: float = option(
+        1.0, "Share of an image's transitions that is trained on."
+    )
     per_prompt_stat_tracking: bool = option(
         False, "Compare rewards with earlier ones of the same prompt."
     )
-    per_prompt_stat_tracking_buffer_size: int = option(16, "Rewards remembered of each prompt.")
-    per_prompt_stat_tracking_min_count: int = option(
-        16, "Rewards from which on a prompt has statistics of its own."
+    per_prompt_stat_tracking_buffer_size: int = option(
+        16, "Latest rewards of each prompt that are kept."
     )
-    async_reward_computation: bool = option(False, "Rewards in threads.")
-    max_workers: int = option(2, "Such threads.")
+    per_prompt_stat_tracking_min_count: int = option(
+        16, "Rewards that a prompt needs for statistics of its own."
+    )
+    async_reward_computation: bool = option(False, "Compute rewards in threads.")
+    max_workers: int = option(2, "Threads for rewards.")
     negative_prompts: str = option("", "The negative prompt of all images.")
-    push_to_hub: bool = option(False, "For the script to ask; the trainer does not.")
+    push_to_hub: bool = option(False, "Only for the script's own use; the trainer ignores it.")
 
     def to_dict(self) -> dict[str, Any]:
-        """All options by name; those inside of a table as "table/name"."""
-        found: dict[str, Any] = {}
+        """Return all options by name; those inside a table as "table/name"."""
+        options: dict[str, Any] = {}
 
         for name, value in asdict(self).items():
-            found |= (
-                {f"{name}/{key}": inner for key, inner in value.items()}
-                if isinstance(value, dict)
-                else {name: value}
-            )
+            if isinstance(value, dict):
+                options |= {f"{name}/{key}": inner for key, inner in value.items()}
+            else:
+                options[name] = value
 
-        return found
+        return options
 
     @property
     def updates(self) -> int:
-        """Optimizer steps in one pass over an epoch's images; ValueError if the batches do not
-        divide each other.
+        """Optimizer steps in one pass over an epoch's images.
+
+        Raises:
+            ValueError: the batches do not divide each other.
         """
         for name in _COUNTS:
             if getattr(self, name) < 1:
@@ -142,21 +147,22 @@ class DDPOConfig:
             )
 
         images = sampled * self.sample_num_batches_per_epoch
-        each = trained * self.train_gradient_accumulation_steps
+        per_step = trained * self.train_gradient_accumulation_steps
 
-        if images % each:
+        if images % per_step:
             raise ValueError(
-                f"an epoch's {images} images (sample_batch_size * sample_num_batches_per_epoch) must be a multiple of "
-                f"the {each} of an optimizer step (train_batch_size * train_gradient_accumulation_steps)"
+                f"an epoch's {images} images (sample_batch_size * sample_num_batches_per_epoch) "
+                f"must be a multiple of the {per_step} of an optimizer step "
+                "(train_batch_size * train_gradient_accumulation_steps)"
             )
 
-        return images // each
+        return images // per_step
 
     @property
     def folder(self) -> Path:
         """The run directory: PROJECT_DIR/RUN_NAME."""
-        home = self.project_kwargs.get("project_dir") or self.logdir
-        return Path(home).expanduser() / (self.run_name or self.exp_name or "ddpo")
+        parent = self.project_kwargs.get("project_dir") or self.logdir
+        return Path(parent).expanduser() / (self.run_name or self.exp_name or "ddpo")
 
     def to_burnish(
         self,
@@ -169,23 +175,26 @@ class DDPOConfig:
         processes: int = 1,
         **more: Any,
     ) -> Config:
-        """The configuration that means the same; `print(burnish.config.dump(...))` is its TOML.
+        """Return the configuration that means the same.
+
+        `print(burnish.config.dump(...))` shows its TOML. Options that work differently in Burnish
+        give a warning.
 
         Args:
             model: a hub id, a folder or zoo:NAME.
             prompts: in place of the prompt function, such as {"use": "animals"}.
             rewards: in place of the reward function, such as [{"use": "compressibility"}].
-            use_lora: as DefaultDDPOStableDiffusionPipeline was told.
+            use_lora: as in DefaultDDPOStableDiffusionPipeline.
             latent: D, scalars in a latent: 16384 for Stable Diffusion at 512 pixels.
-            processes: of the run; TRL's batch sizes are those of one.
+            processes: of the run; TRL's batch sizes are those of one process.
             more: further keys of [model], such as rank.
 
-        Warns about what is done differently; raises ValueError, a sentence, for what cannot be
-        done.
+        Raises:
+            ValueError: an option that Burnish cannot follow; the message names it.
         """
-        self._refuse()
-        for remark in self._remarks():
-            warnings.warn(remark, stacklevel=2)
+        _refuse(self)
+        for sentence in _differences(self):
+            warnings.warn(sentence, stacklevel=2)
 
         train = {"train": "lora" if use_lora else "full", "dtype": PRECISIONS[self.mixed_precision]}
         device = {"device": "cpu"} if self.accelerator_kwargs.get("cpu") else {}
@@ -194,137 +203,17 @@ class DDPOConfig:
                 "seed": self.seed,
                 "iterations": self.num_epochs,
                 "model": {"id": model, **train, **device, **more},
-                "sampler": self._sampler(),
+                "sampler": _sampler(self),
                 "prompts": prompts,
                 "rewards": list(rewards),
-                "advantage": self._advantage(),
+                "advantage": _advantage(self),
                 "objective": {"use": "clipped", "clip": self.train_clip_range * latent},
-                "optimizer": self._optimizer(),
-                "batch": self._batch(processes),
+                "optimizer": _optimizer(self),
+                "batch": _batch(self, processes),
                 "evaluation": {"images_per_prompt": 0},  # TRL has none; nor sample grids
-                "run": self._keeping(),
+                "run": _run(self),
             }
         )
-
-    def _sampler(self) -> Table:
-        guidance: Table = {"use": "none"}
-        if self.sample_guidance_scale > 1:
-            guidance = {"use": "cfg", "weight": self.sample_guidance_scale}
-            if negative := self._negative():
-                guidance["negative"] = negative
-
-        return {
-            "steps": self.sample_num_steps,
-            "kernel": {"use": "ddim", "eta": self.sample_eta},
-            "guidance": guidance,
-        }
-
-    def _advantage(self) -> Table:
-        buffer = self.per_prompt_stat_tracking_buffer_size
-        least = self.per_prompt_stat_tracking_min_count
-
-        if self.per_prompt_stat_tracking and least <= buffer:
-            return {
-                "use": "tracker",
-                "buffer": buffer,
-                "min_count": least,
-                "clip": self.train_adv_clip_max,
-            }
-
-        return {"use": "batch", "clip": self.train_adv_clip_max}
-
-    def _optimizer(self) -> Table:
-        return {
-            "lr": self.train_learning_rate,
-            "betas": [self.train_adam_beta1, self.train_adam_beta2],
-            "weight_decay": self.train_adam_weight_decay,
-            "eps": self.train_adam_epsilon,
-            "eight_bit": self.train_use_8bit_adam,
-            "max_grad_norm": self.train_max_grad_norm,
-        }
-
-    def _batch(self, processes: int) -> Table:
-        moves = int(self.sample_num_steps * self.train_timestep_fraction)
-        return {
-            "prompts": self.sample_batch_size * self.sample_num_batches_per_epoch * processes,
-            "images_per_prompt": 1,
-            "sample_batch": self.sample_batch_size,
-            "train_batch": self.train_batch_size,
-            "minibatches": self.updates,
-            "epochs": self.train_num_inner_epochs,
-            "transitions": 0 if moves == self.sample_num_steps else moves,
-        }
-
-    def _keeping(self) -> Table:
-        return {
-            "checkpoint_every": self.save_freq,
-            "keep": self.project_kwargs.get("total_limit") or self.num_checkpoint_limit,
-            "sample_every": 0,
-            "trackers": [self.log_with] if self.log_with else [],
-            "tracker_project": self.tracker_project_name,
-            "tracker_folder": str(self.project_kwargs.get("logging_dir") or ""),
-            "tracker_options": _plain(self.tracker_kwargs),
-        }
-
-    def _negative(self) -> str:
-        given: Any = self.negative_prompts or ""  # TRL also takes None, and a list of one
-        return given if isinstance(given, str) else str(given[0])
-
-    def _refuse(self) -> None:
-        """ValueError for what has no counterpart."""
-        if self.mixed_precision not in PRECISIONS:
-            raise ValueError(
-                f'mixed_precision = "{self.mixed_precision}"; it must be "fp16", "bf16" or "no"'
-            )
-        if (
-            not 0 < self.train_timestep_fraction <= 1
-            or self.sample_num_steps * self.train_timestep_fraction < 1
-        ):
-            raise ValueError(
-                f"train_timestep_fraction = {self.train_timestep_fraction} of {self.sample_num_steps} steps leaves no "
-                "move to train on, or more than there are; it must be between 1 / sample_num_steps and 1"
-            )
-        if not self.train_cfg and self.sample_guidance_scale > 1:
-            raise ValueError(
-                "train_cfg = False trains another distribution than the guided one that is sampled, so that the ratio "
-                "is not 1 before the first update; leave it True, or sample without guidance: sample_guidance_scale = 1"
-            )
-        if not isinstance(self.negative_prompts or "", str) and len(self.negative_prompts) > 1:
-            raise ValueError("negative_prompts has several texts; give one, which all images share")
-
-        for table, known in (("accelerator_kwargs", ("cpu",)), ("project_kwargs", PROJECT_KEYS)):
-            for key in getattr(self, table).keys() - set(known):
-                raise ValueError(
-                    f'{table}: "{key}" means nothing here; accepted: {", ".join(known)}'
-                )
-
-    def _remarks(self) -> list[str]:
-        """A sentence for each option that is set and done differently."""
-        buffer = self.per_prompt_stat_tracking_buffer_size
-        least = self.per_prompt_stat_tracking_min_count
-        weight = self.sample_guidance_scale
-        asks = self.async_reward_computation
-        remarks = (
-            (
-                asks and self.max_workers > 1,
-                "max_workers: one thread computes the rewards, batch after batch, while the next images are sampled",
-            ),
-            (
-                weight < 1 and self.train_cfg,
-                f"sample_guidance_scale = {weight}: TRL samples without guidance below 1 but trains with it; here none",
-            ),
-            (
-                weight <= 1 and bool(self._negative()),
-                "negative_prompts: without guidance they have no effect",
-            ),
-            (
-                self.per_prompt_stat_tracking and least > buffer,
-                f"per_prompt_stat_tracking: no prompt ever has {least} of at most {buffer} rewards, so all are "
-                "compared with the whole epoch, as in TRL",
-            ),
-        )
-
-        return [sentence for holds, sentence in remarks if holds]
 
 
 _COUNTS = (
@@ -335,25 +224,151 @@ _COUNTS = (
 )
 
 
-def _plain(table: Mapping[str, Any]) -> Table:
-    """A tracker's arguments as TOML can hold them; None means the tracker's own default."""
+def _sampler(config: DDPOConfig) -> Table:
+    guidance: Table = {"use": "none"}
+
+    if config.sample_guidance_scale > 1:
+        guidance = {"use": "cfg", "weight": config.sample_guidance_scale}
+        if negative := _negative(config):
+            guidance["negative"] = negative
+
+    return {
+        "steps": config.sample_num_steps,
+        "kernel": {"use": "ddim", "eta": config.sample_eta},
+        "guidance": guidance,
+    }
+
+
+def _advantage(config: DDPOConfig) -> Table:
+    buffer = config.per_prompt_stat_tracking_buffer_size
+    min_count = config.per_prompt_stat_tracking_min_count
+    clip = config.train_adv_clip_max
+
+    if config.per_prompt_stat_tracking and min_count <= buffer:
+        return {"use": "tracker", "buffer": buffer, "min_count": min_count, "clip": clip}
+    return {"use": "batch", "clip": clip}
+
+
+def _optimizer(config: DDPOConfig) -> Table:
+    return {
+        "lr": config.train_learning_rate,
+        "betas": [config.train_adam_beta1, config.train_adam_beta2],
+        "weight_decay": config.train_adam_weight_decay,
+        "eps": config.train_adam_epsilon,
+        "eight_bit": config.train_use_8bit_adam,
+        "max_grad_norm": config.train_max_grad_norm,
+    }
+
+
+def _batch(config: DDPOConfig, processes: int) -> Table:
+    transitions = int(config.sample_num_steps * config.train_timestep_fraction)
+    return {
+        "prompts": config.sample_batch_size * config.sample_num_batches_per_epoch * processes,
+        "images_per_prompt": 1,
+        "sample_batch": config.sample_batch_size,
+        "train_batch": config.train_batch_size,
+        "minibatches": config.updates,
+        "epochs": config.train_num_inner_epochs,
+        "transitions": 0 if transitions == config.sample_num_steps else transitions,
+    }
+
+
+def _run(config: DDPOConfig) -> Table:
+    return {
+        "checkpoint_every": config.save_freq,
+        "keep": config.project_kwargs.get("total_limit") or config.num_checkpoint_limit,
+        "sample_every": 0,
+        "trackers": [config.log_with] if config.log_with else [],
+        "tracker_project": config.tracker_project_name,
+        "tracker_folder": str(config.project_kwargs.get("logging_dir") or ""),
+        "tracker_options": _toml_table(config.tracker_kwargs),
+    }
+
+
+def _negative(config: DDPOConfig) -> str:
+    """Return the negative prompt; TRL also takes None, and a list of one."""
+    given: Any = config.negative_prompts or ""
+    return given if isinstance(given, str) else str(given[0])
+
+
+def _refuse(config: DDPOConfig) -> None:
+    """Raise ValueError for an option that has no counterpart."""
+    if config.mixed_precision not in PRECISIONS:
+        raise ValueError(
+            f'mixed_precision = "{config.mixed_precision}"; it must be "fp16", "bf16" or "no"'
+        )
+
+    fraction = config.train_timestep_fraction
+    if not 0 < fraction <= 1 or config.sample_num_steps * fraction < 1:
+        raise ValueError(
+            f"train_timestep_fraction = {fraction} of {config.sample_num_steps} steps leaves no "
+            "transition to train on, or more than there are; it must be between "
+            "1 / sample_num_steps and 1"
+        )
+
+    if not config.train_cfg and config.sample_guidance_scale > 1:
+        raise ValueError(
+            "train_cfg = False trains another distribution than the guided one that is sampled, "
+            "so that the ratio is not 1 before the first update; leave it True, "
+            "or sample without guidance: sample_guidance_scale = 1"
+        )
+
+    if not isinstance(config.negative_prompts or "", str) and len(config.negative_prompts) > 1:
+        raise ValueError("negative_prompts has several texts; give one, which all images share")
+
+    for table, known in (("accelerator_kwargs", ("cpu",)), ("project_kwargs", PROJECT_KEYS)):
+        for key in getattr(config, table).keys() - set(known):
+            raise ValueError(f'{table}: "{key}" means nothing here; accepted: {", ".join(known)}')
+
+
+def _differences(config: DDPOConfig) -> list[str]:
+    """Return a sentence for each option that is set and works differently in Burnish."""
+    buffer = config.per_prompt_stat_tracking_buffer_size
+    min_count = config.per_prompt_stat_tracking_min_count
+    weight = config.sample_guidance_scale
+    sentences = []
+
+    if config.async_reward_computation and config.max_workers > 1:
+        sentences.append(
+            "max_workers: one thread computes the rewards, batch after batch, "
+            "while the next images are sampled"
+        )
+    if weight < 1 and config.train_cfg:
+        sentences.append(
+            f"sample_guidance_scale = {weight}: TRL samples without guidance below 1 "
+            "but trains with it; here none"
+        )
+    if weight <= 1 and _negative(config):
+        sentences.append("negative_prompts: without guidance they have no effect")
+    if config.per_prompt_stat_tracking and min_count > buffer:
+        sentences.append(
+            f"per_prompt_stat_tracking: no prompt ever has {min_count} of at most {buffer} "
+            "rewards, so all are compared with the whole epoch, as in TRL"
+        )
+
+    return sentences
+
+
+def _toml_table(table: Mapping[str, Any]) -> Table:
+    """Return a tracker's arguments as TOML can hold them; None is the tracker's own default."""
     result: Table = {}
 
     for key, value in table.items():
         if isinstance(value, Mapping):
-            result[str(key)] = _plain(value)
-        elif isinstance(value, (str, int, float, bool)) or _texts(value):
+            result[str(key)] = _toml_table(value)
+        elif isinstance(value, (str, int, float, bool)) or _is_flat_list(value):
             result[str(key)] = list(value) if isinstance(value, tuple) else value
         elif value is not None:
             raise ValueError(
-                f"tracker_kwargs: {key} is a {type(value).__name__}; only texts, numbers, lists and tables can be "
-                "written into a run's configuration"
+                f"tracker_kwargs: {key} is a {type(value).__name__}; only texts, numbers, lists "
+                "and tables can be written into a run's configuration"
             )
 
     return result
 
 
-def _texts(value: Any) -> bool:
+def _is_flat_list(value: Any) -> bool:
+    """Return whether the value is a list of texts and numbers."""
     return isinstance(value, (list, tuple)) and all(
         isinstance(item, (str, int, float)) for item in value
     )

@@ -1,8 +1,7 @@
-"""TRL's DefaultDDPOStableDiffusionPipeline: a diffusers pipeline with the calls that TRL's scripts
-make on it.
+"""TRL's pipeline class: a diffusers pipeline with the calls that TRL's scripts make on it.
 
-TRL's has its own sampler and its own way to make an adapter; Burnish's loop has both, so methods
-that TRL's trainer called are refused rather than left for nobody to call.
+TRL's class has its own sampler and its own way to make an adapter. Burnish's loop has both, so the
+methods that only TRL's trainer calls raise an error: a script's version of them would never run.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ TRAINERS = (
     "rgb_with_grad",
     "autocast",
 )
-"""What TRL's own trainers ask of a pipeline."""
+"""The methods that TRL's own trainers call."""
 
 
 class DefaultDDPOStableDiffusionPipeline:
-    """A Stable Diffusion to fine-tune.
+    """A Stable Diffusion pipeline to fine-tune.
 
-    A LoRA that lies beside the model as `pytorch_lora_weights.safetensors`, which `save_pretrained`
-    leaves there, is loaded, and trained further.
+    A LoRA that lies beside the model as `pytorch_lora_weights.safetensors`, where `save_pretrained`
+    writes it, is loaded, and trained further.
 
     Args:
         pretrained_model_name: a hub id, a folder, or zoo:NAME.
         pretrained_model_revision: branch, tag or commit of a hub id.
-        use_lora: train an adapter, else every weight of the network.
+        use_lora: train an adapter; else every weight of the network.
         rank, alpha, targets: of the adapter. Not in TRL, where they took a subclass.
         adapter: a folder with a LoRA to go on from, such as one of TRL's checkpoints. Not in TRL.
 
@@ -50,8 +49,8 @@ class DefaultDDPOStableDiffusionPipeline:
         sd_pipeline: diffusers' StableDiffusionPipeline.
 
     Example:
-        >>> pipeline = DefaultDDPOStableDiffusionPipeline("zoo:emoji-sd")                  # doctest: +SKIP
-        >>> pipeline(["a fox", "a crab"]).images[0].save("fox.png")                        # doctest: +SKIP
+        >>> pipeline = DefaultDDPOStableDiffusionPipeline("zoo:emoji-sd")  # doctest: +SKIP
+        >>> pipeline(["a fox", "a crab"]).images[0].save("fox.png")  # doctest: +SKIP
     """
 
     def __init__(
@@ -87,16 +86,16 @@ class DefaultDDPOStableDiffusionPipeline:
         for name in TRAINERS:
             if name in vars(cls):
                 raise TypeError(
-                    f"{cls.__name__}.{name} would never be called: an adapter is set by rank, alpha and targets, and "
-                    "sampling is Burnish's own; leave it out"
+                    f"{cls.__name__}.{name} would never be called: an adapter is set by rank, "
+                    "alpha and targets, and sampling is Burnish's own; leave it out"
                 )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Draws pictures as diffusers does: `pipeline(prompts).images`."""
+        """Sample images as diffusers does: `pipeline(prompts).images`."""
         return self.sd_pipeline(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        """The parts: unet, vae, tokenizer, text_encoder, scheduler, and set_progress_bar_config."""
+        """Return a part of the pipeline: unet, vae, tokenizer, text_encoder, scheduler, ..."""
         if name in TRAINERS:
             raise AttributeError(
                 f"{name} belongs to TRL's own trainers; Burnish's loop does that itself"
@@ -108,21 +107,24 @@ class DefaultDDPOStableDiffusionPipeline:
 
     @property
     def revision(self) -> str:
-        """What to ask of the hub; nothing for TRL's default."""
+        """The revision to load from the hub; "" for TRL's default."""
         return "" if self.pretrained_revision == "main" else self.pretrained_revision
 
     @property
     def dims(self) -> int:
-        """Scalars in a latent."""
+        """The number of scalars in a latent."""
         return math.prod(family_of(type(self.sd_pipeline).__name__).latent_shape(self.sd_pipeline))
 
-    def learner(self, dtype: str, device: str) -> Policy:
-        """This pipeline as a policy: on the device, with its adapter, in `dtype`. ValueError if it
-        is one already.
+    def to_policy(self, dtype: str, device: str) -> Policy:
+        """Return this pipeline as a policy: on the device, with its adapter, in `dtype`.
+
+        Raises:
+            ValueError: it is the policy of a trainer already.
         """
         if self.policy is not None:
             raise ValueError(
-                "this pipeline belongs to another DDPOTrainer already; make a new one of the same model"
+                "this pipeline belongs to another DDPOTrainer already; "
+                "make a new one of the same model"
             )
 
         if self.adapter:
@@ -141,16 +143,17 @@ class DefaultDDPOStableDiffusionPipeline:
         return self.policy
 
     def save_pretrained(self, output_dir: str | Path) -> None:
-        """Writes the whole pipeline, and beside it the LoRA that was trained.
+        """Write the whole pipeline, and beside it the LoRA that was trained.
 
-        `StableDiffusionPipeline.from_pretrained(output_dir)` gives the model before training,
-        `load_lora_weights(output_dir)` what it learned. After full fine-tuning the pipeline itself
-        has learned.
+        `StableDiffusionPipeline.from_pretrained(output_dir)` loads the model before training,
+        `load_lora_weights(output_dir)` the trained adapter. After full fine-tuning the pipeline
+        itself has the trained weights.
         """
         if self.policy is None:
             self._save_untrained(Path(output_dir))
             return
-        # without the adapter, whose layers no loader would look for in a network
+
+        # without the adapter: no loader expects its layers in a network
         with self.policy.reference() if self.use_lora else nullcontext():
             self.sd_pipeline.save_pretrained(output_dir)
         if self.use_lora:
@@ -167,7 +170,7 @@ class DefaultDDPOStableDiffusionPipeline:
         lora.read_adapter(self.sd_pipeline, "unet", self.adapter, "none", self.alpha)
 
     def _adapter_beside(self) -> Path | None:
-        """The folder of the model's LoRA, if it has one: its own, or the hub's cache."""
+        """Return the folder of the model's LoRA, on disk or in the hub's cache; None without."""
         folder = Path(self.pretrained_model).expanduser()
         if folder.is_dir() or self.pretrained_model.startswith("zoo:"):
             return folder if (folder / FILE).is_file() else None
@@ -175,9 +178,8 @@ class DefaultDDPOStableDiffusionPipeline:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
+        revision = self.revision or None
         try:
-            return Path(
-                hf_hub_download(self.pretrained_model, FILE, revision=self.revision or None)
-            ).parent
+            return Path(hf_hub_download(self.pretrained_model, FILE, revision=revision)).parent
         except EntryNotFoundError:
             return None

@@ -1,5 +1,6 @@
-"""TRL's DDPOTrainer on Burnish's one loop: it translates the options, lends the loop the user's
-functions, and calls `burnish.train`.
+"""TRL's DDPOTrainer on Burnish's loop.
+
+It translates the options, gives the loop the user's functions, and calls `burnish.train`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from burnish.config import Config
 from burnish.report.progress import Progress
 from burnish.runs import Run, write
 from burnish.seeds import seed_globals
-from burnish.training import loop as trainer
+from burnish.training import loop
 from burnish.training.assembly import IN_MEMORY, Overrides
 from burnish.training.optimizer import adamw
 
@@ -35,18 +36,17 @@ LOOP = (
 
 
 class DDPOTrainer:
-    """Fine-tunes a pipeline as TRL 0.23.1's trainer of this name does.
+    """A trainer that fine-tunes a pipeline as TRL 0.23.1's trainer of this name does.
 
     Args:
         config: the options.
         reward_function: (images (B, 3, H, W) in [0, 1], B prompts, B metadata) -> (B rewards,
             anything).
         prompt_function: () -> (prompt, metadata); called for every image.
-        sd_pipeline: what is trained.
+        sd_pipeline: the pipeline to train.
         image_samples_hook: (batches, global_step, tracker), where a batch is [images, prompts,
-            metadata, rewards, what
-            the reward function said besides]; global_step counts the epochs that are done, as the
-            trackers do.
+            metadata, rewards, the reward function's second answer]; global_step counts the epochs
+            that are done, as the trackers do.
 
     Attributes:
         config, sd_pipeline: as given.
@@ -57,10 +57,10 @@ class DDPOTrainer:
         ValueError, TypeError, FileExistsError: one sentence that says what is wrong with an option.
 
     Example:
-        >>> trainer = DDPOTrainer(DDPOConfig(mixed_precision="no"), reward, prompt, pipeline)  #
-        doctest: +SKIP
-        >>> trainer.train()                                                                # doctest: +SKIP
-        >>> trainer.save_pretrained("finetuned")                                           # doctest: +SKIP
+        >>> config = DDPOConfig(mixed_precision="no")
+        >>> trainer = DDPOTrainer(config, reward, prompt, pipeline)  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+        >>> trainer.save_pretrained("finetuned")  # doctest: +SKIP
     """
 
     def __init__(
@@ -73,8 +73,9 @@ class DDPOTrainer:
     ) -> None:
         if not isinstance(sd_pipeline, DefaultDDPOStableDiffusionPipeline):
             raise TypeError(
-                f"sd_pipeline is a {type(sd_pipeline).__name__}; give a DefaultDDPOStableDiffusionPipeline of "
-                "burnish.compat.trl, made from the model's name or folder"
+                f"sd_pipeline is a {type(sd_pipeline).__name__}; give a "
+                "DefaultDDPOStableDiffusionPipeline of burnish.compat.trl, made from the model's "
+                "name or folder"
             )
 
         self.config = config
@@ -84,52 +85,53 @@ class DDPOTrainer:
         )
         self.recipe = translated(config, sd_pipeline, self._calls.name)
         self.run = resumed(config.resume_from) if config.resume_from else fresh(config.folder)
-        self._asked = 0  # epochs, by earlier calls of `train`
+        self._epochs = 0  # of earlier calls of `train`
 
         if config.allow_tf32 and torch.cuda.is_available():
             torch.set_float32_matmul_precision("high")
 
         seed_globals(config.seed, "weights")
-        self._policy = sd_pipeline.learner(self.recipe.model.dtype, self.recipe.model.device)
+        self._policy = sd_pipeline.to_policy(self.recipe.model.dtype, self.recipe.model.device)
 
     def __init_subclass__(cls) -> None:
         for name in LOOP:
             if name in vars(cls):
                 raise TypeError(
-                    f"{cls.__name__}.{name} would never be called, because the loop is burnish.train; write an "
-                    "objective or an advantage instead (docs/from-trl.md)"
+                    f"{cls.__name__}.{name} would never be called, because the loop is "
+                    "burnish.train; write an objective or an advantage instead (docs/from-trl.md)"
                 )
 
     def train(self, epochs: int | None = None) -> Path:
-        """Trains until `epochs` are done, by default num_epochs; a resumed run's count too. Another
-        call trains as many more. Returns the run directory.
+        """Train until `epochs` are done, and return the run directory.
+
+        Args:
+            epochs: by default num_epochs. Those of a resumed run count too; another call trains as
+                many more.
         """
-        goes_on = bool(self.config.resume_from) or (self._asked > 0 and self.run.exists())
-        recipe = replace(
-            self.recipe,
-            iterations=self._asked + (self.config.num_epochs if epochs is None else epochs),
-        )
-        self._asked = recipe.iterations
-        overrides = Overrides(
-            self._policy, {self._calls.name: self._calls.reward}, self._calls.draw
-        )
-        shown = self._calls.show if self._calls.hook else None
+        resume = bool(self.config.resume_from) or (self._epochs > 0 and self.run.exists())
+        self._epochs += self.config.num_epochs if epochs is None else epochs
+        recipe = replace(self.recipe, iterations=self._epochs)
+
+        calls = self._calls
+        overrides = Overrides(self._policy, {calls.name: calls.reward}, calls.draw)
+        on_images = calls.show if calls.hook else None
 
         with Progress(recipe.iterations) if main_process() else nullcontext() as progress:
-            trainer.train(
+            loop.train(
                 recipe,
                 self.run.folder,
-                resume=goes_on,
+                resume=resume,
                 on_record=progress,
                 overrides=overrides,
-                on_images=shown,
+                on_images=on_images,
             )
 
         return self.run.folder
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Writes the pipeline and what it learned: see
-        DefaultDDPOStableDiffusionPipeline.save_pretrained.
+        """Write the pipeline and its trained weights.
+
+        See DefaultDDPOStableDiffusionPipeline.save_pretrained.
         """
         if main_process():
             self.sd_pipeline.save_pretrained(save_directory)
@@ -144,10 +146,12 @@ class DDPOTrainer:
         branch: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        """Uploads what `save_pretrained` writes, with a model card, to huggingface.co; returns the
-        commit's address.
+        """Upload the files of `save_pretrained`, with a model card, to huggingface.co.
 
-        Needs a login (`hf auth login`) or a `token`. Call it in one process only.
+        It needs a login (`hf auth login`) or a `token`. Call it in one process only.
+
+        Returns:
+            The commit's address.
         """
         from huggingface_hub import HfApi
 
@@ -160,7 +164,7 @@ class DDPOTrainer:
         with tempfile.TemporaryDirectory() as folder:
             self.sd_pipeline.save_pretrained(folder)
             write(Path(folder) / "README.md", card(repo, self.sd_pipeline))
-            done = api.upload_folder(
+            commit = api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
                 commit_message=commit_message,
@@ -168,14 +172,15 @@ class DDPOTrainer:
                 create_pr=create_pr,
             )
 
-        return str(done.commit_url)
+        return str(commit.commit_url)
 
 
 def translated(
     config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline, reward: str
 ) -> Config:
-    """The options as a Burnish configuration for this pipeline, in which objects stand for the
-    functions.
+    """Return the options as a Burnish configuration for this pipeline.
+
+    The names of in-memory objects stand for the script's functions.
     """
     recipe = config.to_burnish(
         pipeline.pretrained_model,
@@ -191,50 +196,61 @@ def translated(
         adapter=str(pipeline.adapter or ""),
     )
 
-    if recipe.model.dtype == "float16" and (
-        recipe.model.device == "cpu" or not torch.cuda.is_available()
-    ):
+    on_cpu = recipe.model.device == "cpu" or not torch.cuda.is_available()
+    if recipe.model.dtype == "float16" and on_cpu:
         raise ValueError(
             'mixed_precision = "fp16", TRL\'s default, needs a GPU; set mixed_precision = "no"'
         )
 
-    adamw(recipe.optimizer)  # says so if the library for 8 bits is missing
+    adamw(recipe.optimizer)  # raises if the library for 8 bits is missing
     return recipe
 
 
 def main_process() -> bool:
-    """Whether this process speaks and writes for all that were launched together."""
+    """Return whether this process prints and writes for all that were launched together."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def fresh(folder: Path) -> Run:
-    """A place for a new run; FileExistsError if there is one already."""
+    """Return a new run in the folder.
+
+    Raises:
+        FileExistsError: there is a run already.
+    """
     if main_process() and Run(folder).exists():
         raise FileExistsError(
-            f'{folder} already holds a run; go on with it by resume_from = "{folder}", or set another run_name'
+            f'{folder} already holds a run; go on with it by resume_from = "{folder}", '
+            "or set another run_name"
         )
     return Run(folder)
 
 
 def resumed(path: str) -> Run:
-    """The run that resume_from names by its folder or by its newest checkpoint."""
-    given = Path(path).expanduser()
-    folder = next((one for one in (given, *given.parents[:2]) if Run(one).exists()), given)
+    """Return the run that resume_from names by its folder or by its newest checkpoint.
 
-    if Run(folder).exists():
-        newest = max((one.name for one in Run(folder).checkpoints.glob("[0-9]*")), default="")
-        if given.parent == Run(folder).checkpoints and given.name != newest:
+    Raises:
+        ValueError: it names an older checkpoint, or a checkpoint of TRL.
+        FileNotFoundError: there is no run.
+    """
+    given = Path(path).expanduser()
+    candidates = (given, *given.parents[:2])
+    run = next((Run(folder) for folder in candidates if Run(folder).exists()), None)
+
+    if run is not None:
+        newest = max((folder.name for folder in run.checkpoints.glob("[0-9]*")), default="")
+        if given.parent == run.checkpoints and given.name != newest:
             raise ValueError(
-                f"resume_from: a run goes on from its newest checkpoint, {newest}; to go back to {given.name}, delete "
-                f"the later ones in {given.parent}"
+                f"resume_from: a run goes on from its newest checkpoint, {newest}; "
+                f"to go back to {given.name}, delete the later ones in {given.parent}"
             )
 
-        return Run(folder)
+        return run
 
     if "checkpoint_" in given.name or any(given.glob("**/checkpoint_*")):
         raise ValueError(
-            f"resume_from: {given} is TRL's, and its optimizer and random state are pickles, which Burnish does not "
-            'read; start from its weights: DefaultDDPOStableDiffusionPipeline(..., adapter="FOLDER OF THE CHECKPOINT")'
+            f"resume_from: {given} is TRL's, and its optimizer and random state are pickles, which "
+            "Burnish does not read; start from its weights: "
+            'DefaultDDPOStableDiffusionPipeline(..., adapter="FOLDER OF THE CHECKPOINT")'
         )
 
     raise FileNotFoundError(
@@ -243,17 +259,16 @@ def resumed(path: str) -> Run:
 
 
 def card(repo: str, pipeline: DefaultDDPOStableDiffusionPipeline) -> str:
-    """A model card: what the hub sorts by, and how to use the files."""
-    local = (
-        pipeline.pretrained_model.startswith("zoo:")
-        or Path(pipeline.pretrained_model).expanduser().exists()
-    )
-    base = "" if local else f"base_model: {pipeline.pretrained_model}\n"
-    learned = f'pipe.load_lora_weights("{repo}")\n' if pipeline.use_lora else ""
-    tags = "text-to-image, ddpo, burnish" + (", lora" if learned else "")
+    """Return a model card: the metadata that the hub sorts by, and how to use the files."""
+    model = pipeline.pretrained_model
+    local = model.startswith("zoo:") or Path(model).expanduser().exists()
+    base = "" if local else f"base_model: {model}\n"
+    load_lora = f'pipe.load_lora_weights("{repo}")\n' if pipeline.use_lora else ""
+    tags = "text-to-image, ddpo, burnish" + (", lora" if load_lora else "")
 
     return (
         f"---\nlibrary_name: diffusers\n{base}tags: [{tags}]\n---\n\n"
-        "Fine-tuned against a reward by DDPO (https://arxiv.org/abs/2305.13301) with Burnish.\n\n```python\n"
-        f'pipe = diffusers.StableDiffusionPipeline.from_pretrained("{repo}")\n{learned}```\n'
+        "Fine-tuned against a reward by DDPO (https://arxiv.org/abs/2305.13301) with Burnish.\n\n"
+        "```python\n"
+        f'pipe = diffusers.StableDiffusionPipeline.from_pretrained("{repo}")\n{load_lora}```\n'
     )
