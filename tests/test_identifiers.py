@@ -262,10 +262,10 @@ def test_their_effect_is_drawn_and_reported(recipe: Path, tmp_path: Path) -> Non
 
     assert len(set(tiles)) == 6
     text = write_report(run.folder).read_text("utf-8")
-    assert "<h2>Asked for</h2>" in text and text.count('class="cell asked"') == 6
+    assert "<h2>Reward identifiers</h2>" in text and text.count('class="cell identifiers"') == 6
     plain = Run(train(load(recipe, *short, "sampler.identifiers=''"), tmp_path / "plain"))
     assert not plain.identifier_grid(1).exists()
-    assert "Asked for" not in write_report(plain.folder).read_text("utf-8")
+    assert "Reward identifiers" not in write_report(plain.folder).read_text("utf-8")
 
 
 def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path: Path) -> None:

@@ -365,11 +365,11 @@ def _details(reward: Mapping[str, Any]) -> str:
 
 def _expansions(records: Sequence[runs.Record]) -> str:
     """Return an expander's texts for a few prompts, in the first iteration and in the last."""
-    expanded = [record for record in records if record.get("expansions")]
+    expanded = [record for record in records if record.get("expander_texts")]
     rows = [
         [str(record["iteration"]), escape(prompt), escape(text)]
         for record in expanded[:1] + expanded[1:][-1:]
-        for prompt, text in record["expansions"]
+        for prompt, text in record["expander_texts"]
     ]
 
     if not rows:
