@@ -1,5 +1,4 @@
-"""The only registry: what a configuration names by `use`, and how the rest of its table becomes
-arguments.
+"""The only registry: names that a configuration gives by `use`, and the things they name.
 
 `use` is a built-in name, `"package.module:name"`, or `"my_file.py:name"`. The other keys of the
 table are the arguments of the thing named; they are checked against its signature before it is
@@ -93,14 +92,18 @@ CALLED_WITH: dict[str, tuple[str, ...]] = {
     "guidance": ("raw", "x", "t", "cond", "null"),
     "curriculum": ("progress", "generator"),
 }
-"""How a thing of each kind is called. A plain function with these first parameters is the thing
-itself; anything else is called with the arguments of the table to make it.
+"""The parameters with which a thing of each kind is called.
+
+A plain function with these first parameters is the thing itself; anything else is called with the
+arguments of the table to make it.
 """
 
 
 def resolve(kind: str, use: str) -> Callable[..., Any]:
-    """The function or class that `use` names; a ValueError or FileNotFoundError says what is wrong
-    with the name.
+    """Return the function or class that `use` names.
+
+    Raises:
+        ValueError, FileNotFoundError: there is none; the message says what is wrong with the name.
     """
     if use in BUILTIN[kind]:
         use = BUILTIN[kind][use]
@@ -136,8 +139,11 @@ def resolve(kind: str, use: str) -> Callable[..., Any]:
 
 
 def check(kind: str, table: Mapping[str, Any], where: str = "") -> Callable[..., Any]:
-    """What `table` names, after a check that its other keys are arguments of the right type;
-    nothing is called.
+    """Return what `table` names; nothing is called.
+
+    Raises:
+        ValueError, FileNotFoundError: the name is unknown, or a key of the table is no argument of
+            it, or of the wrong type.
     """
     where = where or kind
     use = table.get("use")
@@ -199,7 +205,7 @@ def build(kind: str, table: Mapping[str, Any], where: str = "") -> Any:
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """Half a sentence that helps: the closest of `names`, or all of them."""
+    """Return half a sentence that helps: the closest of `names`, or all of them."""
     names = list(names)
     close = get_close_matches(word, names, n=1, cutoff=0.6)
     listed = f"accepted: {', '.join(names)}" if names else "it takes nothing"
@@ -207,8 +213,9 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a value from TOML may stand where `hint` is annotated; annotations beyond TOML's
-    types accept all.
+    """Return whether a value from TOML fits an annotation.
+
+    Annotations beyond the types of TOML accept everything.
     """
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
@@ -232,7 +239,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def called(hint: Any) -> str:
-    """An annotation in a word a reader of TOML knows."""
+    """Return an annotation in a word that a reader of TOML knows."""
     words = {
         int: "a whole number",
         float: "a number",

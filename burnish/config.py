@@ -1,5 +1,4 @@
-"""The whole configuration as one tree of dataclasses: read from TOML, overridden key by key,
-written back as TOML.
+"""The configuration of a run: dataclasses that are read from TOML and written back as TOML.
 
 A section is a dataclass, or a table with `use = "name"` and the arguments of the thing named (see
 `catalog`).
@@ -36,10 +35,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is fine-tuned, and which of its weights."""
+    """The model that is fine-tuned, and which of its weights."""
 
     id: str = ""  # "zoo:emoji-sd", a folder in diffusers' format, or a hub id
-    size: int = 0  # of the pictures' sides in pixels; 0: as the model was made for
+    size: int = 0  # side of the images in pixels; 0: as the model was made for
     # "lora": small matrices beside the attention's; "full": every weight; "none": see expander
     train: str = "lora"
     rank: int = 4  # of the LoRA matrices
@@ -50,7 +49,7 @@ class ModelConfig:
     dtype: str = "float32"
     device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     gradient_checkpointing: bool = False  # less memory in training, about a third more time
-    # pictures decoded at once: memory and speed only; 0: one above 256 pixels, otherwise 32
+    # images decoded at once: memory and speed only; 0: one above 256 pixels, otherwise 32
     decode_at_once: int = 0
     revision: str = ""  # of a hub id: branch, tag or commit
     variant: str = ""  # of a hub id: weight files' variant, such as "fp16"
@@ -59,7 +58,7 @@ class ModelConfig:
     # a LoRA (hub id or folder) that is merged into the model for good before anything else, such as
     # an LCM-LoRA
     fused_lora: str = ""
-    controlnet: str = ""  # a ControlNet whose pictures are followed: a folder or a hub id
+    controlnet: str = ""  # a ControlNet that the images follow: a folder or a hub id
     trainable_parts: str = ""  # "controlnet", "both", or "" for the model's own network
     # a LoRA adapter to start from (same rank and targets), such as another run's RUN/adapter
     adapter: str = ""
@@ -67,16 +66,27 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ControlConfig:
-    """How closely a ControlNet is followed."""
+    """The part that a ControlNet has in an image."""
 
-    scale: float = 1.0  # what its output is multiplied with
-    start: float = 0.0  # share of the steps before it acts
-    end: float = 1.0  # share of the steps after which it no longer does
+    scale: float = 1.0  # factor of its output: how closely it is followed
+    start: float = 0.0  # fraction of the steps before it acts
+    end: float = 1.0  # fraction of the steps after which it no longer does
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale >= 0):
+            raise ValueError(
+                f"sampler.control.scale must be a finite number, at least 0, not {self.scale}."
+            )
+        if not 0 <= self.start < self.end <= 1:
+            raise ValueError(
+                "sampler.control.start and end must be shares of the steps, "
+                f"0 <= start < end <= 1, not {self.start} and {self.end}."
+            )
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How an image comes about."""
+    """The sampler: how an image is drawn from noise."""
 
     # network calls an image (with guidance "cfg" or "embedded_dual" twice as wide, with "dual"
     # thrice)
@@ -93,28 +103,28 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW."""
+    """The optimizer: AdamW."""
 
     lr: float = 3e-4
     # optimizer steps in which the rate rises to lr: Adam's first steps move every weight by all of
     # it
     warmup: int = 0
-    # share of lr that is left after the last iteration; on the way it falls in a straight line
+    # fraction of lr that is left after the last iteration; on the way it falls in a straight line
     final_lr: float = 1.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 1e-4
     eps: float = 1e-8
-    # a quarter of the memory for Adam's moments, for train = "full"; wants burnish[eight-bit]
+    # a quarter of the memory for Adam's moments, for train = "full"; needs burnish[eight-bit]
     eight_bit: bool = False
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
-    # share that a moving average of the weights keeps at each step, after a warm-up; it is what is
+    # fraction that a moving average of the weights keeps at each step, after a warm-up; it is what is
     # evaluated, drawn and exported; 0: none
     ema: float = 0.0
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """One iteration's images, over all processes together, and how they are cut up."""
+    """The images of one iteration, over all processes together, and how they are split."""
 
     prompts: int = 8  # drawn for an iteration
     images_per_prompt: int = 8  # with sampler.identifiers shared among the rewards
@@ -125,7 +135,7 @@ class BatchConfig:
     epochs: int = 1  # passes over the images
     # trained transitions an image, drawn anew each epoch; 0: all (renoised: as many as steps)
     transitions: int = 0
-    # moves with a smaller std are not trained: they change no picture, but drown the others
+    # transitions with a smaller std are not trained: they change no image, but drown the others
     least_noise: float = 0.0
     # "x0_preview": the score of the network's x0 before a transition, so that the transition is
     # credited only with what came after it; "": none
@@ -134,8 +144,9 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class ExpanderConfig:
-    """A language model that puts details behind each prompt before the generator reads it, and
-    learns which please.
+    """A language model that adds details to each prompt, and learns which of them please.
+
+    The generator reads the expanded prompt.
     """
 
     # "zoo:emoji-expander", a folder or hub id of any causal language model; "": no expander
@@ -163,7 +174,7 @@ class ExpanderConfig:
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """What happens when a reward raises, hangs, or gives no finite number for an image."""
+    """The handling of a reward that raises, hangs, or returns no finite number for an image."""
 
     retries: int = 0  # times it is asked again about what is missing, after a pause that doubles
     timeout: float = 0.0  # seconds for one answer about batch.sample_batch images; 0: wait for ever
@@ -182,13 +193,14 @@ class EvaluationConfig:
     prompts: Table = field(default_factory=dict)  # {} : the training prompts
     unseen: Table = field(default_factory=dict)  # prompts never trained on; {} : none
     seed: int = 1234  # of the noise
-    judge: str = ""  # "zoo:emoji-judge": does the picture still show what was asked; "": none
+    judge: str = ""  # "zoo:emoji-judge": does the image show its prompt; "": none
 
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """Over-optimisation: held-out measures, taken at every evaluation, that must not fall while the
-    reward climbs.
+    """Over-optimisation: held-out measures that must not fall while the reward rises.
+
+    They are taken at every evaluation.
     """
 
     # when they do: "none", "warn", "stop", or "rollback" to the last good state and stop
@@ -205,12 +217,12 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What is left in the run directory, and how often."""
+    """The files of the run directory, and how often they are written."""
 
     checkpoint_every: int = 1  # iterations
     keep: int = 2  # newest checkpoints kept
     sample_every: int = 5  # iterations between sample grids; 0: none
-    # pictures in a sample grid, on prompts spread over the training prompts
+    # images in a sample grid, on prompts spread over the training prompts
     sample_prompts: int = 16
     # "tensorboard", "wandb", "trackio" (each an extra to install)
     trackers: list[str] = field(default_factory=list)
@@ -222,7 +234,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run is made of; the same configuration and seed give the same run."""
+    """A whole run: the same configuration and seed give the same run."""
 
     seed: int = 0
     iterations: int = 100  # rounds of sampling, scoring and training
@@ -246,16 +258,20 @@ class Config:
 
     @property
     def identifier_count(self) -> int:
-        """In how many ways the images of a prompt are asked for: one a reward with identifiers."""
+        """The number of identifiers that share the images of a prompt; 1 without identifiers."""
         return len(self.rewards) if self.sampler.identifiers else 1
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration in a TOML file or in the recipe of that name, with overrides such as
-    "batch.prompts=4".
+    """Return the configuration in a TOML file or in the recipe of that name.
 
-    Raises FileNotFoundError for a path that is no file and no recipe, ValueError for what is wrong
-    inside.
+    Args:
+        path: of the file, or the name of a recipe.
+        overrides: "section.key=value", such as "batch.prompts=4".
+
+    Raises:
+        FileNotFoundError: there is no such file, and no recipe of that name.
+        ValueError: something in it is wrong; the message names the key.
     """
     found = recipe(path)
     try:
@@ -273,7 +289,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def parse(tree: Mapping[str, Any]) -> Config:
-    """The configuration that a tree of plain tables describes, checked; ValueError names the key."""
+    """Return the configuration that a tree of plain tables describes.
+
+    Raises:
+        ValueError: a key or a value is wrong; the message names the key.
+    """
     config = _section(Config, tree, "")
     _check_numbers(config)
     _check_names(config)
@@ -283,12 +303,12 @@ def parse(tree: Mapping[str, Any]) -> Config:
 
 
 def dump(config: Config) -> str:
-    """The configuration as TOML that `load` reads back to the same."""
+    """Return the configuration as TOML that `load` reads back to the same."""
     return tomli_w.dumps(asdict(config))
 
 
 def recipes() -> list[str]:
-    """Names of the recipes that come with Burnish."""
+    """Return the names of the recipes that come with Burnish."""
     return sorted(
         Path(entry.name).stem
         for entry in (files("burnish") / "recipes").iterdir()
@@ -297,7 +317,7 @@ def recipes() -> list[str]:
 
 
 def recipe(path: str | Path) -> Path:
-    """Where a configuration lies: a path as it is, or the recipe of that name."""
+    """Return the path of a configuration: a file, or the recipe of that name."""
     if Path(path).is_file():
         return Path(path)
 
@@ -311,7 +331,7 @@ def recipe(path: str | Path) -> Path:
 
 
 def _section(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
-    """A dataclass from a table: every key known, every value of the annotated type."""
+    """Return a dataclass from a table: every key known, every value of the annotated type."""
     if not isinstance(tree, Mapping):
         raise ValueError(f"{where} = {tree!r} is of the wrong type; write a table [{where}]")
 
@@ -409,7 +429,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("batch.epochs", lambda n: n >= 1, "at least 1"),
     ("batch.baseline", lambda s: s in ("", "x0_preview"), '"x0_preview", or "" for none'),
     ("batch.transitions", lambda n: n >= 0, "0 (all) or more"),
-    ("batch.least_noise", lambda x: 0 <= x < 1, "at least 0 (all moves) and less than 1"),
+    ("batch.least_noise", lambda x: 0 <= x < 1, "at least 0 (all transitions) and less than 1"),
     ("evaluation.every", lambda n: n >= 0, "0 (only first and last) or more"),
     ("evaluation.images_per_prompt", lambda n: n >= 0, "0 (no evaluation) or more"),
     ("evaluation.seed", lambda n: 0 <= n < 2**31, "between 0 and 2147483647"),
@@ -449,8 +469,9 @@ def _check_numbers(config: Config) -> None:
 
 
 def _check_names(config: Config) -> None:
-    """Everything named by `use` exists and takes its arguments. What is cheap to build is built,
-    for its own checks.
+    """Check that everything named by `use` exists and takes its arguments.
+
+    What is cheap to build is built, for its own checks and for those of its protocol.
     """
     kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
     catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
@@ -460,7 +481,8 @@ def _check_names(config: Config) -> None:
 
     if kernel.deterministic and not (objective.process == "forward"):
         raise ValueError(
-            "sampler.kernel.eta must be > 0: without noise a move has no probability, and a policy gradient nothing to "
+            "sampler.kernel.eta must be > 0: without noise a transition has no probability, and a "
+            "policy gradient nothing to "
             "learn from; only the objectives 'rwr' and 'awm' can do without"
         )
 
@@ -556,22 +578,22 @@ def _check_expander(config: Config) -> None:
         )
     if expander.start and not learns:
         raise ValueError(
-            'expander.start wants an expander that learns; set expander.train to "lora" or "full"'
+            'expander.start needs an expander that learns; set expander.train to "lora" or "full"'
         )
 
 
 def reward_arguments(table: Table) -> Table:
-    """A reward's table without what is the trainer's: its weight, its name and of what it judges."""
+    """Return the arguments in a reward's table: without its weight, name and `of`."""
     return {key: value for key, value in table.items() if key not in ("weight", "name", "of")}
 
 
 def reward_names(tables: Sequence[Table]) -> tuple[str, ...]:
-    """What each reward is called in logs: its `name`, or what it uses without the file."""
+    """Return the name of each reward in logs: its `name`, or what it uses without the file."""
     return tuple(str(table.get("name") or str(table["use"]).rpartition(":")[2]) for table in tables)
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
-    """Put one "a.b=value" into the tree; the value is read as TOML, and as a text where it is none."""
+    """Put one "a.b=value" into the tree; a value that is not TOML is taken as a text."""
     name, equals, text = override.partition("=")
     *parents, last = name.strip().split(".")
 

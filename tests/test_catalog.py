@@ -50,14 +50,15 @@ def test_a_plain_function_of_every_kind(tmp_path: Path) -> None:
     )
     use = f"{tmp_path}/mine.py:first"
     made = catalog.build("advantage", {"use": use, "power": 2})
-    assert made(Scores(torch.full((2, 1), 3.0), ("x",)), None, None).tolist() == [9.0, 9.0]
+    scores = Scores(torch.full((2, 1), 3.0), ("x",))
+    assert made(scores, torch.ones(1), torch.zeros(2).long()).tolist() == [9.0, 9.0]
 
     with pytest.raises(ValueError, match="needs scores"):
         catalog.build("reward", {"use": use})
 
 
 def test_a_package_name() -> None:
-    assert catalog.resolve("kernel", "burnish.diffusion.kernels:ddim") is catalog.resolve(
+    assert catalog.resolve("kernel", "burnish.diffusion.kernels:DDIM") is catalog.resolve(
         "kernel", "ddim"
     )
 

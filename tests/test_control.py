@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from burnish import config as configuration
-from burnish.diffusion.control import Control, control_images
+from burnish.config import ControlConfig
+from burnish.diffusion.control import control_images, control_window
 from burnish.diffusion.guidance import CFG, EmbeddedGuidance, NoGuidance
 from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.lora import FILE
@@ -90,11 +91,11 @@ def stock(model: tuple[Path, Path]) -> Any:
 
 
 @pytest.mark.parametrize(
-    "control", [Control(), Control(0.7), Control(1.3, 0.2, 0.8), Control(2.0, 0.0, 0.41)]
+    "control", [ControlConfig(), ControlConfig(0.7), ControlConfig(1.3, 0.2, 0.8), ControlConfig(2.0, 0.0, 0.41)]
 )
 @pytest.mark.parametrize("weight", [1.0, 5.0])
 def test_a_rollout_is_the_stock_pipeline(
-    model: tuple[Path, Path], prompts: list[Prompt], control: Control, weight: float
+    model: tuple[Path, Path], prompts: list[Prompt], control: ControlConfig, weight: float
 ) -> None:
     policy = load(model)
     traj = roll(policy, Sampler(DDIM(0.8), 5, CFG(weight), control), prompts)
@@ -119,7 +120,7 @@ def test_the_control_image_and_its_scale_have_an_effect(
     policy = load(model)
 
     def latents(scale: float, prompts: list[Prompt]) -> Tensor:
-        return roll(policy, Sampler(DDIM(), 3, NoGuidance(), Control(scale)), prompts).latent
+        return roll(policy, Sampler(DDIM(), 3, NoGuidance(), ControlConfig(scale)), prompts).latent
 
     swapped = [
         Prompt(prompt.text, other.metadata)
@@ -145,13 +146,13 @@ def test_a_fresh_trajectory_replays_to_ratio_one(
     expected = {"": {"unet"}, "controlnet": {"controlnet"}, "both": {"unet", "controlnet"}}
     assert _trainable_parts(policy) == expected[parts]
 
-    sampler = Sampler(DDIM(), 4, CFG(5.0), Control(1.2, 0.0, 0.8))
+    sampler = Sampler(DDIM(), 4, CFG(5.0), ControlConfig(1.2, 0.0, 0.8))
     first = roll(policy, sampler, prompts)
     perturb(policy, 0.1)
     traj = roll(policy, sampler, prompts)
     assert (traj.latent - first.latent).abs().max() > 1e-3, "the trainable weights have an effect"
     assert (ratios(policy, sampler, traj) - 1).abs().max() < 1e-5
-    other = Sampler(DDIM(), 4, CFG(5.0), Control(0.3))
+    other = Sampler(DDIM(), 4, CFG(5.0), ControlConfig(0.3))
     same = torch.equal(ratios(policy, other, traj), ratios(policy, sampler, traj))
     assert same, "the stored scale counts"
 
@@ -178,7 +179,7 @@ def test_the_gradient_reaches_all_trainable_weights(
 ) -> None:
     policy = load(model, trainable_parts="both", gradient_checkpointing=True)
     perturb(policy, 0.1)
-    sampler = Sampler(DDIM(), 3, CFG(3.0), Control(1.0))
+    sampler = Sampler(DDIM(), 3, CFG(3.0), ControlConfig(1.0))
     traj = roll(policy, sampler, prompts)
     transitions = torch.arange(3).expand(3, -1)
     sampler.replay(policy, traj, torch.arange(3), transitions).logp.sum().backward()
@@ -188,7 +189,7 @@ def test_the_gradient_reaches_all_trainable_weights(
 def test_each_image_has_its_scale(model: tuple[Path, Path], prompts: list[Prompt]) -> None:
     """Trajectories of several scales, joined, are replayed together."""
     policy = load(model)
-    samplers = [Sampler(DDIM(), 3, CFG(3.0), Control(scale)) for scale in (0.5, 1.5)]
+    samplers = [Sampler(DDIM(), 3, CFG(3.0), ControlConfig(scale)) for scale in (0.5, 1.5)]
     parts = [roll(policy, sampler, prompts) for sampler in samplers]
     both = join_trajectories(parts)
     transitions = torch.arange(3).expand(6, -1)
@@ -263,7 +264,7 @@ def test_windows() -> None:
     times = torch.tensor([801, 601, 401, 201, 1, -1])
 
     def active(start: float, end: float) -> list[int]:
-        highest, below = Control(1.0, start, end).window(times)
+        highest, below = control_window(ControlConfig(1.0, start, end), times)
         return [t for t in [999, *times[:-1].tolist(), 0] if below < t <= highest]
 
     assert active(0, 1) == [999, 801, 601, 401, 201, 1, 0]
@@ -287,7 +288,7 @@ def test_windows() -> None:
 )
 def test_settings_out_of_range(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Control(**settings)
+        ControlConfig(**settings)
 
 
 def test_prompts_without_a_control_image(model: tuple[Path, Path], tmp_path: Path) -> None:
@@ -397,8 +398,8 @@ def test_a_run_follows_its_curriculum(recipe: Path, tmp_path: Path) -> None:
     assert all(record["ratio_deviation"] < 1e-5 for record in records)
     state = checkpoint.restore(run.checkpoints)
     assert state is not None
-    assert state.curriculum == {"scale": 1.5, "success": None, "streak": 0}
-    rewards = state.advantage["seen"]
+    assert state.memory["curriculum"] == {"scale": 1.5, "success": None, "streak": 0}
+    rewards = state.memory["advantage"]["seen"]
     assert len(rewards) > 3, "a prompt at another scale is another prompt"
     assert max(len(values) for values in rewards.values()) <= 8
     assert (run.adapter / "controlnet" / FILE).is_file()
@@ -418,7 +419,7 @@ def test_a_curriculum_may_begin_where_every_image_succeeds(recipe: Path, tmp_pat
     run = Run(
         train(configuration.load(recipe, [*changes, "curriculum.reward=easy"]), tmp_path / "run")
     )
-    assert run.records()[0]["idle"] == 1
+    assert run.records()[0]["zero_advantage"] == 1
 
     with pytest.raises(ValueError, match=r"reward 'easy' gave \[1.0\] to all"):
         train(configuration.load(recipe, [*changes, "curriculum={}"]), tmp_path / "plain")
@@ -478,7 +479,7 @@ def test_a_consistency_model(tiny_lcm: Path, prompts: list[Prompt], tmp_path: Pa
     # like the ControlNet of an undistilled model
     build_controlnet(lcm_pipe, copied=False).save_pretrained(tmp_path / "net")
     policy = load((tiny_lcm, tmp_path / "net"))
-    sampler = Sampler(LCM(), 4, EmbeddedGuidance(4.0), Control(0.8))
+    sampler = Sampler(LCM(), 4, EmbeddedGuidance(4.0), ControlConfig(0.8))
     assert policy.takes_weight and policy.schedule.consistency
     traj = roll(policy, sampler, prompts)
     components = {

@@ -19,7 +19,7 @@ WINGS: dict[str, set[str]] = {
     "rl": {"types"},
     "qr": {"types", "errors", "images"},
     "report": {"errors", "runs"},
-    "diffusion": {"types", "errors", "images", "seeds", "zoo", "qr"},
+    "diffusion": {"types", "config", "errors", "images", "seeds", "zoo", "qr"},
     "prompts": {"types", "errors", "seeds", "catalog", "zoo", "diffusion"},
     "rewards": {"types", "errors", "images", "zoo", "qr", "prompts"},
     "evaluation": GROUND | {"diffusion", "prompts", "rewards"},

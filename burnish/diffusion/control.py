@@ -14,14 +14,13 @@ keeps them and a replay uses the very same ones, whatever the scale has become s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from burnish.config import ControlConfig
 from burnish.images import open_image, resize_image
 from burnish.qr.layout import layout_of
 from burnish.types import Cond, Prompt
@@ -30,75 +29,54 @@ CONTROL_KEYS = ("control", "control_scale", "control_window")
 """The entries of a condition that do not come from its text."""
 
 
-@dataclass(frozen=True)
-class Control:
-    """The strength of a ControlNet, and the share of the steps during which it acts.
+def control_window(control: ControlConfig, times: Tensor) -> tuple[int, int]:
+    """Return the (highest, below) of the times t it acts at: below < t <= highest.
 
-    Attributes:
-        scale: the factor of the ControlNet's output, at least 0.
-        start: the share of the steps after which it begins to act.
-        end: the share of the steps after which it acts no more.
+    Step i of n acts if start <= i/n and (i+1)/n <= end, as in diffusers' pipelines. Between two
+    times of the grid, where finished images are noised again, the earlier one decides.
+
+    Args:
+        control: with the fractions ``start`` and ``end`` of the steps.
+        times: the sampler's grid (steps + 1,), noisiest first.
+
+    Raises:
+        ValueError: no step acts.
     """
+    count = len(times) - 1
+    active = [
+        step
+        for step in range(count)
+        if step / count >= control.start and (step + 1) / count <= control.end
+    ]
 
-    scale: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
+    if not active:
+        raise ValueError(
+            f"no step of {count} lies between sampler.control.start = {control.start} and "
+            f"end = {control.end}: widen them, or take more sampler.steps."
+        )
 
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise ValueError(
-                f"sampler.control.scale must be a finite number, at least 0, not {self.scale}."
-            )
-        if not 0 <= self.start < self.end <= 1:
-            raise ValueError(
-                "sampler.control.start and end must be shares of the steps, "
-                f"0 <= start < end <= 1, not {self.start} and {self.end}."
-            )
+    first = active[0]
+    after = active[-1] + 1
 
-    def window(self, times: Tensor) -> tuple[int, int]:
-        """Return the (highest, below) of the times t it acts at: below < t <= highest.
+    # acting from the first step on, it acts at all earlier times too; likewise at the end
+    highest = int(times[first]) if first > 0 else torch.iinfo(torch.int32).max
+    below = int(times[after]) if after < count else -2
+    return highest, below
 
-        Step i of n acts if start <= i/n and (i+1)/n <= end, as in diffusers' pipelines. Between two
-        times of the grid, where finished images are noised again, the earlier one decides.
 
-        Args:
-            times: the sampler's grid (steps + 1,), noisiest first.
+def add_control(cond: Cond, control: ControlConfig, times: Tensor) -> Cond:
+    """Return ``cond`` with scale and window, if it has a control image."""
+    if "control" not in cond:
+        return cond
 
-        Raises:
-            ValueError: no step acts.
-        """
-        count = len(times) - 1
-        active = [
-            i for i in range(count) if i / count >= self.start and (i + 1) / count <= self.end
-        ]
-
-        if not active:
-            raise ValueError(
-                f"no step of {count} lies between sampler.control.start = {self.start} and "
-                f"end = {self.end}: widen them, or take more sampler.steps."
-            )
-
-        first = active[0]
-        after = active[-1] + 1
-
-        # acting from the first step on, it acts at all earlier times too; likewise at the end
-        highest = int(times[first]) if first > 0 else torch.iinfo(torch.int32).max
-        below = int(times[after]) if after < count else -2
-        return highest, below
-
-    def add_to(self, cond: Cond, times: Tensor) -> Cond:
-        """Return ``cond`` with scale and window, if it has a control image."""
-        if "control" not in cond:
-            return cond
-
-        image = cond["control"]
-        rows = len(image)
-        window = torch.tensor([self.window(times)], device=image.device)
-        return {
-            **cond,
-            "control_scale": image.new_full((rows,), self.scale, dtype=torch.float32),
-            "control_window": window.repeat(rows, 1),
-        }
+    image = cond["control"]
+    rows = len(image)
+    window = torch.tensor([control_window(control, times)], device=image.device)
+    return {
+        **cond,
+        "control_scale": image.new_full((rows,), control.scale, dtype=torch.float32),
+        "control_window": window.repeat(rows, 1),
+    }
 
 
 def control_strength(cond: Cond, t: Tensor) -> Tensor:

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from burnish.config import ControlConfig
 from burnish.diffusion import kernels
-from burnish.diffusion.control import CONTROL_KEYS, Control
+from burnish.diffusion.control import CONTROL_KEYS, add_control
 from burnish.diffusion.guidance import ORIGINAL_PREFIX
 from burnish.diffusion.policy import Policy
 from burnish.types import Cond, Gaussian, Guidance, Kernel, Prompt, Replay, Trajectory
@@ -38,7 +39,7 @@ class Sampler:
     kernel: Kernel
     steps: int
     guidance: Guidance
-    control: Control = field(default_factory=Control)
+    control: ControlConfig = field(default_factory=ControlConfig)
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -135,7 +136,7 @@ class Sampler:
         times = self.times(policy)
         count = _count_noisy_transitions(self, policy)
         rows = len(group)
-        cond = self.control.add_to(cond, times)
+        cond = add_control(cond, self.control, times)
 
         x = policy.noise(rows, generator)
         states = x.new_empty(rows, count + 1, *policy.latent_shape)

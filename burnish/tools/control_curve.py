@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from burnish.diffusion.control import Control
+from burnish.config import ControlConfig
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.prompts.codes import qr as qr_prompts
@@ -68,7 +68,7 @@ def curve(
         conditions: under which the codes are read; see `burnish.qr.conditions`.
         seed: of the noise.
     """
-    uncontrolled = drawn(policy, replace(sampler, control=Control(0.0)), prompts, seed)
+    uncontrolled = drawn(policy, replace(sampler, control=ControlConfig(0.0)), prompts, seed)
     text_embeddings = clip.texts([prompt.text for prompt in prompts])
     base_embeddings = clip.images(uncontrolled)
     scanner = Scanner(conditions=conditions)
@@ -76,7 +76,7 @@ def curve(
     points = []
 
     for scale in scales:
-        images = drawn(policy, replace(sampler, control=Control(scale)), prompts, seed)
+        images = drawn(policy, replace(sampler, control=ControlConfig(scale)), prompts, seed)
         readings = scanner.measure(images, layouts)
         embeddings = clip.images(images)
 

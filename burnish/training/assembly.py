@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from burnish import catalog
 from burnish.config import Config, Table, reward_arguments, reward_names
-from burnish.diffusion.control import Control
 from burnish.diffusion.policy import DTYPES, Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.held_out import Panel
@@ -176,8 +175,7 @@ def load_sampler(config: Config) -> Sampler:
     """Return the sampler: kernel, steps, guidance and control."""
     kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
     guidance = catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
-    control = Control(**asdict(config.sampler.control))
-    return Sampler(kernel, config.sampler.steps, guidance, control)
+    return Sampler(kernel, config.sampler.steps, guidance, config.sampler.control)
 
 
 def load_curriculum(config: Config) -> Curriculum:

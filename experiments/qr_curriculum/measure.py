@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from burnish.diffusion.control import Control
+from burnish.config import ControlConfig
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.images import open_image
@@ -90,7 +90,7 @@ def look(
     all.
     """
     some = asked(seed)
-    images = drawn(policy, replace(sampler, control=Control(scale)), some, seed)
+    images = drawn(policy, replace(sampler, control=ControlConfig(scale)), some, seed)
     return seen(images, some, out / plan.BASES)
 
 

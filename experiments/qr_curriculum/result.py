@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot
 
-from burnish.diffusion.control import Control
+from burnish.config import ControlConfig
 from burnish.runs import Run, dumps, write
 from burnish.tools.control_curve import drawn
 from burnish.tools.gallery import open_source
@@ -216,6 +216,6 @@ def grid(out: Path, reference: float) -> None:
 
     for name, (run, before, scale) in rows.items():
         policy, sampler = open_source(run, before=before)
-        pictures[name] = drawn(policy, replace(sampler, control=Control(scale)), some, SEED)
+        pictures[name] = drawn(policy, replace(sampler, control=ControlConfig(scale)), some, SEED)
 
     sheet(pictures).save(PICTURES / "qr_curriculum_grid.png")
