@@ -18,6 +18,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+import tomli_w
 import torch
 
 TOKENS = 24
@@ -321,6 +322,36 @@ def tiny_pipeline(make_pipeline: Callable[..., Path]) -> Path:
     into it.
     """
     return make_pipeline("v_prediction")
+
+
+@pytest.fixture
+def write_recipe(tiny_pipeline: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Write a small run of the tiny pipeline: ``write_recipe(code="", **tables) -> path``.
+
+    A part (a table with ``use``) and a value replace the default; another table is laid over it.
+    ``code`` becomes ``tmp_path/reward.py``, and HERE in a text of the tables ``tmp_path``.
+    """
+    defaults: dict[str, Any] = {
+        "model": {"id": str(tiny_pipeline), "device": "cpu"},
+        "sampler": {"steps": 3, "guidance": {"use": "cfg", "weight": 2.0}},
+        "prompts": {"use": "list", "texts": ["a cat", "a dog", "an ox"]},
+        "rewards": [{"use": "compressibility"}],
+    }
+
+    def write(code: str = "", **tables: Any) -> Path:
+        if code:
+            (tmp_path / "reward.py").write_text(code)
+
+        tree = {**defaults, **tables}
+        for name, table in tables.items():
+            if isinstance(table, dict) and "use" not in table:
+                tree[name] = {**defaults.get(name, {}), **table}
+
+        path = tmp_path / "tiny.toml"
+        path.write_text(tomli_w.dumps(tree).replace("HERE", str(tmp_path)), "utf-8")
+        return path
+
+    return write
 
 
 class LocalServer:

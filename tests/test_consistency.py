@@ -245,26 +245,29 @@ def test_a_lora_that_cannot_be_merged(tiny_pipeline: Path, tmp_path: Path) -> No
         Policy.load(tiny_pipeline, fused_lora=tmp_path)
 
 
-RECIPE = """
-iterations = 2
-model = {{ id = "{model}", device = "cpu" }}
-sampler = {{ steps = 3, kernel = {{ use = "lcm" }}, guidance = {{ use = "embedded", weight = 6.0 }} }}
-prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox", "a bee"] }}
-rewards = [ {{ use = "compressibility" }} ]
-advantage = {{ use = "batch" }}
-objective = {{ {objective} }}
-optimizer = {{ lr = 1e-3, warmup = 3, final_lr = 0.5 }}
-batch = {{ prompts = 4, images_per_prompt = 2, sample_batch = 4, train_batch = {replay}, minibatches = 2 }}
-evaluation = {{ images_per_prompt = 1 }}
-run = {{ sample_every = 0 }}
-"""
-
-
 @pytest.fixture
-def recipe(tiny_lcm: Path, tmp_path: Path) -> Callable[..., configuration.Config]:
+def recipe(
+    tiny_lcm: Path, write_recipe: Callable[..., Path]
+) -> Callable[..., configuration.Config]:
     def load(objective: str, *changes: str, replay: int = 5) -> configuration.Config:
-        path = tmp_path / "recipe.toml"
-        path.write_text(RECIPE.format(model=tiny_lcm, objective=objective, replay=replay))
+        path = write_recipe(
+            iterations=2,
+            model={"id": str(tiny_lcm)},
+            sampler={"kernel": {"use": "lcm"}, "guidance": {"use": "embedded", "weight": 6.0}},
+            prompts={"use": "list", "texts": ["a cat", "a dog", "an ox", "a bee"]},
+            advantage={"use": "batch"},
+            objective={"use": objective},
+            optimizer={"lr": 1e-3, "warmup": 3, "final_lr": 0.5},
+            batch={
+                "prompts": 4,
+                "images_per_prompt": 2,
+                "sample_batch": 4,
+                "train_batch": replay,
+                "minibatches": 2,
+            },
+            evaluation={"images_per_prompt": 1},
+            run={"sample_every": 0},
+        )
         return configuration.load(path, changes)
 
     return load
@@ -274,7 +277,7 @@ def records(folder: Path) -> list[Record]:
     return Run(folder).records()
 
 
-@pytest.mark.parametrize("objective", ['use = "clipped"', 'use = "rebel"'])
+@pytest.mark.parametrize("objective", ["clipped", "rebel"])
 def test_a_consistency_model_trains_by_either_objective(
     recipe: Callable[..., configuration.Config], tmp_path: Path, objective: str
 ) -> None:
@@ -289,7 +292,7 @@ def test_a_consistency_model_trains_by_either_objective(
 def test_rebel_in_micro_batches_is_rebel(
     recipe: Callable[..., configuration.Config], tmp_path: Path
 ) -> None:
-    runs = [records(train(recipe('use = "rebel"', replay=n), tmp_path / str(n))) for n in (3, 100)]
+    runs = [records(train(recipe("rebel", replay=n), tmp_path / str(n))) for n in (3, 100)]
     for small, whole in zip(*runs, strict=True):
         assert small["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
 
@@ -307,13 +310,13 @@ def test_what_rebel_cannot_do(
     recipe: Callable[..., configuration.Config], tmp_path: Path, change: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        train(recipe('use = "rebel"', change), tmp_path / "run")
+        train(recipe("rebel", change), tmp_path / "run")
 
 
 def test_previews_need_company(recipe: Callable[..., configuration.Config], tmp_path: Path) -> None:
     changes = ("batch.baseline=x0_preview", "batch.images_per_prompt=1")
     with pytest.raises(ValueError, match=r"set batch.images_per_prompt to 4 or more"):
-        train(recipe('use = "clipped"', *changes), tmp_path / "run")
+        train(recipe("clipped", *changes), tmp_path / "run")
 
 
 def test_the_kernel_of_another_kind_of_model(
@@ -323,10 +326,10 @@ def test_the_kernel_of_another_kind_of_model(
     with pytest.raises(
         ValueError, match=r"set model.scheduler = .lcm., otherwise use kernel 'ddim'"
     ):
-        train(recipe('use = "clipped"', *changes), tmp_path / "run")
+        train(recipe("clipped", *changes), tmp_path / "run")
 
     train(
-        recipe('use = "clipped"', *changes, "model.scheduler=lcm", "iterations=1"),
+        recipe("clipped", *changes, "model.scheduler=lcm", "iterations=1"),
         tmp_path / "other",
     )
 
@@ -347,7 +350,7 @@ def test_sampling_from_a_consistency_model_by_its_name(tiny_lcm: Path, steps: in
 def test_sampling_a_run_keeps_its_kind_of_guidance(
     recipe: Callable[..., configuration.Config], tmp_path: Path
 ) -> None:
-    folder = train(recipe('use = "clipped"', "iterations=1"), tmp_path / "run")
+    folder = train(recipe("clipped", "iterations=1"), tmp_path / "run")
     _, sampler = open_source(str(folder), steps=1, guidance=3.0)
     assert (
         sampler.guidance == EmbeddedGuidance(3.0)

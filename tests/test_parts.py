@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +33,17 @@ def draw(count: int) -> list[Prompt]:
 
 
 @pytest.fixture
-def config(tiny_pipeline: Path, tmp_path: Path) -> Config:
-    (tmp_path / "reward.py").write_text(
-        "def brightness(images, prompts):\n    return images.mean((1, 2, 3))\n"
+def config(write_recipe: Callable[..., Path]) -> Config:
+    path = write_recipe(
+        "def brightness(images, prompts):\n    return images.mean((1, 2, 3))\n",
+        iterations=2,
+        rewards=[{"use": "HERE/reward.py:brightness"}],
+        advantage={"use": "tracker", "buffer": 8, "min_count": 2},
+        batch={"prompts": 6, "images_per_prompt": 1, "sample_batch": 4, "minibatches": 2},
+        evaluation={"images_per_prompt": 0},
+        run={"sample_every": 0},
     )
-    return configuration.parse(
-        {
-            "iterations": 2,
-            "model": {"id": str(tiny_pipeline), "device": "cpu"},
-            "sampler": {"steps": 3, "guidance": {"use": "cfg", "weight": 2.0}},
-            "prompts": {"use": "list", "texts": ["a cat", "a dog", "an ox"]},
-            "rewards": [{"use": f"{tmp_path}/reward.py:brightness"}],
-            "advantage": {"use": "tracker", "buffer": 8, "min_count": 2},
-            "batch": {"prompts": 6, "images_per_prompt": 1, "sample_batch": 4, "minibatches": 2},
-            "evaluation": {"images_per_prompt": 0},
-            "run": {"sample_every": 0},
-        }
-    )
+    return configuration.load(path)
 
 
 def log(out: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,43 +40,42 @@ def test_flat() -> None:
     assert flat({"a": {"b": {"c": 1}, "d": "text"}, "e": 2.5, "f": True}) == {"a/b/c": 1, "e": 2.5}
 
 
-MANY = """
-advantage = { use = "pareto" }
-[[rewards]]
-use = "HERE/reward.py:bright"
-[[rewards]]
-use = "compressibility"
-"""
+BRIGHT = {"use": "HERE/reward.py:bright"}
 
 
 @pytest.mark.parametrize(
-    ("rewards", "kind"),
+    ("tables", "kind"),
     [
-        ("advantage = { use = 'batch' }\nrewards = [ { use = 'HERE/reward.py:bright' } ]", ""),
-        (MANY, "tokens"),
+        ({"advantage": {"use": "batch"}, "rewards": [BRIGHT]}, ""),
+        (
+            {"advantage": {"use": "pareto"}, "rewards": [BRIGHT, {"use": "compressibility"}]},
+            "tokens",
+        ),
     ],
     ids=["one reward", "many rewards"],
 )
-def test_two_processes(tiny_pipeline: Path, tmp_path: Path, rewards: str, kind: str) -> None:
-    (tmp_path / "reward.py").write_text(
-        "def bright(images, prompts):\n    return images.mean((1, 2, 3))\n"
+def test_two_processes(
+    tmp_path: Path, write_recipe: Callable[..., Path], tables: dict[str, Any], kind: str
+) -> None:
+    recipe = write_recipe(
+        "def bright(images, prompts):\n    return images.mean((1, 2, 3))\n",
+        iterations=1,
+        sampler={"steps": 2, "identifiers": kind},
+        batch={
+            "prompts": 2,
+            "images_per_prompt": 4 if kind else 2,
+            "sample_batch": 2,
+            "minibatches": 1,
+        },
+        evaluation={"images_per_prompt": 2},
+        run={"sample_every": 0},
+        **tables,
     )
-    recipe = tmp_path / "tiny.toml"
-    recipe.write_text(f"""
-iterations = 1
-model = {{ id = "{tiny_pipeline}", device = "cpu" }}
-sampler = {{ steps = 2, identifiers = "{kind}", guidance = {{ use = "cfg", weight = 2.0 }} }}
-prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
-batch = {{ prompts = 2, images_per_prompt = {4 if kind else 2}, sample_batch = 2, minibatches = 1 }}
-evaluation = {{ images_per_prompt = 2 }}
-run = {{ sample_every = 0 }}
-{rewards.replace("HERE", str(tmp_path))}
-""")
     code = tmp_path / "both.py"
     code.write_text(f"""
 import os
 from burnish import config, world
-from burnish.trainer import train
+from burnish.training.loop import train
 seen = world.World.average_gradients
 def average(self, parameters):
     seen(self, parameters)
