@@ -12,7 +12,7 @@ from experiments.guard import plan as guard
 from experiments.parrot import plan as parrot
 from experiments.qr_curriculum import plan as codes
 from experiments.qr_curriculum.measure import at_rate
-from experiments.reach import compare, reached
+from experiments.time_to_target import compare, time_to_target
 from experiments.rlcm_vs_ddpo import plan
 from experiments.running import Trial
 
@@ -27,7 +27,7 @@ def test_every_planned_run_is_what_its_arm_says(job: Trial) -> None:
         arm.trained,
         arm.iterations,
     )
-    assert bool(config.batch.baseline) == arm.previews and config.batch.epochs == 1
+    assert bool(config.batch.baseline) == arm.x0_preview and config.batch.epochs == 1
     assert arm.rows == {"cfg": 2, "embedded": 1}[config.sampler.guidance["use"]]
     assert arm.iterations % arm.every == 0, "the last evaluation is after the last iteration"
     assert config.seed == job.seed and config.evaluation.judge
@@ -64,7 +64,7 @@ def test_the_guard_sees_nothing_of_the_truth(job: guard.Job) -> None:
         )
     else:
         assert (
-            config.guard.action == "warn" and "truth:truth" in watched and "truth:taste" in watched
+            config.guard.action == "warn" and "truth:Truth" in watched and "truth:taste" in watched
         )
 
     assert config.iterations % config.evaluation.every == 0
@@ -124,8 +124,8 @@ def test_names_of_runs_differ() -> None:
 def test_reached() -> None:
     seconds = [0.0, 10.0, 20.0]
     values = [1.0, 2.0, 1.5]
-    assert reached(seconds, values, 1.5) == 5 and reached(seconds, values, 2.0) == 10
-    assert reached(seconds, values, 0.5) == 0 and reached(seconds, values, 2.1) is None
+    assert time_to_target(seconds, values, 1.5) == 5 and time_to_target(seconds, values, 2.0) == 10
+    assert time_to_target(seconds, values, 0.5) == 0 and time_to_target(seconds, values, 2.1) is None
 
 
 def test_compare() -> None:
