@@ -138,12 +138,12 @@ def _draw_trade_off(
 ) -> None:
     rates = [numbers["strict"] for numbers in start.values()]
     similarities = [numbers[key] for numbers in start.values()]
-    line = {"color": "#333333", "marker": ".", "label": "before training, by control scale"}
-    axis.plot(rates, similarities, **line)
+    before = "before training, by control scale"
+    axis.plot(rates, similarities, color="#333333", marker=".", label=before)
 
     for scale, rate, similarity in zip(start, rates, similarities, strict=True):
-        offset = {"xytext": (3, 3), "textcoords": "offset points"}
-        axis.annotate(scale, (rate, similarity), fontsize=7, **offset)
+        point = (rate, similarity)
+        axis.annotate(scale, point, xytext=(3, 3), textcoords="offset points", fontsize=7)
 
     for name, seeds in ends.items():
         x = [numbers["strict"] for numbers in seeds]
