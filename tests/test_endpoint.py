@@ -50,7 +50,7 @@ def test_each_image_gets_the_answer_to_its_question(server: LocalServer) -> None
     # 25.5 and 127.5 are rounded, not cut off
     assert answers == ["how grey? 26", "grey? 128", "how grey? 230"]
     assert set(server.paths) == {"/v1/chat/completions"}
-    sent = server.asked[0]
+    sent = server.requests[0]
     assert (sent["model"], sent["temperature"], sent["max_tokens"]) == ("tiny", 0, 64)
     assert picture(sent).shape == (8, 12, 3)
     assert "Authorization" not in server.headers[0]
@@ -73,7 +73,7 @@ def test_other_paths_are_kept() -> None:
 def test_jpeg_on_request(server: LocalServer) -> None:
     server.answer = lambda body: said(str(picture(body).shape))
     assert Endpoint(server.url, "tiny", image="jpeg")(IMAGES[:1], ["?"]) == ["(8, 12, 3)"]
-    assert "image/jpeg" in str(server.asked[0])
+    assert "image/jpeg" in str(server.requests[0])
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,9 @@ def test_nobody_there_raises(closed_port: str) -> None:
 
 
 def test_a_failed_try_is_repeated(server: LocalServer) -> None:
-    server.answer = lambda body: (500, b"") if len(server.asked) == 1 else said("fine")
+    server.answer = lambda body: (500, b"") if len(server.requests) == 1 else said("fine")
     assert Endpoint(server.url, "tiny", backoff=0.01)(IMAGES[:1], ["a"]) == ["fine"]
-    assert len(server.asked) == 2
+    assert len(server.requests) == 2
 
 
 def test_what_is_known_is_not_asked_again(server: LocalServer) -> None:
@@ -129,24 +129,24 @@ def test_what_is_known_is_not_asked_again(server: LocalServer) -> None:
     endpoint = Endpoint(server.url, "tiny", cache=2)
     same = IMAGES[:1].expand(3, -1, -1, -1)
     assert endpoint(same, ["a", "a", "b"]) == ["a", "a", "b"]
-    assert len(server.asked) == 2  # equal ones within a call are asked once
+    assert len(server.requests) == 2  # equal ones within a call are asked once
     assert endpoint(same, ["a", "b", "b"]) == ["a", "b", "b"]
-    assert len(server.asked) == 2
+    assert len(server.requests) == 2
     endpoint(IMAGES[1:2], ["a"])  # a third answer: the longest unused one goes, ("a", first image)
     endpoint(IMAGES[:1], ["b"])
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
     endpoint(IMAGES[:1], ["a"])
-    assert len(server.asked) == 4
+    assert len(server.requests) == 4
     turned = IMAGES[:1].reshape(1, 3, 12, 8)  # the same bytes in another shape
     endpoint(turned, ["a"])
-    assert len(server.asked) == 5
+    assert len(server.requests) == 5
 
 
 def test_nothing_is_kept_without_a_cache_and_no_failure_ever(server: LocalServer) -> None:
     server.answer = lambda body: said("fine")
     endpoint = Endpoint(server.url, "tiny", cache=0)
     assert endpoint(IMAGES[:1], ["a"]) == endpoint(IMAGES[:1], ["a"])
-    assert len(server.asked) == 2
+    assert len(server.requests) == 2
     endpoint = Endpoint(server.url, "tiny")
     server.answer = lambda body: said("" if question(body) == "a" else "fine")
 

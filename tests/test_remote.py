@@ -56,8 +56,8 @@ def test_the_scores_are_the_servers(server: LocalServer) -> None:
     server.answer = numbered
     scores = remote(server.url, batch=2)(IMAGES, PROMPTS)
     assert scores.tolist() == [0.5, 1.5, 2.5, 3.5, 4.5] and scores.dtype == torch.float64
-    assert sorted(len(body["images"]) for body in server.asked) == [1, 2, 2]
-    first = next(body for body in server.asked if body["prompts"][0] == "prompt 0")
+    assert sorted(len(body["images"]) for body in server.requests) == [1, 2, 2]
+    first = next(body for body in server.requests if body["prompts"][0] == "prompt 0")
     assert first["version"] == 1 and set(first) == {"version", "images", "prompts", "metadata"}
     assert first["prompts"] == ["prompt 0", "prompt 1"] and first["metadata"][1] == {
         "n": 1,
@@ -101,7 +101,7 @@ def test_a_request_that_fails_for_good_costs_its_images_only(server: LocalServer
 
 
 def test_trouble_that_passes_is_not_seen(server: LocalServer) -> None:
-    server.answer = lambda body: (500, b"loading") if len(server.asked) < 3 else numbered(body)
+    server.answer = lambda body: (500, b"loading") if len(server.requests) < 3 else numbered(body)
     assert remote(server.url, backoff=0.01)(IMAGES, PROMPTS).tolist() == [0.5, 1.5, 2.5, 3.5, 4.5]
 
 
@@ -167,7 +167,7 @@ def test_metadata_that_is_no_json_is_named(server: LocalServer, value: object) -
     prompts = [*PROMPTS[:2], Prompt("odd", {"value": value})]
     with pytest.raises(ValueError, match=r"metadata of prompt 2 \('odd'\) cannot be sent as JSON"):
         remote(server.url)(IMAGES[:3], prompts)
-    assert not server.asked
+    assert not server.requests
 
 
 def test_the_key_is_sent(server: LocalServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,10 +237,10 @@ def test_the_protocol_in_the_docs_is_the_one_that_is_sent(server: LocalServer) -
         scores = remote(server.url)(IMAGES[: len(prompts)], prompts)
 
     assert [None if score != score else score for score in scores.tolist()] == response["scores"]
-    assert {key: type(value) for key, value in server.asked[0].items()} == {
+    assert {key: type(value) for key, value in server.requests[0].items()} == {
         k: type(v) for k, v in request.items()
     }
     assert (
-        server.asked[0]["prompts"] == request["prompts"]
-        and server.asked[0]["metadata"] == request["metadata"]
+        server.requests[0]["prompts"] == request["prompts"]
+        and server.requests[0]["metadata"] == request["metadata"]
     )

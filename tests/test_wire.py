@@ -31,14 +31,14 @@ def scripted(*answers: tuple) -> Any:
 def test_a_body_goes_out_and_an_answer_comes_back(server: LocalServer) -> None:
     server.answer = lambda body: (200, {"twice": 2 * body["n"]})
     assert Wire(server.url + "/double").post({"n": 21}) == {"twice": 42}
-    assert server.paths == ["/double"] and server.asked == [{"n": 21}]
+    assert server.paths == ["/double"] and server.requests == [{"n": 21}]
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503])
 def test_a_passing_trouble_is_tried_again(server: LocalServer, status: int) -> None:
     server.answer = scripted((status, b"busy"), (status, b"busy"), (200, [1]))
     assert Wire(server.url, backoff=0.01).post({}) == [1]
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("status", [302, 400, 401, 404, 422])
@@ -52,14 +52,14 @@ def test_a_refusal_is_final(server: LocalServer, status: int) -> None:
     with pytest.raises(NoAnswer, match=f"{server.url} answered {status} .*: not like this"):
         Wire(server.url, backoff=0.01).post({})
 
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_tries_are_counted(server: LocalServer) -> None:
     server.answer = lambda body: (503, b"full")
     with pytest.raises(NoAnswer, match="answered 503 Service Unavailable: full"):
         Wire(server.url, retries=2, backoff=0.01).post({})
-    assert len(server.asked) == 3
+    assert len(server.requests) == 3
 
 
 def test_waits_double_and_retry_after_goes_before(server: LocalServer) -> None:
@@ -82,13 +82,13 @@ def test_retry_after_is_a_number_or_a_date() -> None:
 
 def test_silence_is_tried_again_and_told(server: LocalServer) -> None:
     def slow_once(body: object) -> tuple:
-        if len(server.asked) == 1:
+        if len(server.requests) == 1:
             time.sleep(0.4)
         return 200, "awake"
 
     server.answer = slow_once
     assert Wire(server.url, timeout=0.1, backoff=0.01).post({}) == "awake"
-    server.asked.clear()
+    server.requests.clear()
 
     with pytest.raises(NoAnswer, match=r"did not answer within 0.1 s; .* Raise timeout"):
         Wire(server.url, timeout=0.1, retries=0).post({})
@@ -105,7 +105,7 @@ def test_garbage_is_final(server: LocalServer) -> None:
     server.answer = lambda body: (200, b"<html>" + b"x" * 999)
     with pytest.raises(NoAnswer, match="answered something that is not JSON: <html>x+[.][.][.]$"):
         Wire(server.url).post({})
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_many_are_asked_at_once_and_keep_their_order(server: LocalServer) -> None:
@@ -188,7 +188,7 @@ def test_another_error_ends_everything_at_once(server: LocalServer) -> None:
             thread.join(5)
             assert not thread.is_alive()
 
-    assert len(server.asked) < 5, "of 50"
+    assert len(server.requests) < 5, "of 50"
     server.answer = scripted((503, b"", {"Retry-After": "0.1"}), (200, "again"))
     assert wire.each(lambda n: wire.post({}), [0]) == ["again"]
 
