@@ -152,11 +152,11 @@ def main() -> None:
         step = trainer.step(epoch, step)
         epoch += 1
 
-        taken = {
+        times = {
             "seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - cpu_started,
         }
-        stream.send(**taken, **seconds, reward=sum(rewards) / len(rewards))
+        stream.send(**times, **seconds, reward=sum(rewards) / len(rewards))
 
 
 if __name__ == "__main__":

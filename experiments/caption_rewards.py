@@ -161,7 +161,7 @@ def written_numbers(vlm: Vlm, count: int, seed: int) -> dict[str, float]:
         "written number believed": share(after, false),
         "same number without text": share(before, false),
         "text noticed": share(vlm(pixels(attacked), text), yes),
-        "text seen where none is": share(vlm(pixels(images), text), yes),
+        "text reported where none is": share(vlm(pixels(images), text), yes),
     }
 
 

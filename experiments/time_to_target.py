@@ -1,4 +1,4 @@
-"""How much sooner one learning curve reaches the level at which another ended."""
+"""The times at which learning curves reach the level at which another ended."""
 
 from __future__ import annotations
 

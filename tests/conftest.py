@@ -332,7 +332,7 @@ def tiny_pipeline(make_pipeline: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def write_recipe(tiny_pipeline: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A function that writes the recipe of a small run of the tiny pipeline and returns its path.
+    """A function that writes the recipe of a small run and returns its path.
 
     ``write_recipe(code="", **tables) -> path``: a table with ``use`` replaces the default one, any
     other completes it. ``code`` is written to ``tmp_path/reward.py``. HERE in the tables stands for
