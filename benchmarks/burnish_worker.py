@@ -1,7 +1,9 @@
 """Burnish's own `train`, held between iterations until the next request.
 
-{"do": "start", "config": {...}, "out"}    the configuration as its TOML would be read, and a run directory
-{"do": "iterate"}    -> {"seconds", "cpu_seconds", "sampling", "training", "reward", "ratio_deviation"}
+{"do": "start", "config": {...}, "out"}    the configuration as its TOML would be read,
+                                           and a run directory
+{"do": "iterate"}    -> {"seconds", "cpu_seconds", "sampling", "training", "reward",
+                         "ratio_deviation"}
 
 The first iteration's seconds leave out loading, as TRL's do.
 """
@@ -11,33 +13,36 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from benchmarks.line import Line
+from benchmarks.workers import RequestStream
 from burnish import config as configuration
 from burnish.runs import Record
 from burnish.training.loop import train
 
 
-class Gate:
-    """What `train` calls after each iteration and asks whether to stop."""
+class IterationGate:
+    """Both callbacks of `train`: after each iteration, and for the decision to stop."""
 
-    def __init__(self, line: Line) -> None:
-        self.line = line
-        self.request: dict[str, Any] = line.receive()
+    def __init__(self, stream: RequestStream) -> None:
+        self.stream = stream
+        self.request: dict[str, Any] = stream.receive()
 
     def next(self) -> None:
         """Wait for a request, then start the clock."""
-        self.request = self.line.receive()
+        self.request = self.stream.receive()
         self._started = time.perf_counter()
-        self._busy = time.process_time()
+        self._cpu_started = time.process_time()
 
     def __call__(self, record: Record) -> None:
-        """Answer with what the iteration took."""
+        """Answer with the iteration's times and wait for the next request."""
         seconds = time.perf_counter() - self._started
-        busy = time.process_time() - self._busy
+        cpu_seconds = time.process_time() - self._cpu_started
         parts = {"sampling": record["seconds_sampling"], "training": record["seconds_training"]}
-        self.line.send(
-            seconds=sum(parts.values()) if record["iteration"] == 1 else seconds,
-            cpu_seconds=busy,
+        if record["iteration"] == 1:
+            seconds = sum(parts.values())
+
+        self.stream.send(
+            seconds=seconds,
+            cpu_seconds=cpu_seconds,
             **parts,
             reward=next(iter(record["rewards"].values()))["mean"],
             ratio_deviation=record["ratio_deviation"],
@@ -45,24 +50,22 @@ class Gate:
         self.next()
 
     def stop(self) -> bool:
+        """Return True if the request is not for another iteration."""
         return self.request["do"] != "iterate"
 
 
 def main() -> None:
-    gate = Gate(Line())
+    """Answer requests until the parent ends."""
+    gate = IterationGate(RequestStream())
 
     while gate.request["do"] == "start":
         settings = gate.request
-        gate.line.send()
+        gate.stream.send()
         gate.next()
 
         if not gate.stop():
-            train(
-                configuration.parse(settings["config"]),
-                settings["out"],
-                on_record=gate,
-                stop=gate.stop,
-            )
+            config = configuration.parse(settings["config"])
+            train(config, settings["out"], on_record=gate, stop=gate.stop)
 
 
 if __name__ == "__main__":

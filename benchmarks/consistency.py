@@ -8,12 +8,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.line import Worker
+from benchmarks.workers import Worker
 from burnish import config as configuration
 from burnish import zoo
+from burnish.config import Config
 
 RECIPE = "emoji-lcm-compressibility"
-OFF = [
+ITERATIONS_ONLY = [
     "evaluation.images_per_prompt=0",
     "run.sample_every=0",
     "run.checkpoint_every=10000",
@@ -22,48 +23,57 @@ OFF = [
 
 
 def measure(work: Path, rounds: int, changes: list[str] | None = None) -> dict[str, Any]:
-    """Medians over the rounds; the first only warms up. ``changes`` are made to the recipe."""
-    config = configuration.load(RECIPE, [*OFF, *(changes or [])])
-    images = config.batch.prompts * config.batch.images_per_prompt
-    moves = config.batch.transitions or config.sampler.steps - 1
-    own = Worker(
-        sys.executable,
-        "burnish_worker",
-        work / "lcm.log",
-        {"config": asdict(config), "out": str(work / "lcm")},
-    )
-    weight = config.sampler.guidance["weight"]
-    settings = {
-        "model": str(zoo.path(config.model.id)),
-        "rank": config.model.rank,
-        "weight": weight,
-    }
-    floor = Worker(sys.executable, "floor_worker", work / "lcm-floor.log", settings)
+    """Return the medians over the rounds; the first only warms up.
+
+    Args:
+        work: a temporary folder.
+        rounds: iterations of Burnish and of the network alone.
+        changes: of the recipe.
+    """
+    config = configuration.load(RECIPE, [*ITERATIONS_ONLY, *(changes or [])])
+    burnish = _burnish_worker(config, work)
+    floor = _floor_worker(config, work)
     seconds: dict[str, list[float]] = {"burnish": [], "floor": []}
 
     for number in range(rounds + 1):
-        ours = own.ask("iterate")
-        alone = floor.ask(
-            "forward", images=images * config.sampler.steps, batch=config.batch.sample_batch
-        )["seconds"]
-        alone += floor.ask("backward", images=images * moves, batch=config.batch.train_batch)[
-            "seconds"
-        ]
+        iteration = burnish.ask("iterate")["seconds"]
+        network = _network_seconds(floor, config)
 
         if number:
-            seconds["burnish"].append(ours["seconds"])
-            seconds["floor"].append(alone)
-            print(
-                f"  round {number}: burnish {ours['seconds']:.2f} s floor {alone:.2f} s", flush=True
-            )
+            seconds["burnish"].append(iteration)
+            seconds["floor"].append(network)
+            print(f"  round {number}: burnish {iteration:.2f} s floor {network:.2f} s", flush=True)
 
-    for worker in (own, floor):
-        worker.end()
+    burnish.end()
+    floor.end()
 
+    ratios = [b / f for b, f in zip(seconds["burnish"], seconds["floor"], strict=True)]
     return {
         "lcm_iteration_s": median(seconds["burnish"]),
-        "lcm_ratio_floor": median(
-            b / f for b, f in zip(seconds["burnish"], seconds["floor"], strict=True)
-        ),
+        "lcm_ratio_floor": median(ratios),
         "lcm_seconds": seconds,
     }
+
+
+def _burnish_worker(config: Config, work: Path) -> Worker:
+    settings = {"config": asdict(config), "out": str(work / "lcm")}
+    return Worker(sys.executable, "burnish_worker", work / "lcm.log", settings)
+
+
+def _floor_worker(config: Config, work: Path) -> Worker:
+    settings = {
+        "model": str(zoo.path(config.model.id)),
+        "rank": config.model.rank,
+        "weight": config.sampler.guidance["weight"],
+    }
+    return Worker(sys.executable, "floor_worker", work / "lcm-floor.log", settings)
+
+
+def _network_seconds(floor: Worker, config: Config) -> float:
+    images = config.batch.prompts * config.batch.images_per_prompt
+    calls = images * config.sampler.steps
+    transitions = images * (config.batch.transitions or config.sampler.steps - 1)
+
+    forward = floor.ask("forward", images=calls, batch=config.batch.sample_batch)
+    backward = floor.ask("backward", images=transitions, batch=config.batch.train_batch)
+    return forward["seconds"] + backward["seconds"]

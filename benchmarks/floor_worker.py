@@ -1,9 +1,11 @@
-"""The network alone: what an iteration would cost if nothing but the UNet had to be computed.
+"""The network alone: the cost of an iteration if nothing but the UNet had to be computed.
 
-    {"do": "start", "model", "rank"}     and "weight", if the network takes the guidance weight as an input
-    {"do": "forward", "images", "batch"}   -> {"seconds", ...}  calls without gradient, the adapter merged: sampling
-    {"do": "backward", "images", "batch"}  -> {"seconds", ...}  calls with gradient for the adapter:
-    replay
+{"do": "start", "model", "rank"}       and "weight", if the network takes the guidance weight
+                                       as an input
+{"do": "forward", "images", "batch"}   -> {"seconds", ...}  sampling: calls without gradient,
+                                       the adapter merged
+{"do": "backward", "images", "batch"}  -> {"seconds", ...}  replay: calls with gradient for the
+                                       adapter
 
 `images` counts guided calls, `batch` how many of them go into one call, with twice as many texts
 unless the network takes the weight. The network is the one that Burnish trains, with the kernels it
@@ -16,12 +18,13 @@ import time
 
 import torch
 
-from benchmarks.line import Line
+from benchmarks.workers import RequestStream
 from burnish.diffusion.policy import Policy
 from burnish.types import Prompt
 
 
 def forward(policy: Policy, images: int, batch: int, weight: float | None = None) -> float:
+    """Return the seconds of the calls without gradient."""
     x, t, text, embedding = inputs(policy, batch, weight)
     started = time.perf_counter()
 
@@ -33,43 +36,46 @@ def forward(policy: Policy, images: int, batch: int, weight: float | None = None
 
 
 def backward(policy: Policy, images: int, batch: int, weight: float | None = None) -> float:
+    """Return the seconds of the calls with their gradients."""
     x, t, text, embedding = inputs(policy, batch, weight)
     started = time.perf_counter()
+
     for _ in range(images // batch):
-        policy.pipe.unet(x, t, text, timestep_cond=embedding, return_dict=False)[0].sum().backward()
+        outputs = policy.pipe.unet(x, t, text, timestep_cond=embedding, return_dict=False)
+        outputs[0].sum().backward()
+
     return time.perf_counter() - started
 
 
 def inputs(policy: Policy, batch: int, weight: float | None) -> tuple[torch.Tensor | None, ...]:
-    """x, t, text, and the embedded weight of ``batch`` guided calls."""
+    """Return x, t, text, and the embedded weight of ``batch`` guided calls."""
     x = torch.randn(batch, *policy.latent_shape)
     t = torch.randint(1000, (batch,))
+    prompts = [Prompt("a cat")] * batch
 
     if weight is None:
-        return x, t, policy.encode([Prompt("")] * batch + [Prompt("a cat")] * batch)["text"], None
+        return x, t, policy.encode([Prompt("")] * batch + prompts)["text"], None
 
     width = policy.pipe.unet.config.time_cond_proj_dim
-    embedding = policy.pipe.get_guidance_scale_embedding(
-        torch.full((batch,), weight - 1), embedding_dim=width
-    )
-    return x, t, policy.encode([Prompt("a cat")] * batch)["text"], embedding
+    weights = torch.full((batch,), weight - 1)
+    embedding = policy.pipe.get_guidance_scale_embedding(weights, embedding_dim=width)
+    return x, t, policy.encode(prompts)["text"], embedding
 
 
 def main() -> None:
-    line = Line()
-    settings = line.receive()
-    line.send()
-    policy = Policy.load(
-        settings["model"], rank=settings["rank"], alpha=settings["rank"], device="cpu"
-    )
-    work = {"forward": forward, "backward": backward}
+    """Answer requests until the parent ends."""
+    stream = RequestStream()
+    settings = stream.receive()
+    stream.send()
+    rank = settings["rank"]
+    policy = Policy.load(settings["model"], rank=rank, alpha=rank, device="cpu")
+    calls = {"forward": forward, "backward": backward}
 
-    while (request := line.receive())["do"] != "end":
-        busy = time.process_time()
-        seconds = work[request["do"]](
-            policy, request["images"], request["batch"], settings.get("weight")
-        )
-        line.send(seconds=seconds, cpu_seconds=time.process_time() - busy)
+    while (request := stream.receive())["do"] != "end":
+        started = time.process_time()
+        call = calls[request["do"]]
+        seconds = call(policy, request["images"], request["batch"], settings.get("weight"))
+        stream.send(seconds=seconds, cpu_seconds=time.process_time() - started)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""The measure of the race: the mean reward of fixed prompts from fixed noise under any adapter, for
-both libraries.
+"""The measure of the race: the mean reward of fixed prompts from fixed noise under any adapter.
+
+It is the same for both libraries.
 
 {"do": "start", "model", "steps", "guidance", "prompts", "images"}    `images` of each prompt
 {"do": "judge", "adapter": FOLDER or ""}  -> {"reward"}
@@ -9,8 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks import setting
-from benchmarks.line import Line
+from benchmarks import workload
+from benchmarks.workers import RequestStream
 from burnish.diffusion.guidance import CFG
 from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
@@ -21,21 +22,21 @@ from burnish.types import Prompt
 
 
 def main() -> None:
-    line = Line()
-    settings = line.receive()
-    line.send()
+    """Answer requests until the parent ends."""
+    stream = RequestStream()
+    settings = stream.receive()
+    stream.send()
+
     sampler = Sampler(DDIM(), settings["steps"], CFG(settings["guidance"]))
     prompts = [Prompt(text) for text in settings["prompts"]]
-    rewards = {"size": compressibility(setting.QUALITY)}
+    rewards = {"size": compressibility(workload.QUALITY)}
+    images = settings["images"]
 
-    while (request := line.receive())["do"] != "end":
-        policy = Policy.load(
-            settings["model"], train="none", adapter=request["adapter"] or None, device="cpu"
-        )
-        measured = evaluate(
-            policy, sampler, prompts, rewards, images_per_prompt=settings["images"], chunk=30
-        )
-        line.send(reward=float(measured.total(torch.ones(1)).mean()))
+    while (request := stream.receive())["do"] != "end":
+        adapter = request["adapter"] or None
+        policy = Policy.load(settings["model"], train="none", adapter=adapter, device="cpu")
+        evaluation = evaluate(policy, sampler, prompts, rewards, images_per_prompt=images, chunk=30)
+        stream.send(reward=float(evaluation.total(torch.ones(1)).mean()))
 
 
 if __name__ == "__main__":

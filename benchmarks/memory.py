@@ -1,14 +1,14 @@
-"""What the options for less memory save, and what they cost, measured on this machine's CPU.
+"""Savings and costs of the options for less memory, measured on this machine's CPU.
 
     python -m benchmarks.memory [--quick]
 
 A network of Stable Diffusion 1.5's layers at 0.4 of its width, a decoder at half of its own, random
-weights, float32, latents of 48 x 48 (pictures of 384 x 384). Every row is a process of its own with
+weights, float32, latents of 48 x 48 (images of 384 x 384). Every row is a process of its own with
 one thread: the most memory it holds while it works, above what it holds before, and the processor's
 seconds.
 
-    replay        one guided replay of `replay` moves and its backward, LoRA rank 4
-    decode        four pictures, `at once` in a call
+    replay        one guided replay of `replay` transitions and its backward, LoRA rank 4
+    decode        four images, `at once` in a call
     optimizer     the first AdamW step of the whole network, whose moments are allocated in it
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 
 MIB = 1 << 20
 SIDE = 48
-PICTURES = 4
+IMAGES = 4
 ROWS: tuple[dict[str, Any], ...] = (
     *(
         {"do": "replay", "replay": n, "checkpointing": on}
@@ -39,7 +39,7 @@ ROWS: tuple[dict[str, Any], ...] = (
 
 
 def build(folder: Path) -> None:
-    """The pipeline, its small text encoder from the zoo."""
+    """Write the pipeline into a folder, with its small text encoder from the zoo."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -64,13 +64,15 @@ def build(folder: Path) -> None:
 
 
 def measure(folder: Path, row: dict[str, Any]) -> dict[str, float]:
-    """One row, in this process."""
-    work = {"replay": _replay, "decode": _decode, "optimizer": _optimizer}[row["do"]](folder, row)
+    """Return a row's MiB and seconds, measured in this process."""
+    prepare = {"replay": _replay, "decode": _decode, "optimizer": _optimizer}[row["do"]]
+    work = prepare(folder, row)
     Path("/proc/self/clear_refs").write_text("5")  # from here on the highest use counts anew
     before = _status("VmRSS")
     started = time.process_time()
     work()
-    return {"MiB": (_status("VmHWM") - before) / MIB, "seconds": time.process_time() - started}
+    seconds = time.process_time() - started
+    return {"MiB": (_status("VmHWM") - before) / MIB, "seconds": seconds}
 
 
 def _replay(folder: Path, row: dict[str, Any]) -> Any:
@@ -91,9 +93,11 @@ def _replay(folder: Path, row: dict[str, Any]) -> Any:
     )
     policy.null(1)
     _touch(policy.pipe.unet)
-    moves = torch.arange(count), torch.zeros(count, 1, dtype=torch.long)
+    sampler = Sampler(DDIM(), 50, CFG(5.0))
+    images = torch.arange(count)
+    transitions = torch.zeros(count, 1, dtype=torch.long)
 
-    return lambda: Sampler(DDIM(), 50, CFG(5.0)).replay(policy, traj, *moves).logp.sum().backward()
+    return lambda: sampler.replay(policy, traj, images, transitions).logp.sum().backward()
 
 
 def _decode(folder: Path, row: dict[str, Any]) -> Any:
@@ -102,7 +106,7 @@ def _decode(folder: Path, row: dict[str, Any]) -> Any:
     from burnish.diffusion.policy import Policy
 
     policy = Policy.load(folder, device="cpu", train="none", decode_at_once=row["at once"])
-    latent = policy.noise(PICTURES, torch.Generator().manual_seed(0))
+    latent = policy.noise(IMAGES, torch.Generator().manual_seed(0))
     _touch(policy.pipe.vae)
 
     return lambda: policy.decode(latent)
@@ -125,48 +129,54 @@ def _optimizer(folder: Path, row: dict[str, Any]) -> Any:
 
 
 def _touch(network: Any) -> None:
-    """Weights lie in a mapped file and are read when they are first used: that is no memory of the
-    work.
+    """Read all weights once.
+
+    They lie in a mapped file and are read when they are first used: that is no memory of the work.
     """
     for parameter in network.parameters():
         parameter.sum()
 
 
 def _status(name: str) -> int:
-    """Bytes, from what Linux says about this process."""
+    """Return a field of Linux's status of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
 
 
 def main() -> None:
+    """Measure every row in a process of its own and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="only the smallest row of each kind")
     parser.add_argument("--one", nargs=2, metavar=("FOLDER", "ROW"), help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
+    options = parser.parse_args()
 
-    if chosen.one:
-        print(json.dumps(measure(Path(chosen.one[0]), json.loads(chosen.one[1]))))
+    if options.one:
+        built, row_json = options.one
+        print(json.dumps(measure(Path(built), json.loads(row_json))))
         return
+
+    rows = (ROWS[0], ROWS[1], ROWS[6]) if options.quick else ROWS
 
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder))
         print("| what | MiB above what was held before | CPU seconds |\n|---|---|---|")
 
-        for row in (ROWS[0], ROWS[1], ROWS[6]) if chosen.quick else ROWS:
-            command = [sys.executable, "-m", "benchmarks.memory", "--one", folder, json.dumps(row)]
-            one = subprocess.run(
-                command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-            )
+        for row in rows:
+            numbers = _measure_in_process(folder, row)
+            options_text = ", ".join(f"{key} {value}" for key, value in row.items() if key != "do")
+            cells = f"{numbers['MiB']:,.0f} | {numbers['seconds']:.1f}"
+            print(f"| {row['do']}: {options_text} | {cells} |", flush=True)
 
-            if one.returncode:
-                sys.exit(one.stderr)
 
-            found = json.loads(one.stdout.splitlines()[-1])
-            what = ", ".join(f"{key} {value}" for key, value in row.items() if key != "do")
-            print(
-                f"| {row['do']}: {what} | {found['MiB']:,.0f} | {found['seconds']:.1f} |",
-                flush=True,
-            )
+def _measure_in_process(folder: str, row: dict[str, Any]) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.memory", "--one", folder, json.dumps(row)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if process.returncode:
+        sys.exit(process.stderr)
+
+    numbers: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
+    return numbers
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
-"""Time to the same reward: how long each library trains until JPEG files are smaller by `target`,
-both tuned.
+"""Time to the same reward: each library trains until JPEG files are smaller by `target`, tuned.
 
 The clock runs during iterations only. Every few of them one process, the same for both libraries,
 loads the adapter into the same sampler and measures fixed prompts from fixed noise. The settings
-are in tuned.json, with the sweep
-that found them: `python -m benchmarks.reward` runs it again.
+are in tuned.json, with the sweep that found them: `python -m benchmarks.reward` runs it again.
 """
 
 from __future__ import annotations
@@ -17,161 +15,169 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks import setting
-from benchmarks.line import ROOT, Worker
-from benchmarks.speed import Bench
+from benchmarks import workload
+from benchmarks.speed import Benchmark, model_folder
+from benchmarks.workers import ROOT, Worker
 
 TUNED = ROOT / "benchmarks" / "tuned.json"
 
 
 @dataclass
 class Racer:
-    """One library under way."""
+    """One library in training."""
 
     worker: Worker
     adapter: Path
-    every: int  # iterations between two looks
+    every: int  # iterations between two measurements
     budget: float  # seconds after which it gives up
-    saves: bool = False  # whether it must be told to write its adapter
+    saves: bool = False  # the adapter is written on request
     seconds: float = 0.0
     iterations: int = 0
     # (seconds, relative gain)
     curve: list[tuple[float, float]] = field(default_factory=lambda: [(0.0, 0.0)])
 
     def step(self) -> None:
-        """Iterations up to the next look."""
+        """Train up to the next measurement."""
         for _ in range(self.every):
             self.seconds += self.worker.ask("iterate")["seconds"]
+
         self.iterations += self.every
         if self.saves:
             self.worker.ask("save", folder=str(self.adapter))
 
-    def reached(self, target: float) -> float | None:
-        """The second in which the gain passed the target, between two looks by a straight line."""
+    def time_to_target(self, target: float) -> float | None:
+        """Return the second in which the gain passed the target, None before that.
+
+        The curve is a straight line between two measurements.
+        """
         for (t0, g0), (t1, g1) in itertools.pairwise(self.curve):
             if g1 >= target:
                 return t0 + (t1 - t0) * (target - g0) / (g1 - g0)
         return None
 
     def done(self, target: float) -> bool:
-        return self.reached(target) is not None or self.seconds >= self.budget
+        """Return True if the target is passed or the time is over."""
+        return self.time_to_target(target) is not None or self.seconds >= self.budget
 
 
-def burnish(bench: Bench, tuned: dict[str, Any], name: str, budget: float) -> Racer:
-    bench = replace(bench, images=tuned["images"])
+def burnish_racer(benchmark: Benchmark, tuned: dict[str, Any], name: str, budget: float) -> Racer:
+    """Return Burnish with its tuned settings."""
     every = tuned["every"]
     run = {"checkpoint_every": every, "keep": 1, "sample_every": 0}
-    settings = bench.burnish(name, tuned["sample"], tuned["replay"], **tuned["sections"], run=run)
-    return Racer(
-        bench.worker("burnish_worker", settings), bench.work / name / "adapter", every, budget
+    settings = replace(benchmark, images=tuned["images"]).burnish_settings(
+        name, tuned["sample_batch"], tuned["train_batch"], **tuned["sections"], run=run
     )
+    worker = benchmark.start_worker("burnish_worker", settings)
+    return Racer(worker, benchmark.work / name / "adapter", every, budget)
 
 
-def trl(bench: Bench, tuned: dict[str, Any], name: str, budget: float) -> Racer:
-    settings = bench.trl(**{key: value for key, value in tuned.items() if key != "every"})
-    return Racer(
-        bench.worker("trl_worker", settings), bench.work / name, tuned["every"], budget, saves=True
-    )
+def trl_racer(benchmark: Benchmark, tuned: dict[str, Any], name: str, budget: float) -> Racer:
+    """Return TRL with its tuned settings."""
+    options = {key: value for key, value in tuned.items() if key != "every"}
+    worker = benchmark.start_worker("trl_worker", benchmark.trl_settings(**options))
+    return Racer(worker, benchmark.work / name, tuned["every"], budget, saves=True)
 
 
-def judge(bench: Bench, images: int) -> Worker:
-    model = str(bench.model)
-    prompts = setting.PROMPTS
+def start_judge(benchmark: Benchmark, images: int) -> Worker:
+    """Return the process that measures adapters, with some images of each prompt."""
     settings = {
-        "steps": bench.steps,
-        "guidance": setting.GUIDANCE,
-        "prompts": prompts,
+        "model": str(benchmark.model),
+        "steps": benchmark.steps,
+        "guidance": workload.GUIDANCE,
+        "prompts": workload.PROMPTS,
         "images": images,
     }
-
-    return bench.worker("judge_worker", {"model": model, **settings})
-
-
-def run(racers: dict[str, Racer], look: Worker, target: float) -> None:
-    """Let all of them train in turns, each until it is there or its time is up."""
-    before = look.ask("judge", adapter="")["reward"]
-
-    while active := {name: racer for name, racer in racers.items() if not racer.done(target)}:
-        for name, racer in active.items():
-            racer.step()
-            gain = 1 - look.ask("judge", adapter=str(racer.adapter))["reward"] / before
-            racer.curve.append((racer.seconds, gain))
-            print(
-                f"  {name}: {racer.iterations} iterations, {racer.seconds:.0f} s, gain {gain:+.1%}",
-                flush=True,
-            )
-
-            if racer.done(target):
-                racer.worker.end()
+    return benchmark.start_worker("judge_worker", settings)
 
 
-def race(bench: Bench, quick: bool = False) -> dict[str, Any]:
-    """The ratio of the two times. If TRL does not get there in its time, the ratio is that time's:
-    a lower bound.
+def train_until(name: str, racer: Racer, judge: Worker, target: float) -> None:
+    """Train a library until it passes the target or its time is over."""
+    before = judge.ask("judge", adapter="")["reward"]
+
+    while not racer.done(target):
+        racer.step()
+        reward = judge.ask("judge", adapter=str(racer.adapter))["reward"]
+        gain = 1 - reward / before
+        racer.curve.append((racer.seconds, gain))
+        print(
+            f"  {name}: {racer.iterations} iterations, {racer.seconds:.0f} s, gain {gain:+.1%}",
+            flush=True,
+        )
+
+    racer.worker.end()
+
+
+def race(benchmark: Benchmark, quick: bool = False) -> dict[str, Any]:
+    """Return the ratio of the two times to the target, and both curves.
+
+    If TRL does not pass the target in its time, the ratio is that time's: a lower bound.
     """
     tuned = json.loads(TUNED.read_text())
     target = tuned["target"] / 2 if quick else tuned["target"]
-    look = judge(bench, tuned["judged"])
-    own = burnish(bench, tuned["burnish"], "race", tuned["budget_s"])
-    run({"burnish": own}, look, target)
-    seconds = own.reached(target)
+    judge = start_judge(benchmark, tuned["judged"])
+    burnish = burnish_racer(benchmark, tuned["burnish"], "race", tuned["budget_s"])
+    train_until("burnish", burnish, judge, target)
+    seconds = burnish.time_to_target(target)
 
     if seconds is None:
-        look.end()
-        return {"ratio_time_to_reward": 0.0, "race": {"target": target, "burnish": own.curve}}
+        judge.end()
+        return {"ratio_time_to_reward": 0.0, "race": {"target": target, "burnish": burnish.curve}}
 
-    theirs = trl(bench, tuned["trl"], "race-trl", tuned["trl_budget"] * seconds)
-    run({"trl": theirs}, look, target)
-    look.end()
-    arrived = theirs.reached(target)
+    trl = trl_racer(benchmark, tuned["trl"], "race-trl", tuned["trl_budget"] * seconds)
+    train_until("trl", trl, judge, target)
+    judge.end()
+    arrived = trl.time_to_target(target)
+    trl_seconds = arrived or trl.seconds
 
     return {
-        "ratio_time_to_reward": (arrived or theirs.seconds) / seconds,
+        "ratio_time_to_reward": trl_seconds / seconds,
         "race": {
             "target": target,
             "seconds": seconds,
-            "trl_seconds": arrived or theirs.seconds,
+            "trl_seconds": trl_seconds,
             "trl_arrived": arrived is not None,
-            "burnish": own.curve,
-            "trl": theirs.curve,
+            "burnish": burnish.curve,
+            "trl": trl.curve,
         },
     }
 
 
-def sweep(bench: Bench, library: str, budget: float, target: float) -> None:
-    """Every combination of tuned.json's sweep, one after the other."""
+def sweep(benchmark: Benchmark, library: str, budget: float, target: float) -> None:
+    """Run every combination of tuned.json's sweep, one after the other, and print the ranking."""
     tuned = json.loads(TUNED.read_text())
     grid = tuned["sweep"][library]
-    look = judge(bench, tuned["judged"])
-    found = []
+    judge = start_judge(benchmark, tuned["judged"])
+    ranking = []
 
     for number, values in enumerate(itertools.product(*grid.values())):
         changes = dict(zip(grid, values, strict=True))
         print(changes, flush=True)
 
         if library == "trl":
-            racer = trl(bench, {**tuned["trl"], **changes}, f"trl-{number}", budget)
+            racer = trl_racer(benchmark, {**tuned["trl"], **changes}, f"trl-{number}", budget)
         else:
-            old = tuned["burnish"]["sections"]
-            sections = {
-                **old,
-                **{section: {**old.get(section, {}), **more} for section, more in changes.items()},
-            }
-            racer = burnish(
-                bench, {**tuned["burnish"], "sections": sections}, f"own-{number}", budget
-            )
+            settings = _with_sections(tuned["burnish"], changes)
+            racer = burnish_racer(benchmark, settings, f"own-{number}", budget)
 
-        run({library: racer}, look, target)
-        found.append((racer.reached(target) or float("inf"), -racer.curve[-1][1], str(changes)))
+        train_until(library, racer, judge, target)
+        seconds = racer.time_to_target(target) or float("inf")
+        ranking.append((seconds, -racer.curve[-1][1], str(changes)))
 
-    look.end()
-    for seconds, gain, changes_text in sorted(found):
-        print(f"{seconds:8.1f} s   last {-gain:+.1%}   {changes_text}")
+    judge.end()
+    for seconds, loss, description in sorted(ranking):
+        print(f"{seconds:8.1f} s   last {-loss:+.1%}   {description}")
+
+
+def _with_sections(tuned: dict[str, Any], changes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    sections = dict(tuned["sections"])
+    for section, values in changes.items():
+        sections[section] = {**sections.get(section, {}), **values}
+
+    return {**tuned, "sections": sections}
 
 
 def main() -> None:
-    from benchmarks.run import model
-
+    """Run the sweep of one library."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.reward")
     parser.add_argument("library", choices=("burnish", "trl"))
     parser.add_argument("--model", default="zoo:emoji-sd")
@@ -182,12 +188,8 @@ def main() -> None:
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as work:
-        sweep(
-            Bench(model(options.model), Path(work)),
-            options.library,
-            options.seconds,
-            options.target,
-        )
+        benchmark = Benchmark(model_folder(options.model), Path(work))
+        sweep(benchmark, options.library, options.seconds, options.target)
 
 
 if __name__ == "__main__":

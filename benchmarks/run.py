@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import consistency, speed
-from benchmarks.line import ROOT
-from benchmarks.speed import Bench
+from benchmarks import consistency, reward, speed
+from benchmarks.speed import Benchmark, model_folder
+from benchmarks.workers import ROOT
 
 ROWS = (
     ("images_per_s", "Burnish, images/s", "{:.2f}", ""),
@@ -29,32 +29,17 @@ PARTS = ("speed", "lcm", "reward")
 
 
 def main() -> None:
+    """Measure the chosen parts; numbers of the others stay in the result file."""
     options = arguments()
     if {"speed", "reward"} & set(options.only) and not speed.TRL_PYTHON.exists():
-        raise SystemExit(
-            f"{speed.TRL_PYTHON.relative_to(ROOT)} is missing: make TRL's environment as README.md says."
-        )
+        python = speed.TRL_PYTHON.relative_to(ROOT)
+        raise SystemExit(f"{python} is missing: make TRL's environment as README.md says.")
 
     file = options.out
     result: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
 
     with tempfile.TemporaryDirectory() as work:
-        bench = Bench(model(options.model), Path(work), rounds=2 if options.quick else 4)
-        if "speed" in options.only:
-            print("batch sizes ...", flush=True)
-            best = speed.sweep(bench)
-            print(f"whole iterations at {best} ...", flush=True)
-            result.update(speed.compare(bench, best))
-
-        if "lcm" in options.only:
-            print("iterations of the consistency model ...", flush=True)
-            result.update(consistency.measure(Path(work), rounds=3 if options.quick else 6))
-
-        if "reward" in options.only:
-            from benchmarks import reward
-
-            print("time to the same reward ...", flush=True)
-            result.update(reward.race(bench, quick=options.quick))
+        result.update(measure(options, Path(work)))
 
     result["threads"] = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
     file.write_text(json.dumps(result, indent=1) + "\n")
@@ -64,7 +49,31 @@ def main() -> None:
             print(f"{label:45}{form.format(result[key]):>10}   {target}")
 
 
+def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Return the numbers of the chosen parts."""
+    rounds = 2 if options.quick else 4
+    benchmark = Benchmark(model_folder(options.model), work, rounds=rounds)
+    result: dict[str, Any] = {}
+
+    if "speed" in options.only:
+        print("batch sizes ...", flush=True)
+        best = speed.sweep(benchmark)
+        print(f"whole iterations at {best} ...", flush=True)
+        result.update(speed.compare(benchmark, best))
+
+    if "lcm" in options.only:
+        print("iterations of the consistency model ...", flush=True)
+        result.update(consistency.measure(work, rounds=3 if options.quick else 6))
+
+    if "reward" in options.only:
+        print("time to the same reward ...", flush=True)
+        result.update(reward.race(benchmark, quick=options.quick))
+
+    return result
+
+
 def arguments() -> argparse.Namespace:
+    """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.run")
     parser.add_argument(
         "--model", default="zoo:emoji-sd", help="zoo:NAME or a StableDiffusionPipeline's folder"
@@ -76,13 +85,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "result.json")
 
     return parser.parse_args()
-
-
-def model(name: str) -> Path:
-    """A pipeline's folder."""
-    from burnish import zoo
-
-    return zoo.path(name) if name.startswith("zoo:") else Path(name).resolve()
 
 
 if __name__ == "__main__":

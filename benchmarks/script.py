@@ -1,5 +1,6 @@
-"""A script for TRL 0.23.1, start to end: `same_script` runs it there as it is, and on Burnish with
-another import line.
+"""A complete script for TRL 0.23.1: `same_script` runs it there, and on Burnish.
+
+Burnish's has another import line.
 
 `script.py MODEL OUT SEED EPOCHS` writes each epoch's mean reward to OUT.json and the model to OUT.
 """
@@ -16,7 +17,7 @@ from accelerate import PartialState
 from PIL import Image
 from trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
 
-from benchmarks.setting import GUIDANCE, PROMPTS, QUALITY, STEPS
+from benchmarks.workload import GUIDANCE, PROMPTS, QUALITY, STEPS
 
 BATCHES = 2
 rewards: list[float] = []
@@ -25,6 +26,7 @@ rewards: list[float] = []
 def jpeg_compressibility(
     images: Any, prompts: Any, metadata: Any
 ) -> tuple[list[float], dict[str, Any]]:
+    """Return minus the sizes of the JPEG files in kB."""
     for pixels in images.mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy():
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, format="JPEG", quality=QUALITY)
@@ -34,6 +36,7 @@ def jpeg_compressibility(
 
 
 def prompt() -> tuple[str, dict[str, Any]]:
+    """Return a random prompt."""
     return random.choice(PROMPTS), {}
 
 
@@ -71,8 +74,9 @@ if __name__ == "__main__":
     seconds = time.perf_counter() - started
     images = len(rewards) // epochs
     means = [
-        sum(rewards[place : place + images]) / images for place in range(0, len(rewards), images)
+        sum(rewards[start : start + images]) / images for start in range(0, len(rewards), images)
     ]
+
     pipeline.save_pretrained(out)
     with open(out + ".json", "w") as file:
         json.dump({"images": images, "means": means, "seconds": seconds}, file)

@@ -1,5 +1,6 @@
-"""TRL's DDPOTrainer, one epoch of sampling and training for each request. Runs in TRL's own
-environment.
+"""TRL's DDPOTrainer, one epoch of sampling and training for each request.
+
+Runs in TRL's own environment.
 
 {"do": "start", "model", "images", "steps", "updates", "sample", "train", ...}
 {"do": "iterate"}           -> {"seconds", "cpu_seconds", "sampling", "training", "reward"}
@@ -18,32 +19,32 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks import setting
-from benchmarks.line import Line
+from benchmarks import workload
+from benchmarks.workers import RequestStream
 
 
 def compressibility(
     images: torch.Tensor, prompts: Any, metadata: Any
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Minus the size of the JPEG file in kB, as Burnish computes it."""
+    """Return minus the sizes of the JPEG files in kB, as Burnish computes them."""
     pixels = images.mul(255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
-    def size(one: Any) -> float:
+    def size(image: Any) -> float:
         file = io.BytesIO()
-        Image.fromarray(one).save(file, format="JPEG", quality=setting.QUALITY)
+        Image.fromarray(image).save(file, format="JPEG", quality=workload.QUALITY)
         return file.tell() / 1000
 
     with ThreadPoolExecutor() as pool:
         return -torch.tensor(list(pool.map(size, pixels))), {}
 
 
-def build(settings: dict[str, Any], rewards: list[float]) -> Any:
-    from accelerate import PartialState
-    from trl import DDPOConfig, DDPOTrainer, DefaultDDPOStableDiffusionPipeline
+def build_config(settings: dict[str, Any]) -> Any:
+    """Return TRL's configuration for a request's settings."""
+    from trl import DDPOConfig
 
     images = settings["images"]
     updates = settings["updates"]
-    config = DDPOConfig(
+    return DDPOConfig(
         seed=settings.get("seed", 0) + 1,  # 0 would mean a random one
         sample_num_steps=settings["steps"],
         sample_eta=1.0,
@@ -65,18 +66,26 @@ def build(settings: dict[str, Any], rewards: list[float]) -> Any:
         allow_tf32=False,
         save_freq=10**9,
     )
-    chance = random.Random(settings.get("seed", 0))
+
+
+def build_trainer(settings: dict[str, Any], rewards: list[float]) -> Any:
+    """Return a trainer that appends its rewards to ``rewards``."""
+    from accelerate import PartialState
+    from trl import DDPOTrainer, DefaultDDPOStableDiffusionPipeline
+
+    rng = random.Random(settings.get("seed", 0))
 
     def prompt() -> tuple[str, dict[str, Any]]:
-        return chance.choice(setting.PROMPTS), {}
+        return rng.choice(workload.PROMPTS), {}
 
     def reward(
         images: torch.Tensor, prompts: Any, metadata: Any
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        values, more = compressibility(images, prompts, metadata)
+        values, info = compressibility(images, prompts, metadata)
         rewards.extend(values.tolist())
-        return values, more
+        return values, info
 
+    config = build_config(settings)
     PartialState()  # TRL logs before it would make it
     pipeline = DefaultDDPOStableDiffusionPipeline(settings["model"], use_lora=True)
     trainer = DDPOTrainer(config, reward, prompt, pipeline)
@@ -85,17 +94,20 @@ def build(settings: dict[str, Any], rewards: list[float]) -> Any:
     return trainer
 
 
-def timed(work: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
+def timed(function: Callable[..., Any], seconds: dict[str, float], name: str) -> Callable[..., Any]:
+    """Return the function, which then adds its seconds to those under a name."""
+
     def call(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
-        result = work(*args, **kwargs)
-        spent[name] = spent.get(name, 0.0) + time.perf_counter() - started
+        result = function(*args, **kwargs)
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
         return result
 
     return call
 
 
 def save(trainer: Any, folder: str) -> None:
+    """Write the adapter in diffusers' format."""
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft.utils import get_peft_model_state_dict
 
@@ -107,40 +119,44 @@ def save(trainer: Any, folder: str) -> None:
 
 
 def main() -> None:
-    line = Line()
+    """Answer requests until the parent ends."""
+    stream = RequestStream()
     rewards: list[float] = []
-    spent: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     trainer: Any = None
-    epoch = steps = 0
+    epoch = 0
+    step = 0
 
-    while (request := line.receive())["do"] != "end":
+    while (request := stream.receive())["do"] != "end":
         if request["do"] == "start":
-            trainer = build(request, rewards)
+            trainer = build_trainer(request, rewards)
             epoch = 0
-            steps = 0
-            trainer._generate_samples = timed(trainer._generate_samples, spent, "sampling")
-            trainer._train_batched_samples = timed(
-                trainer._train_batched_samples, spent, "training"
-            )
-            line.send()
+            step = 0
+            sampling = timed(trainer._generate_samples, seconds, "sampling")
+            training = timed(trainer._train_batched_samples, seconds, "training")
+            trainer._generate_samples = sampling
+            trainer._train_batched_samples = training
+            stream.send()
             continue
 
         if request["do"] == "save":
             save(trainer, request["folder"])
-            line.send()
+            stream.send()
             continue
 
-        spent.clear()
+        seconds.clear()
         rewards.clear()
         started = time.perf_counter()
-        busy = time.process_time()
-        steps = trainer.step(epoch, steps)
+        cpu_started = time.process_time()
+
+        step = trainer.step(epoch, step)
         epoch += 1
-        taken = {
+
+        times = {
             "seconds": time.perf_counter() - started,
-            "cpu_seconds": time.process_time() - busy,
+            "cpu_seconds": time.process_time() - cpu_started,
         }
-        line.send(**taken, **spent, reward=sum(rewards) / len(rewards))
+        stream.send(**times, **seconds, reward=sum(rewards) / len(rewards))
 
 
 if __name__ == "__main__":

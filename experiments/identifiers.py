@@ -1,7 +1,8 @@
-"""What reward identifiers cost a model that was never trained with them: `python -m
-experiments.identifiers`.
+"""The cost of reward identifiers to a model that was never trained with them.
 
-Pictures of the 45 animals by `zoo:emoji-sd` (five calls, one seed): their similarity to the prompt,
+    python -m experiments.identifiers
+
+Images of the 45 animals by `zoo:emoji-sd` (five calls, one seed): their similarity to the prompt,
 and how many the judge finds right, without identifiers, before and behind the prompt, and with
 commas in their place.
 """
@@ -16,7 +17,7 @@ from burnish.prompts.identifiers import template, with_template
 from burnish.training.assembly import load_policy, load_prompts, load_rewards, load_sampler
 from burnish.zoo import judge
 
-FRAMES = {
+TEMPLATES = {
     "none": "{}",
     "one, before": template([0]),
     "four, before": template(range(4)),
@@ -31,26 +32,31 @@ SETTINGS = (
     'sampler.guidance={use="cfg",weight=4.0}',
 )
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Print a line for each template."""
     config = configuration.load("emoji-parrot", SETTINGS)
     rewards = {"alignment": load_rewards(config.rewards, "rewards")["alignment"]}
     policy = load_policy(config)
     sampler = load_sampler(config)
-    right = judge.load()
+    emoji_judge = judge.load()
     prompts = load_prompts({"use": "zoo_nouns", "split": "animals"}, "prompts")
-    for name, words in FRAMES.items():
-        seen = evaluate(
+
+    for name, text in TEMPLATES.items():
+        evaluation = evaluate(
             policy,
             sampler,
-            with_template(prompts, words),
+            with_template(prompts, text),
             rewards,
-            judge=right,
+            judge=emoji_judge,
             images_per_prompt=1,
             seed=5,
             chunk=60,
         )
-        similarity = float(seen.total(torch.ones(1)).mean())
-        print(
-            f"{name}: {sum(seen.judged or [])} of {len(prompts)} right, similarity {similarity:.3f}",
-            flush=True,
-        )
+        right = sum(evaluation.judged or [])
+        similarity = float(evaluation.total(torch.ones(1)).mean())
+        print(f"{name}: {right} of {len(prompts)} right, similarity {similarity:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -29,18 +29,18 @@ class Job(Protocol):
 
     @property
     def name(self) -> str:
-        """Where it goes, below the experiment's folder."""
+        """The run's folder, below the experiment's."""
 
     @property
     def recipe(self) -> str:
-        """What it starts from."""
+        """The recipe that the run starts from."""
 
     @property
     def iterations(self) -> int:
-        """After which it is finished."""
+        """The number of iterations after which the run is finished."""
 
     def changes(self) -> list[str]:
-        """What its configuration changes of the recipe."""
+        """Return the changes that its configuration makes to the recipe."""
 
 
 @dataclass(frozen=True)
@@ -57,28 +57,35 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Where it goes."""
-        return place(self.task, self.arm, self.seed)
+        """The run's folder, below the experiment's."""
+        return run_folder(self.task, self.arm, self.seed)
 
     def changes(self) -> list[str]:
-        """Everything that its configuration changes of the recipe."""
-        length = (
+        """Return the changes that its configuration makes to the recipe."""
+        return [
+            *self.settings,
             f"iterations={self.iterations}",
             f"evaluation.every={self.every}",
             f"seed={self.seed}",
-        )
-        return [*self.settings, *length]
+        ]
 
 
-def place(task: str, arm: str, seed: int) -> str:
-    """The folder of a trial, below the experiment's."""
+def run_folder(task: str, arm: str, seed: int) -> str:
+    """Return the folder of a trial, below the experiment's."""
     return f"{task}/{arm}-{seed}"
 
 
-def command(
+def run_stages(
     doc: str | None, out: str, stages: Mapping[str, Stage], tasks: Sequence[str] = ()
 ) -> None:
-    """The command line of an experiment: all its stages in order, or one; they get the options."""
+    """Run an experiment's command line: all its stages in order, or one of them.
+
+    Args:
+        doc: what --help prints.
+        out: the default folder of the runs.
+        stages: by name; each gets the options.
+        tasks: choices of --task, if there is such an option.
+    """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -99,57 +106,69 @@ def command(
             stage(options)
 
 
-def burnish(*words: str, log: Path, threads: int = 0) -> None:
-    """One command of Burnish's command line; what it prints goes to a file."""
+def run_burnish(*arguments: str, log: Path, threads: int = 0) -> None:
+    """Run one command of Burnish's command line; its output goes to a file."""
     limit = {"OMP_NUM_THREADS": str(threads)} if threads else {}
     log.parent.mkdir(parents=True, exist_ok=True)
 
     with log.open("a") as file:
-        done = subprocess.run(
-            [*BURNISH, *words], stdout=file, stderr=file, env={**os.environ, **limit}, check=False
+        process = subprocess.run(
+            [*BURNISH, *arguments],
+            stdout=file,
+            stderr=file,
+            env={**os.environ, **limit},
+            check=False,
         )
 
-    if done.returncode:
+    if process.returncode:
         last = (log.read_text().strip().splitlines() or ["(nothing)"])[-1]
-        raise SystemExit(f"burnish {' '.join(words)} failed; {log} ends with: {last}")
+        raise SystemExit(f"burnish {' '.join(arguments)} failed; {log} ends with: {last}")
+
+
+def set_options(changes: Sequence[str]) -> list[str]:
+    """Return the command line's --set options for changes of a recipe."""
+    return [argument for change in changes for argument in ("--set", change)]
 
 
 def train(
     jobs: Sequence[Job],
     out: Path,
     parallel: int,
-    after: Callable[[Job, Path], None] = lambda job, folder: None,
+    on_finished: Callable[[Job, Path], None] = lambda job, folder: None,
 ) -> None:
-    """All runs that are not finished yet; ``after`` is called with each finished one."""
+    """Train all runs that are not finished yet; call ``on_finished`` with each finished one."""
 
-    def one(job: Job) -> None:
-        folder = out / job.name
-        run = Run(folder)
-
+    def finish(job: Job) -> None:
+        run = Run(out / job.name)
         if not (run.measured(job.iterations).exists() or run.guard.exists()):
-            started = time.monotonic()
-            start = begin(job, run, out)
-            sets = [word for change in job.changes() for word in ("--set", change)]
-            again = ["--resume"] if run.exists() else []
-            log = out / "logs" / f"{job.name.replace('/', '-')}.log"
-            words = ["train", job.recipe, *sets, "--out", str(folder), *again]
-            burnish(*words, log=log, threads=1 if parallel > 1 else 0)
+            _train_run(job, run, out, threads=1 if parallel > 1 else 0)
 
-            if run.measured(0).exists() and not start.exists():
-                write(start, run.measured(0).read_text())
-
-            print(f"{job.name}: {(time.monotonic() - started) / 60:.1f} min", flush=True)
-
-        after(job, folder)
+        on_finished(job, out / job.name)
 
     with ThreadPoolExecutor(parallel) as pool:
-        list(pool.map(one, jobs))
+        list(pool.map(finish, jobs))
 
 
-def begin(job: Job, run: Run, out: Path) -> Path:
-    """Where the evaluation before training is kept for all runs that start from the same; a run
-    that does not exist yet begins with it. It depends on neither the algorithm nor its settings, so
-    one measurement serves every arm.
+def _train_run(job: Job, run: Run, out: Path, threads: int) -> None:
+    started = time.monotonic()
+    shared = share_initial_evaluation(job, run, out)
+
+    resume = ["--resume"] if run.exists() else []
+    log = out / "logs" / f"{job.name.replace('/', '-')}.log"
+    arguments = ["train", job.recipe, *set_options(job.changes()), "--out", str(out / job.name)]
+    run_burnish(*arguments, *resume, log=log, threads=threads)
+
+    if run.measured(0).exists() and not shared.exists():
+        write(shared, run.measured(0).read_text())
+
+    print(f"{job.name}: {(time.monotonic() - started) / 60:.1f} min", flush=True)
+
+
+def share_initial_evaluation(job: Job, run: Run, out: Path) -> Path:
+    """Return the file with the evaluation before training that this run shares with others.
+
+    It depends on neither the algorithm nor its settings, so one measurement serves every arm that
+    starts from the same. A run that does not exist yet begins with it.
     """
     config = configuration.load(job.recipe, job.changes())
     sections = {
@@ -158,38 +177,49 @@ def begin(job: Job, run: Run, out: Path) -> Path:
     }
     sections["evaluation"].pop("every")
     digest = sha256(json.dumps(sections, sort_keys=True, default=str).encode()).hexdigest()
-    start = out / "start" / f"{digest[:16]}.json"
+    shared = out / "start" / f"{digest[:16]}.json"
 
-    if start.exists() and not run.exists():
+    if shared.exists() and not run.exists():
         Run.create(run.folder)
         run.measured(0).parent.mkdir(exist_ok=True)
-        shutil.copyfile(start, run.measured(0))
+        shutil.copyfile(shared, run.measured(0))
         write(run.config, configuration.dump(config))
 
-    return start
+    return shared
 
 
 def iteration_seconds(
     arms: Mapping[str, tuple[str, Sequence[str]]], out: Path, rounds: int = 2, iterations: int = 4
 ) -> dict[str, list[float]]:
-    """Seconds of single iterations of each arm (recipe, changes), in turns while nothing else runs.
-    The first of each run warms up and does not count, nor do evaluations, pictures and saving.
+    """Return seconds of single iterations of each arm, timed in turns while nothing else runs.
+
+    The first of each run warms up and does not count, nor do evaluations, sample images and saving.
+
+    Args:
+        arms: recipe and changes, by name.
+        out: the experiment's folder.
+        rounds: runs of each arm.
+        iterations: of a run.
     """
     seconds: dict[str, list[float]] = {name: [] for name in arms}
 
     for number in range(rounds):
         for name, (recipe, changes) in arms.items():
             folder = out / "time" / f"{name}-{number}-{os.getpid()}"
-            sets = (
-                *changes,
-                f"iterations={iterations}",
-                "evaluation.images_per_prompt=0",
-                "run.sample_every=0",
+            options = set_options(
+                [
+                    *changes,
+                    f"iterations={iterations}",
+                    "evaluation.images_per_prompt=0",
+                    "run.sample_every=0",
+                ]
             )
-            words = [word for change in sets for word in ("--set", change)]
-            burnish("train", recipe, *words, "--out", str(folder), log=out / "logs" / "time.log")
+            log = out / "logs" / "time.log"
+            run_burnish("train", recipe, *options, "--out", str(folder), log=log)
+
             seconds[name] += [
-                r["seconds_sampling"] + r["seconds_training"] for r in Run(folder).records()[1:]
+                record["seconds_sampling"] + record["seconds_training"]
+                for record in Run(folder).records()[1:]
             ]
             print(f"{name}: {median(seconds[name]):.2f} s an iteration", flush=True)
 

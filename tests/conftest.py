@@ -1,8 +1,8 @@
-"""Complete pipelines of some 20,000 random parameters, written to disk once a session: Stable
-Diffusion 1.x and 2.x, SDXL, a consistency model.
+"""Complete pipelines of some 20,000 random parameters, written to disk once a session.
 
-Latents are 4x8x8, images 32x32, prompts are read letter by letter (22 letters at most; lower case,
-digits, punctuation).
+They are Stable Diffusion 1.x and 2.x, SDXL, a consistency model and ControlNets. Latents are 4x8x8,
+images 32x32, prompts are tokenized letter by letter (22 letters at most; lower case, digits,
+punctuation).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if (
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import tomli_w
 import torch
 
 TOKENS = 24
@@ -36,11 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def generator(seed: int = 0) -> torch.Generator:
+    """Return a seeded random generator."""
     return torch.Generator().manual_seed(seed)
 
 
 def perturb(policy: Any, size: float = 0.3) -> None:
-    """Moves a policy's weights at random, as if it had learned something."""
+    """Add noise to a policy's weights, as if it had been trained."""
     with torch.no_grad():
         for i, p in enumerate(policy.trainable):
             scale = p.std() if policy.train == "full" and p.numel() > 1 else 1
@@ -51,8 +53,9 @@ def _tokenizer(**changes: object) -> object:
     from transformers import CLIPTokenizer
 
     letters = [chr(c) for c in range(ord("!"), ord("~") + 1) if not chr(c).isupper()]
-    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    vocab = {word: number for number, word in enumerate(words)}
+    ends = [letter + "</w>" for letter in letters]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *ends]
+    vocab = {token: number for number, token in enumerate(tokens)}
     return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TOKENS, **changes)
 
 
@@ -95,7 +98,7 @@ def _scheduler(kind: str, prediction: str, **changes: object) -> object:
 def build_pipeline(
     prediction: str = "epsilon", scheduler: str = "ddim", **changes: object
 ) -> object:
-    """A fresh in-memory tiny pipeline; ``changes`` go into the scheduler's configuration."""
+    """Return a new tiny Stable Diffusion 1.x; ``changes`` go into the scheduler's configuration."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -135,8 +138,9 @@ def build_pipeline(
 
 
 def build_lcm() -> object:
-    """A fresh in-memory tiny latent consistency model, like LCM_Dreamshaper_v7: four blocks,
-    guidance an input.
+    """Return a new tiny latent consistency model, like LCM_Dreamshaper_v7.
+
+    Its network has four blocks, and the guidance weight is one of its inputs.
     """
     from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
 
@@ -167,10 +171,10 @@ def build_lcm() -> object:
 
 
 def build_sd2(**changes: object) -> object:
-    """A fresh in-memory tiny Stable Diffusion 2.x: v-prediction, OpenCLIP's text tower, heads by
-    block, linear layers.
+    """Return a new tiny Stable Diffusion 2.x.
 
-    ``changes`` go into the scheduler's configuration.
+    It has v-prediction, OpenCLIP's text tower, heads by block and linear layers. ``changes`` go
+    into the scheduler's configuration.
     """
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
@@ -202,10 +206,9 @@ def build_sd2(**changes: object) -> object:
 
 
 def build_sdxl(**changes: object) -> object:
-    """A fresh in-memory tiny SDXL: two text encoders, the second one's summary, sizes, and the
-    scheduler it ships.
+    """Return a new tiny SDXL; ``changes`` go into the pipeline.
 
-    ``changes`` go into the pipeline.
+    It has two text encoders, the pooled text of the second, sizes as inputs, and SDXL's scheduler.
     """
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -263,7 +266,7 @@ SDXL_SCHEDULER = {
     "trained_betas": None,
     "use_karras_sigmas": False,
 }
-"""What stands in SDXL's scheduler_config.json, keys of other schedulers included."""
+"""The contents of SDXL's scheduler_config.json, keys of other schedulers included."""
 
 
 @pytest.fixture(scope="session")
@@ -276,8 +279,9 @@ def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_zero_snr(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny Stable Diffusion 2.x whose schedule begins in pure noise. Shared: do not
-    write into it.
+    """The folder of a tiny Stable Diffusion 2.x whose schedule begins in pure noise.
+
+    Shared: do not write into it.
     """
     folder = tmp_path_factory.mktemp("tiny-zero-snr")
     build_sd2(rescale_betas_zero_snr=True, timestep_spacing="trailing").save_pretrained(folder)  # type: ignore[attr-defined]
@@ -302,42 +306,77 @@ def tiny_lcm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``make_pipeline(prediction="epsilon", scheduler="ddim", **scheduler_config) -> folder``, each
-    built once.
+    """A function that returns a pipeline's folder; each pipeline is built once.
+
+    ``make_pipeline(prediction="epsilon", scheduler="ddim", **scheduler_config) -> folder``
     """
-    made: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
 
     def make(prediction: str = "epsilon", scheduler: str = "ddim", **changes: object) -> Path:
         key = repr((prediction, scheduler, sorted(changes.items())))
-        if key not in made:
+        if key not in folders:
             folder = tmp_path_factory.mktemp("tiny")
             build_pipeline(prediction, scheduler, **changes).save_pretrained(folder)  # type: ignore[attr-defined]
-            made[key] = folder
+            folders[key] = folder
 
-        return made[key]
+        return folders[key]
 
     return make
 
 
 @pytest.fixture(scope="session")
 def tiny_sd1(make_pipeline: Callable[..., Path]) -> Path:
-    """The folder of a tiny Stable Diffusion 1.x with the scheduler it ships. Shared: do not write
-    into it.
+    """The folder of a tiny Stable Diffusion 1.x with its original kind of scheduler.
+
+    Shared: do not write into it.
     """
     return make_pipeline("epsilon", "pndm")
 
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(make_pipeline: Callable[..., Path]) -> Path:
-    """The folder of a tiny v-prediction Stable Diffusion for ``Policy.load``. Shared: do not write
-    into it.
+    """The folder of a tiny v-prediction Stable Diffusion for ``Policy.load``.
+
+    Shared: do not write into it.
     """
     return make_pipeline("v_prediction")
 
 
+@pytest.fixture
+def write_recipe(tiny_pipeline: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes the recipe of a small run and returns its path.
+
+    ``write_recipe(code="", **tables) -> path``: a table with ``use`` replaces the default one, any
+    other completes it. ``code`` is written to ``tmp_path/reward.py``. HERE in the tables stands for
+    ``tmp_path``.
+    """
+    defaults: dict[str, Any] = {
+        "model": {"id": str(tiny_pipeline), "device": "cpu"},
+        "sampler": {"steps": 3, "guidance": {"use": "cfg", "weight": 2.0}},
+        "prompts": {"use": "list", "texts": ["a cat", "a dog", "an ox"]},
+        "rewards": [{"use": "compressibility"}],
+    }
+
+    def write(code: str = "", **tables: Any) -> Path:
+        if code:
+            (tmp_path / "reward.py").write_text(code)
+
+        tree = {**defaults, **tables}
+        for name, table in tables.items():
+            if isinstance(table, dict) and "use" not in table:
+                tree[name] = {**defaults.get(name, {}), **table}
+
+        path = tmp_path / "tiny.toml"
+        path.write_text(tomli_w.dumps(tree).replace("HERE", str(tmp_path)), "utf-8")
+        return path
+
+    return write
+
+
 class LocalServer:
-    """A real HTTP server on this machine; `answer(body)` returns (status, JSON or bytes) or (...,
-    ..., headers).
+    """A real HTTP server on this machine that keeps the requests it gets.
+
+    ``answer(body)`` returns (status, JSON or bytes) or (status, JSON or bytes, headers).
     """
 
     def __init__(self) -> None:
@@ -345,41 +384,43 @@ class LocalServer:
         self.bodies: list[Any] = []  # of the requests, in the order of their arrival
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
-        outer = self
-        lock = threading.Lock()
+        self.lock = threading.Lock()
 
-        class Answers(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    outer.bodies.append(body)
-                    outer.headers.append(dict(self.headers))
-                    outer.paths.append(self.path)
-
-                status, content, *more = outer.answer(body)
-                sent = content if isinstance(content, bytes) else json.dumps(content).encode()
-
-                try:
-                    self.send_response(status)
-                    for name, value in {
-                        "Content-Length": str(len(sent)),
-                        **(more[0] if more else {}),
-                    }.items():
-                        self.send_header(name, value)
-
-                    self.end_headers()
-                    self.wfile.write(sent)
-                # a client that no longer waits is part of the tests
-                except (BrokenPipeError, ConnectionResetError):
-                    self.close_connection = True
-
-            def log_message(self, *words: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+        handler = type("Handler", (RecordingHandler,), {"local": self})
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+
+
+class RecordingHandler(BaseHTTPRequestHandler):
+    """The requests of a `LocalServer`, recorded and answered."""
+
+    protocol_version = "HTTP/1.1"
+    local: LocalServer
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.local.lock:
+            self.local.bodies.append(body)
+            self.local.headers.append(dict(self.headers))
+            self.local.paths.append(self.path)
+
+        status, content, *rest = self.local.answer(body)
+        payload = content if isinstance(content, bytes) else json.dumps(content).encode()
+        headers = {"Content-Length": str(len(payload)), **(rest[0] if rest else {})}
+
+        try:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+
+            self.end_headers()
+            self.wfile.write(payload)
+        # a client that no longer waits is part of the tests
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+    def log_message(self, *arguments: object) -> None:
+        """Print nothing."""
 
 
 @pytest.fixture
@@ -387,10 +428,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalServer]:
     """A local HTTP server whose answers a test chooses; requests reach it past any proxy."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     local = LocalServer()
-    threading.Thread(
-        target=local.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-    ).start()
+    poll = {"poll_interval": 0.01}
+    threading.Thread(target=local.http.serve_forever, kwargs=poll, daemon=True).start()
+
     yield local
+
     local.http.shutdown()
     local.http.server_close()
 
@@ -404,10 +446,10 @@ def closed_port(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def build_controlnet(pipe: Any, copied: bool = True) -> Any:
-    """A tiny ControlNet for a tiny pipeline; its outputs, silent in a new one, are random and large
-    enough to show.
+    """Return a tiny ControlNet for a tiny pipeline.
 
-    Its other weights are ``copied`` from the pipeline's network, as is usual, or random.
+    Its output layers, zero in a new one, are random and large enough to have an effect. Its other
+    weights are ``copied`` from the pipeline's network, as is usual, or random.
     """
     from diffusers import ControlNetModel
 

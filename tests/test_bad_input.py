@@ -35,21 +35,17 @@ Attempt = Callable[..., str]
 
 
 @pytest.fixture
-def recipe(tiny_pipeline: Path, tmp_path: Path) -> Path:
-    (tmp_path / "reward.py").write_text(REWARDS)
-    path = tmp_path / "tiny.toml"
-    path.write_text(f"""
-iterations = 1
-model = {{ id = "{tiny_pipeline}", device = "cpu" }}
-sampler = {{ steps = 2, guidance = {{ use = "cfg", weight = 2.0 }} }}
-prompts = {{ use = "list", texts = ["a cat", "a dog"] }}
-rewards = [ {{ use = "{tmp_path}/reward.py:bright" }} ]
-batch = {{ prompts = 2, images_per_prompt = 2, minibatches = 1 }}
-evaluation = {{ images_per_prompt = 0 }}
-run = {{ sample_every = 0 }}
-""")
-
-    return path
+def recipe(write_recipe: Callable[..., Path]) -> Path:
+    return write_recipe(
+        REWARDS,
+        iterations=1,
+        sampler={"steps": 2},
+        prompts={"use": "list", "texts": ["a cat", "a dog"]},
+        rewards=[{"use": "HERE/reward.py:bright"}],
+        batch={"prompts": 2, "images_per_prompt": 2, "minibatches": 1},
+        evaluation={"images_per_prompt": 0},
+        run={"sample_every": 0},
+    )
 
 
 @pytest.fixture

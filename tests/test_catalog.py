@@ -1,4 +1,4 @@
-"""Names become things; what is wrong with a name or an argument is said before anything runs."""
+"""Names become parts; a wrong name or argument is reported before anything runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from burnish.types import Scores
 
 REWARDS = '''
 def redness(images, prompts, strength=1.0):
-    """How red."""
+    """The mean of the red channel."""
     return strength * images[:, 0].mean((1, 2))
 
 def factory(power: int):
@@ -23,7 +23,7 @@ not_callable = 3
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> str:
+def rewards_file(tmp_path: Path) -> str:
     path = tmp_path / "my_rewards.py"
     path.write_text(REWARDS)
     return str(path)
@@ -35,13 +35,13 @@ def test_every_builtin_exists(kind: str) -> None:
         assert catalog.resolve(kind, name).__doc__, f"{kind} {name} has no docstring"
 
 
-def test_a_plain_function_is_the_reward_itself(file: str) -> None:
+def test_a_plain_function_is_the_reward_itself(rewards_file: str) -> None:
     images = torch.full((2, 3, 4, 4), 0.5)
-    plain = catalog.build("reward", {"use": f"{file}:redness"})
-    bound = catalog.build("reward", {"use": f"{file}:redness", "strength": 2})
-    made = catalog.build("reward", {"use": f"{file}:factory", "power": 2})
+    plain = catalog.build("reward", {"use": f"{rewards_file}:redness"})
+    bound = catalog.build("reward", {"use": f"{rewards_file}:redness", "strength": 2})
+    made = catalog.build("reward", {"use": f"{rewards_file}:factory", "power": 2})
     assert [float(reward(images, [])[0]) for reward in (plain, bound, made)] == [0.5, 1.0, 0.25]
-    assert catalog.resolve("reward", f"{file}:redness") is plain
+    assert catalog.resolve("reward", f"{rewards_file}:redness") is plain
 
 
 def test_a_plain_function_of_every_kind(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_package_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         ({}, "say which one by use"),
         (
@@ -92,13 +92,13 @@ def test_a_package_name() -> None:
         ({"use": "no_such_package.rewards:x"}, "no_such_package.rewards cannot be imported"),
     ],
 )
-def test_what_is_wrong_is_said(file: str, table: dict, said: str) -> None:
+def test_errors_name_the_fault(rewards_file: str, table: dict, message: str) -> None:
     table = {
-        key: value.replace("FILE", file) if isinstance(value, str) else value
+        key: value.replace("FILE", rewards_file) if isinstance(value, str) else value
         for key, value in table.items()
     }
 
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         catalog.build("reward", table)
 
 

@@ -1,6 +1,4 @@
-"""Checkpoints: round trip, damage, foreign folders, a full disk. Nothing that was there before is
-lost.
-"""
+"""Checkpoints: round trip, damage, foreign folders, a full disk. No earlier checkpoint is lost."""
 
 from __future__ import annotations
 
@@ -30,15 +28,15 @@ def state(iteration: int) -> State:
 def test_round_trip_is_exact(tmp_path: Path) -> None:
     saved = state(7)
     assert checkpoint.save(tmp_path, saved).name == "000007"
-    found = checkpoint.restore(tmp_path)
-    assert found is not None and found.iteration == 7 and found.memory == saved.memory
+    restored = checkpoint.restore(tmp_path)
+    assert restored is not None and restored.iteration == 7 and restored.memory == saved.memory
     old = saved.learners["generator"]
-    new = found.learners["generator"]
+    new = restored.learners["generator"]
     assert old.keys() == new.keys()
     assert all(torch.equal(old[name], new[name]) for name in old)
 
 
-def test_an_optimizer_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+def test_an_optimizer_continues_exactly(tmp_path: Path) -> None:
     def make() -> tuple[torch.nn.Parameter, torch.optim.Optimizer]:
         parameter = torch.nn.Parameter(torch.ones(3))
         return parameter, torch.optim.AdamW([parameter], lr=0.1)
@@ -63,14 +61,14 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["000002", "000003"]
 
 
-def test_nothing_there_is_none(tmp_path: Path) -> None:
+def test_an_empty_folder_restores_nothing(tmp_path: Path) -> None:
     assert checkpoint.restore(tmp_path / "none") is None
 
 
 @pytest.mark.parametrize(
     "damage", ["truncated", "changed", "no state", "torn state", "foreign", "newer", "empty"]
 )
-def test_a_damaged_or_foreign_one_is_skipped(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_or_foreign_checkpoint_is_skipped(tmp_path: Path, damage: str) -> None:
     checkpoint.save(tmp_path, state(1))
     newest = checkpoint.save(tmp_path, state(2))
     tensors = newest / "tensors.safetensors"
@@ -92,23 +90,23 @@ def test_a_damaged_or_foreign_one_is_skipped(tmp_path: Path, damage: str) -> Non
         tensors.write_bytes(b"")
 
     with pytest.warns(UserWarning, match=r"000002: .*; it is skipped"):
-        found = checkpoint.restore(tmp_path)
+        restored = checkpoint.restore(tmp_path)
 
-    assert found is not None and found.iteration == 1
+    assert restored is not None and restored.iteration == 1
     checkpoint.save(tmp_path, state(2), keep=1)
-    again = checkpoint.restore(tmp_path)
-    assert again is not None and again.iteration == 2, "the damaged one is replaced"
+    replaced = checkpoint.restore(tmp_path)
+    assert replaced is not None and replaced.iteration == 2, "the damaged one is replaced"
 
 
-def test_a_damaged_one_of_later_does_not_push_out_a_whole_one(tmp_path: Path) -> None:
+def test_a_damaged_later_checkpoint_does_not_replace_an_intact_one(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, state(9))
     (tmp_path / "000009" / "state.json").unlink()
     checkpoint.save(tmp_path, state(3), keep=1)
 
     with pytest.warns(UserWarning, match="000009"):
-        found = checkpoint.restore(tmp_path)
+        restored = checkpoint.restore(tmp_path)
 
-    assert found is not None and found.iteration == 3
+    assert restored is not None and restored.iteration == 3
 
 
 def test_all_damaged_is_an_error(tmp_path: Path) -> None:
@@ -130,7 +128,7 @@ def test_all_damaged_is_an_error(tmp_path: Path) -> None:
         SafetensorError("I/O error: No space left on device (os error 28)"),
     ],
 )
-def test_a_full_disk_keeps_what_was_there(
+def test_a_full_disk_keeps_the_old_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: Exception
 ) -> None:
     checkpoint.save(tmp_path, state(1))
@@ -146,5 +144,5 @@ def test_a_full_disk_keeps_what_was_there(
         checkpoint.save(tmp_path, state(2), keep=1)
 
     assert [path.name for path in tmp_path.iterdir()] == ["000001"]
-    found = checkpoint.restore(tmp_path)
-    assert found is not None and found.iteration == 1
+    restored = checkpoint.restore(tmp_path)
+    assert restored is not None and restored.iteration == 1

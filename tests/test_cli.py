@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,32 +40,15 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 
 @pytest.fixture
-def recipe(tiny_pipeline: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.toml"
-    path.write_text(
-        f"""
-        iterations = 2
-        [model]
-        id = {json.dumps(str(tiny_pipeline))}
-        device = "cpu"
-        [sampler]
-        steps = 3
-        [prompts]
-        use = "list"
-        texts = ["a cat", "a dog"]
-        [[rewards]]
-        use = "compressibility"
-        [batch]
-        prompts = 2
-        images_per_prompt = 2
-        [evaluation]
-        images_per_prompt = 1
-        [run]
-        sample_every = 1
-        sample_prompts = 4
-        """
+def recipe(write_recipe: Callable[..., Path]) -> Path:
+    return write_recipe(
+        iterations=2,
+        sampler={"guidance": {"use": "cfg", "weight": 5.0}},
+        prompts={"use": "list", "texts": ["a cat", "a dog"]},
+        batch={"prompts": 2, "images_per_prompt": 2},
+        evaluation={"images_per_prompt": 1},
+        run={"sample_every": 1, "sample_prompts": 4},
     )
-    return path
 
 
 def test_help_is_instant_and_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

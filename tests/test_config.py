@@ -1,4 +1,4 @@
-"""The configuration: round trip, overrides, and one clear sentence for every slip."""
+"""The configuration: round trip, overrides, and one clear sentence for every mistake."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ use = "compressibility"
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
+def minimal(tmp_path: Path) -> Path:
     path = tmp_path / "mine.toml"
     path.write_text(MINIMAL)
     return path
 
 
 @pytest.mark.parametrize("name", config.recipes())
-def test_every_recipe_loads_and_comes_back(name: str, tmp_path: Path) -> None:
+def test_every_recipe_round_trips(name: str, tmp_path: Path) -> None:
     loaded = config.load(name)
     (tmp_path / "again.toml").write_text(config.dump(loaded))
     assert config.load(tmp_path / "again.toml") == loaded
@@ -40,9 +40,9 @@ def test_recipes_are_commented_line_by_line() -> None:
             )
 
 
-def test_overrides(file: Path) -> None:
+def test_overrides(minimal: Path) -> None:
     loaded = config.load(
-        file,
+        minimal,
         [
             "batch.prompts=4",
             "optimizer.lr=1e-4",
@@ -58,7 +58,7 @@ def test_overrides(file: Path) -> None:
     )
     assert loaded.objective == {"use": "clipped", "clip": 2.5} and loaded.model.dtype == "float16"
     other = config.load(
-        file, ["objective.clip=2", "objective.use=reinforce", 'prompts={use="list",texts=["a"]}']
+        minimal, ["objective.clip=2", "objective.use=reinforce", 'prompts={use="list",texts=["a"]}']
     )
     assert other.objective == {"use": "reinforce"}, (
         "another objective does not inherit the arguments of the first"
@@ -67,7 +67,7 @@ def test_overrides(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("batch.promts=4", 'unknown key "batch.promts"; did you mean "prompts"'),
         ("bach.prompts=4", 'unknown key "bach"; did you mean "batch"'),
@@ -109,17 +109,17 @@ def test_overrides(file: Path) -> None:
         ("model.id=", "model.id = ''; it must be a model"),
     ],
 )
-def test_what_is_wrong_is_said(file: Path, override: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        config.load(file, [override])
+def test_errors_name_the_key(minimal: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.load(minimal, [override])
 
 
-def test_eta_zero_with_a_policy_gradient_says_why(file: Path) -> None:
+def test_eta_zero_with_a_policy_gradient_says_why(minimal: Path) -> None:
     with pytest.raises(ValueError, match=r"sampler.kernel.*eta"):
-        config.load(file, ['sampler.kernel={use="ddim",eta=0.0}'])
+        config.load(minimal, ['sampler.kernel={use="ddim",eta=0.0}'])
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match='no recipe of that name; did you mean "demo"'):
         config.load("dem")
 

@@ -253,33 +253,29 @@ def test_a_lora_that_cannot_be_merged(tiny_pipeline: Path, tmp_path: Path) -> No
         Policy.load(tiny_pipeline, fused_lora=tmp_path)
 
 
-RECIPE = """
-iterations = 2
-model = {{ id = "{model}", device = "cpu" }}
-sampler.steps = 3
-sampler.kernel = {{ use = "lcm" }}
-sampler.guidance = {{ use = "embedded", weight = 6.0 }}
-prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox", "a bee"] }}
-rewards = [ {{ use = "compressibility" }} ]
-advantage = {{ use = "batch" }}
-objective = {{ {objective} }}
-optimizer = {{ lr = 1e-3, warmup = 3, final_lr = 0.5 }}
-evaluation = {{ images_per_prompt = 1 }}
-run = {{ sample_every = 0 }}
-[batch]
-prompts = 4
-images_per_prompt = 2
-sample_batch = 4
-train_batch = {train_batch}
-minibatches = 2
-"""
-
-
 @pytest.fixture
-def recipe(tiny_lcm: Path, tmp_path: Path) -> Callable[..., configuration.Config]:
+def recipe(
+    tiny_lcm: Path, write_recipe: Callable[..., Path]
+) -> Callable[..., configuration.Config]:
     def load(objective: str, *changes: str, train_batch: int = 5) -> configuration.Config:
-        path = tmp_path / "recipe.toml"
-        path.write_text(RECIPE.format(model=tiny_lcm, objective=objective, train_batch=train_batch))
+        path = write_recipe(
+            iterations=2,
+            model={"id": str(tiny_lcm)},
+            sampler={"kernel": {"use": "lcm"}, "guidance": {"use": "embedded", "weight": 6.0}},
+            prompts={"use": "list", "texts": ["a cat", "a dog", "an ox", "a bee"]},
+            advantage={"use": "batch"},
+            objective={"use": objective},
+            optimizer={"lr": 1e-3, "warmup": 3, "final_lr": 0.5},
+            batch={
+                "prompts": 4,
+                "images_per_prompt": 2,
+                "sample_batch": 4,
+                "train_batch": train_batch,
+                "minibatches": 2,
+            },
+            evaluation={"images_per_prompt": 1},
+            run={"sample_every": 0},
+        )
         return configuration.load(path, changes)
 
     return load
@@ -289,7 +285,7 @@ def records(folder: Path) -> list[Record]:
     return Run(folder).records()
 
 
-@pytest.mark.parametrize("objective", ['use = "clipped"', 'use = "rebel"'])
+@pytest.mark.parametrize("objective", ["clipped", "rebel"])
 def test_a_consistency_model_trains_by_either_objective(
     recipe: Callable[..., configuration.Config], tmp_path: Path, objective: str
 ) -> None:
@@ -305,7 +301,7 @@ def test_rebel_in_micro_batches_is_rebel(
     recipe: Callable[..., configuration.Config], tmp_path: Path
 ) -> None:
     runs = [
-        records(train(recipe('use = "rebel"', train_batch=size), tmp_path / str(size)))
+        records(train(recipe("rebel", train_batch=size), tmp_path / str(size)))
         for size in (3, 100)
     ]
     for small, full in zip(*runs, strict=True):
@@ -325,7 +321,7 @@ def test_settings_that_rebel_cannot_have(
     recipe: Callable[..., configuration.Config], tmp_path: Path, change: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        train(recipe('use = "rebel"', change), tmp_path / "run")
+        train(recipe("rebel", change), tmp_path / "run")
 
 
 def test_an_x0_preview_baseline_needs_several_images_of_a_prompt(
@@ -333,7 +329,7 @@ def test_an_x0_preview_baseline_needs_several_images_of_a_prompt(
 ) -> None:
     changes = ("batch.baseline=x0_preview", "batch.images_per_prompt=1")
     with pytest.raises(ValueError, match=r"set batch.images_per_prompt to 4 or more"):
-        train(recipe('use = "clipped"', *changes), tmp_path / "run")
+        train(recipe("clipped", *changes), tmp_path / "run")
 
 
 def test_the_kernel_of_another_kind_of_model(
@@ -343,10 +339,10 @@ def test_the_kernel_of_another_kind_of_model(
     with pytest.raises(
         ValueError, match=r"set model.scheduler = .lcm., otherwise use kernel 'ddim'"
     ):
-        train(recipe('use = "clipped"', *changes), tmp_path / "run")
+        train(recipe("clipped", *changes), tmp_path / "run")
 
     train(
-        recipe('use = "clipped"', *changes, "model.scheduler=lcm", "iterations=1"),
+        recipe("clipped", *changes, "model.scheduler=lcm", "iterations=1"),
         tmp_path / "other",
     )
 
@@ -366,7 +362,7 @@ def test_sampling_from_a_consistency_model_by_its_name(tiny_lcm: Path, steps: in
 def test_sampling_a_run_keeps_its_kind_of_guidance(
     recipe: Callable[..., configuration.Config], tmp_path: Path
 ) -> None:
-    folder = train(recipe('use = "clipped"', "iterations=1"), tmp_path / "run")
+    folder = train(recipe("clipped", "iterations=1"), tmp_path / "run")
     _, sampler = open_source(str(folder), steps=1, guidance=3.0)
     assert sampler.guidance == EmbeddedGuidance(3.0)
     assert sampler.steps == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -350,44 +351,46 @@ def test_models_that_do_not_fit(
 
 @pytest.fixture
 def recipe(
-    tiny_pipeline: Path, tiny_controlnet: Path, prompts: list[Prompt], tmp_path: Path
+    tiny_controlnet: Path,
+    prompts: list[Prompt],
+    tmp_path: Path,
+    write_recipe: Callable[..., Path],
 ) -> Path:
     """The file of a ControlNet's run, gated by a reward that is small at first and grows."""
     rows = [json.dumps({"prompt": prompt.text, **prompt.metadata}) for prompt in prompts]
     (tmp_path / "prompts.jsonl").write_text("\n".join(rows))
-    (tmp_path / "reward.py").write_text(
+    return write_recipe(
         "calls = []\n"
         "def rising(images, prompts):\n"
         "    calls.append(1)\n"
-        "    return images.mean((1, 2, 3)) + 10 * (len(calls) > 3)\n"
+        "    return images.mean((1, 2, 3)) + 10 * (len(calls) > 3)\n",
+        iterations=4,
+        model={"controlnet": str(tiny_controlnet), "trainable_parts": "controlnet"},
+        sampler={"control": {"scale": 0.5}},
+        prompts={"use": "jsonl", "path": "HERE/prompts.jsonl"},
+        rewards=[{"use": "HERE/reward.py:rising"}],
+        advantage={"use": "tracker", "buffer": 8, "min_count": 2},
+        optimizer={"lr": 1e-3},
+        batch={
+            "prompts": 2,
+            "images_per_prompt": 4,
+            "sample_batch": 8,
+            "train_batch": 8,
+            "minibatches": 2,
+        },
+        evaluation={"images_per_prompt": 1},
+        run={"sample_every": 0, "checkpoint_every": 1},
+        curriculum={
+            "use": "gated",
+            "first": 2.0,
+            "last": 1.0,
+            "reward": "rising",
+            "above": 5,
+            "below": -5,
+            "by": 0.25,
+            "smoothing": 0,
+        },
     )
-    path = tmp_path / "control.toml"
-    path.write_text(f"""
-iterations = 4
-model.id = "{tiny_pipeline}"
-model.controlnet = "{tiny_controlnet}"
-model.trainable_parts = "controlnet"
-model.device = "cpu"
-sampler = {{ steps = 3, guidance = {{ use = "cfg", weight = 2.0 }}, control = {{ scale = 0.5 }} }}
-prompts = {{ use = "jsonl", path = "{tmp_path}/prompts.jsonl" }}
-rewards = [ {{ use = "{tmp_path}/reward.py:rising" }} ]
-advantage = {{ use = "tracker", buffer = 8, min_count = 2 }}
-optimizer = {{ lr = 1e-3 }}
-batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 8, train_batch = 8, minibatches = 2 }}
-evaluation = {{ images_per_prompt = 1 }}
-run = {{ sample_every = 0, checkpoint_every = 1 }}
-[curriculum]
-use = "gated"
-first = 2.0
-last = 1.0
-reward = "rising"
-above = 5
-below = -5
-by = 0.25
-smoothing = 0
-""")
-
-    return path
 
 
 def test_a_run_follows_its_curriculum(recipe: Path, tmp_path: Path) -> None:

@@ -302,21 +302,26 @@ def test_evaluation_uses_both(tiny_pipeline: Path) -> None:
     assert parts(DualGuidance(4.0, 4.0), EXPANDED) != parts(CFG(4.0), EXPANDED)
 
 
-def test_a_run_with_it_and_prompts_from_a_file(tiny_pipeline: Path, tmp_path: Path) -> None:
+def test_a_run_with_it_and_prompts_from_a_file(
+    tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
     (tmp_path / "prompts.jsonl").write_text(
         '{"prompt": "a red cat, oil", "original": "a cat"}\n'
         '{"prompt": "two dogs", "original": "dogs"}\n'
     )
-    recipe = tmp_path / "tiny.toml"
-    recipe.write_text(f"""
-iterations = 2
-model = {{ id = "{tiny_pipeline}", device = "cpu" }}
-sampler = {{ steps = 3, guidance = {{ use = "dual", w1 = 3.0, w2 = 2.0 }} }}
-prompts = {{ use = "jsonl", path = "{tmp_path}/prompts.jsonl" }}
-rewards = [ {{ use = "compressibility" }} ]
-batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 4, train_batch = 5, minibatches = 1 }}
-evaluation = {{ images_per_prompt = 1 }}
-""")
+    recipe = write_recipe(
+        iterations=2,
+        sampler={"guidance": {"use": "dual", "w1": 3.0, "w2": 2.0}},
+        prompts={"use": "jsonl", "path": "HERE/prompts.jsonl"},
+        batch={
+            "prompts": 2,
+            "images_per_prompt": 4,
+            "sample_batch": 4,
+            "train_batch": 5,
+            "minibatches": 1,
+        },
+        evaluation={"images_per_prompt": 1},
+    )
     records = Run(train(configuration.load(recipe), tmp_path / "run")).records()
     assert all(record["ratio_deviation"] < 1e-5 and record["grad_norm"] > 0 for record in records)
     assert _warnings(configuration.load(recipe)) == []

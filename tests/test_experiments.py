@@ -1,4 +1,4 @@
-"""The experiments: every planned run is a configuration, and what is said about its cost is true."""
+"""The experiments: every planned run is a configuration, and its stated cost is true."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from experiments.guard import plan as guard
 from experiments.parrot import plan as parrot
 from experiments.qr_curriculum import plan as codes
 from experiments.qr_curriculum.measure import at_rate
-from experiments.reach import compare, reached
 from experiments.rlcm_vs_ddpo import plan
 from experiments.running import Trial
+from experiments.time_to_target import compare, time_to_target
 
 
 @pytest.mark.parametrize("job", plan.jobs(), ids=lambda job: job.name)
-def test_every_planned_run_is_what_its_arm_says(job: Trial) -> None:
+def test_every_planned_run_has_the_numbers_of_its_arm(job: Trial) -> None:
     arm = plan.ARMS[job.arm]
     config = configuration.load(plan.ARMS[job.arm].recipe, job.changes())
     assert config.batch.prompts * config.batch.images_per_prompt == plan.IMAGES
@@ -27,7 +27,7 @@ def test_every_planned_run_is_what_its_arm_says(job: Trial) -> None:
         arm.trained,
         arm.iterations,
     )
-    assert bool(config.batch.baseline) == arm.previews and config.batch.epochs == 1
+    assert bool(config.batch.baseline) == arm.x0_preview and config.batch.epochs == 1
     assert arm.rows == {"cfg": 2, "embedded": 1}[config.sampler.guidance["use"]]
     assert arm.iterations % arm.every == 0, "the last evaluation is after the last iteration"
     assert config.seed == job.seed and config.evaluation.judge
@@ -35,7 +35,7 @@ def test_every_planned_run_is_what_its_arm_says(job: Trial) -> None:
 
 
 @pytest.mark.parametrize("job", tasks.jobs(), ids=lambda job: job.name)
-def test_every_algorithm_scores_as_many_pictures(job: Trial) -> None:
+def test_every_algorithm_scores_as_many_images(job: Trial) -> None:
     config = configuration.load(job.recipe, job.changes())
     assert (
         config.batch.prompts * config.batch.images_per_prompt * config.iterations == tasks.QUERIES
@@ -52,40 +52,41 @@ def test_every_algorithm_scores_as_many_pictures(job: Trial) -> None:
 
 
 @pytest.mark.parametrize("job", guard.jobs(), ids=lambda job: job.name)
-def test_the_guard_sees_nothing_of_the_truth(job: guard.Job) -> None:
+def test_the_guard_measures_nothing_of_the_truth(job: guard.Job) -> None:
     config = configuration.load(job.recipe, job.changes())
-    watched = str(config.guard.panel)
+    panel = str(config.guard.panel)
 
     if job.arm == "guarded":
         assert (
             config.guard.action == "rollback"
             and not config.evaluation.judge
-            and "truth" not in watched
+            and "truth" not in panel
         )
     else:
-        assert (
-            config.guard.action == "warn" and "truth:truth" in watched and "truth:taste" in watched
-        )
+        assert config.guard.action == "warn" and "truth:Truth" in panel and "truth:taste" in panel
 
     assert config.iterations % config.evaluation.every == 0
 
 
 @pytest.mark.parametrize("job", parrot.jobs(), ids=lambda job: job.name)
-def test_every_arm_of_parrot_scores_as_many_pictures_with_the_same_rewards(job: Trial) -> None:
+def test_every_arm_of_parrot_scores_as_many_images_with_the_same_rewards(job: Trial) -> None:
     config = configuration.load(job.recipe, job.changes())
     assert (
         config.batch.prompts * config.batch.images_per_prompt * config.iterations == parrot.QUERIES
     )
     assert tuple(configuration.reward_names(config.rewards)) == parrot.REWARDS
-    sums = job.arm.startswith(("only", "ws"))
-    assert config.advantage["use"] == (
-        "weighted" if sums else "group" if job.arm == "normalised" else "pareto"
-    )
+    advantage = "pareto"
+    if job.arm.startswith(("only", "ws")):
+        advantage = "weighted"
+    elif job.arm == "normalised":
+        advantage = "group"
+
+    assert config.advantage["use"] == advantage
     assert bool(config.expander.model) == (job.arm in ("parrot", "expander_only"))
     assert bool(config.sampler.identifiers) == (job.arm in ("parrot", "no_expander"))
 
 
-def test_what_parrot_measures_was_trained() -> None:
+def test_parrot_measures_trained_arms() -> None:
     arms = parrot.ARMS.values()
     assert {arm.generator for arm in arms} | {arm.expander for arm in arms} <= {
         *parrot.TRAINED,
@@ -99,19 +100,19 @@ def test_codes_are_measured_where_no_training_was(job: Trial) -> None:
     config = configuration.load(job.recipe, job.changes())
     assert config.evaluation.prompts["part"] == "unseen" and "part" not in config.prompts
     assert config.sampler.control.scale == codes.SCALE == config.curriculum.get("last", codes.SCALE)
-    similar = {"clip_similarity", "picture_similarity"} & set(
-        configuration.reward_names(config.rewards)
-    )
-    assert bool(config.curriculum) == (job.arm != "no_curriculum") and len(similar) == (
-        0 if job.arm == "no_clip" else 2
-    )
+    names = set(configuration.reward_names(config.rewards))
+    similarities = {"clip_similarity", "picture_similarity"} & names
+    assert bool(config.curriculum) == (job.arm != "no_curriculum")
+    assert len(similarities) == (0 if job.arm == "no_clip" else 2)
     assert (config.optimizer.lr == 0) == (job.arm == "control")
 
 
 def test_the_reference_lies_between_scales() -> None:
     start = {"0.5": {"strict": 0.0, "clip_text": 0.8}, "1": {"strict": 0.4, "clip_text": 0.4}}
-    found = at_rate(start, 0.1)
-    assert found["scale"] == pytest.approx(0.625) and found["clip_text"] == pytest.approx(0.7)
+    reference = at_rate(start, 0.1)
+    assert reference["scale"] == pytest.approx(0.625) and reference["clip_text"] == pytest.approx(
+        0.7
+    )
     with pytest.raises(SystemExit, match="nowhere read in 50%"):
         at_rate(start, 0.5)
 
@@ -121,11 +122,13 @@ def test_names_of_runs_differ() -> None:
     assert len(set(names)) == len(names) == len(plan.SEEDS) * 8
 
 
-def test_reached() -> None:
+def test_time_to_target() -> None:
     seconds = [0.0, 10.0, 20.0]
     values = [1.0, 2.0, 1.5]
-    assert reached(seconds, values, 1.5) == 5 and reached(seconds, values, 2.0) == 10
-    assert reached(seconds, values, 0.5) == 0 and reached(seconds, values, 2.1) is None
+    assert time_to_target(seconds, values, 1.5) == 5 and time_to_target(seconds, values, 2.0) == 10
+    assert (
+        time_to_target(seconds, values, 0.5) == 0 and time_to_target(seconds, values, 2.1) is None
+    )
 
 
 def test_compare() -> None:
@@ -142,8 +145,8 @@ def test_compare() -> None:
         "rlcm_seconds": 5,
         "ratio": 40,
     }
-    assert compare(slow, curve([0, 10], [0, 1.9]), "reward")["ratio"] is None, "never there"
-    assert compare(slow, curve([0, 10], [3, 4]), "reward")["ratio"] is None, "there before it began"
+    assert compare(slow, curve([0, 10], [0, 1.9]), "reward")["ratio"] is None, "never reached"
+    assert compare(slow, curve([0, 10], [3, 4]), "reward")["ratio"] is None, "above it at first"
     sunk = curve([0, 100], [2, 1])
     assert compare(sunk, slow, "gain") == {
         "target": 1,
@@ -153,5 +156,5 @@ def test_compare() -> None:
     }
     risen_and_fallen = curve([0, 100, 200], [0, 3, 1.5])
     assert compare(risen_and_fallen, slow, "gain")["ddpo_seconds"] == 50, (
-        "the first time it was there"
+        "the first time it is reached"
     )

@@ -5,6 +5,7 @@ Sampling, replay, an iteration, and the adapter's file.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -296,19 +297,26 @@ def test_images_are_the_stock_pipelines(statistics: bool, tmp_path: Path) -> Non
     torch.testing.assert_close(embedded, latent * 0.13025, rtol=1e-4, atol=1e-5)
 
 
-def test_an_iteration_from_end_to_end(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "tiny.toml").write_text(f"""
-iterations = 1
-model = {{ id = "{model}", device = "cpu", gradient_checkpointing = true }}
-sampler = {{ steps = 3, guidance = {{ use = "cfg", weight = 3.0 }} }}
-prompts = {{ use = "list", texts = ["a cat", "a dog"] }}
-rewards = [ {{ use = "compressibility" }} ]
-objective = {{ use = "clipped", kl = 0.01 }}
-batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 4, train_batch = 5, minibatches = 2 }}
-evaluation = {{ images_per_prompt = 0 }}
-run = {{ sample_every = 0 }}
-""")
-    folder = train(configuration.load(tmp_path / "tiny.toml"), tmp_path / "run")
+def test_an_iteration_from_end_to_end(
+    model: Path, tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
+    recipe = write_recipe(
+        iterations=1,
+        model={"id": str(model), "gradient_checkpointing": True},
+        sampler={"guidance": {"use": "cfg", "weight": 3.0}},
+        prompts={"use": "list", "texts": ["a cat", "a dog"]},
+        objective={"use": "clipped", "kl": 0.01},
+        batch={
+            "prompts": 2,
+            "images_per_prompt": 4,
+            "sample_batch": 4,
+            "train_batch": 5,
+            "minibatches": 2,
+        },
+        evaluation={"images_per_prompt": 0},
+        run={"sample_every": 0},
+    )
+    folder = train(configuration.load(recipe), tmp_path / "run")
     records = Run(folder).records()
     assert len(records) == 1
     assert records[0]["ratio_deviation"] < 1e-6

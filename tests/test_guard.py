@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,32 +152,33 @@ def sample(policy: Policy, sampler: Sampler, count: int) -> object:
 
 
 @pytest.fixture
-def recipe(tiny_pipeline: Path, tmp_path: Path) -> Path:
-    """A recipe that rewards brightness and holds out darkness, which must then fall."""
-    (tmp_path / "reward.py").write_text(REWARDS)
-    path = tmp_path / "tiny.toml"
-    path.write_text(f"""
-iterations = 12
-model = {{ id = "{tiny_pipeline}", device = "cpu", train = "full" }}
-sampler = {{ steps = 3, guidance = {{ use = "cfg", weight = 2.0 }} }}
-prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
-rewards = [ {{ use = "{tmp_path}/reward.py:brightness" }} ]
-optimizer = {{ lr = 3e-3 }}
-evaluation = {{ images_per_prompt = 4, every = 2, unseen = {{ use = "list", texts = ["a bee"] }} }}
-run = {{ sample_every = 4, sample_prompts = 4, checkpoint_every = 1, keep = 1 }}
-[batch]
-prompts = 3
-images_per_prompt = 8
-sample_batch = 24
-train_batch = 72
-minibatches = 2
-[guard]
-action = "rollback"
-drop = 0.8
-panel = [ {{ use = "{tmp_path}/reward.py:darkness" }} ]
-""")
-
-    return path
+def recipe(write_recipe: Callable[..., Path]) -> Path:
+    """Brightness is rewarded and darkness watched, so that success is a fall."""
+    return write_recipe(
+        REWARDS,
+        iterations=12,
+        model={"train": "full"},
+        rewards=[{"use": "HERE/reward.py:brightness"}],
+        optimizer={"lr": 3e-3},
+        batch={
+            "prompts": 3,
+            "images_per_prompt": 8,
+            "sample_batch": 24,
+            "train_batch": 72,
+            "minibatches": 2,
+        },
+        evaluation={
+            "images_per_prompt": 4,
+            "every": 2,
+            "unseen": {"use": "list", "texts": ["a bee"]},
+        },
+        guard={
+            "action": "rollback",
+            "drop": 0.8,
+            "panel": [{"use": "HERE/reward.py:darkness"}],
+        },
+        run={"sample_every": 4, "sample_prompts": 4, "checkpoint_every": 1, "keep": 1},
+    )
 
 
 def test_rollback_leaves_the_last_good_state(recipe: Path, tmp_path: Path) -> None:

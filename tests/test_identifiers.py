@@ -45,23 +45,28 @@ def red(images, prompts):
 
 
 @pytest.fixture
-def recipe(make_pipeline: Callable[..., Path], tmp_path: Path) -> Path:
-    (tmp_path / "reward.py").write_text(REWARDS)
-    path = tmp_path / "tiny.toml"
-    path.write_text(f"""
-iterations = 2
-model = {{ id = "{make_pipeline()}", device = "cpu" }}
-sampler = {{ steps = 3, identifiers = "tokens", guidance = {{ use = "cfg", weight = 2.0 }} }}
-prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
-rewards = [ {{ use = "{tmp_path}/reward.py:bright" }}, {{ use = "{tmp_path}/reward.py:red", weight = 2.0 }} ]
-advantage = {{ use = "pareto" }}
-optimizer = {{ lr = 1e-3 }}
-batch = {{ prompts = 2, images_per_prompt = 8, sample_batch = 8, train_batch = 16, minibatches = 2 }}
-evaluation = {{ images_per_prompt = 2 }}
-run = {{ sample_every = 1, sample_prompts = 2 }}
-""")
-
-    return path
+def recipe(make_pipeline: Callable[..., Path], write_recipe: Callable[..., Path]) -> Path:
+    return write_recipe(
+        REWARDS,
+        iterations=2,
+        model={"id": str(make_pipeline())},
+        sampler={"identifiers": "tokens"},
+        rewards=[
+            {"use": "HERE/reward.py:bright"},
+            {"use": "HERE/reward.py:red", "weight": 2.0},
+        ],
+        advantage={"use": "pareto"},
+        optimizer={"lr": 1e-3},
+        batch={
+            "prompts": 2,
+            "images_per_prompt": 8,
+            "sample_batch": 8,
+            "train_batch": 16,
+            "minibatches": 2,
+        },
+        evaluation={"images_per_prompt": 2},
+        run={"sample_every": 1, "sample_prompts": 2},
+    )
 
 
 def load(recipe: Path, *overrides: str) -> Config:

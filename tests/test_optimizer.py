@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -51,29 +52,31 @@ def test_32_bits_are_torchs_with_every_setting() -> None:
     assert all(torch.equal(a, b) for a, b in zip(own, theirs, strict=True))
 
 
-def recipe(model: Path, folder: Path, *changes: str) -> configuration.Config:
-    path = folder / "tiny.toml"
-    path.write_text(f"""
-iterations = 2
-model = {{ id = "{model}", device = "cpu", train = "full" }}
-sampler = {{ steps = 2, guidance = {{ use = "none" }} }}
-prompts = {{ use = "list", texts = ["a cat"] }}
-rewards = [ {{ use = "compressibility" }} ]
-optimizer = {{ lr = 1e-3, eight_bit = true }}
-batch = {{ prompts = 1, images_per_prompt = 4, sample_batch = 4, train_batch = 4 }}
-evaluation = {{ images_per_prompt = 0 }}
-run = {{ sample_every = 0 }}
-""")
-    return configuration.load(path, changes)
+@pytest.fixture
+def recipe(write_recipe: Callable[..., Path]) -> Callable[..., configuration.Config]:
+    def load(*changes: str) -> configuration.Config:
+        path = write_recipe(
+            iterations=2,
+            model={"train": "full"},
+            sampler={"steps": 2, "guidance": {"use": "none"}},
+            prompts={"use": "list", "texts": ["a cat"]},
+            optimizer={"lr": 1e-3, "eight_bit": True},
+            batch={"prompts": 1, "images_per_prompt": 4, "sample_batch": 4, "train_batch": 4},
+            evaluation={"images_per_prompt": 0},
+            run={"sample_every": 0},
+        )
+        return configuration.load(path, changes)
+
+    return load
 
 
 def test_without_the_library_it_is_told_before_the_model_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Callable[..., configuration.Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("bitsandbytes", "bitsandbytes.optim"):
         monkeypatch.setitem(sys.modules, name, None)
 
-    config = recipe(tmp_path / "nowhere", tmp_path)
+    config = recipe(f"model.id={tmp_path}/nowhere")
     for start in (preflight, partial(train, out=tmp_path / "run")):
         with pytest.raises(ValueError, match=r'pip install "burnish\[eight-bit\]"') as caught:
             start(config)  # type: ignore[operator]
@@ -130,15 +133,15 @@ def test_an_8_bit_optimizer_goes_on_as_if_nothing_had_been(tmp_path: Path) -> No
 
 
 def test_a_run_with_8_bits_resumes_bit_for_bit(
-    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Callable[..., configuration.Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optim = pytest.importorskip("bitsandbytes.optim")
     # the tiny network has no large
     monkeypatch.setattr(optim, "AdamW8bit", partial(optim.AdamW8bit, min_8bit_size=16))
     whole = tmp_path / "whole"
     parted = tmp_path / "parted"
-    train(recipe(tiny_pipeline, tmp_path, "iterations=3"), whole)
-    train(recipe(tiny_pipeline, tmp_path, "iterations=1"), parted)
-    train(recipe(tiny_pipeline, tmp_path, "iterations=3"), parted, resume=True)
+    train(recipe("iterations=3"), whole)
+    train(recipe("iterations=1"), parted)
+    train(recipe("iterations=3"), parted, resume=True)
     place = "checkpoints/000003/tensors.safetensors"
     assert (whole / place).read_bytes() == (parted / place).read_bytes()

@@ -1,9 +1,9 @@
-"""Objects of a Python program in a run: they are used as they are, and the run says so."""
+"""Parts given as Python objects: a run uses them as they are and records that."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,38 +28,33 @@ def brightness(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
 
 def draw(count: int) -> list[Prompt]:
     return [
-        Prompt(random.choice(["a cat", "a dog", "an ox"]), {"place": place})
-        for place in range(count)
+        Prompt(random.choice(["a cat", "a dog", "an ox"]), {"index": index})
+        for index in range(count)
     ]
 
 
 @pytest.fixture
-def config(tiny_pipeline: Path, tmp_path: Path) -> Config:
-    (tmp_path / "reward.py").write_text(
-        "def brightness(images, prompts):\n    return images.mean((1, 2, 3))\n"
+def config(write_recipe: Callable[..., Path]) -> Config:
+    path = write_recipe(
+        "def brightness(images, prompts):\n    return images.mean((1, 2, 3))\n",
+        iterations=2,
+        rewards=[{"use": "HERE/reward.py:brightness"}],
+        advantage={"use": "tracker", "buffer": 8, "min_count": 2},
+        batch={"prompts": 6, "images_per_prompt": 1, "sample_batch": 4, "minibatches": 2},
+        evaluation={"images_per_prompt": 0},
+        run={"sample_every": 0},
     )
-    return configuration.parse(
-        {
-            "iterations": 2,
-            "model": {"id": str(tiny_pipeline), "device": "cpu"},
-            "sampler": {"steps": 3, "guidance": {"use": "cfg", "weight": 2.0}},
-            "prompts": {"use": "list", "texts": ["a cat", "a dog", "an ox"]},
-            "rewards": [{"use": f"{tmp_path}/reward.py:brightness"}],
-            "advantage": {"use": "tracker", "buffer": 8, "min_count": 2},
-            "batch": {"prompts": 6, "images_per_prompt": 1, "sample_batch": 4, "minibatches": 2},
-            "evaluation": {"images_per_prompt": 0},
-            "run": {"sample_every": 0},
-        }
-    )
+    return configuration.load(path)
 
 
 def log(out: Path) -> list[dict[str, Any]]:
     return [
-        {k: v for k, v in one.items() if not k.startswith("seconds")} for one in Run(out).records()
+        {k: v for k, v in record.items() if not k.startswith("seconds")}
+        for record in Run(out).records()
     ]
 
 
-def test_objects_are_what_their_names_would_have_made(config: Config, tmp_path: Path) -> None:
+def test_objects_equal_the_parts_of_their_names(config: Config, tmp_path: Path) -> None:
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained(config.model.id)
@@ -68,28 +63,28 @@ def test_objects_are_what_their_names_would_have_made(config: Config, tmp_path: 
     train(config, tmp_path / "given", overrides=given)
     assert log(tmp_path / "given") == log(tmp_path / "named")
     assert pipe.unet is given.policy.pipe.unet, (
-        "the pipeline that was given is the one that learned"
+        "the pipeline that was given is the one that was trained"
     )
     assert any(p.abs().sum() > 0 for name, p in pipe.unet.named_parameters() if "lora_B" in name)
 
 
 def test_prompts_drawn_by_a_function(config: Config, tmp_path: Path) -> None:
-    seen: list[SampledImages] = []
-    train(config, tmp_path / "run", overrides=Overrides(source=draw), on_images=seen.append)
+    batches: list[SampledImages] = []
+    train(config, tmp_path / "run", overrides=Overrides(source=draw), on_images=batches.append)
     records = Run(tmp_path / "run").records()
-    assert [one.iteration for one in seen] == [1, 2]
+    assert [batch.iteration for batch in batches] == [1, 2]
 
-    for one, record in zip(seen, records, strict=True):
-        assert [prompt.metadata["place"] for prompt in one.prompts] == list(range(6)), (
+    for batch, record in zip(batches, records, strict=True):
+        assert [prompt.metadata["index"] for prompt in batch.prompts] == list(range(6)), (
             "in the order they were drawn"
         )
-        assert one.images.shape == (6, 3, 32, 32) and one.trackers == []
-        torch.testing.assert_close(one.scores.parts[:, 0], one.images.mean((1, 2, 3)).double())
+        assert batch.images.shape == (6, 3, 32, 32) and batch.trackers == []
+        torch.testing.assert_close(batch.scores.parts[:, 0], batch.images.mean((1, 2, 3)).double())
         assert record["rewards"]["brightness"]["mean"] == pytest.approx(
-            float(one.scores.parts.mean())
+            float(batch.scores.parts.mean())
         )
 
-    texts = [prompt.text for one in seen for prompt in one.prompts]
+    texts = [prompt.text for batch in batches for prompt in batch.prompts]
     assert len(set(texts)) == 3 and texts[:6] != texts[6:]
 
 
@@ -109,33 +104,34 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(
     from dataclasses import replace
 
     given = Overrides(source=draw, rewards={"brightness": brightness})
-    train(config, tmp_path / "whole", overrides=given)
-    train(replace(config, iterations=1), tmp_path / "parted", overrides=given)
-    train(config, tmp_path / "parted", overrides=given, resume=True)
-    assert log(tmp_path / "whole") == log(tmp_path / "parted")
+    train(config, tmp_path / "uninterrupted", overrides=given)
+    train(replace(config, iterations=1), tmp_path / "resumed", overrides=given)
+    train(config, tmp_path / "resumed", overrides=given, resume=True)
+    assert log(tmp_path / "uninterrupted") == log(tmp_path / "resumed")
 
 
-def test_the_run_directory_says_what_it_cannot_hold(config: Config, tmp_path: Path) -> None:
+def test_the_run_directory_marks_parts_it_cannot_save(config: Config, tmp_path: Path) -> None:
     run = Run(
         train(
             config, tmp_path / "run", overrides=Overrides(source=draw, rewards={"mine": brightness})
         )
     )
-    kept = configuration.load(run.config)
-    assert kept.prompts == {"use": IN_MEMORY} and kept.rewards == [
+    saved = configuration.load(run.config)
+    assert saved.prompts == {"use": IN_MEMORY} and saved.rewards == [
         {"use": IN_MEMORY, "name": "mine", "weight": 1.0}
     ]
 
     with pytest.raises(ValueError, match="prompts: this was an object of a Python program"):
-        train(kept, run.folder, resume=True)
+        train(saved, run.folder, resume=True)
 
 
 def test_a_given_reward_keeps_the_weight_of_its_name(config: Config) -> None:
     weighted = configuration.parse(
         {**_tree(config), "rewards": [{**config.rewards[0], "weight": 3.0}]}
     )
-    said = Overrides(rewards={"brightness": brightness, "other": brightness}).described(weighted)
-    assert [(table["name"], table["weight"]) for table in said.rewards] == [
+    given = Overrides(rewards={"brightness": brightness, "other": brightness})
+    rewards = given.described(weighted).rewards
+    assert [(table["name"], table["weight"]) for table in rewards] == [
         ("brightness", 3.0),
         ("other", 1.0),
     ]
@@ -156,7 +152,7 @@ def test_a_given_reward_keeps_the_weight_of_its_name(config: Config) -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(
+def test_errors_are_one_sentence(
     config: Config, tmp_path: Path, changes: dict[str, Any], given: Overrides, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -26,16 +26,13 @@ def by_prompt(images, prompts):
 
 
 @pytest.fixture
-def look(tiny_pipeline: Path, tmp_path: Path) -> Look:
-    (tmp_path / "reward.py").write_text(REWARDS)
-    path = tmp_path / "tiny.toml"
-    path.write_text(f"""
-model = {{ id = "{tiny_pipeline}", device = "cpu" }}
-sampler = {{ steps = 3, guidance = {{ use = "cfg", weight = 2.0 }} }}
-prompts = {{ use = "list", texts = ["a cat", "a goose"] }}
-rewards = [ {{ use = "{tmp_path}/reward.py:bright" }} ]
-batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 8, train_batch = 6 }}
-""")
+def look(tmp_path: Path, write_recipe: Callable[..., Path]) -> Look:
+    path = write_recipe(
+        REWARDS,
+        prompts={"use": "list", "texts": ["a cat", "a goose"]},
+        rewards=[{"use": "HERE/reward.py:bright"}],
+        batch={"prompts": 2, "images_per_prompt": 4, "sample_batch": 8, "train_batch": 6},
+    )
 
     def run(*overrides: str) -> list[Finding]:
         return preflight(

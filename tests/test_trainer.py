@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -44,23 +45,24 @@ TIMING = ("seconds_sampling", "seconds_scoring", "seconds_training")
 
 
 @pytest.fixture
-def recipe(tiny_pipeline: Path, tmp_path: Path) -> Path:
-    (tmp_path / "reward.py").write_text(BRIGHTNESS)
-    path = tmp_path / "tiny.toml"
-    path.write_text(f"""
-iterations = 3
-model = {{ id = "{tiny_pipeline}", device = "cpu" }}
-sampler = {{ steps = 3, guidance = {{ use = "cfg", weight = 2.0 }} }}
-prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
-rewards = [ {{ use = "{tmp_path}/reward.py:brightness" }} ]
-advantage = {{ use = "tracker", buffer = 8, min_count = 4 }}
-optimizer = {{ lr = 1e-3 }}
-batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 4, train_batch = 5, minibatches = 2, transitions = 2 }}
-evaluation = {{ images_per_prompt = 2, unseen = {{ use = "list", texts = ["a bee"] }} }}
-run = {{ sample_every = 2, sample_prompts = 4 }}
-""")
-
-    return path
+def recipe(write_recipe: Callable[..., Path]) -> Path:
+    return write_recipe(
+        BRIGHTNESS,
+        iterations=3,
+        rewards=[{"use": "HERE/reward.py:brightness"}],
+        advantage={"use": "tracker", "buffer": 8, "min_count": 4},
+        optimizer={"lr": 1e-3},
+        batch={
+            "prompts": 2,
+            "images_per_prompt": 4,
+            "sample_batch": 4,
+            "train_batch": 5,
+            "minibatches": 2,
+            "transitions": 2,
+        },
+        evaluation={"images_per_prompt": 2, "unseen": {"use": "list", "texts": ["a bee"]}},
+        run={"sample_every": 2, "sample_prompts": 4},
+    )
 
 
 def load(recipe: Path, *overrides: str) -> Config:

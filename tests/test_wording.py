@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
@@ -43,29 +44,38 @@ TIMING = ("seconds_sampling", "seconds_scoring", "seconds_training")
 
 
 @pytest.fixture
-def recipe(tiny_pipeline: Path, tmp_path: Path) -> Path:
+def recipe(tmp_path: Path, write_recipe: Callable[..., Path]) -> Path:
     model, tokenizer = build_language()
     model.save_pretrained(tmp_path / "language")
     tokenizer.save_pretrained(tmp_path / "language")
-    (tmp_path / "reward.py").write_text(REWARD)
-    path = tmp_path / "tiny.toml"
-    path.write_text(f"""
-iterations = 3
-model = {{ id = "{tiny_pipeline}", device = "cpu" }}
-sampler = {{ steps = 2, guidance = {{ use = "cfg", weight = 2.0 }} }}
-prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
-expander = {{ model = "{tmp_path}/language", rank = 2, lr = 1e-2, kl = 0.01, tokens = 4, expansions = 2 }}
-rewards = [
-  {{ use = "{tmp_path}/reward.py:brightness" }},
-  {{ use = "{tmp_path}/reward.py:whole", of = "prompt" }},
-]
-optimizer = {{ lr = 1e-3 }}
-batch = {{ prompts = 2, images_per_prompt = 4, sample_batch = 8, train_batch = 16, minibatches = 1 }}
-evaluation = {{ images_per_prompt = 1 }}
-run = {{ sample_every = 2, sample_prompts = 2 }}
-""")
 
-    return path
+    return write_recipe(
+        REWARD,
+        iterations=3,
+        sampler={"steps": 2},
+        expander={
+            "model": "HERE/language",
+            "rank": 2,
+            "lr": 1e-2,
+            "kl": 0.01,
+            "tokens": 4,
+            "expansions": 2,
+        },
+        rewards=[
+            {"use": "HERE/reward.py:brightness"},
+            {"use": "HERE/reward.py:whole", "of": "prompt"},
+        ],
+        optimizer={"lr": 1e-3},
+        batch={
+            "prompts": 2,
+            "images_per_prompt": 4,
+            "sample_batch": 8,
+            "train_batch": 16,
+            "minibatches": 1,
+        },
+        evaluation={"images_per_prompt": 1},
+        run={"sample_every": 2, "sample_prompts": 2},
+    )
 
 
 def load(recipe: Path, *overrides: str) -> Config:

@@ -1,6 +1,4 @@
-"""What is compared: the paper's tasks and algorithms, RLCM beside them, at equal numbers of scored
-pictures.
-"""
+"""The plan: the DDPO paper's tasks and algorithms, with RLCM, at equal numbers of scored images."""
 
 from __future__ import annotations
 
@@ -9,25 +7,26 @@ from dataclasses import dataclass
 from experiments.running import Trial
 
 SEEDS = (0, 1, 2)
-QUERIES = 512  # scored pictures of a run
+QUERIES = 512  # scored images of a run
 EVALUATIONS = 2  # of a run, after the one before training
-PAIRS = {  # of an animal and an object: what is trained on, and what is not
+PAIRS = {  # of an animal and an object: prompts that are trained on, and prompts that are not
     "prompts": (["cat", "bear", "fox", "dog"], ["guitar", "car"]),
     "evaluation.unseen": (["pig", "lion", "frog", "horse"], ["violin", "apple"]),
 }
-"""Few, because what is learned of one pair says little of another: of 45 pairs each would be drawn
+"""Few, because learning one pair changes little for another: of 45 pairs each would be drawn
 eleven times.
 """
 RATES = {"caption": 0.4}
-"""What learning rates are multiplied with on a task: pictures of pairs fall apart sooner than those
-of one animal.
-"""
+"""Factors of the learning rates: images of pairs degrade sooner than those of one animal."""
 
 
-def pairs(where: str) -> str:
-    """The prompts of the caption task."""
-    animals, objects = PAIRS[where]
-    return f'{where}={{use="template",text="a {{animal}} and a {{object}}",animal={animals},object={objects}}}'
+def pairs(section: str) -> str:
+    """Return the prompts of the caption task, as a setting of a section."""
+    animals, objects = PAIRS[section]
+    return (
+        f'{section}={{use="template",text="a {{animal}} and a {{object}}",'
+        f"animal={animals},object={objects}}}"
+    )
 
 
 TASKS: dict[str, tuple[str, ...]] = {
@@ -42,7 +41,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     ),
 }
 COMMON = (
-    "batch.baseline=",  # they would be further queries, and the paper has none
+    "batch.baseline=",  # x0 previews would be further queries, and the paper has none
     "evaluation.images_per_prompt=1",
     "run.sample_every=0",
     "run.checkpoint_every=2",
@@ -61,82 +60,91 @@ class Arm:
 
     @property
     def iterations(self) -> int:
+        """The number of iterations that use up the queries."""
         return QUERIES // self.images
 
     @property
     def every(self) -> int:
-        """Iterations between two evaluations."""
+        """The number of iterations between two evaluations."""
         return max(1, self.iterations // EVALUATIONS)
 
 
-# of the diffusion model; it draws what is asked for as often as with ten (judged 100 %)
-FEW = ("sampler.steps=5",)
+# of the diffusion model; its images show what the prompt names as often as with ten (judged 100 %)
+FEW_STEPS = ("sampler.steps=5",)
 # three of the five, like the consistency model's three
-MOVES = (*FEW, "batch.transitions=0", "batch.least_noise=0.1")
-IMITATE = (
-    *FEW,
+POLICY_GRADIENT = (*FEW_STEPS, "batch.transitions=0", "batch.least_noise=0.1")
+IMITATION = (
+    *FEW_STEPS,
     "objective.use=rwr",
     "batch.prompts=16",
     "batch.transitions=4",
     "optimizer.warmup=4",
 )
 ARMS: dict[str, Arm] = {
-    "ddpo_is": Arm("demo", 64, 5e-3, MOVES),
-    "ddpo_sf": Arm("demo", 64, 5e-3, (*MOVES, "objective.use=reinforce", "batch.minibatches=1")),
+    "ddpo_is": Arm("demo", 64, 5e-3, POLICY_GRADIENT),
+    "ddpo_sf": Arm(
+        "demo",
+        64,
+        5e-3,
+        (*POLICY_GRADIENT, "objective.use=reinforce", "batch.minibatches=1"),
+    ),
     "rwr": Arm(
         "demo",
         128,
         1e-3,
-        (*IMITATE, 'advantage={use="softmax",beta=2.0,standardise=true}', "batch.minibatches=8"),
+        (*IMITATION, 'advantage={use="softmax",beta=2.0,standardise=true}', "batch.minibatches=8"),
     ),
     "rwr_sparse": Arm(
         "demo",
         128,
         1e-3,
         (
-            *IMITATE,
+            *IMITATION,
             'advantage={use="top_fraction",fraction=0.25}',
             "batch.epochs=4",
             "batch.minibatches=2",
         ),
     ),
-    # all weights equal: what imitation does without any reward, so what the two above must beat
+    # all weights equal: the effect of imitation without any reward, which the two above must beat
     "rwr_control": Arm(
         "demo",
         128,
         1e-3,
-        (*IMITATE, 'advantage={use="softmax",beta=0.0}', "batch.minibatches=8"),
+        (*IMITATION, 'advantage={use="softmax",beta=0.0}', "batch.minibatches=8"),
         ("compressibility",),
     ),
-    "awm": Arm(  # a policy gradient on the forward process
+    # a policy gradient on the forward process
+    "awm": Arm(
         "demo",
         64,
         5e-3,
-        (*FEW, 'objective={use="awm",clip=5.0}', "batch.transitions=4"),
+        (*FEW_STEPS, 'objective={use="awm",clip=5.0}', "batch.transitions=4"),
         ("compressibility",),
     ),
     "rlcm": Arm("emoji-lcm-compressibility", 64, 4e-3),
 }
 # the algorithms compared; the others explain
 PAPERS = ("ddpo_is", "ddpo_sf", "rwr", "rwr_sparse", "rlcm")
-BORROWED = ("incompressibility", "aesthetic")
-"""Tasks on which the control is the very run of compressibility, seen by another reward: it has the
-same prompts, and with equal weights no reward has a say.
+SHARED_TASKS = ("incompressibility", "aesthetic")
+"""Tasks on which the control is the very run of compressibility, scored by another reward.
+
+It has the same prompts, and with equal weights no reward has a say.
 """
 
 
 def arms(task: str) -> tuple[str, ...]:
-    """The arms that have figures on a task."""
+    """Return the arms that have figures on a task."""
     return tuple(
         name
         for name, arm in ARMS.items()
-        if task in arm.tasks or (name == "rwr_control" and task in BORROWED)
+        if task in arm.tasks or (name == "rwr_control" and task in SHARED_TASKS)
     )
 
 
 def jobs() -> list[Trial]:
-    """All runs, seed by seed, the papers' algorithms first, so that an interrupted experiment has
-    whole seeds.
+    """Return all runs, seed by seed, the papers' algorithms first.
+
+    An interrupted experiment then has complete seeds.
     """
     names = sorted(ARMS, key=lambda name: name not in PAPERS)
     return [
@@ -150,7 +158,7 @@ def jobs() -> list[Trial]:
 
 
 def trial(task: str, name: str, seed: int) -> Trial:
-    """One run."""
+    """Return the run of an arm on a task with a seed."""
     arm = ARMS[name]
     settings = (
         *COMMON,

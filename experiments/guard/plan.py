@@ -1,6 +1,4 @@
-"""What is trained: the learned aesthetic reward, far beyond what is good for the pictures; the same
-with the guard.
-"""
+"""The plan: a learned aesthetic reward, trained on far too long; and the same with the guard."""
 
 from __future__ import annotations
 
@@ -11,7 +9,8 @@ ITERATIONS = 18
 EVERY = 2
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 CLIP = '{use="clip_similarity",model="zoo:emoji-clip"}'
-TRUTH = ",".join(f'{{use="experiments.guard.truth:{name}"}}' for name in ("taste", "truth"))
+TASTE = '{use="experiments.guard.truth:taste"}'
+TRUTH = '{use="experiments.guard.truth:Truth",name="truth"}'
 COMMON = (
     f"iterations={ITERATIONS}",
     f"evaluation.every={EVERY}",
@@ -23,8 +22,8 @@ COMMON = (
 ARMS: dict[str, tuple[str, ...]] = {
     # everything is measured, nothing is done: a budget that is never reached only has the KL
     # measured
-    "free": ('guard.action="warn"', f"guard.panel=[{CLIP},{TRUTH}]", "guard.kl=1e9"),
-    # what the guard sees has no part in the truth: neither the judge nor the taste
+    "free": ('guard.action="warn"', f"guard.panel=[{CLIP},{TASTE},{TRUTH}]", "guard.kl=1e9"),
+    # the guard's measures have no part in the truth: neither the judge nor the taste
     "guarded": ('guard.action="rollback"', f"guard.panel=[{CLIP}]", 'evaluation.judge=""'),
 }
 
@@ -40,13 +39,14 @@ class Job:
 
     @property
     def name(self) -> str:
+        """The run's folder, below the experiment's."""
         return f"{self.arm}-{self.seed}"
 
     def changes(self) -> list[str]:
-        """Everything that its configuration changes of the recipe."""
+        """Return the changes that its configuration makes to the recipe."""
         return [*COMMON, *ARMS[self.arm], f"seed={self.seed}"]
 
 
 def jobs() -> list[Job]:
-    """All runs, seed by seed."""
+    """Return all runs, seed by seed."""
     return [Job(arm, seed) for seed in SEEDS for arm in ARMS]

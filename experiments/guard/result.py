@@ -1,6 +1,4 @@
-"""From the runs to `result.json` and the figure: where the reward and the truth part, and what the
-guard does then.
-"""
+"""From the runs to `result.json` and the figure: reward and truth part, and the guard reacts."""
 
 from __future__ import annotations
 
@@ -8,148 +6,172 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib import pyplot
+from matplotlib.axes import Axes
 
 from burnish import config as configuration
 from burnish.evaluation.guard import verdict
 from burnish.runs import Run, dumps, write
+from experiments.figures import pyplot, save_figure, style
 from experiments.guard import plan
-from experiments.reading import interval, measured, rewards, share
+from experiments.measurements import interval, mean_rewards, run_evaluation, share_right
 
-matplotlib.use("Agg")
-HERE = Path(__file__).parent
-FIGURE = HERE.parent.parent / "docs" / "images" / "guard.png"
+FOLDER = Path(__file__).parent
 MEASURES = ("taste", "truth", "clip_similarity", "diversity", "kl")
+REWARD_COLOUR = "#b4501e"
+TASTE_COLOUR = "#e0a030"
+TRUTH_COLOUR = "#333333"
+GUARD_COLOUR = "#3a7d44"
+
+Point = dict[str, Any]
 
 
-def curve(run: Run) -> list[dict[str, float]]:
-    """Means over the images of every evaluation of a run without a guard."""
+def unguarded_curve(run: Run) -> list[Point]:
+    """Return means over the images of every evaluation of a run without a guard."""
     points = []
 
     for iteration in range(0, plan.ITERATIONS + 1, plan.EVERY):
-        seen = measured(run, iteration)["train"]
-        held_out = {name: float(np.nanmean(seen.measures()[name])) for name in MEASURES}
+        evaluation = run_evaluation(run, iteration)["train"]
+        measures = evaluation.measures()
         points.append(
             {
                 "iteration": iteration,
-                "aesthetic": float(rewards(seen).mean()),
-                "judge": share(seen),
-                **held_out,
+                "aesthetic": float(mean_rewards(evaluation).mean()),
+                "judge": share_right(evaluation),
+                **{name: float(np.nanmean(measures[name])) for name in MEASURES},
             }
         )
 
     return points
 
 
-def truths(run: Run, iteration: int) -> np.ndarray:
-    """(prompts,) the ground truth after an iteration."""
-    seen = measured(run, iteration)["train"]
-    return np.array(seen.measures()["truth"]).reshape(len(seen.prompts), -1).mean(1)
+def truth_by_prompt(run: Run, iteration: int) -> np.ndarray:
+    """Return the ground truth after an iteration, (prompts,)."""
+    evaluation = run_evaluation(run, iteration)["train"]
+    truths = np.array(evaluation.measures()["truth"])
+    return truths.reshape(len(evaluation.prompts), -1).mean(1)
 
 
-def one(out: Path, seed: int) -> dict[str, Any]:
-    """A seed: when the guard tripped, where it went back to, and the truth there and in the end
-    without it.
-    """
-    free, guarded = (Run(out / plan.Job(arm, seed).name) for arm in ("free", "guarded"))
-    about = json.loads(guarded.guard.read_text())
-    first = measured(guarded, 0)["train"]
-    best = about["best"]
-    said = verdict(
-        guarded, configuration.load(guarded.config), torch.ones(1), first, about["iteration"]
-    )
-    assert (said.best, said.tripped) == (best, True)
+def seed_result(out: Path, seed: int) -> dict[str, Any]:
+    """Return a seed's outcome: when the guard tripped, where it went back to, and the truths."""
+    free = Run(out / plan.Job("free", seed).name)
+    guarded = Run(out / plan.Job("guarded", seed).name)
+    tripped = json.loads(guarded.guard.read_text())
+    _check_guard(free, guarded, tripped)
 
-    # until then the two are one and the same run
-    for iteration in range(0, about["iteration"] + 1, plan.EVERY):
-        assert (
-            measured(guarded, iteration)["train"].parts == measured(free, iteration)["train"].parts
-        )
-
-    points = curve(free)
+    points = unguarded_curve(free)
     return {
         "seed": seed,
-        "tripped": about["iteration"],
-        "best": best,
-        "reasons": about["reasons"],
+        "tripped": tripped["iteration"],
+        "best": tripped["best"],
+        "reasons": tripped["reasons"],
         "before": points[0],
-        "rolled_back": next(point for point in points if point["iteration"] == best),
+        "rolled_back": next(point for point in points if point["iteration"] == tripped["best"]),
         "end": points[-1],
         "curve": points,
         "dial": json.loads((free.folder / "dial.json").read_text()),
     }
 
 
+def _check_guard(free: Run, guarded: Run, tripped: dict[str, Any]) -> None:
+    last = tripped["iteration"]
+    config = configuration.load(guarded.config)
+    first = run_evaluation(guarded, 0)["train"]
+    again = verdict(guarded, config, torch.ones(1), first, last)
+    assert (again.best, again.tripped) == (tripped["best"], True)
+
+    # until then the two are one and the same run
+    for iteration in range(0, last + 1, plan.EVERY):
+        with_guard = run_evaluation(guarded, iteration)["train"]
+        without = run_evaluation(free, iteration)["train"]
+        assert with_guard.parts == without.parts
+
+
 def report(out: Path) -> None:
-    """Everything that is written down."""
-    seeds = [one(out, seed) for seed in plan.SEEDS]
-    free = [Run(out / plan.Job("free", seed).name) for seed in plan.SEEDS]
-    back = np.stack([truths(run, each["best"]) for run, each in zip(free, seeds, strict=True)])
-    last = np.stack([truths(run, plan.ITERATIONS) for run in free])
-    first = np.stack([truths(run, 0) for run in free])
-    truth: dict[str, dict[str, Any]] = {
-        name: {"mean": float(values.mean()), "ci95": interval(values)}
-        for name, values in (
-            ("before", first),
-            ("rolled_back", back),
-            ("end", last),
-            ("rolled_back_less_before", back - first),
-            ("rolled_back_less_end", back - last),
-        )
-    }
-    write(
-        HERE / "result.json",
-        dumps({"seeds": list(plan.SEEDS), "truth": truth, "runs": seeds}, indent=1) + "\n",
-    )
-    draw(seeds)
+    """Write the results, draw the figure and print both tables."""
+    seeds = [seed_result(out, seed) for seed in plan.SEEDS]
+    truth = _truth_statistics(out, seeds)
+    result = {"seeds": list(plan.SEEDS), "truth": truth, "runs": seeds}
+    write(FOLDER / "result.json", dumps(result, indent=1) + "\n")
+    draw_figure(seeds)
 
     for each in seeds:
+        reasons = "; ".join(each["reasons"])
         print(
-            f"seed {each['seed']}: tripped at {each['tripped']}, back to {each['best']}: {'; '.join(each['reasons'])}"
+            f"seed {each['seed']}: tripped at {each['tripped']}, back to {each['best']}: {reasons}"
         )
 
     for name, values in truth.items():
-        print(
-            f"{name:24} {values['mean']:+.3f} [{values['ci95'][0]:+.3f}, {values['ci95'][1]:+.3f}]"
-        )
+        low, high = values["ci95"]
+        print(f"{name:24} {values['mean']:+.3f} [{low:+.3f}, {high:+.3f}]")
 
 
-def draw(seeds: list[dict[str, Any]]) -> None:
-    """The reward, the truth and the held-out measures by iteration; and the dial."""
+def _truth_statistics(out: Path, seeds: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    runs = [Run(out / plan.Job("free", seed).name) for seed in plan.SEEDS]
+    best = [each["best"] for each in seeds]
+    rolled_back = np.stack(
+        [truth_by_prompt(run, iteration) for run, iteration in zip(runs, best, strict=True)]
+    )
+    end = np.stack([truth_by_prompt(run, plan.ITERATIONS) for run in runs])
+    before = np.stack([truth_by_prompt(run, 0) for run in runs])
+
+    values = {
+        "before": before,
+        "rolled_back": rolled_back,
+        "end": end,
+        "rolled_back_less_before": rolled_back - before,
+        "rolled_back_less_end": rolled_back - end,
+    }
+    return {
+        name: {"mean": float(truths.mean()), "ci95": interval(truths)}
+        for name, truths in values.items()
+    }
+
+
+def draw_figure(seeds: list[dict[str, Any]]) -> None:
+    """Draw the reward, the truth and the held-out measures by iteration; and by strength."""
     figure, axes = pyplot.subplots(1, 4, figsize=(16, 3.4))
 
     for each in seeds:
-        x = [point["iteration"] for point in each["curve"]]
-        for name, colour in (("aesthetic", "#b4501e"), ("taste", "#e0a030"), ("truth", "#333333")):
-            y = [point[name] for point in each["curve"]]
-            axes[0].plot(x, y, color=colour, label=name if each is seeds[0] else None)
+        _draw_rewards(axes[0], each, labelled=each is seeds[0])
+        _draw_measure(axes[1], each, "clip_similarity", "clip_similarity")
+        _draw_measure(axes[2], each, "kl", "KL, nats an image")
+        _draw_strengths(axes[3], each)
 
-        axes[0].axvline(each["tripped"], color="#3a7d44", linestyle=":", linewidth=1)
-        for axis, name in ((axes[1], "clip_similarity"), (axes[2], "kl")):
-            axis.plot(x, [point[name] for point in each["curve"]], color="#555555")
-            axis.axvline(each["tripped"], color="#3a7d44", linestyle=":", linewidth=1)
-            axis.set(xlabel="iteration", ylabel={"kl": "KL, nats an image"}.get(name, name))
-
-        strengths = [float(value) for value in each["dial"]]
-
-        for name, colour in (("aesthetic", "#b4501e"), ("truth", "#333333")):
-            axes[3].plot(
-                strengths,
-                [point[name] for point in each["dial"].values()],
-                color=colour,
-                marker="o",
-            )
-
-    axes[0].set(xlabel="iteration (dotted: the guard trips)", ylabel="mean over the pictures")
+    axes[0].set(xlabel="iteration (dotted: the guard trips)", ylabel="mean over the images")
     axes[0].legend(frameon=False)
     axes[3].set(xlabel="strength of the hacked adapter", ylabel="reward and truth")
 
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.2)
+    style(axes)
+    save_figure(figure, "guard.png")
 
-    figure.tight_layout()
-    figure.savefig(FIGURE, dpi=110)
+
+def _draw_rewards(axis: Axes, each: dict[str, Any], labelled: bool) -> None:
+    x = [point["iteration"] for point in each["curve"]]
+    colours = {"aesthetic": REWARD_COLOUR, "taste": TASTE_COLOUR, "truth": TRUTH_COLOUR}
+
+    for name, colour in colours.items():
+        y = [point[name] for point in each["curve"]]
+        axis.plot(x, y, color=colour, label=name if labelled else None)
+
+    _mark_guard(axis, each)
+
+
+def _draw_measure(axis: Axes, each: dict[str, Any], name: str, label: str) -> None:
+    x = [point["iteration"] for point in each["curve"]]
+    y = [point[name] for point in each["curve"]]
+    axis.plot(x, y, color="#555555")
+    axis.set(xlabel="iteration", ylabel=label)
+    _mark_guard(axis, each)
+
+
+def _mark_guard(axis: Axes, each: dict[str, Any]) -> None:
+    axis.axvline(each["tripped"], color=GUARD_COLOUR, linestyle=":", linewidth=1)
+
+
+def _draw_strengths(axis: Axes, each: dict[str, Any]) -> None:
+    strengths = [float(strength) for strength in each["dial"]]
+    for name, colour in (("aesthetic", REWARD_COLOUR), ("truth", TRUTH_COLOUR)):
+        y = [point[name] for point in each["dial"].values()]
+        axis.plot(strengths, y, color=colour, marker="o")

@@ -1,6 +1,4 @@
-"""What is trained and how it is asked afterwards: Parrot and its parts, sums of rewards, and
-rewards alone.
-"""
+"""The plan: Parrot and its parts, sums of rewards, and rewards alone; and how each is measured."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ TASK = "runs"
 IMAGES = 64
 ITERATIONS = 16
 QUERIES = IMAGES * ITERATIONS
-EACH = 2  # pictures of a prompt that are measured
+EACH = 2  # images of a prompt that are measured
 REWARDS = ("aesthetic", "preference", "alignment", "sentiment")
 # weights of the original prompt and of the expanded one; together those of training
 DUAL = (3.25, 0.75)
@@ -25,8 +23,8 @@ SUM = (*PLAIN, 'advantage={use="weighted"}')
 
 
 def weights(values: Sequence[float]) -> tuple[str, ...]:
-    """The settings that give the rewards these weights."""
-    return tuple(f"rewards.{place}.weight={value}" for place, value in enumerate(values))
+    """Return the settings that give the rewards these weights."""
+    return tuple(f"rewards.{index}.weight={value}" for index, value in enumerate(values))
 
 
 TRAINED: dict[str, tuple[str, ...]] = {
@@ -45,10 +43,10 @@ TRAINED: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Arm:
-    """What is measured: whose generator, whose expander, and with which guidance."""
+    """One measurement: whose generator, whose expander, and which guidance."""
 
-    generator: str = ""  # a name of TRAINED; "": as it was
-    expander: str = ""  # a name of TRAINED, "before": as it was; "": none
+    generator: str = ""  # a name of TRAINED; "": untrained
+    expander: str = ""  # a name of TRAINED, "before": untrained; "": none
     dual: bool = False  # guidance centred on the original prompt
 
 
@@ -63,18 +61,18 @@ ARMS: dict[str, Arm] = {
     "expander_only": Arm(expander="expander_only"),
     "expander_only_dual": Arm(expander="expander_only", dual=True),
     "no_joint": Arm("no_expander", "expander_only", dual=True),
-    "no_expansion": Arm("parrot"),  # trained with the expander, asked without
+    "no_expansion": Arm("parrot"),  # trained with the expander, measured without
     "no_original": Arm("parrot", "parrot"),
     "parrot": Arm("parrot", "parrot", dual=True),
 }
 
 
 def jobs() -> list[Trial]:
-    """All runs, seed by seed, Parrot's own first."""
-    # measured apart, with the same noise for all arms: within a run there is only a sign that it
-    # ended
-    little = ('evaluation.prompts={use="list",texts=["a cat"]}', "evaluation.unseen={}")
-    common = (*little, "run.sample_every=0", "run.checkpoint_every=2")
+    """Return all runs, seed by seed, Parrot's own first."""
+    # the measurements are made after training, with the same noise for all arms: a run's own
+    # evaluation only shows that it ended
+    evaluation = ('evaluation.prompts={use="list",texts=["a cat"]}', "evaluation.unseen={}")
+    common = (*evaluation, "run.sample_every=0", "run.checkpoint_every=2")
     return [
         Trial(TASK, name, seed, RECIPE, ITERATIONS, ITERATIONS, (*common, *changes))
         for seed in SEEDS

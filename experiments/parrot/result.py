@@ -1,8 +1,8 @@
-"""From the measurements to `result.json`, the figure and the grid of pictures.
+"""From the measurements to `result.json`, the figure and the grid of images.
 
 Gains are paired: the same prompt and the same noise as the model before training, which has no
 expander. Intervals are rliable's stratified bootstrap over seeds and prompts. The hypervolume is
-that of all pictures of the animals, in four rewards, each in standard deviations of the model's
+that of all images of the animals, in four rewards, each in standard deviations of the model's
 before training and counted from two of them below its mean.
 """
 
@@ -11,30 +11,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import moocore
 import numpy as np
-from matplotlib import pyplot
 from torch import Tensor
 
-from burnish.evaluation.paired import Evaluation, load_evaluation
+from burnish.evaluation.paired import Evaluation
 from burnish.runs import dumps, write
-from burnish.tools.gallery import draw as paint
-from burnish.tools.gallery import preferred
+from burnish.tools.gallery import draw, preferred
 from burnish.types import Prompt
+from experiments.figures import IMAGES, pyplot, save_figure, style
+from experiments.image_rows import image_rows
+from experiments.measurements import gain_interval, require_evaluation, share_right
 from experiments.parrot import plan
-from experiments.parrot.measure import artist, learned, where
-from experiments.reading import interval, share
-from experiments.running import place
-from experiments.sheet import sheet
+from experiments.parrot.measure import is_trained, measurement_path, open_arm, preference_path
+from experiments.running import run_folder
 
-matplotlib.use("Agg")
-HERE = Path(__file__).parent
-PICTURES = HERE.parent.parent / "docs" / "images"
+FOLDER = Path(__file__).parent
 LOWEST = 2.0  # standard deviations below the mean from which hypervolumes count
 NOUNS = ("cat", "horse", "bear", "fox", "spider", "duck", "lion", "llama")
-# in the grid
-SHOWN = (
+GRID_ARMS = (
     "base",
     "ws1",
     "ws2",
@@ -47,127 +42,126 @@ SHOWN = (
 
 
 def report(out: Path) -> None:
-    """Everything that is written down."""
-    base = read(out / "measured" / "base.json")
-    rows = values(base["train"])
-    mean = rows.mean((0, 1))
-    std = rows.reshape(-1, rows.shape[-1]).std(0)
-    arms = {name: describe(out, name, base, mean, std) for name in plan.ARMS}
+    """Write the results, draw the figures and print the tables."""
+    base = require_evaluation(out / "measured" / "base.json")
+    rewards = reward_array(base["train"])
+    mean = rewards.mean((0, 1))
+    std = rewards.reshape(-1, rewards.shape[-1]).std(0)
+
+    arms = {name: arm_result(out, name, base, mean, std) for name in plan.ARMS}
+    compared = [name for name in plan.ARMS if "only_" not in name]
     result: dict[str, Any] = {
         "seeds": list(plan.SEEDS),
         "queries": plan.QUERIES,
         "std": dict(zip(plan.REWARDS, std.tolist(), strict=True)),
         "arms": arms,
-        "dominated_by": [
-            name for name in plan.ARMS if "only_" not in name and beats(arms[name], arms["parrot"])
-        ],
-        "alignment_recovered": recovered(arms),
-        "prefer": prefer(out, base),
+        "dominated_by": [name for name in compared if dominates(arms[name], arms["parrot"])],
+        "alignment_recovered": alignment_recovered(arms),
+        "prefer": preference_gains(out, base),
     }
-    write(HERE / "result.json", dumps(result, indent=1) + "\n")
-    chart(arms, std)
-    grid(out)
-    print(table(arms, std))
+    write(FOLDER / "result.json", dumps(result, indent=1) + "\n")
+    draw_gains(arms, std)
+    draw_grid(out)
 
+    print(table(arms, std))
     for key in ("dominated_by", "alignment_recovered"):
         print(f"{key}: {result[key]}")
-
-    print(prefer_table(result["prefer"], std))
-
-
-def read(path: Path) -> dict[str, Evaluation]:
-    """A measurement; SystemExit if it was not made."""
-    found = load_evaluation(path)
-    if found is None:
-        raise SystemExit(f"{path} is missing: run the experiment again, it goes on where it was")
-    return found
+    print(preference_table(result["prefer"], std))
 
 
-def values(seen: Evaluation) -> np.ndarray:
-    """(prompts, images of each, rewards)."""
-    return np.array(seen.parts, dtype=float).reshape(len(seen.prompts), seen.images_per_prompt, -1)
+def reward_array(evaluation: Evaluation) -> np.ndarray:
+    """Return an evaluation's rewards, (prompts, images of each, rewards)."""
+    rewards = np.array(evaluation.parts, dtype=float)
+    return rewards.reshape(len(evaluation.prompts), evaluation.images_per_prompt, -1)
 
 
-def describe(
+def arm_result(
     out: Path, name: str, base: dict[str, Evaluation], mean: np.ndarray, std: np.ndarray
 ) -> dict[str, Any]:
-    """All numbers of an arm."""
-    seeds = plan.SEEDS if learned(name) else plan.SEEDS[:1]
-    found = [read(where(out, name, seed)) for seed in seeds]
-    pictures = np.stack([values(one["train"]) for one in found])
-    gain, unseen = (
-        by_reward(np.stack([(values(one[split]) - values(base[split])).mean(1) for one in found]))
-        for split in base
-    )
-    volumes = [volume(values(one["train"]), mean, std) for one in found]
+    """Return all numbers of an arm; ``mean`` and ``std`` are those of the base's rewards."""
+    seeds = plan.SEEDS if is_trained(name) else plan.SEEDS[:1]
+    measured = [require_evaluation(measurement_path(out, name, seed)) for seed in seeds]
+    rewards = np.stack([reward_array(each["train"]) for each in measured])
+
+    gain = gain_by_reward(measured, base, "train")
+    unseen = gain_by_reward(measured, base, "unseen")
+    volumes = [hypervolume(each, mean, std) for each in rewards]
 
     return {
         "gain": gain,
         "unseen": unseen,
-        "reward": dict(zip(plan.REWARDS, pictures.mean((0, 1, 2)).tolist(), strict=True)),
-        "improved": sum(one["ci95"][0] > 0 for one in gain.values()),
+        "reward": dict(zip(plan.REWARDS, rewards.mean((0, 1, 2)).tolist(), strict=True)),
+        "improved": sum(each["ci95"][0] > 0 for each in gain.values()),
         "hypervolume": float(np.mean(volumes)),
         "hypervolume_by_seed": volumes,
-        "judged": float(np.mean([share(one["train"]) for one in found])),
+        "judged": float(np.mean([share_right(each["train"]) for each in measured])),
     }
 
 
-def by_reward(gains: np.ndarray) -> dict[str, Any]:
-    """The mean gain of (seeds, prompts, rewards) in each reward, with its interval."""
+def gain_by_reward(
+    measured: list[dict[str, Evaluation]], base: dict[str, Evaluation], split: str
+) -> dict[str, Any]:
+    """Return the mean gain over the base in each reward, with its interval."""
+    before = reward_array(base[split])
+    # (seeds, prompts, rewards)
+    gains = np.stack([(reward_array(each[split]) - before).mean(1) for each in measured])
     return {
         name: {
             "mean": float(gain.mean()),
-            "ci95": interval(gain) if gain.any() else [0.0, 0.0],
+            "ci95": gain_interval(gain),
             "by_seed": gain.mean(1).tolist(),
         }
         for name, gain in zip(plan.REWARDS, np.moveaxis(gains, -1, 0), strict=True)
     }
 
 
-def volume(seen: np.ndarray, mean: np.ndarray, std: np.ndarray) -> float:
-    """The hypervolume of the pictures (prompts, images, rewards)."""
-    points = (seen.reshape(-1, seen.shape[-1]) - mean) / std + LOWEST
+def hypervolume(rewards: np.ndarray, mean: np.ndarray, std: np.ndarray) -> float:
+    """Return the hypervolume of images' rewards (prompts, images, rewards)."""
+    points = (rewards.reshape(-1, rewards.shape[-1]) - mean) / std + LOWEST
     return float(moocore.hypervolume(-points, ref=np.zeros(points.shape[1])))
 
 
-def beats(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether an arm's mean gains dominate another's."""
-    pairs = [(one["gain"][name]["mean"], other["gain"][name]["mean"]) for name in plan.REWARDS]
+def dominates(arm: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Return True if an arm's mean gains dominate another's."""
+    pairs = [(arm["gain"][name]["mean"], other["gain"][name]["mean"]) for name in plan.REWARDS]
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
-def recovered(arms: dict[str, Any]) -> dict[str, float]:
-    """The share of the alignment lost by expansion that guidance centred on the original prompt
-    brings back.
+def alignment_recovered(arms: dict[str, Any]) -> dict[str, float]:
+    """Return the share of the alignment lost by expansion that dual guidance brings back.
+
+    That guidance is centred on the original prompt.
     """
-    lost = {
+    triples = {
         "expander alone": ("base", "expander_only", "expander_only_dual"),
         "parrot, against itself without expander": ("no_expander", "no_original", "parrot"),
     }
-    at = {name: arm["gain"]["alignment"]["mean"] for name, arm in arms.items()}
+    alignment = {name: arm["gain"]["alignment"]["mean"] for name, arm in arms.items()}
     return {
-        what: (at[dual] - at[plain]) / (at[before] - at[plain])
-        for what, (before, plain, dual) in lost.items()
+        case: (alignment[dual] - alignment[plain]) / (alignment[before] - alignment[plain])
+        for case, (before, plain, dual) in triples.items()
     }
 
 
-def prefer(out: Path, base: dict[str, Evaluation]) -> dict[str, dict[str, float]]:
-    """Parrot without expander, first seed, asked for one reward: the gain in each."""
-    asked = {name: out / "measured" / f"prefer-{name}.json" for name in plan.REWARDS}
-    asked["all"] = where(out, "no_expander", plan.SEEDS[0])
-    before = values(base["train"])
-    gains = {
-        name: (values(read(path)["train"]) - before).mean((0, 1)) for name, path in asked.items()
-    }
+def preference_gains(out: Path, base: dict[str, Evaluation]) -> dict[str, dict[str, float]]:
+    """Return the gains of Parrot without expander, first seed, with one reward's identifier."""
+    paths = {name: preference_path(out, name) for name in plan.REWARDS}
+    paths["all"] = measurement_path(out, "no_expander", plan.SEEDS[0])
+    before = reward_array(base["train"])
+    gains = {}
 
-    return {
-        name: dict(zip(plan.REWARDS, gain.tolist(), strict=True)) for name, gain in gains.items()
-    }
+    for name, path in paths.items():
+        after = reward_array(require_evaluation(path)["train"])
+        gain = (after - before).mean((0, 1))
+        gains[name] = dict(zip(plan.REWARDS, gain.tolist(), strict=True))
+
+    return gains
 
 
 def table(arms: dict[str, Any], std: np.ndarray) -> str:
-    """The outcome in Markdown, as the docs have it: gains in standard deviations of a reward among
-    pictures before.
+    """Return the outcome as the Markdown table of the docs.
+
+    Gains are in standard deviations of a reward among the images before training.
     """
     lines = [
         f"| arm | {' | '.join(plan.REWARDS)} | improved | hypervolume | judged right |",
@@ -176,37 +170,37 @@ def table(arms: dict[str, Any], std: np.ndarray) -> str:
 
     for name, arm in arms.items():
         cells = [
-            f"{one['mean'] / s:+.2f} [{one['ci95'][0] / s:+.2f}, {one['ci95'][1] / s:+.2f}]"
-            for one, s in zip(arm["gain"].values(), std, strict=True)
+            f"{gain['mean'] / s:+.2f} [{gain['ci95'][0] / s:+.2f}, {gain['ci95'][1] / s:+.2f}]"
+            for gain, s in zip(arm["gain"].values(), std, strict=True)
         ]
-        lines.append(
-            f"| {name} | {' | '.join(cells)} | {arm['improved']} | {arm['hypervolume']:.0f} | {arm['judged']:.0%} |"
-        )
+        cells += [f"{arm['improved']}", f"{arm['hypervolume']:.0f}", f"{arm['judged']:.0%}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
 
     return "\n".join(lines)
 
 
-def prefer_table(found: dict[str, dict[str, float]], std: np.ndarray) -> str:
-    """What asking for a single reward does, in the same units."""
+def preference_table(gains: dict[str, dict[str, float]], std: np.ndarray) -> str:
+    """Return the effect of asking for a single reward, in the same units."""
     lines = [f"| asked for | {' | '.join(plan.REWARDS)} |", "|---" * 5 + "|"]
-    for name, gain in found.items():
+
+    for name, gain in gains.items():
         cells = [f"{value / s:+.2f}" for value, s in zip(gain.values(), std, strict=True)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+
     return "\n".join(lines)
 
 
-def chart(arms: dict[str, Any], std: np.ndarray) -> None:
-    """The gain in every reward, one group of bars an arm."""
+def draw_gains(arms: dict[str, Any], std: np.ndarray) -> None:
+    """Draw the gain in every reward, one group of bars an arm."""
     figure, axis = pyplot.subplots(figsize=(12, 4.2))
     names = [name for name in arms if name != "base"]
 
     for number, reward in enumerate(plan.REWARDS):
         gains = [arms[name]["gain"][reward] for name in names]
-        heights = np.array([one["mean"] for one in gains]) / std[number]
-        low, high = np.array([one["ci95"] for one in gains]).T / std[number]
-        at = np.arange(len(names)) + 0.2 * (number - 1.5)
+        heights = np.array([gain["mean"] for gain in gains]) / std[number]
+        low, high = np.array([gain["ci95"] for gain in gains]).T / std[number]
         axis.bar(
-            at,
+            np.arange(len(names)) + 0.2 * (number - 1.5),
             heights,
             0.18,
             label=reward,
@@ -217,28 +211,25 @@ def chart(arms: dict[str, Any], std: np.ndarray) -> None:
     axis.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=8)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_ylabel("paired gain, standard deviations before")
-    axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    figure.savefig(PICTURES / "parrot.png", dpi=110)
+    style([axis], grid=False)
+    save_figure(figure, "parrot.png")
 
 
-def grid(out: Path) -> None:
-    """The same nouns and the same noise for some arms, and for each identifier alone; first seed."""
+def draw_grid(out: Path) -> None:
+    """Draw the same nouns and noise for some arms, and for each identifier alone; first seed."""
+    rows = {name: _grid_row(out, name) for name in GRID_ARMS}
+    rows |= {f"asked: {reward}": _grid_row(out, "no_expander", reward) for reward in plan.REWARDS}
+    image_rows(rows).save(IMAGES / "parrot_grid.png")
+
+
+def _grid_row(out: Path, arm: str, reward: str = "") -> Tensor:
     seed = plan.SEEDS[0]
+    source = open_arm(out, plan.ARMS[arm], seed)
 
-    def row(arm: str, asked: str = "") -> Tensor:
-        policy, sampler, expander, template = artist(out, plan.ARMS[arm], seed)
-        template = preferred(str(out / place(plan.TASK, arm, seed)), asked) if asked else template
-        return paint(
-            policy,
-            sampler,
-            [Prompt(f"a {noun}", template=template) for noun in NOUNS],
-            1,
-            7,
-            expander,
-        )
+    template = source.template
+    if reward:
+        template = preferred(str(out / run_folder(plan.TASK, arm, seed)), reward)
 
-    rows = {name: row(name) for name in SHOWN}
-    rows |= {f"asked: {reward}": row("no_expander", reward) for reward in plan.REWARDS}
-    sheet(rows).save(PICTURES / "parrot_grid.png")
+    prompts = [Prompt(f"a {noun}", template=template) for noun in NOUNS]
+    return draw(source.policy, source.sampler, prompts, 1, 7, source.expander)

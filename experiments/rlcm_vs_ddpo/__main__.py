@@ -1,13 +1,12 @@
-"""RLCM against DDPO on the embedded models: trains, measures, draws. Run it again and it goes on
-where it was.
+"""RLCM against DDPO on the embedded models: trains, measures, draws. Resumable.
 
-    python -m experiments.rlcm_vs_ddpo                  # everything: an hour and a half on two cores
-    python -m experiments.rlcm_vs_ddpo --only report    # the figure and result.json from what is there
+    python -m experiments.rlcm_vs_ddpo                  # everything: 1.5 hours on two cores
+    python -m experiments.rlcm_vs_ddpo --only report    # figure and result.json of existing runs
 
 Three stages. ``train``: every run of `plan.py`, through `burnish train`, several at once with a
-thread each. ``time``: what an iteration of each arm and a picture cost, measured in turns while
-nothing else runs; a run's seconds are its iterations times that, so that the load of the other runs
-does not count. ``report``: `result.json`, `curves.json`, and the figure.
+thread each. ``time``: the seconds of an iteration of each arm and of an image, measured in turns
+while nothing else runs; a run's seconds are its iterations times that, so that the load of the
+other runs does not count. ``report``: `result.json`, `curves.json`, and the figure.
 """
 
 from __future__ import annotations
@@ -21,58 +20,58 @@ from statistics import median
 
 from burnish.runs import dumps, write
 from experiments.rlcm_vs_ddpo import plan
-from experiments.running import Job, Stage, Trial, command, iteration_seconds, train
+from experiments.running import Job, Stage, Trial, iteration_seconds, run_stages, train
+
+STEPS_MODULE = "experiments.rlcm_vs_ddpo.steps"
 
 
-def other_steps(job: Job, folder: Path) -> None:
-    """The reward of a trained run with fewer and more network calls an image, in a process of its
-    own.
-    """
-    if (
-        not (isinstance(job, Trial) and job.arm in ("ddpo", "rlcm"))
-        or (folder / "steps.json").exists()
-    ):
+def measure_steps(job: Job, folder: Path) -> None:
+    """Measure a trained run with fewer and more network calls an image, in a process of its own."""
+    if not (isinstance(job, Trial) and job.arm in ("ddpo", "rlcm")):
+        return
+    if (folder / "steps.json").exists():
         return
 
     log = folder / "steps.log"
+    command = [sys.executable, "-m", STEPS_MODULE, str(folder)]
     with log.open("w") as file:
-        command = [sys.executable, "-m", "experiments.rlcm_vs_ddpo.steps", str(folder)]
-        done = subprocess.run(command, stdout=file, stderr=file, check=False)
-    if done.returncode:
+        process = subprocess.run(command, stdout=file, stderr=file, check=False)
+
+    if process.returncode:
         raise SystemExit(f"{' '.join(command[1:])} failed; {log} says why")
 
 
 def measure_time(options: argparse.Namespace) -> None:
-    """Median seconds of an iteration of each arm, and of a picture."""
-    out = options.out
-    if (out / "time.json").exists():
+    """Write the median seconds of an iteration of each arm, and of an image, to `time.json`."""
+    target = options.out / "time.json"
+    if target.exists():
         return
 
-    seconds = iteration_seconds(
-        {name: (arm.recipe, arm.changes) for name, arm in plan.ARMS.items()}, out
-    )
-    pictures = subprocess.run(
-        [sys.executable, "-m", "experiments.rlcm_vs_ddpo.steps", "--time"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    answer = {"iteration": {name: median(each) for name, each in seconds.items()}, "all": seconds}
-    write(out / "time.json", dumps(answer | {"picture": json.loads(pictures.stdout)}, indent=1))
+    arms = {name: (arm.recipe, arm.changes) for name, arm in plan.ARMS.items()}
+    seconds = iteration_seconds(arms, options.out)
+
+    command = [sys.executable, "-m", STEPS_MODULE, "--time"]
+    images = subprocess.run(command, check=True, capture_output=True, text=True)
+    answer = {
+        "iteration": {name: median(each) for name, each in seconds.items()},
+        "all": seconds,
+        "picture": json.loads(images.stdout),
+    }
+    write(target, dumps(answer, indent=1))
 
 
-def run(options: argparse.Namespace) -> None:
-    """Every run of the plan."""
-    train(plan.jobs(), options.out, options.parallel, after=other_steps)
+def train_all(options: argparse.Namespace) -> None:
+    """Train every run of the plan."""
+    train(plan.jobs(), options.out, options.parallel, on_finished=measure_steps)
 
 
 def report(options: argparse.Namespace) -> None:
-    """What came out."""
+    """Write the results and draw the figure."""
     from experiments.rlcm_vs_ddpo import result
 
     result.report(options.out)
 
 
 if __name__ == "__main__":
-    stages: dict[str, Stage] = {"train": run, "time": measure_time, "report": report}
-    command(__doc__, "runs/rlcm_vs_ddpo", stages)
+    stages: dict[str, Stage] = {"train": train_all, "time": measure_time, "report": report}
+    run_stages(__doc__, "runs/rlcm_vs_ddpo", stages)

@@ -1,4 +1,4 @@
-"""What is compared: tasks, arms, seeds, and how each run is configured, as changes of two recipes."""
+"""The plan: tasks, arms and seeds; each run is a recipe with changes."""
 
 from __future__ import annotations
 
@@ -24,19 +24,17 @@ class Arm:
     recipe: str
     calls: int  # network calls of an image while sampling
     rows: int  # network rows of a call: two with classifier-free guidance
-    trained: int  # moves of an image that are trained
+    trained: int  # transitions of an image that are trained
     iterations: int
     every: int  # iterations between two evaluations
     changes: tuple[str, ...] = ()
     tasks: tuple[str, ...] = tuple(TASKS)
-    previews: bool = False  # whether each trained move is credited by a scored preview
+    x0_preview: bool = False  # a scored x0 preview is the baseline of each trained transition
 
     @property
     def queries(self) -> int:
-        """Scored pictures for an image of an iteration: itself, and perhaps a preview for each
-        trained move.
-        """
-        return 1 + self.previews * self.trained
+        """Scored images for an image of an iteration: itself and its x0 previews."""
+        return 1 + self.x0_preview * self.trained
 
     @property
     def network(self) -> int:
@@ -45,13 +43,13 @@ class Arm:
 
 
 def rlcm(calls: int, trained: int, every: int, tasks: tuple[str, ...] = tuple(TASKS)) -> Arm:
-    """RLCM with so many network calls an image."""
+    """Return the arm of RLCM with so many network calls an image."""
     changes = (f"sampler.steps={calls}", f"batch.transitions={trained}")
     return Arm("emoji-lcm-compressibility", calls, 1, trained, 8, every, changes, tasks)
 
 
 ARMS: dict[str, Arm] = {
-    "ddpo": Arm("demo", calls=10, rows=2, trained=4, iterations=12, every=4, previews=True),
+    "ddpo": Arm("demo", calls=10, rows=2, trained=4, iterations=12, every=4, x0_preview=True),
     "rlcm": rlcm(4, 2, 1),
     "rlcm-2": rlcm(2, 1, 4, ("compressibility",)),
     "rlcm-8": rlcm(8, 4, 4, ("compressibility",)),
@@ -60,18 +58,15 @@ IMAGES = 64  # of an iteration, in every arm
 
 
 def jobs() -> list[Trial]:
-    """All runs, seed by seed, so that an interrupted experiment has whole seeds."""
-    return [
-        Trial(
-            task,
-            name,
-            seed,
-            arm.recipe,
-            arm.iterations,
-            arm.every,
-            (*COMMON, *TASKS[task], *arm.changes),
-        )
-        for seed in SEEDS
-        for name, arm in ARMS.items()
-        for task in arm.tasks
-    ]
+    """Return all runs, seed by seed, so that an interrupted experiment has complete seeds."""
+    trials = []
+
+    for seed in SEEDS:
+        for name, arm in ARMS.items():
+            for task in arm.tasks:
+                settings = (*COMMON, *TASKS[task], *arm.changes)
+                trials.append(
+                    Trial(task, name, seed, arm.recipe, arm.iterations, arm.every, settings)
+                )
+
+    return trials

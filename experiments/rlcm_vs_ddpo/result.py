@@ -11,111 +11,113 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib import pyplot
+from matplotlib.axes import Axes
 
 from burnish.runs import dumps, write
-from experiments.reach import Curve, compare
-from experiments.reading import evaluations, interval, rewards, share
+from experiments.curves import Curve, learning_curve
+from experiments.figures import pyplot, save_figure, style
+from experiments.measurements import gain_interval, interval
 from experiments.rlcm_vs_ddpo import plan
-from experiments.running import place
+from experiments.running import run_folder
+from experiments.time_to_target import compare
 
-matplotlib.use("Agg")
-HERE = Path(__file__).parent
-FIGURE = HERE.parent.parent / "docs" / "images" / "rlcm_vs_ddpo.png"
+FOLDER = Path(__file__).parent
 COLOURS = {"ddpo": "#555555", "rlcm": "#b4501e", "rlcm-2": "#e0a030", "rlcm-8": "#6a51a3"}
+COSTS = ("seconds", "queries", "network_calls")
+
+StepResults = dict[str, dict[str, float]]
+"""Reward and judge by the number of network calls."""
 
 
-def curve(out: Path, task: str, name: str, seconds: float) -> Curve:
-    """Every evaluation of an arm: over the seeds, the reward, its paired gain, and what had been
-    spent until then.
-    """
+def arm_curve(out: Path, task: str, name: str, seconds: float) -> Curve:
+    """Return every evaluation of an arm: reward and paired gain over the seeds, and the costs."""
     arm = plan.ARMS[name]
-    points = []
-    first = evaluations(out, task, name, plan.SEEDS, 0)
+    iterations = range(0, arm.iterations + 1, arm.every)
+    costs = {
+        "seconds": seconds,
+        "queries": plan.IMAGES * arm.queries,
+        "network_calls": plan.IMAGES * arm.network,
+    }
+    return learning_curve(out, task, name, plan.SEEDS, iterations, costs, _statistics)
 
-    for iteration in range(0, arm.iterations + 1, arm.every):
-        seen = evaluations(out, task, name, plan.SEEDS, iteration)
-        point: dict[str, Any] = {
-            "iteration": iteration,
-            "seconds": iteration * seconds,
-            "queries": iteration * plan.IMAGES * arm.queries,
-            "network_calls": iteration * plan.IMAGES * arm.network,
-        }
 
-        for split in ("train", "unseen"):
-            now = np.stack([rewards(each[split]) for each in seen])
-            gain = now - np.stack([rewards(each[split]) for each in first])
-            point[split] = {
-                "reward": float(now.mean()),
-                "by_seed": now.mean(1).tolist(),
-                "ci95": interval(now),
-                "gain": float(gain.mean()),
-                "gain_ci95": interval(gain) if iteration else [0.0, 0.0],
-                "judge": float(np.mean([share(each[split]) for each in seen])),
-            }
-
-        points.append(point)
-
-    return points
+def _statistics(rewards: np.ndarray, gains: np.ndarray) -> dict[str, Any]:
+    return {
+        "reward": float(rewards.mean()),
+        "by_seed": rewards.mean(1).tolist(),
+        "ci95": interval(rewards),
+        "gain": float(gains.mean()),
+        "gain_ci95": gain_interval(gains),
+    }
 
 
 def report(out: Path) -> None:
-    """Everything that is written down."""
+    """Write the results, draw the figure and print the table."""
     time = json.loads((out / "time.json").read_text())
+    seconds = time["iteration"]
     curves = {
         task: {
-            name: curve(out, task, name, time["iteration"][name])
-            for name, a in plan.ARMS.items()
-            if task in a.tasks
+            name: arm_curve(out, task, name, seconds[name])
+            for name, arm in plan.ARMS.items()
+            if task in arm.tasks
         }
         for task in plan.TASKS
     }
     steps = {
-        task: {name: _steps(out, task, name) for name in ("ddpo", "rlcm") if (out / task).exists()}
+        task: {
+            name: step_results(out, task, name)
+            for name in ("ddpo", "rlcm")
+            if (out / task).exists()
+        }
         for task in plan.TASKS
     }
+
+    result = {
+        "seeds": list(plan.SEEDS),
+        **_comparisons(curves),
+        "final": {
+            task: {name: curve[-1] for name, curve in arms.items()} for task, arms in curves.items()
+        },
+        "iteration_seconds": seconds,
+        "picture_seconds": time["picture"],
+        "steps": steps,
+    }
+    write(FOLDER / "result.json", dumps(result, indent=1) + "\n")
+    write(FOLDER / "curves.json", dumps(curves) + "\n")
+    draw_figure(curves, steps, time["picture"])
+    print(table(result))
+
+
+def _comparisons(curves: dict[str, dict[str, Curve]]) -> dict[str, Any]:
     same_reward = {
         task: compare(arms["ddpo"], arms["rlcm"], "reward") for task, arms in curves.items()
     }
     same_gain = {task: compare(arms["ddpo"], arms["rlcm"], "gain") for task, arms in curves.items()}
-    result = {
-        "seeds": list(plan.SEEDS),
-        "seconds_ratio": {task: found["ratio"] for task, found in same_reward.items()},
-        "seconds_ratio_same_gain": {task: found["ratio"] for task, found in same_gain.items()},
+    return {
+        "seconds_ratio": {task: times["ratio"] for task, times in same_reward.items()},
+        "seconds_ratio_same_gain": {task: times["ratio"] for task, times in same_gain.items()},
         "same_reward": same_reward,
         "same_gain": same_gain,
-        "final": {
-            task: {name: points[-1] for name, points in arms.items()}
-            for task, arms in curves.items()
-        },
-        "iteration_seconds": time["iteration"],
-        "picture_seconds": time["picture"],
-        "steps": steps,
     }
-    write(HERE / "result.json", dumps(result, indent=1) + "\n")
-    write(HERE / "curves.json", dumps(curves) + "\n")
-    draw(curves, steps, time["picture"])
-    print(table(result))
 
 
-def _steps(out: Path, task: str, name: str) -> dict[str, dict[str, float]]:
-    """Reward and judge by number of network calls, means over the seeds."""
-    each = [
-        json.loads((out / place(task, name, seed) / "steps.json").read_text())
+def step_results(out: Path, task: str, name: str) -> StepResults:
+    """Return reward and judge by the number of network calls, means over the seeds."""
+    seeds = [
+        json.loads((out / run_folder(task, name, seed) / "steps.json").read_text())
         for seed in plan.SEEDS
     ]
     return {
         calls: {
-            key: float(np.mean([one[calls][key] for one in each])) for key in ("reward", "judge")
+            key: float(np.mean([each[calls][key] for each in seeds])) for key in ("reward", "judge")
         }
-        for calls in each[0]
+        for calls in seeds[0]
     }
 
 
 def table(result: dict[str, Any]) -> str:
-    """The outcome in a few lines."""
+    """Return the outcome in a few lines."""
     lines = []
 
     for task, arms in result["final"].items():
@@ -123,70 +125,73 @@ def table(result: dict[str, Any]) -> str:
             end = last["train"]
             low, high = end["gain_ci95"]
             lines.append(
-                f"{task:18} {name:7} {last['seconds']:6.0f} s   reward {end['reward']:8.4f}   gain {end['gain']:+.4f} "
-                f"[{low:+.4f}, {high:+.4f}]   judged {end['judge']:.0%}   unseen {last['unseen']['gain']:+.4f}"
+                f"{task:18} {name:7} {last['seconds']:6.0f} s   reward {end['reward']:8.4f}   "
+                f"gain {end['gain']:+.4f} [{low:+.4f}, {high:+.4f}]   "
+                f"judged {end['judge']:.0%}   unseen {last['unseen']['gain']:+.4f}"
             )
 
     for key in ("seconds_ratio", "seconds_ratio_same_gain"):
-        shown = (
+        ratios = [
             f"{task} {'-' if ratio is None else f'{ratio:.1f}'}"
             for task, ratio in result[key].items()
-        )
-        lines.append(f"{key}: {', '.join(shown)}")
+        ]
+        lines.append(f"{key}: {', '.join(ratios)}")
 
     return "\n".join(lines)
 
 
-def draw(
-    curves: dict[str, dict[str, Curve]], steps: dict[str, Any], picture: dict[str, dict[str, float]]
+def draw_figure(
+    curves: dict[str, dict[str, Curve]],
+    steps: dict[str, dict[str, StepResults]],
+    image_seconds: dict[str, dict[str, float]],
 ) -> None:
-    """One column a task: reward against seconds, queries and network calls, the judge, and the
-    steps after training.
-    """
-    rows = ("seconds", "queries", "network_calls", "judge", "steps")
-    figure, axes = pyplot.subplots(
-        len(rows), len(curves), figsize=(4.2 * len(curves), 2.7 * len(rows))
-    )
+    """Draw a column a task: reward against each cost, the judge, and the steps after training."""
+    height = len(COSTS) + 2
+    size = (4.2 * len(curves), 2.7 * height)
+    figure, axes = pyplot.subplots(height, len(curves), figsize=size)
 
     for column, (task, arms) in zip(axes.T, curves.items(), strict=True):
         column[0].set_title(task)
+        for axis, cost in zip(column, COSTS, strict=False):
+            _draw_rewards(axis, cost, arms)
 
-        for axis, row in zip(column[:3], rows, strict=False):
-            for name, points in arms.items():
-                x = [p[row] for p in points]
-                y = np.array([p["train"]["reward"] for p in points])
-                low, high = np.array([p["train"]["ci95"] for p in points]).T
-                axis.plot(x, y, color=COLOURS[name], label=name, marker="o", markersize=2.5)
-                axis.fill_between(x, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
+        _draw_judge(column[-2], arms)
+        _draw_steps(column[-1], steps[task], image_seconds)
 
-            axis.set_xlabel(row.replace("_", " "))
-            axis.set_ylabel("reward")
-
-        for name, points in arms.items():
-            seconds = [p["seconds"] for p in points]
-            column[3].plot(
-                seconds, [p["train"]["judge"] for p in points], color=COLOURS[name], label=name
-            )
-
-        column[3].set(xlabel="seconds", ylabel="judged right", ylim=(0, 1.05))
-
-        for name, found in steps[task].items():
-            times = [picture[name][calls] for calls in found]
-            values = [found[calls]["reward"] for calls in found]
-            column[4].plot(times, values, color=COLOURS[name], marker="o", label=name)
-
-            for point, calls in zip(zip(times, values, strict=True), found, strict=True):
-                column[4].annotate(
-                    calls, point, textcoords="offset points", xytext=(3, 4), fontsize=7
-                )
-
-        column[4].set(xlabel="seconds a picture, by network calls", ylabel="reward after training")
-
-    for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.2)
-
+    style(axes.flat)
     axes[0, 0].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    FIGURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(FIGURE, dpi=110)
+    save_figure(figure, "rlcm_vs_ddpo.png")
+
+
+def _draw_rewards(axis: Axes, cost: str, arms: dict[str, Curve]) -> None:
+    for name, curve in arms.items():
+        x = [point[cost] for point in curve]
+        rewards = np.array([point["train"]["reward"] for point in curve])
+        low, high = np.array([point["train"]["ci95"] for point in curve]).T
+        axis.plot(x, rewards, color=COLOURS[name], label=name, marker="o", markersize=2.5)
+        axis.fill_between(x, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
+
+    axis.set(xlabel=cost.replace("_", " "), ylabel="reward")
+
+
+def _draw_judge(axis: Axes, arms: dict[str, Curve]) -> None:
+    for name, curve in arms.items():
+        seconds = [point["seconds"] for point in curve]
+        right = [point["train"]["judge"] for point in curve]
+        axis.plot(seconds, right, color=COLOURS[name], label=name)
+
+    axis.set(xlabel="seconds", ylabel="judged right", ylim=(0, 1.05))
+
+
+def _draw_steps(
+    axis: Axes, arms: dict[str, StepResults], image_seconds: dict[str, dict[str, float]]
+) -> None:
+    for name, results in arms.items():
+        seconds = [image_seconds[name][calls] for calls in results]
+        rewards = [results[calls]["reward"] for calls in results]
+        axis.plot(seconds, rewards, color=COLOURS[name], marker="o", label=name)
+
+        for calls, x, y in zip(results, seconds, rewards, strict=True):
+            axis.annotate(calls, (x, y), textcoords="offset points", xytext=(3, 4), fontsize=7)
+
+    axis.set(xlabel="seconds an image, by network calls", ylabel="reward after training")

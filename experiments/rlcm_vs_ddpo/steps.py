@@ -1,8 +1,7 @@
-"""A trained run, evaluated with other numbers of network calls an image; or how long a picture
-takes with each.
+"""A trained run with other numbers of network calls an image; or the seconds of an image with each.
 
 python -m experiments.rlcm_vs_ddpo.steps RUN        # writes RUN/steps.json
-python -m experiments.rlcm_vs_ddpo.steps --time     # prints seconds a picture as JSON
+python -m experiments.rlcm_vs_ddpo.steps --time     # prints seconds an image as JSON
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from burnish.runs import Run, dumps, write
 from burnish.seeds import generator
 from burnish.tools.gallery import open_source
 from burnish.training.assembly import load_judge, load_prompts, load_rewards
-from experiments.reading import rewards, share
+from experiments.measurements import mean_rewards, share_right
 from experiments.rlcm_vs_ddpo.plan import ARMS, STEPS
 
 
 def measure(run: Run) -> None:
-    """Reward and judge on the training prompts at each number of steps, with the trained adapter."""
+    """Write reward and judge on the training prompts at each number of steps to `steps.json`."""
     config = configuration.load(run.config)
     policy, sampler = open_source(str(run.folder))
-    found = {}
+    results = {}
 
     for steps in sorted({*STEPS, sampler.steps}):
-        seen = evaluate(
+        evaluation = evaluate(
             policy,
             replace(sampler, steps=steps),
             load_prompts(config.prompts, "prompts"),
@@ -45,44 +44,49 @@ def measure(run: Run) -> None:
             judge=load_judge(config),
             images_per_prompt=1,
         )
-        found[steps] = {"reward": float(np.mean(rewards(seen))), "judge": share(seen)}
+        results[steps] = {
+            "reward": float(np.mean(mean_rewards(evaluation))),
+            "judge": share_right(evaluation),
+        }
 
-    write(run.folder / "steps.json", dumps(found, indent=1))
+    write(run.folder / "steps.json", dumps(results, indent=1))
 
 
-def picture_seconds(policy: Policy, sampler: Sampler, count: int = 32, rounds: int = 3) -> float:
-    """Median seconds a picture, decoded."""
+def image_seconds(policy: Policy, sampler: Sampler, count: int = 32, rounds: int = 3) -> float:
+    """Return the median seconds of an image, decoded."""
     prompts = zoo_nouns()[:count]
-    taken = []
+    group = torch.arange(count)
+    seconds = []
 
     for number in range(rounds + 1):
         started = time.perf_counter()
         cond = policy.encode(prompts)
-        policy.decode(
-            sampler.rollout(policy, cond, torch.arange(count), generator("time", number)).latent
-        )
-        taken.append((time.perf_counter() - started) / count)
+        trajectory = sampler.rollout(policy, cond, group, generator("time", number))
+        policy.decode(trajectory.latent)
+        seconds.append((time.perf_counter() - started) / count)
 
-    return median(taken[1:])
+    return median(seconds[1:])  # the first round warms up
 
 
-def times() -> dict[str, dict[int, float]]:
-    """Seconds a picture by arm and number of steps."""
-    found: dict[str, dict[int, float]] = {}
+def all_image_seconds() -> dict[str, dict[int, float]]:
+    """Return the seconds of an image by arm and number of steps."""
+    seconds: dict[str, dict[int, float]] = {}
 
     for name in ("ddpo", "rlcm"):
         config = configuration.load(ARMS[name].recipe)
         policy, _ = open_source(config.model.id)
         weight = config.sampler.guidance["weight"]
+        seconds[name] = {}
 
         for steps in sorted({*STEPS, config.sampler.steps}):
             _, sampler = open_source(config.model.id, steps=steps, guidance=weight)
-            found.setdefault(name, {})[steps] = picture_seconds(policy, sampler)
+            seconds[name][steps] = image_seconds(policy, sampler)
 
-    return found
+    return seconds
 
 
 def main() -> None:
+    """Measure a run, or print the seconds of an image."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -91,7 +95,7 @@ def main() -> None:
     options = parser.parse_args()
 
     if options.time:
-        print(json.dumps(times()))
+        print(json.dumps(all_image_seconds()))
     if options.run:
         measure(Run.open(options.run))
 

@@ -1,8 +1,7 @@
-"""A parent and its worker processes: one JSON object a line, over stdin and stdout. Standard
-library only.
+"""A parent and its worker processes: one JSON object a line, over stdin and stdout.
 
 The workers live in different virtual environments, so that each library runs with the versions it
-asks for.
+needs. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 
 
-class Line:
-    """A worker's end. Whatever a library prints goes to stderr, so that nothing but answers is on
-    the line.
+class RequestStream:
+    """A worker's end of the connection.
+
+    Everything that a library prints goes to stderr, so that stdout carries nothing but answers.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Line:
         os.dup2(2, 1)
 
     def receive(self) -> dict[str, Any]:
-        """The next request; `{"do": "end"}` when the parent is gone."""
+        """Return the next request; `{"do": "end"}` when the parent is gone."""
         text = sys.stdin.readline()
         request: dict[str, Any] = json.loads(text) if text else {"do": "end"}
         return request
@@ -39,10 +39,9 @@ class Line:
 
 
 class Worker:
-    """The parent's end: a process running `python -m benchmarks.MODULE`, told to start with some
-    settings.
+    """The parent's end: a process of `python -m benchmarks.MODULE`, started with some settings.
 
-    It can be told to start anew with others, which saves the seconds of loading the libraries.
+    It can be started anew with others, which saves the seconds of loading the libraries.
     """
 
     def __init__(
@@ -63,7 +62,11 @@ class Worker:
         self.ask("start", **settings)
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer."""
+        """Send a request and return its answer.
+
+        Raises:
+            RuntimeError: the process ended; the message has the end of its log.
+        """
         self._write({"do": do, **request})
         assert self._process.stdout is not None
         text = self._process.stdout.readline()
@@ -80,6 +83,7 @@ class Worker:
         if self._process.poll() is None:
             self._write({"do": "end"})
             self._process.communicate(timeout=60)
+
         self._log.close()
 
     def _write(self, message: dict[str, Any]) -> None:
@@ -89,6 +93,6 @@ class Worker:
 
 
 def peak_mb() -> float:
-    """The most memory this process has held so far, in MB of 1,000,000 bytes."""
+    """Return the most memory this process has held so far, in MB of 1,000,000 bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

@@ -1,4 +1,4 @@
-"""What is measured: one workload for both libraries, as plain numbers. Standard library only.
+"""The workload that both libraries are measured on, as plain numbers. Standard library only.
 
 Equal for both: the model, prompts, sampling steps, guidance, eta, images an iteration, optimizer
 steps an iteration, LoRA rank and targets, every timestep trained once, the reward (JPEG size at
@@ -24,8 +24,9 @@ PROMPTS = tuple(f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for noun in VOCA
 
 
 def for_old_transformers(model: Path, folder: Path) -> Path:
-    """A copy of a pipeline whose tokenizer transformers 4 can read too: it wants the vocabulary in
-    files of its own.
+    """Return a pipeline whose tokenizer transformers 4 can read too: ``model``, or a copy of it.
+
+    That version needs the vocabulary and the merges in files of their own.
     """
     tokenizer = model / "tokenizer"
     if (tokenizer / "vocab.json").exists():
