@@ -377,7 +377,7 @@ def _state_of(part: Any, name: str) -> dict[str, Any]:
 
 
 def _is_built_in(part: Any) -> bool:
-    """Whether a part, or what it binds arguments to, is defined in this package."""
+    """Return whether a part, or what it binds arguments to, is defined in this package."""
     if isinstance(part, partial):
         return _is_built_in(part.func)
 
@@ -411,7 +411,7 @@ def _refuse_misspelt(kind: str, part: Any, use: str, known: Sequence[str]) -> No
 
 
 def _is_foreign(base: type) -> bool:
-    """Whether a base class is not the user's own: of the package, of Python or of a function."""
+    """Return whether a base class is not the user's: of the package or of Python."""
     return base.__module__.split(".")[0] in ("burnish", "builtins", "typing", "functools", "abc")
 
 

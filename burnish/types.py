@@ -148,7 +148,7 @@ class Kernel(Protocol):
 
 
 class Guidance(Protocol):
-    """How a network is asked so that its answer follows the prompt."""
+    """A way to ask the network so that its output follows the prompt."""
 
     negative: str = ""
     """A negative prompt, asked in place of the empty one."""
@@ -162,7 +162,7 @@ class Guidance(Protocol):
 
 
 class Advantage(Protocol):
-    """How much better than expected each image was."""
+    """The measure of how much better than expected each image was."""
 
     imitates: bool = False
     """It gives weights >= 0 to imitate images by, not signed advantages."""
@@ -231,7 +231,7 @@ class Objective(Protocol):
 
 
 class Curriculum(Protocol):
-    """How closely a ControlNet is followed, iteration by iteration."""
+    """The control scale of a ControlNet, iteration by iteration."""
 
     varies: bool = True
     """False of the constant one: the control scale stays as it is configured."""
@@ -257,7 +257,7 @@ class Curriculum(Protocol):
 
 
 class Process(Protocol):
-    """What an objective looks at: stored transitions, or finished images noised again."""
+    """The pairs that an objective learns from: transitions, or images noised again."""
 
     def replay(self, images: Tensor, transitions: Tensor, reference: bool = False) -> Replay:
         """Return the log-probabilities (b, 1) of the pairs ``images`` (b,), ``transitions`` (b,)."""

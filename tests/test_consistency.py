@@ -301,8 +301,7 @@ def test_rebel_in_micro_batches_is_rebel(
     recipe: Callable[..., configuration.Config], tmp_path: Path
 ) -> None:
     runs = [
-        records(train(recipe("rebel", train_batch=size), tmp_path / str(size)))
-        for size in (3, 100)
+        records(train(recipe("rebel", train_batch=size), tmp_path / str(size))) for size in (3, 100)
     ]
     for small, full in zip(*runs, strict=True):
         assert small["grad_norm"] == pytest.approx(full["grad_norm"], rel=1e-4)

@@ -92,7 +92,13 @@ def stock(model: tuple[Path, Path]) -> Any:
 
 
 @pytest.mark.parametrize(
-    "control", [ControlConfig(), ControlConfig(0.7), ControlConfig(1.3, 0.2, 0.8), ControlConfig(2.0, 0.0, 0.41)]
+    "control",
+    [
+        ControlConfig(),
+        ControlConfig(0.7),
+        ControlConfig(1.3, 0.2, 0.8),
+        ControlConfig(2.0, 0.0, 0.41),
+    ],
 )
 @pytest.mark.parametrize("weight", [1.0, 5.0])
 def test_a_rollout_is_the_stock_pipeline(

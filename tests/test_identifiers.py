@@ -23,11 +23,12 @@ from burnish.runs import Run
 from burnish.seeds import generator
 from burnish.tools.gallery import draw, open_source, preferred
 from burnish.tools.preflight import preflight
-from burnish.training import updates
+from burnish.training import baseline
 from burnish.training.assembly import Overrides, assemble
-from burnish.training.collect import SampledImages, sample_prompts
+from burnish.training.collect import SampledImages
 from burnish.training.job import prepare
 from burnish.training.loop import train
+from burnish.training.prompt_sampling import sample_prompts
 from burnish.training.resume import export
 from burnish.types import Prompt
 from burnish.world import World
@@ -381,7 +382,7 @@ def test_x0_pred_is_judged_by_the_target_reward(
         used.append(weights)
         return per_transition(adv, x0_rewards, weights, group)
 
-    monkeypatch.setattr(updates, "per_transition", recorded)
+    monkeypatch.setattr(baseline, "per_transition", recorded)
     options = [
         "advantage={use='group'}",
         "batch.baseline=x0_preview",

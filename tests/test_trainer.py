@@ -24,13 +24,14 @@ from burnish.config import Config
 from burnish.images import image_grid
 from burnish.rl.objectives import Clipped
 from burnish.runs import Run
+from burnish.training.baseline import x0_baseline
 from burnish.training.batch import RolloutBatch
 from burnish.training.collect import Collector
 from burnish.training.credit import loss_scale
 from burnish.training.job import Job, prepare
 from burnish.training.learners import GeneratorLearner
 from burnish.training.loop import train
-from burnish.training.updates import GeneratorUpdates, minibatches, x0_baseline
+from burnish.training.updates import GeneratorUpdates, minibatches
 from burnish.types import Scores
 from burnish.world import World
 
@@ -320,7 +321,7 @@ def test_every_objective_runs(recipe: Path, tmp_path: Path, objective: str, weig
 
 
 def test_every_prompt_is_drawn_equally_often(recipe: Path) -> None:
-    from burnish.training.collect import sample_prompt_numbers
+    from burnish.training.prompt_sampling import sample_prompt_numbers
 
     class Shape:
         config = load(recipe, "batch.prompts=4", "batch.images_per_prompt=2")

@@ -28,11 +28,12 @@ from burnish.rl.pareto import expected_share
 from burnish.runs import Run
 from burnish.seeds import generator, seed_globals
 from burnish.training.assembly import Parts
+from burnish.training.baseline import x0_baseline
 from burnish.training.batch import RolloutBatch
 from burnish.training.collect import iteration_sampler
 from burnish.training.job import Job, prepare
 from burnish.training.learners import GeneratorLearner
-from burnish.training.updates import transition_count, x0_baseline
+from burnish.training.updates import transition_count
 from burnish.types import Prompt, Replay, Scores, Trajectory
 from burnish.world import World
 

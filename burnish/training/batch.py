@@ -29,7 +29,7 @@ class RolloutBatch:
 
 @dataclass(frozen=True)
 class Credit:
-    """How good each of the process's B images was, compared with the images of all processes."""
+    """The advantages of one process's B images, compared with those of all processes."""
 
     advantages: Tensor  # (B,) float32
     valid: Tensor  # (B,) bool: the images that have all their rewards

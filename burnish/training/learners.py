@@ -1,4 +1,4 @@
-"""What learns in a run: the generator, the prompt expander, or anything else with these methods.
+"""Learners: the generator, the prompt expander, or anything else that has their methods.
 
 A learner owns its weights, its optimizer, the moving average of its weights and a copy of them as
 they were before training. The loop only asks it to learn from a batch, to give and take its state,

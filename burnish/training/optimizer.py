@@ -14,15 +14,16 @@ from torch import nn
 
 from burnish.config import OptimizerConfig
 
-Make = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 
 
-def adamw(settings: OptimizerConfig) -> Make:
-    """What makes the optimizer for some parameters; asked for before a model is loaded, so that a
-    slip is told soon.
+def adamw(settings: OptimizerConfig) -> MakeOptimizer:
+    """Return a function that makes the optimizer of some parameters.
+
+    It is asked for before a model is loaded, so that a missing library is reported at once.
 
     Raises:
-        ValueError: 8 bits are asked for, and the library for them is not installed.
+        ValueError: 8 bits are wanted, and the library for them is not installed.
     """
     kind = _eight_bit() if settings.eight_bit else torch.optim.AdamW
 
@@ -33,7 +34,7 @@ def adamw(settings: OptimizerConfig) -> Make:
                 parameter.data = parameter.data.contiguous()
 
         optimizer: torch.optim.Optimizer = kind(
-            [{"params": list(parameters)}],  # which may be none: a generator that learns nothing
+            [{"params": list(parameters)}],  # which may be none: a generator that is not trained
             lr=settings.lr,
             betas=(settings.betas[0], settings.betas[1]),
             eps=settings.eps,
@@ -49,7 +50,8 @@ def _eight_bit() -> Callable[..., torch.optim.Optimizer]:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise ValueError(
-            'optimizer.eight_bit needs the package bitsandbytes: pip install "burnish[eight-bit]", or set it to false.'
+            "optimizer.eight_bit needs the package bitsandbytes: pip install "
+            '"burnish[eight-bit]", or set it to false.'
         ) from error
 
     kind: Callable[..., torch.optim.Optimizer] = AdamW8bit

@@ -1,4 +1,4 @@
-"""What a run leaves behind after each iteration: record, checkpoint, sample grid, evaluation.
+"""The recorder: after each iteration the record, and where due checkpoint, grid, evaluation.
 
 Only the main process writes. Each of these can be asked for twice: what is already on the disk is
 not made again.

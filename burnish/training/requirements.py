@@ -1,4 +1,4 @@
-"""What a configuration's parts require of each other, checked before anything is trained."""
+"""Requirements that a configuration's parts have of each other, checked before training."""
 
 from __future__ import annotations
 

@@ -12,23 +12,18 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from burnish.config import Config
 from burnish.diffusion.process import ForwardProcess, ReverseProcess
-from burnish.rewards import score
-from burnish.rl.advantages import per_transition
 from burnish.seeds import generator
 from burnish.training.assembly import Parts
+from burnish.training.baseline import Pairs, x0_baseline
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.types import Process, Trajectory
 from burnish.world import World
 
 if TYPE_CHECKING:
     from burnish.training.learners import TrainedWeights
-
-Pairs = tuple[Tensor, Tensor]
-"""(image, transition) pairs of one minibatch: two int64 tensors of one length."""
 
 
 class GeneratorUpdates:
@@ -228,57 +223,6 @@ def minibatches(
         for blocks in order.tensor_split(batch.minibatches):
             rows = (blocks[:, None] * block + torch.arange(block)).flatten()
             yield rows.repeat_interleave(count), chosen[rows].flatten() + epoch * offset
-
-
-def x0_baseline(
-    parts: Parts,
-    batch: RolloutBatch,
-    adv: Tensor,
-    valid: Tensor,
-    pairs: list[Pairs],
-    chunk: int,
-) -> tuple[Tensor, float]:
-    """Return the advantage of each transition (B, T), and the explained variance.
-
-    The baseline of a transition is the score of the image that the network predicted before it. The
-    explained variance is the part of the advantages' variance that these baselines take out. An
-    image that is not ``valid`` (B,) has no baseline.
-
-    Args:
-        parts: the rewards and the policy that decodes.
-        batch: the images, their trajectories with ``x0_pred``, and their target rewards.
-        adv: (B,) advantages of the images.
-        valid: (B,) bool.
-        pairs: the (image, transition) pairs that are trained; only these are scored.
-        chunk: images decoded and scored at once.
-    """
-    trajectory = batch.trajectory
-    x0_pred = trajectory.x0_pred
-    if x0_pred is None:
-        raise ValueError("the x0 baseline needs trajectories sampled with keep_x0_pred = True")
-
-    images, transitions = trajectory.logp.shape
-    rewards = len(parts.weights)
-    previews = torch.full((images * transitions, rewards), torch.nan, dtype=torch.float64)
-    chosen = torch.cat([rows * transitions + columns for rows, columns in pairs]).unique()
-
-    for places in chosen.split(chunk):
-        rows = places // transitions
-        columns = places % transitions
-        prompts = [batch.prompts[row] for row in rows.tolist()]
-        decoded = parts.policy.decode(x0_pred[rows, columns])
-        previews[places] = score(parts.rewards, decoded, prompts, parts.tolerance).parts
-
-    previews = previews.view(images, transitions, rewards)
-    previews[~valid] = torch.nan
-    weights = parts.weights
-    if batch.scores.target_reward is not None:
-        weights = weights * one_hot(batch.scores.target_reward, rewards)
-
-    remaining = per_transition(adv, previews, weights, trajectory.group)
-    before = adv[chosen // transitions].square().sum()
-    after = remaining.flatten()[chosen].square().sum()
-    return remaining, float(1 - after / before) if before > 0 else 0.0
 
 
 def with_advantage(adv: Tensor, images: Tensor, transitions: Tensor) -> Pairs:
