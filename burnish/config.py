@@ -556,9 +556,9 @@ def _check_guard(config: Config) -> None:
 def _check_expander(config: Config) -> None:
     expander = config.expander
     each = config.batch.images_per_prompt
-    learns = bool(expander.model) and expander.train != "none"
+    expander_learns = bool(expander.model) and expander.train != "none"
 
-    if config.model.train == "none" and not learns:
+    if config.model.train == "none" and not expander_learns:
         raise ValueError(
             'model.train = "none", so nothing learns: set it to "lora", or let an expander learn (expander.model)'
         )
@@ -571,12 +571,12 @@ def _check_expander(config: Config) -> None:
             f"expander.expansions: {shared} texts cannot share the {each} images of a prompt evenly; make "
             f"batch.images_per_prompt a multiple of {shared}"
         )
-    if learns and expander.expansions < 2:
+    if expander_learns and expander.expansions < 2:
         raise ValueError(
             "expander.expansions = 1 leaves no other text of a prompt to compare with; take 2 or more, or set "
             'expander.train = "none"'
         )
-    if expander.start and not learns:
+    if expander.start and not expander_learns:
         raise ValueError(
             'expander.start needs an expander that learns; set expander.train to "lora" or "full"'
         )
