@@ -10,7 +10,7 @@ configuration.
 from __future__ import annotations
 
 import math
-import sys
+import tomllib
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -21,11 +21,6 @@ from typing import Any, TypeVar
 import tomli_w
 
 from burnish import catalog
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Table = dict[str, Any]
 """`{"use": "name", ...}`: a thing of the catalog and its arguments."""

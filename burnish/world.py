@@ -71,7 +71,7 @@ class World:
 
     @property
     def trackers(self) -> list[Any]:
-        """accelerate's open trackers; only the main process has any."""
+        """Accelerate's open trackers; only the main process has any."""
         if self.accelerator is None or not self.main:
             return []
         return list(self.accelerator.trackers)

@@ -157,7 +157,7 @@ def test_options_from_the_command_line() -> None:
 # By hand from TRL's loop: images an epoch = s n p; optimizer steps an epoch = s n / (b a) * inner
 # epochs.
 @pytest.mark.parametrize(
-    "s, n, b, a, inner, processes, images, steps",
+    ("s", "n", "b", "a", "inner", "processes", "images", "steps"),
     [
         (1, 2, 1, 1, 1, 1, 2, 2),  # TRL's defaults
         (8, 4, 4, 2, 1, 1, 32, 4),  # ddpo-pytorch's compressibility on one of its 8 GPUs
@@ -191,7 +191,8 @@ def test_images_and_optimizer_steps_of_an_epoch(
 
 
 @pytest.mark.parametrize(
-    "fraction, steps, transitions", [(1.0, 50, 0), (0.5, 50, 25), (0.99, 50, 49), (0.35, 10, 3)]
+    ("fraction", "steps", "transitions"),
+    [(1.0, 50, 0), (0.5, 50, 25), (0.99, 50, 49), (0.35, 10, 3)],
 )
 def test_the_fraction_of_transitions_is_rounded_as_in_trl(
     fraction: float, steps: int, transitions: int
@@ -272,7 +273,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("options, message", REFUSED)
+@pytest.mark.parametrize(("options", "message"), REFUSED)
 def test_impossible_options_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         burnish(DDPOConfig(**options))
@@ -292,7 +293,7 @@ WARNED = [
 ]
 
 
-@pytest.mark.parametrize("options, message", WARNED)
+@pytest.mark.parametrize(("options", "message"), WARNED)
 def test_options_that_work_differently_give_a_warning(
     options: dict[str, Any], message: str
 ) -> None:
@@ -312,7 +313,7 @@ def test_without_guidance_both_phases_go_without() -> None:
 
 
 @pytest.mark.parametrize(
-    "tracking, buffer, least", [(True, 6, 4), (True, 16, 16), (False, 16, 16), (True, 4, 5)]
+    ("tracking", "buffer", "least"), [(True, 6, 4), (True, 16, 16), (False, 16, 16), (True, 4, 5)]
 )
 @pytest.mark.filterwarnings("ignore:per_prompt_stat_tracking")
 def test_advantages_are_those_of_trls_formula(tracking: bool, buffer: int, least: int) -> None:
@@ -586,7 +587,7 @@ def test_a_subclass_with_its_own_adapter_is_an_error(
 
 
 @pytest.mark.parametrize(
-    "reward, prompt, message",
+    ("reward", "prompt", "message"),
     [
         (
             lambda images, prompts, metadata: images.mean((1, 2, 3)),

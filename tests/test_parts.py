@@ -138,7 +138,7 @@ def test_a_given_reward_keeps_the_weight_of_its_name(config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes, given, message",
+    ("changes", "given", "message"),
     [
         (
             {"run": {"sample_every": 1}},

@@ -6,7 +6,7 @@ import base64
 import io
 import threading
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ def test_waits_double_and_retry_after_goes_before(server: LocalServer) -> None:
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:
-    later = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=20), usegmt=True)
+    later = format_datetime(datetime.now(UTC) + timedelta(seconds=20), usegmt=True)
     assert parse_retry_after("3") == 3
     assert parse_retry_after("86400") == LONGEST_RETRY_AFTER
     assert parse_retry_after("-1") == 0

@@ -37,7 +37,7 @@ from burnish.zoo.taste import preference, taste
 
 @pytest.fixture(scope="module")
 def policy() -> Iterator[Policy]:
-    yield Policy.load("zoo:emoji-sd", train="none", device="cpu")
+    return Policy.load("zoo:emoji-sd", train="none", device="cpu")
 
 
 def test_scenes_are_seeded_and_have_right_captions() -> None:
@@ -174,7 +174,7 @@ def test_the_generator_draws_its_prompts(policy: Policy) -> None:
 
 @pytest.fixture(scope="module")
 def consistent() -> Iterator[Policy]:
-    yield Policy.load("zoo:emoji-lcm", train="none", device="cpu")
+    return Policy.load("zoo:emoji-lcm", train="none", device="cpu")
 
 
 @pytest.mark.parametrize(("steps", "least"), [(4, 0.85), (2, 0.7)])

@@ -10,7 +10,7 @@ import base64
 import io
 import json
 import math
-import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -21,11 +21,6 @@ from typing import Any
 from burnish import runs
 from burnish.report import fronts
 from burnish.report.charts import Series, line_chart, number
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FRAMES = 12  # at most so many sample grids go into the page, evenly spread over the run
 STRIP = 7  # of these, so many stand side by side
