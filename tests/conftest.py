@@ -26,14 +26,25 @@ import tomli_w
 import torch
 
 TOKENS = 24
+GPU_TESTS_ON = os.environ.get("BURNISH_GPU_TESTS_ON", "cuda")
+"""The device of the tests marked `gpu`; "cpu" runs their code where there is no CUDA device."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped where there is no CUDA device."""
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip("needs a CUDA device"))
+    """Skip the tests marked `gpu` where there is no CUDA device, unless they are to run without."""
+    if torch.cuda.is_available() or GPU_TESTS_ON == "cpu":
+        return
+
+    for item in items:
+        # not item.keywords, which also has the names of the folders around the tests
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip("needs a CUDA device"))
+
+
+@pytest.fixture
+def device() -> str:
+    """The device of a test marked `gpu`."""
+    return GPU_TESTS_ON
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -46,7 +57,8 @@ def perturb(policy: Any, size: float = 0.3) -> None:
     with torch.no_grad():
         for i, p in enumerate(policy.trainable):
             scale = p.std() if policy.train == "full" and p.numel() > 1 else 1
-            p.add_(size * scale * torch.randn(p.shape, generator=generator(i)))
+            noise = torch.randn(p.shape, generator=generator(i)).to(p.device)
+            p.add_(size * scale * noise)
 
 
 def _tokenizer(**changes: object) -> object:
