@@ -573,7 +573,7 @@ def _check_expander(config: Config) -> None:
         )
     if expander.start and not expander_learns:
         raise ValueError(
-            'expander.start needs an expander that learns; set expander.train to "lora" or "full"'
+            'expander.start wants an expander that learns; set expander.train to "lora" or "full"'
         )
 
 

@@ -111,7 +111,7 @@ def test_eta_zero_with_a_policy_gradient(fails: Attempt) -> None:
 
 
 def test_more_transitions_than_there_are(fails: Attempt) -> None:
-    assert "batch.transitions = 9, but an image of 2 steps has only 2 noisy moves" in fails(
+    assert "batch.transitions = 9, but an image of 2 steps has only 2 noisy transitions" in fails(
         "batch.transitions=9"
     )
     message = fails("batch.transitions=2", "batch.least_noise=0.03")
