@@ -115,7 +115,7 @@ def test_more_transitions_than_there_are(fails: Attempt) -> None:
         "batch.transitions=9"
     )
     message = fails("batch.transitions=2", "batch.least_noise=0.03")
-    assert "only 1 noisy moves with the noise that batch.least_noise = 0.03 asks for" in message
+    assert "only 1 noisy transitions with the noise that batch.least_noise = 0.03 asks for" in message
 
 
 @pytest.mark.parametrize(
