@@ -612,8 +612,8 @@ def test_functions_that_are_not_trls(
 def test_mistakes_are_errors_before_any_training(
     config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline
 ) -> None:
+    half = replace(config, mixed_precision="fp16", accelerator_kwargs={"cpu": True})
     with pytest.raises(ValueError, match='mixed_precision = "fp16", TRL.s default, needs a GPU'):
-        half = replace(config, mixed_precision="fp16", accelerator_kwargs={"cpu": True})
         DDPOTrainer(half, redness, animal, pipeline)
 
     with pytest.raises(TypeError, match="sd_pipeline is a StableDiffusionPipeline; give a Default"):

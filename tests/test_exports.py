@@ -29,7 +29,7 @@ def test_public_name_exists_and_is_documented(name: str) -> None:
 
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        burnish.trian
+        _ = burnish.trian
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `make` installs is locked, all of it but torch and the libraries that torch's own metadata pins."""
+"""Everything that `make` installs is locked, but torch and what torch's own metadata pins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rehearsal finds what would waste hours, and has nothing to say against a sound configuration."""
+"""The rehearsal finds errors that would waste hours, and none in a sound configuration."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_recipes_hold_on_a_tiny_model_of_their_architecture(
 def test_recipes_of_codes_hold_on_a_tiny_model(
     name: str, tiny_pipeline: Path, tiny_controlnet: Path, tmp_path: Path
 ) -> None:
-    """With codes that 64 pixels hold; the CLIP model and the base pictures are the embedded ones."""
+    """With codes that fit 64 pixels; the CLIP model and the base images are the embedded ones."""
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "base.png")
     here = [
         f"model.id={tiny_pipeline}",

@@ -422,11 +422,11 @@ def test_preference_knows_where_pickscores_processor_is(monkeypatch: pytest.Monk
 
     def load(name: str, processor: str = "") -> Clip:
         loaded.append((name, processor))
-        raise ValueError
+        raise LookupError
 
     monkeypatch.setattr(Clip, "load", load)
     for arguments in ({}, {"model": "mine"}, {"model": "mine", "processor": "other"}):
-        with pytest.raises(ValueError):
+        with pytest.raises(LookupError):
             preference(**arguments)
 
     pickscore = ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
