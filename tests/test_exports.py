@@ -11,8 +11,9 @@ import pytest
 import burnish
 
 PUBLIC = """
-Config Gaussian Level Loss Overrides Policy Prompt Replay Sampler Scores Trajectory
-check_reward load_config score train
+Advantage Config Credit Curriculum Gaussian Guidance Kernel Learner Level Loss Objective Overrides
+Policy Prompt Replay RolloutBatch Sampler Scores Trajectory
+check_objective check_reward load_config score train
 """.split()
 
 
