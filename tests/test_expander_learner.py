@@ -228,7 +228,7 @@ def test_rewarded_texts_become_likelier_and_without_an_advantage_nothing_changes
         (["expander.train=none", "model.train=none"], 'model.train = "none", so nothing learns'),
         (
             ["expander.train=none", "expander.start=x.jsonl"],
-            "expander.start wants an expander that learns",
+            "expander.start needs an expander that learns",
         ),
         (["expander.temperature=0.0"], "expander.temperature = 0.0; it must be more than 0"),
         (["expander.instruction=more"], "it must be a text with {prompt} in it"),
