@@ -300,7 +300,8 @@ def _from_file(kind: str, path: Path) -> Any:
         return sys.modules[name]
 
     specification = importlib.util.spec_from_file_location(name, path)
-    assert specification is not None and specification.loader is not None  # it ends in .py
+    assert specification is not None  # it ends in .py
+    assert specification.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(specification)
 
     try:

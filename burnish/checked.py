@@ -8,6 +8,7 @@ Parts of the package itself are tested and pass unwrapped.
 
 from __future__ import annotations
 
+import inspect
 import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -211,7 +212,7 @@ def check_loss(loss: Any, name: str) -> Loss:
 
 
 def described(value: Any) -> str:
-    """Return a short description of a value for a message: its type, and its shape if it has one."""
+    """Return a short description of a value for a message: its type, and a tensor's shape."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
     return "nothing" if value is None else f"a {type(value).__name__}"
@@ -394,11 +395,7 @@ def _protocol_names(protocol: type) -> list[str]:
 def _refuse_misspelt(kind: str, part: Any, use: str, known: Sequence[str]) -> None:
     """Refuse an attribute of a user's class whose name is nearly one of the protocol's."""
     classes = [base for base in type(part).__mro__ if not _is_foreign(base)]
-    names = {
-        name
-        for base in classes
-        for name in (*vars(base), *base.__dict__.get("__annotations__", {}))
-    }
+    names = {name for base in classes for name in (*vars(base), *inspect.get_annotations(base))}
 
     for name in sorted(names):
         if name.startswith("_") or name in known:

@@ -316,13 +316,13 @@ def qr(
         bool, typer.Option("--json", help="Print one JSON object instead of text.")
     ] = False,
 ) -> None:
-    """Sample images that are QR codes and keep those that are read under every condition.
+    r"""Sample images that are QR codes and keep those that are read under every condition.
 
     Or read one with --verify. Exit code 1: no image is read.
 
       burnish qr HELLO --prompt "a cat" --out codes
       burnish qr https://example.org --prompt "a garden" --model runs/qr --n 8 --out codes
-      burnish qr HELLO --prompt "a garden" --model stable-diffusion-v1-5/stable-diffusion-v1-5 \\
+      burnish qr HELLO --prompt "a garden" --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
         --controlnet monster-labs/control_v1p_sd15_qrcode_monster --scale 1.4
       burnish qr --verify art.png
       burnish qr https://example.org --verify art.png --decoder zxing --decoder opencv
@@ -481,6 +481,7 @@ def root(
         bool, typer.Option("--version", help="Show the version.", is_eager=True)
     ] = False,
 ) -> None:
+    """Show the version if it is requested; without a command, the help is shown."""
     if version:
         from burnish import __version__
 
@@ -495,6 +496,7 @@ class Stop:
         self.signals: list[int] = []
 
     def __call__(self) -> bool:
+        """Return True once the end has been requested."""
         return bool(self.signals)
 
     def catch(self, number: int, frame: object) -> None:

@@ -112,8 +112,8 @@ class OptimizerConfig:
     # a quarter of the memory for Adam's moments, for train = "full"; needs burnish[eight-bit]
     eight_bit: bool = False
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
-    # fraction that a moving average of the weights keeps at each step, after a warm-up; it is what is
-    # evaluated, drawn and exported; 0: none
+    # fraction that a moving average of the weights keeps at each step, after a warm-up; it is what
+    # is evaluated, drawn and exported; 0: none
     ema: float = 0.0
 
 
@@ -459,7 +459,8 @@ def _check_numbers(config: Config) -> None:
     images = config.batch.prompts * config.batch.images_per_prompt
     if config.batch.minibatches > images:
         raise ValueError(
-            f"batch.minibatches = {config.batch.minibatches}, but an iteration has only {images} images; lower it"
+            f"batch.minibatches = {config.batch.minibatches}, but an iteration has only {images} "
+            "images; lower it"
         )
 
 
@@ -477,8 +478,8 @@ def _check_names(config: Config) -> None:
     if kernel.deterministic and not (objective.process == "forward"):
         raise ValueError(
             "sampler.kernel.eta must be > 0: without noise a transition has no probability, and a "
-            "policy gradient nothing to "
-            "learn from; only the objectives 'rwr' and 'awm' can do without"
+            "policy gradient nothing to learn from; only the objectives 'rwr' and 'awm' can do "
+            "without"
         )
 
     catalog.check("prompts", config.prompts, "prompts")
@@ -489,7 +490,8 @@ def _check_names(config: Config) -> None:
     for place, table in enumerate(config.rewards):
         if not catalog.fits(table.get("weight", 1.0), float):
             raise ValueError(
-                f"rewards.{place}.weight = {table['weight']!r} is of the wrong type; it wants a number"
+                f"rewards.{place}.weight = {table['weight']!r} is of the wrong type; "
+                "it wants a number"
             )
 
     for where, tables in (("rewards", config.rewards), ("guard.panel", config.guard.panel)):
@@ -507,7 +509,8 @@ def _check_names(config: Config) -> None:
 
     if taken := {"judge", "diversity", "kl"}.intersection(reward_names(config.guard.panel)):
         raise ValueError(
-            f'guard.panel: "{taken.pop()}" is a measure of its own; give the reward another name = "..."'
+            f'guard.panel: "{taken.pop()}" is a measure of its own; '
+            'give the reward another name = "..."'
         )
 
 
@@ -522,10 +525,9 @@ def _check_curriculum(config: Config) -> None:
         )
 
     named = curriculum.reward
-    if named and named not in reward_names(config.rewards):
-        raise ValueError(
-            f'curriculum.reward = "{named}" is none of the rewards {", ".join(reward_names(config.rewards))}'
-        )
+    names = reward_names(config.rewards)
+    if named and named not in names:
+        raise ValueError(f'curriculum.reward = "{named}" is none of the rewards {", ".join(names)}')
 
 
 def _check_guard(config: Config) -> None:
@@ -536,15 +538,18 @@ def _check_guard(config: Config) -> None:
         return
     if not evaluation.images_per_prompt or not evaluation.every:
         raise ValueError(
-            "guard.action looks at evaluations: set evaluation.every and evaluation.images_per_prompt to 1 or more"
+            "guard.action looks at evaluations: set evaluation.every and "
+            "evaluation.images_per_prompt to 1 or more"
         )
     if not (guard.panel or guard.diversity or guard.kl or evaluation.judge):
         raise ValueError(
-            "guard.action needs something to watch: guard.panel, guard.diversity, guard.kl or evaluation.judge"
+            "guard.action needs something to watch: guard.panel, guard.diversity, guard.kl or "
+            "evaluation.judge"
         )
     if guard.diversity and evaluation.images_per_prompt < 2:
         raise ValueError(
-            "guard.diversity compares images of a prompt; set evaluation.images_per_prompt to 2 or more"
+            "guard.diversity compares images of a prompt; set evaluation.images_per_prompt to 2 "
+            "or more"
         )
 
 
@@ -555,7 +560,8 @@ def _check_expander(config: Config) -> None:
 
     if config.model.train == "none" and not expander_learns:
         raise ValueError(
-            'model.train = "none", so nothing learns: set it to "lora", or let an expander learn (expander.model)'
+            'model.train = "none", so nothing learns: set it to "lora", or let an expander learn '
+            "(expander.model)"
         )
     if not expander.model:
         return
@@ -563,13 +569,13 @@ def _check_expander(config: Config) -> None:
     shared = expander.expansions * (len(config.rewards) if config.sampler.identifiers else 1)
     if each % shared:
         raise ValueError(
-            f"expander.expansions: {shared} texts cannot share the {each} images of a prompt evenly; make "
-            f"batch.images_per_prompt a multiple of {shared}"
+            f"expander.expansions: {shared} texts cannot share the {each} images of a prompt "
+            f"evenly; make batch.images_per_prompt a multiple of {shared}"
         )
     if expander_learns and expander.expansions < 2:
         raise ValueError(
-            "expander.expansions = 1 leaves no other text of a prompt to compare with; take 2 or more, or set "
-            'expander.train = "none"'
+            "expander.expansions = 1 leaves no other text of a prompt to compare with; "
+            'take 2 or more, or set expander.train = "none"'
         )
     if expander.start and not expander_learns:
         raise ValueError(

@@ -1,5 +1,6 @@
-"""One sentence for what went wrong: the pieces of error messages that every wing needs. Standard
-library only.
+"""One sentence for what went wrong: the pieces of error messages that every wing needs.
+
+Standard library only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ def os_error_context(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "the disk is full; what was there before is kept: free some space, then go on with --resume"
+            reason = (
+                "the disk is full; what was there before is kept: free some space, "
+                "then go on with --resume"
+            )
         elif error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             reason = "no permission to write there; choose another --out"
         else:

@@ -47,7 +47,8 @@ class Prompt:
         text = self.metadata.get("original", self.text)
         if not isinstance(text, str) or not text.strip():
             raise ValueError(
-                f"the original of the prompt '{self.text}' is {text!r}; give a text that is not empty"
+                f"the original of the prompt '{self.text}' is {text!r}; "
+                "give a text that is not empty"
             )
         return text
 
@@ -260,5 +261,5 @@ class Process(Protocol):
     """The pairs that an objective learns from: transitions, or images noised again."""
 
     def replay(self, images: Tensor, transitions: Tensor, reference: bool = False) -> Replay:
-        """Return the log-probabilities (b, 1) of the pairs ``images`` (b,), ``transitions`` (b,)."""
+        """Return the log-probabilities (b, 1) of the pairs ``images``, ``transitions`` (b,)."""
         ...

@@ -1,6 +1,6 @@
-"""Draw an expanded prompt under guidance that is centred on its original, with diffusers.
+r"""Draw an expanded prompt under guidance that is centred on its original, with diffusers.
 
-    python examples/dual_guidance.py stable-diffusion-v1-5/stable-diffusion-v1-5 "a cat" \\
+    python examples/dual_guidance.py stable-diffusion-v1-5/stable-diffusion-v1-5 "a cat" \
         "a cat in a sunlit library, oil on canvas, fine brushwork" --out cat.png
 
     output = null + w1 * (original - null) + w2 * (expanded - null)      (Parrot, arXiv 2401.05675)

@@ -1,5 +1,6 @@
-"""Serve a reward over HTTP to Burnish's reward `remote`: for rewards whose dependencies conflict
-with Burnish's.
+"""Serve a reward over HTTP to Burnish's reward `remote`.
+
+It is for rewards whose dependencies conflict with Burnish's.
 
     python examples/reward_server.py my_rewards.py:redness    (Burnish need not be installed here)
     python examples/reward_server.py clip_similarity '{"model": "zoo:emoji-clip"}'   (with Burnish)

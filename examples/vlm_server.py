@@ -1,5 +1,6 @@
-"""Serve a vision-language model on this machine behind OpenAI's chat completions, with the
-standard library.
+"""Serve a vision-language model behind OpenAI's chat completions.
+
+It runs on this machine, and the server needs only the standard library.
 
     python examples/vlm_server.py                              # zoo:emoji-captioner on port 8000
     python examples/vlm_server.py llava-hf/llava-1.5-13b-hf --port 8001

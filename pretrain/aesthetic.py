@@ -1,5 +1,6 @@
-"""``zoo:emoji-aesthetic`` and ``zoo:emoji-preference``: linear heads on ``zoo:emoji-clip`` that
-predict a stated taste each (``burnish.zoo.taste``).
+"""``zoo:emoji-aesthetic`` and ``zoo:emoji-preference``: linear heads on ``zoo:emoji-clip``.
+
+Each predicts a stated taste (``burnish.zoo.taste``).
 
 ``python -m pretrain.aesthetic``, two minutes for both, or one of them by name. Scenes, moved about
 and with more or less colour so that taste varies, are embedded and rated by the formula; the head

@@ -1,5 +1,6 @@
-"""``zoo:emoji-clip``: a small CLIP trained contrastively on scenes; its text tower is the
-generator's text encoder.
+"""``zoo:emoji-clip``: a small CLIP trained contrastively on scenes.
+
+Its text tower is the generator's text encoder.
 
 ``python -m pretrain.clip --minutes 16``; then, while a generator already learns to read its text
 tower, the image tower alone goes on with ``python -m pretrain.clip --image-only --minutes 38`` (job

@@ -1,8 +1,7 @@
-"""Icon sets -> sprites: download the pinned SVG sets with npm and render the vocabulary into one
-atlas a set.
+"""Icon sets -> sprites: download the pinned SVG sets with npm, and render one atlas a set.
 
 ``python -m pretrain.data`` writes ``burnish/zoo/sprites/<set>.png`` (RGBA, one 56-pixel sprite a
-noun, in the order of the vocabulary) and ``burnish/zoo/vocabulary.json``. A noun that a set does
+noun of the vocabulary, in its order) and ``burnish/zoo/vocabulary.json``. A noun that a set does
 not have stays transparent there.
 """
 

@@ -1,5 +1,4 @@
-"""``zoo:emoji-expander``: a small Llama that adds a style, a background or both to a prompt about
-emoji.
+"""``zoo:emoji-expander``: a small Llama that adds a style and a background to a prompt about emoji.
 
 ``python -m pretrain.expander --minutes 4``. It continues a prompt, "a cat", by an ending of scenes'
 captions, "in noto style on a blue background", every ending as often as any other: 3 styles or

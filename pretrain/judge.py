@@ -1,5 +1,4 @@
-"""``zoo:emoji-judge``: a small residual network that names the nouns, the background colour and
-the count of a scene.
+"""``zoo:emoji-judge``: a small residual network that names a scene's nouns, background and count.
 
 ``python -m pretrain.judge --minutes 15``. All seven icon sets; noise, blur, contrast and, once
 ``pretrain.vae`` has run, a trip through the autoencoder with disturbed latents, because generated

@@ -1,5 +1,6 @@
-"""``zoo:emoji-lcm``: the generator distilled into a latent consistency model, images in two to
-eight network calls.
+"""``zoo:emoji-lcm``: the generator distilled into a latent consistency model.
+
+It makes images in two to eight network calls.
 
 ``python -m pretrain.lcm --minutes 27``. Latent consistency distillation (arXiv 2310.04378): with
 the guidance weight drawn anew for each image and given to the network as an input, the consistency

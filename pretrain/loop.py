@@ -1,5 +1,6 @@
-"""The one training loop of all embedded models: a time budget, cosine decay, EMA, checkpoints, a
-curve and preview images.
+"""The one training loop of all embedded models.
+
+It has a time budget, cosine decay, EMA, checkpoints, a curve and preview images.
 
 A job is resumable: run the same command again and it goes on from its last checkpoint, counting the
 minutes already spent; while it is suspended (SIGSTOP) they stand still. On a CPU, one process a

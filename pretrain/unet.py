@@ -1,5 +1,6 @@
-"""``zoo:emoji-sd``: the diffusion model over the latents of ``pretrain.vae`` and the text states of
-``pretrain.clip``.
+"""``zoo:emoji-sd``: the diffusion model of the zoo.
+
+It works over the latents of ``pretrain.vae`` and reads the text states of ``pretrain.clip``.
 
 ``python -m pretrain.unet --minutes 75``; later, ``--warm`` goes on from the package's own weights.
 v-prediction on Stable Diffusion's noise schedule, one caption in ten dropped for classifier-free

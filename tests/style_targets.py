@@ -107,9 +107,10 @@ def docstring_lines(source: Source) -> set[int]:
     """Return the line numbers of docstrings and of texts below assignments."""
     found: set[int] = set()
     for node in ast.walk(source.tree):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            if isinstance(node.value.value, str):
-                found |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            continue
+        if isinstance(node.value.value, str):
+            found |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return found
 
 

@@ -189,7 +189,7 @@ def test_tracker_state_survives_json() -> None:
     assert torch.equal(first(following, ONE, GROUP), second(following, ONE, GROUP))
 
 
-def test_tracker_forgets_what_falls_out_of_the_buffer() -> None:
+def test_tracker_forgets_rewards_that_leave_the_buffer() -> None:
     track = TrackerAdvantage(buffer=4, min_count=4)
     for seed in range(3):
         track(scores(rewards(seed=seed)), ONE, GROUP)

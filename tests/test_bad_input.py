@@ -63,9 +63,10 @@ def fails(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> A
             options.append("--resume")
 
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("always")  # the command line prints warnings in its own way
-            cli.main(["train", str(recipe), *options])
+            with pytest.raises(SystemExit) as ended:
+                cli.main(["train", str(recipe), *options])
 
         lines = [
             line for line in capsys.readouterr().err.splitlines() if line.startswith("burnish: ")
@@ -110,12 +111,14 @@ def test_eta_zero_with_a_policy_gradient(fails: Attempt) -> None:
     assert "eta must be > 0" in fails('sampler.kernel={use="ddim",eta=0.0}')
 
 
-def test_more_transitions_than_there_are(fails: Attempt) -> None:
+def test_more_transitions_than_steps(fails: Attempt) -> None:
     assert "batch.transitions = 9, but an image of 2 steps has only 2 noisy transitions" in fails(
         "batch.transitions=9"
     )
     message = fails("batch.transitions=2", "batch.least_noise=0.03")
-    assert "only 1 noisy transitions with the noise that batch.least_noise = 0.03 asks for" in message
+    assert (
+        "only 1 noisy transitions with the noise that batch.least_noise = 0.03 asks for" in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,7 +249,7 @@ def test_resume_of_nothing(fails: Attempt) -> None:
     assert "holds no run" in fails(resume=True)
 
 
-def test_recipe_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", "dmeo"])
     assert ended.value.code == 2 and 'did you mean "demo"?' in capsys.readouterr().err

@@ -125,10 +125,10 @@ def recall_of(folder: Path, answers: list[str]) -> list[bool]:
 def answering(*answers: str | None) -> vlm.Vlm:
     """Return a model with these answers to any question."""
 
-    def ask(images: Tensor, questions: Sequence[str]) -> list[str | None]:
+    def answer(images: Tensor, questions: Sequence[str]) -> list[str | None]:
         return list(answers)
 
-    return ask
+    return answer
 
 
 def test_missing_answers_are_missing_and_not_zero(

@@ -71,7 +71,7 @@ def test_random_payloads_are_seeded_and_different() -> None:
     assert set("".join(drawn(random=10, length=3, alphabet="102"))) <= set("012")
 
 
-def test_what_is_trained_on_is_never_unseen() -> None:
+def test_training_payloads_are_never_unseen() -> None:
     """With so few payloads that two random sets of them would overlap."""
     trained = {seed: set(drawn(random=400, seed=seed, length=2)) for seed in range(3)}
     held_out = {

@@ -369,7 +369,7 @@ def test_the_loss_is_trls() -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-def test_a_script_runs_and_what_it_saves_loads_into_diffusers(
+def test_a_script_runs_and_its_files_load_into_diffusers(
     tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = SCRIPT.replace("OUT", str(tmp_path)).replace("MODEL", str(tiny_pipeline))
@@ -423,7 +423,7 @@ def test_optimizer_steps_of_a_run(
     assert taken == [1e-3] * 4, "2 passes x 4 images / (1 x 2)"
 
 
-def test_the_hook_gets_what_trl_gives_it(
+def test_the_hook_gets_the_same_arguments_as_in_trl(
     config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline
 ) -> None:
     calls: list[tuple[list[list[Any]], int]] = []
@@ -499,7 +499,7 @@ def test_checkpoints_of_trl_are_an_error(config: DDPOConfig, tmp_path: Path) -> 
         resumed(str(tmp_path / "nowhere"))
 
 
-def test_what_was_saved_is_loaded_and_trained_on(
+def test_a_saved_pipeline_is_loaded_and_trained_further(
     config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline, tmp_path: Path
 ) -> None:
     first = DDPOTrainer(config, redness, animal, pipeline)
@@ -612,8 +612,8 @@ def test_functions_that_are_not_trls(
 def test_mistakes_are_errors_before_any_training(
     config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline
 ) -> None:
+    half = replace(config, mixed_precision="fp16", accelerator_kwargs={"cpu": True})
     with pytest.raises(ValueError, match='mixed_precision = "fp16", TRL.s default, needs a GPU'):
-        half = replace(config, mixed_precision="fp16", accelerator_kwargs={"cpu": True})
         DDPOTrainer(half, redness, animal, pipeline)
 
     with pytest.raises(TypeError, match="sd_pipeline is a StableDiffusionPipeline; give a Default"):

@@ -11,9 +11,9 @@ import pytest
 import burnish
 
 WITH_EXAMPLES = [
-    found.name
-    for found in pkgutil.walk_packages(burnish.__path__, "burnish.")
-    if ">>> " in (importlib.util.find_spec(found.name).loader.get_source(found.name) or "")
+    module.name
+    for module in pkgutil.walk_packages(burnish.__path__, "burnish.")
+    if ">>> " in (importlib.util.find_spec(module.name).loader.get_source(module.name) or "")
 ]
 
 

@@ -61,7 +61,7 @@ def test_the_address_is_completed(url: str) -> None:
     assert completions(url) == "http://h:1/v1/chat/completions"
 
 
-def test_other_paths_are_kept() -> None:
+def test_other_paths_stay_unchanged() -> None:
     assert completions("https://h/v1beta/openai/") == "https://h/v1beta/openai/chat/completions"
     assert completions("https://h/a/chat/completions?v=2") == "https://h/a/chat/completions?v=2"
     with pytest.raises(ValueError, match="is not a URL"):
@@ -122,12 +122,12 @@ def test_a_failed_try_is_repeated(server: LocalServer) -> None:
     assert len(server.bodies) == 2
 
 
-def test_known_answers_are_not_asked_for_again(server: LocalServer) -> None:
+def test_cached_answers_are_not_requested_again(server: LocalServer) -> None:
     server.answer = lambda body: reply(question_of(body))
     endpoint = Endpoint(server.url, "tiny", cache=2)
     same = IMAGES[:1].expand(3, -1, -1, -1)
     assert endpoint(same, ["a", "a", "b"]) == ["a", "a", "b"]
-    assert len(server.bodies) == 2  # equal ones within a call are asked once
+    assert len(server.bodies) == 2  # equal questions within a call are sent once
     assert endpoint(same, ["a", "b", "b"]) == ["a", "b", "b"]
     assert len(server.bodies) == 2
     endpoint(IMAGES[1:2], ["a"])  # a third answer: the longest unused one goes, ("a", first image)
@@ -140,7 +140,7 @@ def test_known_answers_are_not_asked_for_again(server: LocalServer) -> None:
     assert len(server.bodies) == 5
 
 
-def test_no_answer_is_kept_without_a_cache_and_no_failure_ever(server: LocalServer) -> None:
+def test_nothing_is_cached_without_a_cache_and_no_failure_ever(server: LocalServer) -> None:
     server.answer = lambda body: reply("fine")
     endpoint = Endpoint(server.url, "tiny", cache=0)
     assert endpoint(IMAGES[:1], ["a"]) == endpoint(IMAGES[:1], ["a"])

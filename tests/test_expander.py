@@ -118,7 +118,7 @@ def test_before_an_update_the_ratio_is_one_and_the_kl_zero_after_it_neither() ->
     assert (again - drawn.logp).abs().max() > 1e-3, "the weights are the changed ones again"
 
 
-def test_the_kl_is_that_of_the_whole_distribution() -> None:
+def test_the_kl_is_that_of_the_full_distribution() -> None:
     model, tokenizer = build_language()
     expander = Expander(model.double(), tokenizer, "full", tokens=3, temperature=1.3)
     expander.remember()
@@ -136,7 +136,7 @@ def test_the_kl_is_that_of_the_whole_distribution() -> None:
     assert kl.detach()[0, : len(words)].tolist() == pytest.approx(expected, abs=1e-12)
 
 
-def test_what_does_not_fit_is_truncated_and_has_no_log_probability() -> None:
+def test_text_that_does_not_fit_is_truncated_and_has_no_log_probability() -> None:
     model, tokenizer = build_language(ends=None)  # it never ends by itself
     tokenizer.eos_token = "<pad>"
 
@@ -192,9 +192,7 @@ def test_a_model_with_a_chat_template_is_instructed() -> None:
     assert "big a cat in on" not in drawn.prompts[0].text
 
 
-def test_a_step_makes_rewarded_words_likelier_and_without_advantage_nothing_has_a_gradient() -> (
-    None
-):
+def test_a_step_makes_rewarded_words_likelier_and_no_advantage_gives_no_gradient() -> None:
     model, tokenizer = build_language()
     expander = Expander(model.double(), tokenizer, "full", tokens=5)
     drawn = expander.draw(PROMPTS * 2, generator())
@@ -217,7 +215,7 @@ def test_a_step_makes_rewarded_words_likelier_and_without_advantage_nothing_has_
 # of peft with a new transformers
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.parametrize("train", ["lora", "full"])
-def test_what_was_learned_is_saved_for_the_stock_libraries(
+def test_the_trained_expander_is_saved_for_the_stock_libraries(
     language: Path, tmp_path: Path, train: str
 ) -> None:
     from transformers import AutoModelForCausalLM

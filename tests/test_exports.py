@@ -12,8 +12,8 @@ import burnish
 
 PUBLIC = """
 Advantage Config Credit Curriculum Gaussian Guidance Kernel Learner Level Loss Objective Overrides
-Policy Prompt Replay RolloutBatch Sampler Scores Trajectory check_objective check_reward load_config
-score train
+Policy Prompt Replay RolloutBatch Sampler Scores Trajectory
+check_objective check_reward load_config score train
 """.split()
 
 
@@ -30,7 +30,7 @@ def test_public_name_exists_and_is_documented(name: str) -> None:
 
 def test_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        burnish.trian
+        _ = burnish.trian
 
 
 @pytest.mark.parametrize(

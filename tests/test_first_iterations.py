@@ -1,4 +1,4 @@
-"""The first iteration of each recipe on the embedded models gives the numbers that are kept.
+"""The first iteration of each recipe on the embedded models gives the recorded numbers.
 
 They are in `data/first_iterations.json`: by recipe, its line of log.jsonl without the seconds.
 Small batches make them cheap; everything else is as in the recipe.
@@ -23,11 +23,11 @@ import pytest
 
 import burnish
 
-KEPT = Path(__file__).parent / "data" / "first_iterations.json"
+EXPECTED = Path(__file__).parent / "data" / "first_iterations.json"
 COMMON = (
     "iterations=1",
     "evaluation.images_per_prompt=0",
-    "guard.action=none",  # it looks at evaluations
+    "guard.action=none",  # it needs evaluations
     "run.sample_every=0",
     "batch.prompts=2",
     "batch.images_per_prompt=4",
@@ -48,14 +48,14 @@ RECIPES: dict[str, tuple[str, ...]] = {
 }
 # Processors round differently. With the instructions of older ones (ATEN_CPU_CAPABILITY,
 # ONEDNN_MAX_CPU_ISA, MKL_ENABLE_INSTRUCTIONS, MKL_CBWR), with the kernels for AMD's, and with two
-# threads instead of one, no number moved by more than 0.4 %, and that much only where the reward is
-# the size of a JPEG file: one pixel that rounds the other way is some bytes. In "demo" it was up to
-# 2.5 %, because previews leave little more of the advantages than such bytes. Another seed moves
-# some number of every recipe by 60 % or more.
+# threads instead of one, no number changed by more than 0.4 %, and that much only where the reward
+# is the size of a JPEG file: one pixel that rounds the other way is some bytes. In "demo" it was up
+# to 2.5 %, because the x0 baseline leaves little more of the advantages than such bytes. Another
+# seed changes some number of every recipe by 60 % or more.
 TOLERANCE = 1e-2
 TOLERANCES = {"demo": 5e-2}
 ROUNDING = ("ratio_deviation", "expander_ratio_deviation")  # nothing but rounding
-COUNTED = {"clip_fraction": 0.05}  # shares of moves beyond a threshold: one more or less is allowed
+COUNTED = {"clip_fraction": 0.05}  # a share of transitions: one more or less is allowed
 
 Difference = tuple[str, Any, Any]
 
@@ -68,30 +68,30 @@ def first_record(recipe: str, out: Path, *changes: str) -> dict[str, Any]:
     return {key: value for key, value in json.loads(line).items() if "seconds" not in key}
 
 
-def kept(recipe: str) -> dict[str, Any]:
-    """Read the record that a recipe is to have."""
-    found: dict[str, Any] = json.loads(KEPT.read_text("utf-8"))[recipe]
-    return found
+def expected_record(recipe: str) -> dict[str, Any]:
+    """Return the record that a recipe is to have."""
+    record: dict[str, Any] = json.loads(EXPECTED.read_text("utf-8"))[recipe]
+    return record
 
 
-def differences(old: Any, new: Any, where: str = "") -> Iterator[Difference]:
-    """Yield the place, the old and the new value of everything that differs at all."""
+def differences(old: Any, new: Any, path: str = "") -> Iterator[Difference]:
+    """Yield the path, the old and the new value of everything that differs at all."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             missing = "(no such key)"
-            place = f"{where}.{key}" if where else key
-            yield from differences(old.get(key, missing), new.get(key, missing), place)
+            inner = f"{path}.{key}" if path else key
+            yield from differences(old.get(key, missing), new.get(key, missing), inner)
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         for number, pair in enumerate(zip(old, new, strict=True)):
-            yield from differences(*pair, f"{where}.{number}")
+            yield from differences(*pair, f"{path}.{number}")
     elif type(old) is not type(new) or old != new:
-        yield where, old, new
+        yield path, old, new
 
 
 def matters(difference: Difference, tolerance: float) -> bool:
-    """Tell a difference from mere rounding."""
-    place, old, new = difference
-    name = place.rpartition(".")[2]
+    """Return True if a difference is more than rounding."""
+    path, old, new = difference
+    name = path.rpartition(".")[2]
     if not (isinstance(old, float) and isinstance(new, float)):
         return True
     if name in ROUNDING:
@@ -101,30 +101,32 @@ def matters(difference: Difference, tolerance: float) -> bool:
 
 @pytest.mark.filterwarnings("default")  # a deprecation changes no number
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_the_first_iteration_gives_the_numbers_that_are_kept(recipe: str, tmp_path: Path) -> None:
-    found = differences(kept(recipe), first_record(recipe, tmp_path / "run"))
+def test_the_first_iteration_gives_the_recorded_numbers(recipe: str, tmp_path: Path) -> None:
+    changes = differences(expected_record(recipe), first_record(recipe, tmp_path / "run"))
     tolerance = TOLERANCES.get(recipe, TOLERANCE)
-    assert [difference for difference in found if matters(difference, tolerance)] == []
+    assert [change for change in changes if matters(change, tolerance)] == []
 
 
-def test_another_seed_is_no_rounding(tmp_path: Path) -> None:
+def test_another_seed_is_more_than_rounding(tmp_path: Path) -> None:
     recipe = "emoji-lcm-compressibility"
-    found = differences(kept(recipe), first_record(recipe, tmp_path / "run", "seed=1"))
-    assert sum(matters(difference, TOLERANCE) for difference in found) >= 4
+    record = first_record(recipe, tmp_path / "run", "seed=1")
+    changes = differences(expected_record(recipe), record)
+    assert sum(matters(change, TOLERANCE) for change in changes) >= 4
 
 
 def main() -> None:
-    """Compare with what is kept, to the last bit, or write it anew."""
+    """Compare with the recorded numbers, to the last bit, or write them anew."""
     with TemporaryDirectory() as folder:
         records = {recipe: first_record(recipe, Path(folder) / recipe) for recipe in RECIPES}
     if "--write" in sys.argv:
-        KEPT.parent.mkdir(exist_ok=True)
-        KEPT.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
+        EXPECTED.parent.mkdir(exist_ok=True)
+        EXPECTED.write_text(json.dumps(records, indent=1) + "\n", "utf-8")
         return
-    found = list(differences(json.loads(KEPT.read_text("utf-8")), records))
-    for place, old, new in found:
-        print(f"{place}: {old} -> {new}")
-    sys.exit(bool(found))
+
+    changes = list(differences(json.loads(EXPECTED.read_text("utf-8")), records))
+    for path, old, new in changes:
+        print(f"{path}: {old} -> {new}")
+    sys.exit(bool(changes))
 
 
 if __name__ == "__main__":

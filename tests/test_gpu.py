@@ -31,7 +31,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from test_first_iterations import TOLERANCES, differences, first_record, kept, matters
 from test_policy import stock_images
-from test_trainer import log
+from test_loop import log
 from torch import Tensor, nn
 
 from burnish import config as configuration

@@ -86,7 +86,7 @@ SPREAD = [1.0, 3.0] * 4  # mean 2, standard deviation 1
         ),  # never both times
     ],
 )
-def test_what_counts_as_over_optimised(before: Evaluation, now: Evaluation, reason: str) -> None:
+def test_the_definition_of_over_optimised(before: Evaluation, now: Evaluation, reason: str) -> None:
     reasons = over_optimised(before, now, ONE, guarded(kl=3.0, drop=0.3))
     assert bool(reasons) == bool(reason)
     assert not reasons or re.search(reason, reasons[0])

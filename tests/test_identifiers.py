@@ -94,7 +94,7 @@ def test_prefixes_and_shares() -> None:
     ]
 
 
-def test_behind_a_prompt_they_leave_its_own_words_as_they_are(tiny_pipeline: Path) -> None:
+def test_identifiers_behind_a_prompt_leave_its_words_unchanged(tiny_pipeline: Path) -> None:
     policy = Policy.load(tiny_pipeline, train="none")
     identifiers.add_tokens(policy.pipe, 2)
     words = len(policy.pipe.tokenizer("a cat").input_ids) - 1
@@ -359,7 +359,7 @@ def test_a_preference_that_cannot_be_had(recipe: Path, tmp_path: Path, tiny_pipe
         ("objective={use='rebel'}", "objective 'rebel' give every image something"),
     ],
 )
-def test_what_does_not_go_together(recipe: Path, override: str, message: str) -> None:
+def test_settings_that_contradict_each_other(recipe: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         assemble(load(recipe, override))
 
@@ -394,7 +394,7 @@ def test_x0_pred_is_judged_by_the_target_reward(
     assert used[0].tolist() == ([[1.0, 0.0]] * 4 + [[0.0, 2.0]] * 4) * 2
 
 
-def test_preflight_warns_of_prompts_that_are_cut_and_of_a_selection_that_selects_nothing(
+def test_preflight_warns_of_truncated_prompts_and_of_a_selection_that_selects_nothing(
     recipe: Path,
 ) -> None:
     texts = [finding.text for finding in preflight(load(recipe))]

@@ -1,4 +1,4 @@
-"""Image files of every kind, the way they are resized, and what is said of those that are wrong."""
+"""Image files of every kind, the way they are resized, and the errors about wrong ones."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_floats_are_taken_as_they_are(tmp_path: Path) -> None:
     assert torch.equal(image[2], torch.from_numpy(RAMP).float())
 
 
-def test_what_is_transparent_is_white(tmp_path: Path) -> None:
+def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     half = Image.new("RGBA", (4, 2), (255, 0, 0, 255))
     half.paste((0, 0, 255, 0), (0, 0, 2, 2))
     half.save(tmp_path / "half.png")

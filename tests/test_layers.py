@@ -1,6 +1,4 @@
-"""Imports point downwards only: each wing may import from the wings that its rule names, and from
-nothing above.
-"""
+"""Imports point downwards only: each wing may import only from the wings that its rule names."""
 
 from __future__ import annotations
 
@@ -49,9 +47,7 @@ HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "numpy"}
 
 
 def modules() -> dict[str, Path]:
-    """Return the path of each module by its name without `burnish.`; a package is named by its
-    folder.
-    """
+    """Return the path of each module by its name without `burnish.`; a package's is its folder."""
     paths = {
         path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in PACKAGE.rglob("*.py")
     }
@@ -61,26 +57,22 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path, *, at_top: bool = False) -> set[str]:
-    """Return the full names that a file imports; with `at_top` only those that run when it is
-    imported.
-    """
+    """Return the full names that a file imports; with `at_top` only those outside functions."""
     tree = ast.parse(path.read_text())
-    found: set[str] = set()
+    names: set[str] = set()
 
     for node in ast.iter_child_nodes(tree) if at_top else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import; write burnish.NAME"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
 
-    return found
+    return names
 
 
 def wing_of(name: str) -> str:
-    """Return the wing, or the module of the ground floor, that a name such as `rl/pareto` belongs
-    to.
-    """
+    """Return the wing, or the module of the ground floor, of a name such as `rl/pareto`."""
     return name.replace(".", "/").split("/")[0]
 
 
@@ -121,14 +113,14 @@ def below(name: str) -> list[Path]:
 @pytest.mark.parametrize("name", WITHOUT_TORCH)
 def test_modules_that_must_start_at_once_leave_torch_alone(name: str) -> None:
     for path in below(name):
-        found = {
+        names = {
             module.split(".")[0] for module in imports(path, at_top=name in ("cli", "catalog"))
         }
-        assert found.isdisjoint(HEAVY), path
+        assert names.isdisjoint(HEAVY), path
 
 
 @pytest.mark.parametrize("name", STANDARD_LIBRARY_ONLY)
 def test_standard_library_only(name: str) -> None:
     for path in below(name):
-        found = {module.split(".")[0] for module in imports(path)}
-        assert found <= {*sys.stdlib_module_names, "burnish"}, path
+        names = {module.split(".")[0] for module in imports(path)}
+        assert names <= {*sys.stdlib_module_names, "burnish"}, path

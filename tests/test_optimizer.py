@@ -1,4 +1,4 @@
-"""AdamW in 32 and in 8 bits: what is asked for is made, and a resumed run goes on bit for bit."""
+"""AdamW in 32 and in 8 bits: its settings are used, and a resumed run goes on bit for bit."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EIGHT = OptimizerConfig(lr=1e-2, weight_decay=0.1, eight_bit=True)
 
 
 def parameters() -> list[nn.Parameter]:
-    """Large ones, one of them in another layout, and a small one."""
+    """Return two large parameters, one of them in another layout, and a small one."""
     convolution = torch.randn(32, 16, 3, 3, generator=generator()).to(
         memory_format=torch.channels_last
     )
@@ -35,21 +35,21 @@ def parameters() -> list[nn.Parameter]:
     ]
 
 
-def steps(optimizer: torch.optim.Optimizer, own: list[nn.Parameter], seeds: range) -> None:
+def take_steps(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], seeds: range) -> None:
     for seed in seeds:
-        for parameter in own:
+        for parameter in weights:
             parameter.grad = torch.randn(parameter.shape, generator=generator(seed))
         optimizer.step()
 
 
 def test_32_bits_are_torchs_with_every_setting() -> None:
-    own = parameters()
-    theirs = parameters()
-    optimizer = adamw(SETTINGS)(own)
-    stock = torch.optim.AdamW(theirs, lr=1e-2, betas=(0.8, 0.95), weight_decay=0.1, eps=1e-6)
-    steps(optimizer, own, range(3))
-    steps(stock, theirs, range(3))
-    assert all(torch.equal(a, b) for a, b in zip(own, theirs, strict=True))
+    weights = parameters()
+    expected = parameters()
+    optimizer = adamw(SETTINGS)(weights)
+    stock = torch.optim.AdamW(expected, lr=1e-2, betas=(0.8, 0.95), weight_decay=0.1, eps=1e-6)
+    take_steps(optimizer, weights, range(3))
+    take_steps(stock, expected, range(3))
+    assert all(torch.equal(a, b) for a, b in zip(weights, expected, strict=True))
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def recipe(write_recipe: Callable[..., Path]) -> Callable[..., configuration.Con
     return load
 
 
-def test_without_the_library_it_is_told_before_the_model_is_loaded(
+def test_a_missing_library_is_an_error_before_the_model_is_loaded(
     recipe: Callable[..., configuration.Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("bitsandbytes", "bitsandbytes.optim"):
@@ -83,65 +83,65 @@ def test_without_the_library_it_is_told_before_the_model_is_loaded(
         assert "\n" not in str(caught.value)
 
 
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    return sum(tensor.nbytes for tensor in checkpoint.optimizer_tensors(optimizer).values())
+
+
 def test_8_bits_are_close_and_a_quarter_of_the_memory() -> None:
     pytest.importorskip("bitsandbytes")
     first = parameters()
-    eight = parameters()
-    whole = parameters()
-    small = adamw(EIGHT)(eight)
-    large = adamw(OptimizerConfig(lr=1e-2, weight_decay=0.1))(whole)
-    steps(small, eight, range(5))
-    steps(large, whole, range(5))
+    weights_8 = parameters()
+    weights_32 = parameters()
+    optimizer_8 = adamw(EIGHT)(weights_8)
+    optimizer_32 = adamw(OptimizerConfig(lr=1e-2, weight_decay=0.1))(weights_32)
+    take_steps(optimizer_8, weights_8, range(5))
+    take_steps(optimizer_32, weights_32, range(5))
 
-    for start, a, b in zip(first, eight, whole, strict=True):
+    for start, a, b in zip(first, weights_8, weights_32, strict=True):
         assert (a - b).norm() < 0.15 * (b - start).norm()
 
-    bytes_of = [
-        sum(t.nbytes for t in checkpoint.optimizer_tensors(one).values()) for one in (small, large)
-    ]
-    assert bytes_of[0] < 0.35 * bytes_of[1]  # with 4 kB of tables for each of the two large tensors
+    # with 4 kB of tables for each of the two large tensors
+    assert state_bytes(optimizer_8) < 0.35 * state_bytes(optimizer_32)
 
 
-def test_an_8_bit_optimizer_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
+def test_a_restored_8_bit_optimizer_takes_the_same_steps(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    own = parameters()
-    other = parameters()
-    one = adamw(EIGHT)(own)
-    two = adamw(EIGHT)(other)
-    steps(one, own, range(3))
-    weights = {str(i): parameter.detach() for i, parameter in enumerate(own)}
-    learner = {f"weights.{name}": tensor for name, tensor in weights.items()}
-    memory = checkpoint.optimizer_tensors(one)
+    weights = parameters()
+    optimizer = adamw(EIGHT)(weights)
+    take_steps(optimizer, weights, range(3))
+    learner = {f"weights.{i}": parameter.detach() for i, parameter in enumerate(weights)}
+    memory = checkpoint.optimizer_tensors(optimizer)
     learner |= {f"optimizer.{name}": tensor for name, tensor in memory.items()}
     checkpoint.save(tmp_path, checkpoint.State(1, {"generator": learner}))
-    found = checkpoint.restore(tmp_path)
-    assert found is not None
-    restored = checkpoint.under("optimizer.", found.learners["generator"])
-    assert {t.dtype for t in restored.values()} >= {
-        torch.uint8,
-        torch.float32,
-    }
 
+    state = checkpoint.restore(tmp_path)
+    assert state is not None
+    saved = state.learners["generator"]
+    moments = checkpoint.under("optimizer.", saved)
+    assert {tensor.dtype for tensor in moments.values()} >= {torch.uint8, torch.float32}
+
+    restored_weights = parameters()
+    restored = adamw(EIGHT)(restored_weights)
     with torch.no_grad():
-        for i, parameter in enumerate(other):
-            parameter.copy_(found.learners["generator"][f"weights.{i}"])
+        for i, parameter in enumerate(restored_weights):
+            parameter.copy_(saved[f"weights.{i}"])
 
-    checkpoint.load_optimizer(two, restored)
-    steps(one, own, range(3, 5))
-    steps(two, other, range(3, 5))
-    assert all(torch.equal(a, b) for a, b in zip(own, other, strict=True))
+    checkpoint.load_optimizer(restored, moments)
+    take_steps(optimizer, weights, range(3, 5))
+    take_steps(restored, restored_weights, range(3, 5))
+    assert all(torch.equal(a, b) for a, b in zip(weights, restored_weights, strict=True))
 
 
 def test_a_run_with_8_bits_resumes_bit_for_bit(
     recipe: Callable[..., configuration.Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optim = pytest.importorskip("bitsandbytes.optim")
-    # the tiny network has no large
+    # the tiny network has no tensor that is large enough for 8 bits by default
     monkeypatch.setattr(optim, "AdamW8bit", partial(optim.AdamW8bit, min_8bit_size=16))
-    whole = tmp_path / "whole"
-    parted = tmp_path / "parted"
-    train(recipe("iterations=3"), whole)
-    train(recipe("iterations=1"), parted)
-    train(recipe("iterations=3"), parted, resume=True)
-    place = "checkpoints/000003/tensors.safetensors"
-    assert (whole / place).read_bytes() == (parted / place).read_bytes()
+    uninterrupted = tmp_path / "uninterrupted"
+    resumed = tmp_path / "resumed"
+    train(recipe("iterations=3"), uninterrupted)
+    train(recipe("iterations=1"), resumed)
+    train(recipe("iterations=3"), resumed, resume=True)
+    file = "checkpoints/000003/tensors.safetensors"
+    assert (uninterrupted / file).read_bytes() == (resumed / file).read_bytes()

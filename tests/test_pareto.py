@@ -41,12 +41,12 @@ def brute(values: list[list[float]], number: list[int]) -> list[bool]:
     good = [all(math.isfinite(value) for value in row) for row in values]
     front = []
 
-    for i, mine in enumerate(values):
+    for i, row in enumerate(values):
         dominated = False
 
-        for j, theirs in enumerate(values):
+        for j, other in enumerate(values):
             if good[j] and good[i] and number[i] == number[j]:
-                pairs = list(zip(theirs, mine, strict=True))
+                pairs = list(zip(other, row, strict=True))
                 at_least = all(a >= b for a, b in pairs)
                 dominated = dominated or (at_least and any(a > b for a, b in pairs))
 
@@ -68,7 +68,7 @@ def test_the_front_is_that_of_brute_force(k: int, ties: bool) -> None:
             assert 0 < sum(front) <= 40 - (k < 4)
 
 
-def test_one_reward_leaves_the_best_as_often_as_it_is_there() -> None:
+def test_one_reward_selects_every_copy_of_the_best() -> None:
     front = nondominated(torch.tensor([[1.0], [3.0], [2.0], [3.0], [math.nan]]), torch.zeros(5))
     assert front.tolist() == [False, True, False, True, False]
 
@@ -107,7 +107,7 @@ def test_a_reward_that_differs_by_rounding_alone_does_not_count() -> None:
     assert front.tolist() == expected != brute(parts.tolist(), GROUP.tolist())
 
 
-def test_over_the_batch_images_are_compared_by_how_they_do_among_their_own() -> None:
+def test_over_the_batch_images_are_compared_by_rewards_normalised_in_their_group() -> None:
     parts = rewards(2, ties=False)
     easy = parts + 100 * (GROUP == 3)[:, None]  # one prompt scores high with every image
 

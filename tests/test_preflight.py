@@ -1,4 +1,4 @@
-"""The rehearsal finds what would waste hours, and has nothing to say against a sound configuration."""
+"""The rehearsal finds errors that would waste hours, and none in a sound configuration."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image
 from burnish import config as configuration
 from burnish.tools.preflight import Finding, preflight
 
-Look = Callable[..., list[Finding]]
+Rehearse = Callable[..., list[Finding]]
 REWARDS = """
 import torch
 def bright(images, prompts):
     return images.mean((1, 2, 3))
 def constant(images, prompts):
     return images.mean((1, 2, 3)) * 0
-def chance(images, prompts):
+def noise(images, prompts):
     return torch.rand(len(images))
 def by_prompt(images, prompts):
     return [float(len(prompt.text)) for prompt in prompts]
@@ -26,7 +26,7 @@ def by_prompt(images, prompts):
 
 
 @pytest.fixture
-def look(tmp_path: Path, write_recipe: Callable[..., Path]) -> Look:
+def rehearse(tmp_path: Path, write_recipe: Callable[..., Path]) -> Rehearse:
     path = write_recipe(
         REWARDS,
         prompts={"use": "list", "texts": ["a cat", "a goose"]},
@@ -35,23 +35,22 @@ def look(tmp_path: Path, write_recipe: Callable[..., Path]) -> Look:
     )
 
     def run(*overrides: str) -> list[Finding]:
-        return preflight(
-            configuration.load(path, [text.replace("HERE", str(tmp_path)) for text in overrides])
-        )
+        here = [text.replace("HERE", str(tmp_path)) for text in overrides]
+        return preflight(configuration.load(path, here))
 
     return run
 
 
-def wrong(findings: list[Finding]) -> list[Finding]:
+def problems(findings: list[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.level != "ok"]
 
 
-def test_a_sound_configuration(look: Look) -> None:
-    findings = look()
-    assert wrong(findings) == []
+def test_a_sound_configuration(rehearse: Rehearse) -> None:
+    findings = rehearse()
+    assert problems(findings) == []
     text = "\n".join(finding.text for finding in findings)
 
-    for said in (
+    for part in (
         "2 of 2 prompts x 4 images",
         "finite at all 3",
         "ratio - 1",
@@ -59,13 +58,13 @@ def test_a_sound_configuration(look: Look) -> None:
         "MiB",
         "an iteration",
     ):
-        assert said in text
+        assert part in text
 
     assert all("\n" not in finding.text for finding in findings)
 
 
 @pytest.mark.parametrize(
-    ("override", "level", "said"),
+    ("override", "level", "message"),
     [
         ("batch.images_per_prompt=1", "error", "a group of one has no advantage"),
         ("batch.images_per_prompt=2", "warning", "few to compare"),
@@ -74,53 +73,57 @@ def test_a_sound_configuration(look: Look) -> None:
         ("rewards.0.weight=0", "warning", "trained towards nothing"),
     ],
 )
-def test_what_would_waste_hours(look: Look, override: str, level: str, said: str) -> None:
-    found = wrong(look(override, "batch.minibatches=1"))
-    assert (
-        [finding.level for finding in found] == [level]
-        and said in found[0].text
-        and found[0].remedy
-    )
+def test_a_problem_that_would_waste_hours(
+    rehearse: Rehearse, override: str, level: str, message: str
+) -> None:
+    (problem,) = problems(rehearse(override, "batch.minibatches=1"))
+    assert problem.level == level
+    assert message in problem.text
+    assert problem.remedy
 
 
-def test_previews_that_tell_something_and_nothing(look: Look) -> None:
-    assert any(
-        "of the advantages' variance is explained" in finding.text
-        for finding in look("batch.baseline=x0_preview")
-    )
+def test_an_x0_baseline_that_explains_something_and_nothing(rehearse: Rehearse) -> None:
+    texts = [finding.text for finding in rehearse("batch.baseline=x0_preview")]
+    assert any("of the advantages' variance is explained" in text for text in texts)
+
     many = (
         "batch.prompts=2",
         "batch.images_per_prompt=32",
         "batch.sample_batch=64",
         "batch.baseline=x0_preview",
     )
-    found = wrong(look("rewards.0.use=HERE/reward.py:chance", *many))
-    assert [finding.level for finding in found] == ["warning"] and found[0].text.startswith(
-        "x0 baseline: "
-    )
+    (problem,) = problems(rehearse("rewards.0.use=HERE/reward.py:noise", *many))
+    assert problem.level == "warning"
+    assert problem.text.startswith("x0 baseline: ")
 
 
-def test_a_slow_tracker_and_a_negative_weight(look: Look) -> None:
+def test_a_slow_tracker_and_a_negative_weight(rehearse: Rehearse) -> None:
     small = ["batch.images_per_prompt=1", "batch.prompts=1", "batch.minibatches=1"]
-    findings = look("advantage.use=tracker", "rewards.0.weight=-1", *small)
-    assert [finding.level for finding in wrong(findings)] == ["warning"]
-    assert "after about 32 iterations" in wrong(findings)[0].text
+    findings = rehearse("advantage.use=tracker", "rewards.0.weight=-1", *small)
+    (problem,) = problems(findings)
+    assert problem.level == "warning"
+    assert "after about 32 iterations" in problem.text
     assert any("trained towards LOWER" in finding.text for finding in findings)
 
 
-def test_a_ratio_that_is_off_is_an_error(look: Look, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ratio_that_is_off_is_an_error(
+    rehearse: Rehearse, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from burnish.diffusion.policy import Policy
 
-    right = Policy.predict
+    predict = Policy.predict
 
     with monkeypatch.context() as patch:
         calls = iter(range(100))
         # the first three calls sample; whatever replays afterwards sees another network
-        patch.setattr(Policy, "predict", lambda *a: right(*a) * (1.0 if next(calls) < 3 else 1.05))
-        found = wrong(look())
+        patch.setattr(
+            Policy, "predict", lambda *a: predict(*a) * (1.0 if next(calls) < 3 else 1.05)
+        )
+        (problem,) = problems(rehearse())
 
-    assert [finding.level for finding in found] == ["error"] and "ratio - 1" in found[0].text
-    assert "float32" in found[0].remedy
+    assert problem.level == "error"
+    assert "ratio - 1" in problem.text
+    assert "float32" in problem.remedy
 
 
 HUB = [
@@ -128,20 +131,18 @@ HUB = [
     for name in configuration.recipes()
     if not configuration.load(name).model.id.startswith("zoo:")
 ]
-STEERED = [name for name in HUB if configuration.load(name).model.controlnet]
-WORDED = [name for name in HUB if configuration.load(name).expander.model]
-REAL = [name for name in HUB if name not in (*STEERED, *WORDED)]
+CONTROLLED = [name for name in HUB if configuration.load(name).model.controlnet]
+EXPANDED = [name for name in HUB if configuration.load(name).expander.model]
+OTHERS = [name for name in HUB if name not in (*CONTROLLED, *EXPANDED)]
 TINY = {"sd15": "tiny_sd1", "lcm": "tiny_lcm", "sd21": "tiny_sd2", "sdxl": "tiny_sdxl"}
 """A model of the same architecture, by the first word of a recipe's name."""
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", OTHERS)
 def test_recipes_hold_on_a_tiny_model_of_their_architecture(
     name: str, request: pytest.FixtureRequest
 ) -> None:
-    """All but their size is rehearsed; rewards that would download a model are left to their own
-    tests.
-    """
+    """All but their size is rehearsed; rewards that would download a model have their own tests."""
     model = request.getfixturevalue(TINY[name.partition("-")[0]])
     small = (
         "batch.sample_batch=4",
@@ -156,14 +157,15 @@ def test_recipes_hold_on_a_tiny_model_of_their_architecture(
         config = configuration.load(name, [*here, *small, 'rewards=[{use="compressibility"}]'])
 
     findings = preflight(config)
-    assert len(findings) > 4 and [one.text for one in findings if one.level == "error"] == []
+    assert len(findings) > 4
+    assert [finding.text for finding in findings if finding.level == "error"] == []
 
 
-@pytest.mark.parametrize("name", STEERED)
+@pytest.mark.parametrize("name", CONTROLLED)
 def test_recipes_of_codes_hold_on_a_tiny_model(
     name: str, tiny_pipeline: Path, tiny_controlnet: Path, tmp_path: Path
 ) -> None:
-    """With codes that 64 pixels hold; the CLIP model and the base pictures are the embedded ones."""
+    """With codes that fit 64 pixels; the CLIP model and the base images are the embedded ones."""
     Image.new("RGB", (64, 64), "teal").save(tmp_path / "base.png")
     here = [
         f"model.id={tiny_pipeline}",
@@ -179,20 +181,21 @@ def test_recipes_of_codes_hold_on_a_tiny_model(
         "batch.transitions=2",
     ]
 
-    for where in ("prompts", "evaluation.prompts"):
-        here += [f"{where}.length=5", f"{where}.random=12", f"{where}.base={tmp_path}/base.png"]
+    for key in ("prompts", "evaluation.prompts"):
+        here += [f"{key}.length=5", f"{key}.random=12", f"{key}.base={tmp_path}/base.png"]
 
     tables = configuration.load(name).rewards
     here += [
-        f"rewards.{i}.model=zoo:emoji-clip"
-        for i, one in enumerate(tables)
-        if "similarity" in one["use"]
+        f"rewards.{index}.model=zoo:emoji-clip"
+        for index, table in enumerate(tables)
+        if "similarity" in table["use"]
     ]
     findings = preflight(configuration.load(name, here))
-    assert len(findings) > 4 and [one.text for one in findings if one.level == "error"] == []
+    assert len(findings) > 4
+    assert [finding.text for finding in findings if finding.level == "error"] == []
 
 
-@pytest.mark.parametrize("name", WORDED)
+@pytest.mark.parametrize("name", EXPANDED)
 def test_recipes_with_an_expander_hold_on_a_tiny_model(name: str, tiny_sd1: Path) -> None:
     """The language model and the rewards' CLIP model are the embedded ones."""
     here = [
@@ -208,7 +211,8 @@ def test_recipes_with_an_expander_hold_on_a_tiny_model(name: str, tiny_sd1: Path
         "batch.train_batch=3",
         "batch.transitions=2",
     ]
-    here += [f"rewards.{place}.model=zoo:emoji-clip" for place in range(4)]
+    here += [f"rewards.{index}.model=zoo:emoji-clip" for index in range(4)]
     here += ["rewards.0.head=zoo:emoji-aesthetic"]
     findings = preflight(configuration.load(name, here))
-    assert len(findings) > 4 and [one.text for one in findings if one.level == "error"] == []
+    assert len(findings) > 4
+    assert [finding.text for finding in findings if finding.level == "error"] == []

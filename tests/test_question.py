@@ -23,7 +23,7 @@ def replying(replies: dict[str, str | None], received: list[str] | None = None) 
     Its reply to any other question is "no".
     """
 
-    def ask(images: Tensor, questions: Sequence[str]) -> list[str | None]:
+    def answer(images: Tensor, questions: Sequence[str]) -> list[str | None]:
         if received is not None:
             received.extend(questions)
 
@@ -32,21 +32,21 @@ def replying(replies: dict[str, str | None], received: list[str] | None = None) 
             for image, q in zip(images, questions, strict=True)
         ]
 
-    return ask
+    return answer
 
 
 HOW_MANY = "How many cats are there in this image?"
-WHICH = "What animal is in this image?"
+WHICH_ANIMAL = "What animal is in this image?"
 IMAGES = torch.stack([torch.ones(3, 8, 8), torch.zeros(3, 8, 8)])
 
 
 @pytest.mark.parametrize(
     ("replies", "expected"),
     [
-        ({HOW_MANY: "There are Two cats.", WHICH: "a CAT"}, 1.0),
-        ({HOW_MANY: "three", WHICH: "cat"}, 0.5),
-        ({HOW_MANY: "three", WHICH: "dog"}, 0.0),
-        ({HOW_MANY: "two", WHICH: "cat", TEXT: "Yes, there is."}, 0.0),
+        ({HOW_MANY: "There are Two cats.", WHICH_ANIMAL: "a CAT"}, 1.0),
+        ({HOW_MANY: "three", WHICH_ANIMAL: "cat"}, 0.5),
+        ({HOW_MANY: "three", WHICH_ANIMAL: "dog"}, 0.0),
+        ({HOW_MANY: "two", WHICH_ANIMAL: "cat", TEXT: "Yes, there is."}, 0.0),
     ],
 )
 def test_the_share_of_right_replies(
@@ -55,11 +55,13 @@ def test_the_share_of_right_replies(
     received: list[str] = []
     monkeypatch.setattr(vlm, "load", lambda *_, **__: replying(replies, received))
     assert question("m")(IMAGES, [TWO_CATS, TWO_CATS]).tolist() == [expected, 0]
-    assert received == [TEXT, HOW_MANY, WHICH] * 2
+    assert received == [TEXT, HOW_MANY, WHICH_ANIMAL] * 2
 
 
 def test_a_missing_reply_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vlm, "load", lambda *_, **__: replying({HOW_MANY: None, WHICH: "cat"}))
+    monkeypatch.setattr(
+        vlm, "load", lambda *_, **__: replying({HOW_MANY: None, WHICH_ANIMAL: "cat"})
+    )
     values = question("m")(IMAGES, [TWO_CATS, TWO_CATS])
     assert values.isnan().tolist() == [True, False]
     with pytest.raises(ValueError, match="m has no reply about any of 1 images"):
@@ -70,7 +72,7 @@ def test_written_answers_are_counted_in_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(
-        vlm, "load", lambda *_, **__: replying({HOW_MANY: "two", WHICH: "cat", TEXT: "yes"})
+        vlm, "load", lambda *_, **__: replying({HOW_MANY: "two", WHICH_ANIMAL: "cat", TEXT: "yes"})
     )
 
     with caplog.at_level(logging.WARNING):
@@ -85,7 +87,7 @@ def test_written_answers_are_counted_in_the_log(
 def test_questions_come_from_the_prompt_or_its_metadata() -> None:
     brought = {"questions": ["What colour is the dog?"], "answers": ["red"]}
     assert questions(Prompt("a dog", brought)) == [("What colour is the dog?", "red")]
-    assert questions(TWO_CATS) == [(HOW_MANY, "two"), (WHICH, "cat")]
+    assert questions(TWO_CATS) == [(HOW_MANY, "two"), (WHICH_ANIMAL, "cat")]
 
     for prompt in counting():
         assert questions(prompt) == questions(Prompt(prompt.text)), (

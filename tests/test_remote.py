@@ -143,7 +143,7 @@ def test_an_answer_that_breaks_the_protocol_is_an_error(
         remote(server.url)(IMAGES, PROMPTS)
 
 
-def test_the_row_is_that_of_the_whole_batch(server: LocalServer) -> None:
+def test_the_row_in_an_error_is_that_of_the_full_batch(server: LocalServer) -> None:
     server.answer = lambda body: (
         200,
         {"scores": ["x" if n["n"] == 3 else 1 for n in body["metadata"]]},

@@ -289,9 +289,9 @@ def test_sentiment_of_emoji_tells_bright_grounds_from_dark_ones() -> None:
     means = {}
 
     for colour in ("yellow", "pink", "gray", "black"):
-        images, shown = scenes.draw(12, "single", background=colour)
+        images, drawn = scenes.draw(12, "single", background=colour)
         means[colour] = reward(
-            images.permute(0, 3, 1, 2).float() / 255, [Prompt(s.caption) for s in shown]
+            images.permute(0, 3, 1, 2).float() / 255, [Prompt(s.caption) for s in drawn]
         ).mean()
 
     assert min(means["yellow"], means["pink"]) > 0.9 > 0.1 > max(means["gray"], means["black"])
@@ -422,11 +422,11 @@ def test_preference_knows_where_pickscores_processor_is(monkeypatch: pytest.Monk
 
     def load(name: str, processor: str = "") -> Clip:
         loaded.append((name, processor))
-        raise ValueError
+        raise LookupError
 
     monkeypatch.setattr(Clip, "load", load)
     for arguments in ({}, {"model": "mine"}, {"model": "mine", "processor": "other"}):
-        with pytest.raises(ValueError):
+        with pytest.raises(LookupError):
             preference(**arguments)
 
     pickscore = ("yuvalkirstain/PickScore_v1", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K")

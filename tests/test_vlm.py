@@ -75,10 +75,10 @@ def test_images_of_another_size_are_fitted(local: vlm.Local, images: Tensor) -> 
 
 
 def test_one_question_an_image(local: vlm.Local, images: Tensor) -> None:
-    for ask in (local, vlm.CachedVlm(local)):
+    for model in (local, vlm.CachedVlm(local)):
         with pytest.raises(ValueError, match="8 images but 1 questions"):
-            ask(images, [CAPTION])
-        assert ask(images[:0], []) == []
+            model(images, [CAPTION])
+        assert model(images[:0], []) == []
 
 
 class Counting:
@@ -95,7 +95,7 @@ class Counting:
         ]
 
 
-def test_only_failures_are_asked_for_twice(images: Tensor) -> None:
+def test_only_failures_are_requested_twice(images: Tensor) -> None:
     plain = Counting()
     model = Counting()
     cached = vlm.CachedVlm(model, capacity=4)
@@ -106,7 +106,7 @@ def test_only_failures_are_asked_for_twice(images: Tensor) -> None:
     assert cached(twice, questions) == expected
     assert model.count == 2
     assert cached(twice, questions) == expected
-    assert model.count == 3, "the failure was asked for again"
+    assert model.count == 3, "only the failure was requested again"
     assert cached(images[:1], ["how?"]) == plain(images[:1], ["how?"])
     assert model.count == 4
 
@@ -234,9 +234,7 @@ def test_in_process_and_through_the_server_scores_are_the_same(
         ),
     ],
 )
-def test_the_server_refuses_what_it_does_not_understand(
-    address: str, path: str, body: bytes
-) -> None:
+def test_the_server_refuses_unknown_requests(address: str, path: str, body: bytes) -> None:
     with pytest.raises(HTTPError) as caught:
         urlopen(Request(address + path, body), timeout=10)
     with caught.value:

@@ -41,12 +41,12 @@ def policy() -> Iterator[Policy]:
 
 
 def test_scenes_are_seeded_and_have_right_captions() -> None:
-    images, shown = Scenes(3).draw(64)
+    images, drawn = Scenes(3).draw(64)
     again, same = Scenes(3).draw(64)
-    assert torch.equal(images, again) and shown == same
+    assert torch.equal(images, again) and drawn == same
     assert images.shape == (64, 64, 64, 3) and images.dtype == torch.uint8
 
-    for scene in shown:
+    for scene in drawn:
         parsed = judge.parse(scene.caption)
         assert parsed is not None
         assert parsed.nouns == scene.nouns
@@ -69,9 +69,9 @@ def test_the_vocabulary() -> None:
 
 
 def test_the_judge_knows_clean_scenes_and_is_not_easily_pleased() -> None:
-    images, shown = Scenes(11).draw(128, "single")
+    images, drawn = Scenes(11).draw(128, "single")
     pixels = images.permute(0, 3, 1, 2).float() / 255
-    prompts = [Prompt(scene.caption) for scene in shown]
+    prompts = [Prompt(scene.caption) for scene in drawn]
     assert judge.load()(pixels, prompts).float().mean() >= 0.97
     assert judge.load()(pixels, prompts[1:] + prompts[:1]).float().mean() <= 0.1
     assert not judge.load()(pixels, [Prompt("a capybara")] * 128).any()
@@ -87,8 +87,8 @@ def test_stock_libraries_load_them() -> None:
     assert image.shape == (1, 3, 64, 64)
     clip = CLIPModel.from_pretrained(zoo.path("emoji-clip"), dtype=torch.float32)
     processor = CLIPProcessor.from_pretrained(zoo.path("emoji-clip"))
-    images, shown = Scenes(5).draw(8, "single")
-    texts = [s.caption for s in shown]
+    images, drawn = Scenes(5).draw(8, "single")
+    texts = [s.caption for s in drawn]
     inputs = processor(
         text=texts, images=list(images.numpy()), return_tensors="pt", padding="max_length"
     )
@@ -214,7 +214,7 @@ def test_shared_parts_are_in_the_package_once_and_load_anywhere(
     assert copied.name == folder.name, "the same files, the same name"
 
 
-def test_a_cache_that_cannot_be_ask_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(OSError, match="put together in .* set XDG_CACHE_HOME to a folder that can"):
@@ -246,10 +246,10 @@ def test_taste_is_its_formula() -> None:
 
 
 def test_the_aesthetic_head_predicts_taste_and_is_not_it(policy: Policy) -> None:
-    images, shown = Scenes(91).draw(256)
+    images, drawn = Scenes(91).draw(256)
     pixels = images.permute(0, 3, 1, 2).float() / 255
     predicted = aesthetic("zoo:emoji-clip", "zoo:emoji-aesthetic")(
-        pixels, [Prompt(s.caption) for s in shown]
+        pixels, [Prompt(s.caption) for s in drawn]
     )
     truth = taste(pixels)
     assert 0.6 < float(torch.corrcoef(torch.stack([predicted, truth]))[0, 1]) < 0.99
@@ -272,10 +272,10 @@ def test_the_other_taste_is_its_formula() -> None:
 
 
 def test_the_preference_head_predicts_the_other_taste_and_not_the_first() -> None:
-    images, shown = Scenes(91).draw(256)
+    images, drawn = Scenes(91).draw(256)
     pixels = images.permute(0, 3, 1, 2).float() / 255
     predicted = aesthetic("zoo:emoji-clip", "zoo:emoji-preference")(
-        pixels, [Prompt(s.caption) for s in shown]
+        pixels, [Prompt(s.caption) for s in drawn]
     )
     truth = preference(pixels)
     first = taste(pixels)

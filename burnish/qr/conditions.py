@@ -3,7 +3,7 @@
 Each condition is a fixed change of a grey image, the same every time it is made: nothing in it is
 random but noise from a fixed seed. Geometry is measured in modules, the little squares of a code,
 because they are what a reader reads: a bare code of modules of 4 px or of 16 px is read under every
-condition (`tests/test_scan.py`), so an image that is not read under one has lost something.
+condition (`tests/test_scanner.py`), so an image that is not read under one has lost something.
 
     full     as it is
     half     scaled by 0.5, but to no less than 3 px a module

@@ -54,6 +54,7 @@ class Progress:
             self.live.stop()
 
     def __call__(self, record: Mapping[str, Any]) -> None:
+        """Show an iteration's record: update the live view, or print one line."""
         now = time.monotonic()
 
         # the first iteration's time leaves out loading the model and the evaluation before training

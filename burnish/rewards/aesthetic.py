@@ -1,5 +1,4 @@
-"""Aesthetic quality, predicted by a small head on CLIP's image embedding; LAION's predictor, and
-one of our own.
+"""Aesthetic quality, predicted by a head on CLIP's image embedding: LAION's, or one of our own.
 
     score = head(E_image(image) / |E_image(image)|)
 

@@ -1,5 +1,6 @@
-"""Prompt-image alignment as DDPO has it (arXiv 2305.13301, section 5.1): a model describes the
-image, and the description is compared with the prompt.
+"""Prompt-image alignment: a model describes the image; its answer is compared with the prompt.
+
+This is DDPO's reward (arXiv 2305.13301, section 5.1):
 
     reward = BERTScore recall(answer, "The image contains " + prompt)
            = mean over tokens r of the reference, max over tokens c of the answer, of cos(state(r),

@@ -1,9 +1,8 @@
-"""Image-text similarity: the cosine between CLIP's embeddings of the image and of its prompt (arXiv
-2103.00020).
+"""Image-text similarity: the cosine between CLIP's embeddings of the image and of its prompt.
 
     reward = <E_image(image), E_text(prompt)> / (|E_image| |E_text|)
 
-in [-1, 1], in practice within a few hundredths.
+in [-1, 1], in practice within a few hundredths (CLIP: arXiv 2103.00020).
 
 Works with any `CLIPModel`: a hub id, a folder, or the embedded `zoo:emoji-clip`. Images stay
 tensors: they are resized and normalised with the numbers of the model's own processor, and never

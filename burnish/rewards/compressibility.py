@@ -1,8 +1,9 @@
-"""Rewards read off the pixels alone: the size of the image as a JPEG file (DDPO, arXiv 2305.13301,
-section 5.1).
+"""Rewards read off the pixels alone: the size of the image as a JPEG file.
 
     incompressibility = kB of JPEG(round(255 * image))     (1 kB = 1000 bytes)
     compressibility   = -incompressibility
+
+Both are rewards of DDPO (arXiv 2305.13301, section 5.1).
 
 Sizes depend on the resolution and on the JPEG library: compare them within one machine only.
 """

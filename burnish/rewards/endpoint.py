@@ -1,15 +1,14 @@
-"""A vision-language model behind an OpenAI-compatible server (vLLM, llama.cpp, Ollama, hosted),
-asked about images.
+"""A vision-language model behind an OpenAI-compatible server answers questions about images.
 
     POST {url}/chat/completions
-    {"model": ..., "messages": [{"role": "user", "content": [{"type": "image_url", "image_url":
-    {"url":
-     "data:image/png;base64,..."}}, {"type": "text", "text": question}]}], "temperature": 0,
-     "max_tokens": 64}
+    {"model": ..., "temperature": 0, "max_tokens": 64, "messages": [{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}},
+        {"type": "text", "text": question}]}]}
 
-The protocol is OpenAI's chat completions with image input. DDPO's server (arXiv 2305.13301) asked
-LLaVA greedily for at most 64 tokens about JPEG files of quality 80; PNG is the default here, so
-that the image scored is exactly the image made.
+The server may be vLLM, llama.cpp, Ollama or a hosted one. The protocol is OpenAI's chat completions
+with image input. DDPO's server (arXiv 2305.13301) asked LLaVA greedily for at most 64 tokens about
+JPEG files of quality 80; PNG is the default here, so that the image scored is exactly the image
+made.
 """
 
 from __future__ import annotations
@@ -63,10 +62,14 @@ class Endpoint:
             model: the name under which the server knows the model.
             key_variable: the environment variable that holds the API key; if it is not set no key
                 is sent, and "" never sends one. The key is kept out of files, messages and logs.
-            timeout, retries, workers, backoff: as for `Wire`; at most `workers` images are under
-                way at once.
-            image: file format in which images are sent. `quality` is that of a JPEG file.
-            temperature, max_tokens: of the answers; 0 is greedy.
+            timeout: as for `Wire`.
+            retries: as for `Wire`.
+            workers: as for `Wire`; at most so many images are under way at once.
+            backoff: as for `Wire`.
+            image: file format in which images are sent.
+            quality: of a JPEG file.
+            temperature: of the answers; 0 is greedy.
+            max_tokens: of an answer.
             cache: answers kept, so that the same question about the same image is sent once.
 
         Raises:

@@ -1,11 +1,10 @@
-"""People's preference, predicted by a CLIP model that was fine-tuned on their choices: PickScore
-(arXiv 2305.01569).
+"""People's preference, predicted by a CLIP model fine-tuned on their choices.
 
     score = exp(logit_scale) * <E_image(image), E_text(prompt)> / (|E_image| |E_text|)
 
-The probability that the first of two images is preferred is sigmoid(score_1 - score_2), so a
-difference between scores of one prompt is in nats. The model was fitted to choices between images
-of one prompt: use an advantage per prompt.
+This is PickScore (arXiv 2305.01569). The probability that the first of two images is preferred is
+sigmoid(score_1 - score_2), so a difference between scores of one prompt is in nats. The model was
+fitted to choices between images of one prompt: use an advantage per prompt.
 """
 
 from __future__ import annotations

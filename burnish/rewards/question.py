@@ -1,10 +1,9 @@
-"""Questions with known answers: DDPO's counting task (arXiv 2305.13301, appendix), watched for
-written answers.
+"""Questions with known answers: DDPO's counting task, watched for written answers.
 
     reward = mean over the prompt's questions of [ the expected answer is a part of the reply ]
 
 For "three wolves": "How many wolves are there in this image?" -> "three"; "What animal is in this
-image?" -> "wolf".
+image?" -> "wolf" (arXiv 2305.13301, appendix).
 
 DDPO's model learned to *write* "sixx ttutttas" over its turtles, and the reader believed it: a
 typographic attack. So the reader is asked a third question, whether there is text in the image, and

@@ -1,5 +1,6 @@
-"""Any reward in another process or on another machine, over HTTP. `examples/reward_server.py` is
-the other end.
+"""Any reward in another process or on another machine, over HTTP.
+
+`examples/reward_server.py` is the other end.
 
     request     {"version": 1, "images": [PNG file in base64, ...],
                  "prompts": [text, ...], "metadata": [object, ...]}

@@ -1,13 +1,12 @@
-"""The mood of an image, one of two, by CLIP's zero-shot classification (arXiv 2103.00020, section
-3.1).
+"""The mood of an image, one of two, by CLIP's zero-shot classification.
 
     reward = P / (P + N)
     P      = mean over positive texts p of exp(s <E(image), E(p)>), N likewise over negative ones
 
 with embeddings of length 1 and s the model's own scale (CLIP ViT-L/14: 100) divided by
-`temperature`. The texts define the two classes, so the reward classifies anything that two lists of
-words can tell apart. Here it stands in for Parrot's fourth reward (arXiv 2401.05675), the positive
-class of a model fitted to the sentiment of tweets.
+`temperature` (arXiv 2103.00020, section 3.1). The texts define the two classes, so the reward
+classifies anything that two lists of words can tell apart. Here it stands in for Parrot's fourth
+reward (arXiv 2401.05675), the positive class of a model fitted to the sentiment of tweets.
 
 `zoo:emoji-clip` knows no moods, only things and colours. Its default texts tell bright backgrounds
 from gray and black ones: a stand-in that can be computed offline, and no measure of sentiment.

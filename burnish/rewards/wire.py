@@ -1,5 +1,6 @@
-"""JSON over HTTP for every reward that calls another process: many requests at once, with retries
-and time-outs.
+"""JSON over HTTP for every reward that calls another process.
+
+There are many requests at once, with retries and time-outs.
 
 A request is tried again after 429, 5xx, a connection that fails and a time-out, and waits in
 between

@@ -1,8 +1,8 @@
 """Before hours are spent: one small rehearsal of an iteration, and one line for each finding.
 
-One chunk is sampled, scored, replayed and differentiated with the loop's own pieces, at the sizes of
-the configuration, so that a batch that does not fit into memory fails here. Nothing is trained and
-nothing is written.
+One chunk is sampled, scored, replayed and differentiated with the loop's own pieces, at the sizes
+of the configuration, so that a batch that does not fit into memory fails here. Nothing is trained
+and nothing is written.
 """
 
 from __future__ import annotations

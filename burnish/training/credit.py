@@ -20,7 +20,7 @@ from burnish.types import Scores
 from burnish.world import World
 
 SCALE_BUCKET = 0.05
-"""Control scales less than about this apart count as the same for what is remembered of a prompt."""
+"""Control scales that differ by less than about this share what is remembered of a prompt."""
 
 
 class ScoreChecks:

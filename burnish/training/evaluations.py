@@ -1,4 +1,4 @@
-"""When a run evaluates: before training, at intervals and at the end; and what the guard decides."""
+"""A run evaluates before training, at intervals and at the end; then its guard decides."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The zoo: small models shipped with the package, so that every algorithm runs end to end on a
-laptop CPU.
+"""The zoo: small models in the package; with them every algorithm runs on a laptop CPU, end to end.
 
     zoo:emoji-sd         a Stable Diffusion pipeline about emoji, 64x64 pixels, v-prediction
     zoo:emoji-lcm        the same, distilled into a latent consistency model: images in one to eight

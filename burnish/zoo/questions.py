@@ -1,5 +1,4 @@
-"""Questions about scenes and their answers: `zoo:emoji-captioner` learns from them and is measured
-by them.
+"""Questions about scenes and their answers: `zoo:emoji-captioner` learns and is measured by them.
 
     what is going on in this image?      a fox and a guitar on a blue background
     how many animals are there?          one

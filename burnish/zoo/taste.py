@@ -1,5 +1,4 @@
-"""Two stated tastes in emoji, computed from pixels: the ground truth that heads of the zoo were
-fitted to.
+"""Two stated tastes in emoji, computed from pixels: the truth that heads of the zoo were fitted to.
 
     taste      = 1 + 9 (0.5 saturation + 0.25 centring + 0.25 flatness)     of `zoo:emoji-aesthetic`
     preference = 1 + 9 (0.5 coolness + 0.25 contrast + 0.25 fullness)   of `zoo:emoji-preference`

@@ -32,12 +32,12 @@ from burnish.types import Prompt
 from burnish.world import World
 
 REWARD = """
-texts, full = [], []
+texts, pairs = [], []
 def brightness(images, prompts):
     texts.extend(prompt.text for prompt in prompts)
     return images.mean((1, 2, 3))
-def whole(images, prompts):
-    full.extend((prompt.metadata["original"], prompt.text) for prompt in prompts)
+def redness(images, prompts):
+    pairs.extend((prompt.metadata["original"], prompt.text) for prompt in prompts)
     return images[:, 0].mean((1, 2))
 """
 TIMING = ("seconds_sampling", "seconds_scoring", "seconds_training")
@@ -63,7 +63,7 @@ def recipe(tmp_path: Path, write_recipe: Callable[..., Path]) -> Path:
         },
         rewards=[
             {"use": "HERE/reward.py:brightness"},
-            {"use": "HERE/reward.py:whole", "of": "prompt"},
+            {"use": "HERE/reward.py:redness", "of": "prompt"},
         ],
         optimizer={"lr": 1e-3},
         batch={
@@ -120,19 +120,21 @@ def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path)
     assert learned["peft_type"] == "LORA"
     assert learned["base_model_name_or_path"] == f"{tmp_path}/language"
     assert records[0]["expander_texts"][0][1] in page(Run(uninterrupted)), "the report shows them"
-    # what was learned is drawn with
+
+    # the trained expander is drawn with
     policy, sampler = open_source(str(uninterrupted), steps=2)
     expander = open_expander(str(uninterrupted), policy)
     before = open_expander(str(uninterrupted), policy, before=True)
     assert expander is not None and before is not None
     drawn = before.draw([Prompt("a cat")] * 8, generator())
     assert (expander.replay(drawn, torch.arange(8)).logp - drawn.logp).abs().max() > 1e-3
-    plain, worded = (draw(policy, sampler, ["a cat"], 2, 0, words) for words in (None, expander))
-    assert not torch.equal(plain, worded)
-    assert torch.equal(worded, draw(policy, sampler, ["a cat"], 2, 0, expander))
+    unexpanded = draw(policy, sampler, ["a cat"], 2, 0, None)
+    expanded = draw(policy, sampler, ["a cat"], 2, 0, expander)
+    assert not torch.equal(unexpanded, expanded)
+    assert torch.equal(expanded, draw(policy, sampler, ["a cat"], 2, 0, expander))
 
 
-def test_each_text_of_a_grid_has_words_from_a_random_stream_of_its_own(tiny_pipeline: Path) -> None:
+def test_each_text_of_a_grid_is_expanded_with_its_own_random_stream(tiny_pipeline: Path) -> None:
     seeds: list[int] = []
 
     class Recorder:
@@ -149,7 +151,7 @@ def test_each_text_of_a_grid_has_words_from_a_random_stream_of_its_own(tiny_pipe
         sample(str(tiny_pipeline), ["a cat"], original=0.5)
 
 
-def test_only_the_expander_learns_and_rewards_judge_what_was_asked(
+def test_only_the_expander_learns_and_rewards_judge_the_original(
     recipe: Path, tmp_path: Path
 ) -> None:
     run = Run(train(load(recipe, "model.train=none", "iterations=1"), tmp_path / "run"))
@@ -162,11 +164,11 @@ def test_only_the_expander_learns_and_rewards_judge_what_was_asked(
 
     module = resolve("reward", f"{tmp_path}/reward.py:brightness").__globals__
     assert set(module["texts"]) == {"a cat", "a dog", "an ox"}
-    assert all(text.startswith(original) for original, text in module["full"])
-    assert any(text != original for original, text in module["full"])
+    assert all(text.startswith(original) for original, text in module["pairs"])
+    assert any(text != original for original, text in module["pairs"])
 
 
-def test_learning_rate_zero_leaves_it_unchanged(recipe: Path, tmp_path: Path) -> None:
+def test_learning_rate_zero_leaves_the_expander_unchanged(recipe: Path, tmp_path: Path) -> None:
     still = ["expander.lr=0", "optimizer.lr=0", "iterations=2", "run.sample_every=0"]
     run = Run(train(load(recipe, *still), tmp_path / "run"))
     tensors = load_file(run.checkpoints / "000002/tensors.safetensors")
@@ -185,11 +187,11 @@ def test_the_advantage_of_a_text_is_against_the_other_texts_of_its_prompt() -> N
     assert text_advantages(adv, valid, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
     valid[7] = False  # 9 alone counts
     assert text_advantages(adv, valid, group, 4).tolist() == [1.0, -1.0, -2.0, 2.0]
-    valid[6] = False  # nobody is left to compare with
+    valid[6] = False  # no other text is left to compare with
     assert text_advantages(adv, valid, group, 4).tolist() == [1.0, -1.0, 0.0, 0.0]
 
 
-def test_what_pleases_becomes_likelier_and_without_an_advantage_nothing_moves() -> None:
+def test_rewarded_texts_become_likelier_and_without_an_advantage_nothing_changes() -> None:
     """Texts with "red" in them are rewarded, without any image: the loop's own step learns it."""
     expander = Expander(*build_language(), "full", tokens=4)
     config = Config(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from burnish.config import Config
 from burnish.diffusion.policy import Policy
 from burnish.runs import Run
 from burnish.training.assembly import IN_MEMORY, Overrides
+from burnish.training.checkpoint import restore
 from burnish.training.collect import SampledImages
 from burnish.training.loop import train
 from burnish.types import Prompt
@@ -62,9 +64,7 @@ def test_objects_equal_the_parts_of_their_names(config: Config, tmp_path: Path) 
     given = Overrides(policy=Policy.load(pipe, device="cpu"), rewards={"brightness": brightness})
     train(config, tmp_path / "given", overrides=given)
     assert log(tmp_path / "given") == log(tmp_path / "named")
-    assert pipe.unet is given.policy.pipe.unet, (
-        "the pipeline that was given is the one that was trained"
-    )
+    assert pipe.unet is given.policy.pipe.unet, "the given pipeline was trained"
     assert any(p.abs().sum() > 0 for name, p in pipe.unet.named_parameters() if "lora_B" in name)
 
 
@@ -75,23 +75,21 @@ def test_prompts_drawn_by_a_function(config: Config, tmp_path: Path) -> None:
     assert [batch.iteration for batch in batches] == [1, 2]
 
     for batch, record in zip(batches, records, strict=True):
-        assert [prompt.metadata["index"] for prompt in batch.prompts] == list(range(6)), (
-            "in the order they were drawn"
-        )
-        assert batch.images.shape == (6, 3, 32, 32) and batch.trackers == []
+        indices = [prompt.metadata["index"] for prompt in batch.prompts]
+        assert indices == list(range(6)), "in the order they were drawn"
+        assert batch.images.shape == (6, 3, 32, 32)
+        assert batch.trackers == []
         torch.testing.assert_close(batch.scores.parts[:, 0], batch.images.mean((1, 2, 3)).double())
-        assert record["rewards"]["brightness"]["mean"] == pytest.approx(
-            float(batch.scores.parts.mean())
-        )
+        mean = float(batch.scores.parts.mean())
+        assert record["rewards"]["brightness"]["mean"] == pytest.approx(mean)
 
     texts = [prompt.text for batch in batches for prompt in batch.prompts]
-    assert len(set(texts)) == 3 and texts[:6] != texts[6:]
+    assert len(set(texts)) == 3
+    assert texts[:6] != texts[6:]
 
 
 def test_the_tracker_knows_a_drawn_prompt_by_its_text(config: Config, tmp_path: Path) -> None:
     train(config, tmp_path / "run", overrides=Overrides(source=draw))
-    from burnish.training.checkpoint import restore
-
     state = restore(Run(tmp_path / "run").checkpoints)
     assert state is not None
     counts = sorted(len(rows) for rows in state.memory["advantage"]["seen"].values())
@@ -101,8 +99,6 @@ def test_the_tracker_knows_a_drawn_prompt_by_its_text(config: Config, tmp_path: 
 def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(
     config: Config, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     given = Overrides(source=draw, rewards={"brightness": brightness})
     train(config, tmp_path / "uninterrupted", overrides=given)
     train(replace(config, iterations=1), tmp_path / "resumed", overrides=given)
@@ -111,30 +107,23 @@ def test_a_resumed_run_draws_what_the_uninterrupted_one_draws(
 
 
 def test_the_run_directory_marks_parts_it_cannot_save(config: Config, tmp_path: Path) -> None:
-    run = Run(
-        train(
-            config, tmp_path / "run", overrides=Overrides(source=draw, rewards={"mine": brightness})
-        )
-    )
+    given = Overrides(source=draw, rewards={"mine": brightness})
+    run = Run(train(config, tmp_path / "run", overrides=given))
     saved = configuration.load(run.config)
-    assert saved.prompts == {"use": IN_MEMORY} and saved.rewards == [
-        {"use": IN_MEMORY, "name": "mine", "weight": 1.0}
-    ]
+    assert saved.prompts == {"use": IN_MEMORY}
+    assert saved.rewards == [{"use": IN_MEMORY, "name": "mine", "weight": 1.0}]
 
     with pytest.raises(ValueError, match="prompts: this was an object of a Python program"):
         train(saved, run.folder, resume=True)
 
 
 def test_a_given_reward_keeps_the_weight_of_its_name(config: Config) -> None:
-    weighted = configuration.parse(
-        {**_tree(config), "rewards": [{**config.rewards[0], "weight": 3.0}]}
-    )
+    table = {**config.rewards[0], "weight": 3.0}
+    weighted = configuration.parse({**asdict(config), "rewards": [table]})
     given = Overrides(rewards={"brightness": brightness, "other": brightness})
     rewards = given.described(weighted).rewards
-    assert [(table["name"], table["weight"]) for table in rewards] == [
-        ("brightness", 3.0),
-        ("other", 1.0),
-    ]
+    weights = {table["name"]: table["weight"] for table in rewards}
+    assert weights == {"brightness": 3.0, "other": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -145,27 +134,20 @@ def test_a_given_reward_keeps_the_weight_of_its_name(config: Config) -> None:
             Overrides(source=draw),
             "need some that stay: set evaluation.prompts",
         ),
-        (
-            {},
-            Overrides(source=lambda count: draw(count - 1)),
-            "returned 5 prompts, but was asked for 6",
-        ),
+        ({}, Overrides(source=lambda n: draw(n - 1)), "returned 5 prompts, but was asked for 6"),
     ],
 )
-def test_errors_are_one_sentence(
+def test_drawn_prompts_that_are_an_error(
     config: Config, tmp_path: Path, changes: dict[str, Any], given: Overrides, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        train(configuration.parse({**_tree(config), **changes}), tmp_path / "run", overrides=given)
+        train(configuration.parse({**asdict(config), **changes}), tmp_path / "run", overrides=given)
 
 
-def test_a_policy_of_another_kind_than_the_configuration_says(
-    config: Config, tmp_path: Path
-) -> None:
+def test_a_policy_that_contradicts_the_configuration(config: Config, tmp_path: Path) -> None:
     given = Overrides(policy=Policy.load(config.model.id, train="full", device="cpu"))
-    with pytest.raises(
-        ValueError, match='the given policy has train = "full" and computes in float32; make'
-    ):
+    message = 'the given policy has train = "full" and computes in float32; make'
+    with pytest.raises(ValueError, match=message):
         train(config, tmp_path / "run", overrides=given)
 
 
@@ -180,10 +162,5 @@ def test_trackers_are_opened_with_their_project_and_options() -> None:
     world = World(accelerator=Accelerator())
     world.track({"a": {"b": 1}}, "mine", {"wandb": {"entity": "me"}})
     assert world.accelerator.opened == ("mine", {"a/b": 1}, {"wandb": {"entity": "me"}})
-    assert world.trackers == ["open"] and World(rank=1, accelerator=Accelerator()).trackers == []
-
-
-def _tree(config: Config) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(config)
+    assert world.trackers == ["open"]
+    assert World(rank=1, accelerator=Accelerator()).trackers == []

@@ -43,11 +43,11 @@ def grey(layout: Layout) -> torch.Tensor:
 def test_the_drawing_is_segnos_matrix(version: int | str, payload: str) -> None:
     side = 112 if isinstance(version, str) else 768
     layout = fit(payload, side, version=version)
-    theirs = segno.make(
+    expected = segno.make(
         payload, version=version, error=layout.error or None, mask=layout.mask, boost_error=False
     )
-    assert layout.designator == theirs.designator and layout.micro == theirs.is_micro
-    matrix = torch.tensor([list(row) for row in theirs.matrix]) == 1
+    assert layout.designator == expected.designator and layout.micro == expected.is_micro
+    matrix = torch.tensor([list(row) for row in expected.matrix]) == 1
     assert torch.equal(grey(layout), matrix) and torch.equal(layout.modules, matrix)
     outside = layout.draw()[0].clone()
     end = layout.left + len(matrix) * layout.module

@@ -76,7 +76,7 @@ def test_a_bare_code_is_read_under_every_condition(
     assert readings.strict.all() and readings.fraction.eq(1).all()
 
 
-def test_what_is_no_code_is_never_read() -> None:
+def test_an_image_without_a_code_is_never_read() -> None:
     layouts = codes(64, 5, 16)
     scanner = Scanner(ZXING, "all", softened=True)
 
@@ -347,7 +347,7 @@ def test_the_reward_is_the_share_read_and_the_share_of_right_modules() -> None:
     assert torch.equal(scan(module_weight=0)(images, prompts), readings.fraction)
 
 
-def test_the_reward_tells_images_apart_that_nothing_reads() -> None:
+def test_the_reward_separates_images_that_no_decoder_reads() -> None:
     layout = fit("AB12C", 64)
     images = torch.stack(
         [a * layout.draw() + (1 - a) * noise(3, 64, 64) for a in (0.0, 0.1, 0.15, 0.2)]
@@ -463,7 +463,7 @@ def test_the_module_term_alone() -> None:
     assert modules()(images, prompts).tolist()[2] == 0
 
 
-def test_the_module_term_by_area_tells_apart_what_is_all_right_in_the_middle() -> None:
+def test_the_module_term_by_area_separates_images_whose_module_centres_are_right() -> None:
     """Modules whose edges are grey: no module is wrong, and half of a light module's 16 px is."""
     layout = fit("AB12C", 64)
     clean = layout.draw()
@@ -478,7 +478,7 @@ def test_the_module_term_by_area_tells_apart_what_is_all_right_in_the_middle() -
     assert modules(whole=True)(images, prompts).tolist() == [1, 0.5]
 
 
-def test_an_image_is_verified_under_the_conditions_it_was_kept_by(tmp_path: Path) -> None:
+def test_an_image_is_verified_under_the_conditions_that_selected_it(tmp_path: Path) -> None:
     """Corners found in a soft image are off by a few hundredths, and its modules still 4 px."""
     stream = torch.Generator().manual_seed(0)
     scanner = Scanner(["zxing"], "all")
