@@ -29,9 +29,9 @@ from conftest import build_pipeline, build_sdxl, generator, perturb
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
-from test_first_iterations import TOLERANCES, differences, first_record, kept, matters
-from test_policy import stock_images
+from test_first_iterations import TOLERANCES, differences, expected_record, first_record, matters
 from test_loop import log
+from test_policy import stock_images
 from torch import Tensor, nn
 
 from burnish import config as configuration
@@ -335,7 +335,7 @@ def test_8_bit_adam_steps_like_adam_and_goes_on_from_its_state(device: str) -> N
     pytest.importorskip("bitsandbytes")
 
     def parameters() -> list[nn.Parameter]:
-        """A tensor that is kept in 8 bits, and one that is too small for it."""
+        """A tensor that is expected_record in 8 bits, and one that is too small for it."""
         values = [torch.randn(shape, generator=generator()) for shape in ((128, 64), (7,))]
         return [nn.Parameter(value.to(device)) for value in values]
 
@@ -367,7 +367,7 @@ def test_a_run_with_8_bit_adam(
     tiny_sd1: Path, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optim = pytest.importorskip("bitsandbytes.optim")
-    # the tiny network has no tensor that would be kept in 8 bits otherwise
+    # the tiny network has no tensor that would be expected_record in 8 bits otherwise
     monkeypatch.setattr(optim, "AdamW8bit", partial(optim.AdamW8bit, min_8bit_size=16))
     changes = ["model.train=full", "optimizer.eight_bit=true"]
     run = Run(train(load(tiny_sd1, tmp_path, device, *changes), tmp_path / "run"))
@@ -417,8 +417,8 @@ def test_every_objective_runs(
 def test_recipes_of_the_zoo_run_an_iteration(recipe: str, device: str, tmp_path: Path) -> None:
     """A ControlNet, an expander with token identifiers, a vision-language reward, and RWR."""
     record = first_record(recipe, tmp_path / "run", f"model.device={device}")
-    assert record.keys() == kept(recipe).keys()
-    assert record["images"] == kept(recipe)["images"]
+    assert record.keys() == expected_record(recipe).keys()
+    assert record["images"] == expected_record(recipe)["images"]
     assert record["grad_norm"] > 0
     assert record.get("ratio_deviation", 0) < 1e-3
     assert record.get("expander_ratio_deviation", 0) < 1e-3
@@ -428,7 +428,7 @@ def test_recipes_of_the_zoo_run_an_iteration(recipe: str, device: str, tmp_path:
 def test_the_demo_has_the_first_iteration_of_a_cpu(device: str, tmp_path: Path) -> None:
     """Noise is drawn on the CPU, so the images are the same up to rounding."""
     record = first_record("demo", tmp_path / "run", f"model.device={device}")
-    found = differences(kept("demo"), record)
+    found = differences(expected_record("demo"), record)
     tolerance = 3 * TOLERANCES["demo"]
     assert [difference for difference in found if matters(difference, tolerance)] == []
 
