@@ -48,7 +48,7 @@ def backward(policy: Policy, images: int, batch: int, weight: float | None = Non
 
 
 def inputs(policy: Policy, batch: int, weight: float | None) -> tuple[torch.Tensor | None, ...]:
-    """Return x, t, text, and the embedded weight of ``batch`` guided calls."""
+    """Return x, t, text, and the embedded weight of `batch` guided calls."""
     x = torch.randn(batch, *policy.latent_shape)
     t = torch.randint(1000, (batch,))
     prompts = [Prompt("a cat")] * batch

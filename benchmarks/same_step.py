@@ -37,7 +37,7 @@ OPTIONS = ROOT / "benchmarks" / "same_step.json"
 
 
 def differences(folder: str, out: Path) -> dict[str, float]:
-    """Return the differences of Burnish's step on TRL's samples in ``out`` from TRL's."""
+    """Return the differences of Burnish's step on TRL's samples in `out` from TRL's."""
     trl = load_file(out / "step.safetensors")
     reward = {"compressibility": compressibility()}
     job = prepare_job(folder, out, reward, count=len(trl["latents"]))
@@ -92,7 +92,7 @@ def repeated_prompts(count: int) -> list[Prompt]:
 
 
 def prepare_job(folder: str, out: Path, reward: dict[str, Reward], count: int) -> Job:
-    """Return a job of Burnish with TRL's options and its adapter in ``out``."""
+    """Return a job of Burnish with TRL's options and its adapter in `out`."""
     options = DDPOConfig(**json.loads(OPTIONS.read_text()))
     pipeline = DefaultDDPOStableDiffusionPipeline(folder, adapter=out)
     recipe = translated(options, pipeline, "compressibility")

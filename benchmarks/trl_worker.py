@@ -69,7 +69,7 @@ def build_config(settings: dict[str, Any]) -> Any:
 
 
 def build_trainer(settings: dict[str, Any], rewards: list[float]) -> Any:
-    """Return a trainer that appends its rewards to ``rewards``."""
+    """Return a trainer that appends its rewards to `rewards`."""
     from accelerate import PartialState
     from trl import DDPOTrainer, DefaultDDPOStableDiffusionPipeline
 

@@ -24,7 +24,7 @@ PROMPTS = tuple(f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}" for noun in VOCA
 
 
 def for_old_transformers(model: Path, folder: Path) -> Path:
-    """Return a pipeline whose tokenizer transformers 4 can read too: ``model``, or a copy of it.
+    """Return a pipeline whose tokenizer transformers 4 can read too: `model`, or a copy of it.
 
     That version needs the vocabulary and the merges in files of their own.
     """

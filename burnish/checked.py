@@ -72,7 +72,7 @@ def checked_part(kind: str, part: Any, use: str) -> Any:
 
 
 def checked_prompts(drawn: Any, count: int, source: Callable[..., Any]) -> list[Prompt]:
-    """Return the prompts that a user's function drew, if they are ``count`` prompts.
+    """Return the prompts that a user's function drew, if they are `count` prompts.
 
     Raises:
         ValueError: it returned something else; the message names the function and the row.
@@ -163,7 +163,7 @@ def check_tensor(value: Any, shape: tuple[int, ...], name: str, *, boolean: bool
     """Return a tensor of this shape whose values are all finite.
 
     Raises:
-        ValueError: it is something else; the message begins with ``name``.
+        ValueError: it is something else; the message begins with `name`.
     """
     if not isinstance(value, Tensor):
         try:
@@ -189,7 +189,7 @@ def check_loss(loss: Any, name: str) -> Loss:
     """Return the loss, if it is a `Loss` with one finite number.
 
     Raises:
-        ValueError: it is something else; the message begins with ``name``.
+        ValueError: it is something else; the message begins with `name`.
     """
     if not isinstance(loss, Loss):
         raise ValueError(

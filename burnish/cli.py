@@ -361,7 +361,7 @@ def search_codes(
     tries: int,
     seed: int,
 ) -> Search:
-    """Return ``count`` images that are read, with a progress bar on stderr meanwhile."""
+    """Return `count` images that are read, with a progress bar on stderr meanwhile."""
     from rich.console import Console
     from rich.progress import Progress
 

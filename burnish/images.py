@@ -71,7 +71,7 @@ def eight_bit(images: Tensor) -> np.ndarray:
 def image_grid(images: Tensor, columns: int = 0) -> tuple[bytes, int]:
     """Return a grid of images (B, 3, H, W) in [0, 1] as a PNG, and its number of columns.
 
-    The images stand row by row without gaps. With 0 ``columns`` the grid is about square.
+    The images stand row by row without gaps. With 0 `columns` the grid is about square.
     """
     count, _, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count * height / width))

@@ -1,7 +1,7 @@
 """The nouns of the library: what flows from one part of an iteration to the next.
 
-Everything here is immutable, so nothing downstream can write into anything upstream. Shapes: ``B``
-images, ``T`` stochastic transitions, ``K`` rewards, ``*latent`` the latent's own shape (channels,
+Everything here is immutable, so nothing downstream can write into anything upstream. Shapes: `B`
+images, `T` stochastic transitions, `K` rewards, `*latent` the latent's own shape (channels,
 height, width).
 
 The second half are protocols: what the training loop asks of a kernel, a guidance, an advantage, an
@@ -158,7 +158,7 @@ class Guidance(Protocol):
     """The condition must also carry the states of the prompts before expansion."""
 
     def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
-        """Return the guided output (B, *latent); ``null`` is the empty prompt for B rows."""
+        """Return the guided output (B, *latent); `null` is the empty prompt for B rows."""
         ...
 
 
@@ -169,7 +169,7 @@ class Advantage(Protocol):
     """It gives weights >= 0 to imitate images by, not signed advantages."""
 
     selects: bool = False
-    """Only the images of ``front`` are learned from; all others have advantage 0."""
+    """Only the images of `front` are learned from; all others have advantage 0."""
 
     min_count: int = 0
     """Rewards of a prompt after which a running mean of it is used; 0: none is kept."""
@@ -179,7 +179,7 @@ class Advantage(Protocol):
         ...
 
     def front(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
-        """Return the images (B,) bool that are learned from; asked only where it ``selects``."""
+        """Return the images (B,) bool that are learned from; asked only where it `selects`."""
         return scores.valid
 
     def state_dict(self) -> dict[str, Any]:
@@ -187,7 +187,7 @@ class Advantage(Protocol):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore what `state_dict` returned."""
         return None
 
 
@@ -204,7 +204,7 @@ class Objective(Protocol):
     """It needs weights >= 0, as the advantages "softmax" and "top_fraction" give them."""
 
     compares_images: bool = False
-    """It replaces advantages by ``targets`` of whole images, and needs all their transitions."""
+    """It replaces advantages by `targets` of whole images, and needs all their transitions."""
 
     uses_ratio: bool = False
     """It compares the weights with those that sampled, so their log-probabilities are kept."""
@@ -216,11 +216,11 @@ class Objective(Protocol):
     """The coefficient of the KL to the reference; above 0 the reference weights are asked too."""
 
     def __call__(self, replay: Replay, adv: Tensor) -> Loss:
-        """Return the mean loss over images and transitions; ``adv`` is (b,)."""
+        """Return the mean loss over images and transitions; `adv` is (b,)."""
         ...
 
     def targets(self, change: Tensor, adv: Tensor, group: Tensor, transitions: int) -> Tensor:
-        """Return what replaces the advantages (b,); asked only where it ``compares_images``.
+        """Return what replaces the advantages (b,); asked only where it `compares_images`.
 
         Args:
             change: (b,) the change of each image's log-probability, summed over its transitions.
@@ -241,7 +241,7 @@ class Curriculum(Protocol):
     """The name of the reward whose success it follows; "": it follows none."""
 
     def __call__(self, progress: float, generator: torch.Generator) -> float:
-        """Return the control scale at ``progress`` in [0, 1] of the run."""
+        """Return the control scale at `progress` in [0, 1] of the run."""
         ...
 
     def observe(self, scores: Scores) -> None:
@@ -253,7 +253,7 @@ class Curriculum(Protocol):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore what `state_dict` returned."""
         return None
 
 
@@ -261,5 +261,5 @@ class Process(Protocol):
     """The pairs that an objective learns from: transitions, or images noised again."""
 
     def replay(self, images: Tensor, transitions: Tensor, reference: bool = False) -> Replay:
-        """Return the log-probabilities (b, 1) of the pairs ``images``, ``transitions`` (b,)."""
+        """Return the log-probabilities (b, 1) of the pairs `images`, `transitions` (b,)."""
         ...

@@ -216,7 +216,7 @@ def first_sentence(part: object) -> str:
 
 def plain(text: str) -> str:
     """Return a docstring with its paragraphs on one line each, and single backticks for code."""
-    paragraphs = [" ".join(part.split()) for part in text.replace("``", "`").split("\n\n")]
+    paragraphs = [" ".join(part.split()) for part in text.replace("`", "`").split("\n\n")]
     return "\n\n".join(paragraphs)
 
 

@@ -136,7 +136,7 @@ def train(
     parallel: int,
     on_finished: Callable[[Job, Path], None] = lambda job, folder: None,
 ) -> None:
-    """Train all runs that are not finished yet; call ``on_finished`` with each finished one."""
+    """Train all runs that are not finished yet; call `on_finished` with each finished one."""
 
     def finish(job: Job) -> None:
         run = Run(out / job.name)

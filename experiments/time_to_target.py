@@ -11,7 +11,7 @@ from experiments.curves import Curve
 def time_to_target(
     seconds: Sequence[float], values: Sequence[float], target: float
 ) -> float | None:
-    """Return the second at which a curve first reaches ``target``, or None if it never does.
+    """Return the second at which a curve first reaches `target`, or None if it never does.
 
     The curve is a straight line between its points.
     """
@@ -28,7 +28,7 @@ def time_to_target(
 
 
 def compare(ddpo: Curve, rlcm: Curve, value: str) -> dict[str, Any]:
-    """Return the seconds that both need for DDPO's last ``value``, and their ratio.
+    """Return the seconds that both need for DDPO's last `value`, and their ratio.
 
     Args:
         ddpo: the curve whose end is the target.
@@ -36,7 +36,7 @@ def compare(ddpo: Curve, rlcm: Curve, value: str) -> dict[str, Any]:
         value: "reward" or "gain", of the training prompts.
 
     Returns:
-        ``target``, ``ddpo_seconds``, ``rlcm_seconds`` and ``ratio``. The ratio is None if DDPO
+        `target`, `ddpo_seconds`, `rlcm_seconds` and `ratio`. The ratio is None if DDPO
         gained nothing, or RLCM never reaches the target, or was above it before it began.
     """
     target = ddpo[-1]["train"][value]

@@ -1,8 +1,8 @@
-"""``zoo:emoji-aesthetic`` and ``zoo:emoji-preference``: linear heads on ``zoo:emoji-clip``.
+"""`zoo:emoji-aesthetic` and `zoo:emoji-preference`: linear heads on `zoo:emoji-clip`.
 
-Each predicts a stated taste (``burnish.zoo.taste``).
+Each predicts a stated taste (`burnish.zoo.taste`).
 
-``python -m pretrain.aesthetic``, two minutes for both, or one of them by name. Scenes, moved about
+`python -m pretrain.aesthetic`, two minutes for both, or one of them by name. Scenes, moved about
 and with more or less colour so that taste varies, are embedded and rated by the formula; the head
 is their ridge regression in float64, its penalty chosen on held-out scenes. Written to the package
 with its card.

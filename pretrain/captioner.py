@@ -1,7 +1,7 @@
-"""``zoo:emoji-captioner``: a small LLaVA that answers questions about scenes.
+"""`zoo:emoji-captioner`: a small LLaVA that answers questions about scenes.
 
-``python -m pretrain.captioner --minutes 27``. CLIP's image tower (warm-started from
-``zoo:emoji-clip``), a projector and a Llama of three layers, trained together on scenes of all
+`python -m pretrain.captioner --minutes 27`. CLIP's image tower (warm-started from
+`zoo:emoji-clip`), a projector and a Llama of three layers, trained together on scenes of all
 seven icon sets, disturbed as for the judge: noise, blur, contrast, one in eight through the
 autoencoder with disturbed latents. Some have words written over them, some show nothing. Several
 questions about an image are packed behind it in one row without attention to each other, so that
@@ -78,7 +78,7 @@ def words() -> list[str]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with a token a word; any other word is ``<unk>``."""
+    """Return a tokenizer with a token a word; any other word is `<unk>`."""
     vocab = {word: i for i, word in enumerate(dict.fromkeys([*SPECIAL, *words()]))}
     text = Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
     text.normalizer = normalizers.Lowercase()
@@ -117,7 +117,7 @@ def processor(text: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 
 def build(text: PreTrainedTokenizerFast, warm: bool = False) -> LlavaForConditionalGeneration:
-    """Return a new model, or with ``warm`` the package's own.
+    """Return a new model, or with `warm` the package's own.
 
     It has 1.5 M parameters: an image tower of 0.8, a projector, and a Llama of 0.7.
     """
@@ -273,7 +273,7 @@ def empty_image(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw(scenes: Scenes, count: int) -> tuple[np.ndarray, list[Content]]:
-    """Return ``count`` images uint8 (count, 64, 64, 3), and their contents."""
+    """Return `count` images uint8 (count, 64, 64, 3), and their contents."""
     rng = scenes.rng
     images = np.empty((count, 64, 64, 3), np.uint8)
     contents = []
@@ -306,7 +306,7 @@ def ask(content: Content, rng: np.random.Generator) -> list[Question]:
 def batches(
     batch: int, text: PreTrainedTokenizerFast, vae: AutoencoderKL
 ) -> Callable[[int], Iterator[Pack]]:
-    """Return a function of a seed to endless packs of ``batch`` images."""
+    """Return a function of a seed to endless packs of `batch` images."""
 
     def endless(seed: int) -> Iterator[Pack]:
         scenes = Scenes(seed, tuple(vocabulary()["sets"]))

@@ -1,10 +1,10 @@
-"""``zoo:emoji-clip``: a small CLIP trained contrastively on scenes.
+"""`zoo:emoji-clip`: a small CLIP trained contrastively on scenes.
 
 Its text tower is the generator's text encoder.
 
-``python -m pretrain.clip --minutes 16``; then, while a generator already learns to read its text
-tower, the image tower alone goes on with ``python -m pretrain.clip --image-only --minutes 38`` (job
-``clip-image``). All seven icon sets, mild image noise, and a background that a caption sometimes
+`python -m pretrain.clip --minutes 16`; then, while a generator already learns to read its text
+tower, the image tower alone goes on with `python -m pretrain.clip --image-only --minutes 38` (job
+`clip-image`). All seven icon sets, mild image noise, and a background that a caption sometimes
 does not mention, so that similarity depends on nouns first. Two scenes of one batch that a caption
 cannot tell apart are not negatives.
 """
@@ -137,7 +137,7 @@ def disturb(x: Tensor) -> Tensor:
 
 
 def disturb_latents(vae: AutoencoderKL, x: Tensor, every: int) -> None:
-    """Pass one in ``every`` images through the autoencoder with noisy latents, in place."""
+    """Pass one in `every` images through the autoencoder with noisy latents, in place."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         z = vae.encode(x[::every]).latent_dist.mean
         noise = 0.15 * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)
@@ -150,7 +150,7 @@ def batches(
 ) -> Callable[[int], Iterator[tuple[Tensor, Tensor, Tensor]]]:
     """Return a function of a seed to endless batches: images, token ids, pairs to ignore (B, B).
 
-    ``unmentioned`` is the share of captions that do not mention the background.
+    `unmentioned` is the share of captions that do not mention the background.
     """
 
     def endless(seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -210,7 +210,7 @@ def accuracy(
 
 
 def load(options: argparse.Namespace) -> tuple[CLIPTokenizer, CLIPModel]:
-    """Return a new tokenizer and model, or those of the finished job for ``--image-only``."""
+    """Return a new tokenizer and model, or those of the finished job for `--image-only`."""
     if not options.image_only:
         text_tokenizer = tokenizer()
         return text_tokenizer, build(text_tokenizer)

@@ -1,6 +1,6 @@
-"""``zoo:emoji-qr``: a ControlNet for the generator that draws Micro QR codes into its images.
+"""`zoo:emoji-qr`: a ControlNet for the generator that draws Micro QR codes into its images.
 
-``python -m pretrain.controlnet --minutes 18``. Behaves as the public QR ControlNets do: at a high
+`python -m pretrain.controlnet --minutes 18`. Behaves as the public QR ControlNets do: at a high
 scale the image is the code, at a low one it still shows the prompt. So each image that it learns
 from is a scene mixed with a code,
 
@@ -54,7 +54,7 @@ def codes(count: int, seed: int) -> Tensor:
 def encode_pool(
     vae: AutoencoderKL, control_images: Tensor, seed: int, device: torch.device
 ) -> tuple[Tensor, Tensor, list[str]]:
-    """Return scenes, each mixed with one of the n ``control_images``.
+    """Return scenes, each mixed with one of the n `control_images`.
 
     Four in five scenes show a single thing, as the prompts of the experiment do.
 

@@ -1,7 +1,7 @@
 """Icon sets -> sprites: download the pinned SVG sets with npm, and render one atlas a set.
 
-``python -m pretrain.data`` writes ``burnish/zoo/sprites/<set>.png`` (RGBA, one 56-pixel sprite a
-noun of the vocabulary, in its order) and ``burnish/zoo/vocabulary.json``. A noun that a set does
+`python -m pretrain.data` writes `burnish/zoo/sprites/<set>.png` (RGBA, one 56-pixel sprite a
+noun of the vocabulary, in its order) and `burnish/zoo/vocabulary.json`. A noun that a set does
 not have stays transparent there.
 """
 
@@ -144,7 +144,7 @@ def svg(icons: dict, name: str) -> str | None:
 
 
 def render(text: str, size: int = SIZE) -> Image.Image:
-    """Return an SVG as an RGBA sprite, its drawn part centred and filling ``size`` pixels."""
+    """Return an SVG as an RGBA sprite, its drawn part centred and filling `size` pixels."""
     png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=4 * size, height=4 * size))
     image = Image.open(io.BytesIO(png)).convert("RGBA")
     box = image.getchannel("A").getbbox()

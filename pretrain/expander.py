@@ -1,6 +1,6 @@
-"""``zoo:emoji-expander``: a small Llama that adds a style and a background to a prompt about emoji.
+"""`zoo:emoji-expander`: a small Llama that adds a style and a background to a prompt about emoji.
 
-``python -m pretrain.expander --minutes 4``. It continues a prompt, "a cat", by an ending of scenes'
+`python -m pretrain.expander --minutes 4`. It continues a prompt, "a cat", by an ending of scenes'
 captions, "in noto style on a blue background", every ending as often as any other: 3 styles or
 none, then 9 colours or none, but not nothing at all. To a prompt that names its style it adds a
 background, to one with a background nothing.
@@ -32,7 +32,7 @@ STD = 0.1  # of the new weights: about 1 / sqrt(width)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with a token a word; any other word is ``<unk>``."""
+    """Return a tokenizer with a token a word; any other word is `<unk>`."""
     known = vocabulary()
     texts = [
         *nouns(),
@@ -130,7 +130,7 @@ class Batch:
 
 
 def batches(size: int, text: PreTrainedTokenizerFast) -> Callable[[int], Iterator[Batch]]:
-    """Return a function of a seed to endless batches of ``size`` prompts."""
+    """Return a function of a seed to endless batches of `size` prompts."""
 
     def endless(seed: int) -> Iterator[Batch]:
         rng = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
-"""Put the trained models into the package: ``python -m pretrain.export``.
+"""Put the trained models into the package: `python -m pretrain.export`.
 
-It copies ``build/`` to ``burnish/zoo/`` as float16.
+It copies `build/` to `burnish/zoo/` as float16.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""``zoo:emoji-judge``: a small residual network that names a scene's nouns, background and count.
+"""`zoo:emoji-judge`: a small residual network that names a scene's nouns, background and count.
 
-``python -m pretrain.judge --minutes 15``. All seven icon sets; noise, blur, contrast and, once
-``pretrain.vae`` has run, a trip through the autoencoder with disturbed latents, because generated
+`python -m pretrain.judge --minutes 15`. All seven icon sets; noise, blur, contrast and, once
+`pretrain.vae` has run, a trip through the autoencoder with disturbed latents, because generated
 images are never clean sprites.
 """
 
@@ -74,7 +74,7 @@ def batches(batch: int, vae: AutoencoderKL | None) -> Callable[[int], Iterator[t
 def load(
     options: argparse.Namespace, device: torch.device
 ) -> tuple[ResNetForImageClassification, AutoencoderKL | None]:
-    """Return the network, new or with ``--warm`` the package's, and the autoencoder, if any."""
+    """Return the network, new or with `--warm` the package's, and the autoencoder, if any."""
     if options.warm:
         model = ResNetForImageClassification.from_pretrained(
             ZOO / "emoji-judge", dtype=torch.float32
@@ -94,7 +94,7 @@ def load(
 
 
 def report(model: ResNetForImageClassification, images: Tensor, scenes: list[Scene]) -> None:
-    """Print how often the network is right about uint8 images of ``scenes``."""
+    """Print how often the network is right about uint8 images of `scenes`."""
     model.eval()
     verdict = Judge(model).classify(images.permute(0, 3, 1, 2).float() / 255)
     model.train()

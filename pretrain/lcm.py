@@ -1,8 +1,8 @@
-"""``zoo:emoji-lcm``: the generator distilled into a latent consistency model.
+"""`zoo:emoji-lcm`: the generator distilled into a latent consistency model.
 
 It makes images in two to eight network calls.
 
-``python -m pretrain.lcm --minutes 27``. Latent consistency distillation (arXiv 2310.04378): with
+`python -m pretrain.lcm --minutes 27`. Latent consistency distillation (arXiv 2310.04378): with
 the guidance weight drawn anew for each image and given to the network as an input, the consistency
 function f at time t shall equal the averaged network's f one step of the teacher's guided DDIM
 solver later, 20 of 1000 timesteps. Huber loss.
@@ -43,7 +43,7 @@ def student_of(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def solve(schedule: Schedule, x: Tensor, x0_pred: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Return the deterministic DDIM step from time ``t`` (B,) to ``s`` (B,)."""
+    """Return the deterministic DDIM step from time `t` (B,) to `s` (B,)."""
     level_t = schedule.level(t, x.device)
     level_s = schedule.level(s, x.device)
     noise = (x - level_t.alpha.float() * x0_pred) / level_t.sigma.float()
@@ -69,13 +69,13 @@ class Distillation:
     def f(
         self, network: UNet2DConditionModel, x: Tensor, t: Tensor, states: Tensor, weight: Tensor
     ) -> Tensor:
-        """Return the consistency function at ``x``, float32; ``weight`` is embedded."""
+        """Return the consistency function at `x`, float32; `weight` is embedded."""
         with torch.autocast(x.device.type, torch.bfloat16):
             output = network(x, t.to(x.device), states, timestep_cond=weight).sample
         return self.consistency.x0(x, t, output)
 
     def guided(self, x: Tensor, t: Tensor, states: Tensor, weight: Tensor) -> Tensor:
-        """Return the teacher's output with classifier-free guidance of ``weight`` (B,), float32."""
+        """Return the teacher's output with classifier-free guidance of `weight` (B,), float32."""
         with torch.autocast(x.device.type, torch.bfloat16):
             both = torch.cat([self.null_states.expand_as(states).to(states), states])
             output = self.teacher(torch.cat([x, x]), torch.cat([t, t]).to(x.device), both).sample

@@ -77,10 +77,10 @@ def rank() -> tuple[int, int]:
 
 
 def average_gradients(module: nn.Module, count: int, spent: float) -> float:
-    """Average the gradients over ``count`` processes.
+    """Average the gradients over `count` processes.
 
     Returns:
-        The first process's ``spent``, so that all agree on the time.
+        The first process's `spent`, so that all agree on the time.
     """
     if count == 1:
         return spent
@@ -208,7 +208,7 @@ class Clock:
 
 
 class Curve:
-    """The recorded quantities of a job: their means over every ``RECORD_EVERY`` steps."""
+    """The recorded quantities of a job: their means over every `RECORD_EVERY` steps."""
 
     def __init__(self, points: list[dict[str, float]], verbose: bool) -> None:
         self.points = points
@@ -236,7 +236,7 @@ class Curve:
 
 
 def learning_rate(peak: float, progress: float) -> float:
-    """Return the learning rate at ``progress`` in [0, 1]: a short warm-up, then a cosine to 0."""
+    """Return the learning rate at `progress` in [0, 1]: a short warm-up, then a cosine to 0."""
     warm_up = min(1.0, progress / WARM_UP + 0.01)
     return peak * warm_up * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -254,17 +254,17 @@ def train(
     weight_decay: float = 0.01,
     every: float = 5.0,
 ) -> None:
-    """Train ``module`` for ``options.minutes``.
+    """Train `module` for `options.minutes`.
 
-    Every ``every`` minutes, and at the end, the checkpoint, the curve and the preview are written
-    to ``build/<name>``.
+    Every `every` minutes, and at the end, the checkpoint, the curve and the preview are written
+    to `build/<name>`.
 
     Args:
         name: of the job.
         module: to be trained.
-        batches: ``batches(seed)`` yields batches for ever.
-        loss_of: ``loss_of(batch)`` gives the loss and further values to record.
-        options: as ``arguments`` parses them.
+        batches: `batches(seed)` yields batches for ever.
+        loss_of: `loss_of(batch)` gives the loss and further values to record.
+        options: as `arguments` parses them.
         preview: draws an image with the EMA weights in place.
         finish: exports the model with the EMA weights in place.
         decay: of the EMA.

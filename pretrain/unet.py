@@ -1,8 +1,8 @@
-"""``zoo:emoji-sd``: the diffusion model of the zoo.
+"""`zoo:emoji-sd`: the diffusion model of the zoo.
 
-It works over the latents of ``pretrain.vae`` and reads the text states of ``pretrain.clip``.
+It works over the latents of `pretrain.vae` and reads the text states of `pretrain.clip`.
 
-``python -m pretrain.unet --minutes 75``; later, ``--warm`` goes on from the package's own weights.
+`python -m pretrain.unet --minutes 75`; later, `--warm` goes on from the package's own weights.
 v-prediction on Stable Diffusion's noise schedule, one caption in ten dropped for classifier-free
 guidance, EMA weights. Scenes are encoded once into a pool of latents; every batch draws new noise
 and times.
@@ -40,7 +40,7 @@ PROMPTS = (
 
 
 def pool_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``batches``."""
+    """Add the options of `batches`."""
     parser.add_argument("--pool", type=int, default=60000, help="scenes encoded once")
     parser.add_argument(
         "--pairs",
@@ -53,7 +53,7 @@ def pool_arguments(parser: argparse.ArgumentParser) -> None:
 def build(width: int) -> UNet2DConditionModel:
     """Return a new network: 6.7 M parameters, 0.675 GFLOP a call.
 
-    (``attention_head_dim`` of this class is the number of heads.)
+    (`attention_head_dim` of this class is the number of heads.)
     """
     return UNet2DConditionModel(
         sample_size=16,
@@ -142,9 +142,9 @@ def encode_scenes(vae: AutoencoderKL, images: Tensor, device: torch.device) -> T
 def encode_pool(
     vae: AutoencoderKL, n: int, pairs: float, seed: int, device: torch.device
 ) -> tuple[Tensor, list[str]]:
-    """Return ``n`` scenes as scaled latents (n, 4, 16, 16) float16, and their captions.
+    """Return `n` scenes as scaled latents (n, 4, 16, 16) float16, and their captions.
 
-    ``pairs`` is the share of scenes that show two nouns.
+    `pairs` is the share of scenes that show two nouns.
     """
     scenes = Scenes(seed)
     rng = random.Random(seed)
@@ -167,7 +167,7 @@ def load(
 ) -> tuple[AutoencoderKL, CLIPTokenizer, CLIPTextModel, UNet2DConditionModel]:
     """Return the autoencoder, the tokenizer, the text encoder and the network.
 
-    The first three come from their finished jobs and the network is new; with ``warm`` all four are
+    The first three come from their finished jobs and the network is new; with `warm` all four are
     the package's.
     """
     package = ZOO / "emoji-sd"
@@ -202,7 +202,7 @@ def add_noise(x0: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def preview(pipe: StableDiffusionPipeline) -> Image.Image:
-    """Return images of ``PROMPTS`` on one sheet."""
+    """Return images of `PROMPTS` on one sheet."""
     with torch.autocast(pipe.unet.device.type, torch.bfloat16):
         images = pipe(
             PROMPTS,

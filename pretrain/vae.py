@@ -1,7 +1,7 @@
-"""The autoencoder of ``zoo:emoji-sd``: 64x64 pixels <-> 16x16x4 latents, a small KL-VAE.
+"""The autoencoder of `zoo:emoji-sd`: 64x64 pixels <-> 16x16x4 latents, a small KL-VAE.
 
-``python -m pretrain.vae --minutes 25``. Loss: L2 + 0.1 L1 on pixels in [-1, 1] plus a light KL. The
-scaling factor is measured at the end, so that scaled latents have unit variance. ``--decoder`` goes
+`python -m pretrain.vae --minutes 25`. Loss: L2 + 0.1 L1 on pixels in [-1, 1] plus a light KL. The
+scaling factor is measured at the end, so that scaled latents have unit variance. `--decoder` goes
 on from the package's weights with the decoder alone: images get sharper, and the latents, so every
 model of them, stay as they are.
 """
@@ -58,7 +58,7 @@ def batches(batch: int) -> Callable[[int], Iterator[Tensor]]:
 
 
 def reconstruct(vae: AutoencoderKL, x: Tensor) -> Tensor:
-    """Return the decoded mean latents of ``x``."""
+    """Return the decoded mean latents of `x`."""
     with torch.no_grad():
         return vae.decode(vae.encode(x).latent_dist.mean).sample
 

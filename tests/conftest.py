@@ -110,7 +110,7 @@ def _scheduler(kind: str, prediction: str, **changes: object) -> object:
 def build_pipeline(
     prediction: str = "epsilon", scheduler: str = "ddim", **changes: object
 ) -> object:
-    """Return a new tiny Stable Diffusion 1.x; ``changes`` go into the scheduler's configuration."""
+    """Return a new tiny Stable Diffusion 1.x; `changes` go into the scheduler's configuration."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -185,7 +185,7 @@ def build_lcm() -> object:
 def build_sd2(**changes: object) -> object:
     """Return a new tiny Stable Diffusion 2.x.
 
-    It has v-prediction, OpenCLIP's text tower, heads by block and linear layers. ``changes`` go
+    It has v-prediction, OpenCLIP's text tower, heads by block and linear layers. `changes` go
     into the scheduler's configuration.
     """
     from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -218,7 +218,7 @@ def build_sd2(**changes: object) -> object:
 
 
 def build_sdxl(**changes: object) -> object:
-    """Return a new tiny SDXL; ``changes`` go into the pipeline.
+    """Return a new tiny SDXL; `changes` go into the pipeline.
 
     It has two text encoders, the pooled text of the second, sizes as inputs, and SDXL's scheduler.
     """
@@ -320,7 +320,7 @@ def tiny_lcm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A function that returns a pipeline's folder; each pipeline is built once.
 
-    ``make_pipeline(prediction="epsilon", scheduler="ddim", **scheduler_config) -> folder``
+    `make_pipeline(prediction="epsilon", scheduler="ddim", **scheduler_config) -> folder`
     """
     folders: dict[str, Path] = {}
 
@@ -347,7 +347,7 @@ def tiny_sd1(make_pipeline: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(make_pipeline: Callable[..., Path]) -> Path:
-    """The folder of a tiny v-prediction Stable Diffusion for ``Policy.load``.
+    """The folder of a tiny v-prediction Stable Diffusion for `Policy.load`.
 
     Shared: do not write into it.
     """
@@ -358,9 +358,9 @@ def tiny_pipeline(make_pipeline: Callable[..., Path]) -> Path:
 def write_recipe(tiny_pipeline: Path, tmp_path: Path) -> Callable[..., Path]:
     """A function that writes the recipe of a small run and returns its path.
 
-    ``write_recipe(code="", **tables) -> path``: a table with ``use`` replaces the default one, any
-    other completes it. ``code`` is written to ``tmp_path/reward.py``. HERE in the tables stands for
-    ``tmp_path``.
+    `write_recipe(code="", **tables) -> path`: a table with `use` replaces the default one, any
+    other completes it. `code` is written to `tmp_path/reward.py`. HERE in the tables stands for
+    `tmp_path`.
     """
     defaults: dict[str, Any] = {
         "model": {"id": str(tiny_pipeline), "device": "cpu"},
@@ -388,7 +388,7 @@ def write_recipe(tiny_pipeline: Path, tmp_path: Path) -> Callable[..., Path]:
 class LocalServer:
     """A real HTTP server on this machine that keeps the requests it gets.
 
-    ``answer(body)`` returns (status, JSON or bytes) or (status, JSON or bytes, headers).
+    `answer(body)` returns (status, JSON or bytes) or (status, JSON or bytes, headers).
     """
 
     def __init__(self) -> None:
@@ -461,7 +461,7 @@ def build_controlnet(pipe: Any, copied: bool = True) -> Any:
     """Return a tiny ControlNet for a tiny pipeline.
 
     Its output layers, zero in a new one, are random and large enough to have an effect. Its other
-    weights are ``copied`` from the pipeline's network, as is usual, or random.
+    weights are `copied` from the pipeline's network, as is usual, or random.
     """
     from diffusers import ControlNetModel
 
@@ -483,7 +483,7 @@ def build_controlnet(pipe: Any, copied: bool = True) -> Any:
 
 @pytest.fixture(scope="session")
 def tiny_controlnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a ControlNet for ``make_pipeline``'s models. Shared: do not write into it."""
+    """The folder of a ControlNet for `make_pipeline`'s models. Shared: do not write into it."""
     folder = tmp_path_factory.mktemp("tiny-controlnet")
     build_controlnet(build_pipeline()).save_pretrained(folder)
     return folder
@@ -491,7 +491,7 @@ def tiny_controlnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_sdxl_controlnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a ControlNet for ``tiny_sdxl``. Shared: do not write into it."""
+    """The folder of a ControlNet for `tiny_sdxl`. Shared: do not write into it."""
     folder = tmp_path_factory.mktemp("tiny-sdxl-controlnet")
     build_controlnet(build_sdxl()).save_pretrained(folder)
     return folder

@@ -123,7 +123,7 @@ def rollout(policy: Policy, sampler: Sampler) -> Trajectory:
 
 @torch.no_grad()
 def deviation(policy: Policy, sampler: Sampler, trajectory: Trajectory, at_once: int) -> float:
-    """Return how far, in nats, a replay of ``at_once`` transitions an image is off at most."""
+    """Return how far, in nats, a replay of `at_once` transitions an image is off at most."""
     count = trajectory.logp.shape[1]
     images = torch.arange(len(trajectory.group))
     worst = 0.0
@@ -281,7 +281,7 @@ def build_memory_pipeline(folder: Path) -> Path:
 
 
 def peak(policy: Policy, sampler: Sampler, trajectory: Trajectory, batch: int) -> int:
-    """Return the bytes that one replay of ``batch`` pairs and its gradient add at most."""
+    """Return the bytes that one replay of `batch` pairs and its gradient add at most."""
     images = torch.arange(batch) % len(trajectory.group)
     transitions = torch.zeros(batch, 1, dtype=torch.long)
 

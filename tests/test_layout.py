@@ -186,7 +186,7 @@ def in_finder(layout: Layout, row: int, column: int) -> bool:
 def loop(layout: Layout, image: torch.Tensor, middle: int) -> tuple[torch.Tensor, float, float]:
     """Return luminance (n, n), error rate and error rate by area, one module after another.
 
-    ``middle`` is the side of the middle of a module in px.
+    `middle` is the side of the middle of a module in px.
     """
     n = len(layout.modules)
     size = layout.module

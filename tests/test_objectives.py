@@ -102,7 +102,7 @@ def test_micro_batches_add_up(objective: Objective) -> None:
 
 
 def toy(mean: Tensor, first: Tensor, x: Tensor, old: Tensor) -> Replay:
-    """Return a policy of one transition: a Gaussian around ``mean`` that took the actions ``x``."""
+    """Return a policy of one transition: a Gaussian around `mean` that took the actions `x`."""
     std = torch.full((len(x), 1, 1, 1), 0.3, dtype=torch.float64)
     now = Gaussian(mean.expand_as(x), std)
     before = Gaussian(first.expand_as(x), std)

@@ -30,7 +30,7 @@ reference    the base layer alone
 
 @dataclass(frozen=True)
 class AdapterSlot:
-    """The place of one adapter layer in a network, to be filled according to ``AdapterState``.
+    """The place of one adapter layer in a network, to be filled according to `AdapterState`.
 
     Attributes:
         parent: the module that has the layer.
@@ -46,7 +46,7 @@ class AdapterSlot:
 
     @torch.no_grad()
     def fill(self, state: AdapterState) -> None:
-        """Put the layer for ``state`` into the network.
+        """Put the layer for `state` into the network.
 
         Half-precision weights stay unmerged: rounded into them, most of a small adapter would be
         lost.
@@ -70,12 +70,12 @@ class AdapterSwitch:
     def __init__(
         self, network: nn.Module, trainable: list[nn.Parameter], initial: list[Tensor] | None
     ) -> None:
-        """Find the adapter layers of ``network``.
+        """Find the adapter layers of `network`.
 
         Args:
             network: with an adapter, or trained in full.
             trainable: the parameters that learn.
-            initial: after full fine-tuning, the weights of ``trainable`` before it, if these were
+            initial: after full fine-tuning, the weights of `trainable` before it, if these were
                 kept.
         """
         self._slots = adapter_slots(network)
@@ -85,7 +85,7 @@ class AdapterSwitch:
 
     @contextmanager
     def use(self, state: AdapterState) -> Iterator[None]:
-        """Let the network compute with ``state`` inside of the context; contexts may be nested.
+        """Let the network compute with `state` inside of the context; contexts may be nested.
 
         "merged" within "reference" stays the reference: sampling must not bring an adapter back.
         """
@@ -133,7 +133,7 @@ def adapter_slots(network: nn.Module) -> list[AdapterSlot]:
 def _one_product_forward(layer: Any, x: Tensor) -> Tensor:
     """Return what peft's layer computes, x W + (x A) B scale, as x (W + A B scale).
 
-    It is computed with the very weight that ``merged`` samples with. One large product forwards and
+    It is computed with the very weight that `merged` samples with. One large product forwards and
     two backwards instead of eight thin ones, which are slow everywhere.
     """
     weight = layer.base_layer.weight

@@ -36,7 +36,7 @@ def control_window(control: ControlConfig, times: Tensor) -> tuple[int, int]:
     times of the grid, where finished images are noised again, the earlier one decides.
 
     Args:
-        control: with the fractions ``start`` and ``end`` of the steps.
+        control: with the fractions `start` and `end` of the steps.
         times: the sampler's grid (steps + 1,), noisiest first.
 
     Raises:
@@ -65,7 +65,7 @@ def control_window(control: ControlConfig, times: Tensor) -> tuple[int, int]:
 
 
 def add_control(cond: Cond, control: ControlConfig, times: Tensor) -> Cond:
-    """Return ``cond`` with scale and window, if it has a control image."""
+    """Return `cond` with scale and window, if it has a control image."""
     if "control" not in cond:
         return cond
 
@@ -80,7 +80,7 @@ def add_control(cond: Cond, control: ControlConfig, times: Tensor) -> Cond:
 
 
 def control_strength(cond: Cond, t: Tensor) -> Tensor:
-    """Return the factor (B,) float32 of the ControlNet's output at times ``t`` (B,)."""
+    """Return the factor (B,) float32 of the ControlNet's output at times `t` (B,)."""
     highest, below = cond["control_window"].unbind(1)
     return cond["control_scale"] * ((t <= highest) & (t > below))
 
@@ -88,9 +88,9 @@ def control_strength(cond: Cond, t: Tensor) -> Tensor:
 def control_images(prompts: Sequence[Prompt], height: int, width: int) -> Tensor:
     """Return the control images (B, 3, height, width) of prompts.
 
-    A prompt's metadata names the image to follow: ``control``, the path of a file, or ``payload``,
-    the text of a QR code that is drawn here (``qr``: a table of settings for
-    ``burnish.qr.layout.fit``).
+    A prompt's metadata names the image to follow: `control`, the path of a file, or `payload`,
+    the text of a QR code that is drawn here (`qr`: a table of settings for
+    `burnish.qr.layout.fit`).
 
     Raises:
         ValueError: a prompt has neither, its image cannot be read, or its code does not fit; the

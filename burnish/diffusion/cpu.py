@@ -39,7 +39,7 @@ LINEAR_BY_ONEDNN = torch.backends.mkldnn.is_available() and is_amd()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return ``F.linear(x, weight, bias)``.
+    """Return `F.linear(x, weight, bias)`.
 
     On an AMD processor, tokens (B, tokens, C) in float32 are computed by a convolution.
     """
@@ -56,7 +56,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class FastLinear(nn.Linear):
-    """``nn.Linear`` that is computed by ``linear``."""
+    """`nn.Linear` that is computed by `linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the layer's output."""
@@ -66,7 +66,7 @@ class FastLinear(nn.Linear):
 class PlainAttnProcessor:
     """An attention processor for diffusers: plain products, with as few copies as they allow.
 
-    Everything but tokens that attend to tokens without a mask is left to ``stock``, diffusers' own
+    Everything but tokens that attend to tokens without a mask is left to `stock`, diffusers' own
     processor.
     """
 
@@ -81,7 +81,7 @@ class PlainAttnProcessor:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """Return the layer's output (B, tokens, C) for ``hidden_states`` (B, tokens, C)."""
+        """Return the layer's output (B, tokens, C) for `hidden_states` (B, tokens, C)."""
         if attention_mask is not None or hidden_states.dim() != 3 or _is_special(attn):
             out: Tensor = self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb

@@ -37,7 +37,7 @@ From 64 on, diffusers' upsampling copies its input into another layout.
 
 @dataclass(frozen=True)
 class Family:
-    """The differences between architectures; ``pipe`` is always the diffusers pipeline."""
+    """The differences between architectures; `pipe` is always the diffusers pipeline."""
 
     network: str
     """The pipeline's attribute that is trained."""
@@ -51,7 +51,7 @@ class Family:
     call: Callable[[Any, Tensor, Tensor, Cond], Tensor]
     """(pipe, x, t (B,), cond of B or k * B rows) -> the network's output, one row a row of cond.
 
-    See ``shared_trunk`` for the k * B rows.
+    See `shared_trunk` for the k * B rows.
     """
 
     decode: Callable[[Any, Tensor], Tensor]
@@ -67,7 +67,7 @@ class Family:
     """(pipe) -> (C, h, w)."""
 
     resize: Callable[[Any, int], None]
-    """(pipe, size) -> None: from now on its images have sides of ``size`` pixels."""
+    """(pipe, size) -> None: from now on its images have sides of `size` pixels."""
 
     weight_width: Callable[[Any], int | None]
     """(pipe) -> the width of the network's input for a guidance weight; None: it has none."""
@@ -79,7 +79,7 @@ class Family:
     """The entries of the network's configuration that a ControlNet has to share."""
 
     upcast: bool = False
-    """The decoder's ``force_upcast`` means: float32 where float16 was requested."""
+    """The decoder's `force_upcast` means: float32 where float16 was requested."""
 
     def network_of(self, pipe: Any) -> Any:
         """Return the pipeline's network that is trained."""
@@ -155,7 +155,7 @@ def _repeated_for_texts(x: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tenso
 def _embedded_weight(pipe: Any, x: Tensor, cond: Cond) -> Tensor | None:
     """Return the guidance weight as a consistency model's UNet takes it; None for other models.
 
-    One row a row of ``x``.
+    One row a row of `x`.
     """
     width = _weight_width_unet(pipe)
     weight = cond.get("guidance")
@@ -227,7 +227,7 @@ def _latent_shape_unet(pipe: Any) -> tuple[int, ...]:
 
 
 def _resize_unet(pipe: Any, size: int) -> None:
-    """Make the images' sides ``size`` pixels.
+    """Make the images' sides `size` pixels.
 
     Raises:
         ValueError: the UNet cannot halve such latents once for each of its blocks but the last.
@@ -337,7 +337,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(name: str) -> Family:
-    """Return the family of the diffusers pipeline called ``name``.
+    """Return the family of the diffusers pipeline called `name`.
 
     Raises:
         ValueError: no family is known under this name.

@@ -1,10 +1,10 @@
 """Guidance: how a network is called, so that its output follows the prompt.
 
-A guidance is called with (raw, x, t, cond, null) and returns the network's output. ``raw(x, t,
-cond)`` is the bare network, and ``null`` the condition of the empty prompt, or of a negative one,
-with as many rows. ``raw`` takes k times as many rows of ``cond`` as of ``x`` and ``t``, returns the
-outputs for ``x`` and ``t`` repeated k times, and computes what these outputs share only once (see
-``shared_trunk``).
+A guidance is called with (raw, x, t, cond, null) and returns the network's output. `raw(x, t,
+cond)` is the bare network, and `null` the condition of the empty prompt, or of a negative one,
+with as many rows. `raw` takes k times as many rows of `cond` as of `x` and `t`, returns the
+outputs for `x` and `t` repeated k times, and computes what these outputs share only once (see
+`shared_trunk`).
 
 Sampling and training go through the same call: DDPO (arXiv 2305.13301, section 4) found that
 training only the conditional half lets the two drift apart until the guidance weight no longer
@@ -30,7 +30,7 @@ class NoGuidance(Guidance):
     """The prompt alone: one network row an image."""
 
     def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
-        """Return ``raw``'s output (B, *latent) for the prompts."""
+        """Return `raw`'s output (B, *latent) for the prompts."""
         return raw(x, t, cond)
 
 
@@ -41,7 +41,7 @@ class EmbeddedGuidance(Guidance):
     One network row an image.
 
     Attributes:
-        weight: as diffusers' ``guidance_scale``; the paper of the models (arXiv 2310.04378) counts
+        weight: as diffusers' `guidance_scale`; the paper of the models (arXiv 2310.04378) counts
             from 0, one less.
     """
 
@@ -54,7 +54,7 @@ class EmbeddedGuidance(Guidance):
             )
 
     def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
-        """Return ``raw``'s output (B, *latent) for the prompts at this weight."""
+        """Return `raw`'s output (B, *latent) for the prompts at this weight."""
         weight = x.new_full((len(x),), self.weight, dtype=torch.float32)
         return raw(x, t, {**cond, "guidance": weight})
 
@@ -67,7 +67,7 @@ class CFG(Guidance):
 
     Attributes:
         weight: 1 is the prompt alone, 0 the empty prompt.
-        negative: the text of ``null`` in place of the empty one: what images shall not show.
+        negative: the text of `null` in place of the empty one: what images shall not show.
     """
 
     weight: float = 5.0
@@ -96,21 +96,21 @@ class DualGuidance(Guidance):
 
         out = null + w1 * (original - null) + w2 * (expanded - null)
 
-    Three network rows an image. ``w2`` brings the details of the expansion, ``w1`` keeps the
-    subject; with one of them 0 it is ``cfg`` with the other. The paper has 5 for both, and samples
-    with it but trains without. The prompt's metadata has the ``original``; without one a prompt is
-    its own original, and this is ``cfg`` with w1 + w2.
+    Three network rows an image. `w2` brings the details of the expansion, `w1` keeps the
+    subject; with one of them 0 it is `cfg` with the other. The paper has 5 for both, and samples
+    with it but trains without. The prompt's metadata has the `original`; without one a prompt is
+    its own original, and this is `cfg` with w1 + w2.
 
     Attributes:
         w1: weight of the original prompt.
         w2: weight of the expanded prompt.
-        negative: the text of ``null`` in place of the empty one.
+        negative: the text of `null` in place of the empty one.
     """
 
     w1: float = 5.0
     w2: float = 5.0
     negative: str = ""
-    needs_original = True  # the condition must carry the originals' states (``Sampler.encode``)
+    needs_original = True  # the condition must carry the originals' states (`Sampler.encode`)
 
     def __post_init__(self) -> None:
         for name, value in (("w1", self.w1), ("w2", self.w2)):
@@ -120,10 +120,10 @@ class DualGuidance(Guidance):
     def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
         """Return the guided output (B, *latent), at least float32.
 
-        ``cond`` has each of its names also with "original." before it.
+        `cond` has each of its names also with "original." before it.
 
         Raises:
-            ValueError: ``cond`` has no originals.
+            ValueError: `cond` has no originals.
         """
         original, expanded = _split_originals(cond)
 
@@ -171,7 +171,7 @@ class EmbeddedDualGuidance(Guidance):
         """Return the guided output (B, *latent), at least float32 if both weights are above 0.
 
         Raises:
-            ValueError: ``cond`` has no originals.
+            ValueError: `cond` has no originals.
         """
         original, expanded = _split_originals(cond)
         guided = EmbeddedGuidance(self.w1 + self.w2)
@@ -188,7 +188,7 @@ class EmbeddedDualGuidance(Guidance):
 
 
 def _at_least_float32(out: Tensor) -> Tensor:
-    """Return ``out`` in float32 or better: guidance magnifies the difference of close outputs."""
+    """Return `out` in float32 or better: guidance magnifies the difference of close outputs."""
     return out.to(torch.promote_types(out.dtype, torch.float32))
 
 

@@ -87,7 +87,7 @@ class LCM(Kernel):
     def __call__(self, x_t: Tensor, x0: Tensor, level_t: Level, level_s: Level) -> Gaussian:
         """Return the transition from level t to level s.
 
-        ``x_t`` matters only through ``x0`` (B, *latent).
+        `x_t` matters only through `x0` (B, *latent).
         """
         dtype = torch.promote_types(x_t.dtype, torch.float32)
         std = level_s.sigma.to(dtype).expand(len(x0), *[1] * (x0.dim() - 1))
@@ -97,7 +97,7 @@ class LCM(Kernel):
 def sample(gaussian: Gaussian, generator: torch.Generator) -> Tensor:
     """Return one sample (B, *latent).
 
-    The noise is drawn by the CPU ``generator``, so that it is the same on every device.
+    The noise is drawn by the CPU `generator`, so that it is the same on every device.
     """
     return gaussian.mean + gaussian.std * noise_like(gaussian.mean, generator)
 
@@ -108,13 +108,13 @@ def noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def log_prob(gaussian: Gaussian, x: Tensor) -> Tensor:
-    """Return the MEAN log-density (B,) per latent dimension of ``x`` (B, *latent).
+    """Return the MEAN log-density (B,) per latent dimension of `x` (B, *latent).
 
     This is the one place where the mean over dimensions is taken. A latent of Stable Diffusion has
     D = 16384 scalars, and the ratio of two densities of that many is astronomically far from 1;
     DDPO (arXiv 2305.13301) therefore works with exp(mean log-ratio) and clips it at 1e-4, which is
     1e-4 * 16384 = 1.64 nats of the true log-ratio per image and transition. Objectives take their
-    clip range in those nats, so that it means the same at every latent size. ``x`` is not a path
+    clip range in those nats, so that it means the same at every latent size. `x` is not a path
     for gradients: it is an action that was taken.
     """
     mean = gaussian.mean

@@ -50,7 +50,7 @@ def load_pipeline(
     """Return a diffusers pipeline without safety checker, from safetensors only.
 
     Args:
-        model: ``zoo:NAME``, a folder, a hub id, or a pipeline in memory. The latter is taken over
+        model: `zoo:NAME`, a folder, a hub id, or a pipeline in memory. The latter is taken over
             as it is, but for its safety checker, the types and the device.
         dtype: the precision of its parts.
         network_dtype: of the network that is trained, where it differs.
@@ -101,7 +101,7 @@ def attach_controlnet(pipe: Any, source: str, dtype: torch.dtype) -> Any:
 
     Args:
         pipe: a pipeline without one.
-        source: ``zoo:NAME``, a folder or a hub id.
+        source: `zoo:NAME`, a folder or a hub id.
         dtype: the precision of the ControlNet.
 
     Raises:
@@ -162,7 +162,7 @@ def _check_controlnet(theirs: Any, pipe: Any, family: Family, source: str) -> No
 def _take_over(
     pipe: Any, dtype: torch.dtype, network_dtype: torch.dtype, device: torch.device | str
 ) -> Any:
-    """Return a pipeline in memory, as ``load_pipeline`` would have made it."""
+    """Return a pipeline in memory, as `load_pipeline` would have made it."""
     family = family_of(type(pipe).__name__)
     if getattr(family.network_of(pipe), "peft_config", None):
         raise ValueError(

@@ -22,7 +22,7 @@ FILE = "pytorch_lora_weights.safetensors"
 
 
 def add_lora(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:
-    """Add a fresh float32 adapter to the layers whose names end in one of ``targets``.
+    """Add a fresh float32 adapter to the layers whose names end in one of `targets`.
 
     Its B is 0, so it changes nothing yet. A is drawn from a generator of its own, so that a policy
     is the same whenever it is loaded.
@@ -67,12 +67,12 @@ def set_lora_scale(network: nn.Module, strength: float) -> None:
 
 @torch.no_grad()
 def copy_state(named: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:
-    """Copy ``state`` into the parameters ``named``; nothing changes if it does not fit.
+    """Copy `state` into the parameters `named`; nothing changes if it does not fit.
 
     Args:
         named: the parameters by name.
         state: their new values by name.
-        source: begins the error message: where ``state`` comes from.
+        source: begins the error message: where `state` comes from.
 
     Raises:
         ValueError: names or shapes differ.
@@ -105,10 +105,10 @@ def _check_shape(name: str, ours: tuple[int, ...], theirs: tuple[int, ...], sour
 
 
 def write_adapter(pipe: Any, part: str, folder: Path, full: bool = False) -> None:
-    """Write the adapter of the pipeline's ``part``, or with ``full`` the whole network.
+    """Write the adapter of the pipeline's `part`, or with `full` the whole network.
 
-    A network's adapter is for ``pipe.load_lora_weights(folder)``, a ControlNet's for
-    ``load_lora_adapter``.
+    A network's adapter is for `pipe.load_lora_weights(folder)`, a ControlNet's for
+    `load_lora_adapter`.
     """
     from diffusers.utils import convert_state_dict_to_diffusers
     from peft import get_peft_model_state_dict
@@ -154,7 +154,7 @@ def _write_controlnet_lora(
 
 
 def read_adapter(pipe: Any, part: str, folder: Path, train: str, alpha: float) -> None:
-    """Load what ``Policy.save_adapter`` wrote for the pipeline's ``part``.
+    """Load what `Policy.save_adapter` wrote for the pipeline's `part`.
 
     Args:
         pipe: the diffusers pipeline.
@@ -224,7 +224,7 @@ def _lora_state(
 ) -> tuple[dict[str, Tensor], float]:
     """Return a LoRA file's tensors under the names of the part's parameters, and its alpha.
 
-    ``alpha`` is returned for a file that does not state its own.
+    `alpha` is returned for a file that does not state its own.
     """
     if part == CONTROLNET:
         return _controlnet_lora(folder / FILE)
@@ -246,7 +246,7 @@ def _controlnet_lora(file: Path) -> tuple[dict[str, Tensor], float]:
 
 
 def _peft_names(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """Return a LoRA file's tensors under the names of the parameters of ``part``."""
+    """Return a LoRA file's tensors under the names of the parameters of `part`."""
     from diffusers.utils import convert_unet_state_dict_to_peft
 
     prefix = f"{part}."
@@ -283,7 +283,7 @@ def merge_lora(pipe: Any, source: str | Path) -> None:
 
 @contextmanager
 def publishing(folder: Path) -> Iterator[Path]:
-    """Yield a new folder to write into, whose files are then put into ``folder`` one by one.
+    """Yield a new folder to write into, whose files are then put into `folder` one by one.
 
     Each is flushed to the disk first.
     """

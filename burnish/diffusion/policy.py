@@ -1,6 +1,6 @@
 """The policy: a diffusion model as "x0 given (x, t, cond)", with the weights that learn.
 
-A LoRA adapter or the whole network learns. Its weights are float32 always; ``dtype`` is the
+A LoRA adapter or the whole network learns. Its weights are float32 always; `dtype` is the
 precision of what is frozen and of the arithmetic (autocast), the same while sampling and while
 training. Dropout is off always.
 """
@@ -45,14 +45,14 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class Policy(TrainableWeights):
-    """A generator that can be sampled and trained. Made by ``Policy.load``.
+    """A generator that can be sampled and trained. Made by `Policy.load`.
 
     Attributes:
         pipe: the diffusers pipeline, usable as it is.
         schedule: its noise schedule.
         has_controlnet: True if it has a ControlNet, so that prompts need a control image.
         latent_shape: (C, h, w).
-        trainable: the parameters that learn, float32; empty with ``train="none"``.
+        trainable: the parameters that learn, float32; empty with `train="none"`.
         named_trainable: the same by name.
         device: where the network computes.
         dtype: the precision it computes in.
@@ -70,7 +70,7 @@ class Policy(TrainableWeights):
         decode_at_once: int = 0,
         trainable_parts: str = "",
     ) -> None:
-        """Wrap a pipeline that is ready to be sampled and trained; see ``Policy.load``.
+        """Wrap a pipeline that is ready to be sampled and trained; see `Policy.load`.
 
         Args:
             pipe: the diffusers pipeline.
@@ -78,7 +78,7 @@ class Policy(TrainableWeights):
             train: "lora", "full" or "none".
             dtype: the precision of the arithmetic.
             initial: with "full", a copy of the weights before training, in the order of
-                ``trainable``.
+                `trainable`.
             decode_at_once: images decoded at a time; 0: as their size suggests.
             trainable_parts: "controlnet", "both", or "" for the model's own network.
         """
@@ -115,7 +115,7 @@ class Policy(TrainableWeights):
         trainable_parts: str = "",
         size: int = 0,
     ) -> Policy:
-        """Return a policy of ``zoo:NAME``, a folder, a hub id, or a diffusers pipeline in memory.
+        """Return a policy of `zoo:NAME`, a folder, a hub id, or a diffusers pipeline in memory.
 
         Args:
             model: what to load. A pipeline is taken over: moved, cast, frozen and given the adapter
@@ -128,16 +128,16 @@ class Policy(TrainableWeights):
             device: "auto" takes the GPU where there is one.
             gradient_checkpointing: less memory, a third more time.
             decode_at_once: images decoded at a time; 0 takes one if they are large, and
-                ``SMALL_IMAGES_AT_ONCE`` otherwise.
+                `SMALL_IMAGES_AT_ONCE` otherwise.
             revision: of the hub.
             variant: of the weight files, such as "fp16".
             scheduler: "lcm" samples it as a consistency model; "" as it comes.
             fused_lora: a LoRA (folder or hub id) that becomes part of the model, also of
-                ``reference()``: an LCM-LoRA.
-            adapter: a folder that ``save_adapter`` wrote, to start from.
-            reference: with "full", keep a copy of the first weights for ``reference()``; an adapter
+                `reference()`: an LCM-LoRA.
+            adapter: a folder that `save_adapter` wrote, to start from.
+            reference: with "full", keep a copy of the first weights for `reference()`; an adapter
                 needs none.
-            controlnet: ``zoo:NAME``, a folder or a hub id of a ControlNet that the images follow.
+            controlnet: `zoo:NAME`, a folder or a hub id of a ControlNet that the images follow.
             trainable_parts: "controlnet", "both", or "" for the model's own network.
             size: of the images' sides in pixels; 0 as the model was made for.
 
@@ -200,7 +200,7 @@ class Policy(TrainableWeights):
         """Return the prompts as the network reads them, one row a prompt.
 
         Each text is encoded once and remembered. With a ControlNet, the condition also has each
-        prompt's control image (see ``control``).
+        prompt's control image (see `control`).
 
         Raises:
             ValueError: a prompt has no control image that can be read.
@@ -217,7 +217,7 @@ class Policy(TrainableWeights):
 
     @torch.no_grad()
     def null(self, n: int, text: str = "") -> Cond:
-        """Return ``n`` rows of what guidance uses in place of a prompt, encoded once.
+        """Return `n` rows of what guidance uses in place of a prompt, encoded once.
 
         Args:
             n: the number of rows.
@@ -226,7 +226,7 @@ class Policy(TrainableWeights):
         return self._prompt_encoder.null(n, text)
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
-        """Return the starts (n, *latent) float32 of ``n`` trajectories, drawn on the CPU."""
+        """Return the starts (n, *latent) float32 of `n` trajectories, drawn on the CPU."""
         return torch.randn((n, *self.latent_shape), generator=generator).to(self.device)
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond, guidance: Guidance) -> Tensor:
@@ -282,7 +282,7 @@ class Policy(TrainableWeights):
 
 
 def _check_settings(train: str, rank: int, alpha: float, dtype: str, decode_at_once: int) -> None:
-    """Raise ValueError if a setting of ``Policy.load`` is out of range."""
+    """Raise ValueError if a setting of `Policy.load` is out of range."""
     if train not in ("lora", "full", "none"):
         raise ValueError(f"model.train must be 'lora', 'full' or 'none', not '{train}'.")
     if dtype not in DTYPES:

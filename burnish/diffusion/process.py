@@ -31,7 +31,7 @@ class ReverseProcess(Process):
     trajectory: Trajectory
 
     def replay(self, images: Tensor, transitions: Tensor, reference: bool = False) -> Replay:
-        """Return the log-densities (b, 1) of the pairs ``images`` (b,), ``transitions`` (b,)."""
+        """Return the log-densities (b, 1) of the pairs `images` (b,), `transitions` (b,)."""
         pairs = transitions[:, None]
         return self.sampler.replay(self.policy, self.trajectory, images, pairs, reference)
 
@@ -58,7 +58,7 @@ class ForwardProcess(Process):
     logp_old: Tensor | None = None
 
     def replay(self, images: Tensor, transitions: Tensor, reference: bool = False) -> Replay:
-        """Return minus the errors (b, 1) of the pairs ``images`` (b,), ``transitions`` (b,)."""
+        """Return minus the errors (b, 1) of the pairs `images` (b,), `transitions` (b,)."""
         t, noise = self.times_and_noises(images, transitions)
         latent = self.latent[images.to(self.latent.device)]
         cond = {
@@ -91,7 +91,7 @@ class ForwardProcess(Process):
 
     @torch.no_grad()
     def remembering(self, pairs: Iterable[tuple[Tensor, Tensor]], chunk: int) -> ForwardProcess:
-        """Return this process with the log-probabilities of all these pairs as ``logp_old``.
+        """Return this process with the log-probabilities of all these pairs as `logp_old`.
 
         Args:
             pairs: (images (b,), transitions (b,)) of each optimizer step.

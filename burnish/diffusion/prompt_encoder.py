@@ -41,7 +41,7 @@ class PromptEncoder:
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def null(self, rows: int, text: str = "") -> Cond:
-        """Return ``rows`` rows of the states that guidance uses in place of a prompt.
+        """Return `rows` rows of the states that guidance uses in place of a prompt.
 
         Args:
             rows: their number.

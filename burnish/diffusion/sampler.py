@@ -1,6 +1,6 @@
 """Rollout and replay: trajectories out of a policy, and their densities under the current weights.
 
-Both go through ``Sampler._transition``, the only place where a transition is computed, so sampling
+Both go through `Sampler._transition`, the only place where a transition is computed, so sampling
 and training cannot drift apart: before the first update the ratio of the two densities is 1 up to
 rounding. Trajectories are kept in float32 for the same reason: rounded to half precision, the last
 states would lie off their own densities by many clip ranges.
@@ -48,7 +48,7 @@ class Sampler:
     def encode(self, policy: Policy, prompts: Sequence[Prompt]) -> Cond:
         """Return the prompts as the network reads them under this guidance, one row a prompt.
 
-        A guidance that is centred on the original of an expanded prompt (``needs_original``) finds
+        A guidance that is centred on the original of an expanded prompt (`needs_original`) finds
         its states beside the others, each under its name with "original." before it.
 
         Raises:
@@ -121,14 +121,14 @@ class Sampler:
         generator: torch.Generator,
         keep_x0_pred: bool = False,
     ) -> Trajectory:
-        """Return the trajectories of one image a row of ``cond`` (B rows), sampled at once.
+        """Return the trajectories of one image a row of `cond` (B rows), sampled at once.
 
         Where no transition has noise (T = 0: eta = 0, or a consistency model's only call), the
         images are sampled, but no transition can be learned from.
 
         Args:
             policy: the weights to sample with.
-            cond: B prompts, encoded by ``encode``.
+            cond: B prompts, encoded by `encode`.
             group: (B,) the prompt's number of each image.
             generator: of the CPU; all noise comes from it.
             keep_x0_pred: keep the x0 that the network predicted before each transition.
@@ -236,9 +236,9 @@ class Sampler:
         Args:
             policy: the current weights.
             traj: the stored trajectories.
-            images: (b,) int64, rows of ``traj``.
+            images: (b,) int64, rows of `traj`.
             transitions: (b, k) int64 in 0..T-1, the transitions of each image.
-            reference: also use the weights before training, for ``logp_ref`` and ``kl``.
+            reference: also use the weights before training, for `logp_ref` and `kl`.
         """
         shape = transitions.shape
         i = images.cpu().repeat_interleave(shape[1])
@@ -273,11 +273,11 @@ class Sampler:
         noise: Tensor,
         reference: bool = False,
     ) -> Replay:
-        """Return how well the current weights denoise ``clean`` noised to ``t``: a forward replay.
+        """Return how well the current weights denoise `clean` noised to `t`: a forward replay.
 
         Each entry is (b, 1). In place of a log-density stands minus the mean squared error per
         dimension of what the network was trained to predict (epsilon, v or the sample), guidance
-        included; ``logp_old`` is the same number without gradient, and ``kl`` half the squared
+        included; `logp_old` is the same number without gradient, and `kl` half the squared
         distance of that prediction to the reference's, summed over the dimensions.
 
         Args:
@@ -286,7 +286,7 @@ class Sampler:
             clean: (b, *latent) finished latents, float32.
             t: (b,) int64 training timesteps, on the CPU.
             noise: (b, *latent) standard normal.
-            reference: also use the weights before training, for ``logp_ref`` and ``kl``.
+            reference: also use the weights before training, for `logp_ref` and `kl`.
         """
         clean = clean.to(policy.device)
         noise = noise.to(policy.device)
@@ -312,9 +312,9 @@ class Sampler:
     def _transition(
         self, policy: Policy, x: Tensor, t: Tensor, s: Tensor, cond: Cond
     ) -> tuple[Gaussian, Tensor]:
-        """Return the transition of each row of ``x``, and the x0 that the network predicts there.
+        """Return the transition of each row of `x`, and the x0 that the network predicts there.
 
-        It leads from time ``t`` (B,) to ``s`` (B,), both on the CPU.
+        It leads from time `t` (B,) to `s` (B,), both on the CPU.
         """
         x0 = policy.predict(x, t, cond, self.guidance)
         level_t = policy.schedule.level(t, policy.device)

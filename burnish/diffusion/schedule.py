@@ -1,7 +1,7 @@
 """The noise schedule of a diffusion model: x_t = alpha_t * x0 + sigma_t * noise at each timestep.
 
 It is read once from a diffusers scheduler; from then on nothing is stateful and every function
-takes one time per image, which diffusers' own ``step`` cannot. With abar the cumulative product
+takes one time per image, which diffusers' own `step` cannot. With abar the cumulative product
 (DDPM, arXiv 2006.11239): alpha = sqrt(abar) and sigma = sqrt(1 - abar). Networks predict one of
 three things, all turned into x0 here:
 
@@ -9,14 +9,14 @@ three things, all turned into x0 here:
     v_prediction   x0 = alpha * x_t - sigma * v          (arXiv 2202.00512)
     sample         x0 itself
 
-A consistency model (arXiv 2303.01469), recognised by its ``LCMScheduler``, has in place of x0 the
+A consistency model (arXiv 2303.01469), recognised by its `LCMScheduler`, has in place of x0 the
 consistency function
 
     f      = c_out * x0 + c_skip * x_t
     c_skip = s^2 / ((k t)^2 + s^2)
     c_out  = k t / sqrt((k t)^2 + s^2)
 
-with s = 0.5 and k the scheduler's ``timestep_scaling``; after its last call comes f itself, without
+with s = 0.5 and k the scheduler's `timestep_scaling`; after its last call comes f itself, without
 noise.
 """
 
@@ -33,11 +33,11 @@ from burnish.types import Level
 FINAL = -1
 """The time after the last step.
 
-It is the data itself, or the least noisy level of the model (``set_alpha_to_one``).
+It is the data itself, or the least noisy level of the model (`set_alpha_to_one`).
 """
 
 SIGMA_DATA = 0.5
-"""s above; a constant of diffusers' ``LCMScheduler``."""
+"""s above; a constant of diffusers' `LCMScheduler`."""
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -114,16 +114,16 @@ class Schedule:
         )
 
     def times(self, steps: int) -> Tensor:
-        """Return the grid (steps + 1,) int64 of a sampler with ``steps`` calls, noisiest first.
+        """Return the grid (steps + 1,) int64 of a sampler with `steps` calls, noisiest first.
 
-        The first ``steps`` are exactly diffusers' DDIM timesteps. Each is followed by the next one
-        of the list, not by ``t - N // steps``, which misses the grid for linspace and trailing
-        spacing. After the last one comes what diffusers takes there, ``t - N // steps``, or FINAL
+        The first `steps` are exactly diffusers' DDIM timesteps. Each is followed by the next one
+        of the list, not by `t - N // steps`, which misses the grid for linspace and trailing
+        spacing. After the last one comes what diffusers takes there, `t - N // steps`, or FINAL
         where that is negative. For a consistency model: the timesteps of diffusers' LCMScheduler,
         and FINAL.
 
         Raises:
-            ValueError: ``steps`` is below 1 or too large for the model.
+            ValueError: `steps` is below 1 or too large for the model.
         """
         from diffusers import DDIMScheduler
 
@@ -165,7 +165,7 @@ class Schedule:
         return torch.cat([lcm.timesteps.cpu(), torch.tensor([FINAL])])
 
     def level(self, t: Tensor, device: torch.device | str = "cpu") -> Level:
-        """Return the noise levels at times ``t`` (B,), which may hold FINAL; each (B, 1, 1, 1)."""
+        """Return the noise levels at times `t` (B,), which may hold FINAL; each (B, 1, 1, 1)."""
         t = t.cpu()
         inside = t.clamp(min=0)
         alpha = torch.where(t < 0, self.alpha_final, self.alpha[inside])
@@ -192,7 +192,7 @@ class Schedule:
         return torch.ones_like(level.sigma)
 
     def x0(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
-        """Return x0 for the network's output ``out`` at ``x`` and times ``t``, at least float32.
+        """Return x0 for the network's output `out` at `x` and times `t`, at least float32.
 
         For a consistency model it is f. It is never clipped: latents have no fixed range.
 

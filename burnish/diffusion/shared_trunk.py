@@ -18,7 +18,7 @@ CONDITIONED_LAYERS = ("ResnetBlock2D", "Transformer2DModel")
 
 
 def share_guidance_trunk(network: nn.Module) -> None:
-    """Let ``network`` take latents (B, ...) and times (B,) with texts (k * B, ...).
+    """Let `network` take latents (B, ...) and times (B,) with texts (k * B, ...).
 
     Its output is as if latents and times were repeated k times. Networks without such layers (and
     calls with as many latents as texts) stay as they are.

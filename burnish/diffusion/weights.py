@@ -28,7 +28,7 @@ class TrainableWeights:
         pipe: the diffusers pipeline.
         train: "lora", "full" or "none".
         named_trainable: the parameters that learn, by name.
-        trainable: the same without names, float32; empty with ``train="none"``.
+        trainable: the same without names, float32; empty with `train="none"`.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class TrainableWeights:
         trainable_parts: str = "",
         initial: list[Tensor] | None = None,
     ) -> None:
-        """Find the weights that learn, in a pipeline that ``prepare_networks`` has made ready.
+        """Find the weights that learn, in a pipeline that `prepare_networks` has made ready.
 
         Args:
             pipe: the diffusers pipeline.
@@ -47,7 +47,7 @@ class TrainableWeights:
             train: "lora", "full" or "none".
             trainable_parts: "controlnet", "both", or "" for the family's network.
             initial: with "full", a copy of the weights before training, in the order of
-                ``trainable``.
+                `trainable`.
         """
         self.pipe = pipe
         self.train = train
@@ -108,7 +108,7 @@ class TrainableWeights:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what ``state`` returned.
+        """Restore what `state` returned.
 
         Raises:
             ValueError: it does not fit; then nothing has changed.
@@ -118,9 +118,9 @@ class TrainableWeights:
     def save_adapter(self, folder: str | Path) -> None:
         """Write what was learned, for diffusers.
 
-        It is a LoRA for ``pipe.load_lora_weights(folder)``, or the whole network. What a ControlNet
-        learned goes to ``folder/controlnet``, for ``ControlNetModel``'s ``load_lora_adapter`` or
-        ``from_pretrained``.
+        It is a LoRA for `pipe.load_lora_weights(folder)`, or the whole network. What a ControlNet
+        learned goes to `folder/controlnet`, for `ControlNetModel`'s `load_lora_adapter` or
+        `from_pretrained`.
         """
         with lora.publishing(Path(folder)) as temporary:
             for part in self._networks:
@@ -133,7 +133,7 @@ def trainable_networks(pipe: Any, family: Family, trainable_parts: str) -> dict[
     """Return the networks of the pipeline that learn, by the name of their attribute.
 
     Raises:
-        ValueError: ``trainable_parts`` is unknown, or names a ControlNet that the pipeline lacks.
+        ValueError: `trainable_parts` is unknown, or names a ControlNet that the pipeline lacks.
     """
     names = {
         "": (family.network,),
@@ -155,7 +155,7 @@ def trainable_networks(pipe: Any, family: Family, trainable_parts: str) -> dict[
 
 
 def adapter_folder(folder: Path, part: str, family: Family) -> Path:
-    """Return the place in an adapter's folder of what ``part`` learned."""
+    """Return the place in an adapter's folder of what `part` learned."""
     return folder if part == family.network else folder / part
 
 
@@ -213,7 +213,7 @@ def read_adapters(
     train: str,
     alpha: float,
 ) -> None:
-    """Load what ``TrainableWeights.save_adapter`` wrote into the networks ``trainable``.
+    """Load what `TrainableWeights.save_adapter` wrote into the networks `trainable`.
 
     Raises:
         FileNotFoundError: the folder has no adapter of one of the networks.

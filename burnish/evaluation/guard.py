@@ -6,10 +6,10 @@ measures that are not trained on from the same images: a panel of other rewards,
 diversity, and the KL to the untrained model. A measure has fallen if
 
     its paired change since before training lies below 0 with its whole 95 % interval, and
-    the mean of that change is more than ``drop`` standard deviations of the measure among the
+    the mean of that change is more than `drop` standard deviations of the measure among the
     images before training.
 
-The guard trips when, for ``patience`` evaluations in a row, a measure has fallen while the reward
+The guard trips when, for `patience` evaluations in a row, a measure has fallen while the reward
 has risen, or the KL is over its budget. The best state is that of the last evaluation at which
 nothing had fallen. All of this is read from the run directory, so a resumed run decides as an
 uninterrupted run does.
@@ -38,7 +38,7 @@ class Verdict:
 
 
 def verdict(run: Run, config: Config, weights: Tensor, before: Evaluation, until: int) -> Verdict:
-    """Return the guard's decision from a run's evaluations up to iteration ``until``.
+    """Return the guard's decision from a run's evaluations up to iteration `until`.
 
     Args:
         run: the run directory with the evaluations.
@@ -73,7 +73,7 @@ def verdict(run: Run, config: Config, weights: Tensor, before: Evaluation, until
 def over_optimised(
     before: Evaluation, now: Evaluation, weights: Tensor, config: Config
 ) -> tuple[str, ...]:
-    """Return the reasons, one sentence each, why ``now`` is over-optimised; () if it is not."""
+    """Return the reasons, one sentence each, why `now` is over-optimised; () if it is not."""
     reasons = []
     old = before.measures()
     new = now.measures()

@@ -74,14 +74,14 @@ class TokenLogProbs:
 
 
 class Expander:
-    """A language model that expands prompts and can be trained. Made by ``Expander.load``.
+    """A language model that expands prompts and can be trained. Made by `Expander.load`.
 
     Attributes:
         model: the transformers model, with peft's adapter if it has one.
         tokenizer: the transformers tokenizer.
         prompt_tokens: the way in which the model is asked.
         train: "lora", "full" or "none".
-        trainable: the parameters that learn, float32; empty with ``train="none"``.
+        trainable: the parameters that learn, float32; empty with `train="none"`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Expander:
             train: "lora", "full" or "none".
             temperature: of the distribution that is drawn from and trained.
             tokens: that are drawn at most.
-            instruction: for a model with a chat template, with ``{prompt}`` in it.
+            instruction: for a model with a chat template, with `{prompt}` in it.
             fits: says whether the generator reads a prompt to its end.
         """
         self.model = model.eval()
@@ -136,20 +136,20 @@ class Expander:
         adapter: str | Path = "",
         **settings: Any,
     ) -> Expander:
-        """Return an expander from ``zoo:NAME``, a folder or a hub id.
+        """Return an expander from `zoo:NAME`, a folder or a hub id.
 
         Args:
             model: any causal language model of transformers. One with a chat template is asked by
-                ``instruction``, another one continues the prompt.
+                `instruction`, another one continues the prompt.
             train: "lora" (every linear layer but the last), "full" or "none".
             rank: of a new adapter; its scale is 1.
             dtype: "float32" or "bfloat16", of what is frozen; what learns is float32.
             device: where it computes.
-            adapter: a folder that ``save`` wrote, to start from.
-            settings: ``temperature``, ``tokens``, ``instruction`` and ``fits`` of the constructor.
+            adapter: a folder that `save` wrote, to start from.
+            settings: `temperature`, `tokens`, `instruction` and `fits` of the constructor.
 
         Raises:
-            FileNotFoundError: the folder ``adapter`` holds no expander.
+            FileNotFoundError: the folder `adapter` holds no expander.
             ValueError: a setting is wrong, or there is no such model; the message names it.
         """
         for name, value, known in (("train", train, TRAINED), ("dtype", dtype, tuple(DTYPES))):
@@ -183,7 +183,7 @@ class Expander:
     def draw(self, prompts: Sequence[Prompt], generator: torch.Generator) -> Expansions:
         """Return an expansion of each of n prompts.
 
-        All random numbers come from the CPU ``generator``. From one state of it, a model that
+        All random numbers come from the CPU `generator`. From one state of it, a model that
         changed a little draws mostly the same words (the draw is an exponential race), so that
         evaluations before and after training can be compared.
         """
@@ -234,9 +234,9 @@ class Expander:
         """Return the log-probabilities of some texts under the current weights, with gradient.
 
         Args:
-            drawn: what ``draw`` returned.
+            drawn: what `draw` returned.
             rows: (b,) the texts.
-            reference: also ask the model as it was when ``remember`` was called, for ``kl``.
+            reference: also ask the model as it was when `remember` was called, for `kl`.
         """
         ids = drawn.ids[rows].to(self.model.device)
         attention_mask = drawn.attention_mask[rows].to(ids.device)
@@ -259,19 +259,19 @@ class Expander:
 
     @property
     def remembers(self) -> bool:
-        """True if ``remember`` was called, so that ``replay`` has a reference for its KL."""
+        """True if `remember` was called, so that `replay` has a reference for its KL."""
         return self._initial is not None
 
     def remember(self) -> None:
-        """Keep a copy of the weights that learn, as the starting model of ``replay``'s KL."""
+        """Keep a copy of the weights that learn, as the starting model of `replay`'s KL."""
         self._initial = [p.detach().clone() for p in self.trainable]
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Give the model the weights of ``remember`` while the context is open.
+        """Give the model the weights of `remember` while the context is open.
 
         Raises:
-            RuntimeError: ``remember`` was never called.
+            RuntimeError: `remember` was never called.
         """
         if self._initial is None:
             raise RuntimeError("an expander has a reference only after remember().")
@@ -294,7 +294,7 @@ class Expander:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what ``state`` returned.
+        """Restore what `state` returned.
 
         Raises:
             ValueError: it does not fit; then nothing is changed.
@@ -302,9 +302,9 @@ class Expander:
         lora.copy_state(self._named, state, "the checkpoint's expander")
 
     def save(self, folder: Path) -> None:
-        """Write what was learned into ``folder``; nothing with ``train="none"``.
+        """Write what was learned into `folder`; nothing with `train="none"`.
 
-        It is a LoRA for peft's ``PeftModel.from_pretrained``, or the whole model for transformers.
+        It is a LoRA for peft's `PeftModel.from_pretrained`, or the whole model for transformers.
         """
         if self.train == "none":
             return
@@ -396,7 +396,7 @@ def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
 def _next_token_log_probs(
     model: Any, ids: Tensor, attention_mask: Tensor, count: int, temperature: float
 ) -> Tensor:
-    """Return the log-probabilities (b, count, V) of every token in the last ``count`` places."""
+    """Return the log-probabilities (b, count, V) of every token in the last `count` places."""
     position = (attention_mask.cumsum(1) - 1).clamp(min=0)
     out = model(
         input_ids=ids,
@@ -412,7 +412,7 @@ def _load_model(name: str, weights: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """Return a causal language model and its tokenizer.
 
     Args:
-        name: ``zoo:NAME``, a folder or a hub id.
+        name: `zoo:NAME`, a folder or a hub id.
         weights: a folder with other weights of the same model, "" for its own.
         dtype: of the weights.
     """
@@ -456,7 +456,7 @@ def _with_new_lora(network: Any, rank: int, name: str) -> Any:
 
 
 def _with_saved_lora(network: Any, folder: Path, train: str, rank: int) -> Any:
-    """Return the network with the adapter in ``folder``."""
+    """Return the network with the adapter in `folder`."""
     from peft import PeftModel
 
     try:

@@ -9,18 +9,18 @@ The paper has commas between them. Training, with one an image, never sees a com
 encoder it is a word: it can change images more than the identifiers do.
 
 The n-th identifier stands for the n-th reward of the configuration. Only the generator reads it
-(``Prompt.template``): rewards, judges and logs have the text alone. Of a drawn prompt's images each
+(`Prompt.template`): rewards, judges and logs have the text alone. Of a drawn prompt's images each
 identifier gets an equal share, and they are a group of their own, because with another identifier
 they come from another distribution.
 
-Identifiers are ordinary ``words``, as in the paper, or ``tokens``, one for each, where words would
+Identifiers are ordinary `words`, as in the paper, or `tokens`, one for each, where words would
 leave no room for the prompt. The text encoder stays frozen, so a token's embedding is never
 learned: it is fixed, and the network learns what to do when it reads that token. The embedding is
 that of the padding, which a network is used to find behind any prompt, so that the untrained one is
 hardly disturbed, plus a random deviation `FAR` times as long as the words' from their mean: small
 deviations would be nearly the same to a frozen encoder. The draw depends on the model and the
 token's number alone, so a resumed run needs no file of it; for stock diffusers it is written as
-textual inversions (``save_tokens``).
+textual inversions (`save_tokens`).
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ larger.
 
 
 def identifier(index: int) -> str:
-    """Return the words that stand for the reward at ``index``, the first being 0."""
+    """Return the words that stand for the reward at `index`, the first being 0."""
     return f"<reward {index + 1}>"
 
 
 def template(rewards: Iterable[int], after: bool = False) -> str:
-    """Return a text, {}, with the identifiers of ``rewards`` before or ``after`` it.
+    """Return a text, {}, with the identifiers of `rewards` before or `after` it.
 
     It is "{}" alone for no rewards.
     """
@@ -67,7 +67,7 @@ def template(rewards: Iterable[int], after: bool = False) -> str:
 
 
 def with_template(prompts: Sequence[Prompt], template: str) -> list[Prompt]:
-    """Return the prompts with ``template`` around their texts."""
+    """Return the prompts with `template` around their texts."""
     return [replace(prompt, template=template) for prompt in prompts]
 
 
@@ -115,10 +115,10 @@ def add_tokens(pipe: Any, rewards: int) -> None:
 
 
 def save_tokens(pipe: Any, rewards: int, folder: Path) -> None:
-    """Write each token as a textual inversion for diffusers' ``pipe.load_textual_inversion``.
+    """Write each token as a textual inversion for diffusers' `pipe.load_textual_inversion`.
 
-    ``folder/reward-1.safetensors`` is the first one's embedding in ``text_encoder``,
-    ``reward-1-2.safetensors`` that in ``text_encoder_2``.
+    `folder/reward-1.safetensors` is the first one's embedding in `text_encoder`,
+    `reward-1-2.safetensors` that in `text_encoder_2`.
     """
     from safetensors.torch import save_file
 

@@ -2,8 +2,8 @@
 
 The sets of DDPO (arXiv 2305.13301): 45 common animals, the 398 animals of ImageNet-1k, 45 animals x
 3 activities. Then its counts of animals, the nouns of the embedded models, a list, a text file, a
-JSONL file, and a template with all combinations of its fields. ``{noun}`` in a text is replaced;
-``a {noun}`` also gets the right article (``an ant``, ``a unicorn``).
+JSONL file, and a template with all combinations of its fields. `{noun}` in a text is replaced;
+`a {noun}` also gets the right article (`an ant`, `a unicorn`).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class PromptTokens:
 
     Attributes:
         tokenizer: of transformers.
-        instruction: for models with a chat template, with ``{prompt}`` in it.
+        instruction: for models with a chat template, with `{prompt}` in it.
         end_ids: the tokens that end a text.
         pad_id: the token that fills up shorter rows.
     """
@@ -70,7 +70,7 @@ class PromptTokens:
         return torch.tensor(padded), torch.arange(longest) < lengths
 
     def decode_words(self, text: str, prompt_ids: list[int], drawn_ids: list[int]) -> str:
-        """Return drawn tokens as words to put behind ``text``, on one line."""
+        """Return drawn tokens as words to put behind `text`, on one line."""
         decode = self.tokenizer.decode
         if self.tokenizer.chat_template is None:
             # decoded with what they continue, they know whether a space is due

@@ -152,7 +152,7 @@ def _default_module(image: Image.Image) -> float:
 
 
 def _scaled_down(image: Image.Image, least: float = 0.0) -> tuple[Image.Image, float]:
-    """Return an image within the longest side, and its scale, which is never below ``least``."""
+    """Return an image within the longest side, and its scale, which is never below `least`."""
     scale = min(1.0, max(LONGEST / max(image.size), least))
     if scale == 1:
         return image, scale

@@ -266,7 +266,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _significance(low: float, high: float, neutral: str) -> str:
-    """Return the style of a gain: "good", "bad", or ``neutral`` if its interval includes zero."""
+    """Return the style of a gain: "good", "bad", or `neutral` if its interval includes zero."""
     if low > 0:
         return "good"
     return "bad" if high < 0 else neutral
@@ -505,7 +505,7 @@ def _strip_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _crop(index: int, count: int, columns: int) -> str:
-    """Return the CSS that shows one image of a grid of ``count`` images."""
+    """Return the CSS that shows one image of a grid of `count` images."""
     rows = math.ceil(count / columns)
     x = 100 * (index % columns) / max(columns - 1, 1)
     y = 100 * (index // columns) / max(rows - 1, 1)

@@ -138,7 +138,7 @@ def _cells(record: Mapping[str, Any], rewards: list[str], extra: list[str]) -> l
 
 
 def line(record: Mapping[str, Any], iterations: int, left: float | None) -> str:
-    """Return one iteration as one line of plain text; ``left`` seconds remain."""
+    """Return one iteration as one line of plain text; `left` seconds remain."""
     parts = [f"iteration {record['iteration']}/{iterations}"]
     parts += [f"{name} {spread(reward)}" for name, reward in record.get("rewards", {}).items()]
 

@@ -10,19 +10,19 @@ up to variance 1 again and a single reward keeps it. They differ in what "expect
     tracker   the running mean of the same prompt over iterations     (DDPO, arXiv 2305.13301,
                                                                        appendix)
 
-``weighted`` is the control of that choice: ``group`` of one reward, the weighted sum of the raw
-ones, in which the reward with the largest spread wins. `pareto` keeps the advantage of ``group``
-for images that no other beats in every reward. Where ``scores.target_reward`` names the reward that
+`weighted` is the control of that choice: `group` of one reward, the weighted sum of the raw
+ones, in which the reward with the largest spread wins. `pareto` keeps the advantage of `group`
+for images that no other beats in every reward. Where `scores.target_reward` names the reward that
 an image was asked to please (`identifiers`), the others have weight 0 for it.
 
 For an objective that imitates (RWR) there are weights instead, none below 0 and 1 in the mean, of
 the weighted sum R of the raw rewards (DDPO, arXiv 2305.13301, section 4.1):
 
     softmax        n softmax(beta R) over the images of the same prompt, or of the whole batch
-                   (``within``)
+                   (`within`)
     top_fraction   n / k for the k best of n images, 0 for the others
 
-``per_transition`` then gives each transition of an image an advantage of its own. In DDPO all of
+`per_transition` then gives each transition of an image an advantage of its own. In DDPO all of
 them share the image's, although a late transition has no part in what was settled before it. The
 reward of x0_pred, the image that the network predicts from x_t, is a baseline that depends on the
 transition's state alone. Subtracting it leaves the expected gradient as it is, and takes out of its
@@ -68,7 +68,7 @@ class BatchAdvantage(Advantage):
 class GroupAdvantage(BatchAdvantage):
     """The advantage over the images of the same prompt: at least 4 of them, better 8.
 
-    ``spread = "batch"`` divides by the std within prompts of the whole batch instead of the
+    `spread = "batch"` divides by the std within prompts of the whole batch instead of the
     prompt's own. Where all images of a prompt but one have the highest possible value, a reward
     such as a scan rate has nearly nothing left to say about that prompt, and the other rewards are
     heard; divided by the prompt's own std, its last small difference would count as much as all
@@ -111,8 +111,8 @@ class WeightedAdvantage(BatchAdvantage):
 class TrackerAdvantage(Advantage):
     """The advantage over the last rewards of the same prompt, this batch's included.
 
-    A prompt with fewer than ``min_count`` rewards so far is compared with the whole batch instead.
-    The numbers in ``group`` are the prompts' names and must mean the same prompt in every call.
+    A prompt with fewer than `min_count` rewards so far is compared with the whole batch instead.
+    The numbers in `group` are the prompts' names and must mean the same prompt in every call.
 
     Args:
         buffer: rewards that are remembered of each prompt.
@@ -157,7 +157,7 @@ class TrackerAdvantage(Advantage):
         return {"seen": {str(number): list(rows) for number, rows in self._history.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore what `state_dict` returned."""
         self._history = {
             int(number): deque(rows, maxlen=self.buffer) for number, rows in state["seen"].items()
         }
@@ -233,10 +233,10 @@ class TopFractionWeights(Advantage):
 
 
 def per_transition(adv: Tensor, x0_rewards: Tensor, weights: Tensor, group: Tensor) -> Tensor:
-    """Return the advantage of each transition: ``adv`` less what x0_pred explains of it.
+    """Return the advantage of each transition: `adv` less what x0_pred explains of it.
 
     In every column of transitions z is the z-score of x0_pred's reward among the images of its
-    prompt, and c the least-squares slope of ``adv`` on z over all images; the transition's
+    prompt, and c the least-squares slope of `adv` on z over all images; the transition's
     advantage is adv - c z.
 
     Args:
@@ -246,7 +246,7 @@ def per_transition(adv: Tensor, x0_rewards: Tensor, weights: Tensor, group: Tens
         group: (B,) prompts.
 
     Returns:
-        (B, T) float32; ``adv`` itself where x0_pred has no rewards.
+        (B, T) float32; `adv` itself where x0_pred has no rewards.
     """
     result = adv.detach().cpu().double()[:, None].repeat(1, x0_rewards.shape[1])
 
@@ -335,7 +335,7 @@ def _moments(rows: Tensor) -> tuple[Tensor, Tensor]:
 def _z_by_group(parts: Tensor, valid: Tensor, group: Tensor, pooled: bool = False) -> Tensor:
     """Return every column's z-score within its group, (B, K).
 
-    It is 0 in bad rows and in groups without spread. ``pooled`` divides by the root of the mean
+    It is 0 in bad rows and in groups without spread. `pooled` divides by the root of the mean
     variance of all groups with more than one row.
     """
     _, index = group.cpu().unique(return_inverse=True)

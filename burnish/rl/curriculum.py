@@ -3,16 +3,16 @@
 A code is easy to read in an image that follows it closely, so training starts at a high control
 scale and lowers it. With p in [0, 1] the part of the run that is done and q = min(1, p / until):
 
-    constant  the scale of ``sampler.control``
+    constant  the scale of `sampler.control`
     linear    first + (last - first) q
     cosine    last + (first - last) (1 + cos(pi q)) / 2
-    steps     one of ``values`` after another, each for as long
-    gated     lowered by ``by`` after ``patience`` iterations in a row whose smoothed success is
-              above ``above``, raised by as much when it is below ``below``
-    sampled   uniform between linear's value and ``first``, so that easy images are not forgotten
+    steps     one of `values` after another, each for as long
+    gated     lowered by `by` after `patience` iterations in a row whose smoothed success is
+              above `above`, raised by as much when it is below `below`
+    sampled   uniform between linear's value and `first`, so that easy images are not forgotten
 
 Each is called with (p, a random generator) and returns the control scale of one iteration.
-``observe`` then gets the rewards of its images. Only ``gated`` remembers anything.
+`observe` then gets the rewards of its images. Only `gated` remembers anything.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class ConstantCurriculum(Curriculum):
 
 
 class LinearCurriculum(Curriculum):
-    """A straight line from ``first`` to ``last``.
+    """A straight line from `first` to `last`.
 
     Args:
         first: the scale at the beginning of the run.
         last: the scale at its end.
-        until: the fraction of the run after which ``last`` is reached.
+        until: the fraction of the run after which `last` is reached.
     """
 
     def __init__(self, first: float, last: float, until: float = 1.0) -> None:
@@ -57,30 +57,30 @@ class LinearCurriculum(Curriculum):
         self.until = until
 
     def __call__(self, progress: float, generator: torch.Generator) -> float:
-        """Return the scale at ``progress`` in [0, 1]."""
+        """Return the scale at `progress` in [0, 1]."""
         return self.first + (self.last - self.first) * min(1.0, progress / self.until)
 
 
 class CosineCurriculum(LinearCurriculum):
-    """Half a cosine: slow at ``first``, fast between, slow at ``last``."""
+    """Half a cosine: slow at `first`, fast between, slow at `last`."""
 
     def __call__(self, progress: float, generator: torch.Generator) -> float:
-        """Return the scale at ``progress`` in [0, 1]."""
+        """Return the scale at `progress` in [0, 1]."""
         done = min(1.0, progress / self.until)
         return self.last + (self.first - self.last) * (1 + math.cos(math.pi * done)) / 2
 
 
 class SampledCurriculum(LinearCurriculum):
-    """A random scale between ``first`` and the value of ``linear``."""
+    """A random scale between `first` and the value of `linear`."""
 
     def __call__(self, progress: float, generator: torch.Generator) -> float:
-        """Return the scale at ``progress`` in [0, 1]."""
+        """Return the scale at `progress` in [0, 1]."""
         lowest = super().__call__(progress, generator)
         return lowest + (self.first - lowest) * float(torch.rand((), generator=generator))
 
 
 class StepsCurriculum(Curriculum):
-    """The ``values`` one after another, for equally many iterations each."""
+    """The `values` one after another, for equally many iterations each."""
 
     def __init__(self, values: list[float]) -> None:
         if not values:
@@ -89,22 +89,22 @@ class StepsCurriculum(Curriculum):
         self.values = [_checked_scale("values", value) for value in values]
 
     def __call__(self, progress: float, generator: torch.Generator) -> float:
-        """Return the scale at ``progress`` in [0, 1]."""
+        """Return the scale at `progress` in [0, 1]."""
         index = int(progress * len(self.values))
         return self.values[min(index, len(self.values) - 1)]
 
 
 class GatedCurriculum(Curriculum):
-    """As fast as it is learned, from ``first`` to ``last`` and back again where it is too hard.
+    """As fast as it is learned, from `first` to `last` and back again where it is too hard.
 
     Args:
         first: the scale of the first iteration.
         last: the scale that is aimed at.
         reward: the name of the reward whose mean is the success.
-        above: smoothed success above which the scale goes on towards ``last``.
-        below: smoothed success below which it goes back towards ``first``.
+        above: smoothed success above which the scale goes on towards `last`.
+        below: smoothed success below which it goes back towards `first`.
         by: the size of one change.
-        patience: iterations in a row ``above`` before a change towards ``last``.
+        patience: iterations in a row `above` before a change towards `last`.
         smoothing: the weight that the moving average of the success keeps of the past.
     """
 
@@ -138,7 +138,7 @@ class GatedCurriculum(Curriculum):
         self._streak = 0
 
     def __call__(self, progress: float, generator: torch.Generator) -> float:
-        """Return the scale now, whatever ``progress`` is."""
+        """Return the scale now, whatever `progress` is."""
         return self._scale
 
     def observe(self, scores: Scores) -> None:
@@ -175,7 +175,7 @@ class GatedCurriculum(Curriculum):
         return {"scale": self._scale, "success": success, "streak": self._streak}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore what `state_dict` returned."""
         success = state["success"]
         self._scale = float(state["scale"])
         self._streak = int(state["streak"])

@@ -11,8 +11,8 @@ advantage and rho = exp(l - l_old):
                                                                 (REBEL, arXiv 2404.16767; RLCM's
                                                                  code)
 
-Two more look at the forward process (``process = "forward"``): the finished images are noised
-again, and l is minus the mean squared error of the network's prediction (see ``Sampler.renoise``).
+Two more look at the forward process (`process = "forward"`): the finished images are noised
+again, and l is minus the mean squared error of the network's prediction (see `Sampler.renoise`).
 No transition needs a likelihood, any sampler will do:
 
     rwr         -w * l with weights w >= 0: imitation of the better images
@@ -22,7 +22,7 @@ No transition needs a likelihood, any sampler will do:
 
 All but rebel may add kl * KL(policy || reference) / D. Dividing by the latent's D dimensions puts
 it in the unit of l, so that the coefficients of Flow-GRPO (arXiv 2505.05470) mean the same here;
-the record shows it in nats. Metrics of every objective but rwr, which has ``denoising_error``:
+the record shows it in nats. Metrics of every objective but rwr, which has `denoising_error`:
 
     ratio_deviation   max |rho - 1|: 0 up to rounding before the first update of an iteration
     approx_kl         mean of 0.5 * (D * (l - l_old))^2, the KL to the sampling weights in nats per
@@ -66,7 +66,7 @@ class Clipped(Objective):
 
     Attributes:
         clip: in nats per image and transition, c = clip / D: the published 1e-4 at D = 16384 is
-            1.64, and 1.64 is the same trust region at every latent size (see ``kernels.log_prob``).
+            1.64, and 1.64 is the same trust region at every latent size (see `kernels.log_prob`).
         kl: coefficient of the KL to the reference.
     """
 
@@ -100,7 +100,7 @@ class Rebel(Objective):
     The loss needs all transitions of all images of a prompt at once. Its gradient does not: with
     d_i = k (S_i - mean S) - (A_i - mean A) over the n images of a prompt, the loss is the mean over
     prompts of 2 / (n - 1) sum d_i^2, and its gradient 4 k / (n - 1) sum d_i grad S_i. So
-    ``targets`` turns S, computed without gradient, into weights, and the call weighs the
+    `targets` turns S, computed without gradient, into weights, and the call weighs the
     log-densities with them, some transitions at a time: no more memory than any other objective,
     for one more pass without gradient. Before the first update of an iteration S is 0 and costs
     nothing.
@@ -142,7 +142,7 @@ class Rebel(Objective):
         return -4 * self.rate * transitions * (error - mean[index]) * n / (n - 1)
 
     def __call__(self, replay: Replay, adv: Tensor) -> Loss:
-        """Return the loss, with in ``adv`` (b,) what ``targets`` made of the advantages."""
+        """Return the loss, with in `adv` (b,) what `targets` made of the advantages."""
         return Loss(-(_column(adv, replay) * replay.logp).mean(), _metrics(replay))
 
 
@@ -192,7 +192,7 @@ class RWR(Objective):
 
 @dataclass(frozen=True)
 class AWM(Clipped):
-    """Policy gradient on the forward process: ``clipped`` with minus the denoising error as l.
+    """Policy gradient on the forward process: `clipped` with minus the denoising error as l.
 
     Attributes:
         clip: the largest change of that error times D; the published 1e-5 at D = 65536 is 0.66.

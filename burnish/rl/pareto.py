@@ -8,7 +8,7 @@ weighted, if it was asked for none):
 
 A weighted sum may be raised by giving up one reward for another; an image that is left out here has
 another beside it that is no worse in any reward. A batch of the paper, images of a single prompt
-that were asked with a single identifier, is here the images of one number in ``group``.
+that were asked with a single identifier, is here the images of one number in `group`.
 
 How much this selects depends on how many images are compared. Of N images with K independent
 rewards the expected share a(N, K) / N is on the front, a(N, K) = sum over m <= N of a(m, K - 1) / m
@@ -33,12 +33,12 @@ class ParetoAdvantage(GroupAdvantage):
             all images of the iteration, by their z-scores within their prompts, for when a prompt
             has too few.
         standardise: False gives the paper's weight, the raw reward. It imitates every image of the
-            front, so rewards must be positive; ``clip`` does not limit it.
+            front, so rewards must be positive; `clip` does not limit it.
         clip: advantages are limited to [-clip, clip].
     """
 
     selects = True
-    """The loss is the mean over the images of ``front``, and the others need no replay."""
+    """The loss is the mean over the images of `front`, and the others need no replay."""
 
     def __init__(self, within: str = "prompt", standardise: bool = True, clip: float = 5.0) -> None:
         super().__init__(clip)

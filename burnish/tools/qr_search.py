@@ -54,8 +54,8 @@ def open_artist(
     """Return a policy with a ControlNet, and its sampler.
 
     Args:
-        source: a run whose model has a ControlNet, ``zoo:NAME``, a model folder or a hub id.
-        controlnet: of a model: ``zoo:NAME``, a folder or a hub id; a run has its own, and the zoo's
+        source: a run whose model has a ControlNet, `zoo:NAME`, a model folder or a hub id.
+        controlnet: of a model: `zoo:NAME`, a folder or a hub id; a run has its own, and the zoo's
             models have theirs.
         steps: network calls an image; 0 takes the run's, or 50, or 4 of a consistency model.
         guidance: its weight; negative takes the run's, or 5 (1.5 of an LCM-LoRA).
@@ -97,9 +97,9 @@ def search(
     seed: int = 0,
     on_try: Callable[[int, int], None] = lambda sampled, found: None,
 ) -> Search:
-    """Sample ``prompt`` with its payload until enough images are read under every condition.
+    """Sample `prompt` with its payload until enough images are read under every condition.
 
-    The n-th image of a seed is the same whatever ``count`` and ``tries`` are.
+    The n-th image of a seed is the same whatever `count` and `tries` are.
 
     Args:
         policy: a model with a ControlNet.

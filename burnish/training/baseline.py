@@ -34,11 +34,11 @@ def x0_baseline(
 
     The baseline of a transition is the score of the image that the network predicted before it. The
     explained variance is the part of the advantages' variance that these baselines take out. An
-    image that is not ``valid`` (B,) has no baseline.
+    image that is not `valid` (B,) has no baseline.
 
     Args:
         parts: the rewards and the policy that decodes.
-        batch: the images, their trajectories with ``x0_pred``, and their target rewards.
+        batch: the images, their trajectories with `x0_pred`, and their target rewards.
         adv: (B,) advantages of the images.
         valid: (B,) bool.
         pairs: the (image, transition) pairs that are trained; only these are scored.

@@ -112,7 +112,7 @@ def rollout_and_score(
     """Sample an image for each prompt, chunk by chunk, and score it.
 
     Returns the trajectories, the scores, and the seconds spent in the rewards. The images are kept
-    only where ``on_images`` wants them.
+    only where `on_images` wants them.
 
     Raises:
         RuntimeError: a log-probability is not finite.

@@ -112,7 +112,7 @@ def assign_credit(parts: Parts, batch: RolloutBatch, scores: Scores, world: Worl
 def loss_scale(parts: Parts, adv: Tensor, counted: Tensor) -> float:
     """Return the factor that makes losses means over the images that count.
 
-    Those are the ``counted`` (B,) ones: the valid images, or the front of an advantage that
+    Those are the `counted` (B,) ones: the valid images, or the front of an advantage that
     selects. Where images are imitated, those with a weight, because the others are left out of the
     minibatches. An objective that compares images regresses on the advantages as they are.
 

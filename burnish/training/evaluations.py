@@ -141,7 +141,7 @@ def check_guard(job: Job, initial: Evaluations, iteration: int) -> bool:
 
 
 def roll_back(job: Job, initial: Evaluations, iteration: int) -> None:
-    """Make the state after ``iteration`` the run's last: weights, comparison and checkpoint."""
+    """Make the state after `iteration` the run's last: weights, comparison and checkpoint."""
     folder = job.run.checkpoints / f"{iteration:06d}"
     stored = checkpoint.read(folder).learners if iteration else {}
     for name, learner in job.learners.items():

@@ -39,9 +39,9 @@ def expand_prompts(
 
 
 def text_advantages(adv: Tensor, valid: Tensor, group: Tensor, texts: int) -> Tensor:
-    """Return the advantage (texts,) float32 of each text from its images' ``adv`` (B,).
+    """Return the advantage (texts,) float32 of each text from its images' `adv` (B,).
 
-    Images of a text are neighbours. Only ``valid`` (B,) ones count; a text without one has exactly
+    Images of a text are neighbours. Only `valid` (B,) ones count; a text without one has exactly
     0 and is compared with no other.
     """
     counts = valid.view(texts, -1).float()

@@ -41,7 +41,7 @@ class Learner(Protocol):
         return {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what ``state`` returned.
+        """Restore what `state` returned.
 
         Raises:
             ValueError: it does not fit; nothing has changed then.
@@ -71,7 +71,7 @@ class Trainable(Protocol):
         ...
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what ``state`` returned."""
+        """Restore what `state` returned."""
         ...
 
 
@@ -109,7 +109,7 @@ class TrainedWeights:
         """Take an optimizer step with the gradients of all processes; return their norm.
 
         Raises:
-            RuntimeError: with the message ``not_finite``, if the gradient is not finite.
+            RuntimeError: with the message `not_finite`, if the gradient is not finite.
         """
         parameters = self.network.trainable
         world.average_gradients(parameters)
@@ -147,7 +147,7 @@ class TrainedWeights:
         return tensors
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what ``state`` returned."""
+        """Restore what `state` returned."""
         if self.ema is not None:
             self.network.load_state(under("average.", state))
             steps = int(state["average_steps"])
@@ -214,7 +214,7 @@ class GeneratorLearner(Learner):
         return self.weights.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what ``state`` returned."""
+        """Restore what `state` returned."""
         self.weights.load_state(state)
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -267,7 +267,7 @@ class ExpanderLearner(Learner):
         return self.weights.state() if self.expander.trainable else {}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what ``state`` returned."""
+        """Restore what `state` returned."""
         if self.expander.trainable:
             self.weights.load_state(state)
 
@@ -281,7 +281,7 @@ class ExpanderLearner(Learner):
             self.weights.reset(state)
 
     def export(self, folder: Path) -> None:
-        """Write the adapter (or model) for peft and transformers into ``folder/expander``."""
+        """Write the adapter (or model) for peft and transformers into `folder/expander`."""
         self.expander.save(folder / "expander")
 
 

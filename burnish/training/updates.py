@@ -89,7 +89,7 @@ class GeneratorUpdates:
         return process
 
     def set_learning_rate(self, iteration: int, number: int) -> None:
-        """Give the optimizer the rate of an iteration's update ``number``, the first being 0."""
+        """Give the optimizer the rate of an iteration's update `number`, the first being 0."""
         settings = self.config.optimizer
         batch = self.config.batch
         step = (iteration - 1) * batch.minibatches * batch.epochs + number + 1
@@ -105,7 +105,7 @@ class GeneratorUpdates:
         """Take one optimizer step on the mean loss of a minibatch; return its metrics.
 
         Images outside a selected front add nothing to the sum, only to the number that it is
-        divided by (``loss_scale``), so they are not replayed, unless the KL penalty needs them.
+        divided by (`loss_scale`), so they are not replayed, unless the KL penalty needs them.
 
         Args:
             process: what is replayed.
@@ -149,7 +149,7 @@ class GeneratorUpdates:
     ) -> Tensor:
         """Return what an objective that compares whole images makes of their advantages (B,).
 
-        Only ``valid`` images are compared, and only where a prompt has two of them.
+        Only `valid` images are compared, and only where a prompt has two of them.
         """
         images, transitions = minibatch
         chunk = self.config.batch.train_batch
@@ -197,9 +197,9 @@ def minibatches(
     """Yield the flat (image, transition) pairs of each optimizer step.
 
     Each epoch shuffles the images, and draws `batch.transitions` different ones of an image's
-    ``transitions``; with the x0 baseline the same for all images of a prompt, so that these can be
+    `transitions`; with the x0 baseline the same for all images of a prompt, so that these can be
     compared. An objective that compares the images of a prompt gets them together, and one that
-    imitates only those with a weight in ``adv`` (B,). Noised again, an image has other transitions
+    imitates only those with a weight in `adv` (B,). Noised again, an image has other transitions
     in each epoch.
     """
     batch = config.batch

@@ -69,7 +69,7 @@ class Verdict:
     count: Tensor  # (B,) number of things, 1 to 3
 
     def names(self, row: int, k: int) -> set[str]:
-        """Return the ``k`` likeliest nouns of one image."""
+        """Return the `k` likeliest nouns of one image."""
         return {nouns()[index] for index in self.nouns[row].topk(k).indices.tolist()}
 
 
@@ -82,7 +82,7 @@ def split(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Judge:
-    """``judge(images, prompts)`` returns row by row whether an image shows its prompt."""
+    """`judge(images, prompts)` returns row by row whether an image shows its prompt."""
 
     def __init__(self, model: ResNetForImageClassification) -> None:
         self.model = model.eval()
@@ -128,7 +128,7 @@ class Judge:
 
 @cache
 def load(folder: str | Path | None = None, device: str = "cpu") -> Judge:
-    """Return the embedded judge, or one from ``folder``.
+    """Return the embedded judge, or one from `folder`.
 
     Raises:
         FileNotFoundError: there is no judge in the folder.

@@ -31,7 +31,7 @@ CENTRES = {1: ((32, 32),), 2: ((17, 32), (47, 32)), 3: ((17, 18), (47, 18), (32,
 def vocabulary() -> dict[str, Any]:
     """Return the words that the embedded models know.
 
-    The keys are ``animals``, ``objects``, ``colours``, ``styles``, ``sets``, ``plurals``.
+    The keys are `animals`, `objects`, `colours`, `styles`, `sets`, `plurals`.
     """
     return json.loads((Path(__file__).parent / "vocabulary.json").read_text(encoding="utf-8"))
 
@@ -43,7 +43,7 @@ def nouns() -> list[str]:
 
 
 def article(word: str) -> str:
-    """Return ``word`` with its indefinite article.
+    """Return `word` with its indefinite article.
 
     The vocabulary has no silent h, and only one exception, which begins like "unicorn".
     """
@@ -89,7 +89,7 @@ class _Atlas:
 
 @cache
 def _atlas(name: str) -> _Atlas:
-    """Return the sprites of the set ``name``."""
+    """Return the sprites of the set `name`."""
     sheet = Image.open(Path(__file__).parent / "sprites" / f"{name}.png").convert("RGBA")
     large = []
     small = []
@@ -130,7 +130,7 @@ class Scenes:
     def draw(
         self, n: int, kind: str = "any", *, background: str | None = None, noun: str | None = None
     ) -> tuple[Tensor, list[Scene]]:
-        """Draw ``n`` scenes.
+        """Draw `n` scenes.
 
         Args:
             n: number of scenes.

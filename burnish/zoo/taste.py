@@ -77,7 +77,7 @@ def _figure(images: Tensor) -> Tensor:
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of ``values`` (B, H, W) over the ``mask``; 0 where it is empty."""
+    """Return the mean of `values` (B, H, W) over the `mask`; 0 where it is empty."""
     return (values * mask).sum((1, 2)) / mask.sum((1, 2)).clamp(min=1)
 
 

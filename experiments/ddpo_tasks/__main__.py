@@ -5,10 +5,10 @@
 
 The hours are an estimate.
 
-``train``: every run of `plan.py`, through `burnish train`, several at once with a thread each.
-``control``: imitation without a reward, on tasks where that needs no run of its own.
-``time``: seconds of an iteration of each arm, measured in turns while nothing else runs.
-``report``: `result.json`, `curves.json`, the figure, and a grid of images a task.
+`train`: every run of `plan.py`, through `burnish train`, several at once with a thread each.
+`control`: imitation without a reward, on tasks where that needs no run of its own.
+`time`: seconds of an iteration of each arm, measured in turns while nothing else runs.
+`report`: `result.json`, `curves.json`, the figure, and a grid of images a task.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     python -m experiments.guard --only report    # figure and result.json of existing runs
 
 The reward is `zoo:emoji-aesthetic`, a head on CLIP fitted to a stated taste. The truth is that
-taste of an image that shows what its prompt names, and 1 for an image that does not. ``train``:
+taste of an image that shows what its prompt names, and 1 for an image that does not. `train`:
 three seeds, 18 iterations of RLCM, with a panel that only measures, and again with the guard.
-``dial``: the hacked models with their adapters at lower strength. ``report``: `result.json` and
+`dial`: the hacked models with their adapters at lower strength. `report`: `result.json` and
 the figure.
 """
 

@@ -3,8 +3,8 @@
     python -m experiments.parrot                  # everything
     python -m experiments.parrot --only report    # figure and result.json of existing runs
 
-``train``: every run of `plan.py`, through `burnish train`. ``measure``: two images of every
-animal and one of every other noun, for every arm the same noise. ``report``: `result.json`, the
+`train`: every run of `plan.py`, through `burnish train`. `measure`: two images of every
+animal and one of every other noun, for every arm the same noise. `report`: `result.json`, the
 figure and a grid of images.
 """
 

@@ -78,7 +78,7 @@ def reward_array(evaluation: Evaluation) -> np.ndarray:
 def arm_result(
     out: Path, name: str, base: dict[str, Evaluation], mean: np.ndarray, std: np.ndarray
 ) -> dict[str, Any]:
-    """Return all numbers of an arm; ``mean`` and ``std`` are those of the base's rewards."""
+    """Return all numbers of an arm; `mean` and `std` are those of the base's rewards."""
     seeds = plan.SEEDS if is_trained(name) else plan.SEEDS[:1]
     measured = [require_evaluation(measurement_path(out, name, seed)) for seed in seeds]
     rewards = np.stack([reward_array(each["train"]) for each in measured])

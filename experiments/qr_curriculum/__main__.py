@@ -3,9 +3,9 @@
     python -m experiments.qr_curriculum                  # everything
     python -m experiments.qr_curriculum --only report    # figures and result.json of existing runs
 
-``bases``: an image of every noun, drawn without a code. ``train``: every run of `plan.py`, through
-`burnish train`. ``measure``: the ControlNet before training at many control scales, and every run
-at the low one, on nouns and payloads that no training saw. ``report``: `result.json`, the figure
+`bases`: an image of every noun, drawn without a code. `train`: every run of `plan.py`, through
+`burnish train`. `measure`: the ControlNet before training at many control scales, and every run
+at the low one, on nouns and payloads that no training saw. `report`: `result.json`, the figure
 and a grid of images.
 """
 

@@ -2,12 +2,12 @@
 
     python -m experiments.qr_curriculum.measure RUN      # after the experiment's stage `bases`
 
-RUN is any run of `burnish train`. An image is ``strict`` if zxing reads its payload under all
-fifteen conditions; ``trained`` and ``held_out`` need only the eight conditions that the reward
-knows and the seven that it does not; ``other`` all fifteen by another binarizer of zxing (global
-histogram) than the reward's. ``clip_text`` compares with the prompt, ``clip_other`` with the other
-nouns' prompts, ``clip_image`` with the noun's base image, ``clip_code`` with the bare code;
-``judged`` is the share in which the embedded judge finds the noun of the prompt.
+RUN is any run of `burnish train`. An image is `strict` if zxing reads its payload under all
+fifteen conditions; `trained` and `held_out` need only the eight conditions that the reward
+knows and the seven that it does not; `other` all fifteen by another binarizer of zxing (global
+histogram) than the reward's. `clip_text` compares with the prompt, `clip_other` with the other
+nouns' prompts, `clip_image` with the noun's base image, `clip_code` with the bare code;
+`judged` is the share in which the embedded judge finds the noun of the prompt.
 """
 
 from __future__ import annotations
@@ -148,10 +148,10 @@ def at_rate(start: dict[str, Numbers], rate: float) -> Numbers:
 
     Args:
         start: its numbers by control scale.
-        rate: of ``strict``; between two scales all numbers are on a straight line.
+        rate: of `strict`; between two scales all numbers are on a straight line.
 
     Returns:
-        All numbers and the ``scale``. SystemExit if no scale reaches the rate.
+        All numbers and the `scale`. SystemExit if no scale reaches the rate.
     """
     scales = sorted(map(float, start))
     rates = [start[f"{scale:g}"]["strict"] for scale in scales]

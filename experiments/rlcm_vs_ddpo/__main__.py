@@ -3,10 +3,10 @@
     python -m experiments.rlcm_vs_ddpo                  # everything: 1.5 hours on two cores
     python -m experiments.rlcm_vs_ddpo --only report    # figure and result.json of existing runs
 
-Three stages. ``train``: every run of `plan.py`, through `burnish train`, several at once with a
-thread each. ``time``: the seconds of an iteration of each arm and of an image, measured in turns
+Three stages. `train`: every run of `plan.py`, through `burnish train`, several at once with a
+thread each. `time`: the seconds of an iteration of each arm and of an image, measured in turns
 while nothing else runs; a run's seconds are its iterations times that, so that the load of the
-other runs does not count. ``report``: `result.json`, `curves.json`, and the figure.
+other runs does not count. `report`: `result.json`, `curves.json`, and the figure.
 """
 
 from __future__ import annotations
