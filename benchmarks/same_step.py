@@ -65,7 +65,7 @@ def differences(folder: str, out: Path) -> dict[str, float]:
         logp = replay.logp.view_as(trajectory.logp)
 
     valid = torch.ones(count).bool()
-    metrics = learner.updates.update(process, adv, valid, pairs, first=True)
+    metrics = learner.updates.update(process, adv, valid, trajectory.group, pairs, first=True)
     after = policy.state()
 
     def flat(tensors: dict[str, Tensor], prefix: str = "") -> Tensor:
@@ -98,7 +98,7 @@ def prepare_job(folder: str, out: Path, reward: dict[str, Reward], count: int) -
     recipe = translated(options, pipeline, "compressibility")
     policy = pipeline.to_policy(recipe.model.dtype, recipe.model.device)
     overrides = Overrides(policy, reward, repeated_prompts)
-    config = overrides.described(recipe)
+    config = overrides.apply_to(recipe)
     return prepare(config, Run(out / "run"), World(), overrides=overrides)
 
 

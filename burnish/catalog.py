@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from types import UnionType
 from typing import Any
+
+from burnish.annotations import fits, readable
+from burnish.errors import type_and_message
 
 BUILTIN: dict[str, dict[str, str]] = {
     "reward": {
@@ -48,7 +50,7 @@ BUILTIN: dict[str, dict[str, str]] = {
     "advantage": {
         "batch": "burnish.rl.advantages:BatchAdvantage",
         "group": "burnish.rl.advantages:GroupAdvantage",
-        # that same one, by what tells it from "weighted"
+        # that same one, by its difference from "weighted"
         "normalised": "burnish.rl.advantages:GroupAdvantage",
         "weighted": "burnish.rl.advantages:WeightedAdvantage",
         "pareto": "burnish.rl.pareto:ParetoAdvantage",
@@ -118,14 +120,13 @@ def resolve(kind: str, use: str) -> Callable[..., Any]:
             f'{kind}: use = "{use}" needs both parts: "my_file.py:name" or "package.module:name"'
         )
 
-    module = (
-        _from_file(kind, Path(module_name))
-        if module_name.endswith(".py")
-        else _from_package(kind, module_name)
-    )
-    found = getattr(module, attribute, None)
+    if module_name.endswith(".py"):
+        module = _from_file(kind, Path(module_name))
+    else:
+        module = _from_package(kind, module_name)
 
-    if not callable(found):
+    part: Callable[..., Any] | None = getattr(module, attribute, None)
+    if not callable(part):
         public = [
             name
             for name, value in vars(module).items()
@@ -135,7 +136,7 @@ def resolve(kind: str, use: str) -> Callable[..., Any]:
             f'{kind}: {module_name} has no function "{attribute}"; {nearest(attribute, public)}'
         )
 
-    return found
+    return part
 
 
 def check(kind: str, table: Mapping[str, Any], where: str = "") -> Callable[..., Any]:
@@ -165,7 +166,8 @@ def check(kind: str, table: Mapping[str, Any], where: str = "") -> Callable[...,
             raise ValueError(f'{where}: {use} does not take "{key}"; {nearest(key, accepted)}')
         if not fits(value, hints.get(key, Any)):
             raise ValueError(
-                f"{where}.{key} = {value!r} is of the wrong type; {use} wants {called(hints[key])}"
+                f"{where}.{key} = {value!r} is of the wrong type; "
+                f"{use} wants {readable(hints[key])}"
             )
 
     for parameter in parameters:
@@ -212,50 +214,6 @@ def nearest(word: str, names: Iterable[str]) -> str:
     return f'did you mean "{close[0]}"? ({listed})' if close else listed
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Return whether a value from TOML fits an annotation.
-
-    Annotations beyond the types of TOML accept everything.
-    """
-    origin = typing.get_origin(hint)
-    arguments = typing.get_args(hint)
-
-    if origin in (typing.Union, UnionType):
-        return any(fits(value, argument) for argument in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-
-    if origin in (list, tuple) or hint in (list, tuple):
-        inner = arguments[0] if arguments else Any
-        return isinstance(value, (list, tuple)) and all(fits(item, inner) for item in value)
-    if origin is dict or hint is dict:
-        return isinstance(value, dict)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-
-    return isinstance(value, hint) if hint in (str, bool, type(None)) else True
-
-
-def called(hint: Any) -> str:
-    """Return an annotation in a word that a reader of TOML knows."""
-    words = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        bool: "true or false",
-        list: "a list",
-    }
-    words |= {tuple: "a list", dict: "a table"}
-
-    if typing.get_origin(hint) in (list, tuple) and typing.get_args(hint):
-        inner = words.get(typing.get_args(hint)[0], "").split(" ", 1)[-1]
-        return f"a list of {inner}s" if inner else "a list"
-
-    return words.get(typing.get_origin(hint) or hint, str(hint))
-
-
 def _is_itself(kind: str, found: Callable[..., Any]) -> bool:
     wanted = CALLED_WITH.get(kind)
     return (
@@ -291,25 +249,24 @@ def _from_file(kind: str, path: Path) -> Any:
             f"{kind}: {path}: no such file; check the path (it is relative to the current folder)"
         )
 
-    # One module a file, however often it is named; a hash keeps two files of one name apart.
-    name = (
-        f"burnish_user_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    )
-
+    # one module a file, however often it is named; a hash separates two files of one name
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    name = f"burnish_user_{path.stem}_{digest[:8]}"
     if name in sys.modules:
         return sys.modules[name]
 
     specification = importlib.util.spec_from_file_location(name, path)
     assert specification is not None  # it ends in .py
     assert specification.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(specification)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module
 
     try:
         specification.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         raise ValueError(
-            f"{kind}: {path} fails when it is read: {type(error).__name__}: {error}"
+            f"{kind}: {path} fails when it is read: {type_and_message(error)}"
         ) from error
 
     return module

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from burnish.annotations import fits, readable
+from burnish.errors import type_and_message
 from burnish.types import (
     Advantage,
     Cond,
@@ -33,6 +35,7 @@ from burnish.types import (
     Prompt,
     Replay,
     Scores,
+    describe_value,
 )
 
 LIKELY_SLIP = 0.75
@@ -80,21 +83,21 @@ def checked_prompts(drawn: Any, count: int, source: Callable[..., Any]) -> list[
     name = name_of(source)
     if isinstance(drawn, (str, Mapping)) or not isinstance(drawn, Iterable):
         raise ValueError(
-            f"the prompt function {name} returned {described(drawn)}; return a list of {count} "
-            "burnish.Prompt"
+            f"the prompt function {name} returned {describe_value(drawn)}; "
+            f"return a list of {count} burnish.Prompt"
         )
 
     prompts = list(drawn)
     if len(prompts) != count:
         raise ValueError(
-            f"the prompt function {name} returned {len(prompts)} prompts, but was asked for {count}"
+            f"the prompt function {name} returned {len(prompts)} prompts, but {count} were wanted"
         )
 
     for row, prompt in enumerate(prompts):
         if not isinstance(prompt, Prompt):
             raise ValueError(
-                f"the prompt function {name} returned {described(prompt)} in row {row}; return "
-                "burnish.Prompt(text, metadata)"
+                f"the prompt function {name} returned {describe_value(prompt)} in row {row}; "
+                "return burnish.Prompt(text, metadata)"
             )
         if not isinstance(prompt.text, str) or not prompt.text.strip():
             raise ValueError(f"the prompt function {name} returned an empty text in row {row}")
@@ -143,7 +146,7 @@ def check_objective(objective: Any, images: int = 6) -> list[str]:
         check_loss(loss, f"objective {name}")
         loss.value.backward()
     except Exception as error:
-        return [f"{type(error).__name__}: {error}"]
+        return [type_and_message(error)]
 
     findings = []
     if logp.grad is None or not bool(logp.grad.any()):
@@ -165,24 +168,28 @@ def check_tensor(value: Any, shape: tuple[int, ...], name: str, *, boolean: bool
     Raises:
         ValueError: it is something else; the message begins with `name`.
     """
-    if not isinstance(value, Tensor):
+    if isinstance(value, Tensor):
+        tensor = value
+    else:
         try:
-            value = torch.as_tensor(value)
+            tensor = torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError):
             wanted = "booleans" if boolean else "numbers"
             raise ValueError(
-                f"{name} returned {described(value)}; return a tensor of {wanted}"
+                f"{name} returned {describe_value(value)}; return a tensor of {wanted}"
             ) from None
 
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{name} returned shape {tuple(value.shape)}; it must return {shape}")
-    if boolean and value.dtype != torch.bool:
-        raise ValueError(f"{name} returned {value.dtype}; it must return torch.bool")
-    if value.is_complex() or not bool(value.isfinite().all()):
-        row = int((~value.isfinite()).flatten().nonzero()[0]) if not value.is_complex() else 0
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} returned shape {tuple(tensor.shape)}; it must return {shape}")
+    if boolean and tensor.dtype != torch.bool:
+        raise ValueError(f"{name} returned {tensor.dtype}; it must return torch.bool")
+    if tensor.is_complex() or not bool(tensor.isfinite().all()):
+        row = 0
+        if not tensor.is_complex():
+            row = int((~tensor.isfinite()).flatten().nonzero()[0])
         raise ValueError(f"{name} returned a number that is not finite (first: row {row})")
 
-    return value
+    return tensor
 
 
 def check_loss(loss: Any, name: str) -> Loss:
@@ -193,13 +200,13 @@ def check_loss(loss: Any, name: str) -> Loss:
     """
     if not isinstance(loss, Loss):
         raise ValueError(
-            f"{name} returned {described(loss)}; return burnish.Loss(value, metrics), where value "
-            "is a tensor with one number"
+            f"{name} returned {describe_value(loss)}; return burnish.Loss(value, metrics), where "
+            "value is a tensor with one number"
         )
     if not isinstance(loss.value, Tensor) or loss.value.dim() != 0:
         raise ValueError(
-            f"{name} returned a loss of {described(loss.value)}; its value must be a tensor with "
-            "one number, such as (...).mean()"
+            f"{name} returned a loss of {describe_value(loss.value)}; its value must be a tensor "
+            "with one number, such as (...).mean()"
         )
     if not isinstance(loss.metrics, Mapping) or not all(
         isinstance(value, (int, float)) for value in loss.metrics.values()
@@ -209,13 +216,6 @@ def check_loss(loss: Any, name: str) -> Loss:
         raise ValueError(f"{name} returned the loss {float(loss.value.detach())}")
 
     return loss
-
-
-def described(value: Any) -> str:
-    """Return a short description of a value for a message: its type, and a tensor's shape."""
-    if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
-    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 def name_of(part: Any) -> str:
@@ -238,11 +238,16 @@ class CheckedKernel(Kernel):
     name: str
 
     def __call__(self, x_t: Tensor, x0: Tensor, level_t: Level, level_s: Level) -> Gaussian:
-        """Return its Gaussian, checked."""
+        """Return its Gaussian, checked.
+
+        Raises:
+            ValueError: it is no Gaussian, or its mean has another shape.
+        """
         gaussian = self.part(x_t, x0, level_t, level_s)
         if not isinstance(gaussian, Gaussian):
             raise ValueError(
-                f"{self.name} returned {described(gaussian)}; return burnish.Gaussian(mean, std)"
+                f"{self.name} returned {describe_value(gaussian)}; "
+                "return burnish.Gaussian(mean, std)"
             )
         if gaussian.mean.shape != x0.shape:
             raise ValueError(
@@ -259,12 +264,16 @@ class CheckedGuidance(Guidance):
     name: str
 
     def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
-        """Return its output, checked."""
+        """Return its output, checked.
+
+        Raises:
+            ValueError: it is no tensor of the shape of `x`.
+        """
         out = self.part(raw, x, t, cond, null)
         if not isinstance(out, Tensor) or out.shape != x.shape:
             raise ValueError(
-                f"{self.name} returned {described(out)}; it must return the network's output of "
-                f"shape {tuple(x.shape)}"
+                f"{self.name} returned {describe_value(out)}; it must return the network's output "
+                f"of shape {tuple(x.shape)}"
             )
         return out
 
@@ -276,7 +285,11 @@ class CheckedAdvantage(Advantage):
     name: str
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
-        """Return its advantages (B,) float32, checked."""
+        """Return its advantages (B,) float32, checked.
+
+        Raises:
+            ValueError: they are not B finite numbers, or a weight is below 0.
+        """
         adv = self.part(_copied(scores), weights.clone(), group.clone())
         adv = check_tensor(adv, (len(group),), self.name).detach().float().cpu()
         if self.imitates and bool((adv < 0).any()):
@@ -284,7 +297,11 @@ class CheckedAdvantage(Advantage):
         return adv
 
     def front(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
-        """Return its selected images (B,) bool, checked."""
+        """Return its selected images (B,) bool, checked.
+
+        Raises:
+            ValueError: they are not B booleans.
+        """
         if not hasattr(self.part, "front"):
             return scores.valid
         front = self.part.front(_copied(scores), weights.clone(), group.clone())
@@ -306,14 +323,22 @@ class CheckedObjective(Objective):
     name: str
 
     def __call__(self, replay: Replay, adv: Tensor) -> Loss:
-        """Return its loss, checked."""
+        """Return its loss, checked.
+
+        Raises:
+            ValueError: it is no `Loss` with one finite number.
+        """
         loss = self.part(replay, adv)
         if isinstance(loss, Loss) and not bool(replay.logp.detach().isfinite().all()):
             return loss  # the weights have diverged, which the optimizer step reports
         return check_loss(loss, self.name)
 
     def targets(self, change: Tensor, adv: Tensor, group: Tensor, transitions: int) -> Tensor:
-        """Return its targets (b,), checked."""
+        """Return its targets (b,), checked.
+
+        Raises:
+            ValueError: they are not b finite numbers.
+        """
         targets = self.part.targets(change, adv, group, transitions)
         return check_tensor(targets, (len(adv),), f"{self.name}.targets").to(adv)
 
@@ -325,13 +350,17 @@ class CheckedCurriculum(Curriculum):
     name: str
 
     def __call__(self, progress: float, generator: torch.Generator) -> float:
-        """Return its control scale, checked."""
+        """Return its control scale, checked.
+
+        Raises:
+            ValueError: it is no finite number, at least 0.
+        """
         scale = self.part(progress, generator)
         try:
             number = float(scale)
         except (TypeError, ValueError):
             raise ValueError(
-                f"{self.name} returned {described(scale)}; return a control scale"
+                f"{self.name} returned {describe_value(scale)}; return a control scale"
             ) from None
 
         if not (math.isfinite(number) and number >= 0):
@@ -373,7 +402,7 @@ def _state_of(part: Any, name: str) -> dict[str, Any]:
 
     state = part.state_dict()
     if not isinstance(state, dict):
-        raise ValueError(f"{name}.state_dict returned {described(state)}; return a dict")
+        raise ValueError(f"{name}.state_dict returned {describe_value(state)}; return a dict")
     return state
 
 
@@ -382,8 +411,8 @@ def _is_built_in(part: Any) -> bool:
     if isinstance(part, partial):
         return _is_built_in(part.func)
 
-    home = part if hasattr(part, "__qualname__") else type(part)
-    return str(getattr(home, "__module__", "")).startswith("burnish.")
+    named = part if hasattr(part, "__qualname__") else type(part)
+    return str(getattr(named, "__module__", "")).startswith("burnish.")
 
 
 def _protocol_names(protocol: type) -> list[str]:
@@ -413,21 +442,14 @@ def _is_foreign(base: type) -> bool:
 
 
 def _check_value(kind: str, use: str, name: str, value: Any, hint: Any) -> None:
-    if typing.get_origin(hint) is typing.Literal:
-        known = typing.get_args(hint)
-        if value not in known:
-            close = get_close_matches(str(value), known, n=1)
-            advice = f"did you mean '{close[0]}'?" if close else f"take one of {', '.join(known)}"
-            raise ValueError(f"{kind} {use} has {name} = {value!r}; {advice}")
+    """Refuse an attribute whose value is none that its protocol knows."""
+    if fits(value, hint):
         return
 
-    if hint is float:
-        right = isinstance(value, (int, float)) and not isinstance(value, bool)
-    elif hint is int:
-        right = isinstance(value, int) and not isinstance(value, bool)
-    else:
-        right = isinstance(value, hint)
+    advice = f"it must be {readable(hint)}"
+    if typing.get_origin(hint) is typing.Literal:
+        known = typing.get_args(hint)
+        close = get_close_matches(str(value), known, n=1)
+        advice = f"did you mean '{close[0]}'?" if close else f"take one of {', '.join(known)}"
 
-    if not right:
-        words = {bool: "True or False", str: "a text", int: "a whole number", float: "a number"}
-        raise ValueError(f"{kind} {use} has {name} = {value!r}; it must be {words[hint]}")
+    raise ValueError(f"{kind} {use} has {name} = {value!r}; {advice}")

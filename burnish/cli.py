@@ -99,7 +99,7 @@ Original = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="With an expander: the share of the guidance weight on the prompt before expansion.",
+        help="With an expander: the fraction of the guidance weight on the original prompt.",
     ),
 ]
 ControlNet = Annotated[
@@ -139,7 +139,7 @@ def train(
 ) -> None:
     """Train a model, and leave a run directory.
 
-    Ctrl+C finishes the step, saves, and says how to go on.
+    Ctrl+C stops at the next safe point, saves, and says how to go on.
 
       burnish train demo
       burnish train sd15-compressibility --set optimizer.lr=1e-4 --out runs/jpeg
@@ -344,17 +344,20 @@ def qr(
 
     quiet()
     from burnish.qr.scanner import Scanner
-    from burnish.tools.qr_search import open_artist
+    from burnish.tools.qr_search import open_controlled
     from burnish.types import Prompt
 
     scanner = Scanner(decoders, "all")
-    artist = open_artist(model, controlnet, steps=steps, guidance=guidance, scale=scale)
-    result = search_codes(artist, Prompt(prompt, {"payload": payload}), scanner, n, tries, seed)
+    controlled = open_controlled(model, controlnet, steps=steps, guidance=guidance, scale=scale)
+    result = search_codes(
+        *controlled, Prompt(prompt, {"payload": payload}), scanner, n, tries, seed
+    )
     show_codes(result, out, as_json)
 
 
 def search_codes(
-    artist: tuple[Policy, Sampler],
+    policy: Policy,
+    sampler: Sampler,
     prompt: Prompt,
     scanner: Scanner,
     count: int,
@@ -373,14 +376,23 @@ def search_codes(
         def on_try(sampled: int, found: int) -> None:
             bar.update(task, completed=sampled, description=f"{found} kept")
 
-        return search(*artist, prompt, scanner, count=count, tries=tries, seed=seed, on_try=on_try)
+        return search(
+            policy,
+            sampler,
+            prompt,
+            scanner,
+            count=count,
+            tries=tries,
+            seed=seed,
+            on_try=on_try,
+        )
 
 
 def show_codes(result: Search, out: Path, as_json: bool) -> None:
     """Save the images that are read and print the result; exit code 1 if there are none."""
     from burnish.tools.qr_search import save
 
-    paths = save(result, out) if result.codes else []
+    paths = save(result, out) if result.images else []
 
     if as_json:
         content = {
@@ -506,7 +518,7 @@ class Stop:
 
         self.signals.append(number)
         print(
-            "\nFinishing the step, then saving; once more to stop at once.",
+            "\nStopping at the next safe point, then saving; once more to stop at once.",
             file=sys.stderr,
             flush=True,
         )

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import tomli_w
 
 from burnish import catalog
+from burnish.annotations import fits, readable
 
 Table = dict[str, Any]
 """`{"use": "name", ...}`: a thing of the catalog and its arguments."""
@@ -70,12 +71,12 @@ class ControlConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale >= 0):
             raise ValueError(
-                f"sampler.control.scale must be a finite number, at least 0, not {self.scale}."
+                f"sampler.control.scale must be a finite number, at least 0, not {self.scale}"
             )
         if not 0 <= self.start < self.end <= 1:
             raise ValueError(
-                "sampler.control.start and end must be shares of the steps, "
-                f"0 <= start < end <= 1, not {self.start} and {self.end}."
+                "sampler.control.start and end must be fractions of the steps, "
+                f"0 <= start < end <= 1, not {self.start} and {self.end}"
             )
 
 
@@ -89,7 +90,7 @@ class SamplerConfig:
     kernel: Table = field(default_factory=lambda: {"use": "ddim", "eta": 1.0})
     guidance: Table = field(default_factory=lambda: {"use": "cfg", "weight": 5.0})
     control: ControlConfig = field(default_factory=ControlConfig)
-    # "words" or "tokens": "<reward 2>" before a prompt asks for the second reward; "": none
+    # "words" or "tokens": "<reward 2>" before a prompt makes the second reward its target; "": none
     identifiers: str = ""
     # behind the prompt: a text encoder that reads from left to right, as CLIP's, then reads the
     # prompt itself as it would alone
@@ -156,7 +157,7 @@ class ExpanderConfig:
     tokens: int = 48
     # different texts for a drawn prompt, which share its images (with identifiers: each reward's)
     expansions: int = 4
-    # how a model with a chat template is asked, with {prompt} in it; "": in Burnish's own words
+    # the request to a model with a chat template, with {prompt} in it; "": in Burnish's own words
     instruction: str = ""
     dtype: str = "float32"  # of the frozen weights: float32 or bfloat16
     adapter: str = ""  # where to start from, such as another run's RUN/adapter/expander
@@ -171,7 +172,7 @@ class ExpanderConfig:
 class ScoringConfig:
     """The handling of a reward that raises, hangs, or returns no finite number for an image."""
 
-    retries: int = 0  # times it is asked again about what is missing, after a pause that doubles
+    retries: int = 0  # times it is called again for what is missing, after a pause that doubles
     timeout: float = 0.0  # seconds for one answer about batch.sample_batch images; 0: wait for ever
     # then "stop" saves the run and ends it; "mask" leaves those images out of the update
     missing: str = "stop"
@@ -202,7 +203,7 @@ class GuardConfig:
     action: str = "none"
     # rewards that are not trained on: use, name, and its arguments
     panel: list[Table] = field(default_factory=list)
-    # a CLIP model that tells how alike the images of a prompt are: "zoo:emoji-clip"; "": none
+    # a CLIP model that measures how alike the images of a prompt are: "zoo:emoji-clip"; "": none
     diversity: str = ""
     kl: float = 0.0  # budget: nats an image that the policy may be from the untrained one; 0: none
     # a fall that counts, in standard deviations of the measure among images before training
@@ -272,7 +273,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         tree = tomllib.loads(found.read_text("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{found}: not TOML: {error}; mend the file") from error
+        raise ValueError(f"{found}: not TOML: {error}; fix the file") from error
 
     for override in overrides:
         _override(tree, override)
@@ -286,6 +287,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def parse(tree: Mapping[str, Any]) -> Config:
     """Return the configuration that a tree of plain tables describes.
 
+    Args:
+        tree: as TOML is read; a key that it leaves out has its default.
+
     Raises:
         ValueError: a key or a value is wrong; the message names the key.
     """
@@ -298,8 +302,13 @@ def parse(tree: Mapping[str, Any]) -> Config:
 
 
 def dump(config: Config) -> str:
-    """Return the configuration as TOML that `load` reads back to the same."""
-    return tomli_w.dumps(asdict(config))
+    """Return the configuration as TOML that `load` reads back to the same.
+
+    Args:
+        config: of a run.
+    """
+    text: str = tomli_w.dumps(asdict(config))
+    return text
 
 
 def recipes() -> list[str]:
@@ -312,7 +321,11 @@ def recipes() -> list[str]:
 
 
 def recipe(path: str | Path) -> Path:
-    """Return the path of a configuration: a file, or the recipe of that name."""
+    """Return the path of a configuration: a file, or the recipe of that name.
+
+    Raises:
+        FileNotFoundError: there is neither; the message names the nearest recipe.
+    """
     if Path(path).is_file():
         return Path(path)
 
@@ -343,10 +356,8 @@ def _section(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
 
         if is_dataclass(hint):
             values[key] = _section(typing.cast("type[Any]", hint), value, name)
-        elif not catalog.fits(value, hint):
-            raise ValueError(
-                f"{name} = {value!r} is of the wrong type; it wants {catalog.called(hint)}"
-            )
+        elif not fits(value, hint):
+            raise ValueError(f"{name} = {value!r} is of the wrong type; it wants {readable(hint)}")
         elif isinstance(value, dict) and "use" not in value:
             # the default one, with other arguments
             values[key] = {**getattr(defaults, key), **value}
@@ -475,7 +486,7 @@ def _check_names(config: Config) -> None:
     _check_curriculum(config)
     objective = catalog.build("objective", config.objective, "objective")
 
-    if kernel.deterministic and not (objective.process == "forward"):
+    if kernel.deterministic and objective.process != "forward":
         raise ValueError(
             "sampler.kernel.eta must be > 0: without noise a transition has no probability, and a "
             "policy gradient nothing to learn from; only the objectives 'rwr' and 'awm' can do "
@@ -487,20 +498,20 @@ def _check_names(config: Config) -> None:
         if table := getattr(config.evaluation, name):
             catalog.check("prompts", table, f"evaluation.{name}")
 
-    for place, table in enumerate(config.rewards):
-        if not catalog.fits(table.get("weight", 1.0), float):
+    for index, table in enumerate(config.rewards):
+        if not fits(table.get("weight", 1.0), float):
             raise ValueError(
-                f"rewards.{place}.weight = {table['weight']!r} is of the wrong type; "
+                f"rewards.{index}.weight = {table['weight']!r} is of the wrong type; "
                 "it wants a number"
             )
 
     for where, tables in (("rewards", config.rewards), ("guard.panel", config.guard.panel)):
-        for place, table in enumerate(tables):
+        for index, table in enumerate(tables):
             if table.get("of", "original") not in ("original", "prompt"):
                 raise ValueError(
-                    f'{where}.{place}.of = {table["of"]!r}; it must be "original" or "prompt"'
+                    f'{where}.{index}.of = {table["of"]!r}; it must be "original" or "prompt"'
                 )
-            catalog.check("reward", reward_arguments(table), f"{where}.{place}")
+            catalog.check("reward", reward_arguments(table), f"{where}.{index}")
 
         if len(set(reward_names(tables))) < len(tables):
             raise ValueError(
@@ -509,8 +520,8 @@ def _check_names(config: Config) -> None:
 
     if taken := {"judge", "diversity", "kl"}.intersection(reward_names(config.guard.panel)):
         raise ValueError(
-            f'guard.panel: "{taken.pop()}" is a measure of its own; '
-            'give the reward another name = "..."'
+            f'guard.panel: "{taken.pop()}" is a measure of its own; give the reward another '
+            'name = "..."'
         )
 
 
@@ -538,8 +549,8 @@ def _check_guard(config: Config) -> None:
         return
     if not evaluation.images_per_prompt or not evaluation.every:
         raise ValueError(
-            "guard.action looks at evaluations: set evaluation.every and "
-            "evaluation.images_per_prompt to 1 or more"
+            "guard.action needs evaluations: set evaluation.every and evaluation.images_per_prompt "
+            "to 1 or more"
         )
     if not (guard.panel or guard.diversity or guard.kl or evaluation.judge):
         raise ValueError(
@@ -555,7 +566,7 @@ def _check_guard(config: Config) -> None:
 
 def _check_expander(config: Config) -> None:
     expander = config.expander
-    each = config.batch.images_per_prompt
+    images_per_prompt = config.batch.images_per_prompt
     expander_learns = bool(expander.model) and expander.train != "none"
 
     if config.model.train == "none" and not expander_learns:
@@ -566,11 +577,11 @@ def _check_expander(config: Config) -> None:
     if not expander.model:
         return
 
-    shared = expander.expansions * (len(config.rewards) if config.sampler.identifiers else 1)
-    if each % shared:
+    texts = expander.expansions * config.identifier_count
+    if images_per_prompt % texts:
         raise ValueError(
-            f"expander.expansions: {shared} texts cannot share the {each} images of a prompt "
-            f"evenly; make batch.images_per_prompt a multiple of {shared}"
+            f"expander.expansions: {texts} texts cannot share the {images_per_prompt} images of a "
+            f"prompt evenly; make batch.images_per_prompt a multiple of {texts}"
         )
     if expander_learns and expander.expansions < 2:
         raise ValueError(

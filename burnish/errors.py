@@ -17,9 +17,14 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def type_and_message(error: BaseException) -> str:
+    """Return an error as its type and its message, such as "KeyError: 'a'"."""
+    return f"{type(error).__name__}: {error}"
+
+
 @contextmanager
 def os_error_context(path: Path) -> Iterator[None]:
-    """Turn the two errors of a disk that a user can mend into one sentence about `path`.
+    """Turn the two errors of a disk that a user can fix into one sentence about `path`.
 
     Raises:
         OSError: the disk is full, or there is no permission to write at `path`.

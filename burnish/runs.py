@@ -116,7 +116,7 @@ class Run:
         """Return whether the folder holds a run."""
         return self.config.is_file()
 
-    def sample(self, iteration: int) -> Path:
+    def sample_grid(self, iteration: int) -> Path:
         """Return the path of the sample grid after an iteration."""
         return self.samples / f"{iteration:06d}.png"
 
@@ -124,8 +124,8 @@ class Run:
         """Return the path of the grid of reward identifiers; its layout lies beside it as JSON."""
         return self.samples / f"identifiers-{iteration:06d}.png"
 
-    def measured(self, iteration: int) -> Path:
-        """Return the path of the evaluation after an iteration, image by image."""
+    def evaluation_file(self, iteration: int) -> Path:
+        """Return the path of the evaluation after an iteration: each image's rewards."""
         return self.folder / "evaluations" / f"{iteration:06d}.json"
 
     def records(self) -> list[Record]:

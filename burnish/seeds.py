@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 
-def number(*keys: object) -> int:
+def seed_of(*keys: object) -> int:
     """Return a 63-bit seed from keys such as (seed, iteration, "noise").
 
     The same keys give the same number on every machine.
@@ -27,12 +27,12 @@ def number(*keys: object) -> int:
 
 def generator(*keys: object) -> torch.Generator:
     """Return a CPU generator of the stream that these keys name."""
-    return torch.Generator().manual_seed(number(*keys))
+    return torch.Generator().manual_seed(seed_of(*keys))
 
 
 def seed_globals(*keys: object) -> None:
     """Seed the global generators from these keys, for rewards of a user that draw from them."""
-    seed = number(*keys)
+    seed = seed_of(*keys)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

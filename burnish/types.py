@@ -4,9 +4,9 @@ Everything here is immutable, so nothing downstream can write into anything upst
 images, `T` stochastic transitions, `K` rewards, `*latent` the latent's own shape (channels,
 height, width).
 
-The second half are protocols: what the training loop asks of a kernel, a guidance, an advantage, an
-objective, a curriculum and a process. An attribute that a part does not have takes the value that
-stands here, so a part that a user writes says only what differs.
+The second half are protocols: what the training loop needs of a kernel, a guidance, an advantage,
+an objective, a curriculum and a process. An attribute that a part does not have takes the value
+that stands here, so a part that a user writes says only what differs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Cond = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: the text a generator reads and whatever else its source said about it."""
+    """One prompt: the text a generator reads and whatever else its source knows about it."""
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -83,9 +83,8 @@ class Trajectory:
     latent: Tensor  # (B, *latent) the finished latent, which is decoded
     cond: Cond
     group: Tensor  # (B,) same number = same prompt; groups are contiguous
-    x0_pred: Tensor | None = (
-        None  # (B, T, *latent) the predicted x0 before each transition, if kept
-    )
+    # (B, T, *latent) the predicted x0 before each transition, if it is kept
+    x0_pred: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Scores:
     names: tuple[str, ...]
     problems: tuple[str, ...] = ()  # why answers are missing
 
-    # (B,) int64: the one reward that each image was asked to please; None: all of them
+    # (B,) int64: the one reward that is each image's target; None: all of them are
     target_reward: Tensor | None = None
 
     @property
@@ -122,6 +121,13 @@ class Loss:
 
     value: Tensor
     metrics: Mapping[str, float]
+
+
+def describe_value(value: object) -> str:
+    """Return a short description of a value for a message: its type, and a tensor's shape."""
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]
@@ -149,10 +155,10 @@ class Kernel(Protocol):
 
 
 class Guidance(Protocol):
-    """A way to ask the network so that its output follows the prompt."""
+    """A way to call the network so that its output follows the prompt."""
 
     negative: str = ""
-    """A negative prompt, asked in place of the empty one."""
+    """A negative prompt, in place of the empty one."""
 
     needs_original: bool = False
     """The condition must also carry the states of the prompts before expansion."""
@@ -179,7 +185,13 @@ class Advantage(Protocol):
         ...
 
     def front(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
-        """Return the images (B,) bool that are learned from; asked only where it `selects`."""
+        """Return the images (B,) bool that are learned from; called only where it `selects`.
+
+        Args:
+            scores: of the images.
+            weights: (K,) of the rewards.
+            group: (B,) prompts.
+        """
         return scores.valid
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,7 +216,7 @@ class Objective(Protocol):
     """It needs weights >= 0, as the advantages "softmax" and "top_fraction" give them."""
 
     compares_images: bool = False
-    """It replaces advantages by `targets` of whole images, and needs all their transitions."""
+    """It replaces the advantages of images by `targets`, and needs all their transitions."""
 
     uses_ratio: bool = False
     """It compares the weights with those that sampled, so their log-probabilities are kept."""
@@ -213,14 +225,14 @@ class Objective(Protocol):
     """The clip range in nats per image, beside which `burnish check` holds the rounding error."""
 
     kl: float = 0.0
-    """The coefficient of the KL to the reference; above 0 the reference weights are asked too."""
+    """The coefficient of the KL to the reference; above 0 the reference weights are called too."""
 
     def __call__(self, replay: Replay, adv: Tensor) -> Loss:
         """Return the mean loss over images and transitions; `adv` is (b,)."""
         ...
 
     def targets(self, change: Tensor, adv: Tensor, group: Tensor, transitions: int) -> Tensor:
-        """Return what replaces the advantages (b,); asked only where it `compares_images`.
+        """Return what replaces the advantages (b,); called only where it `compares_images`.
 
         Args:
             change: (b,) the change of each image's log-probability, summed over its transitions.
@@ -245,7 +257,11 @@ class Curriculum(Protocol):
         ...
 
     def observe(self, scores: Scores) -> None:
-        """Take in the rewards of the iteration's images, those of all processes."""
+        """Take in the rewards of the iteration's images, those of all processes.
+
+        Args:
+            scores: of these images.
+        """
         return None
 
     def state_dict(self) -> dict[str, Any]:
@@ -261,5 +277,11 @@ class Process(Protocol):
     """The pairs that an objective learns from: transitions, or images noised again."""
 
     def replay(self, images: Tensor, transitions: Tensor, reference: bool = False) -> Replay:
-        """Return the log-probabilities (b, 1) of the pairs `images`, `transitions` (b,)."""
+        """Return the log-probabilities (b, 1) of pairs (image, transition).
+
+        Args:
+            images: (b,) rows of the batch.
+            transitions: (b,) one for each image.
+            reference: add those under the reference weights.
+        """
         ...

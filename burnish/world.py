@@ -43,7 +43,8 @@ class World:
         """Return the rows of every process, by rank; each process must give as many rows."""
         if self.count == 1:
             return tensor
-        return self.accelerator.gather(tensor.to(self.accelerator.device)).cpu()
+        gathered: Tensor = self.accelerator.gather(tensor.to(self.accelerator.device))
+        return gathered.cpu()
 
     def gather_list(self, items: list[Any]) -> list[Any]:
         """Return the items of every process, by rank; their numbers may differ."""
@@ -51,7 +52,8 @@ class World:
             return items
         from accelerate.utils import gather_object
 
-        return gather_object(items)
+        gathered: list[Any] = gather_object(items)
+        return gathered
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is true in any process."""

@@ -55,7 +55,7 @@ def load_evaluations(
 
 def run_evaluation(run: Run, iteration: int) -> dict[str, Evaluation]:
     """Return an evaluation of a run, by split; SystemExit if it was not made."""
-    return require_evaluation(run.measured(iteration))
+    return require_evaluation(run.evaluation_file(iteration))
 
 
 def require_evaluation(path: Path) -> dict[str, Evaluation]:

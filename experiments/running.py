@@ -140,7 +140,7 @@ def train(
 
     def finish(job: Job) -> None:
         run = Run(out / job.name)
-        if not (run.measured(job.iterations).exists() or run.guard.exists()):
+        if not (run.evaluation_file(job.iterations).exists() or run.guard.exists()):
             _train_run(job, run, out, threads=1 if parallel > 1 else 0)
 
         on_finished(job, out / job.name)
@@ -158,8 +158,8 @@ def _train_run(job: Job, run: Run, out: Path, threads: int) -> None:
     arguments = ["train", job.recipe, *set_options(job.changes()), "--out", str(out / job.name)]
     run_burnish(*arguments, *resume, log=log, threads=threads)
 
-    if run.measured(0).exists() and not shared.exists():
-        write(shared, run.measured(0).read_text())
+    if run.evaluation_file(0).exists() and not shared.exists():
+        write(shared, run.evaluation_file(0).read_text())
 
     print(f"{job.name}: {(time.monotonic() - started) / 60:.1f} min", flush=True)
 
@@ -181,8 +181,8 @@ def share_initial_evaluation(job: Job, run: Run, out: Path) -> Path:
 
     if shared.exists() and not run.exists():
         Run.create(run.folder)
-        run.measured(0).parent.mkdir(exist_ok=True)
-        shutil.copyfile(shared, run.measured(0))
+        run.evaluation_file(0).parent.mkdir(exist_ok=True)
+        shutil.copyfile(shared, run.evaluation_file(0))
         write(run.config, configuration.dump(config))
 
     return shared

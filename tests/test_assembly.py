@@ -121,7 +121,7 @@ def test_a_given_reward_keeps_the_weight_of_its_name(config: Config) -> None:
     table = {**config.rewards[0], "weight": 3.0}
     weighted = configuration.parse({**asdict(config), "rewards": [table]})
     given = Overrides(rewards={"brightness": brightness, "other": brightness})
-    rewards = given.described(weighted).rewards
+    rewards = given.apply_to(weighted).rewards
     weights = {table["name"]: table["weight"] for table in rewards}
     assert weights == {"brightness": 3.0, "other": 1.0}
 
@@ -134,7 +134,7 @@ def test_a_given_reward_keeps_the_weight_of_its_name(config: Config) -> None:
             Overrides(source=draw),
             "need some that stay: set evaluation.prompts",
         ),
-        ({}, Overrides(source=lambda n: draw(n - 1)), "returned 5 prompts, but was asked for 6"),
+        ({}, Overrides(source=lambda n: draw(n - 1)), "returned 5 prompts, but 6 were wanted"),
     ],
 )
 def test_drawn_prompts_that_are_an_error(

@@ -157,7 +157,7 @@ def test_truncated_checkpoint(trained: Path, recipe: Path, fails: Attempt) -> No
     tensors.write_bytes(tensors.read_bytes()[:-100])
     before = files(trained)
     message = fails("iterations=2", resume=True)
-    assert "none of its 1 checkpoints is whole; train again with another --out" in message
+    assert "none of its 1 checkpoints is intact; train again with another --out" in message
     assert files(trained) == before
 
 
@@ -166,7 +166,7 @@ def test_foreign_checkpoint(trained: Path, recipe: Path) -> None:
     foreign.mkdir()
     (foreign / "pytorch_model.bin").write_bytes(b"something else")
 
-    with pytest.warns(UserWarning, match="000009: not a whole checkpoint"):
+    with pytest.warns(UserWarning, match="000009: not an intact checkpoint"):
         train(configuration.load(recipe, ["iterations=2"]), trained, resume=True)
 
     assert [record["iteration"] for record in Run(trained).records()] == [1, 2]

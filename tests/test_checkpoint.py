@@ -115,7 +115,7 @@ def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     with (
         pytest.warns(UserWarning, match="000001"),
         pytest.raises(
-            ValueError, match="none of its 1 checkpoints is whole; train again with another --out"
+            ValueError, match="none of its 1 checkpoints is intact; train again with another --out"
         ),
     ):
         checkpoint.restore(tmp_path)

@@ -16,7 +16,8 @@ from PIL import Image
 from rich.console import Console
 
 from burnish.cli import main, stopping
-from burnish.report.progress import Progress, duration, line
+from burnish.report.charts import duration
+from burnish.report.progress import Progress, line
 
 RECORD = {
     "iteration": 3,
@@ -155,7 +156,8 @@ def test_sigterm_saves_and_prints_how_to_resume(
     more = ["--set", f"rewards.0.use={reward}:brightness", "--set", "iterations=4"]
     code, out, err = run(capsys, "train", str(recipe), *more, "--out", str(folder))
     assert code == 128 + signal.SIGTERM, err
-    assert "Finishing the step" in err and f"burnish train --resume --out {folder}" in out
+    assert "Stopping at the next safe point" in err
+    assert f"burnish train --resume --out {folder}" in out
 
     code, out, err = run(capsys, "train", "--resume", "--out", str(folder))
     assert code == 0, err

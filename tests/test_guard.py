@@ -19,7 +19,7 @@ from burnish.diffusion.guidance import CFG
 from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
-from burnish.evaluation.guard import over_optimised, verdict
+from burnish.evaluation.guard import decide, over_optimised
 from burnish.evaluation.held_out import Panel, divergence, diversity
 from burnish.evaluation.paired import Evaluation, save_evaluation
 from burnish.report.page import page
@@ -92,19 +92,19 @@ def test_the_definition_of_over_optimised(before: Evaluation, now: Evaluation, r
     assert not reasons or re.search(reason, reasons[0])
 
 
-def test_the_verdict_is_in_the_files(tmp_path: Path) -> None:
+def test_the_decision_is_in_the_files(tmp_path: Path) -> None:
     run = Run(tmp_path)
     before = evaluation(LOW, m=SPREAD)
 
     for iteration, fall in {2: 0.0, 4: 1.0, 6: 0.0, 8: 1.0, 10: 1.0, 12: 0.0}.items():
         now = evaluation(HIGH, m=[value - fall for value in SPREAD])
-        save_evaluation(run.measured(iteration), {"train": now})
+        save_evaluation(run.evaluation_file(iteration), {"train": now})
 
     patient = guarded(patience=2)
-    verdicts = {i: verdict(run, patient, ONE, before, i) for i in (2, 4, 6, 8, 10)}
-    assert [i for i, decision in verdicts.items() if decision.tripped] == [10]
-    assert [decision.best for decision in verdicts.values()] == [2, 2, 6, 6, 6]
-    assert verdict(run, guarded(patience=1), ONE, before, 4).tripped
+    decisions = {i: decide(run, patient, ONE, before, i) for i in (2, 4, 6, 8, 10)}
+    assert [i for i, decision in decisions.items() if decision.tripped] == [10]
+    assert [decision.best for decision in decisions.values()] == [2, 2, 6, 6, 6]
+    assert decide(run, guarded(patience=1), ONE, before, 4).tripped
 
 
 def test_diversity_by_brute_force() -> None:
@@ -233,7 +233,7 @@ def test_a_kl_budget_is_kept(recipe: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("evaluation.every=0", "guard.action looks at evaluations: set evaluation.every"),
+        ("evaluation.every=0", "guard.action needs evaluations: set evaluation.every"),
         ("guard.panel=[]", "guard.action needs something to watch"),
         ("guard.panel=[{use='compressibility',name='kl'}]", '"kl" is a measure of its own'),
         (

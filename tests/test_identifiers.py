@@ -240,10 +240,12 @@ def test_the_initial_evaluation_is_without_identifiers(recipe: Path, tmp_path: P
     none = ["optimizer.lr=0", "iterations=1"]
     named = Run(train(load(recipe, *none), tmp_path / "named"))
     plain = Run(train(load(recipe, *none, "sampler.identifiers=''"), tmp_path / "plain"))
-    before, after = (json.loads(named.measured(n).read_text())["train"]["parts"] for n in (0, 1))
-    assert before == json.loads(plain.measured(0).read_text())["train"]["parts"] != after
-    assert named.sample(0).read_bytes() == plain.sample(0).read_bytes()
-    assert named.sample(0).read_bytes() != named.sample(1).read_bytes()
+    before, after = (
+        json.loads(named.evaluation_file(n).read_text())["train"]["parts"] for n in (0, 1)
+    )
+    assert before == json.loads(plain.evaluation_file(0).read_text())["train"]["parts"] != after
+    assert named.sample_grid(0).read_bytes() == plain.sample_grid(0).read_bytes()
+    assert named.sample_grid(0).read_bytes() != named.sample_grid(1).read_bytes()
 
 
 def test_their_effect_is_drawn_and_reported(recipe: Path, tmp_path: Path) -> None:
@@ -257,7 +259,7 @@ def test_their_effect_is_drawn_and_reported(recipe: Path, tmp_path: Path) -> Non
         "columns": 3,
     }
 
-    with Image.open(run.identifier_grid(1)) as sheet, Image.open(run.sample(1)) as samples:
+    with Image.open(run.identifier_grid(1)) as sheet, Image.open(run.sample_grid(1)) as samples:
         size = sheet.height // 2
         tiles = [
             sheet.crop((x, y, x + size, y + size)).tobytes()

@@ -11,7 +11,18 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "burnish"
 
-GROUND = {"types", "checked", "images", "errors", "seeds", "catalog", "config", "runs", "world"}
+GROUND = {
+    "types",
+    "annotations",
+    "checked",
+    "images",
+    "errors",
+    "seeds",
+    "catalog",
+    "config",
+    "runs",
+    "world",
+}
 WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
     "rl": {"types"},
@@ -33,16 +44,17 @@ FLOOR: dict[str, set[str]] = {
     "images": {"errors"},
     "errors": set(),
     "seeds": set(),
-    "checked": {"types"},
-    "catalog": {"errors", "types", "checked"},
-    "config": {"catalog", "errors", "types"},
+    "annotations": set(),
+    "checked": {"annotations", "errors", "types"},
+    "catalog": {"annotations", "errors", "types", "checked"},
+    "config": {"annotations", "catalog", "errors", "types"},
     "runs": {"errors"},
     "world": {"errors"},
 }
 """The same for the modules of the ground floor."""
 
-WITHOUT_TORCH = ("errors", "runs", "catalog", "cli", "report", "zoo/__init__")
-STANDARD_LIBRARY_ONLY = ("errors", "runs", "report/charts", "zoo/__init__")
+WITHOUT_TORCH = ("annotations", "errors", "runs", "catalog", "cli", "report", "zoo/__init__")
+STANDARD_LIBRARY_ONLY = ("annotations", "errors", "runs", "report/charts", "zoo/__init__")
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "numpy"}
 
 

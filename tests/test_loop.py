@@ -133,7 +133,7 @@ def test_the_files_and_records_of_a_run(recipe: Path, tmp_path: Path) -> None:
     assert configuration.load(run.config) == load(recipe), "the saved one can be run again"
     assert sorted(file_names(run.checkpoints)) == ["000002", "000003"]
     assert (run.adapter / WEIGHTS).is_file()
-    assert [run.sample(n).is_file() for n in (0, 1, 2, 3)] == [True, False, True, True]
+    assert [run.sample_grid(n).is_file() for n in (0, 1, 2, 3)] == [True, False, True, True]
     assert json.loads((run.samples / "prompts.json").read_text())["columns"] == 2
 
     evaluation = json.loads(run.evaluation.read_text())
@@ -497,7 +497,8 @@ def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(
         pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
         process = updates.process(batch.trajectory, [pairs], 1)
         valid = torch.zeros(8, dtype=torch.bool).index_copy(0, rows, scores.valid)
-        norms.append(updates.update(process, adv, valid, pairs, first=True)["grad_norm"])
+        metrics = updates.update(process, adv, valid, batch.group, pairs, first=True)
+        norms.append(metrics["grad_norm"])
 
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
@@ -562,7 +563,8 @@ def test_the_loss_is_the_mean_over_the_front(
     for images, advantages in ((torch.arange(16), scaled), (rows, adv)):
         pairs = images.repeat_interleave(3), torch.arange(3).repeat(len(images))
         process = CountingProcess(updates.process(batch.trajectory, [pairs], 1))
-        norms.append(updates.update(process, advantages, scores.valid, pairs, True)["grad_norm"])
+        metrics = updates.update(process, advantages, scores.valid, batch.group, pairs, True)
+        norms.append(metrics["grad_norm"])
         replayed.append(process.pairs)
 
     assert norms[0] > 0
@@ -581,7 +583,8 @@ def test_a_run_takes_the_mean_over_the_front(recipe: Path, tmp_path: Path) -> No
     rows = front.nonzero().flatten()
     pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
     process = updates.process(batch.trajectory, [pairs], 1)
-    alone = updates.update(process, adv, torch.ones(16).bool(), pairs, first=True)
+    valid = torch.ones(16).bool()
+    alone = updates.update(process, adv, valid, batch.group, pairs, first=True)
     assert record["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
 
 
@@ -647,7 +650,7 @@ def test_each_of_several_rewards_is_learned(recipe: Path, tmp_path: Path, advant
     run = Run(train(load_two_rewards(recipe, tmp_path, *options), tmp_path / "run"))
 
     def scores(iteration: int) -> Tensor:
-        evaluation = json.loads(run.measured(iteration).read_text())["train"]
+        evaluation = json.loads(run.evaluation_file(iteration).read_text())["train"]
         return torch.tensor(evaluation["parts"], dtype=torch.float64)
 
     gain = scores(12) - scores(0)

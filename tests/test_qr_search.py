@@ -19,7 +19,7 @@ from burnish.images import open_image
 from burnish.qr.layout import fit
 from burnish.qr.scanner import Scanner
 from burnish.tools import qr_search
-from burnish.tools.qr_search import open_artist, save, search
+from burnish.tools.qr_search import open_controlled, save, search
 from burnish.types import Prompt
 
 CODE = fit("AB12C", 64).draw()
@@ -27,7 +27,7 @@ PROMPT = Prompt("a cat", {"payload": "AB12C"})
 
 
 @pytest.fixture
-def artist(
+def controlled(
     tiny_pipeline: Path, tiny_controlnet: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Policy, Sampler]:
     """A model whose fifth, tenth, ... image of a batch is the bare code.
@@ -46,12 +46,12 @@ def artist(
     return policy, Sampler(DDIM(), 1, NoGuidance())
 
 
-def test_images_that_are_read_are_kept(artist: tuple[Policy, Sampler], tmp_path: Path) -> None:
+def test_images_that_are_read_are_kept(controlled: tuple[Policy, Sampler], tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     result = search(
-        *artist, PROMPT, Scanner(), count=4, tries=100, on_try=lambda *call: calls.append(call)
+        *controlled, PROMPT, Scanner(), count=4, tries=100, on_try=lambda *call: calls.append(call)
     )
-    assert [code.attempt for code in result.codes] == [5, 10, 15, 16 + 5] and result.tries == 32
+    assert [found.attempt for found in result.images] == [5, 10, 15, 16 + 5] and result.tries == 32
     assert (result.payload, result.passed) == ("AB12C", 6), "those beyond the four count too"
     assert result.read >= 6 and calls == [(16, 3), (32, 4)]
 
@@ -59,16 +59,16 @@ def test_images_that_are_read_are_kept(artist: tuple[Policy, Sampler], tmp_path:
     assert [path.name for path in paths] == [f"code-00{n}.png" for n in ("05", "10", "15", "21")]
     assert torch.equal(open_image(paths[0]), CODE)
 
-    few = search(*artist, PROMPT, Scanner(), count=4, tries=7)
-    assert [code.attempt for code in few.codes] == [5] and few.tries == 7
-    none_read = search(*artist, PROMPT, Scanner(), count=1, tries=4)
-    assert (none_read.codes, none_read.tries, none_read.payload) == ([], 4, "")
+    few = search(*controlled, PROMPT, Scanner(), count=4, tries=7)
+    assert [found.attempt for found in few.images] == [5] and few.tries == 7
+    none_read = search(*controlled, PROMPT, Scanner(), count=1, tries=4)
+    assert (none_read.images, none_read.tries, none_read.payload) == ([], 4, "")
 
 
-def test_a_folder_that_is_a_file(artist: tuple[Policy, Sampler], tmp_path: Path) -> None:
+def test_a_folder_that_is_a_file(controlled: tuple[Policy, Sampler], tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     with pytest.raises(FileExistsError, match="out is a file; choose another --out"):
-        save(search(*artist, PROMPT, Scanner(), count=1, tries=5), tmp_path / "out")
+        save(search(*controlled, PROMPT, Scanner(), count=1, tries=5), tmp_path / "out")
 
 
 def test_models_without_a_controlnet_are_an_error(
@@ -76,23 +76,23 @@ def test_models_without_a_controlnet_are_an_error(
 ) -> None:
     message = "draws no codes by itself: give a ControlNet for it by --controlnet"
     with pytest.raises(ValueError, match=message):
-        open_artist(str(tiny_pipeline))
+        open_controlled(str(tiny_pipeline))
 
-    policy, sampler = open_artist(
+    policy, sampler = open_controlled(
         str(tiny_pipeline), str(tiny_controlnet), steps=3, guidance=2.0, scale=1.5
     )
     assert policy.has_controlnet and (sampler.steps, sampler.control.scale) == (3, 1.5)
-    assert open_artist(str(tiny_pipeline), str(tiny_controlnet))[1].control.scale == 1.0
+    assert open_controlled(str(tiny_pipeline), str(tiny_controlnet))[1].control.scale == 1.0
 
 
 def test_embedded_models_draw_codes_with_the_embedded_controlnet() -> None:
-    policy, sampler = open_artist("zoo:emoji-lcm", scale=2.0)
+    policy, sampler = open_controlled("zoo:emoji-lcm", scale=2.0)
     result = search(policy, sampler, PROMPT, Scanner(), count=1, tries=16)
     assert sampler.steps == 4 and result.payload == "AB12C"
 
 
 def test_the_command(
-    artist: tuple[Policy, Sampler],
+    controlled: tuple[Policy, Sampler],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -101,9 +101,9 @@ def test_the_command(
 
     def open_fake(*arguments: str, **settings: Any) -> tuple[Policy, Sampler]:
         opened.append(arguments)
-        return artist
+        return controlled
 
-    monkeypatch.setattr(qr_search, "open_artist", open_fake)
+    monkeypatch.setattr(qr_search, "open_controlled", open_fake)
     options = ["--prompt", "a cat", "--out", str(tmp_path / "out"), "--n", "2", "--model", "m"]
     code, out, _ = run(capsys, "qr", "AB12C", *options)
     assert code == 0 and "3 of 16 tries are read under every condition" in out

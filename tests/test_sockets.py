@@ -134,7 +134,7 @@ def test_an_objective_from_a_short_file(recipe: Path, tmp_path: Path, base: str)
         ("proces = 'forward'", "has the attribute 'proces'.*did you mean 'process'"),
         ("process = 'foward'", "has process = 'foward'; did you mean 'forward'"),
         ("imitate = True", "has the attribute 'imitate'.*did you mean 'imitates'"),
-        ("imitates = 'yes'", "has imitates = 'yes'; it must be True or False"),
+        ("imitates = 'yes'", "has imitates = 'yes'; it must be true or false"),
         ("kl = 'much'", "has kl = 'much'; it must be a number"),
         ("def target(self): pass", "has the attribute 'target'.*did you mean 'targets'"),
     ],
@@ -210,7 +210,7 @@ def test_a_returned_value_is_checked_with_the_functions_name(
         (lambda count: None, "returned nothing; return a list of 2"),
         (lambda count: [{"text": "a cat"}] * 2, "returned a dict in row 0"),
         (lambda count: [Prompt(" "), Prompt("a cat")], "returned an empty text in row 0"),
-        (lambda count: (Prompt("a cat") for _ in range(3)), "returned 3 prompts, but was asked"),
+        (lambda count: (Prompt("a cat") for _ in range(3)), "returned 3 prompts, but 2 were"),
     ],
 )
 def test_a_prompt_function_is_checked(

@@ -122,4 +122,4 @@ run = {{ sample_every = 0 }}
     single = Run(train(configuration.load(recipe), tmp_path / "one"))
     assert two.records()[0]["images"] == single.records()[0]["images"] == 2 * images
     # the processes share the evaluation, and put it together in order
-    assert load_evaluation(two.measured(0)) == load_evaluation(single.measured(0))
+    assert load_evaluation(two.evaluation_file(0)) == load_evaluation(single.evaluation_file(0))

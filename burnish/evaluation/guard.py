@@ -5,7 +5,7 @@ likes and nobody else does (DDPO, arXiv 2305.13301, section 6.4). So each evalua
 measures that are not trained on from the same images: a panel of other rewards, the judge,
 diversity, and the KL to the untrained model. A measure has fallen if
 
-    its paired change since before training lies below 0 with its whole 95 % interval, and
+    the 95 % interval of its paired change since before training lies below 0, and
     the mean of that change is more than `drop` standard deviations of the measure among the
     images before training.
 
@@ -28,7 +28,7 @@ from burnish.runs import Run, dumps, write
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GuardDecision:
     """The guard's decision after an evaluation."""
 
     iteration: int
@@ -37,7 +37,9 @@ class Verdict:
     tripped: bool
 
 
-def verdict(run: Run, config: Config, weights: Tensor, before: Evaluation, until: int) -> Verdict:
+def decide(
+    run: Run, config: Config, weights: Tensor, before: Evaluation, until: int
+) -> GuardDecision:
     """Return the guard's decision from a run's evaluations up to iteration `until`.
 
     Args:
@@ -50,13 +52,13 @@ def verdict(run: Run, config: Config, weights: Tensor, before: Evaluation, until
     best = 0
     streak = 0
     reasons: tuple[str, ...] = ()
-    folder = run.measured(0).parent
+    folder = run.evaluation_file(0).parent
 
     for iteration in sorted(int(path.stem) for path in folder.glob("[0-9]*.json")):
         if not 0 < iteration <= until:
             continue
 
-        now = load_evaluation(run.measured(iteration))
+        now = load_evaluation(run.evaluation_file(iteration))
         if now is None:
             continue
 
@@ -67,7 +69,7 @@ def verdict(run: Run, config: Config, weights: Tensor, before: Evaluation, until
             streak = 0
             best = iteration
 
-    return Verdict(until, reasons, best, streak >= config.guard.patience)
+    return GuardDecision(until, reasons, best, streak >= config.guard.patience)
 
 
 def over_optimised(
@@ -106,7 +108,7 @@ def over_optimised(
     return tuple(reasons)
 
 
-def remember(run: Run, decision: Verdict, action: str) -> None:
+def remember(run: Run, decision: GuardDecision, action: str) -> None:
     """Write what the guard did, and why, to the run's guard.json."""
     content = {
         "iteration": decision.iteration,

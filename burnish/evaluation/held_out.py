@@ -1,4 +1,4 @@
-"""Held-out measures of an evaluation, which tell a better model from a hacked reward.
+"""Held-out measures of an evaluation, which distinguish a better model from a hacked reward.
 
 No training ever sees them. Each is one number an image:
 

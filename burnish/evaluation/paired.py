@@ -100,7 +100,7 @@ def evaluate(
         sampler: how images are sampled.
         prompts: at least one.
         rewards: by name.
-        judge: tells whether an image shows its prompt.
+        judge: says whether an image shows its prompt.
         tolerance: of missing rewards.
         panel: the held-out measures.
         expander: expands the prompt of each image on its own, from a fixed random stream too.
@@ -159,10 +159,10 @@ def paired(before: Evaluation, after: Evaluation, weights: Tensor) -> dict[str, 
 
     Returns:
         `before, after, paired_mean, ci95: [low, high], judge_before, judge_after`. A positive mean
-        is a better reward. The judge's numbers are the shares of images that it calls right, None
-        without a judge. If any images have no reward before or after, `missing` is their number;
-        they are in no number but the judge's. If there are held-out measures, `panel` has the first
-        four numbers of each.
+        is a better reward. The judge's numbers are the fractions of images that it calls right,
+        None without a judge. If any images have no reward before or after, `missing` is their
+        number; they are in no number but the judge's. If there are held-out measures, `panel` has
+        the first four numbers of each.
 
     Raises:
         ValueError: the two cannot be compared.

@@ -75,6 +75,15 @@ def number(value: Value) -> str:
     return text.replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
 
 
+def duration(seconds: float) -> str:
+    """Return seconds as a short text, such as "2 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return about `count` round numbers in [low, high]: 1, 2 or 5 times a power of ten."""
     if high <= low:

@@ -20,7 +20,7 @@ from typing import Any
 
 from burnish import runs
 from burnish.report import fronts
-from burnish.report.charts import Series, line_chart, number
+from burnish.report.charts import Series, duration, line_chart, number
 
 FRAMES = 12  # at most so many sample grids go into the page, evenly spread over the run
 STRIP = 7  # of these, so many stand side by side
@@ -38,7 +38,7 @@ DIAGNOSTICS = (
     (
         "Clip fraction",
         ("clip_fraction",),
-        "share of transitions outside the trust region; 0.1 to 0.5 is healthy",
+        "fraction of transitions outside the trust region; 0.1 to 0.5 is healthy",
     ),
     (
         "Approximate KL",
@@ -53,12 +53,12 @@ DIAGNOSTICS = (
     (
         "Explained variance",
         ("explained_variance",),
-        "share of the advantages' variance that the baseline of x0 previews removes",
+        "fraction of the advantages' variance that the baseline of x0 previews removes",
     ),
     (
         "Pareto front",
         ("pareto_front",),
-        "share of images that no other image dominates; more where rewards are in conflict",
+        "fraction of images that no other image dominates; more where rewards are in conflict",
     ),
     (
         "Expansions",
@@ -74,7 +74,7 @@ DIAGNOSTICS = (
     (
         "Expansions: truncated",
         ("expander_truncated",),
-        "share of texts that were too long for the generator's text encoder",
+        "fraction of texts that were too long for the generator's text encoder",
     ),
     ("Gradient norm", ("grad_norm",), "before clipping"),
     ("Learning rate", ("lr",), ""),
@@ -162,7 +162,7 @@ def _tiles(records: Sequence[runs.Record], evaluation: Mapping[str, Any]) -> str
         images = sum(record.get("images") or 0 for record in records)
         count = f"{images:,}".replace(",", " ")
         iterations = f"{records[-1]['iteration']} iterations"
-        tiles.append((iterations, f"{count} images in {_duration(seconds)}", ""))
+        tiles.append((iterations, f"{count} images in {duration(seconds)}", ""))
 
     cells = "".join(
         f'<div class="tile"><b class="{style}">{value}</b><span>{label}</span></div>'
@@ -183,8 +183,8 @@ def _result_tiles(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
     if result.get("judge_before") is not None:
-        shares = f"{_percent(result['judge_before'])} → {_percent(result['judge_after'])}"
-        tiles.append((shares, "judged right", ""))
+        fractions = f"{_percent(result['judge_before'])} → {_percent(result['judge_after'])}"
+        tiles.append((fractions, "judged right", ""))
 
     return tiles
 
@@ -338,10 +338,10 @@ def _fronts(run: runs.Run, records: Sequence[runs.Record]) -> str:
     if len(weights) < 2:
         return ""
 
-    paths = run.measured(0).parent.glob("*.json")
+    paths = run.evaluation_file(0).parent.glob("*.json")
     last = max((int(path.stem) for path in paths if path.stem.isdigit()), default=0)
-    before = _json(run.measured(0)).get("train") or {}
-    after = _json(run.measured(last)).get("train") or {}
+    before = _json(run.evaluation_file(0)).get("train") or {}
+    after = _json(run.evaluation_file(last)).get("train") or {}
     return fronts.section(before, after if last else {}, records, weights)
 
 
@@ -569,10 +569,3 @@ def _signed(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.0f} %"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -16,6 +16,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from burnish.report.charts import duration
+
 SHOWN = 12  # rows of the live table
 PHASES = ("seconds_sampling", "seconds_scoring", "seconds_training")
 
@@ -73,7 +75,9 @@ class Progress:
         """Return the seconds to the end at the latest pace; None before the first iteration."""
         if not self.records:
             return None
-        return (self.iterations - self.records[-1]["iteration"]) * sum(self.pace) / len(self.pace)
+
+        done: int = self.records[-1]["iteration"]
+        return (self.iterations - done) * sum(self.pace) / len(self.pace)
 
     def _view(self) -> RenderableType:
         if not self.records:
@@ -186,11 +190,3 @@ def kl(record: Mapping[str, Any]) -> float | None:
 def short(value: float | None) -> str:
     """Return a number with three significant digits; "-" if there is none."""
     return "-" if value is None or math.isnan(value) else f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as a short text, such as "2 h 05 min"."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from burnish.types import Prompt, Reward
+from burnish.errors import type_and_message
+from burnish.types import Prompt, Reward, describe_value
 
 
 class InvalidRewardOutput(ValueError):
@@ -122,7 +123,7 @@ def _missing_error(
     """Return the error for values that are missing after the last try."""
     if failure is not None:
         return ValueError(
-            f"reward '{name}' raised {_described_error(failure)} -- "
+            f"reward '{name}' raised {type_and_message(failure)} -- "
             "try it alone with burnish.check_reward, or let such images be left out by "
             'scoring.missing = "mask"'
         )
@@ -149,31 +150,20 @@ def _checked(name: str, output: object, count: int) -> Tensor:
             values = torch.as_tensor(output, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
             raise InvalidRewardOutput(
-                f"reward '{name}' returned {_described(output)}; "
+                f"reward '{name}' returned {describe_value(output)}; "
                 f"it must return {count} numbers, one an image"
             ) from None
 
     if values.is_complex() or values.shape != (count,):
         raise InvalidRewardOutput(
-            f"reward '{name}' returned {_described(values)} for {count} images; "
+            f"reward '{name}' returned {describe_value(values)} for {count} images; "
             f"it must return shape ({count},), one number an image"
         )
 
     return values.detach().to(device="cpu", dtype=torch.float64)
 
 
-def _described(output: object) -> str:
-    if isinstance(output, Tensor):
-        kind = str(output.dtype).removeprefix("torch.")
-        return f"a {kind} tensor of shape {tuple(output.shape)}"
-    return f"a {type(output).__name__}"
-
-
-def _described_error(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
 def _reason(values: Tensor, failure: Exception | None) -> str:
     if failure is not None:
-        return _described_error(failure)
+        return type_and_message(failure)
     return f"{int((~values.isfinite()).sum())} numbers were not finite"

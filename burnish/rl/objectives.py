@@ -139,7 +139,8 @@ class Rebel(Objective):
         mean = error.new_zeros(len(count)).index_add_(0, index, error) / count
         n = count[index]
 
-        return -4 * self.rate * transitions * (error - mean[index]) * n / (n - 1)
+        targets: Tensor = -4 * self.rate * transitions * (error - mean[index]) * n / (n - 1)
+        return targets
 
     def __call__(self, replay: Replay, adv: Tensor) -> Loss:
         """Return the loss, with in `adv` (b,) what `targets` made of the advantages."""

@@ -1,7 +1,7 @@
 """The trade-off of a QR ControlNet between readable codes and images, by control scale.
 
-For every scale, over the same prompts, payloads and noise: the share of images that are read, and
-their similarity to the prompt, to the same image without control, and to the bare code. The
+For every scale, over the same prompts, payloads and noise: the fraction of images that are read,
+and their similarity to the prompt, to the same image without control, and to the bare code. The
 payloads are of the part that no training draws.
 """
 
@@ -33,9 +33,9 @@ class Point:
     """The measures of images at one control scale."""
 
     scale: float
-    strict: float  # share read under every condition
-    read: float  # share of (image, condition) pairs that are read
-    modules: float  # share of modules on the right side
+    strict: float  # fraction read under every condition
+    read: float  # fraction of (image, condition) pairs that are read
+    modules: float  # fraction of modules on the right side
     clip_text: float  # cosine of image and prompt
     clip_image: float  # cosine of the image and the one that the same noise gives without control
     clip_code: float  # cosine of the image and the bare code
@@ -68,7 +68,8 @@ def curve(
         conditions: under which the codes are read; see `burnish.qr.conditions`.
         seed: of the noise.
     """
-    uncontrolled = drawn(policy, replace(sampler, control=ControlConfig(0.0)), prompts, seed)
+    without_control = replace(sampler, control=ControlConfig(0.0))
+    uncontrolled = sample_images(policy, without_control, prompts, seed)
     text_embeddings = clip.texts([prompt.text for prompt in prompts])
     base_embeddings = clip.images(uncontrolled)
     scanner = Scanner(conditions=conditions)
@@ -76,7 +77,8 @@ def curve(
     points = []
 
     for scale in scales:
-        images = drawn(policy, replace(sampler, control=ControlConfig(scale)), prompts, seed)
+        controlled = replace(sampler, control=ControlConfig(scale))
+        images = sample_images(policy, controlled, prompts, seed)
         readings = scanner.measure(images, layouts)
         embeddings = clip.images(images)
 
@@ -95,7 +97,7 @@ def curve(
     return points
 
 
-def drawn(policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seed: int) -> Tensor:
+def sample_images(policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seed: int) -> Tensor:
     """Return one image a prompt, (B, 3, H, W) on the CPU, from the same noise for every sampler."""
     images = []
 

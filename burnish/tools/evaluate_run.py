@@ -40,12 +40,12 @@ def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
 
         seed_globals(config.seed, "weights")
         parts = assemble(config)
-        before = load_evaluation(run.measured(0))
+        before = load_evaluation(run.evaluation_file(0))
 
         if before is None or before["train"].images_per_prompt != count:
             before = evaluate_all(parts, count, seed, config.batch.sample_batch)
 
-        parts.policy.load_state(evaluated_weights(state.learners["generator"]))
+        parts.policy.load_state(evaluated_weights(state.learners.get("generator", {})))
         if parts.expander is not None and "expander" in state.learners:
             parts.expander.load_state(evaluated_weights(state.learners["expander"]))
 

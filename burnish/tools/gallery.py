@@ -109,22 +109,22 @@ def _open_model(
     return policy, Sampler(DDIM(), steps or 50, guided)
 
 
-def centred(guidance: Guidance, share: float) -> Guidance:
-    """Return the guidance with a `share` of its weight on the prompt before expansion.
+def centred(guidance: Guidance, fraction: float) -> Guidance:
+    """Return the guidance with a `fraction` of its weight on the prompt before expansion.
 
     Args:
         guidance: `cfg` or `embedded`.
-        share: from 0 to 1.
+        fraction: from 0 to 1.
 
     Raises:
         ValueError: the guidance is of another kind.
     """
     if isinstance(guidance, CFG):
         return DualGuidance(
-            share * guidance.weight, (1 - share) * guidance.weight, guidance.negative
+            fraction * guidance.weight, (1 - fraction) * guidance.weight, guidance.negative
         )
     if isinstance(guidance, EmbeddedGuidance):
-        return EmbeddedDualGuidance(share * guidance.weight, (1 - share) * guidance.weight)
+        return EmbeddedDualGuidance(fraction * guidance.weight, (1 - fraction) * guidance.weight)
 
     raise ValueError(
         "only guidance 'cfg' or 'embedded' has a weight to share with the original prompt "

@@ -24,7 +24,7 @@ from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander, Expansions
 from burnish.rewards import score
 from burnish.rl.advantages import GroupAdvantage
-from burnish.rl.pareto import expected_share
+from burnish.rl.pareto import ParetoAdvantage, expected_share
 from burnish.runs import Run
 from burnish.seeds import generator, seed_globals
 from burnish.training.assembly import Parts
@@ -40,7 +40,7 @@ from burnish.world import World
 LEAST_IMAGES = 4  # of a prompt, for a group's mean and spread to mean anything
 GROUPED = ("group", "normalised", "weighted", "pareto")  # advantages that compare within a prompt
 MOST_SELECTED = 0.5  # of the images on the front, for the selection to mean something
-PREVIEWED = 4  # transitions whose x0 baseline is looked at
+PREVIEWED = 4  # transitions whose x0 baseline is computed
 LEAST_EXPLAINED = 0.1  # of the advantages' variance, for the x0 baseline to be worth its time
 SLOW_TRACKER = 10  # iterations until a running mean is used
 MOST_TRUNCATED = 0.5  # of expansions that the generator has no room for
@@ -92,9 +92,10 @@ class Rehearsal:
             torch.cuda.reset_peak_memory_stats(parts.policy.device)
 
         sampler = iteration_sampler(self.job, 1)
-        prompts, group = some_prompts(self.config, parts)
+        prompts, group = chunk_prompts(self.config, parts)
         prompts = identifiers.with_template(prompts, parts.template)
 
+        expansions: Expansions | None = None
         if parts.expander is not None:
             stream = generator(self.config.seed, "preflight", "expansions")
             expansions = parts.expander.draw(prompts, stream)
@@ -110,8 +111,18 @@ class Rehearsal:
         if self.config.guard.action != "none":
             yield self.check_guard(sampler, trajectory, images, prompts)
 
-        batch = RolloutBatch(1, prompts, None, trajectory, scores, group, None, 0.0, 0.0)
         if self.config.batch.baseline:
+            batch = RolloutBatch(
+                iteration=1,
+                prompts=prompts,
+                expansions=expansions,
+                trajectory=trajectory,
+                scores=scores,
+                group=group,
+                control_scale=None,
+                seconds_sampling=0.0,
+                seconds_scoring=0.0,
+            )
             yield self.check_baseline(batch)
 
         replay = self.train(trajectory)
@@ -149,8 +160,7 @@ class Rehearsal:
 
         pairs = self.config.batch.train_batch
         images = torch.arange(pairs) % len(trajectory.group)
-        # spread over the trajectory
-        transitions = (torch.arange(pairs) * 7) % transition_count(self.config, parts)
+        transitions = torch.arange(pairs) % transition_count(self.config, parts)
         process = learner.updates.process(trajectory, [(images, transitions)], 1)
 
         started = time.perf_counter()
@@ -166,7 +176,7 @@ class Rehearsal:
         return replay
 
     def check_baseline(self, batch: RolloutBatch) -> Finding:
-        """Do the images predicted before the transitions tell what the final ones score?"""
+        """Check that the x0 predictions before transitions explain what the images score."""
         parts = self.parts
         images, transitions = batch.trajectory.logp.shape
         count = min(transitions, PREVIEWED)
@@ -183,7 +193,7 @@ class Rehearsal:
 
         text = (
             f"x0 baseline: {explained:.0%} of the advantages' variance is explained before a "
-            f"transition, at {duration(seconds)} each"
+            f"transition, at {readable_time(seconds)} each"
         )
         if explained < LEAST_EXPLAINED:
             return Finding("warning", text, "batch.baseline = '' saves that time")
@@ -192,7 +202,7 @@ class Rehearsal:
     def check_guard(
         self, sampler: Sampler, trajectory: Trajectory, images: Tensor, prompts: list[Prompt]
     ) -> Finding:
-        """Can the guard's measures be taken?"""
+        """Check that the guard's measures can be taken."""
         parts = self.parts
         measured, _ = parts.panel.measure(parts.policy, sampler, trajectory, images, prompts, 0)
         names = ["judge"] if parts.judge else []
@@ -224,7 +234,7 @@ def preflight(config: Config) -> list[Finding]:
         return [Finding("error", "out of memory", remedy)]
 
 
-def some_prompts(config: Config, parts: Parts) -> tuple[list[Prompt], Tensor]:
+def chunk_prompts(config: Config, parts: Parts) -> tuple[list[Prompt], Tensor]:
     """Return the prompts of one chunk: two images or more of each of two prompts or more."""
     batch = config.batch
     total = min(batch.sample_batch, max(4, batch.prompts * batch.images_per_prompt))
@@ -238,13 +248,13 @@ def some_prompts(config: Config, parts: Parts) -> tuple[list[Prompt], Tensor]:
 
 
 def check_prompts(config: Config, parts: Parts) -> Iterator[Finding]:
-    """Are there enough images of a prompt for the advantage to mean something?"""
+    """Check the numbers of images and prompts, their identifiers and their originals."""
     batch = config.batch
     yield check_group_size(config, parts)
 
-    if config.advantage["use"] == "pareto":
+    if isinstance(parts.advantage, ParetoAdvantage):
         compared = batch.images_per_prompt // config.identifier_count
-        if parts.advantage.within != "prompt":  # type: ignore[attr-defined]
+        if parts.advantage.within != "prompt":
             compared = batch.prompts * batch.images_per_prompt
         yield check_selection(
             compared, sum(table.get("weight", 1.0) != 0 for table in config.rewards)
@@ -253,7 +263,8 @@ def check_prompts(config: Config, parts: Parts) -> Iterator[Finding]:
     if config.sampler.identifiers:
         yield check_length(parts)
 
-    prompts = [*parts.prompts, *(prompt for some in parts.judged.values() for prompt in some)]
+    prompt_sets = [parts.prompts, *parts.evaluation_prompts.values()]
+    prompts = [prompt for prompt_set in prompt_sets for prompt in prompt_set]
     needs_original = parts.sampler.guidance.needs_original and parts.expander is None
     if needs_original and not any("original" in prompt.metadata for prompt in prompts):
         yield Finding(
@@ -264,7 +275,7 @@ def check_prompts(config: Config, parts: Parts) -> Iterator[Finding]:
 
 
 def check_group_size(config: Config, parts: Parts) -> Finding:
-    """Are there enough images to compare each with?"""
+    """Check that there are enough images to compare each with."""
     batch = config.batch
     kind = config.advantage["use"]
     count = config.identifier_count
@@ -295,13 +306,13 @@ def check_group_size(config: Config, parts: Parts) -> Finding:
 
 
 def check_selection(compared: int, rewards: int) -> Finding:
-    """Does the front leave anything out?"""
-    share = expected_share(compared, rewards)
+    """Check that the front leaves something out."""
+    fraction = expected_share(compared, rewards)
     text = (
-        f"of {compared} images compared in {rewards} independent rewards {share:.0%} would be "
+        f"of {compared} images compared in {rewards} independent rewards {fraction:.0%} would be "
         "dominated by none"
     )
-    if share <= MOST_SELECTED or rewards == 1:
+    if fraction <= MOST_SELECTED or rewards == 1:
         return Finding("ok", text)
 
     remedy = 'more batch.images_per_prompt, fewer rewards, or advantage.within = "batch"'
@@ -309,7 +320,7 @@ def check_selection(compared: int, rewards: int) -> Finding:
 
 
 def check_length(parts: Parts) -> Finding:
-    """Do the prompts still fit beside all identifiers?"""
+    """Check that the prompts still fit beside all identifiers."""
     prompts = identifiers.with_template(parts.prompts, parts.template)
     length, most = identifiers.longest_prompt(parts.policy.pipe, prompts)
     text = (
@@ -327,7 +338,7 @@ def check_length(parts: Parts) -> Finding:
 
 
 def check_expansions(expander: Expander, drawn: Expansions) -> Finding:
-    """Is there room for the expander's texts, and are they replayed as they were drawn?"""
+    """Check that the expander's texts have room and are replayed as they were drawn."""
     deviation = 0.0
     if expander.trainable:
         with torch.no_grad():
@@ -347,7 +358,7 @@ def check_expansions(expander: Expander, drawn: Expansions) -> Finding:
 
 
 def check_log_probs(trajectory: Trajectory) -> Finding:
-    """Is the log-probability finite at every transition?"""
+    """Check that the log-probability is finite at every transition."""
     bad = (~trajectory.logp.isfinite()).any(0).nonzero().flatten().tolist()
     if bad:
         times = ", ".join(str(int(trajectory.t[transition])) for transition in bad[:5])
@@ -359,7 +370,7 @@ def check_log_probs(trajectory: Trajectory) -> Finding:
 
 
 def check_rewards(scores: Scores, group: Tensor, config: Config) -> Iterator[Finding]:
-    """Does each reward tell images apart, also images of one prompt? Which way is better?"""
+    """Check that each reward distinguishes images, also of one prompt; say which way is better."""
     for index, name in enumerate(scores.names):
         valid = scores.parts[:, index].isfinite()
         if not valid.all():
@@ -375,10 +386,10 @@ def check_rewards(scores: Scores, group: Tensor, config: Config) -> Iterator[Fin
 def check_reward_spread(
     scores: Scores, index: int, valid: Tensor, group: Tensor, config: Config
 ) -> Finding:
-    """Does one reward tell images apart?"""
+    """Check that one reward distinguishes images."""
     column = scores.parts[valid, index]
     numbers = group[valid]
-    within = max(float(column[numbers == one].std(correction=0)) for one in numbers.unique())
+    within = max(float(column[numbers == number].std(correction=0)) for number in numbers.unique())
     weight = float(config.rewards[index].get("weight", 1.0))
     text = (
         f"reward {scores.names[index]}: {column.min():.4g} to {column.max():.4g}, mean "
@@ -391,7 +402,9 @@ def check_reward_spread(
         others = len(scores.names) > 1 and bool((rows != rows[0]).any())
         remedy = "the reward is constant: try it alone with burnish.check_reward"
         if others:
-            return Finding("warning", text, f"{remedy}; it teaches nothing until that changes")
+            return Finding(
+                "warning", text, f"{remedy}; nothing can be learned from it until that changes"
+            )
         return Finding("error", text, remedy)
 
     if within == 0 and config.advantage["use"] in GROUPED:
@@ -412,7 +425,7 @@ def direction(weight: float) -> str:
 
 
 def check_denoising(replay: Replay) -> Finding:
-    """Is the denoising error of the forward process finite?"""
+    """Check that the denoising error of the forward process is finite."""
     error = float(-replay.logp.detach().mean())
     text = f"denoising error {error:.3g} on finished images noised again"
     if math.isfinite(error):
@@ -421,7 +434,7 @@ def check_denoising(replay: Replay) -> Finding:
 
 
 def check_ratio(config: Config, parts: Parts, sampler: Sampler, trajectory: Trajectory) -> Finding:
-    """Is the ratio 1 before the first update, up to a tenth of the clip range?"""
+    """Check that the ratio is 1 before the first update, up to a tenth of the clip range."""
     worst = 0.0
     worst_transition = 0
     dims = 1
@@ -455,14 +468,14 @@ def check_ratio(config: Config, parts: Parts, sampler: Sampler, trajectory: Traj
 
 
 def check_memory(parts: Parts) -> Finding:
-    """Return the highest use of memory so far; on a GPU also how much there is."""
+    """Check the highest use of memory so far, on a GPU against what there is."""
     device = parts.policy.device
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
         total = torch.cuda.get_device_properties(device).total_memory
         text = (
             f"{peak / MIB:,.0f} of {total / MIB:,.0f} MiB of GPU memory at most, before the "
-            "optimizer's share"
+            "optimizer's part"
         )
         if peak > 0.85 * total:
             return Finding("warning", text, "lower batch.sample_batch and batch.train_batch")
@@ -479,7 +492,7 @@ def check_memory(parts: Parts) -> Finding:
 
 
 def check_time(config: Config, parts: Parts, seconds: Seconds) -> Finding:
-    """Return an estimate; the first calls are slow, so it errs on the long side."""
+    """Estimate the time of the run; the first calls are slow, so it errs on the long side."""
     batch = config.batch
     settings = config.evaluation
     images = batch.prompts * batch.images_per_prompt
@@ -487,7 +500,7 @@ def check_time(config: Config, parts: Parts, seconds: Seconds) -> Finding:
     pairs = images * transitions * batch.epochs
     iteration = images * max(seconds.sampling, seconds.scoring) + pairs * seconds.training
 
-    prompts = sum(len(prompts) for prompts in parts.judged.values())
+    prompts = sum(len(prompts) for prompts in parts.evaluation_prompts.values())
     evaluated = settings.images_per_prompt * prompts
     evaluations = 2 + (config.iterations // settings.every if settings.every else 0)
     evaluating = evaluations * evaluated * (seconds.sampling + seconds.scoring)
@@ -495,13 +508,13 @@ def check_time(config: Config, parts: Parts, seconds: Seconds) -> Finding:
 
     return Finding(
         "ok",
-        f"about {duration(iteration)} an iteration ({images} images, {pairs} trained "
-        f"transitions), {duration(total)} for {config.iterations} iterations and {evaluations} "
-        f"evaluations of {evaluated} images",
+        f"about {readable_time(iteration)} an iteration ({images} images, {pairs} trained "
+        f"transitions), {readable_time(total)} for {config.iterations} iterations and "
+        f"{evaluations} evaluations of {evaluated} images",
     )
 
 
-def duration(seconds: float) -> str:
+def readable_time(seconds: float) -> str:
     """Return seconds in a unit that suits them."""
     for size, unit in ((3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:

@@ -25,7 +25,7 @@ from burnish.types import Prompt
 
 
 @dataclass(frozen=True)
-class FoundCode:
+class FoundImage:
     """An image that is read under every condition, and the number of its try, from 1."""
 
     image: Tensor  # (3, H, W) in [0, 1], on the CPU
@@ -36,14 +36,14 @@ class FoundCode:
 class Search:
     """The result of a search."""
 
-    codes: list[FoundCode]  # at most as many as were wanted
+    images: list[FoundImage]  # at most as many as were wanted
     tries: int
     passed: int  # tries that are read under every condition, kept or not
     read: int  # tries that some decoder reads under some condition, kept or not
     payload: str  # as the decoders read it back; "" if nothing was kept
 
 
-def open_artist(
+def open_controlled(
     source: str,
     controlnet: str = "",
     *,
@@ -114,13 +114,13 @@ def search(
     Raises:
         ValueError: the payload does not fit the model's canvas.
     """
-    codes: list[FoundCode] = []
+    readable: list[FoundImage] = []
     passed = 0
     read = 0
     sampled = 0
     payload = ""
 
-    while sampled < tries and len(codes) < count:
+    while sampled < tries and len(readable) < count:
         noise = generator(seed, "art", sampled)
         images = sampler.images(policy, [prompt] * CHUNK, noise, CHUNK)[: tries - sampled]
 
@@ -130,14 +130,14 @@ def search(
         read += int(readings.lenient.sum())
 
         for row in readings.strict.nonzero().flatten().tolist():
-            if len(codes) < count:
-                codes.append(FoundCode(images[row], sampled + row + 1))
+            if len(readable) < count:
+                readable.append(FoundImage(images[row], sampled + row + 1))
                 payload = layout.payload  # a strict reading is an exact one
 
         sampled += len(images)
-        on_try(sampled, len(codes))
+        on_try(sampled, len(readable))
 
-    return Search(codes, sampled, passed, read, payload)
+    return Search(readable, sampled, passed, read, payload)
 
 
 def save(result: Search, folder: Path) -> list[Path]:
@@ -152,9 +152,9 @@ def save(result: Search, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
 
-    for code in result.codes:
-        path = folder / f"code-{code.attempt:04d}.png"
-        Image.fromarray(eight_bit(code.image[None])[0]).save(path)
+    for found in result.images:
+        path = folder / f"code-{found.attempt:04d}.png"
+        Image.fromarray(eight_bit(found.image[None])[0]).save(path)
         paths.append(path)
 
     return paths

@@ -10,7 +10,7 @@ background       generated "a {noun} on a {colour} background" in which the judg
 counts           generated "two/three {nouns}" in which the judge sees that noun and that number
 pairs            generated "a {noun} and a {noun}" in which the judge sees both nouns first
 sample_seconds   16 images at 25 steps with guidance, decoded
-lcm_4_steps      the consistency model's judge_nouns at 4 network calls, as a share of the
+lcm_4_steps      the consistency model's judge_nouns at 4 network calls, as a fraction of the
                  generator's at 25 steps
 lcm_2_steps      the same at 2
 caption_nouns    scenes of one noun whose caption by the captioner names it and nothing else
@@ -105,7 +105,7 @@ def measure(images: int = 4, seed: int = 1) -> tuple[dict[str, float], list[Poin
     right = {kind: _judged(generated[kind], wanted[kind], kind) for kind in wanted}
     animals = len(vocabulary()["animals"]) * images
 
-    shares = _consistency_shares(wanted["nouns"], seed, right["nouns"])
+    fractions = _consistency_fractions(wanted["nouns"], seed, right["nouns"])
     points = control(24 * images, seed)
 
     return {
@@ -115,8 +115,8 @@ def measure(images: int = 4, seed: int = 1) -> tuple[dict[str, float], list[Poin
         "judge_animals": round(float(right["nouns"][:animals].mean()), 4),
         **{kind: round(float(right[kind].mean()), 4) for kind in ("background", "counts", "pairs")},
         "sample_seconds": round(sample_seconds(policy, sampler), 2),
-        **{name: round(float(share), 4) for name, share in shares.items()},
-        **{name: round(share, 4) for name, share in captioner(scenes).items()},
+        **{name: round(float(fraction), 4) for name, fraction in fractions.items()},
+        **{name: round(fraction, 4) for name, fraction in captioner(scenes).items()},
         "caption_drawn": round(agreement(generated["nouns"], 1), 4),
         "expansions": round(expansions(seed), 4),
         "qr_read": round(points[-1].strict, 4),
@@ -126,7 +126,7 @@ def measure(images: int = 4, seed: int = 1) -> tuple[dict[str, float], list[Poin
 
 
 def questions(seed: int, count: int) -> dict[str, list[Scene]]:
-    """Return `count` scenes to ask the generator for, of each of three kinds."""
+    """Return `count` scenes for the generator to draw, of each of three kinds."""
     rng = np.random.default_rng([seed, 4711])
     words = nouns()
     colours = [colour for colour in vocabulary()["colours"] if colour != "white"]
@@ -150,7 +150,7 @@ def _generate_scenes(
 
 
 def _judged(images: Tensor, scenes: Sequence[Scene], kind: str) -> Tensor:
-    """Return (B,) float64: 1 where the judge sees in the image what the scene asks for."""
+    """Return (B,) float64: 1 where the judge sees in the image what the scene describes."""
     verdict = judging.load().classify(images)
     return torch.tensor(
         [_shows(verdict, row, scene, kind) for row, scene in enumerate(scenes)]
@@ -161,21 +161,22 @@ def _shows(verdict: judging.Verdict, row: int, scene: Scene, kind: str) -> bool:
     if kind == "background":
         return list(vocabulary()["colours"])[int(verdict.colour[row])] == scene.colour
 
-    named = verdict.names(row, len(scene.nouns)) == set(scene.nouns)
-    return named and (kind != "counts" or int(verdict.count[row]) == scene.count)
+    same_nouns = verdict.names(row, len(scene.nouns)) == set(scene.nouns)
+    same_count = kind != "counts" or int(verdict.count[row]) == scene.count
+    return same_nouns and same_count
 
 
-def _consistency_shares(scenes: Sequence[Scene], seed: int, right: Tensor) -> dict[str, Tensor]:
-    """Return the consistency model's judge_nouns as a share of the generator's, by steps."""
+def _consistency_fractions(scenes: Sequence[Scene], seed: int, right: Tensor) -> dict[str, Tensor]:
+    """Return the consistency model's judge_nouns as a fraction of the generator's, by steps."""
     policy = Policy.load("zoo:emoji-lcm", train="none")
-    shares = {}
+    fractions = {}
 
     for steps in (4, 2):
         sampler = Sampler(LCM(), steps, EmbeddedGuidance(WEIGHT))
         images = _generate_scenes(policy, sampler, scenes, seed, "nouns")
-        shares[f"lcm_{steps}_steps"] = _judged(images, scenes, "nouns").mean() / right.mean()
+        fractions[f"lcm_{steps}_steps"] = _judged(images, scenes, "nouns").mean() / right.mean()
 
-    return shares
+    return fractions
 
 
 def generate(
@@ -201,7 +202,7 @@ def vae_psnr(policy: Policy, scenes: Scenes, count: int = 512) -> float:
 
 
 def clip_top1(scenes: Scenes, count: int = 512) -> float:
-    """Return the share of single-sprite scenes for which CLIP ranks the right noun first."""
+    """Return the fraction of single-sprite scenes for which CLIP ranks the right noun first."""
     pixels, shown = scenes.draw(count, "single")
     clip = Clip.load("zoo:emoji-clip")
     words = nouns()
@@ -211,7 +212,7 @@ def clip_top1(scenes: Scenes, count: int = 512) -> float:
 
 
 def captioner(scenes: Scenes, count: int = 256) -> dict[str, float]:
-    """Return the captioner's share of right answers to each of four questions.
+    """Return the captioner's fraction of right answers to each of four questions.
 
     Each question is asked about `count` fresh scenes.
     """
@@ -253,7 +254,7 @@ def captioner(scenes: Scenes, count: int = 256) -> dict[str, float]:
 
 
 def agreement(images: Tensor, things: int) -> float:
-    """Return the share of images whose caption names just the judge's likeliest nouns.
+    """Return the fraction of images whose caption names just the judge's likeliest nouns.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
@@ -268,7 +269,7 @@ def agreement(images: Tensor, things: int) -> float:
 
 
 def expansions(seed: int) -> float:
-    """Return the share of nouns whose expansion is a caption of that one thing, and more.
+    """Return the fraction of nouns whose expansion is a caption of that one thing, and more.
 
     The caption must have a style, or a background, or both.
     """
@@ -331,7 +332,7 @@ def table(measured: Mapping[str, float]) -> str:
         value = measured[key]
         reached = value >= goal if sign == ">=" else value <= goal
 
-        if goal <= 1:  # a share
+        if goal <= 1:  # a fraction
             shown = f"{value:.1%}"
             wanted = f"{goal:.0%}"
         else:

@@ -54,7 +54,7 @@ class Overrides:
     # by name, beside the generator and the expander: what else learns
     learners: Mapping[str, Learner] = field(default_factory=dict)
 
-    def described(self, config: Config) -> Config:
+    def apply_to(self, config: Config) -> Config:
         """Return the configuration with the objects in it; rewards keep their names' weights."""
         changes: dict[str, Any] = {}
 
@@ -90,10 +90,10 @@ class Parts:
     curriculum: Curriculum
     judge: Judge | None
     panel: Panel  # held-out measures of the evaluations
-    judged: dict[str, list[Prompt]]  # evaluation prompts: "train" and, if there are any, "unseen"
+    evaluation_prompts: dict[str, list[Prompt]]  # "train" and, if there are any, "unseen"
     source: Source | None = None  # draws each iteration's prompts, if they are no fixed list
     expander: Expander | None = None  # rewrites what the generator reads
-    template: str = "{}"  # all reward identifiers: how a trained model is asked when evaluated
+    template: str = "{}"  # all reward identifiers: put around the prompts of evaluations
 
 
 def assemble(config: Config, device: str = "", overrides: Overrides | None = None) -> Parts:
@@ -101,13 +101,18 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
 
     What takes longest comes last, so that a slip is reported soon.
 
+    Args:
+        config: of the run.
+        device: in place of the configuration's; "" keeps that.
+        overrides: objects in place of what the configuration names.
+
     Raises:
         ValueError, OSError: a part cannot be loaded, or the parts do not fit each other.
     """
     overrides = overrides or Overrides()
     check_identifiers(config)
     prompts = [] if overrides.source else load_prompts(config.prompts, "prompts")
-    judged = load_evaluation_prompts(config, prompts)
+    evaluation_prompts = load_evaluation_prompts(config, prompts)
 
     advantage = catalog.build("advantage", config.advantage)
     objective = catalog.build("objective", config.objective)
@@ -125,7 +130,7 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
     return Parts(
         policy=policy,
         sampler=sampler,
-        prompts=prompts or judged["train"],
+        prompts=prompts or evaluation_prompts["train"],
         rewards=dict(overrides.rewards) or load_rewards(config.rewards, "rewards"),
         weights=torch.tensor([float(table.get("weight", 1.0)) for table in config.rewards]),
         tolerance=tolerance,
@@ -134,7 +139,7 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
         curriculum=curriculum,
         judge=load_judge(config),
         panel=load_panel(config, tolerance),
-        judged=judged,
+        evaluation_prompts=evaluation_prompts,
         source=overrides.source,
         expander=load_expander(config, policy),
         template=identifiers.template(identified, config.sampler.identifiers_after),
@@ -142,7 +147,11 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
 
 
 def absent(**arguments: Any) -> NoReturn:
-    """Raise the error of a run whose object is not given; `IN_MEMORY` names this function."""
+    """Raise the error of a run whose object is not given; `IN_MEMORY` names this function.
+
+    Raises:
+        ValueError: always.
+    """
     raise ValueError(
         "this was an object of a Python program, which no file holds: go on with the program that "
         "gave it"
@@ -155,11 +164,19 @@ def load_prompts(table: Table, where: str) -> list[Prompt]:
 
 
 def load_evaluation_prompts(config: Config, prompts: list[Prompt]) -> dict[str, list[Prompt]]:
-    """Return the prompts of evaluations and sample grids: "train" and perhaps "unseen"."""
-    settings = config.evaluation
-    found = {"train": load_prompts(settings.prompts, "evaluation.prompts") or prompts}
+    """Return the prompts of evaluations and sample grids: "train" and perhaps "unseen".
 
-    if not found["train"] and (settings.images_per_prompt or config.run.sample_every):
+    Args:
+        config: with the sources of these prompts.
+        prompts: trained on, which are evaluated where no others are named.
+
+    Raises:
+        ValueError: there are no prompts to evaluate, or a source is wrong.
+    """
+    settings = config.evaluation
+    prompt_sets = {"train": load_prompts(settings.prompts, "evaluation.prompts") or prompts}
+
+    if not prompt_sets["train"] and (settings.images_per_prompt or config.run.sample_every):
         raise ValueError(
             "the prompts are drawn by a function, but evaluations and sample grids need some that "
             "stay: set evaluation.prompts, or evaluation.images_per_prompt = 0 and "
@@ -167,8 +184,8 @@ def load_evaluation_prompts(config: Config, prompts: list[Prompt]) -> dict[str, 
         )
 
     if settings.unseen:
-        found["unseen"] = load_prompts(settings.unseen, "evaluation.unseen")
-    return found
+        prompt_sets["unseen"] = load_prompts(settings.unseen, "evaluation.unseen")
+    return prompt_sets
 
 
 def load_sampler(config: Config) -> Sampler:
@@ -193,7 +210,7 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
     `device` and `adapter` stand in for the configuration's.
     """
     model = config.model
-    asks_reference = config.objective.get("kl", 0) > 0 or config.guard.kl > 0
+    needs_reference = config.objective.get("kl", 0) > 0 or config.guard.kl > 0
     policy = Policy.load(
         model.id,
         train=model.train,
@@ -212,14 +229,18 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
         size=model.size,
         trainable_parts=model.trainable_parts,
         adapter=adapter or model.adapter or None,
-        reference=model.train == "full" and asks_reference,
+        reference=model.train == "full" and needs_reference,
     )
     add_identifiers(config, policy)
     return policy
 
 
 def check_policy(config: Config, policy: Policy) -> None:
-    """Refuse a given policy that is not what [model] says of it."""
+    """Refuse a given policy that is not what [model] says of it.
+
+    Raises:
+        ValueError: `train` or `dtype` differ.
+    """
     if (policy.train, policy.dtype) != (config.model.train, DTYPES[config.model.dtype]):
         raise ValueError(
             f'the given policy has train = "{policy.train}" and computes in '

@@ -54,12 +54,12 @@ def x0_baseline(
     x0_rewards = torch.full((images * transitions, rewards), torch.nan, dtype=torch.float64)
     chosen = torch.cat([rows * transitions + columns for rows, columns in pairs]).unique()
 
-    for places in chosen.split(chunk):
-        rows = places // transitions
-        columns = places % transitions
+    for indices in chosen.split(chunk):
+        rows = indices // transitions
+        columns = indices % transitions
         prompts = [batch.prompts[row] for row in rows.tolist()]
         decoded = parts.policy.decode(x0_pred[rows, columns])
-        x0_rewards[places] = score(parts.rewards, decoded, prompts, parts.tolerance).parts
+        x0_rewards[indices] = score(parts.rewards, decoded, prompts, parts.tolerance).parts
 
     x0_rewards = x0_rewards.view(images, transitions, rewards)
     x0_rewards[~valid] = torch.nan

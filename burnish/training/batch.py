@@ -33,7 +33,7 @@ class Credit:
 
     advantages: Tensor  # (B,) float32
     valid: Tensor  # (B,) bool: the images that have all their rewards
-    group: Tensor  # (B,) int64: prompts, told apart by control scale
+    group: Tensor  # (B,) int64: prompts, separated by control scale
     loss_scale: float  # advantages times this make a loss the mean over the images that count
     empty: bool = False  # no image of any process has its rewards, so there is nothing to learn
     metrics: Mapping[str, Any] = field(default_factory=dict)  # for the record

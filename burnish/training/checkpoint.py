@@ -5,8 +5,8 @@
                                               SHA-256 of the tensors
 
 A checkpoint is written into a temporary folder, flushed to the disk and renamed, so one that can be
-seen is whole; the digest tells when it was damaged later. Nothing random is stored: every iteration
-derives its random numbers from (seed, iteration), see `seeds`.
+seen is intact; the digest shows when it was damaged later. Nothing random is stored: every
+iteration derives its random numbers from (seed, iteration), see `seeds`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from burnish.errors import os_error_context
+from burnish.errors import os_error_context, type_and_message
 from burnish.runs import dumps, write
 
 FORMAT = 2
@@ -81,7 +81,7 @@ def save(folder: Path, state: State, keep: int = 2, spared: int = 0) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
 
     # One with a higher number is damaged, or it would have been resumed from: it must not push out
-    # a whole one.
+    # an intact one.
     older = [path for path in _numbered(folder) if int(path.name) <= state.iteration]
     for path in older[:-keep]:
         if int(path.name) != spared:
@@ -98,12 +98,12 @@ def forget(folder: Path, iteration: int) -> None:
 
 
 def restore(folder: Path) -> State | None:
-    """Return the newest whole checkpoint, or None if there are no checkpoints.
+    """Return the newest intact checkpoint, or None if there are no checkpoints.
 
     A damaged or foreign one is skipped with a warning.
 
     Raises:
-        ValueError: there are checkpoints, but none is whole.
+        ValueError: there are checkpoints, but none is intact.
     """
     checkpoints = _numbered(folder)
 
@@ -115,7 +115,7 @@ def restore(folder: Path) -> State | None:
 
     if checkpoints:
         raise ValueError(
-            f"{folder}: none of its {len(checkpoints)} checkpoints is whole; train again with "
+            f"{folder}: none of its {len(checkpoints)} checkpoints is intact; train again with "
             "another --out"
         )
     return None
@@ -149,11 +149,11 @@ def read(path: Path) -> State:
         KeyError,
         TypeError,
     ) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path}: not a whole checkpoint ({reason})") from error
+        reason = type_and_message(error)
+        raise ValueError(f"{path}: not an intact checkpoint ({reason})") from error
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Return whether the checkpoint in one folder is there and undamaged."""
     try:
         read(path)

@@ -111,8 +111,10 @@ def rollout_and_score(
 ) -> tuple[Trajectory, Scores, float]:
     """Sample an image for each prompt, chunk by chunk, and score it.
 
-    Returns the trajectories, the scores, and the seconds spent in the rewards. The images are kept
-    only where `on_images` wants them.
+    The images are kept only where there is `on_images`.
+
+    Returns:
+        The trajectories, the scores, and the seconds spent in the rewards.
 
     Raises:
         RuntimeError: a log-probability is not finite.

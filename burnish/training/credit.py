@@ -12,7 +12,7 @@ from torch import Tensor
 
 from burnish.config import Config
 from burnish.rl.pareto import ParetoAdvantage
-from burnish.seeds import number as seed_of
+from burnish.seeds import seed_of
 from burnish.training.assembly import Parts
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.reward_stats import describe, missing_rewards
@@ -24,7 +24,7 @@ SCALE_BUCKET = 0.05
 
 
 class ScoreChecks:
-    """Ends a run whose rewards cannot teach anything."""
+    """Ends a run from whose rewards nothing can be learned."""
 
     def __init__(self, config: Config, parts: Parts) -> None:
         self.patience = config.scoring.patience
@@ -45,7 +45,7 @@ class ScoreChecks:
         if self.empty_iterations >= self.patience:
             raise RuntimeError(
                 f"no image of the last {self.empty_iterations} iterations got its rewards "
-                f"({'; '.join(scores.problems)}); mend the reward, then go on with --resume"
+                f"({'; '.join(scores.problems)}); fix the reward, then go on with --resume"
             )
 
     def check_spread(self, scores: Scores) -> None:

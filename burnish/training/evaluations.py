@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
-from burnish.evaluation.guard import Verdict, remember, verdict
+from burnish.evaluation.guard import GuardDecision, decide, remember
 from burnish.evaluation.paired import (
     Evaluation,
     compare,
@@ -30,7 +30,7 @@ Evaluations = dict[str, Evaluation]
 def evaluate_initial(job: Job, done: int) -> Evaluations | None:
     """Return the evaluation before training: made at the first start, read afterwards."""
     settings = job.config.evaluation
-    path = job.run.measured(0)
+    path = job.run.evaluation_file(0)
     if settings.images_per_prompt == 0:
         return None
     if stored := load_evaluation(path):
@@ -69,7 +69,7 @@ def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
         )
 
     if job.world.main:
-        save_evaluation(job.run.measured(iteration), evaluations)
+        save_evaluation(job.run.evaluation_file(iteration), evaluations)
         comparison = compare(initial, evaluations, job.parts.weights)
         write(job.run.evaluation, dumps(comparison, indent=1))
 
@@ -110,7 +110,7 @@ def evaluate_all(
             world=world,
             poll=poll,
         )
-        for name, prompts in parts.judged.items()
+        for name, prompts in parts.evaluation_prompts.items()
     }
 
 
@@ -118,25 +118,25 @@ def check_guard(job: Job, initial: Evaluations, iteration: int) -> bool:
     """Return whether the guard ends the run after an evaluation.
 
     With "rollback" the run's weights are the best ones then. All processes read the same
-    evaluations, which the main one has written, and so come to the same verdict.
+    evaluations, which the main one has written, and so come to the same decision.
     """
     action = job.config.guard.action
     if action == "none":
         return False
 
     job.world.any(False)  # wait until the main process has written
-    found = verdict(job.run, job.config, job.parts.weights, initial["train"], iteration)
-    if not found.tripped:
+    decision = decide(job.run, job.config, job.parts.weights, initial["train"], iteration)
+    if not decision.tripped:
         return False
     if action == "warn":
-        _warn(job, found)
+        _warn(job, decision)
         return False
 
     draw_samples(job, iteration)
     if action == "rollback":
-        roll_back(job, initial, found.best)
+        roll_back(job, initial, decision.best)
     if job.world.main:
-        remember(job.run, found, action)
+        remember(job.run, decision, action)
     return True
 
 
@@ -151,7 +151,7 @@ def roll_back(job: Job, initial: Evaluations, iteration: int) -> None:
     if not job.world.main:
         return
 
-    path = job.run.measured(iteration)
+    path = job.run.evaluation_file(iteration)
     evaluations = load_evaluation(path)
     if evaluations is None:
         raise FileNotFoundError(f"{path} is missing, so the guard cannot go back to it")
@@ -162,9 +162,9 @@ def roll_back(job: Job, initial: Evaluations, iteration: int) -> None:
     checkpoint.forget(job.run.checkpoints, iteration)
 
 
-def _warn(job: Job, found: Verdict) -> None:
+def _warn(job: Job, decision: GuardDecision) -> None:
     if job.world.main:
-        reasons = "; ".join(found.reasons)
+        reasons = "; ".join(decision.reasons)
         warnings.warn(
-            f"over-optimisation after iteration {found.iteration}: {reasons}", stacklevel=4
+            f"over-optimisation after iteration {decision.iteration}: {reasons}", stacklevel=4
         )

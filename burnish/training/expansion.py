@@ -4,9 +4,9 @@
     loss                = mean over texts of
                           (-advantage * sum of its log-probabilities + kl * KL to the start)
 
-One step an iteration, on policy, so nothing needs clipping. Parrot (arXiv 2401.05675) has the raw
-reward in place of the advantage, and no KL. Where an advantage is 0 and no KL is asked for, nothing
-is learned.
+One optimizer step an iteration, on policy, so nothing needs clipping. Parrot (arXiv 2401.05675) has
+the raw reward in place of the advantage, and no KL. Where an advantage is 0 and expander.kl is 0,
+nothing is learned.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def text_advantages(adv: Tensor, valid: Tensor, group: Tensor, texts: int) -> Te
 
 
 def expander_metrics(drawn: Expansions) -> dict[str, Any]:
-    """Return the mean log-probability and length of texts, the truncated share, and examples."""
+    """Return the mean log-probability and length of texts, the truncated fraction, examples."""
     return {
         "logp": float(drawn.logp.sum(1).mean()),
         "length": float(drawn.action_mask.sum(1).double().mean()),

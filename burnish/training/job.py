@@ -1,4 +1,4 @@
-"""One training run in this process: what is trained, with what, and where it is written."""
+"""Preparation of a training run: parts, learners and the way to stop it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from burnish.world import World
 
 
 class Stopped(Exception):
-    """Somebody asked the run to stop between two pieces of work."""
+    """A stop was requested, and the run ends between two pieces of work."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training run in this process."""
+    """One training run in this process: what is trained, with what, and where it is written."""
 
     config: Config
     run: Run
     world: World
     parts: Parts
     learners: Mapping[str, Learner]  # in the order in which they learn
-    poll: Callable[[], None]  # raises `Stopped` if somebody asked to stop
+    poll: Callable[[], None]  # raises `Stopped` if a stop was requested
 
 
 def prepare(

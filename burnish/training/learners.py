@@ -1,9 +1,9 @@
 """Learners: the generator, the prompt expander, or anything else that has their methods.
 
 A learner owns its weights, its optimizer, the moving average of its weights and a copy of them as
-they were before training. The loop only asks it to learn from a batch, to give and take its state,
-to lend its averaged weights, to go back, and to export itself. So something new that learns is one
-class, and the loop stays as it is.
+they were before training. The loop only has it learn from a batch, give and take its state, lend
+its averaged weights, go back, and export itself. So something new that learns is one class, and the
+loop stays as it is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ class Learner(Protocol):
     """Something that learns from the images of an iteration."""
 
     def learn(self, batch: RolloutBatch, credit: Credit) -> Mapping[str, Any]:
-        """Learn from one process's images; return numbers for the record."""
+        """Learn from one process's images; return numbers for the record.
+
+        Args:
+            batch: the images of an iteration, sampled and scored.
+            credit: the advantages of these images.
+        """
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -43,21 +48,32 @@ class Learner(Protocol):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned.
 
+        Args:
+            state: from a checkpoint; {} if this learner returned none.
+
         Raises:
             ValueError: it does not fit; nothing has changed then.
         """
         return None
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Within it the weights are their moving average, if there is one."""
+        """Return a context in which the weights are their moving average, if there is one."""
         return nullcontext()
 
     def reset(self, state: Mapping[str, Tensor] | None) -> None:
-        """Go back to the (averaged) weights of a checkpoint, or to those before training."""
+        """Go back to the (averaged) weights of a checkpoint, or to those before training.
+
+        Args:
+            state: what `state` returned for that checkpoint; None: before training.
+        """
         return None
 
     def export(self, folder: Path) -> None:
-        """Write the weights into RUN/adapter in a format that other programs read."""
+        """Write the weights in a format that other programs read.
+
+        Args:
+            folder: RUN/adapter, shared by all learners.
+        """
         return None
 
 
@@ -75,8 +91,8 @@ class Trainable(Protocol):
         ...
 
 
-class TrainedWeights:
-    """Trained weights with all that belongs to them: optimizer, moving average, initial copy.
+class WeightUpdater:
+    """The trained weights of a network, with their optimizer, moving average and initial copy.
 
     Args:
         network: whose weights they are.
@@ -165,7 +181,7 @@ class TrainedWeights:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within it the network has the moving average of its weights, if there is one."""
+        """Return a context in which the network has its averaged weights, if there are any."""
         if self.ema is None:
             yield
             return
@@ -178,7 +194,14 @@ class TrainedWeights:
             self.ema.restore(self.network.trainable)
 
     def reset(self, state: Mapping[str, Tensor] | None) -> None:
-        """Go back to the (averaged) weights of a checkpoint, or to those before training."""
+        """Go back to the (averaged) weights of a checkpoint, or to those before training.
+
+        Args:
+            state: what `state` returned for that checkpoint; None: before training.
+
+        Raises:
+            RuntimeError: the weights before training were not kept.
+        """
         weights = self.initial_state if state is None else evaluated_weights(state)
         if weights is None:
             raise RuntimeError("the weights before training are kept only for the guard's rollback")
@@ -191,7 +214,31 @@ class TrainedWeights:
         return [parameter.detach().clone() for parameter in self.network.trainable]
 
 
-class GeneratorLearner(Learner):
+class UpdaterLearner(Learner):
+    """A learner whose weights, optimizer and moving average are those of a `WeightUpdater`."""
+
+    weights: WeightUpdater
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything that a checkpoint needs; {} where nothing is trained."""
+        return self.weights.state() if self.weights.network.trainable else {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        if self.weights.network.trainable:
+            self.weights.load_state(state)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the network has its averaged weights, if there are any."""
+        return self.weights.averaged()
+
+    def reset(self, state: Mapping[str, Tensor] | None) -> None:
+        """Go back to the weights of a checkpoint, or to those before training."""
+        if self.weights.network.trainable:
+            self.weights.reset(state)
+
+
+class GeneratorLearner(UpdaterLearner):
     """The image generator: its updates are those of the configured objective."""
 
     def __init__(self, config: Config, world: World, parts: Parts) -> None:
@@ -202,28 +249,12 @@ class GeneratorLearner(Learner):
         half = config.model.dtype == "float16"
         scaler = torch.amp.GradScaler(parts.policy.device.type, enabled=half)
         optimizer = adamw(config.optimizer)(parts.policy.trainable)
-        self.weights = TrainedWeights(parts.policy, config, optimizer, scaler)
+        self.weights = WeightUpdater(parts.policy, config, optimizer, scaler)
         self.updates = GeneratorUpdates(config, world, parts, self.weights)
 
     def learn(self, batch: RolloutBatch, credit: Credit) -> dict[str, Any]:
         """Take the optimizer steps of an iteration; return the means of what they measured."""
         return self.updates.run(batch, credit)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return everything that a checkpoint needs."""
-        return self.weights.state()
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
-        self.weights.load_state(state)
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within it the generator has the moving average of its weights, if there is one."""
-        return self.weights.averaged()
-
-    def reset(self, state: Mapping[str, Tensor] | None) -> None:
-        """Go back to the weights of a checkpoint, or to those before training."""
-        self.weights.reset(state)
 
     def export(self, folder: Path) -> None:
         """Write the LoRA (or network) in diffusers' format, and identifiers that are tokens."""
@@ -233,18 +264,18 @@ class GeneratorLearner(Learner):
             identifiers.save_tokens(self.policy.pipe, self.identifiers, folder / "identifiers")
 
 
-class ExpanderLearner(Learner):
-    """The prompt expander: one step of the policy gradient on its texts in each iteration."""
+class ExpanderLearner(UpdaterLearner):
+    """The prompt expander: one optimizer step on its texts in each iteration."""
 
     def __init__(self, config: Config, world: World, expander: Expander) -> None:
         self.config = config
         self.world = world
         self.expander = expander
         settings = replace(config.optimizer, lr=config.expander.lr)
-        self.weights = TrainedWeights(expander, config, adamw(settings)(expander.trainable))
+        self.weights = WeightUpdater(expander, config, adamw(settings)(expander.trainable))
 
     def learn(self, batch: RolloutBatch, credit: Credit) -> dict[str, Any]:
-        """Take one step on the texts of an iteration; return what was measured of them."""
+        """Take one optimizer step on an iteration's texts; return what was measured of them."""
         drawn = batch.expansions
         if drawn is None:
             return {}
@@ -262,24 +293,6 @@ class ExpanderLearner(Learner):
         )
         return metrics | {"grad_norm": norm}
 
-    def state(self) -> dict[str, Tensor]:
-        """Return everything that a checkpoint needs."""
-        return self.weights.state() if self.expander.trainable else {}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
-        if self.expander.trainable:
-            self.weights.load_state(state)
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within it the expander has the moving average of its weights, if there is one."""
-        return self.weights.averaged()
-
-    def reset(self, state: Mapping[str, Tensor] | None) -> None:
-        """Go back to the weights of a checkpoint, or to those before training."""
-        if self.expander.trainable:
-            self.weights.reset(state)
-
     def export(self, folder: Path) -> None:
         """Write the adapter (or model) for peft and transformers into `folder/expander`."""
         self.expander.save(folder / "expander")
@@ -296,7 +309,7 @@ def _prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def averaged(learners: Mapping[str, Learner]) -> Iterator[None]:
-    """Within it all learners have the moving average of their weights, where there is one."""
+    """Return a context in which all learners have their averaged weights, if there are any."""
     with ExitStack() as stack:
         for learner in learners.values():
             stack.enter_context(learner.averaged())

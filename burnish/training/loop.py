@@ -38,7 +38,7 @@ def train(
 ) -> Path:
     """Fine-tune as `config` says and leave everything in the run directory `out`; return it.
 
-    If anything fails on the way, a reward for example, what is done is saved first: mend it and
+    If anything fails on the way, a reward for example, what is done is saved first: fix it and
     resume.
 
     Args:
@@ -47,7 +47,7 @@ def train(
         resume: go on with the run in `out` from its newest checkpoint.
         on_record: called in the main process with each iteration's record, which is also a line of
             RUN/log.jsonl.
-        stop: asked often; once it returns True, a running update phase is finished, the run saved,
+        stop: called often; once it returns True, a running update phase is finished, the run saved,
             and `train` returns.
         overrides: objects in place of what `config` names: a policy, rewards, a function that draws
             prompts, further learners.
@@ -64,7 +64,7 @@ def train(
         >>> train(config, "runs/red", overrides=overrides)                         # doctest: +SKIP
     """
     overrides = overrides or Overrides()
-    config = overrides.described(config)
+    config = overrides.apply_to(config)
     trackers = Path(config.run.tracker_folder or out)
     world = join_world(config.run.trackers, trackers, config.model.device)
     run = open_run(out, world, resume)
@@ -87,11 +87,11 @@ def train(
             for iteration in range(done + 1, config.iterations + 1):
                 seed_globals(config.seed, iteration, world.rank)
                 batch = collector.collect(iteration)
-                job.poll()  # once begun, updates are finished, even if somebody asks to stop
+                job.poll()  # once begun, updates are finished, even if a stop is requested
 
                 scores = gather_scores(batch.scores, world)
                 checks.check(scores, iteration)
-                recorder.learning()
+                recorder.begin_updates()
                 credit = assign_credit(job.parts, batch, scores, world)
 
                 metrics: dict[str, Any] = {}

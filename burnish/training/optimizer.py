@@ -20,7 +20,7 @@ MakeOptimizer = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 def adamw(settings: OptimizerConfig) -> MakeOptimizer:
     """Return a function that makes the optimizer of some parameters.
 
-    It is asked for before a model is loaded, so that a missing library is reported at once.
+    It is called before a model is loaded, so that a missing library is reported at once.
 
     Raises:
         ValueError: 8 bits are wanted, and the library for them is not installed.
@@ -51,7 +51,7 @@ def _eight_bit() -> Callable[..., torch.optim.Optimizer]:
     except ImportError as error:
         raise ValueError(
             "optimizer.eight_bit needs the package bitsandbytes: pip install "
-            '"burnish[eight-bit]", or set it to false.'
+            '"burnish[eight-bit]", or set it to false'
         ) from error
 
     kind: Callable[..., torch.optim.Optimizer] = AdamW8bit

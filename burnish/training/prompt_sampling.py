@@ -1,6 +1,6 @@
 """Prompt sampling: the prompts of an iteration's images, in this process.
 
-Whole groups: the images of one drawn prompt are neighbours, and stay in one process.
+The images of one drawn prompt are neighbours, and stay in one process.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from burnish.checked import checked_prompts
 from burnish.prompts import identifiers
-from burnish.seeds import generator
-from burnish.seeds import number as seed_of
+from burnish.seeds import generator, seed_of
 from burnish.training.job import Job
 from burnish.types import Prompt
 
@@ -26,14 +25,14 @@ def sample_prompt_numbers(job: Job, iteration: int) -> Tensor:
     """
     available = len(job.parts.prompts)
     count = job.config.batch.prompts
-    places = range((iteration - 1) * count, iteration * count)
+    indices = range((iteration - 1) * count, iteration * count)
     rounds = {
         number: torch.randperm(
             available, generator=generator(job.config.seed, "prompts", number)
         ).tolist()
-        for number in range(places[0] // available, places[-1] // available + 1)
+        for number in range(indices[0] // available, indices[-1] // available + 1)
     }
-    drawn = sorted(rounds[place // available][place % available] for place in places)
+    drawn = sorted(rounds[index // available][index % available] for index in indices)
 
     local_count = count // job.world.count
     local = torch.tensor(drawn[job.world.rank * local_count :][:local_count])
@@ -74,7 +73,7 @@ def sample_prompts(job: Job, iteration: int) -> tuple[list[Prompt], Tensor]:
 
 
 def target_rewards(job: Job, images: int) -> Tensor | None:
-    """Return the reward (images,) that each image is asked to please; None without identifiers."""
+    """Return the target reward (images,) of each image; None without identifiers."""
     if not job.config.sampler.identifiers:
         return None
     images_per_prompt = job.config.batch.images_per_prompt

@@ -1,7 +1,7 @@
 """The recorder: after each iteration the record, and where due checkpoint, grid, evaluation.
 
-Only the main process writes. Each of these can be asked for twice: what is already on the disk is
-not made again.
+Only the main process writes. Each of these may be called twice: what is already on the disk is not
+made again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from burnish import config as configuration
 from burnish.runs import Record, write
 from burnish.training import resume
 from burnish.training.batch import Credit, RolloutBatch
-from burnish.training.evaluations import check_guard, evaluate_initial, evaluate_now
+from burnish.training.evaluations import (
+    Evaluations,
+    check_guard,
+    evaluate_initial,
+    evaluate_now,
+)
 from burnish.training.job import Job
 from burnish.training.samples import draw_identifier_grid, draw_samples
 
@@ -37,7 +42,8 @@ class Recorder:
         self.on_record = on_record
         self.consistent = True  # the weights and memories are those after `done` iterations
         self.ended_by_guard = False
-        self.initial: Any = None
+        self.initial: Evaluations | None = None
+        self._started = 0.0  # when the updates of the iteration began
 
     def start(self) -> None:
         """Write the configuration, open the trackers, and evaluate the model before training."""
@@ -54,7 +60,7 @@ class Recorder:
         if self.done == 0:
             draw_samples(self.job, 0)
 
-    def learning(self) -> None:
+    def begin_updates(self) -> None:
         """Note that weights and memories are about to change."""
         self.consistent = False
         self._started = time.perf_counter()
@@ -124,11 +130,11 @@ class Recorder:
 
         draw_samples(job, self.done)
         draw_identifier_grid(job, self.done)
-        missing = job.world.any(not job.run.measured(self.done).exists())
+        missing = job.world.any(not job.run.evaluation_file(self.done).exists())
         if self.initial and missing:
             evaluate_now(job, self.initial, self.done)
 
     def rescue(self) -> None:
-        """Save what is done after a failure, if the weights are those of a whole iteration."""
+        """Save what is done after a failure, if the weights are those after an iteration."""
         if self.consistent:
             resume.save(self.job, self.done)

@@ -22,7 +22,7 @@ def check_identifiers(config: Config) -> None:
         )
     if any(table.get("weight", 1.0) == 0 for table in config.rewards):
         raise ValueError(
-            "sampler.identifiers asks for each reward alone, and one has weight 0; give it "
+            "sampler.identifiers makes each reward a target alone, and one has weight 0; give it "
             "another, or move it to guard.panel"
         )
 
@@ -55,7 +55,7 @@ def check_transitions(
     if config.batch.transitions > transitions:
         noise = ""
         if config.batch.least_noise:
-            noise = f" with the noise that batch.least_noise = {config.batch.least_noise} asks for"
+            noise = f" with the noise that batch.least_noise = {config.batch.least_noise} demands"
         raise ValueError(
             f"batch.transitions = {config.batch.transitions}, but an image of "
             f"{config.sampler.steps} steps has only {transitions} noisy transitions{noise}; lower "

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 
 from burnish import config as configuration
 from burnish.config import Config, RunConfig
-from burnish.evaluation.guard import verdict
+from burnish.evaluation.guard import decide
 from burnish.evaluation.paired import load_evaluation
 from burnish.runs import Run
 from burnish.training import checkpoint
@@ -31,7 +31,7 @@ MAY_CHANGE: dict[str, tuple[str, ...]] = {
 def save(job: Job, iteration: int) -> None:
     """Write a checkpoint after `iteration`, and the weights in formats of other programs."""
     path = job.run.checkpoints / f"{iteration:06d}"
-    if not job.world.main or iteration == 0 or checkpoint.is_whole(path):
+    if not job.world.main or iteration == 0 or checkpoint.is_intact(path):
         return
 
     parts = job.parts
@@ -59,7 +59,7 @@ def restore(job: Job) -> int:
     """Put the newest checkpoint into the job; return the iterations that are done, or 0.
 
     Raises:
-        ValueError: the checkpoint does not fit the configuration, or none is whole.
+        ValueError: the checkpoint does not fit the configuration, or none is intact.
     """
     state = checkpoint.restore(job.run.checkpoints)
     if state is None:
@@ -86,10 +86,10 @@ def best_iteration(job: Job, iteration: int) -> int:
     if job.config.guard.action != "rollback":
         return 0
 
-    initial = load_evaluation(job.run.measured(0))
+    initial = load_evaluation(job.run.evaluation_file(0))
     if not initial:
         return 0
-    return verdict(job.run, job.config, job.parts.weights, initial["train"], iteration).best
+    return decide(job.run, job.config, job.parts.weights, initial["train"], iteration).best
 
 
 def check_not_guarded(run: Run) -> None:

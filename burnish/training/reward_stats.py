@@ -16,7 +16,7 @@ def describe(scores: Scores, group: Tensor) -> dict[str, dict[str, float]]:
 
     With several rewards, `within` is the mean over prompts of the standard deviation within one:
     the spread that advantages are made of. With identifiers, `targeted` is the mean over the images
-    that were asked for this reward.
+    whose target is this reward.
     """
     described = {}
 

@@ -20,7 +20,7 @@ IDENTIFIER_PROMPTS = 8  # in the grid of the identifiers
 def draw_samples(job: Job, iteration: int) -> None:
     """Write the sample grid of an iteration, if it is not there yet."""
     settings = job.config.run
-    path = job.run.sample(iteration)
+    path = job.run.sample_grid(iteration)
     if not job.world.main or not settings.sample_every or path.exists():
         return
 
@@ -37,7 +37,7 @@ def draw_samples(job: Job, iteration: int) -> None:
 
 
 def draw_identifier_grid(job: Job, iteration: int) -> None:
-    """Write a grid of a few prompts asked for all rewards, then for each reward alone.
+    """Write a grid of a few prompts with all rewards as target, then with each reward alone.
 
     All from the same noise. Nothing is written without identifiers.
     """
@@ -78,5 +78,5 @@ def sample_images(job: Job, prompts: list[Prompt]) -> Tensor:
 def spread_prompts(prompts: list[Prompt], count: int) -> list[Prompt]:
     """Return `count` prompts at even distances, over and over if there are fewer."""
     if count <= len(prompts):
-        return [prompts[place * len(prompts) // count] for place in range(count)]
-    return [prompts[place % len(prompts)] for place in range(count)]
+        return [prompts[index * len(prompts) // count] for index in range(count)]
+    return [prompts[index % len(prompts)] for index in range(count)]

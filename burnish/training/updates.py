@@ -23,13 +23,13 @@ from burnish.types import Process, Trajectory
 from burnish.world import World
 
 if TYPE_CHECKING:
-    from burnish.training.learners import TrainedWeights
+    from burnish.training.learners import WeightUpdater
 
 
 class GeneratorUpdates:
     """The optimizer steps that a generator takes in an iteration."""
 
-    def __init__(self, config: Config, world: World, parts: Parts, weights: TrainedWeights) -> None:
+    def __init__(self, config: Config, world: World, parts: Parts, weights: WeightUpdater) -> None:
         self.config = config
         self.world = world
         self.parts = parts
@@ -52,7 +52,8 @@ class GeneratorUpdates:
         updates = []
         for number, minibatch in enumerate(pairs):
             self.set_learning_rate(batch.iteration, number)
-            updates.append(self.update(process, adv, credit.valid, minibatch, number == 0))
+            first = number == 0
+            updates.append(self.update(process, adv, credit.valid, batch.group, minibatch, first))
 
         return metrics | summary(updates)
 
@@ -65,7 +66,7 @@ class GeneratorUpdates:
         )
 
     def process(self, trajectory: Trajectory, pairs: list[Pairs], iteration: int) -> Process:
-        """Return what the objective looks at: sampled transitions, or images noised again."""
+        """Return what the objective learns from: sampled transitions, or images noised again."""
         policy = self.parts.policy
         objective = self.parts.objective
         chunk = self.config.batch.sample_batch
@@ -100,7 +101,7 @@ class GeneratorUpdates:
             group["lr"] = settings.lr * decay * warmup
 
     def update(
-        self, process: Process, adv: Tensor, valid: Tensor, minibatch: Pairs, first: bool
+        self, process: Process, adv: Tensor, valid: Tensor, group: Tensor, pairs: Pairs, first: bool
     ) -> dict[str, float]:
         """Take one optimizer step on the mean loss of a minibatch; return its metrics.
 
@@ -111,16 +112,17 @@ class GeneratorUpdates:
             process: what is replayed.
             adv: (B,) advantages of the images, or (B, T) of their transitions.
             valid: (B,) bool, the images that have all their rewards.
-            minibatch: the pairs to learn from.
+            group: (B,) same number = same prompt.
+            pairs: to learn from.
             first: of its iteration, so that the weights are still those that sampled.
         """
         objective = self.parts.objective
         needs_reference = objective.kl > 0
-        images, transitions = minibatch
+        images, transitions = pairs
         total = len(images)
 
         if objective.compares_images:
-            adv = self.image_targets(process, adv, valid, minibatch, first)
+            adv = self.image_targets(process, adv, valid, group, pairs, first)
         if self.parts.advantage.selects and not needs_reference:
             images, transitions = with_advantage(adv, images, transitions)
 
@@ -145,15 +147,14 @@ class GeneratorUpdates:
         return {**metrics, "grad_norm": norm, "lr": rate}
 
     def image_targets(
-        self, process: Process, adv: Tensor, valid: Tensor, minibatch: Pairs, first: bool
+        self, process: Process, adv: Tensor, valid: Tensor, group: Tensor, pairs: Pairs, first: bool
     ) -> Tensor:
-        """Return what an objective that compares whole images makes of their advantages (B,).
+        """Return what an objective that compares images makes of their advantages (B,).
 
         Only `valid` images are compared, and only where a prompt has two of them.
         """
-        images, transitions = minibatch
+        images, transitions = pairs
         chunk = self.config.batch.train_batch
-        group = process.trajectory.group  # type: ignore[attr-defined]
         change = torch.zeros_like(adv)
 
         # before the first update nothing has changed
@@ -172,8 +173,8 @@ class GeneratorUpdates:
 
         if len(rows):
             count = len(images) // len(chosen)
-            found = self.parts.objective.targets(change[rows], adv[rows], group[rows], count)
-            targets[rows] = found * (len(chosen) / len(rows))
+            compared = self.parts.objective.targets(change[rows], adv[rows], group[rows], count)
+            targets[rows] = compared * (len(chosen) / len(rows))
 
         return targets
 
@@ -255,7 +256,7 @@ def summary(updates: list[dict[str, float]]) -> dict[str, float]:
     if not updates:
         return {}
 
-    means = {name: sum(one[name] for one in updates) / len(updates) for name in updates[0]}
+    means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
     if "ratio_deviation" in means:
         means["ratio_deviation"] = updates[0]["ratio_deviation"]
 

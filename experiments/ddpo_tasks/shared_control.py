@@ -33,14 +33,14 @@ def measure_control(out: Path) -> None:
 def _measure_task(out: Path, task: str, seed: int) -> None:
     job = plan.trial(task, CONTROL, seed)
     run = Run(out / job.name)
-    if run.measured(job.iterations).exists():
+    if run.evaluation_file(job.iterations).exists():
         return
 
     config = configuration.load(job.recipe, job.changes())
     parts = assemble(config)
-    run.measured(0).parent.mkdir(parents=True, exist_ok=True)
-    before = Run(out / run_folder(task, "ddpo_is", seed)).measured(0)
-    shutil.copyfile(before, run.measured(0))
+    run.evaluation_file(0).parent.mkdir(parents=True, exist_ok=True)
+    before = Run(out / run_folder(task, "ddpo_is", seed)).evaluation_file(0)
+    shutil.copyfile(before, run.evaluation_file(0))
 
     source = Run(out / run_folder("compressibility", CONTROL, seed))
     settings = config.evaluation
@@ -50,6 +50,6 @@ def _measure_task(out: Path, task: str, seed: int) -> None:
         saved = checkpoint.read(source.checkpoints / f"{iteration:06d}")
         parts.policy.load_state(evaluated_weights(saved.learners["generator"]))
         evaluations = evaluate_all(parts, settings.images_per_prompt, settings.seed, chunk)
-        save_evaluation(run.measured(iteration), evaluations)
+        save_evaluation(run.evaluation_file(iteration), evaluations)
 
     print(f"{job.name}: measured", flush=True)

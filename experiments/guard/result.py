@@ -11,7 +11,7 @@ import torch
 from matplotlib.axes import Axes
 
 from burnish import config as configuration
-from burnish.evaluation.guard import verdict
+from burnish.evaluation.guard import decide
 from burnish.runs import Run, dumps, write
 from experiments.figures import pyplot, save_figure, style
 from experiments.guard import plan
@@ -78,7 +78,7 @@ def _check_guard(free: Run, guarded: Run, tripped: dict[str, Any]) -> None:
     last = tripped["iteration"]
     config = configuration.load(guarded.config)
     first = run_evaluation(guarded, 0)["train"]
-    again = verdict(guarded, config, torch.ones(1), first, last)
+    again = decide(guarded, config, torch.ones(1), first, last)
     assert (again.best, again.tripped) == (tripped["best"], True)
 
     # until then the two are one and the same run

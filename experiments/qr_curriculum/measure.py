@@ -31,7 +31,7 @@ from burnish.qr.scanner import Scanner, module_errors
 from burnish.rewards.clip import Clip
 from burnish.rewards.code_distance import code_similarity
 from burnish.runs import dumps, write
-from burnish.tools.control_curve import drawn, prompts
+from burnish.tools.control_curve import prompts, sample_images
 from burnish.tools.gallery import draw, open_source, save
 from burnish.types import Prompt
 from burnish.zoo import judge
@@ -93,7 +93,7 @@ def measure(policy: Policy, sampler: Sampler, scale: float, out: Path, seed: int
     Prompts, payloads and noise are the same for all policies.
     """
     coded = measured_prompts(seed)
-    images = drawn(policy, replace(sampler, control=ControlConfig(scale)), coded, seed)
+    images = sample_images(policy, replace(sampler, control=ControlConfig(scale)), coded, seed)
     return measure_images(images, coded, out / plan.BASES)
 
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 
 from burnish.config import ControlConfig
 from burnish.runs import Run, dumps, write
-from burnish.tools.control_curve import drawn
+from burnish.tools.control_curve import sample_images
 from burnish.tools.gallery import open_source
 from experiments.figures import IMAGES, pyplot, save_figure, style
 from experiments.image_rows import image_rows
@@ -199,6 +199,8 @@ def draw_grid(out: Path, reference: float) -> None:
 
     for name, (run, before, scale) in rows.items():
         policy, sampler = open_source(run, before=before)
-        images[name] = drawn(policy, replace(sampler, control=ControlConfig(scale)), coded, SEED)
+        images[name] = sample_images(
+            policy, replace(sampler, control=ControlConfig(scale)), coded, SEED
+        )
 
     image_rows(images).save(IMAGES / "qr_curriculum_grid.png")

@@ -77,7 +77,7 @@ class DDPOConfig:
     allow_tf32: bool = option(True, "Multiply float32 matrices in TF32 where the GPU can.")
     resume_from: str = option("", "Folder of a run to go on with.")
     sample_num_steps: int = option(50, "Network calls an image.")
-    sample_eta: float = option(1.0, "Share of DDPM's noise in each DDIM transition, above 0.")
+    sample_eta: float = option(1.0, "Fraction of DDPM's noise in each DDIM transition, above 0.")
     sample_guidance_scale: float = option(
         5.0, "Weight of classifier-free guidance; 1 or less: none."
     )
@@ -99,7 +99,7 @@ class DDPOConfig:
         1e-4, "PPO's clip range, on densities averaged over the latent."
     )
     train_timestep_fraction: float = option(
-        1.0, "Share of an image's transitions that is trained on."
+        1.0, "Fraction of an image's transitions that is trained on."
     )
     per_prompt_stat_tracking: bool = option(
         False, "Compare rewards with earlier ones of the same prompt."
