@@ -117,7 +117,7 @@ def test_more_transitions_than_steps(fails: Attempt) -> None:
     )
     message = fails("batch.transitions=2", "batch.least_noise=0.03")
     assert (
-        "only 1 noisy transitions with the noise that batch.least_noise = 0.03 asks for" in message
+        "only 1 noisy transitions with the noise that batch.least_noise = 0.03 demands" in message
     )
 
 

@@ -36,7 +36,8 @@ class Progress:
         self.console = console or Console()
         self.iterations = iterations
         self.records: deque[Mapping[str, Any]] = deque(maxlen=SHOWN)
-        self.started = self.last = time.monotonic()
+        self.started = time.monotonic()
+        self.last = self.started
         # seconds of the latest iterations, evaluation and saving included
         self.pace: deque[float] = deque(maxlen=10)
         self.live = Live(get_renderable=self._view, console=self.console, refresh_per_second=4)
