@@ -16,7 +16,7 @@ import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from functools import partial
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,6 @@ BUILTIN: dict[str, dict[str, str]] = {
         "code_distance": "burnish.rewards.code_distance:code_distance",
     },
     "curriculum": {
-        "constant": "burnish.rl.curriculum:ConstantCurriculum",
         "linear": "burnish.rl.curriculum:LinearCurriculum",
         "cosine": "burnish.rl.curriculum:CosineCurriculum",
         "steps": "burnish.rl.curriculum:StepsCurriculum",
@@ -194,7 +193,7 @@ def build(kind: str, table: Mapping[str, Any], where: str = "") -> Any:
     given = {key: value for key, value in table.items() if key != "use"}
 
     if _is_itself(kind, found):
-        part = partial(found, **given) if given else found
+        part = update_wrapper(partial(found, **given), found) if given else found
     else:
         try:
             part = found(**given)
@@ -223,7 +222,14 @@ def _is_itself(kind: str, found: Callable[..., Any]) -> bool:
 
 
 def _parameters(found: Callable[..., Any]) -> list[inspect.Parameter]:
-    return list(inspect.signature(found).parameters.values())
+    """Return the parameters by name; a class without an __init__ of its own has none."""
+    if isinstance(found, type) and getattr(found, "_is_protocol", None) is False:
+        initialisers = [vars(base)["__init__"] for base in found.__mro__ if "__init__" in vars(base)]
+        if initialisers[0].__name__ == "_no_init_or_replace_init":  # typing's, of a Protocol
+            return []
+
+    parameters = inspect.signature(found).parameters.values()
+    return [one for one in parameters if one.kind is not one.VAR_POSITIONAL]
 
 
 def _hints(found: Callable[..., Any]) -> dict[str, Any]:

@@ -45,8 +45,8 @@ def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
         if before is None or before["train"].images_per_prompt != count:
             before = evaluate_all(parts, count, seed, config.batch.sample_batch)
 
-        parts.policy.load_state(evaluated_weights(state.learners.get("generator", {})))
-        if parts.expander is not None and "expander" in state.learners:
+        parts.policy.load_state(evaluated_weights(state.learners["generator"]))
+        if parts.expander is not None:
             parts.expander.load_state(evaluated_weights(state.learners["expander"]))
 
         chunk = before["train"].chunk

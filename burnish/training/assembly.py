@@ -210,7 +210,8 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
     `device` and `adapter` stand in for the configuration's.
     """
     model = config.model
-    needs_reference = config.objective.get("kl", 0) > 0 or config.guard.kl > 0
+    objective: Objective = catalog.build("objective", config.objective)
+    needs_reference = objective.kl > 0 or config.guard.kl > 0
     policy = Policy.load(
         model.id,
         train=model.train,

@@ -34,6 +34,10 @@ from burnish.runs import dumps, write
 FORMAT = 2
 
 
+class OtherVersionError(ValueError):
+    """A checkpoint that another version of Burnish wrote."""
+
+
 @dataclass(frozen=True)
 class State:
     """A run between two iterations."""
@@ -70,6 +74,7 @@ def save(folder: Path, state: State, keep: int = 2, spared: int = 0) -> Path:
                 "format": FORMAT,
                 "iteration": state.iteration,
                 "sha256": digest,
+                "learners": list(state.learners),
                 "memory": state.memory,
                 "torch": str(torch.__version__),
             }
@@ -106,13 +111,20 @@ def restore(folder: Path) -> State | None:
         ValueError: there are checkpoints, but none is intact.
     """
     checkpoints = _numbered(folder)
+    other_versions = 0
 
     for path in reversed(checkpoints):
         try:
             return read(path)
         except (ValueError, OSError) as error:
+            other_versions += isinstance(error, OtherVersionError)
             warnings.warn(f"{error}; it is skipped", stacklevel=2)
 
+    if checkpoints and other_versions == len(checkpoints):
+        raise ValueError(
+            f"{folder}: another version of Burnish wrote these checkpoints; start a new --out from "
+            f'what was learned, with model.adapter = "{folder.parent / "adapter"}"'
+        )
     if checkpoints:
         raise ValueError(
             f"{folder}: none of its {len(checkpoints)} checkpoints is intact; train again with "
@@ -130,15 +142,14 @@ def read(path: Path) -> State:
     try:
         about = json.loads((path / "state.json").read_text("utf-8"))
         if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise ValueError(f"{path}: not a checkpoint of this version of Burnish")
+            raise OtherVersionError(f"{path}: not a checkpoint of this version of Burnish")
         if _digest(path / "tensors.safetensors") != about["sha256"]:
             raise ValueError(f"{path}: damaged: its tensors are not what was written")
 
         tensors = load_file(path / "tensors.safetensors")
-        names = dict.fromkeys(name.partition("/")[0] for name in tensors)
         return State(
             iteration=int(about["iteration"]),
-            learners={name: under(f"{name}/", tensors) for name in names},
+            learners={name: under(f"{name}/", tensors) for name in about["learners"]},
             memory=dict(about["memory"]),
         )
     except (

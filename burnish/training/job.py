@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from burnish.config import Config
 from burnish.runs import Run
 from burnish.training.assembly import Overrides, Parts, assemble
+from burnish.training.checked_learner import checked_learners
 from burnish.training.learners import ExpanderLearner, GeneratorLearner, Learner
 from burnish.training.optimizer import adamw
 from burnish.world import World
@@ -59,9 +60,6 @@ def prepare(
     learners: dict[str, Learner] = {"generator": GeneratorLearner(config, world, parts)}
     if parts.expander is not None:
         learners["expander"] = ExpanderLearner(config, world, parts.expander)
-    for name, learner in overrides.learners.items():
-        if name in learners:
-            raise ValueError(f'overrides.learners: the name "{name}" is taken; choose another')
-        learners[name] = learner
+    learners |= checked_learners(overrides.learners)
 
     return Job(config, run, world, parts, learners, poll)

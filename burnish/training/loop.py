@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from burnish.checked import RECORD_KEYS
 from burnish.config import Config
 from burnish.runs import Record, Run
 from burnish.seeds import seed_globals
@@ -96,7 +97,7 @@ def train(
 
                 metrics: dict[str, Any] = {}
                 for name, learner in job.learners.items():
-                    metrics |= prefixed(name, learner.learn(batch, credit))
+                    metrics = with_metrics(metrics, name, learner.learn(batch, credit))
 
                 job.parts.curriculum.observe(scores)
                 if recorder.finish(batch, credit, metrics):
@@ -120,8 +121,21 @@ def open_run(out: str | Path, world: World, resume: bool) -> Run:
     return Run.open(out) if resume else Run.create(out)
 
 
-def prefixed(learner: str, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a learner's metrics by their names in the record; the generator's have no prefix."""
-    if learner == "generator":
-        return dict(metrics)
-    return {f"{learner}_{name}": value for name, value in metrics.items()}
+def with_metrics(
+    metrics: Mapping[str, Any], learner: str, new: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the metrics with a learner's, under their names in the record.
+
+    The generator's have no prefix.
+
+    Raises:
+        ValueError: the record has such a name already.
+    """
+    prefix = "" if learner == "generator" else f"{learner}_"
+    added = {f"{prefix}{name}": value for name, value in new.items()}
+    taken = (RECORD_KEYS if prefix else metrics.keys()) | metrics.keys()
+    if clash := taken & added.keys():
+        raise ValueError(
+            f'learner {learner}: the record has "{min(clash)}" already; rename this metric'
+        )
+    return {**metrics, **added}

@@ -65,9 +65,15 @@ def restore(job: Job) -> int:
     if state is None:
         return 0
 
+    if state.learners.keys() != job.learners.keys():
+        raise ValueError(
+            f"{job.run.folder} was trained with the learners {', '.join(state.learners)}, and this "
+            f"program gives {', '.join(job.learners)}; give the same ones in overrides.learners"
+        )
+
     try:
         for name, learner in job.learners.items():
-            learner.load_state(state.learners.get(name, {}))
+            learner.load_state(state.learners[name])
     except ValueError as error:
         raise ValueError(
             f"{job.run.checkpoints} does not fit the configuration: {error}"

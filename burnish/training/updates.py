@@ -251,13 +251,17 @@ def merged_metrics(
 def summary(updates: list[dict[str, float]]) -> dict[str, float]:
     """Return the means over an iteration's updates.
 
-    Of the ratio deviation it is the value before the first update, where it must be 0.
+    Of the ratio deviation it is the value before the first update, where it must be 0 up to
+    rounding.
     """
     if not updates:
         return {}
 
-    means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
-    if "ratio_deviation" in means:
-        means["ratio_deviation"] = updates[0]["ratio_deviation"]
+    means = {}
+    for name in dict.fromkeys(name for update in updates for name in update):
+        values = [update[name] for update in updates if name in update]
+        means[name] = sum(values) / len(values)
 
+    if "ratio_deviation" in updates[0]:
+        means["ratio_deviation"] = updates[0]["ratio_deviation"]
     return means

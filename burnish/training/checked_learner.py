@@ -1,0 +1,129 @@
+"""Learners that a user gives to `train`, checked where they are given and each time they return."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from burnish.checked import name_of
+from burnish.training.batch import Credit, RolloutBatch
+from burnish.training.learners import Learner
+from burnish.types import describe_value
+
+RESERVED = ("generator", "expander")
+
+
+def checked_learners(learners: Mapping[str, Any]) -> dict[str, Learner]:
+    """Return a user's learners, wrapped.
+
+    Raises:
+        ValueError: a name is taken or no identifier, or an object has no method `learn`.
+    """
+    checked: dict[str, Learner] = {}
+
+    for name, learner in learners.items():
+        if name in RESERVED:
+            raise ValueError(f'overrides.learners: the name "{name}" is taken; choose another')
+        if not name.isidentifier():
+            raise ValueError(
+                f'overrides.learners: "{name}" is no name for a learner; use letters, digits and _'
+            )
+        if isinstance(learner, type) or not callable(getattr(learner, "learn", None)):
+            raise ValueError(
+                f'overrides.learners: "{name}" is {describe_value(learner)} without a method learn; '
+                "give an object with learn(batch, credit) -> metrics"
+            )
+        checked[name] = CheckedLearner(learner, name)
+
+    return checked
+
+
+class CheckedLearner(Learner):
+    """A user's learner: methods that it does not have do what `Learner` does.
+
+    Args:
+        learner: the object.
+        name: its name in the run.
+    """
+
+    def __init__(self, learner: Any, name: str) -> None:
+        self.learner = learner
+        self.name = f"learner {name} ({name_of(learner)})"
+
+    def learn(self, batch: RolloutBatch, credit: Credit) -> dict[str, Any]:
+        """Return its metrics, with tensors of one number as numbers.
+
+        Raises:
+            ValueError: they are no mapping from texts to what JSON can hold.
+        """
+        metrics = self.learner.learn(batch, credit)
+        if not isinstance(metrics, Mapping):
+            raise ValueError(
+                f"{self.name}.learn returned {describe_value(metrics)}; return a dict of metrics"
+            )
+
+        plain = {str(key): _plain(value) for key, value in metrics.items()}
+        try:
+            json.dumps(plain)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.name}.learn returned metrics that JSON cannot hold ({error}); return "
+                "numbers, texts, lists and dicts"
+            ) from error
+        return plain
+
+    def state(self) -> dict[str, Tensor]:
+        """Return a copy of its state on the CPU.
+
+        Raises:
+            ValueError: it is no dict of tensors.
+        """
+        if not hasattr(self.learner, "state"):
+            return {}
+
+        state = self.learner.state()
+        if not isinstance(state, Mapping) or not all(
+            isinstance(tensor, Tensor) for tensor in state.values()
+        ):
+            raise ValueError(
+                f"{self.name}.state returned {describe_value(state)}; return a dict of tensors by "
+                "name"
+            )
+        return {
+            str(key): tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for key, tensor in state.items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore its state, if it keeps one."""
+        if hasattr(self.learner, "load_state"):
+            self.learner.load_state(state)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return the context in which its weights are averaged, if it has one."""
+        if hasattr(self.learner, "averaged"):
+            context: AbstractContextManager[None] = self.learner.averaged()
+            return context
+        return super().averaged()
+
+    def reset(self, state: Mapping[str, Tensor] | None) -> None:
+        """Let it go back, if it can."""
+        if hasattr(self.learner, "reset"):
+            self.learner.reset(state)
+
+    def export(self, folder: Path) -> None:
+        """Let it export itself, if it can."""
+        if hasattr(self.learner, "export"):
+            self.learner.export(folder)
+
+
+def _plain(value: Any) -> Any:
+    """Return a number for a tensor or an array of one number; anything else as it is."""
+    one_number = isinstance(value, Tensor) and value.numel() == 1
+    return value.item() if one_number or type(value).__module__ == "numpy" else value
