@@ -167,7 +167,7 @@ class Local:
 
 
 class CachedVlm:
-    """A model whose last `capacity` answers are remembered; failures are asked for again."""
+    """A model whose last `capacity` answers are remembered; failures are tried again."""
 
     def __init__(self, model: Vlm, capacity: int = 10_000) -> None:
         self.model = model
