@@ -69,9 +69,9 @@ def path(name: str) -> Path:
 
     if bare not in NAMES:
         near = get_close_matches(bare, NAMES, n=1)
-        hint = f" Did you mean zoo:{near[0]}?" if near else ""
+        end = f"; did you mean zoo:{near[0]}?" if near else "."
         known = ", ".join(f"zoo:{model}" for model in NAMES)
-        raise ValueError(f"the zoo has no '{bare}'.{hint} It has: {known}")
+        raise ValueError(f"the zoo has no '{bare}'{end} It has: {known}")
 
     folder = _FOLDER / bare
     if not folder.is_dir():
