@@ -215,7 +215,9 @@ def test_shared_parts_are_in_the_package_once_and_load_anywhere(
 
 
 def test_an_unknown_model_is_refused_with_the_list() -> None:
-    with pytest.raises(ValueError, match=r"no 'emoji-clop'; did you mean zoo:emoji-clip\? It has: "):
+    with pytest.raises(
+        ValueError, match=r"no 'emoji-clop'; did you mean zoo:emoji-clip\? It has: "
+    ):
         zoo.path("zoo:emoji-clop")
     with pytest.raises(ValueError, match=r"no 'x'\. It has: zoo:emoji-sd, "):
         zoo.path("x")

@@ -141,7 +141,7 @@ class Encoder:
             model = AutoModel.from_pretrained(source, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            problem = zoo.lacks(name, "a language model and its tokenizer")
+            problem = zoo.load_problem(name, "a language model and its tokenizer")
             raise ValueError(f"{problem}: {first_line(error)}") from error
 
         model = getattr(model.eval().requires_grad_(False), "text_model", model)

@@ -106,7 +106,9 @@ class Clip:
             numbers, _ = ImageProcessingMixin.get_image_processor_dict(beside)
         except (OSError, ValueError, KeyError) as error:
             place = f" (these two in '{processor}')" if processor else ""
-            problem = zoo.lacks(name, f"a CLIPModel, its tokenizer and its image processor{place}")
+            problem = zoo.load_problem(
+                name, f"a CLIPModel, its tokenizer and its image processor{place}"
+            )
             raise ValueError(f"{problem}: {first_line(error)}") from error
 
         if not isinstance(model.config, CLIPConfig):

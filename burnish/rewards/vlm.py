@@ -86,7 +86,7 @@ class Local:
             raise ValueError(f"batch = {batch}: at least one image must be asked about at once")
 
         source = zoo.resolve(name)
-        problem = zoo.lacks(name, "an image-text-to-text model and its processor")
+        problem = zoo.load_problem(name, "an image-text-to-text model and its processor")
         dtype = "auto" if torch.cuda.is_available() else torch.float32
 
         try:

@@ -87,7 +87,7 @@ def resolve(model: str) -> str:
     return str(path(model)) if model.startswith("zoo:") else model
 
 
-def lacks(model: str, parts: str) -> str:
+def load_problem(model: str, parts: str) -> str:
     """Return the beginning of the error message about a model id or folder without its parts.
 
     Args:
