@@ -1,9 +1,9 @@
 # Each works alone on a fresh clone of a machine that has only Python and make:
-#   make demo         teach the embedded emoji generator to draw pictures that compress well, on two CPU cores
+#   make demo         train the embedded emoji generator to draw images that compress well, on two CPU cores
 #   make test         everything the project promises, checked; ARGS="tests/test_kernels.py -x" narrows it
 #   make gpu          the tests that need a CUDA device, which `make test` skips without one
 #   make test-latest  the same tests against the newest releases that pyproject.toml allows; warnings are only shown
-#   make lint         ruff, ruff's format, mypy; `make format` mends what can be mended
+#   make lint         ruff, ruff's format, mypy; `make format` fixes what can be fixed
 #   make lock         choose the versions that the others install anew: requirements/*.txt
 # On Linux the torch of PyPI brings 5 GB of CUDA. For the CPU build: make demo TORCH_INDEX=ADDRESS, the address that
 # pytorch.org's install page shows for CPU. It counts where torch is installed: once, and after its version changed.

@@ -15,11 +15,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from burnish.checked import check_objective
     from burnish.config import Config
     from burnish.config import load as load_config
     from burnish.diffusion.policy import Policy
     from burnish.diffusion.sampler import Sampler
+    from burnish.objective_check import check_objective
     from burnish.rewards import check_reward, score
     from burnish.training.assembly import Overrides
     from burnish.training.batch import Credit, RolloutBatch
@@ -77,7 +77,7 @@ _MODULES = {
     "Policy": "diffusion.policy",
     "RolloutBatch": "training.batch",
     "Sampler": "diffusion.sampler",
-    "check_objective": "checked",
+    "check_objective": "objective_check",
     "check_reward": "rewards",
     "load_config": "config",
     "score": "rewards",

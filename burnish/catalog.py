@@ -223,10 +223,9 @@ def _is_itself(kind: str, found: Callable[..., Any]) -> bool:
 
 def _parameters(found: Callable[..., Any]) -> list[inspect.Parameter]:
     """Return the parameters by name; a class without an __init__ of its own has none."""
-    if isinstance(found, type) and getattr(found, "_is_protocol", None) is False:
-        initialisers = [vars(base)["__init__"] for base in found.__mro__ if "__init__" in vars(base)]
-        if initialisers[0].__name__ == "_no_init_or_replace_init":  # typing's, of a Protocol
-            return []
+    # typing gives a Protocol an __init__, which a plain subclass inherits
+    if isinstance(found, type) and found.__init__.__name__ == "_no_init_or_replace_init":
+        return []
 
     parameters = inspect.signature(found).parameters.values()
     return [one for one in parameters if one.kind is not one.VAR_POSITIONAL]

@@ -75,11 +75,12 @@ def checked_part(kind: str, part: Any, use: str) -> Any:
 
     protocol, wrapper = WRAPPERS[kind]
     if is_built_in(part):
-        if not isinstance(part, protocol):
+        if protocol not in type(part).__mro__:
             raise ValueError(f"{use} is no {kind}; burnish list shows which there are")
         return part
 
-    if not callable(part) or getattr(type(part), "__call__", None) is protocol.__call__:
+    inherited = protocol in type(part).__mro__ and type(part).__call__ is protocol.__call__
+    if not callable(part) or inherited:
         raise ValueError(f"{kind} {use} cannot be called: give it a __call__ method of its own")
 
     _refuse_misspelt(kind, part, use, protocol)
@@ -542,6 +543,6 @@ def _check_methods(kind: str, part: Any, use: str) -> None:
         has_targets = callable(getattr(part, "targets", None)) and not inherited
         if compares != has_targets:
             raise ValueError(
-                f"objective {use}: compares_images = True and a method targets go together; it has "
-                "only one of them"
+                f"objective {use} has only one of compares_images = True and a method targets; "
+                "they go together"
             )

@@ -28,6 +28,16 @@ Table = dict[str, Any]
 
 T = TypeVar("T")
 
+RENAMED: Mapping[str, str] = {
+    "model.learns": "model.trainable_parts",
+    "model.fused": "model.fused_lora",
+    "batch.sample": "batch.sample_batch",
+    "batch.replay": "batch.train_batch",
+    "batch.updates": "batch.minibatches",
+    "batch.previews": 'batch.baseline = "x0_preview", or "" for none',
+}
+"""Keys of before 0.1.0, and their names now."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -281,7 +291,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return parse(tree)
     except ValueError as error:
-        raise ValueError(f"{found}: {error}") from error
+        changed = " ".join(f"--set {override}" for override in overrides)
+        source = f"{found} with {changed}" if overrides else str(found)
+        raise ValueError(f"{source}: {error}") from error
 
 
 def parse(tree: Mapping[str, Any]) -> Config:
@@ -350,6 +362,8 @@ def _section(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
     for key, value in tree.items():
         name = f"{where}.{key}" if where else key
         if key not in hints:
+            if name in RENAMED:
+                raise ValueError(f'"{name}" is now {RENAMED[name]}; rename it')
             raise ValueError(f'unknown key "{name}"; {catalog.nearest(key, hints)}')
 
         hint = hints[key]

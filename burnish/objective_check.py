@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.checked import check_loss, check_tensor, checked_part, is_built_in, name_of
+from burnish.checked import check_loss, check_tensor, checked_part, name_of
 from burnish.errors import type_and_message
-from burnish.types import Objective, Replay
+from burnish.types import Replay
 
 DIMS = 256  # of the made-up latents
 
@@ -40,9 +40,7 @@ def check_objective(objective: Any, pairs: int = 6) -> list[str]:
         return [f"{name} is a class; give an object of it, such as {objective.__name__}()"]
 
     try:
-        part = objective
-        if not isinstance(objective, Objective) or not is_built_in(objective):
-            part = checked_part("objective", objective, name)
+        part = checked_part("objective", objective, name)
     except ValueError as error:
         return [str(error)]
 
@@ -115,7 +113,9 @@ def _ratio_findings(part: Any, replay: Replay, adv: Tensor) -> list[str]:
     other = replace(replay, logp_old=replay.logp_old + 1)
     if torch.equal(part(other, adv).value, part(replay, adv).value):
         return []
-    return ["it reads replay.logp_old on the forward process: set uses_ratio = True, so that it is kept"]
+    return [
+        "it reads replay.logp_old on the forward process: set uses_ratio = True, so that it is kept"
+    ]
 
 
 def _rows(replay: Replay, rows: slice) -> Replay:

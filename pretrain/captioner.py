@@ -39,7 +39,8 @@ from pretrain.clip import MEAN, disturb, disturb_latents, normalise
 from pretrain.clip import STD as PIXEL_STD
 from pretrain.data import ZOO
 
-PAD, UNKNOWN, IMAGE, ANSWER, END = SPECIAL = ("<pad>", "<unk>", "<image>", "<answer>", "<end>")
+SPECIAL = ("<pad>", "<unk>", "<image>", "<answer>", "<end>")
+PAD, UNKNOWN, IMAGE, ANSWER, END = SPECIAL
 PATCH = 8
 WIDTH = 128
 IMAGE_TOKENS = (64 // PATCH) ** 2 + 1  # tokens of an image: its patches, and CLIP's summary

@@ -5,8 +5,8 @@ Its text tower is the generator's text encoder.
 `python -m pretrain.clip --minutes 16`; then, while a generator already learns to read its text
 tower, the image tower alone goes on with `python -m pretrain.clip --image-only --minutes 38` (job
 `clip-image`). All seven icon sets, mild image noise, and a background that a caption sometimes
-does not mention, so that similarity depends on nouns first. Two scenes of one batch that a caption
-cannot tell apart are not negatives.
+does not mention, so that similarity depends on nouns first. Two scenes of one batch that one
+caption describes are not negatives.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def batches(
 ) -> Callable[[int], Iterator[tuple[Tensor, Tensor, Tensor]]]:
     """Return a function of a seed to endless batches: images, token ids, pairs to ignore (B, B).
 
-    `unmentioned` is the share of captions that do not mention the background.
+    `unmentioned` is the fraction of captions that do not mention the background.
     """
 
     def endless(seed: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -174,7 +174,7 @@ def batches(
 
 
 def _ignored_pairs(scenes: list[Scene], mentioned: list[bool]) -> Tensor:
-    """Return which pairs (B, B) bool are not negatives: a caption cannot tell them apart."""
+    """Return which pairs (B, B) bool are not negatives: one caption describes both."""
     groups: dict[tuple, list[int]] = {}
     for row, scene in enumerate(scenes):
         groups.setdefault((scene.nouns, scene.count), []).append(row)

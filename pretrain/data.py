@@ -146,7 +146,10 @@ def svg(icons: dict, name: str) -> str | None:
 def render(text: str, size: int = SIZE) -> Image.Image:
     """Return an SVG as an RGBA sprite, its drawn part centred and filling `size` pixels."""
     png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=4 * size, height=4 * size))
-    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    # RGBA: what is not drawn stays transparent, so that the sprite goes on any background
+    with Image.open(io.BytesIO(png)) as file:
+        image = file.convert("RGBA")
+
     box = image.getchannel("A").getbbox()
 
     if box:

@@ -23,7 +23,8 @@ from burnish.types import Prompt
 from burnish.zoo.scenes import NUMBERS, Scene, nouns, vocabulary
 from pretrain import loop
 
-PAD, UNKNOWN, END = SPECIAL = ("<pad>", "<unk>", "<end>")
+SPECIAL = ("<pad>", "<unk>", "<end>")
+PAD, UNKNOWN, END = SPECIAL
 WIDTH = 96
 LAYERS = 2
 BARE = 0.8  # share of prompts that name neither style nor background; the others name one of them

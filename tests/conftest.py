@@ -25,7 +25,12 @@ import pytest
 import tomli_w
 import torch
 
+from burnish.runs import Run
+
 TOKENS = 24
+TIMING = ("seconds_sampling", "seconds_scoring", "seconds_training")
+"""Keys of a record that differ from run to run."""
+
 GPU_TESTS_ON = os.environ.get("BURNISH_GPU_TESTS_ON", "cuda")
 """The device of the tests marked `gpu`; "cpu" runs their code where there is no CUDA device."""
 
@@ -352,6 +357,14 @@ def tiny_pipeline(make_pipeline: Callable[..., Path]) -> Path:
     Shared: do not write into it.
     """
     return make_pipeline("v_prediction")
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of a run without their times."""
+    return [
+        {key: value for key, value in record.items() if key not in TIMING}
+        for record in Run(folder).records()
+    ]
 
 
 @pytest.fixture

@@ -17,6 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "burnish"
+BESIDE = ("tests", "experiments", "benchmarks", "pretrain", "examples")
+"""Folders whose identifiers are read too."""
+
 LOOP = PACKAGE / "training" / "loop.py"
 
 METHOD = (
@@ -81,10 +84,10 @@ class Source:
                 yield node
 
 
-def sources() -> list[Source]:
-    """Return the package's files, parsed."""
+def sources(folder: Path = PACKAGE) -> list[Source]:
+    """Return a folder's files, parsed."""
     parsed = []
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted(folder.rglob("*.py")):
         text = path.read_text("utf-8")
         parsed.append(Source(path, ast.parse(text), text.splitlines()))
     return parsed
@@ -196,12 +199,13 @@ def measures() -> list[Measure]:
     count = len(openings)
     found.append(Measure("docstrings that open with What", count, "0", not count, *openings[:1]))
 
-    asked = [probe for source in parsed if source.path != BORDER for probe in probes(source)]
-    found.append(Measure("getattr/hasattr on parts", len(asked), "0", not asked, *asked[:1]))
+    probed = [probe for source in parsed if source.path != BORDER for probe in probes(source)]
+    found.append(Measure("getattr/hasattr on parts", len(probed), "0", not probed, *probed[:1]))
 
+    beside = [source for folder in BESIDE for source in sources(ROOT / folder)]
     words = [
         f"{source.path.name}: {name}"
-        for source in parsed
+        for source in [*parsed, *beside]
         for name in identifiers(source)
         if name in PRIVATE_WORDS
     ]

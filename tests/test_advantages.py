@@ -138,7 +138,8 @@ def test_bad_rows_get_zero_and_count_for_nothing(kind: object, bad: float) -> No
     keep[[1, 6]] = False
     weights = torch.ones(2)
     expected = kind()(scores(parts[keep]), weights, GROUP[keep])  # type: ignore[operator]
-    parts[1, 0] = parts[6, 1] = bad
+    parts[1, 0] = bad
+    parts[6, 1] = bad
     got = kind()(scores(parts), weights, GROUP)  # type: ignore[operator]
     torch.testing.assert_close(got[keep], expected)
     assert torch.equal(got[~keep], torch.zeros(2))

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import log
 from torch import Tensor
 
 from burnish import config as configuration
@@ -47,13 +48,6 @@ def config(write_recipe: Callable[..., Path]) -> Config:
         run={"sample_every": 0},
     )
     return configuration.load(path)
-
-
-def log(out: Path) -> list[dict[str, Any]]:
-    return [
-        {k: v for k, v in record.items() if not k.startswith("seconds")}
-        for record in Run(out).records()
-    ]
 
 
 def test_objects_equal_the_parts_of_their_names(config: Config, tmp_path: Path) -> None:

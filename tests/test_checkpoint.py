@@ -46,7 +46,8 @@ def test_an_optimizer_continues_exactly(tmp_path: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    (a, first), (b, second) = make(), make()
+    a, first = make()
+    b, second = make()
     step(a, first)
     b.data.copy_(a.data)
     checkpoint.load_optimizer(second, checkpoint.optimizer_tensors(first))

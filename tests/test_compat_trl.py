@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import perturb
+from conftest import log, perturb
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
@@ -108,14 +108,6 @@ def burnish(config: DDPOConfig, **more: Any) -> Config:
     return config.to_burnish(
         "zoo:emoji-sd", {"use": "animals"}, [{"use": "compressibility"}], **more
     )
-
-
-def log(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of a run without their times."""
-    return [
-        {key: value for key, value in record.items() if not key.startswith("seconds")}
-        for record in Run(folder).records()
-    ]
 
 
 def sample(pipe: Any) -> Any:

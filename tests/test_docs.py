@@ -218,7 +218,8 @@ def load(path: Path) -> Any:
     """Return the module in a file."""
     specification = importlib.util.spec_from_file_location(path.stem, path)
     assert specification is not None and specification.loader is not None
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(specification)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[path.stem] = module
     specification.loader.exec_module(module)
     return module
 

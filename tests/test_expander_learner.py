@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import generator
+from conftest import generator, log
 from safetensors.torch import load_file
 from test_expander import build_language
 
@@ -40,7 +40,6 @@ def redness(images, prompts):
     pairs.extend((prompt.metadata["original"], prompt.text) for prompt in prompts)
     return images[:, 0].mean((1, 2))
 """
-TIMING = ("seconds_sampling", "seconds_scoring", "seconds_training")
 
 
 @pytest.fixture
@@ -80,13 +79,6 @@ def recipe(tmp_path: Path, write_recipe: Callable[..., Path]) -> Path:
 
 def load(recipe: Path, *overrides: str) -> Config:
     return configuration.load(recipe, overrides)
-
-
-def log(out: Path) -> list[dict[str, Any]]:
-    return [
-        {key: value for key, value in record.items() if key not in TIMING}
-        for record in Run(out).records()
-    ]
 
 
 def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path) -> None:

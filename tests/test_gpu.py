@@ -25,12 +25,11 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch
-from conftest import build_pipeline, build_sdxl, generator, perturb
+from conftest import build_pipeline, build_sdxl, generator, log, perturb
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from test_first_iterations import TOLERANCES, differences, expected_record, first_record, matters
-from test_loop import log
 from test_policy import stock_images
 from torch import Tensor, nn
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_pipeline, build_sdxl, perturb
+from conftest import build_pipeline, build_sdxl, log, perturb
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -33,7 +33,6 @@ from burnish.training.resume import export
 from burnish.types import Prompt
 from burnish.world import World
 
-TIMING = ("seconds_sampling", "seconds_scoring", "seconds_training")
 REWARDS = """
 texts = []
 def bright(images, prompts):
@@ -72,13 +71,6 @@ def recipe(make_pipeline: Callable[..., Path], write_recipe: Callable[..., Path]
 
 def load(recipe: Path, *overrides: str) -> Config:
     return configuration.load(recipe, overrides)
-
-
-def log(out: Path) -> list[dict]:
-    return [
-        {key: value for key, value in record.items() if key not in TIMING}
-        for record in Run(out).records()
-    ]
 
 
 def test_prefixes_and_shares() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import TIMING, log
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -44,7 +45,6 @@ def brightness(images, prompts):
     time.sleep(float(os.environ.get("SLOW", "0")))
     return images.mean((1, 2, 3))
 '''
-TIMING = ("seconds_sampling", "seconds_scoring", "seconds_training")
 STATISTICS = {"mean", "std", "min", "max"}
 WEIGHTS = "pytorch_lora_weights.safetensors"
 FINAL_FILES = (
@@ -87,14 +87,6 @@ def first_batch(config: Config, folder: Path) -> tuple[Job, RolloutBatch, Genera
     learner = job.learners["generator"]
     assert isinstance(learner, GeneratorLearner)
     return job, Collector(job).collect(1), learner.updates
-
-
-def log(out: Path) -> list[dict]:
-    """Return the records without the seconds, which differ from run to run."""
-    return [
-        {key: value for key, value in record.items() if key not in TIMING}
-        for record in Run(out).records()
-    ]
 
 
 def file_names(folder: Path) -> list[str]:

@@ -14,7 +14,6 @@ from burnish.rl.pareto import ParetoAdvantage, expected_share, nondominated
 from burnish.types import Scores
 
 GROUP = torch.arange(5).repeat_interleave(8)
-ONES = torch.ones(8)
 
 
 def scores(parts: torch.Tensor, target: torch.Tensor | None = None) -> Scores:

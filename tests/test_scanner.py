@@ -475,7 +475,7 @@ def test_the_module_term_by_area_separates_images_whose_module_centres_are_right
     images = torch.stack([clean, edged])
     prompts = [Prompt("a cat", {"payload": "AB12C"})] * 2
     assert modules()(images, prompts).tolist() == [1, 1]
-    assert modules(whole=True)(images, prompts).tolist() == [1, 0.5]
+    assert modules(by_area=True)(images, prompts).tolist() == [1, 0.5]
 
 
 def test_an_image_is_verified_under_the_conditions_that_selected_it(tmp_path: Path) -> None:

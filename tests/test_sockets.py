@@ -13,8 +13,8 @@ from torch import Tensor
 
 from burnish import catalog
 from burnish import config as configuration
-from burnish.checked import check_objective
 from burnish.config import Config
+from burnish.objective_check import check_objective
 from burnish.rl.objectives import RWR, Clipped, Rebel
 from burnish.runs import Run
 from burnish.training.assembly import Overrides
@@ -99,6 +99,64 @@ def test_a_learner_cannot_take_the_generators_name(recipe: Path, tmp_path: Path)
         train(load(recipe), tmp_path / "run", overrides=overrides)
 
 
+class OnlyLearns:
+    """A learner that has nothing but the one method it needs, and a state that shares memory."""
+
+    def __init__(self, metrics: Any = None, state: Any = None) -> None:
+        self.metrics = {"loss": torch.tensor(0.5)} if metrics is None else metrics
+        self.tensors = torch.arange(4.0)
+        self.returned = {"a": self.tensors, "b": self.tensors[:2]} if state is None else state
+
+    def learn(self, batch: RolloutBatch, credit: Credit) -> Any:
+        return self.metrics
+
+    def state(self) -> Any:
+        return self.returned
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.loaded = dict(state)
+
+
+def test_a_learner_needs_only_learn(recipe: Path, tmp_path: Path) -> None:
+    first = Overrides(learners={"critic": OnlyLearns()})
+    run = Run(train(load(recipe, "iterations=1"), tmp_path / "run", overrides=first))
+    assert run.records()[0]["critic_loss"] == 0.5
+
+    again = OnlyLearns()
+    train(load(recipe), run.folder, overrides=Overrides(learners={"critic": again}), resume=True)
+    assert again.loaded["a"].tolist() == [0, 1, 2, 3]
+    assert again.loaded["b"].tolist() == [0, 1]
+
+
+def test_a_run_goes_on_with_its_learners_only(recipe: Path, tmp_path: Path) -> None:
+    overrides = Overrides(learners={"critic": OnlyLearns()})
+    train(load(recipe, "iterations=1"), tmp_path / "run", overrides=overrides)
+    with pytest.raises(ValueError, match="with the learners generator, critic, and this program"):
+        train(load(recipe), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "learner", "message"),
+    [
+        ("a/b", OnlyLearns(), '"a/b" is no name for a learner'),
+        ("", OnlyLearns(), '"" is no name for a learner'),
+        ("critic", OnlyLearns, "without a method learn"),
+        ("critic", object(), "without a method learn"),
+        ("critic", OnlyLearns(metrics=[]), "learn returned a list; return a dict of metrics"),
+        ("critic", OnlyLearns({"x": object()}), "metrics that JSON cannot hold"),
+        ("critic", OnlyLearns(state={"a": 1}), "state returned a dict; return a dict of tensors"),
+        ("grad", OnlyLearns({"norm": 1.0}), 'the record has "grad_norm" already'),
+        ("zero", OnlyLearns({"advantage": 1.0}), 'the record has "zero_advantage" already'),
+    ],
+)
+def test_a_learner_that_does_not_fit(
+    recipe: Path, tmp_path: Path, name: str, learner: Any, message: str
+) -> None:
+    overrides = Overrides(learners={name: learner})
+    with pytest.raises(ValueError, match=message):
+        train(load(recipe, "iterations=1"), tmp_path / "run", overrides=overrides)
+
+
 # An objective from a file -----------------------------------------------------------------------
 
 OBJECTIVE = '''
@@ -137,6 +195,8 @@ def test_an_objective_from_a_short_file(recipe: Path, tmp_path: Path, base: str)
         ("imitates = 'yes'", "has imitates = 'yes'; it must be true or false"),
         ("kl = 'much'", "has kl = 'much'; it must be a number"),
         ("def target(self): pass", "has the attribute 'target'.*did you mean 'targets'"),
+        ("forward = True", 'has forward, which is now process = "forward"; rename it'),
+        ("compares_images = True", "has only one of compares_images = True and a method targets"),
     ],
 )
 def test_a_misspelt_attribute_is_refused_by_name(
@@ -148,6 +208,76 @@ def test_a_misspelt_attribute_is_refused_by_name(
     (tmp_path / "slip.py").write_text(text)
     with pytest.raises(ValueError, match=f"objective .*slip.py:Cubed {message}"):
         load(recipe, f"objective={{use='{tmp_path}/slip.py:Cubed'}}")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "target_kl = 0.02",
+        "clips = [1.0]",
+        "processed = []",
+        "kl_target = 'adaptive'",
+        "def forward(self): pass",
+    ],
+)
+def test_an_honest_attribute_is_no_slip(tmp_path: Path, change: str) -> None:
+    text = OBJECTIVE.replace("@dataclass\n", "").replace(
+        "    weight: float = 1.0\n", f"    {change}\n"
+    )
+    (tmp_path / "mine.py").write_text(text.replace("self.weight * ", ""))
+    catalog.build("objective", {"use": f"{tmp_path}/mine.py:Cubed"})
+
+
+def test_a_slip_in_the_constructor_is_found_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Slip:\n"
+        "    def __init__(self):\n        self.proces = 'forward'\n"
+        "    def __call__(self, replay, adv):\n        return None\n"
+    )
+    with pytest.raises(ValueError, match="has the attribute 'proces'.*did you mean 'process'"):
+        catalog.build("objective", {"use": f"{tmp_path}/mine.py:Slip"})
+
+
+def test_attributes_are_read_each_time(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from burnish import Loss\n"
+        "class Warm:\n"
+        "    calls = 0\n"
+        "    @property\n"
+        "    def kl(self):\n        return 0.1 if self.calls else 0.0\n"
+        "    def __call__(self, replay, adv):\n"
+        "        self.calls += 1\n"
+        "        return Loss(replay.logp.mean(), {})\n"
+    )
+    part = catalog.build("objective", {"use": f"{tmp_path}/mine.py:Warm"})
+    assert part.kl == 0
+    part(Replay(torch.zeros(2, 1, requires_grad=True), torch.zeros(2, 1), 4), torch.ones(2))
+    assert part.kl == 0.1
+
+
+def test_a_functions_attributes_stay_when_it_has_arguments(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from burnish import Loss\n"
+        "def forward_loss(replay, adv, weight=1.0):\n    return Loss(replay.logp.mean(), {})\n"
+        "forward_loss.process = 'forward'\n"
+    )
+    use = f"{tmp_path}/mine.py:forward_loss"
+    assert catalog.build("objective", {"use": use}).process == "forward"
+    assert catalog.build("objective", {"use": use, "weight": 2.0}).process == "forward"
+
+
+def test_a_built_in_part_of_another_kind_is_refused() -> None:
+    use = "burnish.rl.advantages:GroupAdvantage"
+    with pytest.raises(ValueError, match="GroupAdvantage is no objective"):
+        catalog.build("objective", {"use": use})
+
+
+def test_an_objective_with_a_kl_of_its_own_gets_a_reference(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        OBJECTIVE.replace("    weight: float = 1.0\n", "    weight: float = 1.0\n    kl = 0.1\n")
+    )
+    use = f"objective={{use='{tmp_path}/mine.py:Cubed'}}"
+    train(load(recipe, use, "model.train=full", "iterations=1"), tmp_path / "run")
 
 
 # What user code returns -------------------------------------------------------------------------
@@ -166,6 +296,12 @@ RETURNED = {
         ),
         ("Loss(replay.logp.mean() * float('inf'), {})", "returned the loss -?inf"),
         ("Loss(replay.logp.mean(), {'a': 'b'})", "returned metrics that are no mapping"),
+        (
+            "Loss(replay.logp.mean(), {'iteration': 7})",
+            'returned the metric "iteration", a name that',
+        ),
+        ("Loss(adv.mean(), {})", "returned a loss without a gradient"),
+        ("replay.log_p", r"raised AttributeError: .*log_p.* \(.*mine.py:4\)"),
     ],
     "curriculum": [
         ("'much'", "returned a str; return a control scale"),
@@ -209,7 +345,7 @@ def test_a_returned_value_is_checked_with_the_functions_name(
         (lambda count: "a cat", "returned a str; return a list of 2 burnish.Prompt"),
         (lambda count: None, "returned nothing; return a list of 2"),
         (lambda count: [{"text": "a cat"}] * 2, "returned a dict in row 0"),
-        (lambda count: [Prompt(" "), Prompt("a cat")], "returned an empty text in row 0"),
+        (lambda count: [Prompt(None), Prompt("a cat")], "returned nothing in row 0"),  # type: ignore[arg-type]
         (lambda count: (Prompt("a cat") for _ in range(3)), "returned 3 prompts, but 2 were"),
     ],
 )
@@ -233,6 +369,51 @@ def test_user_code_cannot_spoil_the_loops_tensors(tmp_path: Path) -> None:
     group = torch.tensor([1, 2])
     part(scores, weights, group)
     assert scores.parts.eq(1).all() and weights.eq(1).all() and group.tolist() == [1, 2]
+
+
+def test_an_advantage_is_not_asked_about_an_outage(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def centred(scores, weights, group):\n"
+        "    x = scores.parts[:, 0]\n    return x - x[x.isfinite()].mean()\n"
+    )
+    part = catalog.build("advantage", {"use": f"{tmp_path}/mine.py:centred"})
+    group = torch.zeros(2).long()
+    missing = torch.full((2, 1), torch.nan)
+    assert part(Scores(missing, ("r",)), torch.ones(1), group).tolist() == [0, 0]
+
+    partly = torch.tensor([[torch.nan], [3.0]])
+    assert part(Scores(partly, ("r",)), torch.ones(1), group).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("std", "message"),
+    [
+        ("torch.arange(1., 4.)", r"a float32 tensor of shape \(3,\) as std"),
+        ("0.5", "a float as std"),
+        ("-torch.ones(3, 1, 1, 1)", "a std that is not finite or below 0"),
+    ],
+)
+def test_a_kernels_std_has_a_row_an_image(tmp_path: Path, std: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom burnish import Gaussian\n"
+        f"def kernel(x_t, x0, level_t, level_s):\n    return Gaussian(x0, {std})\n"
+    )
+    part = catalog.build("kernel", {"use": f"{tmp_path}/mine.py:kernel"})
+    latents = torch.zeros(3, 4, 3, 3)
+    with pytest.raises(ValueError, match=message):
+        part(latents, latents, None, None)
+
+
+def test_memory_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Remembers:\n"
+        "    def __call__(self, scores, weights, group):\n        return scores.parts[:, 0]\n"
+        "    def state_dict(self):\n        return {0: 1.0}\n"
+        "    def load_state_dict(self, state):\n        pass\n"
+    )
+    part = catalog.build("advantage", {"use": f"{tmp_path}/mine.py:Remembers"})
+    with pytest.raises(ValueError, match="state_dict must return a dict of texts"):
+        part.state_dict()
 
 
 # burnish.check_objective ------------------------------------------------------------------------
@@ -268,6 +449,9 @@ class Misspelt:
         (Misspelt(), "has the attribute 'processs'"),
         (lambda replay, adv: 1.0, "return burnish.Loss"),
         (lambda replay, adv: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda replay, adv: Loss((adv * replay.logp).mean(), {}), "write adv[:, None]"),
+        (lambda replay, adv: Loss((adv[:, None] * replay.logp).sum(), {}), "take the mean"),
+        (Clipped, "is a class; give an object of it"),
     ],
 )
 def test_check_objective_says_what_is_wrong(objective: Any, message: str) -> None:

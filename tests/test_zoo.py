@@ -214,6 +214,15 @@ def test_shared_parts_are_in_the_package_once_and_load_anywhere(
     assert copied.name == folder.name, "the same files, the same name"
 
 
+def test_an_unknown_model_is_refused_with_the_list() -> None:
+    with pytest.raises(
+        ValueError, match=r"no 'emoji-clop'; did you mean zoo:emoji-clip\? It has: "
+    ):
+        zoo.path("zoo:emoji-clop")
+    with pytest.raises(ValueError, match=r"no 'x'\. It has: zoo:emoji-sd, "):
+        zoo.path("x")
+
+
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

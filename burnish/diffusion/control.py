@@ -52,7 +52,7 @@ def control_window(control: ControlConfig, times: Tensor) -> tuple[int, int]:
     if not active:
         raise ValueError(
             f"no step of {count} lies between sampler.control.start = {control.start} and "
-            f"end = {control.end}: widen them, or take more sampler.steps."
+            f"end = {control.end}: widen them, or take more sampler.steps"
         )
 
     first = active[0]
@@ -109,7 +109,7 @@ def _control_image(prompt: Prompt, height: int, width: int) -> Tensor:
     if prompt.metadata.get("payload"):
         if height != width:
             raise ValueError(
-                f"a QR code needs a square image, not one of {width} x {height} pixels."
+                f"a QR code needs a square image, not one of {width} x {height} pixels"
             )
         return layout_of(prompt, width).draw()
 

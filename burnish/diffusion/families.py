@@ -130,7 +130,7 @@ def _control_residuals(
     """Return what the ControlNet adds to the network's inner states, each row at its own scale."""
     if "control" not in cond:
         raise ValueError(
-            "this model has a ControlNet, but the prompts were encoded without a control image."
+            "this model has a ControlNet, but the prompts were encoded without a control image"
         )
 
     down, middle = pipe.controlnet(
@@ -163,11 +163,11 @@ def _embedded_weight(pipe: Any, x: Tensor, cond: Cond) -> Tensor | None:
     if width is None and weight is not None:
         raise ValueError(
             "this network has no input for a guidance weight, so guidance 'embedded' cannot be "
-            "used: take 'cfg' or 'none'."
+            "used: take 'cfg' or 'none'"
         )
     if width is not None and weight is None:
         raise ValueError(
-            "this network takes its guidance weight as an input: use guidance 'embedded'."
+            "this network takes its guidance weight as an input: use guidance 'embedded'"
         )
     if weight is None:
         return None
@@ -344,6 +344,6 @@ def family_of(name: str) -> Family:
     """
     if name not in FAMILIES:
         known = ", ".join(sorted(FAMILIES))
-        raise ValueError(f"models of the kind {name} are not supported yet; supported: {known}.")
+        raise ValueError(f"models of the kind {name} are not supported yet; supported: {known}")
 
     return FAMILIES[name]

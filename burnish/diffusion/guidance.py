@@ -50,7 +50,7 @@ class EmbeddedGuidance(Guidance):
     def __post_init__(self) -> None:
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise ValueError(
-                f"guidance.weight must be a finite number, at least 0, not {self.weight}."
+                f"guidance.weight must be a finite number, at least 0, not {self.weight}"
             )
 
     def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
@@ -75,7 +75,7 @@ class CFG(Guidance):
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
-            raise ValueError(f"guidance.weight must be a finite number, not {self.weight}.")
+            raise ValueError(f"guidance.weight must be a finite number, not {self.weight}")
 
     def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
         """Return the guided output (B, *latent), at least float32.
@@ -115,7 +115,7 @@ class DualGuidance(Guidance):
     def __post_init__(self) -> None:
         for name, value in (("w1", self.w1), ("w2", self.w2)):
             if not math.isfinite(value):
-                raise ValueError(f"guidance.{name} must be a finite number, not {value}.")
+                raise ValueError(f"guidance.{name} must be a finite number, not {value}")
 
     def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
         """Return the guided output (B, *latent), at least float32.
@@ -164,7 +164,7 @@ class EmbeddedDualGuidance(Guidance):
         if not (self.w1 >= 0 and self.w2 >= 0 and 0 < self.w1 + self.w2 < math.inf):
             raise ValueError(
                 "guidance.w1 and guidance.w2 must be at least 0 and not both 0, and not "
-                f"{self.w1} and {self.w2}: this network knows no negative weights."
+                f"{self.w1} and {self.w2}: this network knows no negative weights"
             )
 
     def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
@@ -197,7 +197,7 @@ def _split_originals(cond: Cond) -> tuple[Cond, Cond]:
     expanded = {name: value for name, value in cond.items() if not name.startswith(ORIGINAL_PREFIX)}
     if len(expanded) == len(cond):
         raise ValueError(
-            "this guidance needs the original prompts: encode by Sampler.encode, not Policy.encode."
+            "this guidance needs the original prompts: encode by Sampler.encode, not Policy.encode"
         )
 
     # an entry without a version of the original, such as a control image, is the same for both

@@ -41,7 +41,7 @@ class DDIM(Kernel):
     """The DDIM transition.
 
     Attributes:
-        eta: in [0, 1], the share of DDPM's noise that each transition adds. 1 is ancestral
+        eta: in [0, 1], the fraction of DDPM's noise that each transition adds. 1 is ancestral
             sampling; 0 adds none, so that transitions have no density and only an objective on the
             forward process can learn.
     """
@@ -50,7 +50,7 @@ class DDIM(Kernel):
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
-            raise ValueError(f"kernel.eta must lie between 0 and 1, not {self.eta}.")
+            raise ValueError(f"kernel.eta must lie between 0 and 1, not {self.eta}")
 
     @property
     def deterministic(self) -> bool:  # type: ignore[override]
@@ -98,6 +98,10 @@ def sample(gaussian: Gaussian, generator: torch.Generator) -> Tensor:
     """Return one sample (B, *latent).
 
     The noise is drawn by the CPU `generator`, so that it is the same on every device.
+
+    Args:
+        gaussian: the transition.
+        generator: of the CPU.
     """
     return gaussian.mean + gaussian.std * noise_like(gaussian.mean, generator)
 
@@ -114,8 +118,12 @@ def log_prob(gaussian: Gaussian, x: Tensor) -> Tensor:
     D = 16384 scalars, and the ratio of two densities of that many is astronomically far from 1;
     DDPO (arXiv 2305.13301) therefore works with exp(mean log-ratio) and clips it at 1e-4, which is
     1e-4 * 16384 = 1.64 nats of the true log-ratio per image and transition. Objectives take their
-    clip range in those nats, so that it means the same at every latent size. `x` is not a path
-    for gradients: it is an action that was taken.
+    clip range in those nats, so that it means the same at every latent size.
+
+    Args:
+        gaussian: the transition.
+        x: the states that it led to. No gradient goes through them: they are actions that were
+            taken.
     """
     mean = gaussian.mean
     std = gaussian.std
@@ -124,7 +132,12 @@ def log_prob(gaussian: Gaussian, x: Tensor) -> Tensor:
 
 
 def kl(p: Gaussian, q: Gaussian) -> Tensor:
-    """Return KL(p || q) (B,) in nats per image and transition, SUMMED over the dimensions."""
+    """Return KL(p || q) (B,) in nats per image and transition, SUMMED over the dimensions.
+
+    Args:
+        p: the transition under the current weights.
+        q: the same transition under the reference weights.
+    """
     ratio = p.std / q.std
     distance = ((p.mean - q.mean) / q.std) ** 2
     return (0.5 * (distance + ratio**2 - 1) - ratio.log()).flatten(1).sum(1)

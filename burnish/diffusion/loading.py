@@ -217,7 +217,7 @@ def _find_source(model: str) -> Path | str:
         or model.count("/") > 1
         or "\\" in model
     ):
-        raise FileNotFoundError(f"the model folder {model} does not exist.")
+        raise FileNotFoundError(f"the model folder {model} does not exist")
 
     return model
 
@@ -226,7 +226,7 @@ def _read_index(source: Path | str, revision: str | None) -> Mapping[str, Any]:
     """Return the content of the pipeline's model_index.json."""
     if isinstance(source, Path) and not (source / "model_index.json").is_file():
         raise FileNotFoundError(
-            f"{source} has no model_index.json: give the folder of a whole diffusers pipeline."
+            f"{source} has no model_index.json: give the folder of a whole diffusers pipeline"
         )
 
     from diffusers import DiffusionPipeline
@@ -252,19 +252,19 @@ def _check_parts(folder: Path, index: Mapping[str, Any], variant: str | None) ->
         subfolder = folder / part
         if not subfolder.is_dir():
             raise FileNotFoundError(
-                f"the model folder {folder} misses its part '{part}': copy the whole pipeline."
+                f"the model folder {folder} misses its part '{part}': copy the whole pipeline"
             )
 
         files = REQUIRED_FILES.get(part, "config.json").split()
         if not any((subfolder / file).is_file() for file in files):
             raise FileNotFoundError(
-                f"the model folder {folder} misses {files[0]} in its part '{part}'."
+                f"the model folder {folder} misses {files[0]} in its part '{part}'"
             )
 
         weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
         if part not in REQUIRED_FILES and not any(subfolder.glob(weights)):
             raise FileNotFoundError(
-                f"the model folder {folder} misses the weights ({weights}) in its part '{part}'."
+                f"the model folder {folder} misses the weights ({weights}) in its part '{part}'"
             )
 
 

@@ -41,16 +41,28 @@ def add_lora(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in modules):
             raise ValueError(
-                f"model.targets: the network has no layer whose name ends in '{target}'."
+                f"model.targets: the network has no layer whose name ends in '{target}'"
             )
 
-    with torch.random.fork_rng(devices=[]):  # peft draws on the CPU
-        torch.default_generator.manual_seed(0)
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets)
-        )
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets)
+    )
+    with fixed_seed():
         network.add_adapter(config)  # type: ignore[operator]
 
+    cast_trainable(network)
+
+
+@contextmanager
+def fixed_seed() -> Iterator[None]:
+    """Let peft draw a new adapter from a generator of its own, the same at every load."""
+    with torch.random.fork_rng(devices=[]):  # peft draws on the CPU
+        torch.default_generator.manual_seed(0)
+        yield
+
+
+def cast_trainable(network: nn.Module) -> None:
+    """Make the parameters that learn float32."""
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -63,6 +75,14 @@ def set_lora_scale(network: nn.Module, strength: float) -> None:
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
             layer.scale_layer(strength)
+
+
+def copied_state(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a copy of the parameters `named`, on the CPU."""
+    return {
+        name: p.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, p in named.items()
+    }
 
 
 @torch.no_grad()
@@ -80,7 +100,7 @@ def copy_state(named: Mapping[str, Tensor], state: Mapping[str, Tensor], source:
     for name in sorted(named.keys() ^ state.keys()):
         how = "lacks" if name in named else "has the unknown"
         raise ValueError(
-            f"{source} belongs to another model or to other model.targets: it {how} {name}."
+            f"{source} belongs to another model or to other model.targets: it {how} {name}"
         )
 
     for name, parameter in named.items():
@@ -98,10 +118,10 @@ def _check_shape(name: str, ours: tuple[int, ...], theirs: tuple[int, ...], sour
         axis = 0 if ".lora_A." in name else 1
         raise ValueError(
             f"{source} has rank {theirs[axis]}, but this adapter has rank {ours[axis]}: "
-            f"set model.rank = {theirs[axis]}."
+            f"set model.rank = {theirs[axis]}"
         )
 
-    raise ValueError(f"{source} belongs to another model: its {name} is {theirs}, not {ours}.")
+    raise ValueError(f"{source} belongs to another model: its {name} is {theirs}, not {ours}")
 
 
 def write_adapter(pipe: Any, part: str, folder: Path, full: bool = False) -> None:
@@ -194,19 +214,19 @@ def read_adapter(pipe: Any, part: str, folder: Path, train: str, alpha: float) -
 
     if trained_alpha != alpha:
         raise ValueError(
-            f"{folder} was trained with alpha {trained_alpha}: set model.alpha = {trained_alpha}."
+            f"{folder} was trained with alpha {trained_alpha}: set model.alpha = {trained_alpha}"
         )
 
 
 def _check_adapter(folder: Path, train: str, has_lora: bool, has_network: bool) -> None:
     if not (has_lora or has_network):
         raise FileNotFoundError(
-            f"the adapter folder {folder} has neither {FILE} nor a network's config.json."
+            f"the adapter folder {folder} has neither {FILE} nor a network's config.json"
         )
     if has_lora and train == "full":
-        raise ValueError(f"{folder} holds a LoRA adapter: set model.train = 'lora'.")
+        raise ValueError(f"{folder} holds a LoRA adapter: set model.train = 'lora'")
     if not has_lora and train == "lora":
-        raise ValueError(f"{folder} holds a whole network: set model.train = 'full'.")
+        raise ValueError(f"{folder} holds a whole network: set model.train = 'full'")
 
 
 def _attach_lora(pipe: Any, part: str, folder: Path) -> None:

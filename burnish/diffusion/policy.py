@@ -202,6 +202,9 @@ class Policy(TrainableWeights):
         Each text is encoded once and remembered. With a ControlNet, the condition also has each
         prompt's control image (see `control`).
 
+        Args:
+            prompts: one a row.
+
         Raises:
             ValueError: a prompt has no control image that can be read.
         """
@@ -226,7 +229,12 @@ class Policy(TrainableWeights):
         return self._prompt_encoder.null(n, text)
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
-        """Return the starts (n, *latent) float32 of `n` trajectories, drawn on the CPU."""
+        """Return the starts (n, *latent) float32 of `n` trajectories, drawn on the CPU.
+
+        Args:
+            n: the number of trajectories.
+            generator: of the CPU; the noise comes from it.
+        """
         return torch.randn((n, *self.latent_shape), generator=generator).to(self.device)
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond, guidance: Guidance) -> Tensor:
@@ -256,6 +264,9 @@ class Policy(TrainableWeights):
     def decode(self, latent: Tensor) -> Tensor:
         """Return the images (B, 3, H, W) float32 in [0, 1] of latents (B, *latent).
 
+        Args:
+            latent: finished latents, as many as there are; they are decoded a few at a time.
+
         Raises:
             RuntimeError: they are not finite; as black images they would please many a reward.
         """
@@ -267,7 +278,7 @@ class Policy(TrainableWeights):
             raise RuntimeError(
                 "the decoded images are not finite: the weights have diverged (lower "
                 "optimizer.lr), or the decoder overflows in float16 (set model.dtype to bfloat16 "
-                "or float32)."
+                "or float32)"
             )
 
         return images
@@ -277,6 +288,10 @@ class Policy(TrainableWeights):
         """Return latents (B, *latent) float32 of images (B, 3, H, W) in [0, 1].
 
         They are drawn from the autoencoder's posterior.
+
+        Args:
+            images: on any device.
+            generator: of the CPU; the draw comes from it.
         """
         return self._family.embed(self.pipe, images, generator)
 
@@ -284,15 +299,14 @@ class Policy(TrainableWeights):
 def _check_settings(train: str, rank: int, alpha: float, dtype: str, decode_at_once: int) -> None:
     """Raise ValueError if a setting of `Policy.load` is out of range."""
     if train not in ("lora", "full", "none"):
-        raise ValueError(f"model.train must be 'lora', 'full' or 'none', not '{train}'.")
+        raise ValueError(f"model.train must be 'lora', 'full' or 'none', not '{train}'")
     if dtype not in DTYPES:
-        raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, not '{dtype}'.")
+        raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, not '{dtype}'")
     if rank < 1 or not alpha > 0:
         raise ValueError(
-            f"model.rank must be at least 1 and model.alpha > 0, not {rank} and {alpha}."
+            f"model.rank must be at least 1 and model.alpha > 0, not {rank} and {alpha}"
         )
     if decode_at_once < 0:
         raise ValueError(
-            "model.decode_at_once must be 0 (as their size suggests) or more, not "
-            f"{decode_at_once}."
+            f"model.decode_at_once must be 0 (as their size suggests) or more, not {decode_at_once}"
         )

@@ -1,4 +1,4 @@
-"""The two processes that an objective may look at: what do the current weights say about them?
+"""The two processes that an objective may learn from, replayed under the current weights.
 
     reverse    the transitions that were sampled; l is the log-density of a transition (DDPO, RLCM)
     forward    the finished images, noised again to any time; -l is the denoising error (RWR, AWM)

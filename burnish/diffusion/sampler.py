@@ -43,13 +43,17 @@ class Sampler:
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f"sampler.steps must be at least 1, not {self.steps}.")
+            raise ValueError(f"sampler.steps must be at least 1, not {self.steps}")
 
     def encode(self, policy: Policy, prompts: Sequence[Prompt]) -> Cond:
         """Return the prompts as the network reads them under this guidance, one row a prompt.
 
         A guidance that is centred on the original of an expanded prompt (`needs_original`) finds
         its states beside the others, each under its name with "original." before it.
+
+        Args:
+            policy: whose text encoders and control images are used.
+            prompts: one a row.
 
         Raises:
             ValueError: a prompt's original is not a text.
@@ -66,7 +70,11 @@ class Sampler:
         }
 
     def times(self, policy: Policy) -> Tensor:
-        """Return the grid (steps + 1,), noisiest first; the last may be -1, the data itself."""
+        """Return the grid (steps + 1,), noisiest first; the last may be -1, the data itself.
+
+        Args:
+            policy: whose noise schedule is used.
+        """
         return policy.schedule.times(self.steps)
 
     def transitions(self, policy: Policy, least_noise: float = 0.0) -> int:
@@ -98,7 +106,7 @@ class Sampler:
 
             raise ValueError(
                 f"none of {self.steps} transitions has noise, so there is nothing to learn "
-                f"from: use more sampler.steps{remedy}."
+                f"from: use more sampler.steps{remedy}"
             )
 
         if least_noise:
@@ -224,7 +232,7 @@ class Sampler:
     def replay(
         self,
         policy: Policy,
-        traj: Trajectory,
+        trajectory: Trajectory,
         images: Tensor,
         transitions: Tensor,
         reference: bool = False,
@@ -235,20 +243,20 @@ class Sampler:
 
         Args:
             policy: the current weights.
-            traj: the stored trajectories.
-            images: (b,) int64, rows of `traj`.
+            trajectory: the stored trajectories.
+            images: (b,) int64, rows of `trajectory`.
             transitions: (b, k) int64 in 0..T-1, the transitions of each image.
             reference: also use the weights before training, for `logp_ref` and `kl`.
         """
         shape = transitions.shape
         i = images.cpu().repeat_interleave(shape[1])
         j = transitions.cpu().flatten()
-        t = traj.t[j]
-        s = traj.t[j + 1]
-        x_t = traj.x[i, j].to(policy.device)
-        x_s = traj.x[i, j + 1].to(policy.device)
-        logp_old = traj.logp[i, j].to(policy.device).view(shape)
-        cond = {name: value[i].to(policy.device) for name, value in traj.cond.items()}
+        t = trajectory.t[j]
+        s = trajectory.t[j + 1]
+        x_t = trajectory.x[i, j].to(policy.device)
+        x_s = trajectory.x[i, j + 1].to(policy.device)
+        logp_old = trajectory.logp[i, j].to(policy.device).view(shape)
+        cond = {name: value[i].to(policy.device) for name, value in trajectory.cond.items()}
         dims = x_t[0].numel()
 
         current, _ = self._transition(policy, x_t, t, s, cond)
@@ -343,7 +351,7 @@ def _count_noisy_transitions(sampler: Sampler, policy: Policy) -> int:
     if count and (not bool(noisy[:count].all()) or count < sampler.steps - 1):
         raise ValueError(
             f"only {count} of {sampler.steps} transitions have noise: use more sampler.steps or "
-            "a larger sampler.kernel.eta."
+            "a larger sampler.kernel.eta"
         )
 
     return count

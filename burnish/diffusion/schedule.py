@@ -81,7 +81,7 @@ class Schedule:
         if not hasattr(scheduler, "alphas_cumprod"):
             raise ValueError(
                 f"the scheduler {type(scheduler).__name__} has no alphas_cumprod: only diffusion "
-                "models (epsilon, v or sample prediction) can be sampled here."
+                "models (epsilon, v or sample prediction) can be sampled here"
             )
 
         consistency = isinstance(scheduler, LCMScheduler)
@@ -94,13 +94,13 @@ class Schedule:
         if prediction not in PREDICTIONS:
             raise ValueError(
                 f"the scheduler's prediction_type {prediction!r} is not one of "
-                f"{', '.join(PREDICTIONS)}."
+                f"{', '.join(PREDICTIONS)}"
             )
         if prediction == "epsilon" and bool((abar <= 0).any()):
             raise ValueError(
                 "a schedule with rescale_betas_zero_snr cannot be used with prediction_type "
                 "'epsilon', because x0 cannot be recovered from pure noise: use a v_prediction "
-                "model."
+                "model"
             )
 
         return cls(
@@ -133,7 +133,7 @@ class Schedule:
         count = len(self.alpha)
         if not 1 <= steps <= count:
             raise ValueError(
-                f"sampler.steps must be between 1 and {count}, the training timesteps, not {steps}."
+                f"sampler.steps must be between 1 and {count}, the training timesteps, not {steps}"
             )
 
         ddim = DDIMScheduler.from_config(self.config)
@@ -143,7 +143,7 @@ class Schedule:
         if int(grid.max()) >= count:
             raise ValueError(
                 f"sampler.steps = {steps} asks for timestep {int(grid.max())}, beyond the model's "
-                f"last, {count - 1}: use fewer steps."
+                f"last, {count - 1}: use fewer steps"
             )
 
         last = max(int(grid[-1]) - count // steps, FINAL)
@@ -158,7 +158,7 @@ class Schedule:
         if not 1 <= steps <= distilled:
             raise ValueError(
                 f"sampler.steps must be between 1 and {distilled}, the steps this consistency "
-                f"model was distilled from, not {steps}."
+                f"model was distilled from, not {steps}"
             )
 
         lcm.set_timesteps(steps)

@@ -73,7 +73,7 @@ class TrainableWeights:
         """
         if self.train == "full" and self._initial is None:
             raise RuntimeError(
-                "a fully trained policy has a reference only if it was loaded with reference=True."
+                "a fully trained policy has a reference only if it was loaded with reference=True"
             )
         return self._switch.use("reference")
 
@@ -96,19 +96,19 @@ class TrainableWeights:
         if self.train == "full":
             raise ValueError(
                 "a strength other than 1 needs a LoRA adapter, but this model's whole network was "
-                "trained: leave the strength at 1."
+                "trained: leave the strength at 1"
             )
         lora.set_lora_scale(self._root, strength)
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of the learned weights by parameter name, float32 on the CPU."""
-        return {
-            name: p.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, p in self.named_trainable.items()
-        }
+        return lora.copied_state(self.named_trainable)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned.
+
+        Args:
+            state: the weights by parameter name.
 
         Raises:
             ValueError: it does not fit; then nothing has changed.
@@ -121,6 +121,9 @@ class TrainableWeights:
         It is a LoRA for `pipe.load_lora_weights(folder)`, or the whole network. What a ControlNet
         learned goes to `folder/controlnet`, for `ControlNetModel`'s `load_lora_adapter` or
         `from_pretrained`.
+
+        Args:
+            folder: to write into; it is made if it is missing.
         """
         with lora.publishing(Path(folder)) as temporary:
             for part in self._networks:
@@ -144,11 +147,11 @@ def trainable_networks(pipe: Any, family: Family, trainable_parts: str) -> dict[
     if trainable_parts not in names:
         raise ValueError(
             "model.trainable_parts must be 'controlnet', 'both' or '' (the model's own), not "
-            f"'{trainable_parts}'."
+            f"'{trainable_parts}'"
         )
     if trainable_parts and not hasattr(pipe, CONTROLNET):
         raise ValueError(
-            f"model.trainable_parts = '{trainable_parts}' needs a ControlNet: set model.controlnet."
+            f"model.trainable_parts = '{trainable_parts}' needs a ControlNet: set model.controlnet"
         )
 
     return {name: getattr(pipe, name) for name in names[trainable_parts]}

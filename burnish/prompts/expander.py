@@ -79,7 +79,7 @@ class Expander:
     Attributes:
         model: the transformers model, with peft's adapter if it has one.
         tokenizer: the transformers tokenizer.
-        prompt_tokens: the way in which the model is asked.
+        prompt_tokens: the way in which the model reads a prompt.
         train: "lora", "full" or "none".
         trainable: the parameters that learn, float32; empty with `train="none"`.
     """
@@ -134,19 +134,25 @@ class Expander:
         dtype: str = "float32",
         device: str | torch.device = "cpu",
         adapter: str | Path = "",
-        **settings: Any,
+        temperature: float = 1.0,
+        tokens: int = 48,
+        instruction: str = "",
+        fits: Callable[[Prompt], bool] = lambda prompt: True,
     ) -> Expander:
         """Return an expander from `zoo:NAME`, a folder or a hub id.
 
         Args:
-            model: any causal language model of transformers. One with a chat template is asked by
+            model: any causal language model of transformers. One with a chat template reads
                 `instruction`, another one continues the prompt.
             train: "lora" (every linear layer but the last), "full" or "none".
             rank: of a new adapter; its scale is 1.
             dtype: "float32" or "bfloat16", of what is frozen; what learns is float32.
             device: where it computes.
             adapter: a folder that `save` wrote, to start from.
-            settings: `temperature`, `tokens`, `instruction` and `fits` of the constructor.
+            temperature: of the distribution that is drawn from and trained.
+            tokens: that are drawn at most.
+            instruction: for a model with a chat template, with `{prompt}` in it.
+            fits: says whether the generator reads a prompt to its end.
 
         Raises:
             FileNotFoundError: the folder `adapter` holds no expander.
@@ -155,7 +161,7 @@ class Expander:
         for name, value, known in (("train", train, TRAINED), ("dtype", dtype, tuple(DTYPES))):
             if value not in known:
                 raise ValueError(
-                    f"expander.{name} must be one of {', '.join(known)}, not '{value}'."
+                    f"expander.{name} must be one of {', '.join(known)}, not '{value}'"
                 )
 
         saved = Path(adapter)
@@ -164,7 +170,7 @@ class Expander:
 
         if saved_lora and not (saved / "adapter_config.json").is_file():
             raise FileNotFoundError(
-                f"{adapter} holds no expander (neither adapter_config.json nor config.json)."
+                f"{adapter} holds no expander (neither adapter_config.json nor config.json)"
             )
 
         weights = str(adapter) if saved_model else ""
@@ -177,7 +183,15 @@ class Expander:
         elif train == "lora":
             network = _with_new_lora(network, rank, model)
 
-        return cls(network, tokenizer, train, **settings)
+        return cls(
+            network,
+            tokenizer,
+            train,
+            temperature=temperature,
+            tokens=tokens,
+            instruction=instruction,
+            fits=fits,
+        )
 
     @torch.no_grad()
     def draw(self, prompts: Sequence[Prompt], generator: torch.Generator) -> Expansions:
@@ -236,7 +250,7 @@ class Expander:
         Args:
             drawn: what `draw` returned.
             rows: (b,) the texts.
-            reference: also ask the model as it was when `remember` was called, for `kl`.
+            reference: also call the model as it was when `remember` was called, for `kl`.
         """
         ids = drawn.ids[rows].to(self.model.device)
         attention_mask = drawn.attention_mask[rows].to(ids.device)
@@ -274,7 +288,7 @@ class Expander:
             RuntimeError: `remember` was never called.
         """
         if self._initial is None:
-            raise RuntimeError("an expander has a reference only after remember().")
+            raise RuntimeError("an expander has a reference only after remember()")
 
         now = [p.data for p in self.trainable]
         for parameter, initial in zip(self.trainable, self._initial, strict=True):
@@ -288,10 +302,7 @@ class Expander:
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of what was learned, by parameter name, float32 on the CPU."""
-        return {
-            name: p.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, p in self._named.items()
-        }
+        return lora.copied_state(self._named)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned.
@@ -381,7 +392,8 @@ def _truncate(
 def _cache_name(model: Any) -> str:
     """Return the argument of a model's call that takes the cache.
 
-    transformers calls it `cache` since 5.24 and warns of the old name, the only one that 5.0 knows.
+    transformers calls it `cache` since 5.24 and warns of the old name, the only
+    one that 5.20 to 5.23 know.
     """
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     names = signature(bare.forward).parameters
@@ -443,15 +455,11 @@ def _with_new_lora(network: Any, rank: int, name: str) -> Any:
         r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM"
     )
 
-    with torch.random.fork_rng(devices=[]), _without_warnings():
-        torch.default_generator.manual_seed(0)
+    with lora.fixed_seed(), _without_warnings():
         adapted = get_peft_model(network, settings)
 
     adapted.peft_config["default"].base_model_name_or_path = name
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
+    lora.cast_trainable(adapted)
     return adapted
 
 
@@ -469,14 +477,14 @@ def _with_saved_lora(network: Any, folder: Path, train: str, rank: int) -> Any:
 
     saved_rank = adapted.peft_config["default"].r
     if train == "lora" and saved_rank != rank:
-        raise ValueError(f"{folder} has rank {saved_rank}: set expander.rank = {saved_rank}.")
+        raise ValueError(f"{folder} has rank {saved_rank}: set expander.rank = {saved_rank}")
 
     return adapted
 
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Silence peft 0.21, which asks transformers 5.23 for an attribute by its old name."""
+    """Silence peft 0.21, which reads an attribute of transformers 5.23 by its old name."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning

@@ -10,7 +10,7 @@ encoder it is a word: it can change images more than the identifiers do.
 
 The n-th identifier stands for the n-th reward of the configuration. Only the generator reads it
 (`Prompt.template`): rewards, judges and logs have the text alone. Of a drawn prompt's images each
-identifier gets an equal share, and they are a group of their own, because with another identifier
+identifier gets equally many, and they are a group of their own, because with another identifier
 they come from another distribution.
 
 Identifiers are ordinary `words`, as in the paper, or `tokens`, one for each, where words would
@@ -72,7 +72,7 @@ def with_template(prompts: Sequence[Prompt], template: str) -> list[Prompt]:
 
 
 def target_rewards(images: int, each: int, rewards: int) -> Tensor:
-    """Return the index of the reward that each image is asked for, (images,) int64.
+    """Return the index of each image's target reward, (images,) int64.
 
     Args:
         images: their number.

@@ -36,7 +36,11 @@ LONGEST_LINE = 2000
 
 
 def animals(text: str = "{noun}") -> list[Prompt]:
-    """Return DDPO's 45 common animals; by default the bare noun, as in the paper's code."""
+    """Return DDPO's 45 common animals; by default the bare noun, as in the paper's code.
+
+    Args:
+        text: with {noun} in it.
+    """
     return template(text, noun=list(ANIMALS))
 
 
@@ -44,13 +48,20 @@ def imagenet_animals(text: str = "{noun}") -> list[Prompt]:
     """Return the 398 animals of ImageNet-1k (classes 0 to 397).
 
     The prompt is the whole line of synonyms, as in the paper.
+
+    Args:
+        text: with {noun} in it.
     """
     nouns = (files("burnish") / "data" / "imagenet_animals.txt").read_text("utf-8")
     return template(text, noun=nouns.splitlines())
 
 
 def activities(text: str = "a {noun} {activity}") -> list[Prompt]:
-    """Return DDPO's 45 animals x 3 activities: "a cat washing the dishes", ..."""
+    """Return DDPO's 45 animals x 3 activities: "a cat washing the dishes", ...
+
+    Args:
+        text: with {noun} and {activity} in it.
+    """
     return template(text, noun=list(ANIMALS), activity=list(ACTIVITIES))
 
 
@@ -158,7 +169,14 @@ def zoo_nouns(split: str = "animals", text: str = "a {noun}") -> list[Prompt]:
 
 
 def listed(texts: list) -> list[Prompt]:
-    """Return prompts written where they are used: `texts = ["a cat", "a dog on the moon"]`."""
+    """Return prompts written where they are used: `texts = ["a cat", "a dog on the moon"]`.
+
+    Args:
+        texts: one a prompt.
+
+    Raises:
+        ValueError: there are none, or one is empty or no text; the message names its row.
+    """
     if not texts:
         raise ValueError("prompts: texts is empty; give at least one prompt")
 

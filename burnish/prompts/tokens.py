@@ -21,7 +21,7 @@ INSTRUCTION = (
 
 
 class PromptTokens:
-    """A tokenizer, and the way in which its model is asked for the words behind a prompt.
+    """A tokenizer, and the way in which its model is prompted for the words behind a prompt.
 
     Attributes:
         tokenizer: of transformers.
@@ -89,7 +89,7 @@ class PromptTokens:
         """Return the tokens that the model is given for one prompt."""
         if self.tokenizer.chat_template is not None:
             message = {"role": "user", "content": self.instruction.replace("{prompt}", text)}
-            # models that think before they answer are asked not to; other templates ignore it
+            # models that think before they answer are instructed not to; other templates ignore it
             chat = self.tokenizer.apply_chat_template(
                 [message], add_generation_prompt=True, tokenize=False, enable_thinking=False
             )

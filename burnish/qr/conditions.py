@@ -113,15 +113,15 @@ def _turned(degrees: float) -> Condition:
     return condition
 
 
-def _tilted(*shares: float) -> Condition:
-    """Return a condition with corners moved inwards by these shares of both sides.
+def _tilted(*fractions: float) -> Condition:
+    """Return a condition with corners moved inwards by these fractions of both sides.
 
     Their order is upper left, upper right, lower right, lower left.
     """
 
     def condition(image: Image.Image, module: float) -> Image.Image:
         large = _closer(image, module)
-        perspective = _perspective(*large.size, shares)
+        perspective = _perspective(*large.size, fractions)
         return large.transform(
             large.size, Image.Transform.PERSPECTIVE, perspective, _BILINEAR, fillcolor=WHITE
         )
@@ -130,17 +130,17 @@ def _tilted(*shares: float) -> Condition:
 
 
 @lru_cache(maxsize=64)
-def _perspective(width: int, height: int, shares: tuple[float, ...]) -> tuple[float, ...]:
+def _perspective(width: int, height: int, fractions: tuple[float, ...]) -> tuple[float, ...]:
     """Return PIL's eight coefficients of a perspective with corners moved inwards."""
     rows = []
     values = []
     inwards = ((0, 0, 1, 1), (1, 0, -1, 1), (1, 1, -1, -1), (0, 1, 1, -1))
 
-    for (right, low, dx, dy), share in zip(inwards, shares, strict=True):
+    for (right, low, dx, dy), fraction in zip(inwards, fractions, strict=True):
         u = right * width
         v = low * height
-        x = u + dx * share * width
-        y = v + dy * share * height
+        x = u + dx * fraction * width
+        y = v + dy * fraction * height
         rows += [[x, y, 1, 0, 0, 0, -u * x, -u * y], [0, 0, 0, x, y, 1, -v * x, -v * y]]
         values += [u, v]
 

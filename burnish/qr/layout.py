@@ -103,12 +103,12 @@ class Layout:
         return grey[:, :, middle, :, middle].mean((2, 4))
 
     def errors(self, images: Tensor, by_area: bool = False) -> Tensor:
-        """Return the share of modules on the wrong side, (B,); finder patterns count double.
+        """Return the fraction of modules on the wrong side, (B,); finder patterns count double.
 
         Args:
             images: (B, 3, side, side) in [0, 1].
-            by_area: judge all px of a module instead of its middle, which makes it the share of the
-                area on the wrong side.
+            by_area: judge all px of a module instead of its middle, which makes it the fraction of
+                the area on the wrong side.
 
         Raises:
             ValueError: the images are not of this canvas.
@@ -116,9 +116,9 @@ class Layout:
         luminance = self._grey(images) if by_area else self.luminance(images)[:, :, None, :, None]
         dark = self.modules.to(images.device)[:, None, :, None]
         wrong = torch.where(dark, luminance > DARK, luminance < LIGHT)
-        share = wrong.to(luminance.dtype).mean((2, 4))
+        wrong_fraction = wrong.to(luminance.dtype).mean((2, 4))
         weight = self.weight().to(luminance)
-        return (share * weight).sum((1, 2)) / weight.sum()
+        return (wrong_fraction * weight).sum((1, 2)) / weight.sum()
 
     def weight(self) -> Tensor:
         """Return the weight of each module, (n, n): 2 in a finder pattern, else 1.

@@ -1,6 +1,6 @@
 """Scannability: the decoders and conditions under which the code in an image is read.
 
-    fraction = share of (decoder, condition) pairs that read exactly the payload
+    fraction = (pairs of decoder and condition that read exactly the payload) / (all pairs)
 
 Three verdicts on an image, each weaker than the one before:
 
@@ -10,8 +10,8 @@ Three verdicts on an image, each weaker than the one before:
               decoder on exact pixels does not
     lenient   some decoder reads it under some condition
 
-`module_errors` needs no reader: it is the share of modules on the wrong side (see
-`burnish.qr.layout.Layout.errors`), and tells apart images that nothing reads.
+`module_errors` needs no reader: it is the fraction of modules on the wrong side (see
+`burnish.qr.layout.Layout.errors`), and ranks images that nothing reads.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Readings:
 
     @property
     def fraction(self) -> Tensor:
-        """The share of pairs that read the payload, (B,) float64."""
+        """The fraction of pairs that read the payload, (B,) float64."""
         return self.table.double().mean((1, 2))
 
     @property

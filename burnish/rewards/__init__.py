@@ -143,7 +143,7 @@ def _first_difference(
 
 
 def _test_batch(size: int, prompts: Sequence[str | Prompt] | None) -> tuple[Tensor, list[Prompt]]:
-    """Return eight images that differ in every way a reward may look at, and their prompts.
+    """Return eight images that differ in every way a reward may depend on, and their prompts.
 
     They are plain, a ramp, stripes, and noise of three strengths.
     """

@@ -22,7 +22,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -142,11 +141,8 @@ class Encoder:
             model = AutoModel.from_pretrained(source, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError, ImportError) as error:
-            kind = "folder" if Path(source).is_dir() else "model id"
-            raise ValueError(
-                f"'{name}' is not a {kind} with a language model and its tokenizer: "
-                f"{first_line(error)}"
-            ) from error
+            problem = zoo.load_problem(name, "a language model and its tokenizer")
+            raise ValueError(f"{problem}: {first_line(error)}") from error
 
         model = getattr(model.eval().requires_grad_(False), "text_model", model)
         last_layer = int(model.config.num_hidden_layers)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -45,7 +44,7 @@ def clip_similarity(
             text.
     """
     if of not in ("text", "original"):
-        raise ValueError(f'clip_similarity.of must be "text" or "original", not "{of}".')
+        raise ValueError(f'clip_similarity.of must be "text" or "original", not "{of}"')
     return cosine(Clip.load(model), device, of)
 
 
@@ -106,12 +105,11 @@ class Clip:
             # Only its numbers: the processor's class would ask for torchvision.
             numbers, _ = ImageProcessingMixin.get_image_processor_dict(beside)
         except (OSError, ValueError, KeyError) as error:
-            kind = "folder" if Path(source).is_dir() else "model id"
             place = f" (these two in '{processor}')" if processor else ""
-            raise ValueError(
-                f"'{name}' is not a {kind} with a CLIPModel, its tokenizer and its image "
-                f"processor{place}: {first_line(error)}"
-            ) from error
+            problem = zoo.load_problem(
+                name, f"a CLIPModel, its tokenizer and its image processor{place}"
+            )
+            raise ValueError(f"{problem}: {first_line(error)}") from error
 
         if not isinstance(model.config, CLIPConfig):
             raise ValueError(
@@ -189,7 +187,5 @@ def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[floa
 
 
 def _unit_length(output: Any) -> Tensor:
-    # transformers 5 returns an output object whose pooler_output is the projected embedding;
-    # transformers 4 returned the tensor.
-    embedding = output if isinstance(output, Tensor) else output.pooler_output
-    return functional.normalize(embedding.float(), dim=-1).cpu()
+    """Return the projected embeddings of a tower's output, scaled to length 1, on the CPU."""
+    return functional.normalize(output.pooler_output.float(), dim=-1).cpu()

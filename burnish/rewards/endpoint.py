@@ -36,7 +36,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 class Endpoint:
-    """A model behind a server; `endpoint(images, questions)` asks it one question an image."""
+    """A model behind a server; `endpoint(images, questions)` sends one question an image."""
 
     def __init__(
         self,
@@ -62,10 +62,10 @@ class Endpoint:
             model: the name under which the server knows the model.
             key_variable: the environment variable that holds the API key; if it is not set no key
                 is sent, and "" never sends one. The key is kept out of files, messages and logs.
-            timeout: as for `Wire`.
-            retries: as for `Wire`.
-            workers: as for `Wire`; at most so many images are under way at once.
-            backoff: as for `Wire`.
+            timeout: seconds until the connection stands, and the longest silence after that.
+            retries: tries after the first one.
+            workers: requests under way at once, each about one image.
+            backoff: seconds of the first wait before another try.
             image: file format in which images are sent.
             quality: of a JPEG file.
             temperature: of the answers; 0 is greedy.

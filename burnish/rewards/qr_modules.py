@@ -1,4 +1,4 @@
-"""Reward `qr_modules`: the share of a code's modules that have the right brightness."""
+"""Reward `qr_modules`: the fraction of a code's modules that have the right brightness."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from burnish.qr.scanner import canvas_side, module_errors
 from burnish.types import Prompt, Reward
 
 
-def modules(whole: bool = False) -> Reward:
-    """Reward the share of right modules of the code of metadata["payload"], in [0, 1].
+def modules(by_area: bool = False) -> Reward:
+    """Reward the fraction of right modules of the code of metadata["payload"], in [0, 1].
 
     No decoder is run.
 
     Args:
-        whole: the share of the code's area instead: a module counts by all of its pixels and not
-            by its middle. This still tells images apart whose modules are all right, and prefers
+        by_area: the fraction of the code's area instead: a module counts by all of its pixels and
+            not by its middle. This still ranks images whose modules are all right, and prefers
             those that can be read from further away.
 
     Raises:
@@ -27,6 +27,6 @@ def modules(whole: bool = False) -> Reward:
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         layouts = [layout_of(prompt, canvas_side(images)) for prompt in prompts]
-        return 1 - module_errors(images, layouts, by_area=whole)
+        return 1 - module_errors(images, layouts, by_area=by_area)
 
     return reward

@@ -1,4 +1,4 @@
-"""Reward `qr_scan`: the share of decoders and conditions that read the code in an image."""
+"""Reward `qr_scan`: the fraction of decoders and conditions that read the code in an image."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def scan(
 ) -> Reward:
     """Reward how well the code of metadata["payload"] is read.
 
-    It is the share of decoders and conditions that read it, plus the weighted share of right
+    It is the fraction of decoders and conditions that read it, plus the weighted fraction of right
     modules.
 
     Args:
         decoders: names of `burnish.qr.decoders`, by default zxing alone.
         conditions: "train", "held_out", "all" or a list of names of `burnish.qr.conditions`.
-        module_weight: weight of the share of right modules; the share that is read has weight 1.
+        module_weight: weight of the fraction of right modules; that of what is read is 1.
         workers: images read at once; 0: one for each processor, at most 8.
 
     Raises:

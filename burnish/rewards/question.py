@@ -35,7 +35,7 @@ def question(
     batch: int = 32,
     endpoint: dict[str, Any] | None = None,
 ) -> Reward:
-    """Reward the share of a prompt's questions that a vision-language model answers as expected.
+    """Reward the fraction of a prompt's questions that a vision-language model answers as expected.
 
     That is 0, a half or 1 for a count. A prompt brings its questions and answers in its metadata
     (`{"questions": [...], "answers": [...]}`, one answer a question, as many prompts as you like in

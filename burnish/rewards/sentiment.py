@@ -5,11 +5,12 @@
 
 with embeddings of length 1 and s the model's own scale (CLIP ViT-L/14: 100) divided by
 `temperature` (arXiv 2103.00020, section 3.1). The texts define the two classes, so the reward
-classifies anything that two lists of words can tell apart. Here it stands in for Parrot's fourth
+classifies anything that two lists of words can separate. Here it stands in for Parrot's fourth
 reward (arXiv 2401.05675), the positive class of a model fitted to the sentiment of tweets.
 
-`zoo:emoji-clip` knows no moods, only things and colours. Its default texts tell bright backgrounds
-from gray and black ones: a stand-in that can be computed offline, and no measure of sentiment.
+`zoo:emoji-clip` knows no moods, only things and colours. Its default texts separate bright
+backgrounds from gray and black ones: a stand-in that can be computed offline, and no measure of
+sentiment.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def sentiment(
             `zoo:emoji-clip` for `BRIGHT`, yellow and pink backgrounds.
         negative: texts of its opposite; none for gloomy images, with `zoo:emoji-clip` for gray and
             black backgrounds (`DARK`). The lists need not be of one length.
-        temperature: above 1 it tells apart images that would otherwise all be near 0 or near 1.
+        temperature: above 1 it separates images that would otherwise all be near 0 or near 1.
         device: `auto` takes the device of the images, so that nothing is moved.
 
     Raises:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,7 @@ def load(
 
 @dataclass(frozen=True)
 class Local:
-    """An image-text-to-text model of transformers; `local(images, questions)` asks it."""
+    """An image-text-to-text model of transformers; `local(images, questions)` calls it."""
 
     model: Any  # frozen, in evaluation mode
     processor: Any
@@ -87,8 +86,7 @@ class Local:
             raise ValueError(f"batch = {batch}: at least one image must be asked about at once")
 
         source = zoo.resolve(name)
-        kind = "folder" if Path(source).is_dir() else "model id"
-        problem = f"'{name}' is not a {kind} with an image-text-to-text model and its processor"
+        problem = zoo.load_problem(name, "an image-text-to-text model and its processor")
         dtype = "auto" if torch.cuda.is_available() else torch.float32
 
         try:
@@ -169,7 +167,7 @@ class Local:
 
 
 class CachedVlm:
-    """A model whose last `capacity` answers are remembered; failures are asked for again."""
+    """A model whose last `capacity` answers are remembered; failures are tried again."""
 
     def __init__(self, model: Vlm, capacity: int = 10_000) -> None:
         self.model = model

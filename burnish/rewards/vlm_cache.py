@@ -15,7 +15,7 @@ Key = tuple[bytes, str]  # the hash of an image, its question
 
 
 class AnswerCache:
-    """The answers used last; failures are not remembered, so they are asked for again."""
+    """The answers used last; failures are not remembered, so they are tried again."""
 
     def __init__(self, capacity: int = 10_000) -> None:
         self.capacity = capacity
@@ -28,7 +28,7 @@ class AnswerCache:
         questions: Sequence[str],
         ask: Callable[[list[int]], Sequence[str | F]],
     ) -> list[str | F]:
-        """Return one answer an image; the model is asked only for those that are not known.
+        """Return one answer an image; the model is called only for those that are not known.
 
         Args:
             pixels: (B, H, W, 3) bytes.

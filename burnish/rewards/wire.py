@@ -137,7 +137,7 @@ class Wire:
         Returns:
             One result an item; in place of a result the NoAnswer that `function` raised.
         """
-        results: list[R | NoAnswer] = [NoAnswer(f"{self.redacted_url} was not asked")] * len(items)
+        results: list[R | NoAnswer] = [NoAnswer(f"{self.redacted_url} was not called")] * len(items)
         waiting: SimpleQueue[int] = SimpleQueue()
         done: SimpleQueue[tuple[int, R | BaseException]] = SimpleQueue()
         ended = Event()
@@ -209,7 +209,7 @@ class Wire:
         except requests.exceptions.InvalidJSONError:
             raise
         except requests.RequestException as error:
-            raise NoAnswer(f"{url} cannot be asked: {_innermost(error)}", silent=True) from None
+            raise NoAnswer(f"{url} cannot be called: {_innermost(error)}", silent=True) from None
 
         return self._read(response)
 

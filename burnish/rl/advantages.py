@@ -12,8 +12,8 @@ up to variance 1 again and a single reward keeps it. They differ in what "expect
 
 `weighted` is the control of that choice: `group` of one reward, the weighted sum of the raw
 ones, in which the reward with the largest spread wins. `pareto` keeps the advantage of `group`
-for images that no other beats in every reward. Where `scores.target_reward` names the reward that
-an image was asked to please (`identifiers`), the others have weight 0 for it.
+for images that no other beats in every reward. Where an image has a target reward
+(`scores.target_reward`, by `identifiers`), the others have weight 0 for it.
 
 For an objective that imitates (RWR) there are weights instead, none below 0 and 1 in the mean, of
 the weighted sum R of the raw rewards (DDPO, arXiv 2305.13301, section 4.1):
@@ -23,10 +23,10 @@ the weighted sum R of the raw rewards (DDPO, arXiv 2305.13301, section 4.1):
     top_fraction   n / k for the k best of n images, 0 for the others
 
 `per_transition` then gives each transition of an image an advantage of its own. In DDPO all of
-them share the image's, although a late transition has no part in what was settled before it. The
+them share the image's, although a late transition has no part in what was decided before it. The
 reward of x0_pred, the image that the network predicts from x_t, is a baseline that depends on the
 transition's state alone. Subtracting it leaves the expected gradient as it is, and takes out of its
-variance what was settled (a control variate).
+variance what was decided before (a control variate).
 
 Standard deviations are the population's (ddof 0), in float64. Where all rewards are equal the
 advantage is exactly 0 rather than rounding noise over epsilon. Rows with a score that is not finite
@@ -45,7 +45,7 @@ from torch import Tensor
 from burnish.types import Advantage, Scores
 
 SPREAD = 1e-6
-"""Rewards whose std is below this share of their magnitude are all equal but for rounding."""
+"""Rewards whose std is below this fraction of their magnitude are all equal but for rounding."""
 
 
 class BatchAdvantage(Advantage):
@@ -82,7 +82,7 @@ class GroupAdvantage(BatchAdvantage):
     def __init__(self, clip: float = 5.0, spread: str = "prompt") -> None:
         super().__init__(clip)
         if spread not in ("prompt", "batch"):
-            raise ValueError(f'advantage.spread must be "prompt" or "batch", not "{spread}".')
+            raise ValueError(f'advantage.spread must be "prompt" or "batch", not "{spread}"')
         self.spread = spread
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class TrackerAdvantage(Advantage):
         if not 1 <= min_count <= buffer:
             raise ValueError(
                 "advantage.min_count must lie between 1 and advantage.buffer, but "
-                f"min_count = {min_count} and buffer = {buffer}."
+                f"min_count = {min_count} and buffer = {buffer}"
             )
 
         self.buffer = buffer
@@ -178,9 +178,9 @@ class SoftmaxWeights(Advantage):
         self, beta: float = 0.2, within: str = "prompt", standardise: bool = False
     ) -> None:
         if not 0 <= beta < torch.inf:
-            raise ValueError(f"advantage.beta must be 0 or more, not {beta}.")
+            raise ValueError(f"advantage.beta must be 0 or more, not {beta}")
         self.beta = beta
-        self.within = _checked_within(within)
+        self.within = checked_within(within)
         self.standardise = standardise
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
@@ -212,9 +212,9 @@ class TopFractionWeights(Advantage):
 
     def __init__(self, fraction: float = 0.1, within: str = "prompt") -> None:
         if not 0 < fraction <= 1:
-            raise ValueError(f"advantage.fraction must lie in (0, 1], not {fraction}.")
+            raise ValueError(f"advantage.fraction must lie in (0, 1], not {fraction}")
         self.fraction = fraction
-        self.within = _checked_within(within)
+        self.within = checked_within(within)
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """Return the weights, (B,) float32.
@@ -270,7 +270,7 @@ def weights_per_image(weights: Tensor, scores: Scores) -> Tensor:
     """
     if len(weights) != scores.parts.shape[1]:
         raise ValueError(
-            f"{len(weights)} reward weights were given for {scores.parts.shape[1]} rewards."
+            f"{len(weights)} reward weights were given for {scores.parts.shape[1]} rewards"
         )
 
     rows = weights.detach().cpu().double().expand(scores.parts.shape)
@@ -298,13 +298,14 @@ def z_scores(scores: Scores, group: Tensor) -> Tensor:
 
 def _positive(name: str, value: float) -> float:
     if not value > 0:
-        raise ValueError(f"advantage.{name} must be > 0, not {value}.")
+        raise ValueError(f"advantage.{name} must be > 0, not {value}")
     return value
 
 
-def _checked_within(name: str) -> str:
+def checked_within(name: str) -> str:
+    """Return `name`; raise ValueError if it is neither "prompt" nor "batch"."""
     if name not in ("prompt", "batch"):
-        raise ValueError(f'advantage.within must be "prompt" or "batch", not "{name}".')
+        raise ValueError(f'advantage.within must be "prompt" or "batch", not "{name}"')
     return name
 
 

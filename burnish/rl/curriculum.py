@@ -52,7 +52,7 @@ class LinearCurriculum(Curriculum):
         self.first = _checked_scale("first", first)
         self.last = _checked_scale("last", last)
         if not 0 < until <= 1:
-            raise ValueError(f"curriculum.until must lie in (0, 1], not {until}.")
+            raise ValueError(f"curriculum.until must lie in (0, 1], not {until}")
 
         self.until = until
 
@@ -80,11 +80,15 @@ class SampledCurriculum(LinearCurriculum):
 
 
 class StepsCurriculum(Curriculum):
-    """The `values` one after another, for equally many iterations each."""
+    """The `values` one after another, for equally many iterations each.
+
+    Args:
+        values: the scales, at least one, in the order in which they are used.
+    """
 
     def __init__(self, values: list[float]) -> None:
         if not values:
-            raise ValueError("curriculum.values is empty; give at least one scale.")
+            raise ValueError("curriculum.values is empty; give at least one scale")
 
         self.values = [_checked_scale("values", value) for value in values]
 
@@ -122,7 +126,7 @@ class GatedCurriculum(Curriculum):
         if not (below < above and by > 0 and patience >= 1 and 0 <= smoothing < 1):
             raise ValueError(
                 f"curriculum: below = {below} must be less than above = {above}, by = {by} more "
-                f"than 0, patience = {patience} at least 1, and smoothing = {smoothing} in [0, 1)."
+                f"than 0, patience = {patience} at least 1, and smoothing = {smoothing} in [0, 1)"
             )
 
         self.first = _checked_scale("first", first)
@@ -184,5 +188,5 @@ class GatedCurriculum(Curriculum):
 
 def _checked_scale(name: str, value: float) -> float:
     if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"curriculum.{name} must be a finite number, at least 0, not {value}.")
+        raise ValueError(f"curriculum.{name} must be a finite number, at least 0, not {value}")
     return float(value)

@@ -11,7 +11,7 @@ advantage and rho = exp(l - l_old):
                                                                 (REBEL, arXiv 2404.16767; RLCM's
                                                                  code)
 
-Two more look at the forward process (`process = "forward"`): the finished images are noised
+Two more learn from the forward process (`process = "forward"`): the finished images are noised
 again, and l is minus the mean squared error of the network's prediction (see `Sampler.renoise`).
 No transition needs a likelihood, any sampler will do:
 
@@ -114,7 +114,7 @@ class Rebel(Objective):
 
     def __post_init__(self) -> None:
         if not (self.rate > 0 and math.isfinite(self.rate)):
-            raise ValueError(f"objective.rate must be > 0, not {self.rate}.")
+            raise ValueError(f"objective.rate must be > 0, not {self.rate}")
 
     def targets(self, change: Tensor, adv: Tensor, group: Tensor, transitions: int) -> Tensor:
         """Return what replaces the advantages, (b,).
@@ -132,7 +132,7 @@ class Rebel(Objective):
         if bool((count < 2).any()):
             raise ValueError(
                 "objective 'rebel' compares images of a prompt: set batch.images_per_prompt to 2 "
-                "or more."
+                "or more"
             )
 
         error = self.rate * change - adv
@@ -167,7 +167,7 @@ class RWR(Objective):
 
     def __post_init__(self) -> None:
         if self.data not in ("latent", "encoded"):
-            raise ValueError(f'objective.data must be "latent" or "encoded", not "{self.data}".')
+            raise ValueError(f'objective.data must be "latent" or "encoded", not "{self.data}"')
         _check("kl", self.kl, self.kl >= 0)
 
     def __call__(self, replay: Replay, adv: Tensor) -> Loss:
@@ -179,7 +179,7 @@ class RWR(Objective):
         if bool((adv < 0).any()):
             raise ValueError(
                 "objective 'rwr' imitates, so it needs weights: set advantage.use to softmax or "
-                "top_fraction."
+                "top_fraction"
             )
 
         value = -(_column(adv, replay) * replay.logp).mean()
@@ -207,7 +207,7 @@ class AWM(Clipped):
 def _check(name: str, value: float, good: bool) -> None:
     if not (good and math.isfinite(value)):
         bound = "> 0" if name == "clip" else ">= 0"
-        raise ValueError(f"objective.{name} must be {bound}, not {value}.")
+        raise ValueError(f"objective.{name} must be {bound}, not {value}")
 
 
 def _column(adv: Tensor, replay: Replay) -> Tensor:
@@ -219,7 +219,7 @@ def _penalty(coefficient: float, replay: Replay) -> Tensor | float:
     if coefficient == 0:
         return 0.0
     if replay.kl is None:
-        raise ValueError("objective.kl > 0 needs a replay with reference=True.")
+        raise ValueError("objective.kl > 0 needs a replay with reference=True")
     return coefficient * replay.kl.mean() / replay.dims
 
 

@@ -1,19 +1,19 @@
 """Pareto selection (Parrot, arXiv 2401.05675): only images that no other beats are learned from.
 
 Image j dominates image i if it is at least as good in every reward and better in one. With P the
-images that none dominates and r_k the reward that the image was asked to please (all rewards,
-weighted, if it was asked for none):
+images that none dominates and r_k the image's target reward (all rewards, weighted, if it has
+none):
 
     gradient = (1 / |P|) sum over i in P of r_k(i) grad log p(i)
 
 A weighted sum may be raised by giving up one reward for another; an image that is left out here has
 another beside it that is no worse in any reward. A batch of the paper, images of a single prompt
-that were asked with a single identifier, is here the images of one number in `group`.
+with a single identifier, is here the images of one number in `group`.
 
 How much this selects depends on how many images are compared. Of N images with K independent
-rewards the expected share a(N, K) / N is on the front, a(N, K) = sum over m <= N of a(m, K - 1) / m
-and a(N, 1) = 1: for K = 4 it is 73 % of 8, 46 % of 32 and 17 % of 256. Rewards that agree leave
-fewer, rewards in conflict more.
+rewards the expected fraction a(N, K) / N is on the front, a(N, K) = sum over m <= N of
+a(m, K - 1) / m and a(N, 1) = 1: for K = 4 it is 73 % of 8, 46 % of 32 and 17 % of 256. Rewards that
+agree leave fewer, rewards in conflict more.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from burnish.rl.advantages import GroupAdvantage, weighted_sum, z_scores
+from burnish.rl.advantages import GroupAdvantage, checked_within, weighted_sum, z_scores
 from burnish.types import Scores
 
 
@@ -42,9 +42,7 @@ class ParetoAdvantage(GroupAdvantage):
 
     def __init__(self, within: str = "prompt", standardise: bool = True, clip: float = 5.0) -> None:
         super().__init__(clip)
-        if within not in ("prompt", "batch"):
-            raise ValueError(f'advantage.within must be "prompt" or "batch", not "{within}".')
-        self.within = within
+        self.within = checked_within(within)
         self.standardise = standardise
 
     def front(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
@@ -91,7 +89,7 @@ def nondominated(values: Tensor, group: Tensor) -> Tensor:
 
 
 def expected_share(images: int, rewards: int) -> float:
-    """Return the expected share of images that none of the others dominates.
+    """Return the expected fraction of images that none of the others dominates.
 
     Args:
         images: that are compared.

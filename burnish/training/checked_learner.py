@@ -36,8 +36,8 @@ def checked_learners(learners: Mapping[str, Any]) -> dict[str, Learner]:
             )
         if isinstance(learner, type) or not callable(getattr(learner, "learn", None)):
             raise ValueError(
-                f'overrides.learners: "{name}" is {describe_value(learner)} without a method learn; '
-                "give an object with learn(batch, credit) -> metrics"
+                f'overrides.learners: "{name}" is {describe_value(learner)} without a method '
+                "learn; give an object with learn(batch, credit) -> metrics"
             )
         checked[name] = CheckedLearner(learner, name)
 

@@ -69,10 +69,9 @@ def path(name: str) -> Path:
 
     if bare not in NAMES:
         near = get_close_matches(bare, NAMES, n=1)
-        hint = f"; did you mean zoo:{near[0]}?" if near else ""
-        raise ValueError(
-            f"the zoo has no '{bare}'{hint} It has: {', '.join(f'zoo:{known}' for known in NAMES)}"
-        )
+        end = f"; did you mean zoo:{near[0]}?" if near else "."
+        known = ", ".join(f"zoo:{model}" for model in NAMES)
+        raise ValueError(f"the zoo has no '{bare}'{end} It has: {known}")
 
     folder = _FOLDER / bare
     if not folder.is_dir():
@@ -86,6 +85,17 @@ def path(name: str) -> Path:
 def resolve(model: str) -> str:
     """Return a model id as diffusers and transformers read it: `zoo:NAME` becomes its folder."""
     return str(path(model)) if model.startswith("zoo:") else model
+
+
+def load_problem(model: str, parts: str) -> str:
+    """Return the beginning of the error message about a model id or folder without its parts.
+
+    Args:
+        model: as the user wrote it.
+        parts: that belong there, such as "a CLIPModel and its tokenizer".
+    """
+    kind = "folder" if Path(resolve(model)).is_dir() else "model id"
+    return f"'{model}' is not a {kind} with {parts}"
 
 
 def size_mb(name: str) -> float:

@@ -90,7 +90,10 @@ class _Atlas:
 @cache
 def _atlas(name: str) -> _Atlas:
     """Return the sprites of the set `name`."""
-    sheet = Image.open(Path(__file__).parent / "sprites" / f"{name}.png").convert("RGBA")
+    # RGBA and not `images.open_image`, which puts images on white: sprites go on any background
+    with Image.open(Path(__file__).parent / "sprites" / f"{name}.png") as file:
+        sheet = file.convert("RGBA")
+
     large = []
     small = []
 

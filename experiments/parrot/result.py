@@ -180,8 +180,8 @@ def table(arms: dict[str, Any], std: np.ndarray) -> str:
 
 
 def preference_table(gains: dict[str, dict[str, float]], std: np.ndarray) -> str:
-    """Return the effect of asking for a single reward, in the same units."""
-    lines = [f"| asked for | {' | '.join(plan.REWARDS)} |", "|---" * 5 + "|"]
+    """Return the effect of a single target reward, in the same units."""
+    lines = [f"| target reward | {' | '.join(plan.REWARDS)} |", "|---" * 5 + "|"]
 
     for name, gain in gains.items():
         cells = [f"{value / s:+.2f}" for value, s in zip(gain.values(), std, strict=True)]

@@ -23,7 +23,7 @@ SCALES = (0.0, 0.4, 0.8, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 2.0)
 REACHED = 0.8  # the share of images read that training is to reach
 EACH = 3  # images of a noun that are measured
 SCAN = '{use="qr_scan",module_weight=0.0}'
-MODULES = '{use="qr_modules",whole=true,weight=0.3}'
+MODULES = '{use="qr_modules",by_area=true,weight=0.3}'
 PROMPT = '{use="clip_similarity",model="zoo:emoji-clip",weight=0.3}'
 BASE = '{use="picture_similarity",model="zoo:emoji-clip",weight=0.3}'
 ALL_REWARDS = f"rewards=[{SCAN},{MODULES},{PROMPT},{BASE}]"

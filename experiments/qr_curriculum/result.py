@@ -160,7 +160,8 @@ def _draw_training(axis: Axes, out: Path) -> None:
             [[record["rewards"]["qr_scan"]["mean"] for record in run.records()] for run in runs]
         )
         iterations = np.arange(1, read.shape[1] + 1)
-        low, high = read.min(0), read.max(0)
+        low = read.min(0)
+        high = read.max(0)
         axis.plot(iterations, read.mean(0), color=COLOURS[name], label=name)
         axis.fill_between(iterations, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
 
