@@ -224,7 +224,8 @@ def _is_itself(kind: str, found: Callable[..., Any]) -> bool:
 def _parameters(found: Callable[..., Any]) -> list[inspect.Parameter]:
     """Return the parameters by name; a class without an __init__ of its own has none."""
     # typing gives a Protocol an __init__, which a plain subclass inherits
-    if isinstance(found, type) and found.__init__.__name__ == "_no_init_or_replace_init":
+    initialiser: Any = getattr(found, "__init__", None)
+    if isinstance(found, type) and initialiser.__name__ == "_no_init_or_replace_init":
         return []
 
     parameters = inspect.signature(found).parameters.values()

@@ -79,7 +79,8 @@ class Run:
         run = Run(Path(folder))
         if run.exists():
             raise FileExistsError(
-                f"{run.folder} already holds a run; go on with it by --resume or take another --out"
+                f"{run.folder} already holds a run; go on with it (--resume, in Python "
+                "resume=True) or choose another folder (--out)"
             )
         if run.folder.exists() and not run.folder.is_dir():
             raise FileExistsError(f"{run.folder} is a file; choose another --out")

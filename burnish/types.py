@@ -89,13 +89,16 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Replay:
-    """The log-probabilities of k stored transitions of b images under the current weights."""
+    """The log-probabilities of stored transitions under the current weights.
+
+    The loop replays b (image, transition) pairs as a column, so k is 1.
+    """
 
     logp: Tensor  # (b, k) mean log-density per latent dimension, with gradient
     logp_old: Tensor  # (b, k) the same under the weights that sampled
     dims: int  # scalars in one latent: logp * dims is in nats per image and transition
     logp_ref: Tensor | None = None  # (b, k) the same under the reference weights
-    kl: Tensor | None = None  # (b, k) KL to the reference of one transition, in nats per image
+    kl: Tensor | None = None  # (b, k) KL to the reference, nats per image and transition
 
 
 @dataclass(frozen=True)
@@ -219,10 +222,10 @@ class Objective(Protocol):
     """It replaces the advantages of images by `targets`, and needs all their transitions."""
 
     uses_ratio: bool = False
-    """It compares the weights with those that sampled, so their log-probabilities are kept."""
+    """It reads `logp_old`, which is otherwise a copy of `logp` on the forward process."""
 
     clip: float = 1.64
-    """The clip range in nats per image, beside which `burnish check` holds the rounding error."""
+    """The clip range, nats per image and transition; `burnish check` compares rounding to it."""
 
     kl: float = 0.0
     """The coefficient of the KL to the reference; above 0 the reference weights are called too."""

@@ -5,12 +5,12 @@
     loss = max(-A * rho, -A * clip(rho, 1 - low / D, 1 + high / D)),   rho = exp(l - l_old)
 
 Unlikely transitions may become likelier by more than likely ones may become rarer. `low` and `high`
-are in nats per image; l is a mean over the D numbers of a latent, hence the division.
+are in nats per image and transition; l is a mean over the D numbers of a latent, hence the
+division.
 """
 
 from __future__ import annotations
 
-# --8<-- [start:objective]
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from burnish.types import Loss, Objective, Replay
 
 @dataclass(frozen=True)
 class ClipHigher(Objective):
-    """The clipped objective with two ranges, in nats per image."""
+    """The clipped objective with two ranges, in nats per image and transition."""
 
     low: float = 1.64
     high: float = 3.28
@@ -29,7 +29,7 @@ class ClipHigher(Objective):
 
     def __call__(self, replay: Replay, adv: Tensor) -> Loss:
         """Return the mean loss; `adv` is (b,)."""
-        ratio = (replay.logp - replay.logp_old).exp()  # (b, k)
+        ratio = (replay.logp - replay.logp_old).exp()  # (b, 1)
         near = ratio.clamp(1 - self.low / replay.dims, 1 + self.high / replay.dims)
         gain = adv.to(ratio)[:, None]
         loss = torch.maximum(-gain * ratio, -gain * near).mean()
@@ -38,6 +38,3 @@ class ClipHigher(Objective):
             "clip_fraction": float((ratio.detach() != near.detach()).double().mean()),
         }
         return Loss(loss, metrics)
-
-
-# --8<-- [end:objective]

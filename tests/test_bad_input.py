@@ -234,7 +234,7 @@ def test_output_directory_in_use(trained: Path, fails: Attempt) -> None:
 
 def test_output_directory_that_holds_a_run(trained: Path, fails: Attempt) -> None:
     before = files(trained)
-    assert "already holds a run; go on with it by --resume or take another --out" in fails()
+    assert "already holds a run; go on with it (--resume, in Python resume=True)" in fails()
     assert files(trained) == before
 
 

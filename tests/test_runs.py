@@ -23,7 +23,7 @@ def test_create_then_open(tmp_path: Path) -> None:
     runs.write(run.config, "seed = 0\n")
     assert Run.open(run.folder) == run
 
-    message = "already holds a run; go on with it by --resume or take another --out"
+    message = r"already holds a run; go on with it \(--resume, in Python resume=True\)"
     with pytest.raises(FileExistsError, match=message):
         Run.create(run.folder)
 

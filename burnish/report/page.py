@@ -229,7 +229,8 @@ def _evaluation(evaluation: Mapping[str, Any]) -> str:
     )
     return (
         "<h2>Evaluation</h2><p class='soft small'>The same prompts from the same noise, before and "
-        "after. A gain whose interval excludes zero is not chance.</p>"
+        "after. The interval is over prompts, of this one run: if it excludes zero, "
+        "the choice of prompts does not explain the gain, but another seed may give another.</p>"
     ) + _table(heads, rows)
 
 

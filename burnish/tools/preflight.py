@@ -251,6 +251,7 @@ def check_prompts(config: Config, parts: Parts) -> Iterator[Finding]:
     """Check the numbers of images and prompts, their identifiers and their originals."""
     batch = config.batch
     yield check_group_size(config, parts)
+    yield from check_on_policy(config, parts)
 
     if isinstance(parts.advantage, ParetoAdvantage):
         compared = batch.images_per_prompt // config.identifier_count
@@ -272,6 +273,21 @@ def check_prompts(config: Config, parts: Parts) -> Iterator[Finding]:
             "guidance dual, but no prompt has an original: each is its own, at w1 + w2",
             'give prompts an "original" (prompts.use = "jsonl"), or use guidance cfg',
         )
+
+
+def check_on_policy(config: Config, parts: Parts) -> Iterator[Finding]:
+    """Check that an objective without a ratio takes one optimizer step an iteration."""
+    objective = parts.objective
+    corrected = objective.uses_ratio or objective.imitates or objective.compares_images
+    updates = config.batch.minibatches * config.batch.epochs
+    if objective.process == "forward" or corrected or updates == 1:
+        return
+
+    yield Finding(
+        "warning",
+        f"without a ratio only the first of {updates} updates of an iteration is on policy",
+        "set batch.minibatches = 1 and batch.epochs = 1, or take objective clipped",
+    )
 
 
 def check_group_size(config: Config, parts: Parts) -> Finding:
