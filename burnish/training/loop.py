@@ -9,12 +9,11 @@ purpose), never carried over, so a run that was killed goes on bit for bit as if
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from burnish.checked import RECORD_KEYS
 from burnish.config import Config
 from burnish.runs import Record, Run
 from burnish.seeds import seed_globals
@@ -22,6 +21,7 @@ from burnish.training.assembly import Overrides
 from burnish.training.collect import Collector, OnImages
 from burnish.training.credit import ScoreChecks, assign_credit, gather_scores
 from burnish.training.job import Stopped, prepare
+from burnish.training.metrics import with_metrics
 from burnish.training.record import Recorder
 from burnish.training.resume import check_not_guarded, check_unchanged, restore
 from burnish.world import World, join_world
@@ -119,23 +119,3 @@ def open_run(out: str | Path, world: World, resume: bool) -> Run:
     if not world.main:
         return Run(Path(out))
     return Run.open(out) if resume else Run.create(out)
-
-
-def with_metrics(
-    metrics: Mapping[str, Any], learner: str, new: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the metrics with a learner's, under their names in the record.
-
-    The generator's have no prefix.
-
-    Raises:
-        ValueError: the record has such a name already.
-    """
-    prefix = "" if learner == "generator" else f"{learner}_"
-    added = {f"{prefix}{name}": value for name, value in new.items()}
-    taken = (RECORD_KEYS if prefix else metrics.keys()) | metrics.keys()
-    if clash := taken & added.keys():
-        raise ValueError(
-            f'learner {learner}: the record has "{min(clash)}" already; rename this metric'
-        )
-    return {**metrics, **added}

@@ -7,7 +7,7 @@ credit -> [x0 baseline] -> pairs -> process -> for each minibatch:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +19,7 @@ from burnish.seeds import generator
 from burnish.training.assembly import Parts
 from burnish.training.baseline import Pairs, x0_baseline
 from burnish.training.batch import Credit, RolloutBatch
+from burnish.training.metrics import merged_metrics, summary
 from burnish.types import Process, Trajectory
 from burnish.world import World
 
@@ -231,37 +232,3 @@ def with_advantage(adv: Tensor, images: Tensor, transitions: Tensor) -> Pairs:
     useful = adv[images] != 0
     useful[0] |= not useful.any()  # a minibatch without a pair would have no gradient at all
     return images[useful], transitions[useful]
-
-
-def merged_metrics(
-    metrics: dict[str, float], new: Mapping[str, float], weight: float
-) -> dict[str, float]:
-    """Add a micro-batch's metrics: the largest ratio deviation, the mean of everything else."""
-    merged = dict(metrics)
-    for name, value in new.items():
-        old = metrics.get(name, 0.0)
-        if name == "ratio_deviation":
-            merged[name] = old if value <= old else value  # NaN too
-        else:
-            merged[name] = old + weight * value
-
-    return merged
-
-
-def summary(updates: list[dict[str, float]]) -> dict[str, float]:
-    """Return the means over an iteration's updates.
-
-    Of the ratio deviation it is the value before the first update, where it must be 0 up to
-    rounding.
-    """
-    if not updates:
-        return {}
-
-    means = {}
-    for name in dict.fromkeys(name for update in updates for name in update):
-        values = [update[name] for update in updates if name in update]
-        means[name] = sum(values) / len(values)
-
-    if "ratio_deviation" in updates[0]:
-        means["ratio_deviation"] = updates[0]["ratio_deviation"]
-    return means
