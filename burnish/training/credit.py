@@ -28,7 +28,8 @@ class ScoreChecks:
 
     def __init__(self, config: Config, parts: Parts) -> None:
         self.patience = config.scoring.patience
-        self.expects_spread = not parts.curriculum.varies  # one may begin where success is easy
+        # a curriculum may begin where every image succeeds, so equal rewards are allowed then
+        self.expects_spread = not parts.curriculum.varies
         self.empty_iterations = 0  # in a row: without one image that has all its rewards
 
     def check(self, scores: Scores, iteration: int) -> None:
@@ -49,7 +50,10 @@ class ScoreChecks:
             )
 
     def check_spread(self, scores: Scores) -> None:
-        """Refuse a reward that is the same for every image; later it may be a success."""
+        """Refuse a reward that is the same for every image.
+
+        In a later iteration it may mean that all images succeed.
+        """
         scored = scores.parts[scores.valid]
         if len(scored) > 1 and bool((scored == scored[0]).all()):
             raise ValueError(

@@ -39,8 +39,8 @@ def train(
 ) -> Path:
     """Fine-tune as `config` says and leave everything in the run directory `out`; return it.
 
-    If anything fails on the way, a reward for example, what is done is saved first: fix it and
-    resume.
+    If sampling or a reward fails, the finished iterations are saved first: fix it and resume. If an
+    update fails, the newest checkpoint is what counts.
 
     Args:
         config: from `burnish.load_config`.
@@ -105,7 +105,7 @@ def train(
 
             recorder.end()
         except Exception as error:
-            recorder.rescue()
+            recorder.save_after_failure()
             if not isinstance(error, Stopped):
                 raise
 

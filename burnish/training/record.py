@@ -134,7 +134,7 @@ class Recorder:
         if self.initial and missing:
             evaluate_now(job, self.initial, self.done)
 
-    def rescue(self) -> None:
+    def save_after_failure(self) -> None:
         """Save what is done after a failure, if the weights are those after an iteration."""
         if self.consistent:
             resume.save(self.job, self.done)

@@ -85,7 +85,7 @@ class GeneratorUpdates:
 
         key = (seed, iteration, "renoise", rank)
         process = ForwardProcess(policy, self.parts.sampler, trajectory, latent, key)
-        # before the only minibatch of an iteration nothing has changed yet
+        # with a single minibatch the weights have not changed since sampling
         if objective.uses_ratio and len(pairs) > 1:
             return process.remembering(pairs, chunk)
         return process
