@@ -177,6 +177,9 @@ class Advantage(Protocol):
     imitates: bool = False
     """It gives weights >= 0 to imitate images by, not signed advantages."""
 
+    compares_images: bool = False
+    """It compares the images of a prompt, so one image alone has no advantage."""
+
     selects: bool = False
     """Only the images of `front` are learned from; all others have advantage 0."""
 

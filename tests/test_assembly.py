@@ -62,6 +62,34 @@ def test_objects_equal_the_parts_of_their_names(config: Config, tmp_path: Path) 
     assert any(p.abs().sum() > 0 for name, p in pipe.unet.named_parameters() if "lora_B" in name)
 
 
+@pytest.mark.parametrize(
+    "advantage",
+    [
+        {"use": "group"},
+        {"use": "normalised"},
+        {"use": "weighted"},
+        {"use": "pareto"},
+        {"use": "pareto", "standardise": False},
+        {"use": "softmax"},
+        {"use": "top_fraction"},
+    ],
+    ids=str,
+)
+def test_one_image_alone_cannot_be_compared(
+    config: Config, tmp_path: Path, advantage: dict[str, Any]
+) -> None:
+    imitates = advantage["use"] in ("softmax", "top_fraction")
+    objective = {"use": "rwr"} if imitates else config.objective
+    wrong = replace(config, advantage=advantage, objective=objective)
+
+    with pytest.raises(ValueError, match=r"only one; raise batch.images_per_prompt"):
+        train(wrong, tmp_path / "run")
+
+    if imitates:
+        wider = replace(wrong, advantage={**advantage, "within": "batch"}, iterations=1)
+        train(wider, tmp_path / "batch")
+
+
 def test_prompts_drawn_by_a_function(config: Config, tmp_path: Path) -> None:
     batches: list[SampledImages] = []
     train(config, tmp_path / "run", overrides=Overrides(source=draw), on_images=batches.append)

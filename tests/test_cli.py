@@ -211,7 +211,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 def test_plain_line_has_all_numbers() -> None:
     assert line(RECORD, 10, 125) == (
         "iteration 3/10  jpeg -1.5 ± 0.25  ratio-1 1.2e-07  clipped 0.125  KL 0.004  "
-        "seconds 2.0 + 0.1 + 4.0  left 2 min"
+        "sampling 2.0 s  scoring 0.1 s  training 4.0 s  left 2 min"
     )
     assert "KL 0.5" in line({**RECORD, "kl": 0.5}, 10, None)
 
@@ -288,3 +288,14 @@ def test_duration() -> None:
         "2 min",
         "2 h 05 min",
     ]
+
+
+def test_a_misspelt_run_beside_runs_is_named_and_no_hub_is_asked(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/jpeg").mkdir(parents=True)
+    Path("runs/jpeg/config.toml").write_text("")
+
+    code, _, err = run(capsys, "sample", "runs/jepg", "--prompt", "a cat")
+    assert (code, err) == (2, "burnish: runs/jepg is missing; runs has jpeg\n")

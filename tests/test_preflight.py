@@ -66,7 +66,6 @@ def test_a_sound_configuration(rehearse: Rehearse) -> None:
 @pytest.mark.parametrize(
     ("override", "level", "message"),
     [
-        ("batch.images_per_prompt=1", "error", "a group of one has no advantage"),
         ("batch.images_per_prompt=2", "warning", "few to compare"),
         ("rewards.0.use=HERE/reward.py:constant", "error", "0 to 0"),
         ("rewards.0.use=HERE/reward.py:by_prompt", "warning", "std within a prompt up to 0"),

@@ -158,7 +158,7 @@ def line(record: Mapping[str, Any], iterations: int, left: float | None) -> str:
         f"ratio-1 {short(record.get('ratio_deviation'))}",
         f"clipped {short(record.get('clip_fraction'))}",
         f"KL {short(kl(record))}",
-        "seconds " + " + ".join(f"{record.get(key) or 0:.1f}" for key in PHASES),
+        *(f"{key.removeprefix('seconds_')} {record.get(key) or 0:.1f} s" for key in PHASES),
     ]
 
     if "missing" in record:

@@ -79,6 +79,8 @@ class GroupAdvantage(BatchAdvantage):
         spread: "prompt" or "batch".
     """
 
+    compares_images = True
+
     def __init__(self, clip: float = 5.0, spread: str = "prompt") -> None:
         super().__init__(clip)
         if spread not in ("prompt", "batch"):
@@ -100,6 +102,8 @@ class WeightedAdvantage(BatchAdvantage):
 
     The reward with the largest spread wins.
     """
+
+    compares_images = True
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """Return the advantages, (B,) float32; exactly 0 in groups whose sums are all equal."""
@@ -181,6 +185,7 @@ class SoftmaxWeights(Advantage):
             raise ValueError(f"advantage.beta must be 0 or more, not {beta}")
         self.beta = beta
         self.within = checked_within(within)
+        self.compares_images = within == "prompt"
         self.standardise = standardise
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
@@ -215,6 +220,7 @@ class TopFractionWeights(Advantage):
             raise ValueError(f"advantage.fraction must lie in (0, 1], not {fraction}")
         self.fraction = fraction
         self.within = checked_within(within)
+        self.compares_images = within == "prompt"
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """Return the weights, (B,) float32.

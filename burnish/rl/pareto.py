@@ -44,6 +44,7 @@ class ParetoAdvantage(GroupAdvantage):
         super().__init__(clip)
         self.within = checked_within(within)
         self.standardise = standardise
+        self.compares_images = standardise or within == "prompt"
 
     def front(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """Return the images that none dominates, (B,) bool; never those with a missing reward.

@@ -62,8 +62,20 @@ def open_source(
         raise ValueError(
             f"--strength is the strength of what a run has learned, and {source} is no run"
         )
+    check_is_no_lost_run(run.folder)
 
     return _open_model(source, steps, guidance, controlnet)
+
+
+def check_is_no_lost_run(folder: Path) -> None:
+    """Refuse a missing folder beside runs: a hub would be asked for a misspelt name."""
+    siblings = folder.parent
+    if folder.exists() or siblings == Path() or not siblings.is_dir():
+        return
+
+    runs = sorted(path.name for path in siblings.iterdir() if Run(path).exists())
+    if runs:
+        raise FileNotFoundError(f"{folder} is missing; {siblings} has {', '.join(runs)}")
 
 
 def _open_run(

@@ -33,12 +33,12 @@ from burnish.training.batch import RolloutBatch
 from burnish.training.collect import iteration_sampler
 from burnish.training.job import Job, prepare
 from burnish.training.learners import GeneratorLearner
+from burnish.training.requirements import images_compared
 from burnish.training.updates import transition_count
 from burnish.types import Prompt, Replay, Scores, Trajectory
 from burnish.world import World
 
 LEAST_IMAGES = 4  # of a prompt, for a group's mean and spread to mean anything
-GROUPED = ("group", "normalised", "weighted", "pareto")  # advantages that compare within a prompt
 MOST_SELECTED = 0.5  # of the images on the front, for the selection to mean something
 PREVIEWED = 4  # transitions whose x0 baseline is computed
 LEAST_EXPLAINED = 0.1  # of the advantages' variance, for the x0 baseline to be worth its time
@@ -107,7 +107,7 @@ class Rehearsal:
             yield check_log_probs(trajectory)
 
         scores = self.score(images, prompts)
-        yield from check_rewards(scores, group, self.config)
+        yield from check_rewards(scores, group, self.parts)
         if self.config.guard.action != "none":
             yield self.check_guard(sampler, trajectory, images, prompts)
 
@@ -254,7 +254,7 @@ def check_prompts(config: Config, parts: Parts) -> Iterator[Finding]:
     yield from check_on_policy(config, parts)
 
     if isinstance(parts.advantage, ParetoAdvantage):
-        compared = batch.images_per_prompt // config.identifier_count
+        compared = images_compared(config)
         if parts.advantage.within != "prompt":
             compared = batch.prompts * batch.images_per_prompt
         yield check_selection(
@@ -293,9 +293,8 @@ def check_on_policy(config: Config, parts: Parts) -> Iterator[Finding]:
 def check_group_size(config: Config, parts: Parts) -> Finding:
     """Check that there are enough images to compare each with."""
     batch = config.batch
-    kind = config.advantage["use"]
     count = config.identifier_count
-    compared = batch.images_per_prompt // count
+    compared = images_compared(config)
     text = (
         f"{batch.prompts} of {len(parts.prompts)} prompts x {batch.images_per_prompt} images an "
         "iteration"
@@ -303,10 +302,7 @@ def check_group_size(config: Config, parts: Parts) -> Finding:
     if count > 1:
         text = f"{text}, {compared} for each of {count} identifiers"
 
-    if kind in GROUPED and compared == 1:
-        remedy = "raise batch.images_per_prompt"
-        return Finding("error", f"{text}: a group of one has no advantage", remedy)
-    if kind in GROUPED and compared < LEAST_IMAGES:
+    if parts.advantage.compares_images and compared < LEAST_IMAGES:
         remedy = f"raise batch.images_per_prompt to {LEAST_IMAGES * count} or more"
         return Finding("warning", f"{text}: few to compare within a prompt", remedy)
 
@@ -385,7 +381,7 @@ def check_log_probs(trajectory: Trajectory) -> Finding:
     return Finding("ok", f"log-probabilities are finite at all {count} noisy transitions")
 
 
-def check_rewards(scores: Scores, group: Tensor, config: Config) -> Iterator[Finding]:
+def check_rewards(scores: Scores, group: Tensor, parts: Parts) -> Iterator[Finding]:
     """Check that each reward distinguishes images, also of one prompt; say which way is better."""
     for index, name in enumerate(scores.names):
         valid = scores.parts[:, index].isfinite()
@@ -396,17 +392,17 @@ def check_rewards(scores: Scores, group: Tensor, config: Config) -> Iterator[Fin
             yield Finding(level, text + "; ".join(scores.problems))
 
         if valid.any():
-            yield check_reward_spread(scores, index, valid, group, config)
+            yield check_reward_spread(scores, index, valid, group, parts)
 
 
 def check_reward_spread(
-    scores: Scores, index: int, valid: Tensor, group: Tensor, config: Config
+    scores: Scores, index: int, valid: Tensor, group: Tensor, parts: Parts
 ) -> Finding:
     """Check that one reward distinguishes images."""
     column = scores.parts[valid, index]
     numbers = group[valid]
     within = max(float(column[numbers == number].std(correction=0)) for number in numbers.unique())
-    weight = float(config.rewards[index].get("weight", 1.0))
+    weight = float(parts.weights[index])
     text = (
         f"reward {scores.names[index]}: {column.min():.4g} to {column.max():.4g}, mean "
         f"{column.mean():.4g}, std within a prompt up to {within:.2g}; trained towards "
@@ -423,7 +419,7 @@ def check_reward_spread(
             )
         return Finding("error", text, remedy)
 
-    if within == 0 and config.advantage["use"] in GROUPED:
+    if within == 0 and parts.advantage.compares_images:
         remedy = (
             "images of one prompt all score the same: use a finer reward, or advantage.use = batch"
         )

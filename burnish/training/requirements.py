@@ -63,12 +63,23 @@ def check_transitions(
         )
 
 
+def images_compared(config: Config) -> int:
+    """Return how many images of a prompt share a target reward, and so are compared."""
+    return config.batch.images_per_prompt // config.identifier_count
+
+
 def check_advantage(config: Config, objective: Objective, advantage: Advantage) -> None:
     """Refuse an advantage that does not fit the objective."""
     if objective.imitates != advantage.imitates:
         raise ValueError(
             "objective 'rwr' and the advantages 'softmax' and 'top_fraction' go together: set "
             "objective.use or advantage.use"
+        )
+    if advantage.compares_images and images_compared(config) < 2:
+        each = " for each identifier" if config.identifier_count > 1 else ""
+        raise ValueError(
+            f"advantage '{config.advantage['use']}' compares the images of a prompt, and there is "
+            f'only one{each}; raise batch.images_per_prompt, or set advantage.use = "batch"'
         )
     if advantage.selects and (config.batch.baseline or objective.compares_images):
         raise ValueError(
@@ -100,8 +111,7 @@ def check_image_comparison(config: Config, transitions: int) -> None:
             "batch.baseline = ''"
         )
 
-    compared = config.batch.images_per_prompt // config.identifier_count
-    if compared < 2 or config.batch.minibatches > config.batch.prompts:
+    if images_compared(config) < 2 or config.batch.minibatches > config.batch.prompts:
         raise ValueError(
             "this objective compares the images of a prompt; set batch.images_per_prompt to 2 or "
             "more (with sampler.identifiers for each reward), and batch.minibatches to at most "
