@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -589,10 +590,13 @@ def quiet() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
 
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar
+
+    # peft imports bitsandbytes where it is installed, which then tells of 4-bit kernels for CPUs
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
     # reading weights from the disk takes a moment; downloads keep their own bars
-    logging.disable_progress_bar()
+    disable_progress_bar()
 
 
 def main(argv: list[str] | None = None) -> None:
