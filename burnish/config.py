@@ -97,7 +97,9 @@ class SamplerConfig:
     # network calls an image (with guidance "cfg" or "embedded_dual" twice as wide, with "dual"
     # thrice)
     steps: int = 50
+    # how a transition is drawn from x_t and x0_pred
     kernel: Table = field(default_factory=lambda: {"use": "ddim", "eta": 1.0})
+    # how the network is called with and without the prompt; part of the policy
     guidance: Table = field(default_factory=lambda: {"use": "cfg", "weight": 5.0})
     control: ControlConfig = field(default_factory=ControlConfig)
     # "words" or "tokens": "<reward 2>" before a prompt makes the second reward its target; "": none
@@ -111,15 +113,16 @@ class SamplerConfig:
 class OptimizerConfig:
     """The optimizer: AdamW."""
 
-    lr: float = 3e-4
+    lr: float = 3e-4  # learning rate
     # optimizer steps in which the rate rises to lr: Adam's first steps move every weight by all of
     # it
     warmup: int = 0
     # fraction of lr that is left after the last iteration; on the way it falls in a straight line
     final_lr: float = 1.0
+    # decay of the mean gradient and of its square
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    weight_decay: float = 1e-4
-    eps: float = 1e-8
+    weight_decay: float = 1e-4  # decoupled: this times lr of each weight is taken off at a step
+    eps: float = 1e-8  # added to the root of the mean squared gradient
     # a quarter of the memory for Adam's moments, for train = "full"; needs burnish[eight-bit]
     eight_bit: bool = False
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
@@ -160,7 +163,7 @@ class ExpanderConfig:
     # "lora", "full" or "none" (it only writes); with model.train = "none" nothing else learns
     train: str = "lora"
     rank: int = 8  # of the LoRA matrices
-    lr: float = 1e-4
+    lr: float = 1e-4  # learning rate
     kl: float = 0.0  # weight of the KL, in nats a text, to the model as it was when training began
     temperature: float = 1.0  # of the distribution that is drawn from and trained
     # drawn for a text at most; fewer where the generator's text encoder has no more room
@@ -175,7 +178,7 @@ class ExpanderConfig:
     # none
     start: str = ""
     start_epochs: int = 1  # passes over it
-    start_lr: float = 1e-3
+    start_lr: float = 1e-3  # learning rate of these passes
 
 
 @dataclass(frozen=True)
@@ -242,11 +245,11 @@ class RunConfig:
 class Config:
     """A whole run: the same configuration and seed give the same run."""
 
-    seed: int = 0
+    seed: int = 0  # of every random number in the run
     iterations: int = 100  # rounds of sampling, scoring and training
     model: ModelConfig = field(default_factory=ModelConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    prompts: Table = field(default_factory=dict)
+    prompts: Table = field(default_factory=dict)  # the source they are drawn from
     expander: ExpanderConfig = field(default_factory=ExpanderConfig)
     # use, weight (1.0), name (of the curve), of ("original": judge by the prompt before it was
     # expanded, or "prompt"), and its arguments
@@ -254,7 +257,9 @@ class Config:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     # of the control scale, iteration by iteration; {}: it stays
     curriculum: Table = field(default_factory=dict)
+    # how much better than expected an image was
     advantage: Table = field(default_factory=lambda: {"use": "group"})
+    # the loss, from log-probabilities and advantages
     objective: Table = field(default_factory=lambda: {"use": "clipped"})
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
