@@ -7,9 +7,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -440,12 +441,12 @@ def list_parts() -> None:
 
     print("recipes")
     for name in config.recipes():
-        print(f"  {name:<24} {_first_comment(config.recipe(name))}")
+        _print_entry(name, _first_comment(config.recipe(name)))
 
     for kind, table in catalog.BUILTIN.items():
         print(f"\n{kind}")
         for name in table:
-            print(f"  {name:<24} {_first_sentence(catalog.resolve(kind, name))}")
+            _print_entry(name, (catalog.resolve(kind, name).__doc__ or "").split("\n\n")[0])
 
 
 @zoo_app.command("list")
@@ -621,19 +622,25 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(2) from error
 
 
-def _first_comment(path: Path) -> str:
-    first = path.read_text("utf-8").splitlines()[0]
-    return _sentence(first.lstrip("# ")) if first.startswith("#") else ""
-
-
-def _first_sentence(part: Callable[..., Any]) -> str:
-    return _sentence((part.__doc__ or "").strip().split("\n")[0])
-
-
-def _sentence(text: str) -> str:
+def _print_entry(name: str, text: str) -> None:
+    """Print a name with the first sentence about it, in as many lines as it needs."""
     import textwrap
 
-    return textwrap.shorten(text.split(". ")[0].rstrip("."), 92, placeholder=" …")
+    sentence = " ".join(text.split()).split(". ")[0].rstrip(".")
+    wrapped = textwrap.fill(
+        sentence,
+        width=110,
+        initial_indent=f"  {name:<28} ",
+        subsequent_indent=" " * 31,
+        break_on_hyphens=False,
+    )
+    print(wrapped)
+
+
+def _first_comment(path: Path) -> str:
+    """Return the text of the comment that a recipe opens with, up to its first empty line."""
+    lines = takewhile(lambda line: line.strip("# "), path.read_text("utf-8").splitlines())
+    return " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
 
 
 if __name__ == "__main__":
