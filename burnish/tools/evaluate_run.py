@@ -11,7 +11,7 @@ from burnish.seeds import seed_globals
 from burnish.training import checkpoint
 from burnish.training.assembly import assemble
 from burnish.training.evaluations import evaluate_all
-from burnish.training.learners import evaluated_weights
+from burnish.training.weights import evaluated_weights
 
 
 def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:

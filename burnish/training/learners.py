@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from burnish.config import Config
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
 from burnish.training.assembly import Parts
 from burnish.training.batch import Credit, RolloutBatch
-from burnish.training.checkpoint import load_optimizer, optimizer_tensors, under
 from burnish.training.expansion import expander_metrics, expander_update, text_advantages
 from burnish.training.optimizer import adamw
 from burnish.training.updates import GeneratorUpdates
+from burnish.training.weights import WeightUpdater
 from burnish.world import World
 
 
@@ -77,143 +77,6 @@ class Learner(Protocol):
         return None
 
 
-class Trainable(Protocol):
-    """A network whose trained weights can be copied out and in: `Policy` and `Expander`."""
-
-    trainable: list[nn.Parameter]
-
-    def state(self) -> dict[str, Tensor]:
-        """Return a copy of the trained weights by name, float32 on the CPU."""
-        ...
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
-        ...
-
-
-class WeightUpdater:
-    """The trained weights of a network, with their optimizer, moving average and initial copy.
-
-    Args:
-        network: whose weights they are.
-        config: optimizer.ema and guard.action of it are used.
-        optimizer: of these weights.
-        scaler: of half-precision gradients, where there is one.
-    """
-
-    def __init__(
-        self,
-        network: Trainable,
-        config: Config,
-        optimizer: torch.optim.Optimizer,
-        scaler: torch.amp.GradScaler | None = None,
-    ) -> None:
-        self.network = network
-        self.optimizer = optimizer
-        self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-        self.max_grad_norm = config.optimizer.max_grad_norm
-        self.initial_state = network.state() if config.guard.action == "rollback" else None
-        self.ema: Any = None
-
-        if config.optimizer.ema and network.trainable:
-            from diffusers.training_utils import EMAModel
-
-            # its decay rises as (1 + n) / (10 + n)
-            self.ema = EMAModel(network.trainable, decay=config.optimizer.ema)
-
-    def step(self, world: World, not_finite: str) -> float:
-        """Take an optimizer step with the gradients of all processes; return their norm.
-
-        Raises:
-            RuntimeError: with the message `not_finite`, if the gradient is not finite.
-        """
-        parameters = self.network.trainable
-        world.average_gradients(parameters)
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-
-        # in float16 a step may be left out now and then, until the gradients' scale fits; at a
-        # scale of 1 it never will
-        if not norm.isfinite() and self.scaler.get_scale() <= 1:
-            raise RuntimeError(not_finite)
-
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.ema is not None:
-            self.ema.step(parameters)
-
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
-
-    def state(self) -> dict[str, Tensor]:
-        """Return weights, optimizer, moving average and loss scaling as tensors by name."""
-        tensors = _prefixed("weights", self.network.state())
-        tensors |= _prefixed("optimizer", optimizer_tensors(self.optimizer))
-
-        if self.ema is not None:
-            with self.averaged():
-                tensors |= _prefixed("average", self.network.state())
-            tensors["average_steps"] = torch.tensor(self.ema.optimization_step)
-
-        scaling = self.scaler.state_dict()
-        tensors |= {
-            f"scaler.{name}": torch.tensor(value, dtype=torch.float64)
-            for name, value in scaling.items()
-        }
-        return tensors
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
-        if self.ema is not None:
-            self.network.load_state(under("average.", state))
-            steps = int(state["average_steps"])
-            self.ema.load_state_dict({"shadow_params": self._copies(), "optimization_step": steps})
-
-        self.network.load_state(under("weights.", state))
-        load_optimizer(self.optimizer, under("optimizer.", state))
-
-        if self.scaler.is_enabled():
-            scaling = self.scaler.state_dict()
-            stored = under("scaler.", state)
-            self.scaler.load_state_dict(
-                {name: type(value)(stored[name].item()) for name, value in scaling.items()}
-            )
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Return a context in which the network has its averaged weights, if there are any."""
-        if self.ema is None:
-            yield
-            return
-
-        self.ema.store(self.network.trainable)
-        self.ema.copy_to(self.network.trainable)
-        try:
-            yield
-        finally:
-            self.ema.restore(self.network.trainable)
-
-    def reset(self, state: Mapping[str, Tensor] | None) -> None:
-        """Go back to the (averaged) weights of a checkpoint, or to those before training.
-
-        Args:
-            state: what `state` returned for that checkpoint; None: before training.
-
-        Raises:
-            RuntimeError: the weights before training were not kept.
-        """
-        weights = self.initial_state if state is None else evaluated_weights(state)
-        if weights is None:
-            raise RuntimeError("the weights before training are kept only for the guard's rollback")
-
-        self.network.load_state(weights)
-        if self.ema is not None:
-            self.ema.load_state_dict({"shadow_params": self._copies()})
-
-    def _copies(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.network.trainable]
-
-
 class UpdaterLearner(Learner):
     """A learner whose weights, optimizer and moving average are those of a `WeightUpdater`."""
 
@@ -230,7 +93,7 @@ class UpdaterLearner(Learner):
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return a context in which the network has its averaged weights, if there are any."""
-        return self.weights.averaged()
+        return self.weights.average.applied()
 
     def reset(self, state: Mapping[str, Tensor] | None) -> None:
         """Go back to the weights of a checkpoint, or to those before training."""
@@ -296,15 +159,6 @@ class ExpanderLearner(UpdaterLearner):
     def export(self, folder: Path) -> None:
         """Write the adapter (or model) for peft and transformers into `folder/expander`."""
         self.expander.save(folder / "expander")
-
-
-def evaluated_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a learner's state that are evaluated: the average, if there is one."""
-    return under("average.", state) or under("weights.", state)
-
-
-def _prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{name}.{key}": tensor for key, tensor in tensors.items()}
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,11 +19,9 @@ from burnish.training.assembly import Parts
 from burnish.training.baseline import Pairs, x0_baseline
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.metrics import merged_metrics, summary
+from burnish.training.weights import WeightUpdater
 from burnish.types import Process, Trajectory
 from burnish.world import World
-
-if TYPE_CHECKING:
-    from burnish.training.learners import WeightUpdater
 
 
 class GeneratorUpdates:

@@ -16,7 +16,7 @@ from burnish.runs import Run
 from burnish.training import checkpoint
 from burnish.training.assembly import assemble
 from burnish.training.evaluations import evaluate_all
-from burnish.training.learners import evaluated_weights
+from burnish.training.weights import evaluated_weights
 from experiments.ddpo_tasks import plan
 from experiments.running import run_folder
 

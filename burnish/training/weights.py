@@ -1,0 +1,110 @@
+"""Trained weights with what belongs to them: optimizer, moving average, the state at the start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from burnish.config import Config
+from burnish.training.average import MovingAverage, NoAverage, Trainable
+from burnish.training.checkpoint import load_optimizer, optimizer_tensors, prefixed, under
+from burnish.world import World
+
+
+class WeightUpdater:
+    """The trained weights of a network, with their optimizer, moving average and initial copy.
+
+    Args:
+        network: whose weights they are.
+        config: optimizer.ema and guard.action of it are used.
+        optimizer: of these weights.
+        scaler: of half-precision gradients, where there is one.
+    """
+
+    def __init__(
+        self,
+        network: Trainable,
+        config: Config,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self.network = network
+        self.optimizer = optimizer
+        self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+        self.max_grad_norm = config.optimizer.max_grad_norm
+        self.initial_state = network.state() if config.guard.action == "rollback" else None
+        self.average = NoAverage()
+        if config.optimizer.ema and network.trainable:
+            self.average = MovingAverage(network, config.optimizer.ema)
+
+    def step(self, world: World, not_finite: str) -> float:
+        """Take an optimizer step with the gradients of all processes; return their norm.
+
+        Raises:
+            RuntimeError: with the message `not_finite`, if the gradient is not finite.
+        """
+        parameters = self.network.trainable
+        world.average_gradients(parameters)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+
+        # in float16 a step may be left out now and then, until the gradients' scale fits; at a
+        # scale of 1 it never will
+        if not norm.isfinite() and self.scaler.get_scale() <= 1:
+            raise RuntimeError(not_finite)
+
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.average.step()
+
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return weights, optimizer, moving average and loss scaling as tensors by name."""
+        tensors = prefixed("weights", self.network.state())
+        tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer))
+        tensors |= self.average.state()
+
+        scaling = self.scaler.state_dict()
+        tensors |= {
+            f"scaler.{name}": torch.tensor(value, dtype=torch.float64)
+            for name, value in scaling.items()
+        }
+        return tensors
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        self.average.load_state(state)
+        self.network.load_state(under("weights.", state))
+        load_optimizer(self.optimizer, under("optimizer.", state))
+
+        if self.scaler.is_enabled():
+            scaling = self.scaler.state_dict()
+            stored = under("scaler.", state)
+            self.scaler.load_state_dict(
+                {name: type(value)(stored[name].item()) for name, value in scaling.items()}
+            )
+
+    def reset(self, state: Mapping[str, Tensor] | None) -> None:
+        """Go back to the (averaged) weights of a checkpoint, or to those before training.
+
+        Args:
+            state: what `state` returned for that checkpoint; None: before training.
+
+        Raises:
+            RuntimeError: the weights before training were not kept.
+        """
+        weights = self.initial_state if state is None else evaluated_weights(state)
+        if weights is None:
+            raise RuntimeError("the weights before training are kept only for the guard's rollback")
+
+        self.network.load_state(weights)
+        self.average.restart()
+
+
+def evaluated_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a learner's state that are evaluated: the average, if there is one."""
+    return under("average.", state) or under("weights.", state)
