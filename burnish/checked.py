@@ -94,21 +94,28 @@ def checked_part(kind: str, part: Any, use: str) -> Any:
     return wrapped
 
 
-def checked_prompts(drawn: Any, count: int, source: Callable[..., Any]) -> list[Prompt]:
-    """Return the prompts that a user's function drew, if they are `count` prompts.
+def checked_prompts(drawn: Any, name: str, count: int | None = None) -> list[Prompt]:
+    """Return the prompts that a source or a function gave, if they are prompts.
+
+    Args:
+        drawn: what it returned.
+        name: of the source, for messages.
+        count: how many were wanted; None: any number but 0.
 
     Raises:
         ValueError: it returned something else; the message names the function and the row.
     """
-    name = name_of(source)
+    wanted = "a list of" if count is None else f"a list of {count}"
     if isinstance(drawn, (str, Mapping)) or not isinstance(drawn, Iterable):
         raise ValueError(
             f"the prompt function {name} returned {describe_value(drawn)}; "
-            f"return a list of {count} burnish.Prompt"
+            f"return {wanted} burnish.Prompt"
         )
 
     prompts = list(drawn)
-    if len(prompts) != count:
+    if not prompts:
+        raise ValueError(f"the prompt function {name} returned no prompts")
+    if count is not None and len(prompts) != count:
         raise ValueError(
             f"the prompt function {name} returned {len(prompts)} prompts, but {count} were wanted"
         )
@@ -351,6 +358,8 @@ class CheckedAdvantage(Checked, Advantage):
             raise ValueError(f"{self.name} returned a number beyond float32")
         if self.imitates and bool((adv < 0).any()):
             raise ValueError(f"{self.name} imitates, but returned a weight below 0")
+        if self.selects and bool(adv[~self.front(scores, weights, group)].any()):
+            raise ValueError(f"{self.name} selects, but an image outside its front is not 0")
         return adv
 
     def front(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
@@ -466,7 +475,7 @@ def _protocol_names(protocol: type) -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-def _own_names(part: Any) -> list[str]:
+def own_names(part: Any) -> list[str]:
     """Return the names of the attributes that a user gave a part, in its classes and in itself."""
     if inspect.isfunction(part) or isinstance(part, partial):
         return sorted(vars(part))
@@ -487,7 +496,7 @@ def _refuse_misspelt(kind: str, part: Any, use: str, protocol: Any) -> None:
     known = _protocol_names(protocol)
     hints = typing.get_type_hints(protocol)
 
-    for name in _own_names(part):
+    for name in own_names(part):
         if name.startswith("_") or name in known:
             continue
 

@@ -314,7 +314,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
     _check_numbers(config)
     _check_names(config)
     _check_guard(config)
-    _check_expander(config)
+    check_expander(config)
     return config
 
 
@@ -502,7 +502,7 @@ def _check_names(config: Config) -> None:
     kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
     catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
     catalog.build("advantage", config.advantage, "advantage")
-    _check_curriculum(config)
+    check_curriculum(config)
     objective = catalog.build("objective", config.objective, "objective")
 
     if kernel.deterministic and objective.process != "forward":
@@ -544,7 +544,8 @@ def _check_names(config: Config) -> None:
         )
 
 
-def _check_curriculum(config: Config) -> None:
+def check_curriculum(config: Config) -> None:
+    """Refuse a curriculum without a ControlNet, or one that follows an unknown reward."""
     if not config.curriculum:
         return
 
@@ -583,7 +584,8 @@ def _check_guard(config: Config) -> None:
         )
 
 
-def _check_expander(config: Config) -> None:
+def check_expander(config: Config) -> None:
+    """Refuse an expander whose texts cannot share a prompt's images, or a run without learners."""
     expander = config.expander
     images_per_prompt = config.batch.images_per_prompt
     expander_learns = bool(expander.model) and expander.train != "none"

@@ -106,15 +106,18 @@ def _mean_findings(part: Any, replay: Replay, adv: Tensor) -> list[str]:
 
 @torch.no_grad()
 def _ratio_findings(part: Any, replay: Replay, adv: Tensor) -> list[str]:
-    """Look whether `logp_old` is read on the forward process without `uses_ratio`."""
-    if part.process == "reverse" or part.uses_ratio:
+    """Look whether `logp_old` is read without `uses_ratio`."""
+    if part.uses_ratio:
         return []
 
     other = replace(replay, logp_old=replay.logp_old + 1)
     if torch.equal(part(other, adv).value, part(replay, adv).value):
         return []
+    if part.process == "forward":
+        return ["it reads replay.logp_old: set uses_ratio = True, so that it is kept"]
     return [
-        "it reads replay.logp_old on the forward process: set uses_ratio = True, so that it is kept"
+        "it reads replay.logp_old: set uses_ratio = True, so that burnish check knows that several "
+        "minibatches suit it"
     ]
 
 

@@ -156,11 +156,15 @@ class Run:
             flush(file)
 
     def forget(self, iteration: int) -> None:
-        """Remove the log's lines after `iteration`: a resumed run writes them again."""
+        """Remove the log's lines and the evaluations after `iteration`: they are made again."""
         records = [r for r in self.records() if r.get("iteration", 0) <= iteration]
         # also when nothing is removed: a last line that was cut off must not run into the next one
         if self.log.exists():
             write(self.log, "".join(dumps(record) + "\n" for record in records))
+
+        for path in (self.folder / "evaluations").glob("[0-9]*.json"):
+            if int(path.stem) > iteration:
+                path.unlink()
 
     @contextmanager
     def lock(self) -> Iterator[None]:

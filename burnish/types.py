@@ -44,7 +44,10 @@ class Prompt:
         Raises:
             ValueError: the metadata's original is not a text.
         """
-        text = self.metadata.get("original", self.text)
+        if "original" not in self.metadata:
+            return self.text
+
+        text = self.metadata["original"]
         if not isinstance(text, str) or not text.strip():
             raise ValueError(
                 f"the original of the prompt '{self.text}' is {text!r}; "

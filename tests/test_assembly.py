@@ -13,6 +13,7 @@ import torch
 from conftest import log
 from torch import Tensor
 
+from burnish import catalog
 from burnish import config as configuration
 from burnish.config import Config
 from burnish.diffusion.policy import Policy
@@ -21,6 +22,7 @@ from burnish.training.assembly import IN_MEMORY, Overrides
 from burnish.training.checkpoint import restore
 from burnish.training.collect import SampledImages
 from burnish.training.loop import train
+from burnish.training.requirements import check_minibatches
 from burnish.types import Prompt
 from burnish.world import World
 
@@ -88,6 +90,35 @@ def test_one_image_alone_cannot_be_compared(
     if imitates:
         wider = replace(wrong, advantage={**advantage, "within": "batch"}, iterations=1)
         train(wider, tmp_path / "batch")
+
+
+@pytest.mark.parametrize(("objective", "allowed"), [("clipped", 12), ("rebel", 3)])
+def test_each_process_needs_something_for_every_minibatch(
+    config: Config, objective: str, allowed: int
+) -> None:
+    part = catalog.build("objective", {"use": objective})
+    for minibatches, processes in ((allowed, 2), (2 * allowed, 1)):
+        check_minibatches(with_minibatches(config, minibatches), part, processes)
+
+    with pytest.raises(ValueError, match=f"each of 2 processes has only {allowed} "):
+        check_minibatches(with_minibatches(config, allowed + 1), part, 2)
+
+
+def with_minibatches(config: Config, count: int) -> Config:
+    return replace(config, batch=replace(config.batch, images_per_prompt=4, minibatches=count))
+
+
+def test_the_curriculum_of_a_reward_that_is_replaced_is_refused(
+    config: Config, tmp_path: Path
+) -> None:
+    gated = replace(
+        config,
+        curriculum={"use": "gated", "reward": "brightness", "first": 1.0, "last": 0.5},
+        model=replace(config.model, controlnet="none-such"),
+    )
+    mine = Overrides(rewards={"mine": brightness})
+    with pytest.raises(ValueError, match='curriculum.reward = "brightness" is none of the rewards'):
+        train(gated, tmp_path / "run", overrides=mine)
 
 
 def test_prompts_drawn_by_a_function(config: Config, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
 
 from burnish import cli
@@ -253,3 +254,15 @@ def test_unknown_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["train", "dmeo"])
     assert ended.value.code == 2 and 'did you mean "demo"?' in capsys.readouterr().err
+
+
+def test_a_pickled_lora_is_not_read(tiny_pipeline: Path, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    from burnish.diffusion.lora import merge_lora
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline)
+    state = {f"unet.{name}": tensor for name, tensor in list(pipe.unet.state_dict().items())[:2]}
+    torch.save(state, tmp_path / "pytorch_lora_weights.bin")
+    with pytest.raises(ValueError, match=r"cannot be merged: .*safetensors"):
+        merge_lora(pipe, tmp_path)

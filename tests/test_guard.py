@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -209,6 +210,36 @@ def test_rollback_leaves_the_last_good_state(recipe: Path, tmp_path: Path) -> No
         train(configuration.load(recipe), run.folder, resume=True)
 
     assert "The guard ended the run" in page(run) and "darkness" in page(run)
+
+
+def test_a_run_that_stopped_before_its_guard_looked_is_ended_on_resume(
+    recipe: Path, tmp_path: Path
+) -> None:
+    config = configuration.load(recipe)
+    uninterrupted = Run(train(config, tmp_path / "uninterrupted"))
+    last = json.loads(uninterrupted.guard.read_text())["iteration"]
+
+    records: list[Any] = []
+    stopped = Run(tmp_path / "stopped")
+    train(config, stopped.folder, on_record=records.append, stop=lambda: len(records) == last)
+    # the last evaluation before the end of the program: remove it, as a kill would have
+    stopped.evaluation_file(last).unlink(missing_ok=True)
+    assert not stopped.guard.exists()
+
+    train(config, stopped.folder, resume=True)
+    assert stopped.guard.read_bytes() == uninterrupted.guard.read_bytes()
+    assert stopped.evaluation.read_bytes() == uninterrupted.evaluation.read_bytes()
+    assert len(stopped.records()) == last
+
+
+@pytest.mark.parametrize(("before", "now"), [("none", "stop"), ("warn", "rollback")])
+def test_a_guard_cannot_watch_what_was_not_kept(
+    recipe: Path, tmp_path: Path, before: str, now: str
+) -> None:
+    start = configuration.load(recipe, [f"guard.action={before}", "iterations=1"])
+    run = train(start, tmp_path / "run")
+    with pytest.raises(ValueError, match="was trained with another guard.action"):
+        train(configuration.load(recipe, [f"guard.action={now}"]), run, resume=True)
 
 
 def test_stop_keeps_the_last_state_and_warn_goes_on(recipe: Path, tmp_path: Path) -> None:

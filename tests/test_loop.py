@@ -227,6 +227,26 @@ def test_stop_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path)
     assert log(resumed) == log(uninterrupted)
 
 
+def test_a_stop_before_an_evaluation_that_is_due_loses_nothing(
+    recipe: Path, tmp_path: Path
+) -> None:
+    options = ["iterations=4", "evaluation.every=2", "run.sample_every=2"]
+    config = load(recipe, *options)
+    uninterrupted = Run(train(config, tmp_path / "uninterrupted"))
+    resumed = Run(tmp_path / "resumed")
+
+    records: list[Any] = []
+    train(config, resumed.folder, on_record=records.append, stop=lambda: len(records) == 2)
+    assert resumed.checkpoints.is_dir() and not resumed.evaluation_file(2).exists()
+
+    train(config, resumed.folder, resume=True)
+    for iteration in (0, 2, 4):
+        path = resumed.evaluation_file(iteration)
+        assert path.read_bytes() == uninterrupted.evaluation_file(iteration).read_bytes()
+    assert log(resumed.folder) == log(uninterrupted.folder)
+    assert_same_files(resumed.folder, uninterrupted.folder)
+
+
 def test_kill_minus_nine_then_resume_is_the_uninterrupted_run(recipe: Path, tmp_path: Path) -> None:
     uninterrupted = tmp_path / "uninterrupted"
     killed = tmp_path / "killed"

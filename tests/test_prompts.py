@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from burnish.prompts import sources as prompts
+from burnish.types import Prompt
 
 
 def texts(source: list) -> list[str]:
@@ -132,3 +133,9 @@ def test_no_file(tmp_path: Path) -> None:
         prompts.listed([])
     with pytest.raises(ValueError, match="text 2 is 3"):
         prompts.listed(["a cat", 3])
+
+
+def test_an_empty_prompt_is_its_own_original() -> None:
+    assert Prompt("").unexpanded() == Prompt("")
+    with pytest.raises(ValueError, match="give a text that is not empty"):
+        Prompt("a cat", {"original": " "}).unexpanded()

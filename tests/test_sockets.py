@@ -135,6 +135,31 @@ def test_a_run_goes_on_with_its_learners_only(recipe: Path, tmp_path: Path) -> N
         train(load(recipe), tmp_path / "run", resume=True)
 
 
+class Forgetful:
+    """A learner whose state could never be put back."""
+
+    def learn(self, batch: RolloutBatch, credit: Credit) -> Any:
+        return {}
+
+    def state(self) -> Any:
+        return {}
+
+
+class MisspeltLearner(Forgetful):
+    def load_states(self, state: Mapping[str, Tensor]) -> None:
+        return None
+
+
+class HalfLearner(Learner):
+    """As `Forgetful`, where the other half is inherited and does nothing."""
+
+    def learn(self, batch: RolloutBatch, credit: Credit) -> Any:
+        return {}
+
+    def state(self) -> Any:
+        return {}
+
+
 @pytest.mark.parametrize(
     ("name", "learner", "message"),
     [
@@ -142,6 +167,9 @@ def test_a_run_goes_on_with_its_learners_only(recipe: Path, tmp_path: Path) -> N
         ("", OnlyLearns(), '"" is no name for a learner'),
         ("critic", OnlyLearns, "without a method learn"),
         ("critic", object(), "without a method learn"),
+        ("critic", Forgetful(), "has only one of state and load_state"),
+        ("critic", HalfLearner(), "has only one of state and load_state"),
+        ("critic", MisspeltLearner(), "a method load_states; did you mean load_state"),
         ("critic", OnlyLearns(metrics=[]), "learn returned a list; return a dict of metrics"),
         ("critic", OnlyLearns({"x": object()}), "metrics that JSON cannot hold"),
         ("critic", OnlyLearns(state={"a": 1}), "state returned a dict; return a dict of tensors"),
@@ -264,6 +292,41 @@ def test_a_functions_attributes_stay_when_it_has_arguments(tmp_path: Path) -> No
     use = f"{tmp_path}/mine.py:forward_loss"
     assert catalog.build("objective", {"use": use}).process == "forward"
     assert catalog.build("objective", {"use": use, "weight": 2.0}).process == "forward"
+
+
+def test_an_advantage_that_selects_gives_the_others_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "class Best:\n"
+        "    selects = True\n"
+        "    def __init__(self, others=0.0):\n        self.others = others\n"
+        "    def front(self, scores, weights, group):\n"
+        "        return scores.parts[:, 0] == scores.parts[:, 0].max()\n"
+        "    def __call__(self, scores, weights, group):\n"
+        "        return torch.where(self.front(scores, weights, group), 1.0, self.others)\n"
+    )
+    arguments = (Scores(torch.tensor([[1.0], [2.0]]), ["r"], []), torch.ones(1), torch.zeros(2))
+    use = f"{tmp_path}/mine.py:Best"
+    assert catalog.build("advantage", {"use": use})(*arguments).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="selects, but an image outside its front is not 0"):
+        catalog.build("advantage", {"use": use, "others": -1.0})(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ("['a cat']", "returned a str in row 0; return burnish.Prompt"),
+        ("[]", "returned no prompts"),
+        ("'a cat'", "returned a str; return a list of burnish.Prompt"),
+    ],
+)
+def test_a_source_of_ones_own_is_checked(
+    recipe: Path, tmp_path: Path, returned: str, message: str
+) -> None:
+    (tmp_path / "mine.py").write_text(f"def animals():\n    return {returned}\n")
+    config = load(recipe, f"prompts={{use='{tmp_path}/mine.py:animals'}}")
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / "run")
 
 
 def test_a_built_in_part_of_another_kind_is_refused() -> None:
@@ -451,6 +514,10 @@ class Misspelt:
         (lambda replay, adv: 1 / 0, "ZeroDivisionError: division by zero"),
         (lambda replay, adv: Loss((adv * replay.logp).mean(), {}), "write adv[:, None]"),
         (lambda replay, adv: Loss((adv[:, None] * replay.logp).sum(), {}), "take the mean"),
+        (
+            lambda replay, adv: Loss((adv[:, None] * (replay.logp - replay.logp_old)).mean(), {}),
+            "it reads replay.logp_old: set uses_ratio = True",
+        ),
         (Clipped, "is a class; give an object of it"),
     ],
 )

@@ -291,7 +291,7 @@ def merge_lora(pipe: Any, source: str | Path) -> None:
     """
     try:
         with _without_text_encoder_warning():
-            pipe.load_lora_weights(source)
+            pipe.load_lora_weights(source, use_safetensors=True)
             pipe.fuse_lora()
             pipe.unload_lora_weights()
     # network, damaged file, other architecture: the libraries below raise anything

@@ -165,9 +165,8 @@ class Rehearsal:
 
         started = time.perf_counter()
         replay = process.replay(images, transitions, reference=parts.objective.kl > 0)
-        loss = parts.objective(replay, torch.ones(pairs))
         if parts.policy.trainable:
-            loss.value.backward()
+            parts.objective(replay, torch.ones(pairs)).value.backward()
 
         self.seconds.training += self.since(started) / pairs
         for parameter in parts.policy.trainable:

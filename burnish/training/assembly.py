@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from burnish import catalog
-from burnish.config import Config, Table, reward_arguments, reward_names
+from burnish.checked import checked_prompts
+from burnish.config import (
+    Config,
+    Table,
+    check_curriculum,
+    check_expander,
+    reward_arguments,
+    reward_names,
+)
 from burnish.diffusion.policy import DTYPES, Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.held_out import Panel
@@ -20,7 +28,11 @@ from burnish.prompts.expander import Expander
 from burnish.prompts.imitation import imitate, read_pairs
 from burnish.rewards import Tolerance
 from burnish.rl.curriculum import ConstantCurriculum
-from burnish.training.requirements import check_identifiers, check_transitions
+from burnish.training.requirements import (
+    check_compared_images,
+    check_identifiers,
+    check_transitions,
+)
 from burnish.types import Advantage, Curriculum, Judge, Objective, Prompt, Reward
 
 if TYPE_CHECKING:
@@ -37,8 +49,8 @@ IN_MEMORY = "burnish.training.assembly:absent"
 class Overrides:
     """Objects of a Python program that `train` takes in place of what the configuration names.
 
-    Only that program can resume such a run: its config.toml marks the place of an object, but
-    cannot hold it.
+    Only that program can resume such a run. Its config.toml marks the place of rewards and of a
+    source, but cannot hold them; of a policy it has [model] as given, which is loaded by others.
     """
 
     # in place of [model], which should say how it was made; it is trained as it is
@@ -110,6 +122,8 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
         ValueError, OSError: a part cannot be loaded, or the parts do not fit each other.
     """
     overrides = overrides or Overrides()
+    check_expander(config)
+    check_curriculum(config)
     check_identifiers(config)
     prompts = [] if overrides.source else load_prompts(config.prompts, "prompts")
     evaluation_prompts = load_evaluation_prompts(config, prompts)
@@ -122,6 +136,7 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
     check_policy(config, policy)
     add_identifiers(config, policy)
     check_transitions(config, policy, sampler, objective, advantage)
+    check_compared_images(config, advantage)
 
     scoring = config.scoring
     tolerance = Tolerance(scoring.retries, scoring.timeout, scoring.missing == "mask")
@@ -159,8 +174,15 @@ def absent(**arguments: Any) -> NoReturn:
 
 
 def load_prompts(table: Table, where: str) -> list[Prompt]:
-    """Return the prompts of a source; an empty table gives none."""
-    return catalog.build("prompts", table, where) if table else []
+    """Return the prompts of a source; an empty table gives none.
+
+    Raises:
+        ValueError: the source gives none, or something else.
+    """
+    if not table:
+        return []
+
+    return checked_prompts(catalog.build("prompts", table, where), table["use"])
 
 
 def load_evaluation_prompts(config: Config, prompts: list[Prompt]) -> dict[str, list[Prompt]]:

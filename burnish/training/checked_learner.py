@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from burnish.checked import name_of
+from burnish.checked import LIKELY_SLIP, name_of, own_names
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.learners import Learner
 from burnish.types import describe_value
@@ -39,9 +40,36 @@ def checked_learners(learners: Mapping[str, Any]) -> dict[str, Learner]:
                 f'overrides.learners: "{name}" is {describe_value(learner)} without a method '
                 "learn; give an object with learn(batch, credit) -> metrics"
             )
+        _check_methods(learner, name)
         checked[name] = CheckedLearner(learner, name)
 
     return checked
+
+
+def _check_methods(learner: Any, name: str) -> None:
+    """Refuse a method that was misspelt, or a state that could not be restored."""
+    known = [method for method in vars(Learner) if not method.startswith("_")]
+
+    for own in own_names(learner):
+        if own in known or own.startswith("_") or not callable(getattr(learner, own)):
+            continue
+        close = get_close_matches(own, known, n=1, cutoff=LIKELY_SLIP)
+        if close and not _has(learner, close[0]):
+            raise ValueError(
+                f'overrides.learners: "{name}" has a method {own}; did you mean {close[0]}?'
+            )
+
+    if _has(learner, "state") != _has(learner, "load_state"):
+        raise ValueError(
+            f'overrides.learners: "{name}" has only one of state and load_state; a run that is '
+            "resumed needs both"
+        )
+
+
+def _has(learner: Any, method: str) -> bool:
+    """Return whether a learner has a method of its own, not only what it inherits."""
+    inherited = getattr(Learner, method)
+    return hasattr(learner, method) and getattr(type(learner), method, None) is not inherited
 
 
 class CheckedLearner(Learner):

@@ -55,21 +55,29 @@ def evaluate_initial(job: Job, done: int) -> Evaluations | None:
 
 
 def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
-    """Evaluate with the noise of the initial evaluation, and write the comparison."""
+    """Evaluate with the noise of the initial evaluation, and write the comparison.
+
+    An evaluation that is on the disk is not made again.
+    """
     settings = job.config.evaluation
-    with averaged(job.learners):
-        evaluations = evaluate_all(
-            job.parts,
-            settings.images_per_prompt,
-            settings.seed,
-            initial["train"].chunk,
-            job.world,
-            job.poll,
-            job.parts.template,
-        )
+    path = job.run.evaluation_file(iteration)
+    missing = job.world.any(not path.exists())
+    evaluations = None if missing else load_evaluation(path)
+
+    if evaluations is None:
+        with averaged(job.learners):
+            evaluations = evaluate_all(
+                job.parts,
+                settings.images_per_prompt,
+                settings.seed,
+                initial["train"].chunk,
+                job.world,
+                job.poll,
+                job.parts.template,
+            )
 
     if job.world.main:
-        save_evaluation(job.run.evaluation_file(iteration), evaluations)
+        save_evaluation(path, evaluations)
         comparison = compare(initial, evaluations, job.parts.weights)
         write(job.run.evaluation, dumps(comparison, indent=1))
 

@@ -11,6 +11,7 @@ from burnish.training.assembly import Overrides, Parts, assemble
 from burnish.training.checked_learner import checked_learners
 from burnish.training.learners import ExpanderLearner, GeneratorLearner, Learner
 from burnish.training.optimizer import adamw
+from burnish.training.requirements import check_minibatches
 from burnish.world import World
 
 
@@ -56,6 +57,8 @@ def prepare(
     overrides = overrides or Overrides()
     adamw(config.optimizer)  # says so at once if the library for 8 bits is missing
     parts = assemble(config, world.device(config.model.device), overrides)
+
+    check_minibatches(config, parts.objective, world.count)
 
     learners: dict[str, Learner] = {"generator": GeneratorLearner(config, world, parts)}
     if parts.expander is not None:

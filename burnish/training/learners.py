@@ -30,7 +30,11 @@ from burnish.world import World
 
 
 class Learner(Protocol):
-    """Something that learns from the images of an iteration."""
+    """Something that learns from the images of an iteration.
+
+    With several processes each has a learner of its own, which sees its share of the images: it
+    must average gradients by itself (torch.distributed). The main process's state is saved.
+    """
 
     def learn(self, batch: RolloutBatch, credit: Credit) -> Mapping[str, Any]:
         """Learn from one process's images; return numbers for the record.

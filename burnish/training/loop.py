@@ -83,9 +83,7 @@ def train(
         recorder = Recorder(job, done, on_record)
 
         try:
-            recorder.start()
-
-            for iteration in range(done + 1, config.iterations + 1):
+            for iteration in recorder.start():
                 seed_globals(config.seed, iteration, world.rank)
                 batch = collector.collect(iteration)
                 job.poll()  # once begun, updates are finished, even if a stop is requested

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from burnish.checked import checked_prompts
+from burnish.checked import checked_prompts, name_of
 from burnish.prompts import identifiers
 from burnish.seeds import generator, seed_of
 from burnish.training.job import Job
@@ -54,7 +54,7 @@ def sample_prompts(job: Job, iteration: int) -> tuple[list[Prompt], Tensor]:
         prompts = [job.parts.prompts[number] for number in group.tolist()]
     else:
         count = job.config.batch.prompts // job.world.count
-        drawn = checked_prompts(source(count), count, source)
+        drawn = checked_prompts(source(count), name_of(source), count)
         prompts = [prompt for prompt in drawn for _ in range(images_per_prompt)]
         numbers = torch.tensor([seed_of("prompt", prompt.text) for prompt in drawn])
         group = numbers.repeat_interleave(images_per_prompt)

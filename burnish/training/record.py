@@ -45,8 +45,13 @@ class Recorder:
         self.initial: Evaluations | None = None
         self._started = 0.0  # when the updates of the iteration began
 
-    def start(self) -> None:
-        """Write the configuration, open the trackers, and evaluate the model before training."""
+    def start(self) -> range:
+        """Prepare the run directory and return the iterations that are left.
+
+        The configuration is written, the trackers opened, and the model before training evaluated.
+        What a stop or a crash left undone after the last iteration is made up for, and the guard
+        may end the run then.
+        """
         config = self.job.config
         run = self.job.run
 
@@ -59,6 +64,12 @@ class Recorder:
         self.initial = evaluate_initial(self.job, self.done)
         if self.done == 0:
             draw_samples(self.job, 0)
+        else:
+            self.review(self.done)
+
+        if self.ended_by_guard:
+            return range(0)
+        return range(self.done + 1, config.iterations + 1)
 
     def begin_updates(self) -> None:
         """Note that weights and memories are about to change."""
@@ -78,22 +89,25 @@ class Recorder:
         self.consistent = True
         job.world.log(record)
 
-        evaluate = self.is_due(iteration)
-        if self.saves_after(iteration, evaluate):
+        if self.saves_after(iteration):
             resume.save(job, iteration)
         if self.on_record is not None and job.world.main:
             self.on_record(record)
 
         job.poll()
+        self.review(iteration)
+        return self.ended_by_guard
+
+    def review(self, iteration: int) -> None:
+        """Draw and evaluate the state after an iteration where due, and ask the guard."""
+        job = self.job
         sample_every = job.config.run.sample_every
         if sample_every and iteration % sample_every == 0:
             draw_samples(job, iteration)
 
-        if self.initial and (evaluate or iteration == job.config.iterations):
+        if self.initial and (self.is_due(iteration) or iteration == job.config.iterations):
             evaluate_now(job, self.initial, iteration)
             self.ended_by_guard = check_guard(job, self.initial, iteration)
-
-        return self.ended_by_guard
 
     def record(
         self, batch: RolloutBatch, credit: Credit, metrics: Mapping[str, Any]
@@ -114,11 +128,11 @@ class Recorder:
         every = self.job.config.evaluation.every
         return bool(every) and iteration % every == 0
 
-    def saves_after(self, iteration: int, evaluate: bool) -> bool:
+    def saves_after(self, iteration: int) -> bool:
         """Return whether a checkpoint is due: at intervals, at the end, and for the guard."""
         config = self.job.config
         # a state that is evaluated is one that the guard may go back to
-        for_guard = evaluate and config.guard.action == "rollback"
+        for_guard = self.is_due(iteration) and config.guard.action == "rollback"
         last = iteration == config.iterations
         return iteration % config.run.checkpoint_every == 0 or last or for_guard
 

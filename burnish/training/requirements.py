@@ -68,6 +68,19 @@ def images_compared(config: Config) -> int:
     return config.batch.images_per_prompt // config.identifier_count
 
 
+def check_minibatches(config: Config, objective: Objective, processes: int) -> None:
+    """Refuse more minibatches than one process has images, or prompts where these stay whole."""
+    prompts = config.batch.prompts // processes
+    compares = objective.compares_images
+    count = prompts if compares else prompts * config.batch.images_per_prompt
+
+    if config.batch.minibatches > count:
+        raise ValueError(
+            f"batch.minibatches = {config.batch.minibatches}, but each of {processes} processes "
+            f"has only {count} {'prompts' if compares else 'images'} an iteration; lower it"
+        )
+
+
 def check_advantage(config: Config, objective: Objective, advantage: Advantage) -> None:
     """Refuse an advantage that does not fit the objective."""
     if objective.imitates != advantage.imitates:
@@ -75,17 +88,21 @@ def check_advantage(config: Config, objective: Objective, advantage: Advantage) 
             "objective 'rwr' and the advantages 'softmax' and 'top_fraction' go together: set "
             "objective.use or advantage.use"
         )
-    if advantage.compares_images and images_compared(config) < 2:
-        each = " for each identifier" if config.identifier_count > 1 else ""
-        raise ValueError(
-            f"advantage '{config.advantage['use']}' compares the images of a prompt, and there is "
-            f'only one{each}; raise batch.images_per_prompt, or set advantage.use = "batch"'
-        )
     if advantage.selects and (config.batch.baseline or objective.compares_images):
         raise ValueError(
             "advantage 'pareto' leaves images out, but batch.baseline and objective 'rebel' give "
             "every image something to learn; set batch.baseline = '' and objective.use = "
             '"clipped"'
+        )
+
+
+def check_compared_images(config: Config, advantage: Advantage) -> None:
+    """Refuse one image of a prompt where the advantage compares them."""
+    if advantage.compares_images and images_compared(config) < 2:
+        each = " for each identifier" if config.identifier_count > 1 else ""
+        raise ValueError(
+            f"advantage '{config.advantage['use']}' compares the images of a prompt, and there is "
+            f'only one{each}; raise batch.images_per_prompt, or set advantage.use = "batch"'
         )
 
 

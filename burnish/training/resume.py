@@ -27,6 +27,14 @@ MAY_CHANGE: dict[str, tuple[str, ...]] = {
     "guard": ("action", "kl", "drop", "patience"),
 }
 
+GUARD_MAY_BECOME = {
+    "none": ("none",),  # nothing was measured that it could watch
+    "warn": ("none", "warn", "stop"),  # the checkpoint that it would go back to may be gone
+    "stop": ("none", "warn", "stop"),
+    "rollback": ("none", "warn", "stop", "rollback"),
+}
+"""The actions that a run's guard may have on resume, by the one it had."""
+
 
 def save(job: Job, iteration: int) -> None:
     """Write a checkpoint after `iteration`, and the weights in formats of other programs."""
@@ -136,6 +144,10 @@ def check_unchanged(config: Config, run: Run) -> None:
             ]
         elif value != old[section] and section not in MAY_CHANGE:
             changed.append(section)
+
+    before = old["guard"]["action"]
+    if config.guard.action not in GUARD_MAY_BECOME[before]:
+        changed.append("guard.action")
 
     if changed:
         raise ValueError(
