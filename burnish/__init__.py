@@ -83,7 +83,7 @@ _MODULES = {
     "score": "rewards",
     "train": "training.loop",
 }
-"""Where the public names are defined, if not in `types`."""
+"""The modules that define the public names which are not in `types`."""
 
 
 def __getattr__(name: str) -> Any:

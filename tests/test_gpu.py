@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: half precision, TF32, its memory, its optimizer, its bits.
+"""Tests of what a CUDA device alone can show: half precision, TF32, memory, its optimizer, bits.
 
     make gpu                                                     # skipped where there is no GPU
     BURNISH_GPU_TESTS_ON=cpu python -m pytest -m gpu tests/test_gpu.py

@@ -38,7 +38,7 @@ WINGS: dict[str, set[str]] = {
     | {"zoo", "rl", "qr", "diffusion", "prompts", "rewards", "evaluation", "training"},
     "compat": GROUND | {"diffusion", "training", "report"},
 }
-"""What each wing may import from; the command line may import everything."""
+"""The modules that each wing may import from; the command line may import everything."""
 
 FLOOR: dict[str, set[str]] = {
     "types": {"errors"},

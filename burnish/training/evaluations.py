@@ -75,9 +75,10 @@ def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
                 job.poll,
                 job.parts.template,
             )
+        if job.world.main:
+            save_evaluation(path, evaluations)
 
     if job.world.main:
-        save_evaluation(path, evaluations)
         comparison = compare(initial, evaluations, job.parts.weights)
         write(job.run.evaluation, dumps(comparison, indent=1))
 
