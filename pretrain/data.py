@@ -1,8 +1,9 @@
 """Icon sets -> sprites: download the pinned SVG sets with npm, and render one atlas a set.
 
 `python -m pretrain.data` writes `burnish/zoo/sprites/<set>.png` (RGBA, one 56-pixel sprite a
-noun of the vocabulary, in its order) and `burnish/zoo/vocabulary.json`. A noun that a set does
-not have stays transparent there.
+noun of the vocabulary, in its order), `burnish/zoo/sprites/large/<set>.png` (112-pixel sprites of
+the sets with a style word, for scenes of 128 pixels) and `burnish/zoo/vocabulary.json`. A noun
+that a set does not have stays transparent there.
 """
 
 from __future__ import annotations
@@ -143,7 +144,7 @@ def svg(icons: dict, name: str) -> str | None:
     return None
 
 
-def render(text: str, size: int = SIZE) -> Image.Image:
+def render(text: str, size: int) -> Image.Image:
     """Return an SVG as an RGBA sprite, its drawn part centred and filling `size` pixels."""
     png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=4 * size, height=4 * size))
     # RGBA: what is not drawn stays transparent, so that the sprite goes on any background
@@ -164,10 +165,12 @@ def render(text: str, size: int = SIZE) -> Image.Image:
     return sprite
 
 
-def atlas(sets: dict[str, dict], name: str, nouns: list[str]) -> tuple[Image.Image, list[str]]:
+def atlas(
+    sets: dict[str, dict], name: str, nouns: list[str], size: int
+) -> tuple[Image.Image, list[str]]:
     """Return all nouns of one set on one sheet, and the nouns that the set does not have."""
     rows = -(-len(nouns) // COLUMNS)
-    sheet = Image.new("RGBA", (COLUMNS * SIZE, rows * SIZE))
+    sheet = Image.new("RGBA", (COLUMNS * size, rows * size))
     missing = []
 
     for index, noun in enumerate(nouns):
@@ -179,7 +182,7 @@ def atlas(sets: dict[str, dict], name: str, nouns: list[str]) -> tuple[Image.Ima
             missing.append(noun)
             continue
 
-        sheet.paste(render(text), (index % COLUMNS * SIZE, index // COLUMNS * SIZE))
+        sheet.paste(render(text, size), (index % COLUMNS * size, index // COLUMNS * size))
 
     return sheet, missing
 
@@ -196,12 +199,17 @@ def main() -> None:
         download(cache)
 
     nouns = ANIMALS + OBJECTS
-    (ZOO / "sprites").mkdir(parents=True, exist_ok=True)
+    (ZOO / "sprites" / "large").mkdir(parents=True, exist_ok=True)
     sets = {name: json.loads((source / name / "icons.json").read_text()) for name in PACKAGES}
 
     for name in PACKAGES:
-        sheet, missing = atlas(sets, name, nouns)
+        sheet, missing = atlas(sets, name, nouns, SIZE)
         sheet.save(ZOO / "sprites" / f"{name}.png", optimize=True)
+
+        if name in STYLES.values():
+            large, _ = atlas(sets, name, nouns, 2 * SIZE)
+            large.save(ZOO / "sprites" / "large" / f"{name}.png", optimize=True)
+
         print(
             f"{name}: {len(nouns) - len(missing)} sprites; missing: {', '.join(missing) or 'none'}"
         )

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,19 +132,24 @@ def _copy_parameters(values: dict[str, Tensor], module: nn.Module) -> None:
         parameter.copy_(values[name])
 
 
+Optimizers = Sequence[torch.optim.Optimizer]
+
+
 def save(
-    folder: Path, module: nn.Module, average: Average, optimizer: torch.optim.Optimizer, facts: dict
+    folder: Path, module: nn.Module, average: Average, optimizers: Optimizers, facts: dict
 ) -> None:
     """Write one checkpoint atomically.
 
-    Weights, EMA and Adam's moments are tensors of a safetensors file, all other facts are JSON in
-    its metadata.
+    Weights, EMA and the optimizers' moments are tensors of a safetensors file, all other facts are
+    JSON in its metadata.
     """
     tensors = {f"model.{k}": v.detach().contiguous() for k, v in module.state_dict().items()}
     tensors |= {f"ema.{k}": v.contiguous() for k, v in average.shadow.items()}
 
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{index}.{key}": value.contiguous() for key, value in state.items()}
+    for which, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            prefix = f"optimizer.{which}.{index}"
+            tensors |= {f"{prefix}.{key}": value.contiguous() for key, value in state.items()}
 
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "checkpoint.safetensors"
@@ -155,9 +160,7 @@ def save(
     os.replace(partial, target)
 
 
-def restore(
-    folder: Path, module: nn.Module, average: Average, optimizer: torch.optim.Optimizer
-) -> dict:
+def restore(folder: Path, module: nn.Module, average: Average, optimizers: Optimizers) -> dict:
     """Load a checkpoint and return its facts; an empty dict where there is no checkpoint."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
@@ -174,15 +177,18 @@ def restore(
         average.shadow[name].copy_(tensors[f"ema.{name}"])
 
     average.steps = facts["ema_steps"]
-    moments: dict[int, dict[str, Tensor]] = {}
+    for which, optimizer in enumerate(optimizers):
+        moments: dict[int, dict[str, Tensor]] = {}
+        prefix = f"optimizer.{which}."
 
-    for name, value in tensors.items():
-        if name.startswith("adam."):
-            _, index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = value
+        for name, value in tensors.items():
+            if name.startswith(prefix):
+                index, key = name.removeprefix(prefix).split(".")
+                moments.setdefault(int(index), {})[key] = value
 
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
     return facts
 
 
@@ -235,6 +241,15 @@ class Curve:
             print(json.dumps({k: round(v, 4) for k, v in point.items()}), flush=True)
 
 
+def adamw(
+    parameters: Iterable[nn.Parameter], lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """Return the optimizer of all jobs that name no other."""
+    return torch.optim.AdamW(
+        parameters, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
+    )
+
+
 def learning_rate(peak: float, progress: float) -> float:
     """Return the learning rate at `progress` in [0, 1]: a short warm-up, then a cosine to 0."""
     warm_up = min(1.0, progress / WARM_UP + 0.01)
@@ -253,6 +268,7 @@ def train(
     decay: float = 0.999,
     weight_decay: float = 0.01,
     every: float = 5.0,
+    optimizers: Optimizers | None = None,
 ) -> None:
     """Train `module` for `options.minutes`.
 
@@ -270,14 +286,16 @@ def train(
         decay: of the EMA.
         weight_decay: of AdamW.
         every: minutes between two checkpoints.
+        optimizers: the default is AdamW for all parameters. The learning rates of others are
+            scaled alike over time: by 1 at the peak.
     """
     folder = options.build / name
     process, processes = rank()
-    optimizer = torch.optim.AdamW(
-        module.parameters(), lr=options.lr, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
-    )
+    optimizers = optimizers or [adamw(module.parameters(), options.lr, weight_decay)]
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    peaks = [group["lr"] for group in groups]
     average = Average(module, decay)
-    facts = restore(folder, module, average, optimizer)
+    facts = restore(folder, module, average, optimizers)
     step = facts.get("step", 0)
     curve = Curve(facts.get("curve", []), verbose=process == 0)
 
@@ -293,7 +311,7 @@ def train(
             return
 
         facts = {"minutes": clock.minutes, "step": step, "curve": curve.points}
-        save(folder, module, average, optimizer, facts)
+        save(folder, module, average, optimizers, facts)
         draw_curve(curve.points, folder / "curve.png")
 
         with average.swapped_into(module):
@@ -303,15 +321,18 @@ def train(
                 finish()
 
     while clock.minutes < options.minutes:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(options.lr, clock.minutes / options.minutes)
+        for group, peak in zip(groups, peaks, strict=True):
+            group["lr"] = learning_rate(peak, clock.minutes / options.minutes)
 
         loss, values = loss_of(next(source))
-        optimizer.zero_grad(set_to_none=True)
+        module.zero_grad(set_to_none=True)
         loss.backward()
         clock.minutes = average_gradients(module, processes, clock.minutes)
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-        optimizer.step()
+
+        for optimizer in optimizers:
+            optimizer.step()
+
         average.update(module)
 
         step += 1

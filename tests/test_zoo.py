@@ -223,7 +223,7 @@ def test_an_unknown_model_is_refused_with_the_list() -> None:
         zoo.path("x")
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_ask_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(OSError, match="put together in .* set XDG_CACHE_HOME to a folder that can"):

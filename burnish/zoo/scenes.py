@@ -19,11 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 SIZE = 64  # side of a scene in pixels
-LARGE = 56  # side of a sprite in pixels where it is the only one
-SMALL = 30  # side of a sprite in pixels where there are several
+SIZES = (SIZE, 2 * SIZE)  # there are larger scenes too
+LARGE = 56  # side of a sprite in pixels where it is the only one, in a scene of 64
+SMALL = 30  # side of a sprite in pixels where there are several, in a scene of 64
 COLUMNS = 10  # sprites in a row of an atlas
 NUMBERS = {1: "one", 2: "two", 3: "three"}
-# centres (x, y) by count
+# centres (x, y) by count, in a scene of 64
 CENTRES = {1: ((32, 32),), 2: ((17, 32), (47, 32)), 3: ((17, 18), (47, 18), (32, 46))}
 
 
@@ -82,28 +83,34 @@ class Scene:
 class _Atlas:
     """The sprites of one icon set, premultiplied RGBA float32 in [0, 1]."""
 
-    large: np.ndarray  # (N, 56, 56, 4)
-    small: np.ndarray  # (N, 30, 30, 4)
+    large: np.ndarray  # (N, 56, 56, 4), or twice that
+    small: np.ndarray  # (N, 30, 30, 4), or twice that
     present: np.ndarray  # (N,) bool: the set has this noun
 
 
 @cache
-def _atlas(name: str) -> _Atlas:
-    """Return the sprites of the set `name`."""
+def _atlas(name: str, factor: int) -> _Atlas:
+    """Return the sprites of the set `name`, for scenes of `factor` times 64 pixels."""
+    folder = Path(__file__).parent / "sprites"
+    if factor > 1:
+        folder = folder / "large"
+
     # RGBA and not `images.open_image`, which puts images on white: sprites go on any background
-    with Image.open(Path(__file__).parent / "sprites" / f"{name}.png") as file:
+    with Image.open(folder / f"{name}.png") as file:
         sheet = file.convert("RGBA")
 
     large = []
     small = []
+    side = factor * LARGE
+    reduced = (factor * SMALL, factor * SMALL)
 
     for index in range(len(nouns())):
-        x = index % COLUMNS * LARGE
-        y = index // COLUMNS * LARGE
+        x = index % COLUMNS * side
+        y = index // COLUMNS * side
         # premultiplied, so that edges shrink cleanly
-        sprite = sheet.crop((x, y, x + LARGE, y + LARGE)).convert("RGBa")
+        sprite = sheet.crop((x, y, x + side, y + side)).convert("RGBa")
         large.append(np.asarray(sprite))
-        small.append(np.asarray(sprite.resize((SMALL, SMALL), Image.Resampling.BOX)))
+        small.append(np.asarray(sprite.resize(reduced, Image.Resampling.BOX)))
 
     sprites = np.stack(large).astype(np.float32) / 255
     return _Atlas(
@@ -116,14 +123,25 @@ def _atlas(name: str) -> _Atlas:
 class Scenes:
     """An endless, seeded source of scenes."""
 
-    def __init__(self, seed: int = 0, sets: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, seed: int = 0, sets: tuple[str, ...] | None = None, *, size: int = 64
+    ) -> None:
         """Start a source.
 
         Args:
             seed: of all draws.
             sets: icon sets to draw from; by default those with a style word. A scene names its
                 style only where its set has a word, and then half the time.
+            size: side of a scene in pixels, 64 or 128. At 128 there are only the sets with a
+                style word.
+
+        Raises:
+            ValueError: there are no scenes of this size.
         """
+        if size not in SIZES:
+            raise ValueError(f"scenes have a side of 64 or 128 pixels, not {size}")
+
+        self.size = size
         self.rng = np.random.default_rng(seed)
         words = vocabulary()
         self.style_of = {name: style for style, name in words["styles"].items()}
@@ -142,10 +160,10 @@ class Scenes:
             noun: a fixed (first) noun; None draws one.
 
         Returns:
-            uint8 images (n, 64, 64, 3), and the scenes that they show.
+            uint8 images (n, size, size, 3), and the scenes that they show.
         """
         scenes = []
-        images = np.empty((n, SIZE, SIZE, 3), np.uint8)
+        images = np.empty((n, self.size, self.size, 3), np.uint8)
 
         for row in range(n):
             scene, icon_set = self._scene(kind, background, noun)
@@ -154,13 +172,18 @@ class Scenes:
 
         return torch.from_numpy(images), scenes
 
+    @property
+    def factor(self) -> int:
+        """The size in units of 64 pixels."""
+        return self.size // 64
+
     def _scene(self, kind: str, background: str | None, noun: str | None) -> tuple[Scene, str]:
         """Draw a scene and the icon set of its sprites."""
         if kind == "any":
             kind = ("single", "single", "single", "count", "pair")[self.rng.integers(5)]
 
         name = self.sets[int(self.rng.integers(len(self.sets)))]
-        present = np.flatnonzero(_atlas(name).present)
+        present = np.flatnonzero(_atlas(name, self.factor).present)
         first = nouns().index(noun) if noun is not None else int(self.rng.choice(present))
         picked = [first]
 
@@ -181,11 +204,12 @@ class Scenes:
         return self.colours[int(self.rng.integers(len(self.colours)))]
 
     def _compose(self, scene: Scene, icon_set: str) -> np.ndarray:
-        """Return the image of a scene: uint8 (64, 64, 3)."""
-        atlas = _atlas(icon_set)
+        """Return the image of a scene: uint8 (size, size, 3)."""
+        atlas = _atlas(icon_set, self.factor)
         picked = [nouns().index(noun) for noun in scene.nouns] * scene.count
         sprites = atlas.large if len(picked) == 1 else atlas.small
-        canvas = np.full((SIZE, SIZE, 3), vocabulary()["colours"][scene.colour], np.float32) / 255
+        ground = np.asarray(vocabulary()["colours"][scene.colour], np.float32) / 255
+        canvas = np.tile(ground, (self.size, self.size, 1))
 
         for index, (x, y) in zip(picked, CENTRES[len(picked)], strict=True):
             sprite = sprites[index]
@@ -193,9 +217,9 @@ class Scenes:
                 sprite = sprite[:, ::-1]
 
             side = len(sprite)
-            dx, dy = self.rng.integers(-2, 3, 2)
-            left = min(max(x + dx - side // 2, 0), SIZE - side)
-            top = min(max(y + dy - side // 2, 0), SIZE - side)
+            dx, dy = self.rng.integers(-2 * self.factor, 2 * self.factor + 1, 2)
+            left = min(max(self.factor * x + dx - side // 2, 0), self.size - side)
+            top = min(max(self.factor * y + dy - side // 2, 0), self.size - side)
             patch = canvas[top : top + side, left : left + side]
             patch[...] = sprite[..., :3] + (1 - sprite[..., 3:]) * patch
 
