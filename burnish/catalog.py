@@ -64,7 +64,17 @@ BUILTIN: dict[str, dict[str, str]] = {
         "rwr": "burnish.rl.objectives:RWR",
         "awm": "burnish.rl.objectives:AWM",
     },
-    "kernel": {"ddim": "burnish.diffusion.kernels:DDIM", "lcm": "burnish.diffusion.kernels:LCM"},
+    "kernel": {
+        "ddim": "burnish.diffusion.kernels:DDIM",
+        "lcm": "burnish.diffusion.kernels:LCM",
+        "ode": "burnish.diffusion.kernels:ODE",
+        "cps": "burnish.diffusion.kernels:CPS",
+        "precise": "burnish.diffusion.kernels:Precise",
+        "churn": "burnish.diffusion.kernels:Churn",
+        "renoise": "burnish.diffusion.kernels:Renoise",
+        "flow_grpo": "burnish.diffusion.kernels:FlowGRPO",
+        "dance_grpo": "burnish.diffusion.kernels:DanceGRPO",
+    },
     "guidance": {
         "none": "burnish.diffusion.guidance:NoGuidance",
         "cfg": "burnish.diffusion.guidance:CFG",

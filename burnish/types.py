@@ -152,8 +152,8 @@ class Kernel(Protocol):
     deterministic: bool = False
     """Its transitions have no noise, so only an objective on the forward process can learn."""
 
-    consistency_only: bool = False
-    """It needs a consistency model, whose network predicts x0 at once."""
+    schedule: Literal["any", "diffusion", "consistency", "flow"] = "any"
+    """The kind of model that it needs; "diffusion" is variance preserving, "any" includes it."""
 
     def __call__(self, x_t: Tensor, x0: Tensor, level_t: Level, level_s: Level) -> Gaussian:
         """Return the Gaussian of the transition from level t to level s; x is (B, *latent)."""

@@ -39,9 +39,7 @@ WIDTH = 128  # of the text encoder
 SIDE = 16  # of the latents
 SHIFT = 2.0  # of the sampling times: t -> shift t / (1 + (shift - 1) t)
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
-)
+TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
 
 
 def tokenizer() -> Qwen2Tokenizer:

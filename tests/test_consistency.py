@@ -17,7 +17,7 @@ from burnish.diffusion.guidance import CFG, EmbeddedGuidance, NoGuidance
 from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
-from burnish.diffusion.schedule import FINAL, Schedule
+from burnish.diffusion.schedule import FINAL, read_schedule
 from burnish.runs import Record, Run
 from burnish.tools.gallery import draw, open_source
 from burnish.training.loop import train
@@ -45,7 +45,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_the_grid_is_that_of_current_diffusers(steps: int, grid: list[int]) -> None:
     scheduler = LCMScheduler(**SD)
     scheduler.set_timesteps(steps)
-    assert Schedule.of(scheduler).times(steps).tolist() == [*grid, FINAL]
+    assert read_schedule(scheduler).times(steps).tolist() == [*grid, FINAL]
     assert scheduler.timesteps.tolist() == grid
 
 
@@ -53,14 +53,14 @@ def test_more_steps_than_were_distilled() -> None:
     with pytest.raises(
         ValueError, match="between 1 and 50, the steps this consistency model was distilled from"
     ):
-        Schedule.of(LCMScheduler(**SD)).times(51)
+        read_schedule(LCMScheduler(**SD)).times(51)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_a_transition_is_diffusers_for_all_times_at_once(prediction: str) -> None:
     scheduler = LCMScheduler(**SD, prediction_type=prediction)
-    schedule = Schedule.of(scheduler)
-    times = Schedule.of(scheduler).times(6)
+    schedule = read_schedule(scheduler)
+    times = read_schedule(scheduler).times(6)
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     scheduler.set_timesteps(6)
     x = randn(6, 4, 3, 3)
@@ -81,7 +81,7 @@ def test_a_transition_is_diffusers_for_all_times_at_once(prediction: str) -> Non
 
 
 def test_standard_deviations_of_the_first_transitions() -> None:
-    schedule = Schedule.of(LCMScheduler(**SD))
+    schedule = read_schedule(LCMScheduler(**SD))
     # where both published grids agree
     zero = torch.zeros(3, 1, 1, 1)
     times = torch.tensor([879, 759, 639])

@@ -12,7 +12,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from burnish.diffusion import kernels
 from burnish.diffusion.kernels import DDIM
-from burnish.diffusion.schedule import Schedule
+from burnish.diffusion.schedule import read_schedule
 from burnish.types import Gaussian, Level
 
 SD = {
@@ -50,7 +50,7 @@ def diffusers_step(
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_ddim_is_diffusers_for_all_times_at_once(prediction: str, spacing: str, eta: float) -> None:
     scheduler = DDIMScheduler(**SD, prediction_type=prediction, timestep_spacing=spacing)
-    schedule = Schedule.of(scheduler)
+    schedule = read_schedule(scheduler)
     times = schedule.times(13)
     t = times[:-1]
     s = times[1:]
@@ -70,7 +70,7 @@ def test_ddim_from_pure_noise(prediction: str) -> None:
     scheduler = DDIMScheduler(
         **SD, prediction_type=prediction, timestep_spacing="trailing", rescale_betas_zero_snr=True
     )
-    schedule = Schedule.of(scheduler)
+    schedule = read_schedule(scheduler)
     t = torch.tensor([999])
     s = torch.tensor([979])
     x = randn(1, 4, 3, 3)
@@ -82,7 +82,7 @@ def test_ddim_from_pure_noise(prediction: str) -> None:
 
 
 def test_stable_diffusion_stds() -> None:
-    schedule = Schedule.of(DDIMScheduler(**SD))
+    schedule = read_schedule(DDIMScheduler(**SD))
     t = torch.tensor([981, 601, 201, 41, 21, 1])
     zero = torch.zeros(6, 1, 1, 1)
     std = DDIM()(zero, zero, schedule.level(t), schedule.level((t - 20).clamp(min=-1))).std
@@ -96,7 +96,7 @@ def test_stable_diffusion_stds() -> None:
 
 def test_ddim_keeps_the_marginals_of_gaussian_data() -> None:
     """With unit-variance data and the best x0 = alpha x, every x has unit variance, for any eta."""
-    schedule = Schedule.of(DDIMScheduler(**SD))
+    schedule = read_schedule(DDIMScheduler(**SD))
     times = schedule.times(1000 // 2)
 
     for eta in (0.2, 1.0):
@@ -112,7 +112,7 @@ def test_ddim_keeps_the_marginals_of_gaussian_data() -> None:
 
 
 def test_half_precision_becomes_float32_and_autocast_changes_nothing() -> None:
-    schedule = Schedule.of(DDIMScheduler(**SD))
+    schedule = read_schedule(DDIMScheduler(**SD))
     t = torch.tensor([21, 1])
     s = torch.tensor([1, -1])
     x = randn(2, 4, 3, 3).float()

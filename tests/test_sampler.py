@@ -15,7 +15,7 @@ from burnish.diffusion.guidance import CFG, NoGuidance
 from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler, join_trajectories
-from burnish.diffusion.schedule import Schedule
+from burnish.diffusion.schedule import read_schedule
 from burnish.rl.objectives import Clipped
 from burnish.types import Guidance, Prompt, Replay, Trajectory
 
@@ -182,7 +182,9 @@ def test_a_last_transition_without_noise_is_no_action(
     make_pipeline: Callable[..., Path], config: dict[str, object]
 ) -> None:
     policy = Policy.load(make_pipeline("epsilon"))
-    policy.schedule = Schedule.of(DDIMScheduler.from_config(policy.pipe.scheduler.config, **config))
+    policy.schedule = read_schedule(
+        DDIMScheduler.from_config(policy.pipe.scheduler.config, **config)
+    )
     sampler = Sampler(DDIM(), 5, NoGuidance())
     traj = roll(policy, sampler)
     assert sampler.transitions(policy) == 4

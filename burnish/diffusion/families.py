@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.diffusion.control import control_strength
+from burnish.diffusion.schedule import Grid
 from burnish.types import Cond
 
 CONTROLNET = "controlnet"
@@ -33,6 +34,10 @@ SMALL_IMAGES_AT_ONCE = 32
 
 From 64 on, diffusers' upsampling copies its input into another layout.
 """
+
+
+def _no_grid(pipe: Any) -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ class Family:
 
     weight_width: Callable[[Any], int | None]
     """(pipe) -> the width of the network's input for a guidance weight; None: it has none."""
+
+    grid: Callable[[Any], Grid | None] = _no_grid
+    """(pipe) -> the sampling times of a flow; None: its scheduler's."""
 
     controlnet_pipeline: str = ""
     """The diffusers pipeline with the same parts and a ControlNet beside them; "": none."""

@@ -26,7 +26,7 @@ from burnish.diffusion.families import (
 )
 from burnish.diffusion.loading import attach_controlnet, choose_device, load_pipeline
 from burnish.diffusion.prompt_encoder import PromptEncoder
-from burnish.diffusion.schedule import Schedule
+from burnish.diffusion.schedule import Schedule, read_schedule
 from burnish.diffusion.weights import (
     TrainableWeights,
     copy_weights,
@@ -84,7 +84,7 @@ class Policy(TrainableWeights):
         """
         super().__init__(pipe, family, train, trainable_parts, initial)
         self.dtype = dtype
-        self.schedule = Schedule.of(pipe.scheduler)
+        self.schedule: Schedule = read_schedule(pipe.scheduler, family.grid(pipe))
         self.latent_shape = family.latent_shape(pipe)
         self.takes_weight = family.weight_width(pipe) is not None
         self.has_controlnet = hasattr(pipe, CONTROLNET)

@@ -77,17 +77,16 @@ class ForwardProcess(Process):
 
         Times are drawn evenly from all that the model was trained on.
         """
-        count = len(self.policy.schedule.alpha)
         shape = self.latent.shape[1:]
         times = []
         noises = []
 
         for image, transition in zip(images.tolist(), transitions.tolist(), strict=True):
             stream = generator(*self.key, image, transition)
-            times.append(int(torch.randint(count, (), generator=stream)))
+            times.append(self.policy.schedule.draw_time(stream))
             noises.append(torch.randn(shape, generator=stream))
 
-        return torch.tensor(times), torch.stack(noises)
+        return torch.stack(times), torch.stack(noises)
 
     @torch.no_grad()
     def remembering(self, pairs: Iterable[tuple[Tensor, Tensor]], chunk: int) -> ForwardProcess:

@@ -31,13 +31,7 @@ def check_transitions(
     config: Config, policy: Policy, sampler: Sampler, objective: Objective, advantage: Advantage
 ) -> None:
     """Refuse parts that do not fit each other, or too few transitions to train on."""
-    if sampler.kernel.consistency_only and not policy.schedule.consistency:
-        raise ValueError(
-            f"kernel 'lcm' needs a consistency model, which {config.model.id} is not by its "
-            'scheduler; with an LCM-LoRA in model.fused_lora set model.scheduler = "lcm", '
-            "otherwise use kernel 'ddim'"
-        )
-
+    check_kernel(config, policy, sampler)
     check_advantage(config, objective, advantage)
     if objective.process == "forward":
         check_forward(config, policy)
@@ -78,6 +72,30 @@ def check_minibatches(config: Config, objective: Objective, processes: int) -> N
         raise ValueError(
             f"batch.minibatches = {config.batch.minibatches}, but each of {processes} processes "
             f"has only {count} {'prompts' if compares else 'images'} an iteration; lower it"
+        )
+
+
+def check_kernel(config: Config, policy: Policy, sampler: Sampler) -> None:
+    """Refuse a kernel that is made for another kind of model."""
+    schedule = policy.schedule
+    needed = sampler.kernel.schedule
+    use = config.sampler.kernel["use"]
+
+    if needed == "consistency" and not schedule.consistency:
+        raise ValueError(
+            f"kernel '{use}' needs a consistency model, which {config.model.id} is not by its "
+            'scheduler; with an LCM-LoRA in model.fused_lora set model.scheduler = "lcm", '
+            "otherwise use kernel 'ddim'"
+        )
+    if needed == "flow" and schedule.variance_preserving:
+        raise ValueError(
+            f"kernel '{use}' needs a flow model, which {config.model.id} is not by its scheduler; "
+            "use kernel 'ddim', 'cps' or 'precise'"
+        )
+    if needed == "diffusion" and not schedule.variance_preserving:
+        raise ValueError(
+            f"kernel '{use}' needs a diffusion model, and {config.model.id} is a flow; use kernel "
+            "'cps' or 'precise'"
         )
 
 
