@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -232,7 +233,7 @@ SMALL_STEPS = [ODE(), CPS(0.1), Precise(0.7), Churn(0.02), FlowGRPO(0.7), DanceG
 @pytest.mark.parametrize("kernel", MARGINAL, ids=lambda kernel: type(kernel).__name__)
 def test_marginals_are_kept_exactly(kernel: Marginal) -> None:
     # with the true x0 and noise, x_s has alpha_s x0 and variance sigma_s^2, whatever the step
-    for t, s in zip(TIMES[:-1], TIMES[1:], strict=True):
+    for t, s in itertools.pairwise(TIMES):
         start, end = level(t.view(1, 1, 1, 1)), level(s.view(1, 1, 1, 1))
         x0 = torch.full((1, 1, 1, 1), 0.5).double()
         zero = kernel(start.alpha * x0, x0, start, end)
@@ -250,7 +251,7 @@ def test_a_gaussian_is_sampled_with_its_variance(kernel: Kernel) -> None:
     stream = torch.Generator().manual_seed(1)
     grid = torch.linspace(0.98, 0.02, 401, dtype=torch.float64)
 
-    for t, s in zip(grid[:-1], grid[1:], strict=True):
+    for t, s in itertools.pairwise(grid):
         gain = (1 - t) * spread**2 / ((1 - t) ** 2 * spread**2 + t**2)
         x0 = mean + gain * (x - (1 - t) * mean)
         start, end = level(t.view(1, 1, 1, 1)), level(s.view(1, 1, 1, 1))
