@@ -286,6 +286,91 @@ SDXL_SCHEDULER = {
 """The contents of SDXL's scheduler_config.json, keys of other schedulers included."""
 
 
+def build_z_image() -> object:
+    """Return a new tiny Z-Image; Qwen3 reads its prompts byte by byte."""
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        ZImagePipeline,
+        ZImageTransformer2DModel,
+    )
+    from transformers import Qwen3Config, Qwen3Model
+
+    tokenizer = _qwen_tokenizer()
+
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        text = Qwen3Config(
+            vocab_size=len(tokenizer),  # type: ignore[arg-type]
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=4,
+            bos_token_id=None,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(4, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=32,
+            scaling_factor=0.36,
+            shift_factor=0.12,
+        )
+        transformer = ZImageTransformer2DModel(
+            in_channels=4,
+            dim=16,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=8,
+            axes_dims=[4, 2, 2],
+            axes_lens=[128, 16, 16],
+        )
+
+    return ZImagePipeline(
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae.eval(),
+        Qwen3Model(text).eval(),
+        tokenizer,
+        transformer.eval(),
+    )
+
+
+def _qwen_tokenizer() -> object:
+    """Return a tokenizer of bytes with a chat template."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    letters = sorted(ByteLevel.alphabet())
+    tokenizer = Qwen2Tokenizer(
+        vocab={token: number for number, token in enumerate([*special, *letters])},
+        merges=[],
+        model_max_length=64,
+        padding_side="right",
+        additional_special_tokens=special[1:],
+    )
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
+    )
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_z_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Z-Image."""
+    folder = tmp_path_factory.mktemp("models") / "tiny_z_image"
+    build_z_image().save_pretrained(folder)  # type: ignore[attr-defined]
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny Stable Diffusion 2.x. Shared: do not write into it."""

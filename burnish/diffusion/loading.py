@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from burnish.diffusion.families import FAMILIES, Family, family_of
+from burnish.diffusion.families import FAMILIES, family_of
+from burnish.diffusion.family import Family
 from burnish.errors import first_line
 
 if TYPE_CHECKING:

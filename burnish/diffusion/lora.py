@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burnish.diffusion.families import CONTROLNET
+from burnish.diffusion.family import CONTROLNET
 from burnish.errors import first_line
 
 FILE = "pytorch_lora_weights.safetensors"

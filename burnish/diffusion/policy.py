@@ -16,12 +16,12 @@ from torch import Tensor
 
 from burnish.diffusion import lora
 from burnish.diffusion.control import CONTROL_KEYS, control_images
-from burnish.diffusion.families import (
+from burnish.diffusion.families import family_of
+from burnish.diffusion.family import (
     CONTROLNET,
     LARGE_LATENT,
     SMALL_IMAGES_AT_ONCE,
     Family,
-    family_of,
     networks,
 )
 from burnish.diffusion.loading import attach_controlnet, choose_device, load_pipeline

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from burnish.diffusion.families import Family
+from burnish.diffusion.family import Family
 from burnish.types import Cond
 
 CACHED_TEXTS = 1024

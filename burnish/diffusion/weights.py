@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from burnish.diffusion import lora
 from burnish.diffusion.adapter_switch import AdapterSwitch
 from burnish.diffusion.cpu import optimize_for_cpu
-from burnish.diffusion.families import CONTROLNET, Family, networks
+from burnish.diffusion.family import CONTROLNET, Family, networks
 from burnish.diffusion.shared_trunk import share_guidance_trunk
 
 

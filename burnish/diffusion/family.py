@@ -1,0 +1,146 @@
+"""A family: what differs between architectures, as a record of small functions.
+
+The families themselves are in `families` and `flow_families`. Everything else in the library sees a
+network only as "x0 given (x, t, cond)".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from burnish.diffusion.schedule import Grid
+from burnish.types import Cond
+
+CONTROLNET = "controlnet"
+"""The pipeline's attribute with the ControlNet."""
+
+LARGE_LATENT = 32 * 32
+"""Latent pixels beyond which an autoencoder is given one image at a time.
+
+Several large images together gain no speed, and each takes a gigabyte at 512 pixels. An autoencoder
+is never given a part of an image, as diffusers' tiling would: every tile is normalised by its own
+statistics, so tiles differ in colour and contrast, and a reward would judge, and the model learn,
+where the seams are.
+"""
+
+SMALL_IMAGES_AT_ONCE = 32
+"""Smaller images decoded at a time.
+
+From 64 on, diffusers' upsampling copies its input into another layout.
+"""
+
+
+def _no_grid(pipe: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Family:
+    """The differences between architectures; `pipe` is always the diffusers pipeline."""
+
+    network: str
+    """The pipeline's attribute that is trained."""
+
+    encode: Callable[[Any, list[str]], Cond]
+    """(pipe, texts) -> text states, one row a text."""
+
+    null: Callable[[Any], Cond]
+    """(pipe) -> the condition that guidance uses in place of a prompt, one row."""
+
+    call: Callable[[Any, Tensor, Tensor, Cond], Tensor]
+    """(pipe, x, t (B,), cond of B or k * B rows) -> the network's output, one row a row of cond.
+
+    See `shared_trunk` for the k * B rows.
+    """
+
+    decode: Callable[[Any, Tensor], Tensor]
+    """(pipe, latent) -> images (B, 3, H, W) in [0, 1], float32."""
+
+    embed: Callable[[Any, Tensor, torch.Generator], Tensor]
+    """(pipe, images (B, 3, H, W) in [0, 1], CPU generator) -> latents, float32.
+
+    They are drawn from the autoencoder's posterior.
+    """
+
+    latent_shape: Callable[[Any], tuple[int, ...]]
+    """(pipe) -> (C, h, w)."""
+
+    resize: Callable[[Any, int], None]
+    """(pipe, size) -> None: from now on its images have sides of `size` pixels."""
+
+    weight_width: Callable[[Any], int | None]
+    """(pipe) -> the width of the network's input for a guidance weight; None: it has none."""
+
+    grid: Callable[[Any], Grid | None] = _no_grid
+    """(pipe) -> the sampling times of a flow; None: its scheduler's."""
+
+    controlnet_pipeline: str = ""
+    """The diffusers pipeline with the same parts and a ControlNet beside them; "": none."""
+
+    controlnet_config: tuple[str, ...] = ()
+    """The entries of the network's configuration that a ControlNet has to share."""
+
+    upcast: bool = False
+    """The decoder's `force_upcast` means: float32 where float16 was requested."""
+
+    def network_of(self, pipe: Any) -> Any:
+        """Return the pipeline's network that is trained."""
+        return getattr(pipe, self.network)
+
+
+def networks(pipe: Any) -> list[nn.Module]:
+    """Return all parts of the pipeline that have weights."""
+    return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+
+
+def decode_vae(pipe: Any, latent: Tensor) -> Tensor:
+    """Return images (B, 3, H, W) float32 in [0, 1] of latents."""
+    vae = pipe.vae
+    latent = latent.to(pipe.vae.device, torch.float32)
+    shift, spread = latent_statistics(vae, latent)
+    image = vae.decode((latent / spread + shift).to(vae.dtype), return_dict=False)[0].float()
+    return (image / 2 + 0.5).clamp(0, 1)
+
+
+def embed_vae(pipe: Any, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return latents float32 of images (B, 3, H, W) in [0, 1], drawn from the posterior."""
+    vae = pipe.vae
+    scaled = (images * 2 - 1).to(vae.device, vae.dtype)
+    large = scaled[0, 0].numel() > 64 * LARGE_LATENT
+    chunks = scaled.split(1 if large else SMALL_IMAGES_AT_ONCE)
+    posteriors = [vae.encode(chunk).latent_dist for chunk in chunks]
+    mean = torch.cat([posterior.mean.float() for posterior in posteriors])
+    std = torch.cat([posterior.std.float() for posterior in posteriors])
+
+    # noise from the CPU: the same on every device
+    latent = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
+    shift, spread = latent_statistics(vae, latent)
+    return (latent - shift) * spread
+
+
+def latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """Return shift and spread of latent = (the autoencoder's output - shift) * spread.
+
+    Some models of the SDXL kind have them by channel; flow models have a shift for all.
+    """
+    config = vae.config
+    if config.latents_mean is None or config.latents_std is None:
+        return config.shift_factor or 0.0, config.scaling_factor
+
+    shift = like.new_tensor(config.latents_mean).view(1, -1, 1, 1)
+    std = like.new_tensor(config.latents_std).view(1, -1, 1, 1)
+    return shift, config.scaling_factor / std
+
+
+def repeated_for_texts(x: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
+    """Return latents and times repeated as often as there are texts for them.
+
+    For networks in which hardly anything can be shared between the texts of one latent.
+    """
+    times = len(cond["text"]) // len(x)
+    return torch.cat([x] * times), t.repeat(times)
