@@ -6,9 +6,32 @@ Standard library only.
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+REASONS: dict[int, str] = {
+    errno.ENOSPC: (
+        "the disk is full; what was there before is kept: free some space, then try again "
+        "(a training goes on with --resume)"
+    ),
+    errno.EACCES: "no permission to write there; choose another --out",
+    errno.EISDIR: "it is a folder; choose another name",
+    errno.ENOTDIR: "a part of its path is a file, not a folder; choose another name",
+    errno.EEXIST: "a file is in the way of the folder; choose another name",
+    errno.ENAMETOOLONG: "its name is too long; choose a shorter one",
+    errno.EFBIG: "it is too large for this disk; choose another --out",
+    errno.EIO: "the disk reports an error; choose another one",
+}
+"""Why a file cannot be written, and what to do about it, by the number of the system's error."""
+REASONS[errno.EDQUOT] = REASONS[errno.ENOSPC]
+REASONS[errno.EROFS] = REASONS[errno.EPERM] = REASONS[errno.EACCES]
+
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Characters that steer a terminal, break a line, turn its direction, or are none."""
 
 
 def first_line(error: BaseException) -> str:
@@ -22,24 +45,26 @@ def type_and_message(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def printable(text: str) -> str:
+    r"""Return a text as one line that cannot steer a terminal: such characters become escapes.
+
+    >>> print(printable("a\x1b[31mb"))
+    a\x1b[31mb
+    """
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 @contextmanager
 def os_error_context(path: Path) -> Iterator[None]:
-    """Turn the two errors of a disk that a user can fix into one sentence about `path`.
+    """Turn the errors of a disk that a user can fix into one sentence about `path`.
 
     Raises:
-        OSError: the disk is full, or there is no permission to write at `path`.
+        OSError: `path` could not be written; the message says why and what to do.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = (
-                "the disk is full; what was there before is kept: free some space, "
-                "then go on with --resume"
-            )
-        elif error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            reason = "no permission to write there; choose another --out"
-        else:
+        reason = REASONS.get(error.errno or 0)
+        if reason is None:
             raise
-
         raise OSError(f"{path} could not be written: {reason}") from error

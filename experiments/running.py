@@ -18,7 +18,8 @@ from statistics import median
 from typing import Protocol
 
 from burnish import config as configuration
-from burnish.runs import Run, write
+from burnish.files import write
+from burnish.runs import Run
 
 Stage = Callable[[argparse.Namespace], None]
 BURNISH = (sys.executable, "-c", "from burnish.cli import main; main()")

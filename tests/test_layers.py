@@ -18,6 +18,7 @@ GROUND = {
     "objective_check",
     "images",
     "errors",
+    "files",
     "seeds",
     "catalog",
     "config",
@@ -28,9 +29,9 @@ WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
     "rl": {"types"},
     "qr": {"types", "errors", "images"},
-    "report": {"errors", "runs"},
-    "diffusion": {"types", "config", "errors", "images", "seeds", "zoo", "qr"},
-    "prompts": {"types", "errors", "seeds", "catalog", "zoo", "diffusion"},
+    "report": {"errors", "files", "runs"},
+    "diffusion": {"types", "config", "errors", "files", "images", "seeds", "zoo", "qr"},
+    "prompts": {"types", "errors", "files", "seeds", "catalog", "zoo", "diffusion"},
     "rewards": {"types", "errors", "images", "zoo", "qr", "prompts"},
     "evaluation": GROUND | {"diffusion", "prompts", "rewards"},
     "training": GROUND | {"zoo", "rl", "diffusion", "prompts", "rewards", "evaluation"},
@@ -44,19 +45,29 @@ FLOOR: dict[str, set[str]] = {
     "types": {"errors"},
     "images": {"errors"},
     "errors": set(),
+    "files": {"errors"},
     "seeds": set(),
     "annotations": set(),
     "checked": {"annotations", "errors", "types"},
     "objective_check": {"checked", "errors", "types"},
     "catalog": {"annotations", "errors", "types", "checked"},
-    "config": {"annotations", "catalog", "errors", "types"},
-    "runs": {"errors"},
+    "config": {"annotations", "catalog", "errors", "files", "types"},
+    "runs": {"errors", "files"},
     "world": {"errors"},
 }
 """The same for the modules of the ground floor."""
 
-WITHOUT_TORCH = ("annotations", "errors", "runs", "catalog", "cli", "report", "zoo/__init__")
-STANDARD_LIBRARY_ONLY = ("annotations", "errors", "runs", "report/charts", "zoo/__init__")
+WITHOUT_TORCH = (
+    "annotations",
+    "errors",
+    "files",
+    "runs",
+    "catalog",
+    "cli",
+    "report",
+    "zoo/__init__",
+)
+STANDARD_LIBRARY_ONLY = ("annotations", "errors", "files", "runs", "report/charts", "zoo/__init__")
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "numpy"}
 
 

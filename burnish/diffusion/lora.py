@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +47,14 @@ def add_lora(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]
     with fixed_seed():
         network.add_adapter(config)  # type: ignore[operator]
 
+    sort_targets(network)
     cast_trainable(network)
+
+
+def sort_targets(network: nn.Module) -> None:
+    """Name an adapter's layers in one order, which a set has not: files are made of it."""
+    for config in network.peft_config.values():  # type: ignore[operator]
+        config.target_modules = sorted(config.target_modules)
 
 
 @contextmanager
@@ -301,26 +305,24 @@ def merge_lora(pipe: Any, source: str | Path) -> None:
         ) from error
 
 
-@contextmanager
-def publishing(folder: Path) -> Iterator[Path]:
-    """Yield a new folder to write into, whose files are then put into `folder` one by one.
+def sort_metadata(file: Path) -> None:
+    """Rewrite the header of a safetensors file with its metadata sorted by key.
 
-    Each is flushed to the disk first.
+    The library writes it in an order that differs from process to process.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".adapter-", dir=folder))
+    if file.suffix != ".safetensors":
+        return
 
-    try:
-        yield temporary
+    with open(file, "rb+") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
 
-        for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-            target = folder / file.relative_to(temporary)
-            target.parent.mkdir(exist_ok=True)
-            os.replace(file, target)
-    finally:
-        shutil.rmtree(temporary)
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # filled up with spaces, as it was
+            opened.seek(8)
+            opened.write(text.ljust(size))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from burnish.diffusion.adapter_switch import AdapterSwitch
 from burnish.diffusion.cpu import optimize_for_cpu
 from burnish.diffusion.families import CONTROLNET, Family, networks
 from burnish.diffusion.shared_trunk import share_guidance_trunk
+from burnish.files import publishing
 
 
 class TrainableWeights:
@@ -125,7 +126,7 @@ class TrainableWeights:
         Args:
             folder: to write into; it is made if it is missing.
         """
-        with lora.publishing(Path(folder)) as temporary:
+        with publishing(Path(folder), lora.sort_metadata) as temporary:
             for part in self._networks:
                 subfolder = adapter_folder(temporary, part, self._family)
                 subfolder.mkdir(exist_ok=True)

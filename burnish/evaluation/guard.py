@@ -24,7 +24,8 @@ from torch import Tensor
 
 from burnish.config import Config
 from burnish.evaluation.paired import Evaluation, load_evaluation, paired_change
-from burnish.runs import Run, dumps, write
+from burnish.files import dumps, write
+from burnish.runs import Run
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ prompts the run uses.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,9 +25,9 @@ from torch import Tensor
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.held_out import Panel
+from burnish.files import dumps, read_json, write
 from burnish.prompts.expander import Expander
 from burnish.rewards import STRICT, Tolerance, score
-from burnish.runs import dumps, write
 from burnish.seeds import generator
 from burnish.types import Judge, Prompt, Reward
 from burnish.world import World
@@ -239,9 +238,9 @@ def load_evaluation(path: Path) -> dict[str, Evaluation] | None:
         return None
 
     try:
-        tables = json.loads(path.read_text("utf-8"))
+        tables = read_json(path, "")
         return {name: Evaluation(**fields) for name, fields in tables.items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(
             f"{path}: not an evaluation of this version of Burnish; delete it and go on"
         ) from error

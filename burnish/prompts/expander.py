@@ -30,6 +30,7 @@ from torch import Tensor
 from burnish import zoo
 from burnish.diffusion import lora
 from burnish.errors import first_line
+from burnish.files import publishing
 from burnish.prompts.tokens import PromptTokens
 from burnish.seeds import generator
 from burnish.types import Prompt
@@ -320,7 +321,7 @@ class Expander:
         if self.train == "none":
             return
 
-        with lora.publishing(folder) as made:
+        with publishing(folder, lora.sort_metadata) as made:
             if self.train == "full":
                 self.model.save_pretrained(made)
                 self.tokenizer.save_pretrained(made)
@@ -459,6 +460,7 @@ def _with_new_lora(network: Any, rank: int, name: str) -> Any:
         adapted = get_peft_model(network, settings)
 
     adapted.peft_config["default"].base_model_name_or_path = name
+    lora.sort_targets(adapted)
     lora.cast_trainable(adapted)
     return adapted
 
@@ -479,6 +481,7 @@ def _with_saved_lora(network: Any, folder: Path, train: str, rank: int) -> Any:
     if train == "lora" and saved_rank != rank:
         raise ValueError(f"{folder} has rank {saved_rank}: set expander.rank = {saved_rank}")
 
+    lora.sort_targets(adapted)
     return adapted
 
 

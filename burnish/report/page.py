@@ -19,6 +19,7 @@ from string import Template
 from typing import Any
 
 from burnish import runs
+from burnish.files import read_json, read_text, write
 from burnish.report import fronts
 from burnish.report.charts import Series, duration, line_chart, number
 
@@ -94,13 +95,13 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     """
     run = runs.Run.open(folder)
     path = Path(out) if out else run.folder / "report.html"
-    runs.write(path, page(run))
+    write(path, page(run))
     return path
 
 
 def page(run: runs.Run) -> str:
     """Return the page of a run as text."""
-    source = run.config.read_text("utf-8")
+    source = read_text(run.config)
     records = run.records()
     evaluation = _json(run.evaluation)
     grids = _grids(run)
@@ -330,7 +331,7 @@ def _curriculum(x: Sequence[int], records: Sequence[runs.Record], layout: str) -
 
 def _fronts(run: runs.Run, records: Sequence[runs.Record]) -> str:
     """Return the charts of reward against reward, from the first evaluation and the last."""
-    config = tomllib.loads(run.config.read_text("utf-8"))
+    config = tomllib.loads(read_text(run.config))
     weights = {}
     for table in config.get("rewards", ()):
         name = str(table.get("name") or str(table["use"]).rpartition(":")[2])
@@ -556,12 +557,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
 
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: not a JSON object; delete it, or make it again with burnish evaluate"
-        ) from error
+    return read_json(path, "delete it, or make it again with burnish evaluate")
 
 
 def _signed(value: float | None) -> str:

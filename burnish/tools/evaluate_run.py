@@ -6,7 +6,8 @@ from typing import Any
 
 from burnish import config as configuration
 from burnish.evaluation.paired import compare, load_evaluation
-from burnish.runs import Run, dumps, write
+from burnish.files import dumps, write
+from burnish.runs import Run
 from burnish.seeds import seed_globals
 from burnish.training import checkpoint
 from burnish.training.assembly import assemble

@@ -13,8 +13,8 @@ from burnish.evaluation.paired import (
     load_evaluation,
     save_evaluation,
 )
+from burnish.files import dumps, write
 from burnish.prompts.identifiers import with_template
-from burnish.runs import dumps, write
 from burnish.training import checkpoint
 from burnish.training.assembly import Parts
 from burnish.training.job import Job
@@ -37,6 +37,11 @@ def evaluate_initial(job: Job, done: int) -> Evaluations | None:
         return stored
 
     if done:
+        if job.config.guard.action != "none":
+            raise FileNotFoundError(
+                f"{path} is missing, so the guard has nothing to compare with; put it back, or set "
+                'guard.action = "none"'
+            )
         warnings.warn(f"{path} is missing, so there is nothing to compare with", stacklevel=3)
         return None
 
@@ -167,7 +172,7 @@ def roll_back(job: Job, initial: Evaluations, iteration: int) -> None:
 
     comparison = compare(initial, evaluations, job.parts.weights)
     write(job.run.evaluation, dumps(comparison, indent=1))
-    export(job)
+    export(job, iteration)
     checkpoint.forget(job.run.checkpoints, iteration)
 
 

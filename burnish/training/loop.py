@@ -32,6 +32,7 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
+    accept_changes: bool = False,
     on_record: Callable[[Record], None] | None = None,
     stop: Callable[[], bool] | None = None,
     overrides: Overrides | None = None,
@@ -46,6 +47,8 @@ def train(
         config: from `burnish.load_config`.
         out: a new folder, or with `resume` the folder of a run.
         resume: go on with the run in `out` from its newest checkpoint.
+        accept_changes: with `resume`, also if the configuration, a file that it names, the log or
+            the number of processes is not what it was.
         on_record: called in the main process with each iteration's record, which is also a line of
             RUN/log.jsonl.
         stop: called often; once it returns True, a running update phase is finished, the run saved,
@@ -72,12 +75,12 @@ def train(
 
     with run.lock() if world.main else nullcontext():
         if resume:
-            check_unchanged(config, run)
+            check_unchanged(config, run, world, accept_changes)
             check_not_guarded(run)
 
         seed_globals(config.seed, "weights")
         job = prepare(config, run, world, stop, overrides)
-        done = restore(job) if resume else 0
+        done = restore(job, accept_changes) if resume else 0
         collector = Collector(job, on_images)
         checks = ScoreChecks(config, job.parts)
         recorder = Recorder(job, done, on_record)

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from typing import Any
 
 from burnish import config as configuration
-from burnish.runs import Record, write
+from burnish.files import dumps, write
+from burnish.runs import Record
 from burnish.training import resume
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.evaluations import (
@@ -22,6 +23,7 @@ from burnish.training.evaluations import (
     evaluate_now,
 )
 from burnish.training.job import Job
+from burnish.training.origin import origin_of
 from burnish.training.samples import draw_identifier_grid, draw_samples
 
 
@@ -43,6 +45,7 @@ class Recorder:
         self.consistent = True  # the weights and memories are those after `done` iterations
         self.ended_by_guard = False
         self.initial: Evaluations | None = None
+        self.origin = origin_of(job.config, job.world, job.parts)  # before a file changes
         self._started = 0.0  # when the updates of the iteration began
 
     def start(self) -> range:
@@ -56,8 +59,11 @@ class Recorder:
         run = self.job.run
 
         if self.job.world.main:
+            run.tidy()
             write(run.config, configuration.dump(config))
+            write(run.origin, dumps(self.origin, indent=1))
             run.forget(self.done)
+            resume.make_up(self.job, self.done)
 
         project = config.run.tracker_project
         self.job.world.track(asdict(config), project, config.run.tracker_options)
@@ -90,7 +96,7 @@ class Recorder:
         job.world.log(record)
 
         if self.saves_after(iteration):
-            resume.save(job, iteration)
+            resume.save(job, iteration, self.origin)
         if self.on_record is not None and job.world.main:
             self.on_record(record)
 
@@ -105,7 +111,7 @@ class Recorder:
         if sample_every and iteration % sample_every == 0:
             draw_samples(job, iteration)
 
-        if self.initial and (self.is_due(iteration) or iteration == job.config.iterations):
+        if self.initial and (self.is_due(iteration) or iteration >= job.config.iterations):
             evaluate_now(job, self.initial, iteration)
             self.ended_by_guard = check_guard(job, self.initial, iteration)
 
@@ -144,11 +150,10 @@ class Recorder:
 
         draw_samples(job, self.done)
         draw_identifier_grid(job, self.done)
-        missing = job.world.any(not job.run.evaluation_file(self.done).exists())
-        if self.initial and missing:
+        if self.initial:
             evaluate_now(job, self.initial, self.done)
 
     def save_after_failure(self) -> None:
         """Save what is done after a failure, if the weights are those after an iteration."""
         if self.consistent:
-            resume.save(self.job, self.done)
+            resume.save(self.job, self.done, self.origin)

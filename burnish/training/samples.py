@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from burnish.files import dumps, write
 from burnish.images import image_grid
 from burnish.prompts import identifiers
 from burnish.prompts.expander import expand_in_chunks
-from burnish.runs import dumps, write
 from burnish.seeds import generator
 from burnish.training.job import Job
 from burnish.training.learners import averaged

@@ -17,8 +17,9 @@ from burnish.compat.trl.calls import Calls, Hook, PromptFunction, RewardFunction
 from burnish.compat.trl.options import DDPOConfig
 from burnish.compat.trl.pipeline import DefaultDDPOStableDiffusionPipeline
 from burnish.config import Config
+from burnish.files import write
 from burnish.report.progress import Progress
-from burnish.runs import Run, write
+from burnish.runs import Run
 from burnish.seeds import seed_globals
 from burnish.training import loop
 from burnish.training.assembly import IN_MEMORY, Overrides
