@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from burnish.files import read_json, read_text
+from burnish.terminal import adapt_streams, say
+
 if TYPE_CHECKING:
     from burnish.diffusion.policy import Policy
     from burnish.diffusion.sampler import Sampler
@@ -138,6 +141,13 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
     ] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="With --resume: also if the recipe, a file that it names or the log has changed.",
+        ),
+    ] = False,
 ) -> None:
     """Train a model, and leave a run directory.
 
@@ -158,6 +168,9 @@ def train(
             "burnish list shows the recipes"
         )
 
+    if accept_changes and not resume:
+        raise ValueError("--accept-changes goes with --resume; a new run has nothing to compare")
+
     folder = out or Path("runs") / Path(recipe).stem
     config = load(recipe or Run.open(folder).config, change or [])
     from burnish.training import loop
@@ -167,7 +180,14 @@ def train(
     progress = Progress(config.iterations) if main_process else nullcontext()
 
     with stopping() as stop, progress as on_record:
-        loop.train(config, folder, resume=resume, on_record=on_record, stop=stop)
+        loop.train(
+            config,
+            folder,
+            resume=resume,
+            accept_changes=accept_changes,
+            on_record=on_record,
+            stop=stop,
+        )
 
     if not main_process:
         return
@@ -175,7 +195,7 @@ def train(
     if stop.signals:
         records = Run(folder).records()
         done = records[-1]["iteration"] if records else 0
-        print(f"Stopped after iteration {done}. Go on with: burnish train --resume --out {folder}")
+        say(f"Stopped after iteration {done}. Go on with: burnish train --resume --out {folder}")
         raise typer.Exit(128 + stop.signals[0])
 
     show_run(Run(folder))
@@ -212,9 +232,19 @@ def sample(
     burnish sample zoo:emoji-lcm --prompt "a fox" --steps 2
     """
     quiet()
-    from burnish.tools.gallery import centred, draw, open_expander, open_source, preferred, save
+    from burnish.tools.gallery import (
+        centred,
+        check_out,
+        draw,
+        drawn_state,
+        open_expander,
+        open_source,
+        preferred,
+        save,
+    )
     from burnish.types import Prompt
 
+    check_out(out)
     template = preferred(source, prefer, before)
     policy, sampler = open_source(
         source, steps=steps, guidance=guidance, before=before, strength=strength
@@ -231,7 +261,9 @@ def sample(
 
     prompts = [Prompt(text, template=template) for text in prompt]
     images = draw(policy, sampler, prompts, n, seed, expander)
-    print(save(images, prompt, n, out))
+    if state := drawn_state(source, before):
+        say(state, sys.stderr)
+    say(save(images, prompt, n, out))
 
 
 @app.command()
@@ -251,8 +283,12 @@ def evaluate(
     quiet()
     from burnish.runs import Run
     from burnish.tools.evaluate_run import evaluate_run
+    from burnish.training.checkpoint import newest
 
-    show_evaluation(evaluate_run(Run.open(run), images))
+    evaluation = evaluate_run(Run.open(run), images)
+    done = newest(Run(run).checkpoints)["iteration"]
+    say(f"{run} after iteration {done}, compared with before training", sys.stderr)
+    show_evaluation(evaluation)
 
 
 @app.command()
@@ -268,7 +304,7 @@ def report(
     """
     from burnish.report.page import write_report
 
-    print(write_report(run, out))
+    say(write_report(run, out))
 
 
 @app.command()
@@ -286,7 +322,7 @@ def check(recipe: Recipe, change: Changes = None) -> None:
 
     for finding in findings:
         remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
-        print(f"{finding.level:<7} {finding.text}{remedy}")
+        say(f"{finding.level:<7} {finding.text}{remedy}")
 
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
@@ -408,13 +444,13 @@ def show_codes(result: Search, out: Path, as_json: bool) -> None:
         print(json.dumps(content, indent=1))
     else:
         for path in paths:
-            print(path)
+            say(path)
 
         outcome = "raise --scale or --tries"
         if paths:
             outcome = f"{len(paths)} kept, they say {result.payload!r}"
 
-        print(
+        say(
             f"{result.passed} of {result.tries} tries are read under every condition, "
             f"{result.read} under some; {outcome}"
         )
@@ -428,7 +464,9 @@ def read_code(image: Path, payload: str, decoders: tuple[str, ...], as_json: boo
     from burnish.qr.verify import verify
 
     verdict = verify(image, payload, decoders)
-    print(json.dumps(verdict.json(), indent=1) if as_json else verdict.text())
+    text = json.dumps(verdict.json(), indent=1) if as_json else verdict.text()
+    for line in text.split("\n"):
+        say(line)
 
     if not verdict.lenient:
         raise typer.Exit(1)
@@ -542,14 +580,15 @@ def stopping() -> Iterator[Stop]:
 
 def show_run(run: Run) -> None:
     """Print where a finished run lies, its result, and what to do next."""
-    print(f"Done: {run.folder}")
+    say(f"Done: {run.folder}")
+    remedy = "delete it, or make it again with burnish evaluate"
 
     if run.guard.is_file():
-        show_guard(json.loads(run.guard.read_text("utf-8")))
+        show_guard(read_json(run.guard, remedy))
     if run.evaluation.is_file():
-        show_evaluation(json.loads(run.evaluation.read_text("utf-8")))
+        show_evaluation(read_json(run.evaluation, remedy))
 
-    print(f"Next: burnish report {run.folder}, or burnish sample {run.folder} --prompt 'a cat'")
+    say(f"Next: burnish report {run.folder}, or burnish sample {run.folder} --prompt 'a cat'")
 
 
 def show_evaluation(evaluation: Mapping[str, Any]) -> None:
@@ -566,14 +605,14 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
         if result["judge_before"] is not None:
             text += f"  judged right {result['judge_before']:.1%} -> {result['judge_after']:.1%}"
 
-        print(text)
+        say(text)
 
         if panel := result.get("panel"):
             changes = (
                 f"{measure} {change['before']:.4g} -> {change['after']:.4g}"
                 for measure, change in panel.items()
             )
-            print(" " * 8 + "  ".join(changes))
+            say(" " * 8 + "  ".join(changes))
 
 
 def show_guard(decision: Mapping[str, Any]) -> None:
@@ -583,7 +622,7 @@ def show_guard(decision: Mapping[str, Any]) -> None:
         back = f", and went back to iteration {decision['best']}"
 
     reasons = "; ".join(decision["reasons"])
-    print(f"The guard ended the run after iteration {decision['iteration']}{back}: {reasons}")
+    say(f"The guard ended the run after iteration {decision['iteration']}{back}: {reasons}")
 
 
 def quiet() -> None:
@@ -609,16 +648,17 @@ def main(argv: list[str] | None = None) -> None:
     import warnings
 
     def show_warning(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"burnish: warning: {message}", file=sys.stderr)
+        say(f"burnish: warning: {message}", sys.stderr)
 
     warnings.showwarning = show_warning
+    adapt_streams()
 
     try:
         app(argv, prog_name="burnish")
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("BURNISH_DEBUG"):
             raise
-        print(f"burnish: {error}", file=sys.stderr)
+        say(f"burnish: {error}", sys.stderr)
         raise SystemExit(2) from error
 
 
@@ -639,7 +679,7 @@ def _print_entry(name: str, text: str) -> None:
 
 def _first_comment(path: Path) -> str:
     """Return the text of the comment that a recipe opens with, up to its first empty line."""
-    lines = takewhile(lambda line: line.strip("# "), path.read_text("utf-8").splitlines())
+    lines = takewhile(lambda line: line.strip("# "), read_text(path).split("\n"))
     return " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
 
 

@@ -22,6 +22,8 @@ import tomli_w
 
 from burnish import catalog
 from burnish.annotations import fits, readable
+from burnish.errors import HALF_CHARACTER
+from burnish.files import read_text
 
 Table = dict[str, Any]
 """`{"use": "name", ...}`: a thing of the catalog and its arguments."""
@@ -286,8 +288,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     found = recipe(path)
     try:
-        tree = tomllib.loads(found.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tree = tomllib.loads(read_text(found))
+    except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{found}: not TOML: {error}; fix the file") from error
 
     for override in overrides:
@@ -323,8 +325,16 @@ def dump(config: Config) -> str:
 
     Args:
         config: of a run.
+
+    Raises:
+        ValueError: a text of it contains half of a character, which no file can hold.
     """
     text: str = tomli_w.dumps(asdict(config))
+    if half := HALF_CHARACTER.search(text):
+        raise ValueError(
+            f"a text of the configuration contains {half[0]!r}, which is half of a character and "
+            "which no file can hold; write the whole character"
+        )
     return text
 
 

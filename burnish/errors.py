@@ -28,10 +28,11 @@ REASONS: dict[int, str] = {
 REASONS[errno.EDQUOT] = REASONS[errno.ENOSPC]
 REASONS[errno.EROFS] = REASONS[errno.EPERM] = REASONS[errno.EACCES]
 
-UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-"""Characters that steer a terminal, break a line, turn its direction, or are none."""
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line separators, marks of direction, halves of characters."""
+
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""A surrogate, which is a character only together with another one."""
 
 
 def first_line(error: BaseException) -> str:
@@ -40,18 +41,18 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def printable(text: object) -> str:
+    r"""Return a text on one line, without characters that a terminal obeys instead of showing.
+
+    Ends of lines, other control characters (such as the escape that begins a colour or a link) and
+    marks that turn the writing direction become their numbers, such as \x1b.
+    """
+    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], str(text))
+
+
 def type_and_message(error: BaseException) -> str:
     """Return an error as its type and its message, such as "KeyError: 'a'"."""
     return f"{type(error).__name__}: {error}"
-
-
-def printable(text: str) -> str:
-    r"""Return a text as one line that cannot steer a terminal: such characters become escapes.
-
-    >>> print(printable("a\x1b[31mb"))
-    a\x1b[31mb
-    """
-    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 @contextmanager

@@ -156,7 +156,7 @@ class Run:
         Raises:
             ValueError: a row is no record; the message names it.
         """
-        return [record for record, _ in self._rows()]
+        return [record for record, _ in _rows(self)]
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a line to the log; it is on the disk when this returns."""
@@ -167,22 +167,12 @@ class Run:
         if is_new:
             sync_folder(self.folder)
 
-    def log_digest(self, iteration: int) -> str:
-        """Return the SHA-256 of the log's lines up to `iteration`, without how long all took."""
-        digest = hashlib.sha256()
-        for record in self.records():
-            if record["iteration"] <= iteration:
-                timeless = {k: v for k, v in record.items() if not k.startswith("seconds_")}
-                digest.update(dumps(timeless).encode() + b"\n")
-
-        return digest.hexdigest()
-
     def forget(self, iteration: int) -> None:
         """Remove what is of later iterations: they are made again.
 
         These are lines of the log, evaluations and sample grids.
         """
-        lines = [line + b"\n" for record, line in self._rows() if record["iteration"] <= iteration]
+        lines = [line + b"\n" for record, line in _rows(self) if record["iteration"] <= iteration]
         # also when nothing is removed: a last line that was cut off must not run into the next one
         if self.log.exists():
             write(self.log, b"".join(lines))
@@ -192,43 +182,6 @@ class Run:
                 number = path.stem.removeprefix("identifiers-")
                 if number.isdigit() and int(number) > iteration:
                     path.unlink()
-
-    def clear(self) -> None:
-        """Remove everything that was made before anything was learned."""
-        self.forget(-1)
-        for path in (self.log, self.evaluation, self.guard, self.samples / "prompts.json"):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(self.adapter, ignore_errors=True)
-
-    def tidy(self) -> None:
-        """Delete what a process that was killed left half written; only what has our names."""
-        folders = [self.folder, self.samples, self.checkpoints, self.evaluation_file(0).parent]
-        folders += [self.adapter, *(path for path in self.adapter.glob("*") if path.is_dir())]
-
-        for folder in folders:
-            for path in [path for path in folder.glob(".*") if LEFTOVER.fullmatch(path.name)]:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
-
-    def _rows(self) -> list[tuple[Record, bytes]]:
-        """Return the (record, line) of each row of the log but for a last one that was cut off."""
-        if not self.log.exists():
-            return []
-
-        rows = []
-        *complete, (_, unfinished) = raw_rows(self.log)
-        for row, line in complete:
-            place = f"{self.log}, row {row}"
-            record = json_object(decode_row(self.log, row, line), place, "delete this line")
-            if type(record.get("iteration")) is not int:
-                raise ValueError(f'{place}: no whole number "iteration" in it; delete this line')
-            rows.append((record, line))
-
-        with suppress(ValueError):  # whole, if an editor took away the last line's end
-            rows.append((json_object(unfinished.decode(), "", ""), unfinished))
-        return rows
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -242,7 +195,7 @@ class Run:
         """
         make_folder(self.folder)
         with os_error_context(self.folder):
-            file = open(self.folder / "lock", "a+", encoding="utf-8")  # noqa: SIM115
+            file = open(self.folder / "lock", "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
 
         with file:
             if not _try_lock(file):
@@ -257,6 +210,59 @@ class Run:
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
             yield
+
+
+def log_digest(run: Run, iteration: int) -> str:
+    """Return the SHA-256 of the log's lines up to `iteration`, without how long all took."""
+    digest = hashlib.sha256()
+    for record in run.records():
+        if record["iteration"] <= iteration:
+            timeless = {k: v for k, v in record.items() if not k.startswith("seconds_")}
+            digest.update(dumps(timeless).encode() + b"\n")
+
+    return digest.hexdigest()
+
+
+def clear(run: Run) -> None:
+    """Remove everything that was made before anything was learned."""
+    run.forget(-1)
+    for path in (run.log, run.evaluation, run.guard, run.samples / "prompts.json"):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(run.adapter, ignore_errors=True)
+
+
+def tidy(run: Run) -> None:
+    """Delete what a process that was killed left half written; only what has our names."""
+    folders = [run.folder, run.samples, run.checkpoints, run.evaluation_file(0).parent]
+    folders += [run.adapter, *(path for path in run.adapter.glob("*") if path.is_dir())]
+
+    for folder in folders:
+        for path in [path for path in folder.glob(".*") if LEFTOVER.fullmatch(path.name)]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _rows(run: Run) -> list[tuple[Record, bytes]]:
+    """Return the (record, line) of each row of the log but for a last one that was cut off."""
+    if not run.log.exists():
+        return []
+
+    *complete, (last, unfinished) = raw_rows(run.log)
+    rows = [(_record(run, row, line), line) for row, line in complete]
+
+    with suppress(ValueError):  # whole, if an editor took away the last line's end
+        rows.append((_record(run, last, unfinished), unfinished))
+    return rows
+
+
+def _record(run: Run, row: int, line: bytes) -> Record:
+    place = f"{run.log}, row {row}"
+    record = json_object(decode_row(run.log, row, line), place, "delete this line")
+    if type(record.get("iteration")) is not int:
+        raise ValueError(f'{place}: no whole number "iteration" in it; delete this line')
+    return record
 
 
 def _try_lock(file: IO[Any]) -> bool:

@@ -18,6 +18,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from burnish.errors import HALF_CHARACTER
+
 Cond = dict[str, Tensor]
 """An encoded prompt: text states, a control image and its scale, ... Every value is (B, ...)."""
 
@@ -31,6 +33,13 @@ class Prompt:
 
     # what the generator reads around the text, {}, and nobody else sees: see `prompts.identifiers`
     template: str = "{}"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.text, str) and (half := HALF_CHARACTER.search(self.text)):
+            raise ValueError(
+                f"the prompt {self.text!r} contains {half[0]!r}, which is half of a character and "
+                "which no file can hold; write the whole character"
+            )
 
     @property
     def generator_text(self) -> str:

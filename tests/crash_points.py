@@ -116,7 +116,9 @@ class Disk:
         full: do not end the process; from the call on nothing can be written.
     """
 
-    def __init__(self, folder: Path, at: int = 0, *, half: bool = False, full: bool = False) -> None:
+    def __init__(
+        self, folder: Path, at: int = 0, *, half: bool = False, full: bool = False
+    ) -> None:
         self.folder = str(folder)
         self.at = at
         self.half = half
@@ -332,9 +334,9 @@ def interrupt(
     return differences(expected, folder)
 
 
-def check(kind: str, points: Callable[[list[str]], list[tuple[int, bool]]], full: bool) -> Iterator[
-    tuple[int, str, list[str]]
-]:
+def check(
+    kind: str, points: Callable[[list[str]], list[tuple[int, bool]]], full: bool
+) -> Iterator[tuple[int, str, list[str]]]:
     """Yield the (number, call, faults) of each point of a kind of run at which it is interrupted.
 
     Args:

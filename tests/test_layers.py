@@ -20,6 +20,7 @@ GROUND = {
     "errors",
     "files",
     "seeds",
+    "terminal",
     "catalog",
     "config",
     "runs",
@@ -29,7 +30,7 @@ WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
     "rl": {"types"},
     "qr": {"types", "errors", "images"},
-    "report": {"errors", "files", "runs"},
+    "report": {"errors", "files", "runs", "terminal"},
     "diffusion": {"types", "config", "errors", "files", "images", "seeds", "zoo", "qr"},
     "prompts": {"types", "errors", "files", "seeds", "catalog", "zoo", "diffusion"},
     "rewards": {"types", "errors", "images", "zoo", "qr", "prompts"},
@@ -46,6 +47,7 @@ FLOOR: dict[str, set[str]] = {
     "images": {"errors"},
     "errors": set(),
     "files": {"errors"},
+    "terminal": {"errors"},
     "seeds": set(),
     "annotations": set(),
     "checked": {"annotations", "errors", "types"},
@@ -62,12 +64,21 @@ WITHOUT_TORCH = (
     "errors",
     "files",
     "runs",
+    "terminal",
     "catalog",
     "cli",
     "report",
     "zoo/__init__",
 )
-STANDARD_LIBRARY_ONLY = ("annotations", "errors", "files", "runs", "report/charts", "zoo/__init__")
+STANDARD_LIBRARY_ONLY = (
+    "annotations",
+    "errors",
+    "files",
+    "runs",
+    "terminal",
+    "report/charts",
+    "zoo/__init__",
+)
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "numpy"}
 
 

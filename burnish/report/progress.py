@@ -16,7 +16,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from burnish.errors import printable
 from burnish.report.charts import duration
+from burnish.terminal import say
 
 SHOWN = 12  # rows of the live table
 PHASES = ("seconds_sampling", "seconds_scoring", "seconds_training")
@@ -70,7 +72,7 @@ class Progress:
         self.records.append(record)
 
         if not self.live.is_started:
-            print(line(record, self.iterations, self.left()), flush=True)
+            say(line(record, self.iterations, self.left()))
 
     def left(self) -> float | None:
         """Return the seconds to the end at the latest pace; None before the first iteration."""
@@ -87,7 +89,7 @@ class Progress:
         last = self.records[-1]
         parts: list[RenderableType] = [self._table()]
         if "missing" in last:
-            parts.append(Text(f"missing {missing(last)}", style="yellow"))
+            parts.append(Text(printable(f"missing {missing(last)}"), style="yellow"))
 
         return Group(*parts, self._status(last["iteration"]))
 
@@ -112,7 +114,7 @@ class Progress:
 
         table.add_column("iteration", justify="right")
         for name in rewards:
-            table.add_column(name, justify="right", style="bold")
+            table.add_column(Text(printable(name)), justify="right", style="bold")
         for key in extra:
             table.add_column(EXTRA_COLUMNS[key], justify="right")
         for head in ("ratio − 1", "clipped", "KL", "sample", "score", "train"):

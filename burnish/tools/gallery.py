@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from burnish import config as configuration
@@ -18,12 +17,14 @@ from burnish.diffusion.guidance import CFG, DualGuidance, EmbeddedDualGuidance, 
 from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
-from burnish.images import eight_bit, image_grid
+from burnish.files import make_folder, write
+from burnish.images import image_grid
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander, expand_in_chunks
 from burnish.runs import Run
 from burnish.seeds import generator
 from burnish.training.assembly import load_expander, load_policy, load_sampler
+from burnish.training.export import exported_iteration
 from burnish.types import Guidance, Prompt
 
 CHUNK = 16  # images sampled at once
@@ -67,6 +68,18 @@ def open_source(
     return _open_model(source, steps, guidance, controlnet)
 
 
+def drawn_state(source: str, before: bool = False) -> str:
+    """Return what of a run is drawn: "runs/a after iteration 12"; "" of anything else."""
+    run = Run(Path(source))
+    if not run.exists():
+        return ""
+    if before:
+        return f"{source} before training"
+
+    iteration = exported_iteration(run)
+    return f"{source} as trained" if iteration is None else f"{source} after iteration {iteration}"
+
+
 def check_is_no_lost_run(folder: Path) -> None:
     """Refuse a missing folder beside runs: a hub would be asked for a misspelt name."""
     siblings = folder.parent
@@ -82,10 +95,8 @@ def _open_run(
     run: Run, source: str, steps: int, guidance: float, before: bool, strength: float
 ) -> tuple[Policy, Sampler]:
     config = configuration.load(run.config)
-    if not before and not run.adapter.is_dir():
-        raise FileNotFoundError(
-            f"{run.adapter} is missing: train {source} first, or draw with --before"
-        )
+    if not before:
+        exported_iteration(run)  # refuses another state than the run's newest
 
     untrained = before or config.model.train == "none"
     policy = load_policy(config, adapter="" if untrained else str(run.adapter))
@@ -232,6 +243,21 @@ def draw(
     return torch.cat(images)
 
 
+def check_out(out: Path) -> None:
+    """Refuse a place where no images can be written, before any are drawn.
+
+    Raises:
+        FileExistsError: a grid is wanted where a folder is, or a folder where a file is.
+    """
+    is_grid = out.suffix.lower() == ".png"
+    if is_grid and out.is_dir():
+        raise FileExistsError(f"{out} is a folder; give another name for the grid")
+    if not is_grid and out.is_file():
+        raise FileExistsError(
+            f"{out} is a file; give a name that ends in .png for a grid, or a folder"
+        )
+
+
 def save(images: Tensor, texts: Sequence[str], count: int, out: Path) -> Path:
     """Write a grid with one row a text if `out` ends in .png, else a folder of single files.
 
@@ -244,21 +270,16 @@ def save(images: Tensor, texts: Sequence[str], count: int, out: Path) -> Path:
     Raises:
         FileExistsError: a folder is wanted, but `out` is a file.
     """
+    check_out(out)
     if out.suffix.lower() == ".png":
         png, _ = image_grid(images, columns=count)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(png)
+        write(out, png)
         return out
 
-    if out.is_file():
-        raise FileExistsError(
-            f"{out} is a file; give a name that ends in .png for a grid, or a folder"
-        )
-
-    out.mkdir(parents=True, exist_ok=True)
-    for row, image in enumerate(eight_bit(images)):
+    make_folder(out)
+    for row, image in enumerate(images.split(1)):
         slug = re.sub(r"[^a-z0-9]+", "-", texts[row // count].lower()).strip("-")[:60]
         name = f"{row // count:02d}-{slug}-{row % count:02d}.png"
-        Image.fromarray(image).save(out / name)
+        write(out / name, image_grid(image)[0])
 
     return out

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
-from burnish.images import eight_bit
+from burnish.files import make_folder, write
+from burnish.images import image_grid
 from burnish.qr.layout import layout_of
 from burnish.qr.scanner import Scanner
 from burnish.runs import Run
@@ -149,12 +149,12 @@ def save(result: Search, folder: Path) -> list[Path]:
     if folder.is_file():
         raise FileExistsError(f"{folder} is a file; choose another --out")
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     paths = []
 
     for found in result.images:
         path = folder / f"code-{found.attempt:04d}.png"
-        Image.fromarray(eight_bit(found.image[None])[0]).save(path)
+        write(path, image_grid(found.image[None])[0])
         paths.append(path)
 
     return paths

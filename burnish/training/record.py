@@ -13,7 +13,7 @@ from typing import Any
 
 from burnish import config as configuration
 from burnish.files import dumps, write
-from burnish.runs import Record
+from burnish.runs import Record, tidy
 from burnish.training import resume
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.evaluations import (
@@ -59,7 +59,7 @@ class Recorder:
         run = self.job.run
 
         if self.job.world.main:
-            run.tidy()
+            tidy(run)
             write(run.config, configuration.dump(config))
             write(run.origin, dumps(self.origin, indent=1))
             run.forget(self.done)

@@ -13,7 +13,7 @@ from burnish.config import Config
 from burnish.evaluation.guard import decide
 from burnish.evaluation.paired import load_evaluation
 from burnish.files import read_json
-from burnish.runs import Run
+from burnish.runs import Run, clear, log_digest
 from burnish.training import checkpoint
 from burnish.training.checkpoint import tensor_error_context
 from burnish.training.export import write_export
@@ -51,7 +51,7 @@ def save(job: Job, iteration: int, origin: Mapping[str, Any]) -> None:
             "advantage": parts.advantage.state_dict(),
             "curriculum": parts.curriculum.state_dict(),
         },
-        origin={**origin, "log": job.run.log_digest(iteration)},
+        origin={**origin, "log": log_digest(job.run, iteration)},
     )
     spared = best_iteration(job, iteration)
     checkpoint.save(job.run.checkpoints, state, job.config.run.keep, spared)
@@ -131,7 +131,7 @@ def start_over(job: Job, origin: Mapping[str, Any]) -> None:
     if job.world.main:
         stored = read_json(run.origin, "delete it") if run.origin.is_file() else {}
         if not stored or changes(stored, origin):
-            run.clear()
+            clear(run)
         shutil.rmtree(run.samples, ignore_errors=True)  # quickly drawn, in another layout perhaps
 
     job.world.any(False)  # nobody reads before that
@@ -239,7 +239,7 @@ def check_log(run: Run, state: checkpoint.State) -> None:
     done = state.iteration
     rows = [record["iteration"] for record in run.records() if record["iteration"] <= done]
     written = state.origin.get("log")
-    if written == run.log_digest(done) or (written is None and rows == [*range(1, done + 1)]):
+    if written == log_digest(run, done) or (written is None and rows == [*range(1, done + 1)]):
         return
 
     missing = f"it has {len(rows)} of {done} lines" if len(rows) < done else "lines have changed"
