@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from burnish.qr.scanner import Scanner
     from burnish.runs import Run
     from burnish.tools.qr_search import Search
+    from burnish.trust import Trust
     from burnish.types import Prompt
 
 app = typer.Typer(
@@ -64,6 +65,16 @@ Source = Annotated[
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
+]
+Trusted = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help=(
+            "Run the code that the recipe or run names by use = FILE.py:NAME or MODULE:NAME. "
+            "[dim]default: you are asked once for each, and refused without a terminal[/dim]"
+        ),
+    ),
 ]
 Steps = Annotated[
     int,
@@ -138,6 +149,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
     ] = False,
+    trust: Trusted = False,
 ) -> None:
     """Train a model, and leave a run directory.
 
@@ -159,7 +171,8 @@ def train(
         )
 
     folder = out or Path("runs") / Path(recipe).stem
-    config = load(recipe or Run.open(folder).config, change or [])
+    source = recipe or Run.open(folder).config
+    config = load(source, change or [], trust=trust or consent())
     from burnish.training import loop
 
     # of several processes that were launched together only one prints
@@ -199,6 +212,7 @@ def sample(
     out: Annotated[
         Path, typer.Option(help="A .png for a grid, anything else for a folder of single files.")
     ] = Path("samples.png"),
+    trust: Trusted = False,
 ) -> None:
     """Sample images from a trained run, or from any model.
 
@@ -217,7 +231,12 @@ def sample(
 
     template = preferred(source, prefer, before)
     policy, sampler = open_source(
-        source, steps=steps, guidance=guidance, before=before, strength=strength
+        source,
+        steps=steps,
+        guidance=guidance,
+        before=before,
+        strength=strength,
+        trust=trust or consent(),
     )
     expander = None if plain else open_expander(source, policy, before=before)
 
@@ -240,6 +259,7 @@ def evaluate(
     images: Annotated[
         int, typer.Option(min=0, help="Images for each prompt. [dim]0: as the recipe says[/dim]")
     ] = 0,
+    trust: Trusted = False,
 ) -> None:
     """Compare a run with the model it started from, on the same prompts and noise.
 
@@ -252,7 +272,7 @@ def evaluate(
     from burnish.runs import Run
     from burnish.tools.evaluate_run import evaluate_run
 
-    show_evaluation(evaluate_run(Run.open(run), images))
+    show_evaluation(evaluate_run(Run.open(run), images, trust=trust or consent()))
 
 
 @app.command()
@@ -272,7 +292,7 @@ def report(
 
 
 @app.command()
-def check(recipe: Recipe, change: Changes = None) -> None:
+def check(recipe: Recipe, change: Changes = None, trust: Trusted = False) -> None:
     """Check a recipe before a long run: the ratio, the reward's spread, memory and time.
 
     burnish check sd15-clip
@@ -282,7 +302,7 @@ def check(recipe: Recipe, change: Changes = None) -> None:
     from burnish.config import load
     from burnish.tools.preflight import preflight
 
-    findings = preflight(load(recipe, change or []))
+    findings = preflight(load(recipe, change or [], trust=trust or consent()))
 
     for finding in findings:
         remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
@@ -317,6 +337,7 @@ def qr(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of text.")
     ] = False,
+    trust: Trusted = False,
 ) -> None:
     r"""Sample images that are QR codes and keep those that are read under every condition.
 
@@ -350,7 +371,14 @@ def qr(
     from burnish.types import Prompt
 
     scanner = Scanner(decoders, "all")
-    controlled = open_controlled(model, controlnet, steps=steps, guidance=guidance, scale=scale)
+    controlled = open_controlled(
+        model,
+        controlnet,
+        steps=steps,
+        guidance=guidance,
+        scale=scale,
+        trust=trust or consent(),
+    )
     result = search_codes(
         *controlled, Prompt(prompt, {"payload": payload}), scanner, n, tries, seed
     )
@@ -503,6 +531,18 @@ def root(
         raise typer.Exit
 
 
+def consent() -> Trust:
+    """Return the way to ask for consent to code: on a terminal, in the process that prints."""
+    on_terminal = sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()
+    return ask if on_terminal and os.environ.get("RANK", "0") == "0" else False
+
+
+def ask(question: str) -> bool:
+    """Return the answer to a question about code; only a yes counts."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 class Stop:
     """True once a signal has requested the end; a second signal ends at once."""
 
@@ -615,6 +655,9 @@ def main(argv: list[str] | None = None) -> None:
 
     try:
         app(argv, prog_name="burnish")
+    except MemoryError as error:
+        print("burnish: out of memory; lower the numbers of images and prompts", file=sys.stderr)
+        raise SystemExit(2) from error
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("BURNISH_DEBUG"):
             raise

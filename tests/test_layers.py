@@ -20,18 +20,20 @@ GROUND = {
     "errors",
     "seeds",
     "catalog",
+    "references",
+    "trust",
     "config",
     "runs",
     "world",
 }
 WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
-    "rl": {"types"},
+    "rl": {"types", "annotations"},
     "qr": {"types", "errors", "images"},
-    "report": {"errors", "runs"},
-    "diffusion": {"types", "config", "errors", "images", "seeds", "zoo", "qr"},
-    "prompts": {"types", "errors", "seeds", "catalog", "zoo", "diffusion"},
-    "rewards": {"types", "errors", "images", "zoo", "qr", "prompts"},
+    "report": {"annotations", "errors", "runs"},
+    "diffusion": {"types", "annotations", "config", "errors", "images", "seeds", "zoo", "qr"},
+    "prompts": {"types", "annotations", "errors", "seeds", "catalog", "zoo", "diffusion"},
+    "rewards": {"types", "annotations", "errors", "images", "zoo", "qr", "prompts"},
     "evaluation": GROUND | {"diffusion", "prompts", "rewards"},
     "training": GROUND | {"zoo", "rl", "diffusion", "prompts", "rewards", "evaluation"},
     "tools": GROUND
@@ -49,8 +51,10 @@ FLOOR: dict[str, set[str]] = {
     "checked": {"annotations", "errors", "types"},
     "objective_check": {"checked", "errors", "types"},
     "catalog": {"annotations", "errors", "types", "checked"},
-    "config": {"annotations", "catalog", "errors", "types"},
-    "runs": {"errors"},
+    "references": {"annotations", "catalog"},
+    "trust": {"annotations", "catalog", "references"},
+    "config": {"annotations", "catalog", "errors", "references", "trust", "types"},
+    "runs": {"annotations", "errors"},
     "world": {"errors"},
 }
 """The same for the modules of the ground floor."""

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from burnish import zoo
+from burnish.annotations import Count, CountOrZero, DeviceName, ModelPath
 from burnish.errors import first_line
 from burnish.rewards import vlm
 from burnish.types import Prompt, Reward
@@ -41,14 +42,14 @@ CHUNK = 64
 
 
 def caption(
-    model: str = vlm.LLAVA,
+    model: ModelPath = vlm.LLAVA,
     question: str = QUESTION,
-    encoder: str = "microsoft/deberta-xlarge-mnli",
-    layer: int | None = None,
+    encoder: ModelPath = "microsoft/deberta-xlarge-mnli",
+    layer: CountOrZero | None = None,
     reference: str = "The image contains {prompt}",
-    device: str = "auto",
-    batch: int = 32,
-    endpoint: dict[str, Any] | None = None,
+    device: DeviceName = "auto",
+    batch: Count = 32,
+    endpoint: vlm.EndpointTable | None = None,
 ) -> Reward:
     """Reward how much of the prompt a model's description of the image covers, at most 1.
 

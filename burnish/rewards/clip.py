@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from burnish import zoo
+from burnish.annotations import DeviceName, ModelPath
 from burnish.errors import first_line
 from burnish.types import Prompt, Reward
 
 
 def clip_similarity(
-    model: str = "openai/clip-vit-large-patch14",
-    device: str = "auto",
+    model: ModelPath = "openai/clip-vit-large-patch14",
+    device: DeviceName = "auto",
     of: Literal["text", "original"] = "text",
 ) -> Reward:
     """Reward the cosine similarity of each image with its own prompt under a CLIP model.

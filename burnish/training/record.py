@@ -56,7 +56,7 @@ class Recorder:
         run = self.job.run
 
         if self.job.world.main:
-            write(run.config, configuration.dump(config))
+            write(run.config, configuration.dump(config, run.folder))
             run.forget(self.done)
 
         project = config.run.tracker_project

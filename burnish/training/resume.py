@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 
 from burnish import config as configuration
 from burnish.config import Config, RunConfig
@@ -129,8 +129,8 @@ def check_unchanged(config: Config, run: Run) -> None:
     Raises:
         ValueError: a key differs; the message names all that do.
     """
-    old = asdict(configuration.load(run.config))
-    new = asdict(config)
+    old = configuration.comparable(configuration.load(run.config, purpose="compare"))
+    new = configuration.comparable(config)
     changed = []
 
     for section, value in new.items():
