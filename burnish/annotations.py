@@ -151,10 +151,11 @@ def complaint(value: Any, hint: Any, name: str) -> str:
         hint: the annotation.
         name: of the value, such as "batch.prompts".
     """
+    label = name or "the file"
     if typing.get_origin(hint) is typing.Literal and isinstance(value, str):
-        return "" if fits(value, hint) else f"{name} = {shown(value)}; it must be {readable(hint)}"
+        return "" if fits(value, hint) else f"{label} = {shown(value)}; it must be {readable(hint)}"
     if not fits(value, hint):
-        return f"{name} = {shown(value)} is of the wrong type; it wants {readable(hint)}" + (
+        return f"{label} = {shown(value)} is of the wrong type; it wants {readable(hint)}" + (
             f", such as {int(value)}" if _is_whole(value) else ""
         )
 
@@ -165,7 +166,7 @@ def complaint(value: Any, hint: Any, name: str) -> str:
         base, *rules = arguments
         wrong = complaint(value, base, name)
         wanted = "" if wrong else _first_wanted(value, rules)
-        return f"{name} = {shown(value)}; it must be {wanted}" if wanted else wrong
+        return f"{label} = {shown(value)}; it must be {wanted}" if wanted else wrong
     if origin in (typing.Union, UnionType):
         found = [complaint(value, one, name) for one in arguments if fits(value, one)]
         return "" if "" in found else found[0]
@@ -173,7 +174,7 @@ def complaint(value: Any, hint: Any, name: str) -> str:
     inner = _inner(value, hint, origin, arguments, name)
     if inner or isinstance(value, (Mapping, list, tuple, str, NoneType)):
         return inner
-    return number_complaint(value, name)
+    return number_complaint(value, label)
 
 
 def number_complaint(value: Any, name: str) -> str:
@@ -250,11 +251,13 @@ def _inner(value: Any, hint: Any, origin: Any, arguments: tuple[Any, ...], name:
     found: typing.Iterable[str] = ()
 
     if typing.is_typeddict(hint):
-        missing = sorted(hint.__required_keys__ - value.keys())
-        if missing:
-            return f"{name} has no {missing[0]}" if name else f"it has no {missing[0]}"
-
         hints = typing.get_type_hints(hint, include_extras=True)
+        missing = [
+            key for key, one in hints.items() if key not in value and _is_required(hint, one)
+        ]
+        if missing:
+            return f"{name or 'the file'} has no {missing[0]}"
+
         names = [key for key in hints if key in value]
         found = (complaint(value[key], _bare(hints[key]), _join(name, key)) for key in names)
     elif origin is dict and len(arguments) == 2:
@@ -274,6 +277,14 @@ def _bare(hint: Any) -> Any:
     """Return an annotation of a `TypedDict` without NotRequired."""
     wrapped = typing.get_origin(hint) in (typing.NotRequired, typing.Required)
     return typing.get_args(hint)[0] if wrapped else hint
+
+
+def _is_required(table: Any, hint: Any) -> bool:
+    """Return whether a key of a `TypedDict` must be there, by its annotation.
+
+    `__required_keys__` is wrong where annotations are texts.
+    """
+    return table.__total__ and typing.get_origin(hint) is not typing.NotRequired
 
 
 def _join(name: str, key: object) -> str:

@@ -582,12 +582,15 @@ def stopping() -> Iterator[Stop]:
 
 def show_run(run: Run) -> None:
     """Print where a finished run lies, its result, and what to do next."""
+    from burnish.run_files import EvaluationFile, GuardFile, read_json
+
     print(f"Done: {run.folder}")
 
+    remedy = "delete it, or make it again with burnish evaluate"
     if run.guard.is_file():
-        show_guard(json.loads(run.guard.read_text("utf-8")))
+        show_guard(read_json(run.guard, GuardFile, remedy))
     if run.evaluation.is_file():
-        show_evaluation(json.loads(run.evaluation.read_text("utf-8")))
+        show_evaluation(read_json(run.evaluation, EvaluationFile, remedy))
 
     print(f"Next: burnish report {run.folder}, or burnish sample {run.folder} --prompt 'a cat'")
 
@@ -603,7 +606,7 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
             f"{name:<7} reward {result['before']:.4g} -> {result['after']:.4g}  "
             f"paired gain {result['paired_mean']:+.4g}, 95 % interval [{low:.4g}, {high:.4g}]"
         )
-        if result["judge_before"] is not None:
+        if result.get("judge_before") is not None:
             text += f"  judged right {result['judge_before']:.1%} -> {result['judge_after']:.1%}"
 
         print(text)

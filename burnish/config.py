@@ -31,6 +31,7 @@ from burnish.annotations import (
     shown,
 )
 from burnish.references import Purpose
+from burnish.run_files import read_toml
 from burnish.trust import Trust, require_trust
 
 Table = dict[str, Any]
@@ -304,7 +305,8 @@ def load(
 ) -> Config:
     """Return the configuration in a TOML file or in the recipe of that name.
 
-    Relative paths in the file are relative to its folder, those in `overrides` to the current one.
+    Relative paths in the file are relative to its folder, those in `overrides` and in the recipes
+    that come with Burnish to the current one.
 
     Args:
         path: of the file, or the name of a recipe.
@@ -319,11 +321,12 @@ def load(
             the key.
     """
     found = recipe(path)
-    tree = _read(found)
+    tree = read_toml(found)
 
     try:
         _check_values(tree)
-        references.rebase(tree, Config, found.parent, Path())
+        folder = Path() if is_built_in(found) else found.parent
+        references.rebase(tree, Config, folder, Path())
         for override in overrides:
             _override(tree, override)
 
@@ -346,20 +349,6 @@ def parse(tree: Mapping[str, Any]) -> Config:
         ValueError: a key or a value is wrong; the message names the key.
     """
     return _resolved(tree, "train", True, (), "the program")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Return the tables of a TOML file.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except RecursionError as error:
-        raise ValueError(f"{path}: tables or lists are nested too deeply; fix the file") from error
-    except ValueError as error:  # not TOML, not UTF-8, or a number of 5,000 digits
-        raise ValueError(f"{path}: not TOML: {error}; fix the file") from error
 
 
 def _resolved(
@@ -432,6 +421,11 @@ def recipe(path: str | Path) -> Path:
     raise FileNotFoundError(
         f"{path}: no such file, and no recipe of that name; {catalog.nearest(name, recipes())}"
     )
+
+
+def is_built_in(path: Path) -> bool:
+    """Return whether a file is a recipe that comes with Burnish."""
+    return path.resolve().parent == Path(str(files("burnish") / "recipes")).resolve()
 
 
 def _section(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
@@ -784,7 +778,7 @@ def _value(text: str) -> Any:
 
     if word in ("true", "false"):
         raise ValueError(f"{text} is not TOML: write {word}, or '\"{text}\"' for the text")
-    if word in ("none", "null", "nil"):
+    if text in ("None", "null"):
         raise ValueError(f'{text} is not TOML: write "" or leave the key out')
     return text
 

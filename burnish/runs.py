@@ -39,7 +39,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from burnish.annotations import complaint
 from burnish.errors import os_error_context
+from burnish.run_files import LogRow, numbered
 
 Record = dict[str, Any]
 """One line of log.jsonl."""
@@ -135,17 +137,24 @@ class Run:
             return []
 
         records = []
-        rows = self.log.read_text("utf-8").splitlines()
+        try:
+            rows = self.log.read_text("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.log}: not UTF-8 text; delete what is none") from error
 
         for row, line in enumerate(rows, 1):
             try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
                 if row == len(rows):
                     break
                 raise ValueError(
                     f"{self.log}, row {row}: not a JSON object; delete this line"
                 ) from error
+
+            if wrong := complaint(record, LogRow, f"row {row}"):
+                raise ValueError(f"{self.log}, {wrong}; delete this line")
+            records.append(record)
 
         return records
 
@@ -162,8 +171,8 @@ class Run:
         if self.log.exists():
             write(self.log, "".join(dumps(record) + "\n" for record in records))
 
-        for path in (self.folder / "evaluations").glob("[0-9]*.json"):
-            if int(path.stem) > iteration:
+        for number, path in numbered(self.folder / "evaluations", ".json").items():
+            if number > iteration:
                 path.unlink()
 
     @contextmanager

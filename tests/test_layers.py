@@ -23,6 +23,7 @@ GROUND = {
     "references",
     "trust",
     "config",
+    "run_files",
     "runs",
     "world",
 }
@@ -30,7 +31,7 @@ WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
     "rl": {"types", "annotations"},
     "qr": {"types", "errors", "images"},
-    "report": {"annotations", "errors", "runs"},
+    "report": {"annotations", "errors", "run_files", "runs"},
     "diffusion": {"types", "annotations", "config", "errors", "images", "seeds", "zoo", "qr"},
     "prompts": {"types", "annotations", "errors", "seeds", "catalog", "zoo", "diffusion"},
     "rewards": {"types", "annotations", "errors", "images", "zoo", "qr", "prompts"},
@@ -53,14 +54,22 @@ FLOOR: dict[str, set[str]] = {
     "catalog": {"annotations", "errors", "types", "checked"},
     "references": {"annotations", "catalog"},
     "trust": {"annotations", "catalog", "references"},
-    "config": {"annotations", "catalog", "errors", "references", "trust", "types"},
-    "runs": {"annotations", "errors"},
+    "config": {"annotations", "catalog", "errors", "references", "run_files", "trust", "types"},
+    "run_files": {"annotations"},
+    "runs": {"annotations", "errors", "run_files"},
     "world": {"errors"},
 }
 """The same for the modules of the ground floor."""
 
 WITHOUT_TORCH = ("annotations", "errors", "runs", "catalog", "cli", "report", "zoo/__init__")
-STANDARD_LIBRARY_ONLY = ("annotations", "errors", "runs", "report/charts", "zoo/__init__")
+STANDARD_LIBRARY_ONLY = (
+    "annotations",
+    "errors",
+    "run_files",
+    "runs",
+    "report/charts",
+    "zoo/__init__",
+)
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "numpy"}
 
 

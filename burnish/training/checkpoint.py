@@ -28,7 +28,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from burnish.annotations import complaint
 from burnish.errors import os_error_context, type_and_message
+from burnish.run_files import StateFile
 from burnish.runs import dumps, write
 
 FORMAT = 2
@@ -143,6 +145,8 @@ def read(path: Path) -> State:
         about = json.loads((path / "state.json").read_text("utf-8"))
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise OtherVersionError(f"{path}: not a checkpoint of this version of Burnish")
+        if wrong := complaint(about, StateFile, ""):
+            raise ValueError(f"{path}: not an intact checkpoint: in state.json {wrong}")
         if _digest(path / "tensors.safetensors") != about["sha256"]:
             raise ValueError(f"{path}: damaged: its tensors are not what was written")
 
@@ -156,6 +160,7 @@ def read(path: Path) -> State:
         OSError,
         SafetensorError,
         json.JSONDecodeError,
+        RecursionError,
         UnicodeDecodeError,
         KeyError,
         TypeError,
@@ -256,4 +261,8 @@ def _numbered(folder: Path) -> list[Path]:
     """Return the checkpoints by rising iteration."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and path.name.isascii() and path.name.isdigit()
+    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 
 from burnish import config as configuration
 from burnish.config import Config, RunConfig
+from burnish.errors import type_and_message
 from burnish.evaluation.guard import decide
 from burnish.evaluation.paired import load_evaluation
+from burnish.run_files import GuardFile, read_json
 from burnish.runs import Run
 from burnish.training import checkpoint
 from burnish.training.checkpoint import tensor_error_context
@@ -87,10 +88,15 @@ def restore(job: Job) -> int:
             f"{job.run.checkpoints} does not fit the configuration: {error}"
         ) from error
 
-    if memory := state.memory.get("advantage"):
-        job.parts.advantage.load_state_dict(memory)
-    if memory := state.memory.get("curriculum"):
-        job.parts.curriculum.load_state_dict(memory)
+    for name, part in (("advantage", job.parts.advantage), ("curriculum", job.parts.curriculum)):
+        if memory := state.memory.get(name):
+            try:
+                part.load_state_dict(memory)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ValueError(
+                    f"{job.run.checkpoints}: what the {name} remembers cannot be restored "
+                    f"({type_and_message(error)}); delete the newest checkpoint"
+                ) from error
 
     return state.iteration
 
@@ -115,7 +121,7 @@ def check_not_guarded(run: Run) -> None:
     if not run.guard.exists():
         return
 
-    about = json.loads(run.guard.read_text("utf-8"))
+    about = read_json(run.guard, GuardFile, "delete it to go on")
     raise ValueError(
         f"{run.folder}: the guard ended this run after iteration {about['iteration']} "
         f"({'; '.join(about['reasons'])}); to go on all the same, delete {run.guard} and set "
