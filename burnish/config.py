@@ -32,7 +32,7 @@ from burnish.annotations import (
 )
 from burnish.references import Purpose
 from burnish.run_files import read_toml
-from burnish.trust import Trust, require_trust
+from burnish.trust import Trust, UntrustedCodeError, require_trust
 
 Table = dict[str, Any]
 """`{"use": "name", ...}`: a thing of the catalog and its arguments."""
@@ -334,7 +334,8 @@ def load(
     except ValueError as error:
         changed = " ".join(f"--set {override:.200}" for override in overrides)
         source = f"{found} with {changed}" if overrides else str(found)
-        raise ValueError(f"{source}: {error}") from error
+        kind = UntrustedCodeError if isinstance(error, UntrustedCodeError) else ValueError
+        raise kind(f"{source}: {error}") from error
 
 
 def parse(tree: Mapping[str, Any]) -> Config:

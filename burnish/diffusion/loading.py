@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from burnish.annotations import DeviceName, complaint
+from burnish.annotations import DeviceName, complaint, shown
 from burnish.diffusion.families import FAMILIES, Family, family_of
 from burnish.errors import first_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
+"""Where the classes of a pipeline's parts may come from; the last is of old safety checkers."""
 
 REQUIRED_FILES = {
     "scheduler": "scheduler_config.json",
@@ -280,7 +283,31 @@ def _read_index(source: Path | str, revision: str | None) -> Mapping[str, Any]:
         failed = "read" if isinstance(source, Path) else "found as a folder or on the hub"
         raise ValueError(f"the model {source} cannot be {failed}: {first_line(error)}") from error
 
+    _check_index(index, source)
     return index
+
+
+def _check_index(index: Any, source: Path | str) -> None:
+    """Refuse a model_index.json that is none, or whose classes are not those of the libraries.
+
+    Another library would be imported by its name, and a file in the folder would be its code.
+    """
+    file = f"{source}: model_index.json"
+    if not isinstance(index, Mapping) or not isinstance(index.get("_class_name", ""), str):
+        raise ValueError(
+            f"{file} must be an object that names one class of diffusers by _class_name; give the "
+            "folder of a whole diffusers pipeline"
+        )
+
+    for part, value in index.items():
+        if not isinstance(value, (list, tuple)):
+            continue
+        names = all(name is None or isinstance(name, str) for name in value)
+        if len(value) != 2 or not names or value[0] not in LIBRARIES:
+            raise ValueError(
+                f"{file}: {part} is {shown(value)}; it must be [library, class] with the library "
+                "diffusers or transformers, and no other code is run"
+            )
 
 
 def _check_parts(folder: Path, index: Mapping[str, Any], variant: str | None) -> None:

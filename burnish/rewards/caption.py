@@ -139,9 +139,9 @@ class Encoder:
         source = zoo.resolve(name)
 
         try:
-            model = AutoModel.from_pretrained(source, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+            model = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except Exception as error:  # a damaged file makes the libraries below raise anything
             problem = zoo.load_problem(name, "a language model and its tokenizer")
             raise ValueError(f"{problem}: {first_line(error)}") from error
 

@@ -95,9 +95,11 @@ class Local:
         dtype = "auto" if torch.cuda.is_available() else torch.float32
 
         try:
-            processor = AutoProcessor.from_pretrained(source)
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
-        except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+            processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+            model = AutoModelForImageTextToText.from_pretrained(
+                source, dtype=dtype, trust_remote_code=False
+            )
+        except Exception as error:  # a damaged file makes the libraries below raise anything
             raise ValueError(f"{problem}: {first_line(error)}") from error
 
         if not hasattr(processor, "image_processor"):
