@@ -20,8 +20,14 @@ from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any
 
-from burnish.annotations import fits, readable
+from burnish.annotations import ArgumentsOf, complaint, marks, number_complaint
 from burnish.errors import type_and_message
+
+OTHER_KEYS = "**"
+"""The name under which `argument_hints` has the annotation of all further keys."""
+
+IN_MEMORY = "burnish.training.assembly:absent"
+"""The name that a run's configuration gives to an object of a Python program."""
 
 BUILTIN: dict[str, dict[str, str]] = {
     "reward": {
@@ -153,30 +159,11 @@ def check(kind: str, table: Mapping[str, Any], where: str = "") -> Callable[...,
 
     found = resolve(kind, use)
     given = {key: value for key, value in table.items() if key != "use"}
-    parameters = _parameters(found)[len(CALLED_WITH[kind]) if _is_itself(kind, found) else 0 :]
-    accepted = [
-        parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD
-    ]
-    takes_any = len(accepted) < len(parameters)
-    hints = _hints(found)
+    if wrong := number_complaints(given, where):
+        raise ValueError(wrong)
 
-    for key, value in given.items():
-        if key not in accepted and not takes_any:
-            raise ValueError(f'{where}: {use} does not take "{key}"; {nearest(key, accepted)}')
-        if not fits(value, hints.get(key, Any)):
-            raise ValueError(
-                f"{where}.{key} = {value!r} is of the wrong type; "
-                f"{use} wants {readable(hints[key])}"
-            )
-
-    for parameter in parameters:
-        if (
-            parameter.default is parameter.empty
-            and parameter.name in accepted
-            and parameter.name not in given
-        ):
-            raise ValueError(f"{where}: {use} needs {parameter.name} = ...; add it")
-
+    bound = len(CALLED_WITH[kind]) if _is_itself(kind, found) else 0
+    _check_arguments(found, given, where, use, bound)
     return found
 
 
@@ -199,10 +186,65 @@ def build(kind: str, table: Mapping[str, Any], where: str = "") -> Any:
             part = found(**given)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where or kind}: {error}") from error
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{where or kind}: {table['use']} raised {type_and_message(error)}"
+            ) from error
 
     from burnish.checked import checked_part
 
     return checked_part(kind, part, table["use"])
+
+
+def is_code(kind: str, use: str) -> bool:
+    """Return whether a name stands for code that a file chose: for none of the table's own."""
+    known = BUILTIN[kind]
+    return ":" in use and use not in (*known, *known.values(), IN_MEMORY)
+
+
+def code_file(use: str) -> str:
+    """Return the file in a name such as "my_file.py:name"; "" if it is another name."""
+    module = use.rpartition(":")[0]
+    return module if module.endswith(".py") else ""
+
+
+def argument_hints(found: Callable[..., Any]) -> dict[str, Any]:
+    """Return the annotations of the arguments of a function, or of the class's __init__.
+
+    A bare argument whose default is a number or a truth value must be one, so that a text such as
+    "False" is never taken for true.
+    """
+    initialiser: Any = getattr(found, "__init__", None) if isinstance(found, type) else found
+    try:
+        hints = typing.get_type_hints(initialiser, include_extras=True)
+    # an annotation that only a type checker can read: nothing to check against
+    except (NameError, TypeError, AttributeError):
+        hints = {}
+
+    for parameter in _parameters(found):
+        if parameter.kind is parameter.VAR_KEYWORD:
+            hints[OTHER_KEYS] = hints.pop(parameter.name, Any)
+        elif parameter.annotation is parameter.empty and isinstance(parameter.default, bool):
+            hints[parameter.name] = bool
+        elif parameter.annotation is parameter.empty and isinstance(
+            parameter.default, (int, float)
+        ):
+            hints[parameter.name] = float
+
+    return hints
+
+
+def number_complaints(value: Any, name: str) -> str:
+    """Return the first complaint about a number anywhere in tables and lists; "" without one."""
+    if isinstance(value, Mapping):
+        found = (number_complaints(item, f"{name}.{key}") for key, item in value.items())
+    elif isinstance(value, (list, tuple)):
+        found = (number_complaints(item, f"{name}.{index}") for index, item in enumerate(value))
+    else:
+        return number_complaint(value, name)
+    return next((wrong for wrong in found if wrong), "")
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
@@ -211,6 +253,41 @@ def nearest(word: str, names: Iterable[str]) -> str:
     close = get_close_matches(word, names, n=1, cutoff=0.6)
     listed = f"accepted: {', '.join(names)}" if names else "it takes nothing"
     return f'did you mean "{close[0]}"? ({listed})' if close else listed
+
+
+def _check_arguments(
+    found: Callable[..., Any], given: Mapping[str, Any], where: str, use: str, bound: int
+) -> None:
+    """Refuse arguments that a function does not take, that do not fit, or that are missing.
+
+    `bound` parameters are given when it is called.
+    """
+    parameters = _parameters(found)[bound:]
+    accepted = [
+        parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    takes_any = len(accepted) < len(parameters)
+    hints = argument_hints(found)
+
+    for key, value in given.items():
+        if key not in accepted and not takes_any:
+            raise ValueError(f'{where}: {use} does not take "{key}"; {nearest(key, accepted)}')
+
+        hint = hints.get(key, hints.get(OTHER_KEYS, Any))
+        if wrong := complaint(value, hint, f"{where}.{key}"):
+            raise ValueError(wrong)
+        for mark in marks(hint, ArgumentsOf) if isinstance(value, Mapping) else ():
+            module, _, name = mark.function.partition(":")
+            function = getattr(importlib.import_module(module), name)
+            _check_arguments(function, value, f"{where}.{key}", key, mark.bound)
+
+    for parameter in parameters:
+        if (
+            parameter.default is parameter.empty
+            and parameter.name in accepted
+            and parameter.name not in given
+        ):
+            raise ValueError(f"{where}: {use} needs {parameter.name} = ...; add it")
 
 
 def _is_itself(kind: str, found: Callable[..., Any]) -> bool:
@@ -232,27 +309,21 @@ def _parameters(found: Callable[..., Any]) -> list[inspect.Parameter]:
     return [one for one in parameters if one.kind is not one.VAR_POSITIONAL]
 
 
-def _hints(found: Callable[..., Any]) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(found)  # of a dataclass: its fields, which are its arguments
-    # an annotation that only a type checker can read: nothing to check against
-    except (NameError, TypeError):
-        return {}
-
-
 def _from_package(kind: str, name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except (Exception, SystemExit) as error:
+        reason = error if isinstance(error, ImportError) else type_and_message(error)
         raise ValueError(
-            f"{kind}: {name} cannot be imported ({error}); install it, or check the name"
+            f"{kind}: {name} cannot be imported ({reason}); install it, or check the name"
         ) from error
 
 
 def _from_file(kind: str, path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(
-            f"{kind}: {path}: no such file; check the path (it is relative to the current folder)"
+            f"{kind}: {path}: no such file; check the path (a relative one counts from the folder "
+            "of the file it stands in, behind --set from the current folder)"
         )
 
     # one module a file, however often it is named; a hash separates two files of one name
@@ -269,7 +340,7 @@ def _from_file(kind: str, path: Path) -> Any:
 
     try:
         specification.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ValueError(
             f"{kind}: {path} fails when it is read: {type_and_message(error)}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from burnish.files import read_json, read_text
+from burnish.files import read_text
 from burnish.terminal import adapt_streams, say
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from burnish.qr.scanner import Scanner
     from burnish.runs import Run
     from burnish.tools.qr_search import Search
+    from burnish.trust import Trust
     from burnish.types import Prompt
 
 app = typer.Typer(
@@ -67,6 +68,16 @@ Source = Annotated[
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
+]
+Trusted = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help=(
+            "Run the code that the recipe or run names by use = FILE.py:NAME or MODULE:NAME. "
+            "[dim]default: you are asked once for each, and refused without a terminal[/dim]"
+        ),
+    ),
 ]
 Steps = Annotated[
     int,
@@ -148,6 +159,7 @@ def train(
             help="With --resume: also if the recipe, a file that it names or the log has changed.",
         ),
     ] = False,
+    trust: Trusted = False,
 ) -> None:
     """Train a model, and leave a run directory.
 
@@ -172,7 +184,8 @@ def train(
         raise ValueError("--accept-changes goes with --resume; a new run has nothing to compare")
 
     folder = out or Path("runs") / Path(recipe).stem
-    config = load(recipe or Run.open(folder).config, change or [])
+    source = recipe or Run.open(folder).config
+    config = load(source, change or [], trust=trust or consent())
     from burnish.training import loop
 
     # of several processes that were launched together only one prints
@@ -219,6 +232,7 @@ def sample(
     out: Annotated[
         Path, typer.Option(help="A .png for a grid, anything else for a folder of single files.")
     ] = Path("samples.png"),
+    trust: Trusted = False,
 ) -> None:
     """Sample images from a trained run, or from any model.
 
@@ -247,7 +261,12 @@ def sample(
     check_out(out)
     template = preferred(source, prefer, before)
     policy, sampler = open_source(
-        source, steps=steps, guidance=guidance, before=before, strength=strength
+        source,
+        steps=steps,
+        guidance=guidance,
+        before=before,
+        strength=strength,
+        trust=trust or consent(),
     )
     expander = None if plain else open_expander(source, policy, before=before)
 
@@ -272,6 +291,7 @@ def evaluate(
     images: Annotated[
         int, typer.Option(min=0, help="Images for each prompt. [dim]0: as the recipe says[/dim]")
     ] = 0,
+    trust: Trusted = False,
 ) -> None:
     """Compare a run with the model it started from, on the same prompts and noise.
 
@@ -285,7 +305,7 @@ def evaluate(
     from burnish.tools.evaluate_run import evaluate_run
     from burnish.training.checkpoint import newest
 
-    evaluation = evaluate_run(Run.open(run), images)
+    evaluation = evaluate_run(Run.open(run), images, trust=trust or consent())
     done = newest(Run(run).checkpoints)["iteration"]
     say(f"{run} after iteration {done}, compared with before training", sys.stderr)
     show_evaluation(evaluation)
@@ -308,7 +328,7 @@ def report(
 
 
 @app.command()
-def check(recipe: Recipe, change: Changes = None) -> None:
+def check(recipe: Recipe, change: Changes = None, trust: Trusted = False) -> None:
     """Check a recipe before a long run: the ratio, the reward's spread, memory and time.
 
     burnish check sd15-clip
@@ -318,7 +338,7 @@ def check(recipe: Recipe, change: Changes = None) -> None:
     from burnish.config import load
     from burnish.tools.preflight import preflight
 
-    findings = preflight(load(recipe, change or []))
+    findings = preflight(load(recipe, change or [], trust=trust or consent()))
 
     for finding in findings:
         remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
@@ -353,6 +373,7 @@ def qr(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of text.")
     ] = False,
+    trust: Trusted = False,
 ) -> None:
     r"""Sample images that are QR codes and keep those that are read under every condition.
 
@@ -386,7 +407,14 @@ def qr(
     from burnish.types import Prompt
 
     scanner = Scanner(decoders, "all")
-    controlled = open_controlled(model, controlnet, steps=steps, guidance=guidance, scale=scale)
+    controlled = open_controlled(
+        model,
+        controlnet,
+        steps=steps,
+        guidance=guidance,
+        scale=scale,
+        trust=trust or consent(),
+    )
     result = search_codes(
         *controlled, Prompt(prompt, {"payload": payload}), scanner, n, tries, seed
     )
@@ -541,6 +569,18 @@ def root(
         raise typer.Exit
 
 
+def consent() -> Trust:
+    """Return the way to ask for consent to code: on a terminal, in the process that prints."""
+    on_terminal = sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()
+    return ask if on_terminal and os.environ.get("RANK", "0") == "0" else False
+
+
+def ask(question: str) -> bool:
+    """Return the answer to a question about code; only a yes counts."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 class Stop:
     """True once a signal has requested the end; a second signal ends at once."""
 
@@ -580,13 +620,16 @@ def stopping() -> Iterator[Stop]:
 
 def show_run(run: Run) -> None:
     """Print where a finished run lies, its result, and what to do next."""
+    from burnish.run_files import EvaluationFile, GuardFile, read_json
+
     say(f"Done: {run.folder}")
     remedy = "delete it, or make it again with burnish evaluate"
 
+    remedy = "delete it, or make it again with burnish evaluate"
     if run.guard.is_file():
-        show_guard(read_json(run.guard, remedy))
+        show_guard(read_json(run.guard, GuardFile, remedy))
     if run.evaluation.is_file():
-        show_evaluation(read_json(run.evaluation, remedy))
+        show_evaluation(read_json(run.evaluation, EvaluationFile, remedy))
 
     say(f"Next: burnish report {run.folder}, or burnish sample {run.folder} --prompt 'a cat'")
 
@@ -602,7 +645,7 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
             f"{name:<7} reward {result['before']:.4g} -> {result['after']:.4g}  "
             f"paired gain {result['paired_mean']:+.4g}, 95 % interval [{low:.4g}, {high:.4g}]"
         )
-        if result["judge_before"] is not None:
+        if result.get("judge_before") is not None:
             text += f"  judged right {result['judge_before']:.1%} -> {result['judge_after']:.1%}"
 
         say(text)
@@ -655,6 +698,9 @@ def main(argv: list[str] | None = None) -> None:
 
     try:
         app(argv, prog_name="burnish")
+    except MemoryError as error:
+        print("burnish: out of memory; lower the numbers of images and prompts", file=sys.stderr)
+        raise SystemExit(2) from error
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("BURNISH_DEBUG"):
             raise

@@ -13,22 +13,44 @@ import math
 import tomllib
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, Literal, TypedDict, TypeVar
 
 import tomli_w
 
-from burnish import catalog
-from burnish.annotations import fits, readable
+from burnish import catalog, references
+from burnish.annotations import (
+    DeviceName,
+    FilePath,
+    ModelPath,
+    complaint,
+    number_complaint,
+    shown,
+)
 from burnish.errors import HALF_CHARACTER
-from burnish.files import read_text
+from burnish.references import Purpose
+from burnish.run_files import read_toml
+from burnish.trust import Trust, UntrustedCodeError, require_trust
 
 Table = dict[str, Any]
 """`{"use": "name", ...}`: a thing of the catalog and its arguments."""
 
 T = TypeVar("T")
+
+DEEPEST = 16
+"""Levels of tables and lists in a configuration."""
+
+
+class RewardKeys(TypedDict, total=False):
+    """The keys of a reward's table beside `use` and its arguments."""
+
+    weight: float
+    name: str
+    of: Literal["original", "prompt"]
+
 
 RENAMED: Mapping[str, str] = {
     "model.learns": "model.trainable_parts",
@@ -45,7 +67,7 @@ RENAMED: Mapping[str, str] = {
 class ModelConfig:
     """The model that is fine-tuned, and which of its weights."""
 
-    id: str = ""  # "zoo:emoji-sd", a folder in diffusers' format, or a hub id
+    id: ModelPath = ""  # "zoo:emoji-sd", a folder in diffusers' format, or a hub id
     size: int = 0  # side of the images in pixels; 0: as the model was made for
     # "lora": small matrices beside the attention's; "full": every weight; "none": see expander
     train: str = "lora"
@@ -55,7 +77,7 @@ class ModelConfig:
     targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     # of the frozen weights: float32, float16, bfloat16; trained weights are always float32
     dtype: str = "float32"
-    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
+    device: DeviceName = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     gradient_checkpointing: bool = False  # less memory in training, about a third more time
     # images decoded at once: memory and speed only; 0: one above 256 pixels, otherwise 32
     decode_at_once: int = 0
@@ -65,11 +87,11 @@ class ModelConfig:
     scheduler: str = ""
     # a LoRA (hub id or folder) that is merged into the model for good before anything else, such as
     # an LCM-LoRA
-    fused_lora: str = ""
-    controlnet: str = ""  # a ControlNet that the images follow: a folder or a hub id
+    fused_lora: ModelPath = ""
+    controlnet: ModelPath = ""  # a ControlNet that the images follow: a folder or a hub id
     trainable_parts: str = ""  # "controlnet", "both", or "" for the model's own network
     # a LoRA adapter to start from (same rank and targets), such as another run's RUN/adapter
-    adapter: str = ""
+    adapter: ModelPath = ""
 
 
 @dataclass(frozen=True)
@@ -161,7 +183,7 @@ class ExpanderConfig:
     """
 
     # "zoo:emoji-expander", a folder or hub id of any causal language model; "": no expander
-    model: str = ""
+    model: ModelPath = ""
     # "lora", "full" or "none" (it only writes); with model.train = "none" nothing else learns
     train: str = "lora"
     rank: int = 8  # of the LoRA matrices
@@ -175,10 +197,10 @@ class ExpanderConfig:
     # the request to a model with a chat template, with {prompt} in it; "": in Burnish's own words
     instruction: str = ""
     dtype: str = "float32"  # of the frozen weights: float32 or bfloat16
-    adapter: str = ""  # where to start from, such as another run's RUN/adapter/expander
+    adapter: ModelPath = ""  # where to start from, such as another run's RUN/adapter/expander
     # a JSONL file of {"prompt": ..., "expansion": ...} that is imitated before anything else; "":
     # none
-    start: str = ""
+    start: FilePath = ""
     start_epochs: int = 1  # passes over it
     start_lr: float = 1e-3  # learning rate of these passes
 
@@ -219,7 +241,7 @@ class GuardConfig:
     # rewards that are not trained on: use, name, and its arguments
     panel: list[Table] = field(default_factory=list)
     # a CLIP model that measures how alike the images of a prompt are: "zoo:emoji-clip"; "": none
-    diversity: str = ""
+    diversity: ModelPath = ""
     kl: float = 0.0  # budget: nats an image that the policy may be from the untrained one; 0: none
     # a fall that counts, in standard deviations of the measure among images before training
     drop: float = 0.3
@@ -238,7 +260,7 @@ class RunConfig:
     # "tensorboard", "wandb", "trackio" (each an extra to install)
     trackers: list[str] = field(default_factory=list)
     tracker_project: str = "burnish"  # the name under which they file the run
-    tracker_folder: str = ""  # where they write files; "": the run directory
+    tracker_folder: FilePath = ""  # where they write files; "": the run directory
     # for each one's start: { wandb = { entity = "..." } }
     tracker_options: Table = field(default_factory=dict)
 
@@ -275,36 +297,52 @@ class Config:
         return len(self.rewards) if self.sampler.identifiers else 1
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    purpose: Purpose = "train",
+    trust: Trust = False,
+) -> Config:
     """Return the configuration in a TOML file or in the recipe of that name.
+
+    Relative paths in the file are relative to its folder, those in `overrides` and in the recipes
+    that come with Burnish to the current one.
 
     Args:
         path: of the file, or the name of a recipe.
-        overrides: "section.key=value", such as "batch.prompts=4".
+        overrides: "section.key=value", such as "batch.prompts=4". Code that they name is trusted.
+        purpose: what it is read for. Only what that builds is looked up: "sample" needs no rewards.
+        trust: whether to import the code that the file names by `use`, unless that was trusted
+            before; or a function that is given a question and returns the answer.
 
     Raises:
         FileNotFoundError: there is no such file, and no recipe of that name.
-        ValueError: something in it is wrong; the message names the key.
+        ValueError: something in it is wrong, or names code that is not trusted; the message names
+            the key.
     """
     found = recipe(path)
-    try:
-        tree = tomllib.loads(read_text(found))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{found}: not TOML: {error}; fix the file") from error
-
-    for override in overrides:
-        _override(tree, override)
+    tree = read_toml(found)
 
     try:
-        return parse(tree)
+        _check_values(tree)
+        folder = Path() if is_built_in(found) else found.parent
+        references.rebase(tree, Config, folder, Path())
+        for override in overrides:
+            _override(tree, override)
+
+        return _resolved(tree, purpose, trust, _typed_names(overrides), str(found))
     except ValueError as error:
-        changed = " ".join(f"--set {override}" for override in overrides)
+        changed = " ".join(f"--set {override:.200}" for override in overrides)
         source = f"{found} with {changed}" if overrides else str(found)
-        raise ValueError(f"{source}: {error}") from error
+        kind = UntrustedCodeError if isinstance(error, UntrustedCodeError) else ValueError
+        raise kind(f"{source}: {error}") from error
 
 
 def parse(tree: Mapping[str, Any]) -> Config:
     """Return the configuration that a tree of plain tables describes.
+
+    It is part of a program: paths are relative to the current folder, and its code is trusted.
 
     Args:
         tree: as TOML is read; a key that it leaves out has its default.
@@ -312,30 +350,60 @@ def parse(tree: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: a key or a value is wrong; the message names the key.
     """
+    return _resolved(tree, "train", True, (), "the program")
+
+
+def _resolved(
+    tree: Mapping[str, Any], purpose: Purpose, consent: Trust, typed: Sequence[str], source: str
+) -> Config:
+    """Return the configuration in a tree, after all checks; code is imported last."""
+    _check_values(tree)
     config = _section(Config, tree, "")
     _check_numbers(config)
-    _check_names(config)
+    _check_tables(config)
     _check_guard(config)
     check_expander(config)
+
+    whole = asdict(config)
+    parts = [
+        replace(part, table=reward_arguments(part.table)) if part.kind == "reward" else part
+        for part in references.parts(whole, purpose)
+    ]
+    require_trust(parts, typed, consent, source)
+    for part in parts:
+        catalog.check(part.kind, part.table, part.where)
+    if purpose == "train":
+        _check_parts(config)
     return config
 
 
-def dump(config: Config) -> str:
+def dump(config: Config, folder: Path | None = None) -> str:
     """Return the configuration as TOML that `load` reads back to the same.
 
     Args:
         config: of a run.
+        folder: of the file that it is written to, from which relative paths are to count; None:
+            the current folder.
 
     Raises:
         ValueError: a text of it contains half of a character, which no file can hold.
     """
-    text: str = tomli_w.dumps(asdict(config))
+    tree = asdict(config)
+    references.rebase(tree, Config, Path(), folder or Path())
+    text: str = tomli_w.dumps(tree)
     if half := HALF_CHARACTER.search(text):
         raise ValueError(
             f"a text of the configuration contains {half[0]!r}, which is half of a character and "
             "which no file can hold; write the whole character"
         )
     return text
+
+
+def comparable(config: Config) -> dict[str, Any]:
+    """Return the configuration as tables with absolute paths, however these were written."""
+    tree = asdict(config)
+    references.rebase(tree, Config, Path(), None)
+    return tree
 
 
 def recipes() -> list[str]:
@@ -365,12 +433,17 @@ def recipe(path: str | Path) -> Path:
     )
 
 
+def is_built_in(path: Path) -> bool:
+    """Return whether a file is a recipe that comes with Burnish."""
+    return path.resolve().parent == Path(str(files("burnish") / "recipes")).resolve()
+
+
 def _section(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
     """Return a dataclass from a table: every key known, every value of the annotated type."""
     if not isinstance(tree, Mapping):
-        raise ValueError(f"{where} = {tree!r} is of the wrong type; write a table [{where}]")
+        raise ValueError(f"{where} = {shown(tree)} is of the wrong type; write a table [{where}]")
 
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     defaults = kind()
     values: dict[str, Any] = {}
 
@@ -385,8 +458,8 @@ def _section(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
 
         if is_dataclass(hint):
             values[key] = _section(typing.cast("type[Any]", hint), value, name)
-        elif not fits(value, hint):
-            raise ValueError(f"{name} = {value!r} is of the wrong type; it wants {readable(hint)}")
+        elif wrong := complaint(value, hint, name):
+            raise ValueError(wrong)
         elif isinstance(value, dict) and "use" not in value:
             # the default one, with other arguments
             values[key] = {**getattr(defaults, key), **value}
@@ -493,8 +566,8 @@ def _check_numbers(config: Config) -> None:
         value: Any = config
         for part in name.split("."):
             value = getattr(value, part)
-        if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
-            raise ValueError(f"{name} = {value!r}; it must be {wanted}")
+        if not holds(value):
+            raise ValueError(f"{name} = {shown(value)}; it must be {wanted}")
 
     images = config.batch.prompts * config.batch.images_per_prompt
     if config.batch.minibatches > images:
@@ -504,11 +577,62 @@ def _check_numbers(config: Config) -> None:
         )
 
 
-def _check_names(config: Config) -> None:
-    """Check that everything named by `use` exists and takes its arguments.
+def _check_values(tree: Mapping[str, Any], where: str = "", depth: int = 0) -> None:
+    """Refuse what no configuration has anywhere: infinite numbers, dates, deep nesting.
 
-    What is cheap to build is built, for its own checks and for those of its protocol.
+    Raises:
+        ValueError: the message names the key.
     """
+    if depth > DEEPEST:
+        raise ValueError(f"{where}: nested too deeply; there are at most {DEEPEST} levels")
+
+    for key, value in tree.items():
+        name = f"{where}.{key}" if where else key
+        if isinstance(value, Mapping):
+            _check_values(value, name, depth + 1)
+        elif isinstance(value, list):
+            _check_values({str(index): item for index, item in enumerate(value)}, name, depth + 1)
+        elif isinstance(value, str):
+            if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value):
+                raise ValueError(f"{name} = {shown(value)} has a character that no text file holds")
+        elif wrong := number_complaint(value, name):
+            raise ValueError(wrong)
+        elif not isinstance(value, (bool, int, float, NoneType)):
+            raise ValueError(f'{name} = {value} is a date or a time; write it as a text, "{value}"')
+
+
+def _check_tables(config: Config) -> None:
+    """Check what every table of a part must have, and what a reward's has beside its arguments."""
+    for part in references.parts(asdict(config)):
+        use = part.table.get("use")
+        if not isinstance(use, str) or not use:
+            known = catalog.nearest("", catalog.BUILTIN[part.kind])
+            raise ValueError(f'{part.where}: say which one by use = "..."; {known}')
+
+    hints = RewardKeys.__annotations__
+    for where, tables in (("rewards", config.rewards), ("guard.panel", config.guard.panel)):
+        for index, table in enumerate(tables):
+            if not table:
+                known = catalog.nearest("", catalog.BUILTIN["reward"])
+                raise ValueError(f'{where}.{index}: say which one by use = "..."; {known}')
+            own = {key: value for key, value in table.items() if key in hints}
+            if wrong := complaint(own, RewardKeys, f"{where}.{index}"):
+                raise ValueError(wrong)
+
+        if len(set(reward_names(tables))) < len(tables):
+            raise ValueError(
+                f'{where}: two rewards have the same name; give each a name = "..." of its own'
+            )
+
+    if taken := {"judge", "diversity", "kl"}.intersection(reward_names(config.guard.panel)):
+        raise ValueError(
+            f'guard.panel: "{taken.pop()}" is a measure of its own; give the reward another '
+            'name = "..."'
+        )
+
+
+def _check_parts(config: Config) -> None:
+    """Build the parts of a training that are cheap, for their own checks and their protocols'."""
     kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
     catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
     catalog.build("advantage", config.advantage, "advantage")
@@ -520,37 +644,6 @@ def _check_names(config: Config) -> None:
             "sampler.kernel.eta must be > 0: without noise a transition has no probability, and a "
             "policy gradient nothing to learn from; only the objectives 'rwr' and 'awm' can do "
             "without"
-        )
-
-    catalog.check("prompts", config.prompts, "prompts")
-    for name in ("prompts", "unseen"):
-        if table := getattr(config.evaluation, name):
-            catalog.check("prompts", table, f"evaluation.{name}")
-
-    for index, table in enumerate(config.rewards):
-        if not fits(table.get("weight", 1.0), float):
-            raise ValueError(
-                f"rewards.{index}.weight = {table['weight']!r} is of the wrong type; "
-                "it wants a number"
-            )
-
-    for where, tables in (("rewards", config.rewards), ("guard.panel", config.guard.panel)):
-        for index, table in enumerate(tables):
-            if table.get("of", "original") not in ("original", "prompt"):
-                raise ValueError(
-                    f'{where}.{index}.of = {table["of"]!r}; it must be "original" or "prompt"'
-                )
-            catalog.check("reward", reward_arguments(table), f"{where}.{index}")
-
-        if len(set(reward_names(tables))) < len(tables):
-            raise ValueError(
-                f'{where}: two rewards have the same name; give each a name = "..." of its own'
-            )
-
-    if taken := {"judge", "diversity", "kl"}.intersection(reward_names(config.guard.panel)):
-        raise ValueError(
-            f'guard.panel: "{taken.pop()}" is a measure of its own; give the reward another '
-            'name = "..."'
         )
 
 
@@ -627,7 +720,7 @@ def check_expander(config: Config) -> None:
 
 def reward_arguments(table: Table) -> Table:
     """Return the arguments in a reward's table: without its weight, name and `of`."""
-    return {key: value for key, value in table.items() if key not in ("weight", "name", "of")}
+    return {key: value for key, value in table.items() if key not in RewardKeys.__annotations__}
 
 
 def reward_names(tables: Sequence[Table]) -> tuple[str, ...]:
@@ -649,7 +742,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
     for part in parents:
         node = _child(node, part, override)
 
-    value = _value(text.strip())
+    try:
+        value = _value(text.strip())
+    except ValueError as error:
+        raise ValueError(f"--set {override:.200}: {error}") from error
 
     if isinstance(node, list):
         node[_place(node, last, override)] = value
@@ -678,7 +774,39 @@ def _place(node: list[Any], part: str, override: str) -> int:
 
 
 def _value(text: str) -> Any:
+    """Return what a text on the command line means in TOML; other texts are taken as they are.
+
+    Raises:
+        ValueError: it is Python's or JSON's spelling of something.
+    """
     try:
         return tomllib.loads(f"value = {text}")["value"]
+    except RecursionError as error:
+        raise ValueError("lists or tables are nested too deeply") from error
     except tomllib.TOMLDecodeError:
-        return text
+        word = text.strip().lower()
+
+    if word in ("true", "false"):
+        raise ValueError(f"{text} is not TOML: write {word}, or '\"{text}\"' for the text")
+    if text in ("None", "null"):
+        raise ValueError(f'{text} is not TOML: write "" or leave the key out')
+    return text
+
+
+def _typed_names(overrides: Sequence[str]) -> list[str]:
+    """Return every name that overrides give by `use`."""
+    names: list[str] = []
+    waiting: list[Any] = []
+
+    for override in overrides:
+        key, _, text = override.partition("=")
+        waiting.append({key.strip().split(".")[-1]: _value(text.strip())})
+
+    while waiting:
+        value = waiting.pop()
+        waiting += value.values() if isinstance(value, dict) else ()
+        waiting += value if isinstance(value, list) else ()
+        if isinstance(value, dict) and isinstance(value.get("use"), str):
+            names.append(value["use"])
+
+    return names

@@ -172,19 +172,6 @@ def decode_row(path: Path, row: int, raw: bytes) -> str:
         raise ValueError(f"{path}, row {row}: not UTF-8 text; save the file as UTF-8") from error
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Args:
-        path: of the file.
-        remedy: ends the error message: what to do if there is none in it.
-
-    Raises:
-        ValueError: the file holds something else; the message names it.
-    """
-    return json_object(read_text(path), str(path), remedy)
-
-
 def json_object(text: str, place: str, remedy: str) -> dict[str, Any]:
     """Return the object that a JSON text describes.
 

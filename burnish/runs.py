@@ -42,6 +42,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from burnish.annotations import complaint
 from burnish.errors import os_error_context
 from burnish.files import (
     decode_row,
@@ -53,6 +54,7 @@ from burnish.files import (
     sync_folder,
     write,
 )
+from burnish.run_files import LogRow
 
 Record = dict[str, Any]
 """One line of log.jsonl."""
@@ -180,7 +182,7 @@ class Run:
         for folder in (self.samples, self.evaluation_file(0).parent):
             for path in folder.glob("*[0-9].*"):
                 number = path.stem.removeprefix("identifiers-")
-                if number.isdigit() and int(number) > iteration:
+                if number.isascii() and number.isdigit() and int(number) > iteration:
                     path.unlink()
 
     @contextmanager
@@ -260,8 +262,8 @@ def _rows(run: Run) -> list[tuple[Record, bytes]]:
 def _record(run: Run, row: int, line: bytes) -> Record:
     place = f"{run.log}, row {row}"
     record = json_object(decode_row(run.log, row, line), place, "delete this line")
-    if type(record.get("iteration")) is not int:
-        raise ValueError(f'{place}: no whole number "iteration" in it; delete this line')
+    if wrong := complaint(record, LogRow, ""):
+        raise ValueError(f"{place}: {wrong}; delete this line")
     return record
 
 

@@ -184,7 +184,7 @@ def share_initial_evaluation(job: Job, run: Run, out: Path) -> Path:
         Run.create(run.folder)
         run.evaluation_file(0).parent.mkdir(exist_ok=True)
         shutil.copyfile(shared, run.evaluation_file(0))
-        write(run.config, configuration.dump(config))
+        write(run.config, configuration.dump(config, run.folder))
 
     return shared
 

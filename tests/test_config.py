@@ -28,7 +28,7 @@ def minimal(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", config.recipes())
 def test_every_recipe_round_trips(name: str, tmp_path: Path) -> None:
     loaded = config.load(name)
-    (tmp_path / "again.toml").write_text(config.dump(loaded))
+    (tmp_path / "again.toml").write_text(config.dump(loaded, tmp_path))
     assert config.load(tmp_path / "again.toml") == loaded
 
 

@@ -6,6 +6,7 @@ It comes from the zoo, a folder, the hub or memory. A ControlNet can be put besi
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from burnish.annotations import DeviceName, complaint, shown
 from burnish.diffusion.families import FAMILIES, Family, family_of
 from burnish.errors import first_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
+"""Where the classes of a pipeline's parts may come from; the last is of old safety checkers."""
 
 REQUIRED_FILES = {
     "scheduler": "scheduler_config.json",
@@ -29,13 +34,54 @@ REQUIRED_FILES = {
 """Parts without weights, and the files of which each needs one."""
 
 
-def choose_device(name: str | torch.device) -> torch.device:
-    """Return the device; for "auto" this process's GPU (torchrun numbers them), or the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+def choose_device(name: str | torch.device, where: str = "model.device") -> torch.device:
+    """Return the device; for "auto" this process's GPU (torchrun numbers them), or the CPU.
+
+    Args:
+        name: as torch writes it, or "auto".
+        where: it is configured, for messages.
+
+    Raises:
+        ValueError: it is no device, or this machine does not have it.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cpu")
+
+    if isinstance(name, str) and (wrong := complaint(name, DeviceName, where)):
+        raise ValueError(wrong)
+
+    device = torch.device(name)
+    if missing := _missing_device(device):
+        raise ValueError(f'{where} = "{name}", but {missing}; set it to "auto" or "cpu"')
+    return device
+
+
+def present_device(name: str) -> str:
+    """Return the device's name, or "auto" with a warning if this machine does not have it."""
+    missing = "" if name == "auto" else _missing_device(torch.device(name))
+    if not missing:
+        return name
+
+    warnings.warn(f'model.device = "{name}", but {missing}; "auto" is taken', stacklevel=3)
+    return "auto"
+
+
+def _missing_device(device: torch.device) -> str:
+    """Return why this machine does not have a device; "" if it has."""
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        return "this machine has no Apple GPU that PyTorch can use"
+    if device.type != "cuda":
+        return ""
+    if not torch.cuda.is_available():
+        build = (
+            "" if torch.backends.cuda.is_built() else f" (torch {torch.__version__} has no CUDA)"
+        )
+        return f"PyTorch finds no CUDA device here{build}"
+
+    count = torch.cuda.device_count()
+    return f"there are only {count} CUDA devices, from 0 on" if (device.index or 0) >= count else ""
 
 
 def load_pipeline(
@@ -237,7 +283,31 @@ def _read_index(source: Path | str, revision: str | None) -> Mapping[str, Any]:
         failed = "read" if isinstance(source, Path) else "found as a folder or on the hub"
         raise ValueError(f"the model {source} cannot be {failed}: {first_line(error)}") from error
 
+    _check_index(index, source)
     return index
+
+
+def _check_index(index: Any, source: Path | str) -> None:
+    """Refuse a model_index.json that is none, or whose classes are not those of the libraries.
+
+    Another library would be imported by its name, and a file in the folder would be its code.
+    """
+    file = f"{source}: model_index.json"
+    if not isinstance(index, Mapping) or not isinstance(index.get("_class_name", ""), str):
+        raise ValueError(
+            f"{file} must be an object that names one class of diffusers by _class_name; give the "
+            "folder of a whole diffusers pipeline"
+        )
+
+    for part, value in index.items():
+        if not isinstance(value, (list, tuple)):
+            continue
+        names = all(name is None or isinstance(name, str) for name in value)
+        if len(value) != 2 or not names or value[0] not in LIBRARIES:
+            raise ValueError(
+                f"{file}: {part} is {shown(value)}; it must be [library, class] with the library "
+                "diffusers or transformers, and no other code is run"
+            )
 
 
 def _check_parts(folder: Path, index: Mapping[str, Any], variant: str | None) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from burnish.config import Config
 from burnish.evaluation.paired import Evaluation, load_evaluation, paired_change
 from burnish.files import dumps, write
+from burnish.run_files import numbered
 from burnish.runs import Run
 
 
@@ -53,9 +54,8 @@ def decide(
     best = 0
     streak = 0
     reasons: tuple[str, ...] = ()
-    folder = run.evaluation_file(0).parent
 
-    for iteration in sorted(int(path.stem) for path in folder.glob("[0-9]*.json")):
+    for iteration in numbered(run.evaluation_file(0).parent, ".json"):
         if not 0 < iteration <= until:
             continue
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +25,10 @@ from torch import Tensor
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.held_out import Panel
-from burnish.files import dumps, read_json, write
+from burnish.files import dumps, write
 from burnish.prompts.expander import Expander
 from burnish.rewards import STRICT, Tolerance, score
+from burnish.run_files import read_evaluation
 from burnish.seeds import generator
 from burnish.types import Judge, Prompt, Reward
 from burnish.world import World
@@ -237,10 +238,10 @@ def load_evaluation(path: Path) -> dict[str, Evaluation] | None:
     if not path.exists():
         return None
 
+    tables = read_evaluation(path)
     try:
-        tables = read_json(path, "")
-        return {name: Evaluation(**fields) for name, fields in tables.items()}
-    except (ValueError, TypeError) as error:
+        return {name: _evaluation(table) for name, table in tables.items()}
+    except TypeError as error:
         raise ValueError(
             f"{path}: not an evaluation of this version of Burnish; delete it and go on"
         ) from error
@@ -274,6 +275,11 @@ def paired_change(
         "ci95": interval(new - old),
         "spread": float(old[valid].std(correction=0)),
     }
+
+
+def _evaluation(table: Mapping[str, Any]) -> Evaluation:
+    names = {field.name for field in fields(Evaluation)}
+    return Evaluation(**{name: value for name, value in table.items() if name in names})
 
 
 def _compare_panels(before: Evaluation, after: Evaluation) -> dict[str, dict[str, Any]]:

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from hashlib import sha256
 from itertools import product
 from random import Random
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from burnish import catalog
+from burnish.annotations import ArgumentsOf, Count, CountOrZero, FilePath, IsPath
 from burnish.prompts.sources import lines, listed
 from burnish.types import Prompt
 
@@ -32,17 +33,20 @@ ALL_PAIRS = 256
 """Pairs up to which by default every text is combined with every payload."""
 
 
+CodeTable = Annotated[dict[str, Any], ArgumentsOf("burnish.qr.layout:fit", bound=2)]
+
+
 def qr(
-    texts: list | dict,
-    payloads: list | str | None = None,
-    random: int = 0,
+    texts: list[str] | dict,
+    payloads: Annotated[list[str] | str, IsPath()] | None = None,
+    random: CountOrZero = 0,
     seed: int = 0,
-    length: int = 5,
+    length: Count = 5,
     alphabet: str = CAPITALS,
-    part: str = "train",
-    combine: str = "",
-    base: str = "",
-    code: dict | None = None,
+    part: Literal["train", "unseen"] = "train",
+    combine: Literal["", "all", "turns"] = "",
+    base: FilePath = "",
+    code: CodeTable | None = None,
 ) -> list[Prompt]:
     """Return texts with payloads for their codes, as metadata["payload"].
 

@@ -434,9 +434,11 @@ def _load_model(name: str, weights: str, dtype: torch.dtype) -> tuple[Any, Any]:
     source = zoo.resolve(name)
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        network = AutoModelForCausalLM.from_pretrained(weights or source, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        network = AutoModelForCausalLM.from_pretrained(
+            weights or source, dtype=dtype, trust_remote_code=False
+        )
+    except Exception as error:  # a damaged file makes the libraries below raise anything
         reason = first_line(error)
         raise ValueError(
             f"expander.model = '{name}' is no causal language model: {reason}"

@@ -14,9 +14,13 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from burnish.annotations import FilePath, IsPath
 from burnish.types import Prompt
+
+Words = Annotated[list[str] | str, IsPath(names=("animals", "activities"))]
+"""Texts, the name of some, or the path of a text file with one a line."""
 
 ANIMALS: tuple[str, ...] = tuple(
     """cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox
@@ -66,7 +70,7 @@ def activities(text: str = "a {noun} {activity}") -> list[Prompt]:
 
 
 def counting(
-    numbers: list | None = None, nouns: Any = "animals", text: str = "{number} {nouns}"
+    numbers: list[str] | None = None, nouns: Words = "animals", text: str = "{number} {nouns}"
 ) -> list[Prompt]:
     """Return DDPO's counting task: "two cats", ..., "eight kangaroos".
 
@@ -145,7 +149,9 @@ def singular(nouns: str) -> str:
     return nouns.removesuffix("s")
 
 
-def zoo_nouns(split: str = "animals", text: str = "a {noun}") -> list[Prompt]:
+def zoo_nouns(
+    split: Literal["animals", "objects", "all"] = "animals", text: str = "a {noun}"
+) -> list[Prompt]:
     """Return the nouns that the embedded models can draw.
 
     Args:
@@ -168,7 +174,7 @@ def zoo_nouns(split: str = "animals", text: str = "a {noun}") -> list[Prompt]:
     return template(text, noun=nouns[split])
 
 
-def listed(texts: list) -> list[Prompt]:
+def listed(texts: list[str]) -> list[Prompt]:
     """Return prompts written where they are used: `texts = ["a cat", "a dog on the moon"]`.
 
     Args:
@@ -187,7 +193,7 @@ def listed(texts: list) -> list[Prompt]:
     return [Prompt(text) for text in texts]
 
 
-def lines(path: str, text: str = "{noun}") -> list[Prompt]:
+def lines(path: FilePath, text: str = "{noun}") -> list[Prompt]:
     """Return one prompt a line of a UTF-8 text file; empty lines are skipped.
 
     Args:
@@ -201,7 +207,7 @@ def lines(path: str, text: str = "{noun}") -> list[Prompt]:
     return template(text, noun=[line for _, line in _rows(Path(path))])
 
 
-def jsonl(path: str, key: str = "prompt") -> list[Prompt]:
+def jsonl(path: FilePath, key: str = "prompt") -> list[Prompt]:
     """Return one prompt a line of a file of JSON objects.
 
     Args:
@@ -234,7 +240,7 @@ def jsonl(path: str, key: str = "prompt") -> list[Prompt]:
     return prompts
 
 
-def template(text: str = "a {noun}", **fields: Any) -> list[Prompt]:
+def template(text: str = "a {noun}", **fields: Words) -> list[Prompt]:
     """Return every combination of the fields put into `text`.
 
     The values also become the prompt's metadata.
@@ -308,7 +314,8 @@ def _rows(path: Path) -> list[tuple[int, str]]:
     """Return the (row number, line) of every line that is not empty."""
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no such prompt file; check the path (it is relative to the current folder)"
+            f"{path}: no such prompt file; check the path (a relative one counts from the folder "
+            "of the file it stands in, behind --set from the current folder)"
         )
     if not path.is_file():
         raise ValueError(

@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -19,9 +18,20 @@ from string import Template
 from typing import Any
 
 from burnish import runs
-from burnish.files import read_json, read_text, write
+from burnish.annotations import complaint
+from burnish.files import read_text, write
 from burnish.report import fronts
 from burnish.report.charts import Series, duration, line_chart, number
+from burnish.run_files import (
+    ConfigFile,
+    EvaluationFile,
+    GridFile,
+    GuardFile,
+    numbered,
+    read_evaluation,
+    read_json,
+    read_toml,
+)
 
 FRAMES = 12  # at most so many sample grids go into the page, evenly spread over the run
 STRIP = 7  # of these, so many stand side by side
@@ -101,21 +111,24 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
 
 def page(run: runs.Run) -> str:
     """Return the page of a run as text."""
+    config = _config(run)
     source = read_text(run.config)
     records = run.records()
-    evaluation = _json(run.evaluation)
+    evaluation = _json(run.evaluation, EvaluationFile)
     grids = _grids(run)
     identifier_grid = max(run.samples.glob("identifiers-*.png"), default=None)
 
     parts = {
         "title": escape(run.folder.resolve().name),
-        "subtitle": escape(_subtitle(tomllib.loads(source))),
+        "subtitle": escape(_subtitle(config)),
         "images_css": _images_css(grids, identifier_grid),
         "tiles": _tiles(records, evaluation),
-        "evaluation": _evaluation(evaluation) + _panel(evaluation) + _guard(_json(run.guard)),
+        "evaluation": _evaluation(evaluation)
+        + _panel(evaluation)
+        + _guard(_json(run.guard, GuardFile)),
         "images": _images(grids),
         "strips": _strips(run, _spread(list(grids), STRIP)) + _identifiers(identifier_grid),
-        "rewards": _rewards(records) + _fronts(run, records),
+        "rewards": _rewards(records) + _fronts(run, config, records),
         "diagnostics": _expansions(records) + _diagnostics(records),
         "configuration": (
             "<h2>Configuration</h2><details class='sheet'><summary>config.toml</summary>"
@@ -329,9 +342,8 @@ def _curriculum(x: Sequence[int], records: Sequence[runs.Record], layout: str) -
     return f"<figure><figcaption>{caption}</figcaption>{chart}</figure>"
 
 
-def _fronts(run: runs.Run, records: Sequence[runs.Record]) -> str:
+def _fronts(run: runs.Run, config: Mapping[str, Any], records: Sequence[runs.Record]) -> str:
     """Return the charts of reward against reward, from the first evaluation and the last."""
-    config = tomllib.loads(read_text(run.config))
     weights = {}
     for table in config.get("rewards", ()):
         name = str(table.get("name") or str(table["use"]).rpartition(":")[2])
@@ -340,11 +352,13 @@ def _fronts(run: runs.Run, records: Sequence[runs.Record]) -> str:
     if len(weights) < 2:
         return ""
 
-    paths = run.evaluation_file(0).parent.glob("*.json")
-    last = max((int(path.stem) for path in paths if path.stem.isdigit()), default=0)
-    before = _json(run.evaluation_file(0)).get("train") or {}
-    after = _json(run.evaluation_file(last)).get("train") or {}
-    return fronts.section(before, after if last else {}, records, weights)
+    evaluations = numbered(run.evaluation_file(0).parent, ".json")
+    last = max(evaluations, default=0)
+    tables: dict[int, Mapping[str, Any]] = {
+        i: read_evaluation(evaluations[i])["train"] for i in {0, last} & evaluations.keys()
+    }
+    after = tables.get(last, {}) if last else {}
+    return fronts.section(tables.get(0, {}), after, records, weights)
 
 
 def _details(reward: Mapping[str, Any]) -> str:
@@ -409,9 +423,7 @@ def _legend(series: Sequence[Series]) -> str:
 
 def _grids(run: runs.Run) -> dict[int, Path]:
     """Return the sample grids that go into the page, by iteration."""
-    grids = {
-        int(path.stem): path for path in sorted(run.samples.glob("*.png")) if path.stem.isdigit()
-    }
+    grids = numbered(run.samples, ".png")
     return {i: grids[i] for i in _spread(list(grids), FRAMES)}
 
 
@@ -455,7 +467,7 @@ def _grid_figure(iteration: int, caption: str, size: tuple[int, int], below: str
 
 def _strips(run: runs.Run, iterations: Sequence[int]) -> str:
     """Return one row a prompt, one column an iteration: single images, cut out of the grids."""
-    layout = _json(run.samples / "prompts.json")
+    layout = _json(run.samples / "prompts.json", GridFile)
     texts = layout.get("texts", [])
     columns = layout.get("columns", 1)
 
@@ -476,7 +488,7 @@ def _strips(run: runs.Run, iterations: Sequence[int]) -> str:
 
 def _identifiers(grid: Path | None) -> str:
     """Return one row a prompt, one column for the identifiers of all rewards and of each."""
-    layout = _json(grid.with_suffix(".json")) if grid is not None else {}
+    layout = _json(grid.with_suffix(".json"), GridFile) if grid is not None else {}
     texts = layout.get("texts", [])
     rewards = layout.get("rewards", [])
     count = len(texts) * len(rewards)
@@ -523,11 +535,14 @@ def _data_uri(path: Path) -> str:
     if len(content) > 400_000:
         from PIL import Image
 
-        with Image.open(io.BytesIO(content)) as stored:
-            image = stored.convert("RGB")
-            image.thumbnail((LARGEST, LARGEST))
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=88)
+        buffer = io.BytesIO()
+        try:
+            with Image.open(io.BytesIO(content)) as stored:
+                image = stored.convert("RGB")
+                image.thumbnail((LARGEST, LARGEST))
+                image.save(buffer, "JPEG", quality=88)
+        except Exception as error:  # a damaged file makes the library raise anything
+            raise ValueError(f"{path}: no image that can be read; delete it") from error
 
         content = buffer.getvalue()
         kind = "jpeg"
@@ -552,12 +567,21 @@ def _spread(items: Sequence[int], count: int) -> list[int]:
 # --------------------------------------------------------------------------------------------------
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _config(run: runs.Run) -> Mapping[str, Any]:
+    """Return what the report needs of a run's configuration."""
+    config = read_toml(run.config)
+    if wrong := complaint(config, ConfigFile, ""):
+        raise ValueError(f"{run.config}: {wrong}; fix the file")
+    return config
+
+
+def _json(path: Path, layout: Any) -> dict[str, Any]:
     """Return the object in a JSON file; {} if there is no file."""
     if not path.is_file():
         return {}
 
-    return read_json(path, "delete it, or make it again with burnish evaluate")
+    remedy = "delete it, or make it again with burnish evaluate"
+    return dict(read_json(path, layout, remedy))
 
 
 def _signed(value: float | None) -> str:

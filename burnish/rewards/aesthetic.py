@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from burnish import zoo
+from burnish.annotations import DeviceName, ModelPath
 from burnish.errors import first_line
 from burnish.rewards.clip import Clip
 from burnish.types import Prompt, Reward
@@ -31,10 +32,10 @@ Layers = list[tuple[Tensor, Tensor]]
 
 
 def aesthetic(
-    model: str = "openai/clip-vit-large-patch14",
-    head: str = "trl-lib/ddpo-aesthetic-predictor",
+    model: ModelPath = "openai/clip-vit-large-patch14",
+    head: ModelPath = "trl-lib/ddpo-aesthetic-predictor",
     file: str = "aesthetic-model.pth",
-    device: str = "auto",
+    device: DeviceName = "auto",
 ) -> Reward:
     """Reward the predicted rating of each image, about 1 to 10; prompts do not matter.
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from burnish import zoo
+from burnish.annotations import Count, CountOrZero, DeviceName, ModelPath
 from burnish.errors import first_line
 from burnish.rewards import vlm
 from burnish.types import Prompt, Reward
@@ -41,14 +42,14 @@ CHUNK = 64
 
 
 def caption(
-    model: str = vlm.LLAVA,
+    model: ModelPath = vlm.LLAVA,
     question: str = QUESTION,
-    encoder: str = "microsoft/deberta-xlarge-mnli",
-    layer: int | None = None,
+    encoder: ModelPath = "microsoft/deberta-xlarge-mnli",
+    layer: CountOrZero | None = None,
     reference: str = "The image contains {prompt}",
-    device: str = "auto",
-    batch: int = 32,
-    endpoint: dict[str, Any] | None = None,
+    device: DeviceName = "auto",
+    batch: Count = 32,
+    endpoint: vlm.EndpointTable | None = None,
 ) -> Reward:
     """Reward how much of the prompt a model's description of the image covers, at most 1.
 
@@ -138,9 +139,9 @@ class Encoder:
         source = zoo.resolve(name)
 
         try:
-            model = AutoModel.from_pretrained(source, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+            model = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except Exception as error:  # a damaged file makes the libraries below raise anything
             problem = zoo.load_problem(name, "a language model and its tokenizer")
             raise ValueError(f"{problem}: {first_line(error)}") from error
 

@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from burnish import zoo
+from burnish.annotations import DeviceName, ModelPath
 from burnish.errors import first_line
 from burnish.types import Prompt, Reward
 
 
 def clip_similarity(
-    model: str = "openai/clip-vit-large-patch14",
-    device: str = "auto",
+    model: ModelPath = "openai/clip-vit-large-patch14",
+    device: DeviceName = "auto",
     of: Literal["text", "original"] = "text",
 ) -> Reward:
     """Reward the cosine similarity of each image with its own prompt under a CLIP model.
@@ -101,10 +102,12 @@ class Clip:
 
         try:
             model = CLIPModel.from_pretrained(source, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(beside)
+            tokenizer = AutoTokenizer.from_pretrained(beside, trust_remote_code=False)
             # Only its numbers: the processor's class would ask for torchvision.
             numbers, _ = ImageProcessingMixin.get_image_processor_dict(beside)
-        except (OSError, ValueError, KeyError) as error:
+            mean = [float(value) for value in numbers["image_mean"]]
+            std = [float(value) for value in numbers["image_std"]]
+        except Exception as error:  # a damaged file makes the libraries below raise anything
             place = f" (these two in '{processor}')" if processor else ""
             problem = zoo.load_problem(
                 name, f"a CLIPModel, its tokenizer and its image processor{place}"
@@ -119,7 +122,7 @@ class Clip:
 
         model.eval().requires_grad_(False)
         size = int(model.config.vision_config.image_size)
-        return cls(model, tokenizer, numbers["image_mean"], numbers["image_std"], size)
+        return cls(model, tokenizer, mean, std, size)
 
     def move_to(self, device: str, images: Tensor) -> None:
         """Move the model to `device`; "auto" stands for the device of `images`."""

@@ -21,7 +21,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from torch import Tensor
 
+from burnish.annotations import Count, CountOrZero, Positive, PositiveOrZero
 from burnish.images import eight_bit
+from burnish.rewards.compressibility import Quality
 from burnish.rewards.vlm_cache import AnswerCache
 from burnish.rewards.wire import (
     NoAnswer,
@@ -41,18 +43,18 @@ class Endpoint:
     def __init__(
         self,
         url: str,
-        model: str,
+        model: str = "default",
         *,
         key_variable: str = KEY_VARIABLE,
-        timeout: float = 60.0,
-        retries: int = 3,
-        workers: int = 8,
-        backoff: float = 0.5,
+        timeout: Positive = 60.0,
+        retries: CountOrZero = 3,
+        workers: Count = 8,
+        backoff: PositiveOrZero = 0.5,
         image: Literal["png", "jpeg"] = "png",
-        quality: int = 80,
-        temperature: float = 0.0,
-        max_tokens: int = 64,
-        cache: int = 10_000,
+        quality: Quality = 80,
+        temperature: PositiveOrZero = 0.0,
+        max_tokens: Count = 64,
+        cache: CountOrZero = 10_000,
     ) -> None:
         """Prepare requests to a server; nothing is sent yet.
 

@@ -16,13 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from burnish.annotations import DeviceName, ModelPath
 from burnish.images import open_image
 from burnish.rewards.clip import Clip
 from burnish.types import Prompt, Reward
 
 
 def picture_similarity(
-    model: str = "openai/clip-vit-large-patch14", key: str = "base", device: str = "auto"
+    model: ModelPath = "openai/clip-vit-large-patch14",
+    key: str = "base",
+    device: DeviceName = "auto",
 ) -> Reward:
     """Reward the cosine of each image with the image at the path in the prompt's metadata[key].
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from burnish.annotations import Count, CountOrZero, Positive, PositiveOrZero
 from burnish.images import eight_bit
 from burnish.rewards.wire import NoAnswer, Wire, encode_image, read_api_key, report_failures
 from burnish.types import Prompt, Reward
@@ -32,12 +33,12 @@ VERSION = 1
 
 def remote(
     url: str,
-    timeout: float = 60.0,
-    retries: int = 3,
-    batch: int = 8,
-    workers: int = 4,
+    timeout: Positive = 60.0,
+    retries: CountOrZero = 3,
+    batch: Count = 8,
+    workers: Count = 4,
     key_variable: str = "",
-    backoff: float = 0.5,
+    backoff: PositiveOrZero = 0.5,
 ) -> Reward:
     """Reward the scores that a server gives: any reward behind HTTP.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from burnish import zoo
+from burnish.annotations import ArgumentsOf
 from burnish.errors import first_line
 from burnish.images import eight_bit
 from burnish.rewards.endpoint import Endpoint
@@ -29,6 +30,10 @@ from burnish.rewards.vlm_cache import AnswerCache, check_questions
 Vlm = Callable[[Tensor, Sequence[str]], list[str | None]]
 LLAVA = "llava-hf/llava-1.5-13b-hf"  # RLCM's README: the 13B, as the 7B gives empty answers
 MAX_TOKENS = 64
+
+
+EndpointTable = Annotated[dict[str, Any], ArgumentsOf("burnish.rewards.endpoint:Endpoint", bound=1)]
+"""Further arguments of a server's `Endpoint`, as a table."""
 
 
 def load(
@@ -53,7 +58,7 @@ def load(
             address is none.
     """
     if model.startswith(("http://", "https://")):
-        return Endpoint(model, **{"model": "default", **(endpoint or {})})
+        return Endpoint(model, **(endpoint or {}))
     if endpoint:
         raise ValueError(
             f"endpoint = ... is for a model behind an address, and '{model}' is none; leave it out"
@@ -90,9 +95,11 @@ class Local:
         dtype = "auto" if torch.cuda.is_available() else torch.float32
 
         try:
-            processor = AutoProcessor.from_pretrained(source)
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
-        except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+            processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+            model = AutoModelForImageTextToText.from_pretrained(
+                source, dtype=dtype, trust_remote_code=False
+            )
+        except Exception as error:  # a damaged file makes the libraries below raise anything
             raise ValueError(f"{problem}: {first_line(error)}") from error
 
         if not hasattr(processor, "image_processor"):

@@ -10,17 +10,19 @@ from burnish.files import dumps, write
 from burnish.runs import Run
 from burnish.seeds import seed_globals
 from burnish.training import checkpoint
-from burnish.training.assembly import assemble
+from burnish.training.assembly import assemble_evaluation
 from burnish.training.evaluations import evaluate_all
 from burnish.training.weights import evaluated_weights
+from burnish.trust import Trust
 
 
-def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
+def evaluate_run(run: Run, images: int = 0, *, trust: Trust = False) -> dict[str, Any]:
     """Compare a run's newest checkpoint with the model it started from.
 
     Args:
         run: the run directory; its evaluation.json is written.
         images: for each prompt; 0: as its configuration says.
+        trust: whether to import the code that its configuration names; see `config.load`.
 
     Returns:
         The contents of evaluation.json.
@@ -29,7 +31,7 @@ def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
         FileNotFoundError: the run has no checkpoint.
     """
     with run.lock():
-        config = configuration.load(run.config)
+        config = configuration.load(run.config, purpose="evaluate", trust=trust)
         count = images or config.evaluation.images_per_prompt or 4
         seed = config.evaluation.seed
         state = checkpoint.restore(run.checkpoints)
@@ -40,7 +42,7 @@ def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
             )
 
         seed_globals(config.seed, "weights")
-        parts = assemble(config)
+        parts = assemble_evaluation(config)
         before = load_evaluation(run.evaluation_file(0))
 
         if before is None or before["train"].images_per_prompt != count:

@@ -15,6 +15,7 @@ from burnish.catalog import nearest
 from burnish.config import Config, reward_names
 from burnish.diffusion.guidance import CFG, DualGuidance, EmbeddedDualGuidance, EmbeddedGuidance
 from burnish.diffusion.kernels import DDIM, LCM
+from burnish.diffusion.loading import present_device
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.files import make_folder, write
@@ -25,6 +26,7 @@ from burnish.runs import Run
 from burnish.seeds import generator
 from burnish.training.assembly import load_expander, load_policy, load_sampler
 from burnish.training.export import exported_iteration
+from burnish.trust import Trust
 from burnish.types import Guidance, Prompt
 
 CHUNK = 16  # images sampled at once
@@ -38,6 +40,7 @@ def open_source(
     before: bool = False,
     strength: float = 1.0,
     controlnet: str = "",
+    trust: Trust = False,
 ) -> tuple[Policy, Sampler]:
     """Return a policy and a sampler of a run directory, as it was trained, or of any model id.
 
@@ -50,6 +53,7 @@ def open_source(
         strength: of a run's adapter, from 0 (as before training) to 1 (as trained); beyond 1 it is
             exaggerated.
         controlnet: of a model that is no run: `zoo:NAME`, a folder or a hub id.
+        trust: whether to import the code that a run names for its sampler; see `config.load`.
 
     Raises:
         FileNotFoundError: the run has no adapter yet.
@@ -57,7 +61,8 @@ def open_source(
     """
     run = Run(Path(source))
     if run.exists():
-        return _open_run(run, source, steps, guidance, before, strength)
+        config = configuration.load(run.config, purpose="sample", trust=trust)
+        return _open_run(run, config, steps, guidance, before, strength)
 
     if strength != 1:
         raise ValueError(
@@ -92,14 +97,14 @@ def check_is_no_lost_run(folder: Path) -> None:
 
 
 def _open_run(
-    run: Run, source: str, steps: int, guidance: float, before: bool, strength: float
+    run: Run, config: Config, steps: int, guidance: float, before: bool, strength: float
 ) -> tuple[Policy, Sampler]:
-    config = configuration.load(run.config)
     if not before:
         exported_iteration(run)  # refuses another state than the run's newest
 
     untrained = before or config.model.train == "none"
-    policy = load_policy(config, adapter="" if untrained else str(run.adapter))
+    device = present_device(config.model.device)
+    policy = load_policy(config, device, adapter="" if untrained else str(run.adapter))
 
     if strength != 1:
         policy.set_lora_scale(strength)
@@ -210,7 +215,7 @@ def open_expander(source: str, policy: Policy, *, before: bool = False) -> Expan
 def _run_config(source: str) -> Config | None:
     """Return the configuration of a run; None if `source` is no run."""
     run = Run(Path(source))
-    return configuration.load(run.config) if run.exists() else None
+    return configuration.load(run.config, purpose="compare") if run.exists() else None
 
 
 def draw(

@@ -21,6 +21,7 @@ from burnish.qr.scanner import Scanner
 from burnish.runs import Run
 from burnish.seeds import generator
 from burnish.tools.gallery import CHUNK, open_source
+from burnish.trust import Trust
 from burnish.types import Prompt
 
 
@@ -50,6 +51,7 @@ def open_controlled(
     steps: int = 0,
     guidance: float = -1.0,
     scale: float = -1.0,
+    trust: Trust = False,
 ) -> tuple[Policy, Sampler]:
     """Return a policy with a ControlNet, and its sampler.
 
@@ -60,6 +62,7 @@ def open_controlled(
         steps: network calls an image; 0 takes the run's, or 50, or 4 of a consistency model.
         guidance: its weight; negative takes the run's, or 5 (1.5 of an LCM-LoRA).
         scale: of the control; negative takes the run's, or 1.
+        trust: whether to import the code that a run names for its sampler; see `config.load`.
 
     Raises:
         FileNotFoundError, ValueError: there is no such thing, or it has no ControlNet.
@@ -67,7 +70,9 @@ def open_controlled(
     if source.startswith("zoo:"):
         controlnet = controlnet or "zoo:emoji-qr"
 
-    policy, sampler = open_source(source, steps=steps, guidance=guidance, controlnet=controlnet)
+    policy, sampler = open_source(
+        source, steps=steps, guidance=guidance, controlnet=controlnet, trust=trust
+    )
 
     if not policy.has_controlnet:
         if Run(Path(source)).exists():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from burnish import catalog
+from burnish.catalog import IN_MEMORY
 from burnish.checked import checked_prompts
 from burnish.config import (
     Config,
@@ -20,6 +21,7 @@ from burnish.config import (
     reward_arguments,
     reward_names,
 )
+from burnish.diffusion.loading import present_device
 from burnish.diffusion.policy import DTYPES, Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.held_out import Panel
@@ -30,6 +32,7 @@ from burnish.rewards import Tolerance
 from burnish.rl.curriculum import ConstantCurriculum
 from burnish.training.requirements import (
     check_compared_images,
+    check_devices,
     check_identifiers,
     check_transitions,
 )
@@ -40,9 +43,6 @@ if TYPE_CHECKING:
 
 Source = Callable[[int], Sequence[Prompt]]
 """(how many are wanted) -> that many prompts, drawn anew each time."""
-
-IN_MEMORY = "burnish.training.assembly:absent"
-"""The name that a run's configuration gives to an object of a Python program."""
 
 
 @dataclass(frozen=True)
@@ -87,25 +87,31 @@ class Overrides:
         return replace(config, **changes)
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Everything that a configuration names."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluationParts:
+    """The parts of a configuration that an evaluation needs."""
 
     policy: Policy
     sampler: Sampler
-    prompts: list[Prompt]  # trained on; with a `source` those of samples and evaluations
     rewards: dict[str, Reward]
     weights: Tensor  # (K,) of the rewards
     tolerance: Tolerance  # of rewards that fail
+    judge: Judge | None
+    panel: Panel  # held-out measures
+    evaluation_prompts: dict[str, list[Prompt]]  # "train" and, if there are any, "unseen"
+    expander: Expander | None = None  # rewrites what the generator reads
+    template: str = "{}"  # all reward identifiers: put around the prompts of evaluations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts(EvaluationParts):
+    """Everything that a configuration names."""
+
+    prompts: list[Prompt]  # trained on; with a `source` those of samples and evaluations
     advantage: Advantage
     objective: Objective
     curriculum: Curriculum
-    judge: Judge | None
-    panel: Panel  # held-out measures of the evaluations
-    evaluation_prompts: dict[str, list[Prompt]]  # "train" and, if there are any, "unseen"
     source: Source | None = None  # draws each iteration's prompts, if they are no fixed list
-    expander: Expander | None = None  # rewrites what the generator reads
-    template: str = "{}"  # all reward identifiers: put around the prompts of evaluations
 
 
 def assemble(config: Config, device: str = "", overrides: Overrides | None = None) -> Parts:
@@ -125,6 +131,7 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
     check_expander(config)
     check_curriculum(config)
     check_identifiers(config)
+    check_devices(config, device)
     prompts = [] if overrides.source else load_prompts(config.prompts, "prompts")
     evaluation_prompts = load_evaluation_prompts(config, prompts)
 
@@ -132,30 +139,64 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
     objective = catalog.build("objective", config.objective)
     curriculum = load_curriculum(config)
     sampler = load_sampler(config)
-    policy = overrides.policy or load_policy(config, device)
+    reference = objective.kl > 0 or config.guard.kl > 0
+    policy = overrides.policy or load_policy(config, device, reference=reference)
     check_policy(config, policy)
     add_identifiers(config, policy)
     check_transitions(config, policy, sampler, objective, advantage)
     check_compared_images(config, advantage)
+    shared = _shared(config, policy, sampler, evaluation_prompts, overrides.rewards)
 
+    return Parts(
+        **vars(shared),
+        prompts=prompts or evaluation_prompts["train"],
+        advantage=advantage,
+        objective=objective,
+        curriculum=curriculum,
+        source=overrides.source,
+    )
+
+
+def assemble_evaluation(config: Config) -> EvaluationParts:
+    """Return what an evaluation of a run needs; no advantage, objective or curriculum is built.
+
+    The run may have been trained on another machine: a device that this one lacks is replaced.
+
+    Raises:
+        ValueError, OSError: a part cannot be loaded, or the parts do not fit each other.
+    """
+    check_expander(config)
+    check_identifiers(config)
+    device = present_device(config.model.device)
+    check_devices(config, device)
+    prompts = [] if config.evaluation.prompts else load_prompts(config.prompts, "prompts")
+    evaluation_prompts = load_evaluation_prompts(config, prompts)
+    sampler = load_sampler(config)
+    reference = config.guard.action != "none" and config.guard.kl > 0
+    policy = load_policy(config, device, reference=reference)
+    return _shared(config, policy, sampler, evaluation_prompts)
+
+
+def _shared(
+    config: Config,
+    policy: Policy,
+    sampler: Sampler,
+    evaluation_prompts: dict[str, list[Prompt]],
+    rewards: Mapping[str, Reward] | None = None,
+) -> EvaluationParts:
     scoring = config.scoring
     tolerance = Tolerance(scoring.retries, scoring.timeout, scoring.missing == "mask")
     identified = range(len(config.rewards) if config.sampler.identifiers else 0)
 
-    return Parts(
+    return EvaluationParts(
         policy=policy,
         sampler=sampler,
-        prompts=prompts or evaluation_prompts["train"],
-        rewards=dict(overrides.rewards) or load_rewards(config.rewards, "rewards"),
+        rewards=dict(rewards or {}) or load_rewards(config.rewards, "rewards"),
         weights=torch.tensor([float(table.get("weight", 1.0)) for table in config.rewards]),
         tolerance=tolerance,
-        advantage=advantage,
-        objective=objective,
-        curriculum=curriculum,
         judge=load_judge(config),
         panel=load_panel(config, tolerance),
         evaluation_prompts=evaluation_prompts,
-        source=overrides.source,
         expander=load_expander(config, policy),
         template=identifiers.template(identified, config.sampler.identifiers_after),
     )
@@ -226,14 +267,18 @@ def load_curriculum(config: Config) -> Curriculum:
     return curriculum
 
 
-def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
+def load_policy(
+    config: Config, device: str = "", adapter: str = "", *, reference: bool = False
+) -> Policy:
     """Return the model with its trainable weights.
 
-    `device` and `adapter` stand in for the configuration's.
+    Args:
+        config: of the run.
+        device: in place of the configuration's; "" keeps that.
+        adapter: likewise.
+        reference: after full fine-tuning too, `Policy.reference` is needed.
     """
     model = config.model
-    objective: Objective = catalog.build("objective", config.objective)
-    needs_reference = objective.kl > 0 or config.guard.kl > 0
     policy = Policy.load(
         model.id,
         train=model.train,
@@ -252,7 +297,7 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
         size=model.size,
         trainable_parts=model.trainable_parts,
         adapter=adapter or model.adapter or None,
-        reference=model.train == "full" and needs_reference,
+        reference=model.train == "full" and reference,
     )
     add_identifiers(config, policy)
     return policy

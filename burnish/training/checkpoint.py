@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from burnish.annotations import complaint
 from burnish.errors import os_error_context, type_and_message
 from burnish.files import (
     dumps,
@@ -40,6 +41,7 @@ from burnish.files import (
     sync_folder,
     write,
 )
+from burnish.run_files import StateFile
 
 FORMAT = 2
 
@@ -169,6 +171,8 @@ def read(path: Path) -> State:
     """
     try:
         about = _read_state(path)
+        if wrong := complaint(about, StateFile, ""):
+            raise ValueError(f"{path}: not an intact checkpoint: in state.json {wrong}")
         if sha256(path / "tensors.safetensors") != about["sha256"]:
             raise ValueError(f"{path}: damaged: its tensors are not what was written")
 
@@ -293,4 +297,8 @@ def _numbered(folder: Path) -> list[Path]:
     """Return the checkpoints by rising iteration."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and path.name.isascii() and path.name.isdigit()
+    )

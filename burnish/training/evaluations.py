@@ -16,7 +16,7 @@ from burnish.evaluation.paired import (
 from burnish.files import dumps, write
 from burnish.prompts.identifiers import with_template
 from burnish.training import checkpoint
-from burnish.training.assembly import Parts
+from burnish.training.assembly import EvaluationParts
 from burnish.training.job import Job
 from burnish.training.learners import averaged
 from burnish.training.resume import export
@@ -89,7 +89,7 @@ def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
 
 
 def evaluate_all(
-    parts: Parts,
+    parts: EvaluationParts,
     images_per_prompt: int,
     seed: int,
     chunk: int,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from burnish.files import dumps, read_json, sha256, write
+from burnish.files import dumps, sha256, write
+from burnish.run_files import read_json
 from burnish.runs import Run
 from burnish.training import checkpoint
 
@@ -36,7 +38,7 @@ def exported_iteration(run: Run) -> int | None:
         return None
 
     remedy = f"burnish train --resume --out {run.folder} writes it anew"
-    about = read_json(path, remedy) if path.is_file() else {}
+    about = read_json(path, dict[str, Any], remedy) if path.is_file() else {}
     files = about.get("files")
     iteration = about.get("iteration")
     done = newest.get("iteration", 0)

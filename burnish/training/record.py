@@ -60,7 +60,7 @@ class Recorder:
 
         if self.job.world.main:
             tidy(run)
-            write(run.config, configuration.dump(config))
+            write(run.config, configuration.dump(config, run.folder))
             write(run.origin, dumps(self.origin, indent=1))
             run.forget(self.done)
             resume.make_up(self.job, self.done)

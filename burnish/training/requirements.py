@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
+from burnish import catalog, references
 from burnish.config import Config
+from burnish.diffusion.loading import choose_device
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.types import Advantage, Objective
+
+
+def check_devices(config: Config, device: str = "") -> None:
+    """Refuse a device of the model or of a reward that this machine does not have.
+
+    `device` stands in for the model's.
+    """
+    choose_device(device or config.model.device)
+    for part in references.parts(asdict(config)):
+        name = part.table.get("device")
+        if isinstance(name, str) and not catalog.is_code(part.kind, part.table["use"]):
+            choose_device(name, f"{part.where}.device")
 
 
 def check_identifiers(config: Config) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from burnish import config as configuration
 from burnish.config import Config
+from burnish.errors import type_and_message
 from burnish.evaluation.guard import decide
 from burnish.evaluation.paired import load_evaluation
-from burnish.files import read_json
+from burnish.run_files import GuardFile, read_json
 from burnish.runs import Run, clear, log_digest
 from burnish.training import checkpoint
 from burnish.training.checkpoint import tensor_error_context
@@ -115,10 +116,15 @@ def restore(job: Job, accept_changes: bool = False) -> int:
             f"{job.run.checkpoints} does not fit the configuration: {error}"
         ) from error
 
-    if memory := state.memory.get("advantage"):
-        job.parts.advantage.load_state_dict(memory)
-    if memory := state.memory.get("curriculum"):
-        job.parts.curriculum.load_state_dict(memory)
+    for name, part in (("advantage", job.parts.advantage), ("curriculum", job.parts.curriculum)):
+        if memory := state.memory.get(name):
+            try:
+                part.load_state_dict(memory)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ValueError(
+                    f"{job.run.checkpoints}: what the {name} remembers cannot be restored "
+                    f"({type_and_message(error)}); delete the newest checkpoint"
+                ) from error
 
     if any(name.split(".")[0].split(" ")[0] in EVALUATED for name in changed):
         drop_evaluations(job)
@@ -129,7 +135,7 @@ def start_over(job: Job, origin: Mapping[str, Any]) -> None:
     """Remove what an unfinished first iteration has left, if it was of another origin."""
     run = job.run
     if job.world.main:
-        stored = read_json(run.origin, "delete it") if run.origin.is_file() else {}
+        stored = read_json(run.origin, dict[str, Any], "delete it") if run.origin.is_file() else {}
         if not stored or changes(stored, origin):
             clear(run)
         shutil.rmtree(run.samples, ignore_errors=True)  # quickly drawn, in another layout perhaps
@@ -180,7 +186,7 @@ def check_not_guarded(run: Run) -> None:
     if not run.guard.exists():
         return
 
-    about = read_json(run.guard, "delete it, and the guard decides again")
+    about = read_json(run.guard, GuardFile, "delete it, and the guard decides again")
     raise ValueError(
         f"{run.folder}: the guard ended this run after iteration {about['iteration']} "
         f"({'; '.join(about['reasons'])}); to go on all the same, delete {run.guard} and set "
