@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from burnish import catalog
-from burnish.checked import checked_prompts
+from burnish.checked import checked_part, checked_prompts
 from burnish.config import (
     Config,
     Table,
@@ -146,7 +148,7 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
         policy=policy,
         sampler=sampler,
         prompts=prompts or evaluation_prompts["train"],
-        rewards=dict(overrides.rewards) or load_rewards(config.rewards, "rewards"),
+        rewards=given_rewards(overrides) or load_rewards(config.rewards, "rewards"),
         weights=torch.tensor([float(table.get("weight", 1.0)) for table in config.rewards]),
         tolerance=tolerance,
         advantage=advantage,
@@ -182,7 +184,17 @@ def load_prompts(table: Table, where: str) -> list[Prompt]:
     if not table:
         return []
 
-    return checked_prompts(catalog.build("prompts", table, where), table["use"])
+    prompts = checked_prompts(catalog.build("prompts", table, where), table["use"])
+    counts = Counter((prompt.text, prompt.template, repr(prompt.metadata)) for prompt in prompts)
+    repeated = [text for (text, *_), count in counts.items() if count > 1]
+    if repeated:
+        warnings.warn(
+            f"{where}: {len(prompts) - len(counts)} of {len(prompts)} prompts are there already "
+            f"(such as '{repeated[0]}'): they are drawn more often, and count as prompts of their "
+            "own",
+            stacklevel=2,
+        )
+    return prompts
 
 
 def load_evaluation_prompts(config: Config, prompts: list[Prompt]) -> dict[str, list[Prompt]]:
@@ -329,6 +341,19 @@ def load_rewards(tables: Sequence[Table], where: str) -> dict[str, Reward]:
         rewards[name] = of_original(reward) if judges_original else reward
 
     return rewards
+
+
+def given_rewards(overrides: Overrides) -> dict[str, Reward]:
+    """Return the rewards of a Python program.
+
+    Raises:
+        ValueError: one of them cannot be called with images and prompts.
+    """
+    called_with = catalog.CALLED_WITH["reward"]
+    return {
+        name: checked_part("reward", reward, f"'{name}'", called_with)
+        for name, reward in overrides.rewards.items()
+    }
 
 
 def of_original(reward: Reward) -> Reward:
