@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import partial, update_wrapper
 from pathlib import Path
@@ -105,6 +105,8 @@ A plain function with these first parameters is the thing itself; anything else 
 arguments of the table to make it.
 """
 
+BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
 
 def resolve(kind: str, use: str) -> Callable[..., Any]:
     """Return the function or class that `use` names.
@@ -162,6 +164,18 @@ def check(kind: str, table: Mapping[str, Any], where: str = "") -> Callable[...,
     if wrong := number_complaints(given, where):
         raise ValueError(wrong)
 
+    is_itself = _is_itself(kind, found, given)
+    parameters = _parameters(found)
+    if is_itself:
+        places = [one for one in parameters if one.kind in BY_PLACE][: len(CALLED_WITH[kind])]
+        parameters = [one for one in parameters if one not in places]
+
+    _check_arguments(found, given, where, use, parameters, _or_itself(kind, found))
+    if is_itself:
+        from burnish.user_code import check_signature
+
+        check_signature(f"{where}: {kind} {use}", partial(found, **given), CALLED_WITH[kind])
+
     bound = len(CALLED_WITH[kind]) if _is_itself(kind, found) else 0
     _check_arguments(found, given, where, use, bound)
     return found
@@ -179,23 +193,40 @@ def build(kind: str, table: Mapping[str, Any], where: str = "") -> Any:
     found = check(kind, table, where)
     given = {key: value for key, value in table.items() if key != "use"}
 
-    if _is_itself(kind, found):
-        part = update_wrapper(partial(found, **given), found) if given else found
-    else:
-        try:
-            part = found(**given)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{where or kind}: {error}") from error
-        except (OSError, MemoryError):
-            raise
-        except Exception as error:
-            raise ValueError(
-                f"{where or kind}: {table['use']} raised {type_and_message(error)}"
-            ) from error
-
     from burnish.checked import checked_part
 
-    return checked_part(kind, part, table["use"])
+    if _is_itself(kind, found, given):
+        part = update_wrapper(partial(found, **given), found) if given else found
+    else:
+        part = _made(kind, found, given, f"{where or kind}: {table['use']}")
+
+    return checked_part(kind, part, table["use"], CALLED_WITH.get(kind, ()))
+
+
+def _made(kind: str, found: Callable[..., Any], given: dict[str, Any], name: str) -> Any:
+    """Return what a factory or class makes of its arguments.
+
+    Raises:
+        ValueError: it raises; what a user wrote may raise anything.
+    """
+    from burnish.checked import is_built_in
+    from burnish.seeds import random_state_kept
+    from burnish.user_code import described, run_user
+
+    where = name.partition(": ")[0]
+    if is_built_in(found):
+        try:
+            return found(**given)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    try:
+        with random_state_kept():
+            return run_user(name, found, **given)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{name} raised {described(error)}") from error
 
 
 def is_code(kind: str, use: str) -> bool:
@@ -256,17 +287,20 @@ def nearest(word: str, names: Iterable[str]) -> str:
 
 
 def _check_arguments(
-    found: Callable[..., Any], given: Mapping[str, Any], where: str, use: str, bound: int
+    found: Callable[..., Any],
+    given: Mapping[str, Any],
+    where: str,
+    use: str,
+    parameters: Sequence[inspect.Parameter],
+    otherwise: str = "",
 ) -> None:
     """Refuse arguments that a function does not take, that do not fit, or that are missing.
 
-    `bound` parameters are given when it is called.
+    The table gives `parameters`; `otherwise` ends the message about a missing one.
     """
-    parameters = _parameters(found)[bound:]
-    accepted = [
-        parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD
-    ]
-    takes_any = len(accepted) < len(parameters)
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    accepted = [parameter.name for parameter in parameters if parameter.kind not in variable]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     hints = argument_hints(found)
 
     for key, value in given.items():
@@ -279,7 +313,8 @@ def _check_arguments(
         for mark in marks(hint, ArgumentsOf) if isinstance(value, Mapping) else ():
             module, _, name = mark.function.partition(":")
             function = getattr(importlib.import_module(module), name)
-            _check_arguments(function, value, f"{where}.{key}", key, mark.bound)
+            taken = _parameters(function)[mark.bound :]
+            _check_arguments(function, value, f"{where}.{key}", key, taken)
 
     for parameter in parameters:
         if (
@@ -287,26 +322,50 @@ def _check_arguments(
             and parameter.name in accepted
             and parameter.name not in given
         ):
-            raise ValueError(f"{where}: {use} needs {parameter.name} = ...; add it")
+            raise ValueError(f"{where}: {use} needs {parameter.name} = ...; add it{otherwise}")
 
 
-def _is_itself(kind: str, found: Callable[..., Any]) -> bool:
+def _is_itself(kind: str, found: Callable[..., Any], given: Mapping[str, Any]) -> bool:
+    """Return whether a function is the thing itself, rather than one that makes it.
+
+    It is if it has the known parameters, or takes as many by their places, whatever their names
+    are, and the table gives none of them.
+    """
     wanted = CALLED_WITH.get(kind)
+    if wanted is None or isinstance(found, type):
+        return False
+
+    parameters = _parameters(found)
+    if {*wanted} <= {one.name for one in parameters}:
+        return True
+    if any(one.kind is one.VAR_POSITIONAL for one in parameters):
+        return True
+
+    needed = [one.name for one in parameters if one.kind in BY_PLACE and one.default is one.empty]
+    return len(needed) == len(wanted) and not {*needed} & given.keys()
+
+
+def _or_itself(kind: str, found: Callable[..., Any]) -> str:
+    """Return what else may be wrong with a function that makes a part, but lacks an argument."""
+    if kind not in CALLED_WITH or isinstance(found, type):
+        return ""
     return (
-        wanted is not None
-        and tuple(parameter.name for parameter in _parameters(found))[: len(wanted)] == wanted
+        f"; if it is the {kind} itself, and does not make one, it has to take "
+        f"({', '.join(CALLED_WITH[kind])})"
     )
 
 
 def _parameters(found: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Return the parameters by name; a class without an __init__ of its own has none."""
+    """Return the parameters; a class without an __init__ of its own has none."""
     # typing gives a Protocol an __init__, which a plain subclass inherits
     initialiser: Any = getattr(found, "__init__", None)
     if isinstance(found, type) and initialiser.__name__ == "_no_init_or_replace_init":
         return []
 
-    parameters = inspect.signature(found).parameters.values()
-    return [one for one in parameters if one.kind is not one.VAR_POSITIONAL]
+    try:
+        return list(inspect.signature(found).parameters.values())
+    except ValueError:  # of a function in C
+        return []
 
 
 def _from_package(kind: str, name: str) -> Any:
@@ -338,12 +397,14 @@ def _from_file(kind: str, path: Path) -> Any:
     module = importlib.util.module_from_spec(specification)
     sys.modules[name] = module
 
+    from burnish.seeds import random_state_kept
+    from burnish.user_code import described, run_user
+
     try:
-        specification.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+        with random_state_kept():
+            run_user(str(path), specification.loader.exec_module, module)
+    except Exception as error:
         del sys.modules[name]
-        raise ValueError(
-            f"{kind}: {path} fails when it is read: {type_and_message(error)}"
-        ) from error
+        raise ValueError(f"{kind}: {path} fails when it is read: {described(error)}") from error
 
     return module

@@ -6,7 +6,10 @@ Standard library only.
 from __future__ import annotations
 
 import errno
+import os
 import re
+import sysconfig
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +37,11 @@ UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 """A surrogate, which is a character only together with another one."""
 
+LIBRARIES = tuple(
+    sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+"""The folders of Python and of what is installed."""
+
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type where it has none."""
@@ -53,6 +61,21 @@ def printable(text: object) -> str:
 def type_and_message(error: BaseException) -> str:
     """Return an error as its type and its message, such as "KeyError: 'a'"."""
     return f"{type(error).__name__}: {error}"
+
+
+def place_of(error: BaseException) -> str:
+    """Return FILE:LINE where an error left a user's code, or "" where none was on its way.
+
+    Packages that are installed, Python's and this one are not the user's.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not _is_library(frame.filename)]
+    return f"{own[-1].filename}:{own[-1].lineno}" if own else ""
+
+
+def _is_library(file: str) -> bool:
+    folders = (str(Path(__file__).parent), *LIBRARIES)
+    return file.startswith(("<frozen", *(f"{folder}{os.sep}" for folder in folders)))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,9 @@ from burnish.errors import HALF_CHARACTER
 
 Cond = dict[str, Tensor]
 """An encoded prompt: text states, a control image and its scale, ... Every value is (B, ...)."""
+
+MOST_PROMPTS = 1_000_000
+"""Prompts that one source may give: more would take for ever, and memory without end."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,8 @@ def describe_value(value: object) -> str:
     """Return a short description of a value for a message: its type, and a tensor's shape."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "burnish"
 GROUND = {
     "types",
     "annotations",
+    "user_code",
     "checked",
     "objective_check",
     "images",
@@ -46,7 +47,7 @@ WINGS: dict[str, set[str]] = {
         "qr",
     },
     "prompts": {"types", "annotations", "errors", "files", "seeds", "catalog", "zoo", "diffusion"},
-    "rewards": {"types", "annotations", "errors", "images", "zoo", "qr", "prompts"},
+    "rewards": {"types", "annotations", "errors", "user_code", "images", "zoo", "qr", "prompts"},
     "evaluation": GROUND | {"diffusion", "prompts", "rewards"},
     "training": GROUND | {"zoo", "rl", "diffusion", "prompts", "rewards", "evaluation"},
     "tools": GROUND
@@ -63,9 +64,10 @@ FLOOR: dict[str, set[str]] = {
     "terminal": {"errors"},
     "seeds": set(),
     "annotations": set(),
-    "checked": {"annotations", "errors", "types"},
+    "user_code": {"errors", "types"},
+    "checked": {"annotations", "errors", "types", "user_code"},
     "objective_check": {"checked", "errors", "types"},
-    "catalog": {"annotations", "errors", "types", "checked"},
+    "catalog": {"annotations", "errors", "types", "seeds", "user_code", "checked"},
     "references": {"annotations", "catalog"},
     "trust": {"annotations", "catalog", "references"},
     "config": {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from burnish.prompts import sources as prompts
+from burnish.prompts.codes import qr
 from burnish.types import Prompt
 
 
@@ -139,3 +142,117 @@ def test_an_empty_prompt_is_its_own_original() -> None:
     assert Prompt("").unexpanded() == Prompt("")
     with pytest.raises(ValueError, match="give a text that is not empty"):
         Prompt("a cat", {"original": " "}).unexpanded()
+
+
+OTHER_FILES = {
+    "table": (b'prompt,label\n"a cat, asleep",animal\na dog,animal\n', "row 1.*header of a table"),
+    "one column": (b'caption\n"a cat, asleep"\n', "row 1.*header|row 2.*in quotes"),
+    "semicolons": (b"id;prompt\n1;a cat\n", "row 1.*header of a table"),
+    "tabs": (b"a cat\tanimal\na dog\tanimal\n", "row 1.*a row of a table"),
+    "quoted cells": (b'"a cat","animal"\n"a dog","animal"\n', "row 1.*a row of a table"),
+    "quoted lines": (b'a dog\n"a cat, ""asleep"""\n', "row 2.*in quotes"),
+    "json lines": (b'{"prompt": "a cat"}\n{"prompt": "a dog"}\n', 'row 1.*use = "jsonl"'),
+    "json": (b'[\n  "a cat",\n  "a dog"\n]\n', "row 1.*JSON"),
+    "json in a line": (b'["a cat", "a dog"]', "row 1.*JSON"),
+    "json object": (b'{\n  "prompts": ["a cat"]\n}\n', "row 1.*JSON"),
+    "python": (b"'a cat',\n'a dog',\n", "row 1.*entry of a list"),
+    "toml": (b'[prompts]\ntexts = ["a cat"]\n', "TOML"),
+    "toml keys": (b'use = "list"\n', "TOML"),
+    "yaml": (b"prompts:\n  - a cat\n  - a dog\n", "row 1.*YAML"),
+    "bullets": (b"- a cat\n- a dog\n", "row 1.*entry of a list"),
+    "numbers": (b"1. a cat\n2. a dog\n", "row 1.*entry of a list"),
+    "html": (b"<!DOCTYPE html>\n<html><body>a cat</body></html>", "row 1.*web page"),
+    "xml": (b'<?xml version="1.0"?>\n<p>a cat</p>', "row 1.*web page"),
+    "comment": (b"# animals\na cat\n", "row 1.*a comment"),
+    "later comment": (b"a cat\n// dogs\na dog\n", "row 2.*a comment"),
+    "UTF-16": ("a cat\na dog\n".encode("utf-16"), "UTF-16.*save the file as UTF-8"),
+    "UTF-16 without a mark": ("a cat\na dog\n".encode("utf-16-le"), "UTF-16"),
+    "Latin-1": ("a dög\n".encode("latin-1"), "row 1: not UTF-8"),
+    "gzip": (gzip.compress(b"a cat\n"), "gzip file; unpack it"),
+    "zip": (b"PK\x03\x04rest", "zip file"),
+    "image": (b"\x89PNG\r\n\x1a\n", "PNG image"),
+    "pdf": (b"%PDF-1.7\n", "PDF"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+@pytest.mark.parametrize("reader", ["lines", "template"])
+def test_a_file_of_another_kind_is_no_list_of_prompts(
+    tmp_path: Path, name: str, reader: str
+) -> None:
+    content, message = OTHER_FILES[name]
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(content)
+    read = {"lines": prompts.lines, "template": partial(prompts.template, "a {noun}")}[reader]
+    argument = {"lines": "path", "template": "noun"}[reader]
+    with pytest.raises(ValueError, match=rf"prompts\.txt.*({message})"):
+        read(**{argument: str(path)})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a cat, 4k, detailed",
+        'a sign that says "STOP"',
+        '"A" and "B", side by side',
+        "#cyberpunk cat",
+        "[cat:dog:0.5] on a hill",
+        "{red|blue} house",
+        "<reward 1> a cat",
+        "a cat <3",
+        "1. FC Köln, a crest",
+        "time: noon",
+        "text, white on black",
+        "an apple | a pear",
+        "c'est la vie",
+        "- a cat",
+    ],
+)
+def test_what_people_write_is_a_prompt(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text(f"{line}\na dog \t\r\n  a bird\n", "utf-8")
+    assert texts(prompts.lines(str(path))) == [line, "a dog", "a bird"]
+
+
+def test_line_ends_and_marks_of_every_system(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa cat\ra dog\r\n\ufeffa bird  \n\n".encode())
+    assert texts(prompts.lines(str(path))) == ["a cat", "a dog", "a bird"]
+    path.write_text('{"prompt": " a cat "}\n')
+    assert texts(prompts.jsonl(str(path))) == ["a cat"]
+
+
+def test_a_table_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text("a cat,animal\na car,thing\n")
+    with pytest.raises(ValueError, match=r"prompts.csv: a table"):
+        prompts.lines(str(path))
+
+
+def test_too_many_combinations_are_refused_at_once(tmp_path: Path) -> None:
+    words = [f"w{number}" for number in range(1000)]
+    text = "{a} {b} {c} {d}"
+    with pytest.raises(ValueError, match=r"1,000 a x .* are 1,000,000,000,000 combinations"):
+        prompts.template(text, a=words, b=words, c=words, d=words)
+
+    with pytest.raises(ValueError, match=r"1,000,000,000,000 payloads"):
+        qr(["a cat"], random=10**12)
+    with pytest.raises(ValueError, match=r"length = 1,000,000,000"):
+        qr(["a cat"], random=5, length=10**9)
+    with pytest.raises(ValueError, match=r"2,000 texts x 2,000 payloads are 4,000,000"):
+        qr(words * 2, payloads=words * 2, combine="all")
+
+    path = tmp_path / "nouns.txt"
+    path.write_text("\n".join(f"n{number}" for number in range(200_000)))
+    with pytest.raises(ValueError, match=r"7 numbers x 200,000 nouns are 1,400,000"):
+        prompts.counting(nouns=str(path))
+
+
+def test_a_file_of_payloads_is_taken_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "payloads.txt"
+    path.write_text('# 5\n{"a": 1}\n"X"\n')
+    assert [prompt.metadata["payload"] for prompt in qr(["a cat"], payloads=str(path))] == [
+        "# 5",
+        '{"a": 1}',
+        '"X"',
+    ]

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from burnish.checked import check_tensor, name_of
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.held_out import Panel
@@ -31,6 +32,7 @@ from burnish.rewards import STRICT, Tolerance, score
 from burnish.run_files import read_evaluation
 from burnish.seeds import generator
 from burnish.types import Judge, Prompt, Reward
+from burnish.user_code import call_user, own_prompts
 from burnish.world import World
 
 RESAMPLES = 10_000
@@ -301,7 +303,11 @@ def _judged(judge: Judge | None, images: Tensor, prompts: Sequence[Prompt]) -> l
     """Return the judge's answers about the prompts before expansion; None without a judge."""
     if judge is None:
         return [None] * len(prompts)
-    return judge(images, [prompt.unexpanded() for prompt in prompts]).tolist()
+
+    name = f"the judge {name_of(judge)}"
+    shown = [prompt.unexpanded() for prompt in own_prompts(prompts)]
+    answers = call_user(name, judge, images.clone(), shown)
+    return check_tensor(answers, (len(prompts),), name, boolean=True).tolist()
 
 
 def _with_nan(values: Sequence[float | None]) -> list[float]:

@@ -16,19 +16,24 @@ import re
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import product
+from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal
 
 from burnish import catalog
 from burnish.annotations import ArgumentsOf, Count, CountOrZero, FilePath, IsPath
-from burnish.prompts.sources import lines, listed
-from burnish.types import Prompt
+from burnish.prompts.sources import check_count, listed
+from burnish.prompts.text_files import text_rows
+from burnish.types import MOST_PROMPTS, Prompt
 
 CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 """Capital letters and digits.
 
 Five of them in a Micro QR code of 13 modules leave it the most error correction.
 """
+LONGEST_PAYLOAD = 7089
+"""Characters of the largest QR code, of digits alone."""
+
 ALL_PAIRS = 256
 """Pairs up to which by default every text is combined with every payload."""
 
@@ -90,6 +95,7 @@ def qr(
         contents = _given_payloads(payloads)
 
     if combine == "all" or (not combine and len(prompts) * len(contents) <= ALL_PAIRS):
+        check_count({"texts": prompts, "payloads": contents})
         pairs = list(product(prompts, contents))
     else:
         count = max(len(prompts), len(contents))
@@ -122,7 +128,7 @@ def _with_code(prompt: Prompt, payload: str, base: str, code: dict[str, Any]) ->
 
 def _given_payloads(payloads: list | str) -> Sequence[str]:
     if isinstance(payloads, str):
-        payloads = [line.text for line in lines(payloads)]
+        payloads = [line for _, line in text_rows(Path(payloads))]
 
     for row, payload in enumerate(payloads, 1):
         if not isinstance(payload, str) or not payload:
@@ -143,6 +149,12 @@ def _random_payloads(count: int, seed: int, length: int, alphabet: str, part: st
         raise ValueError(
             f"prompts: random = {count}, length = {length}, alphabet = {alphabet!r}: take at least "
             "one payload of at least one character, from an alphabet of different characters"
+        )
+
+    if count > MOST_PROMPTS or length > LONGEST_PAYLOAD:
+        raise ValueError(
+            f"prompts: random = {count:,} payloads of length = {length:,}: take "
+            f"{MOST_PROMPTS:,} of {LONGEST_PAYLOAD:,} characters at most"
         )
 
     source = Random(seed)

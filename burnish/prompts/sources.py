@@ -9,6 +9,7 @@ JSONL file, and a template with all combinations of its fields. `{noun}` in a te
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from burnish.annotations import FilePath, IsPath
-from burnish.types import Prompt
+from burnish.prompts.text_files import prompt_lines, text_rows
+from burnish.types import MOST_PROMPTS, Prompt
 
 Words = Annotated[list[str] | str, IsPath(names=("animals", "activities"))]
 """Texts, the name of some, or the path of a text file with one a line."""
@@ -35,8 +37,6 @@ PLURALS: Mapping[str, str] = {  # that no rule gives
     "knife": "knives", "person": "people", "man": "men", "woman": "women", "child": "children",
     "tooth": "teeth", "foot": "feet", "ox": "oxen", "cactus": "cacti", "cookie": "cookies",
 }  # fmt: skip
-# characters: a text encoder reads 77 tokens, so a longer line is a mistake, not a prompt
-LONGEST_LINE = 2000
 
 
 def animals(text: str = "{noun}") -> list[Prompt]:
@@ -98,11 +98,13 @@ def counting(
         if f"{{{name}}}" not in text:
             raise ValueError(f"prompts: {text!r} must contain {{{name}}}")
 
+    singular_nouns = _values("nouns", nouns)
+    check_count({"numbers": numbers, "nouns": singular_nouns})
     return [
         Prompt(
             text.replace("{number}", number).replace("{nouns}", plural(noun)), _count(number, noun)
         )
-        for number, noun in product(numbers, _values("nouns", nouns))
+        for number, noun in product(numbers, singular_nouns)
     ]
 
 
@@ -190,11 +192,14 @@ def listed(texts: list[str]) -> list[Prompt]:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"prompts: text {row} is {text!r}; give a text that is not empty")
 
-    return [Prompt(text) for text in texts]
+    return [Prompt(text.strip()) for text in texts]
 
 
 def lines(path: FilePath, text: str = "{noun}") -> list[Prompt]:
     """Return one prompt a line of a UTF-8 text file; empty lines are skipped.
+
+    Space around a prompt is taken away. A table, JSON or another kind of file is refused, and so is
+    a comment.
 
     Args:
         path: of the file.
@@ -204,7 +209,7 @@ def lines(path: FilePath, text: str = "{noun}") -> list[Prompt]:
         FileNotFoundError: there is no such file.
         ValueError: it is no text file with prompts; the message names the row.
     """
-    return template(text, noun=[line for _, line in _rows(Path(path))])
+    return template(text, noun=prompt_lines(Path(path)))
 
 
 def jsonl(path: FilePath, key: str = "prompt") -> list[Prompt]:
@@ -220,7 +225,7 @@ def jsonl(path: FilePath, key: str = "prompt") -> list[Prompt]:
     """
     prompts = []
 
-    for row, line in _rows(Path(path)):
+    for row, line in text_rows(Path(path)):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
@@ -235,7 +240,7 @@ def jsonl(path: FilePath, key: str = "prompt") -> list[Prompt]:
                 "each line"
             )
 
-        prompts.append(Prompt(entry.pop(key), entry))
+        prompts.append(Prompt(entry.pop(key).strip(), entry))
 
     return prompts
 
@@ -269,6 +274,7 @@ def template(text: str = "a {noun}", **fields: Words) -> list[Prompt]:
             )
 
     values = {name: _values(name, field) for name, field in fields.items()}
+    check_count(values)
     combinations = (
         dict(zip(values, combination, strict=True)) for combination in product(*values.values())
     )
@@ -299,7 +305,7 @@ def article(noun: str) -> str:
 def _values(name: str, field: Any) -> Sequence[str]:
     if isinstance(field, str):
         known = {"animals": ANIMALS, "activities": ACTIVITIES}
-        return known[field] if field in known else [line for _, line in _rows(Path(field))]
+        return known[field] if field in known else prompt_lines(Path(field))
 
     texts = isinstance(field, Sequence) and all(isinstance(value, str) for value in field)
     if not texts or not field:
@@ -310,43 +316,19 @@ def _values(name: str, field: Any) -> Sequence[str]:
     return field
 
 
-def _rows(path: Path) -> list[tuple[int, str]]:
-    """Return the (row number, line) of every line that is not empty."""
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: no such prompt file; check the path (a relative one counts from the folder "
-            "of the file it stands in, behind --set from the current folder)"
-        )
-    if not path.is_file():
+def check_count(parts: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse combinations that are too many to be made.
+
+    Args:
+        parts: what is combined, by name.
+
+    Raises:
+        ValueError: there are more than a source may give.
+    """
+    count = math.prod(len(values) for values in parts.values())
+    if count > MOST_PROMPTS:
+        lengths = " x ".join(f"{len(values):,} {name}" for name, values in parts.items())
         raise ValueError(
-            f"{path}: a folder, not a prompt file; give a text file with one prompt a line"
+            f"prompts: {lengths} are {count:,} combinations; make fewer values, for "
+            f"{MOST_PROMPTS:,} at most"
         )
-
-    rows = []
-
-    for row, raw in enumerate(path.read_bytes().split(b"\n"), 1):
-        try:
-            line = raw.decode("utf-8-sig" if row == 1 else "utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}, row {row}: not UTF-8 text; save the file as UTF-8"
-            ) from error
-
-        if any(ord(character) < 32 and character != "\t" for character in line):
-            raise ValueError(
-                f"{path}, row {row}: a binary file, not text; give a text file with one prompt a "
-                "line"
-            )
-        if len(line) > LONGEST_LINE:
-            raise ValueError(
-                f"{path}, row {row}: {len(line)} characters in one line; keep a prompt under "
-                f"{LONGEST_LINE} (a text encoder reads about 77 tokens)"
-            )
-
-        if line:
-            rows.append((row, line))
-
-    if not rows:
-        raise ValueError(f"{path}: no prompts in it; write one prompt a line")
-
-    return rows

@@ -3,7 +3,8 @@
 An image without a number is *missing*: NaN, never 0, because 0 would be a judgement. First the
 reward is called again, with the missing images only, after a pause that doubles each time. If
 images are still missing then, either that is an error, which ends the run (saved, so that it can be
-resumed), or they are masked: nothing is learned from such an image and it enters no statistic.
+resumed), or they are masked: nothing is learned from such an image and it enters no statistic. A
+reward that raises for several images is asked about each alone before they are masked.
 
 A call that takes too long is left running in its thread, because Python cannot end it; a reward
 that may take too long must therefore work while an earlier call is still under way. An output that
@@ -15,14 +16,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from burnish.errors import type_and_message
-from burnish.types import Prompt, Reward, describe_value
+from burnish.types import Prompt, Reward
+from burnish.user_code import (
+    AsynchronousError,
+    NotNumbersError,
+    described,
+    own_prompts,
+    run_user,
+    to_column,
+)
 
 
 class InvalidRewardOutput(ValueError):
@@ -72,8 +83,7 @@ class Tolerance:
             chosen = [prompts[row] for row in missing.tolist()]
 
             try:
-                output = self._call_in_time(reward, remaining, chosen)
-                values[missing] = _checked(name, output, len(chosen))
+                values[missing] = self._call_in_time(partial(_ask, name, reward), remaining, chosen)
                 failure = None
             except InvalidRewardOutput:
                 raise
@@ -86,15 +96,34 @@ class Tolerance:
         if not self.mask:
             raise _missing_error(name, values, prompts, failure) from failure
 
+        # one image that a library fails on must not cost the others theirs; a server that cannot
+        # be reached would fail for each of them
+        missing = (~values.isfinite()).nonzero().flatten()
+        if failure is not None and not isinstance(failure, OSError) and len(missing) > 1:
+            for row in missing.tolist():
+                rows = slice(row, row + 1)
+                values[rows] = self._alone(name, reward, images[rows], prompts[rows])
+
         return torch.where(values.isfinite(), values, torch.nan), _reason(values, failure)
 
-    def _call_in_time(self, reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> object:
+    def _alone(
+        self, name: str, reward: Reward, images: Tensor, prompts: Sequence[Prompt]
+    ) -> Tensor | float:
+        """Return the reward's value for one image, NaN where it raises."""
+        try:
+            return self._call_in_time(partial(_ask, name, reward), images, prompts)
+        except InvalidRewardOutput:
+            raise
+        except Exception:
+            return torch.nan
+
+    def _call_in_time(self, reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """Return the reward's output; raise its error, or a TimeoutError after `timeout`."""
         if self.timeout == 0:
             with torch.no_grad():
                 return reward(images, prompts)
 
-        results: list[object] = []
+        results: list[Tensor | Exception] = []
 
         def call() -> None:
             try:
@@ -123,7 +152,7 @@ def _missing_error(
     """Return the error for values that are missing after the last try."""
     if failure is not None:
         return ValueError(
-            f"reward '{name}' raised {type_and_message(failure)} -- "
+            f"reward '{name}' raised {described(failure)} -- "
             "try it alone with burnish.check_reward, or let such images be left out by "
             'scoring.missing = "mask"'
         )
@@ -137,33 +166,33 @@ def _missing_error(
     )
 
 
-def _checked(name: str, output: object, count: int) -> Tensor:
-    """Return a reward's output as (B,) float64 on the CPU.
+def _ask(name: str, reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    """Return a reward's values (B,) float64 on the CPU for copies of images and prompts.
 
     Raises:
-        InvalidRewardOutput: the output is not `count` numbers; the message names the reward.
+        InvalidRewardOutput: the output is not one number an image; the message names the reward.
     """
-    if isinstance(output, Tensor):
-        values = output
-    else:
-        try:
-            values = torch.as_tensor(output, dtype=torch.float64)
-        except (TypeError, ValueError, RuntimeError):
-            raise InvalidRewardOutput(
-                f"reward '{name}' returned {describe_value(output)}; "
-                f"it must return {count} numbers, one an image"
-            ) from None
+    count = len(prompts)
 
-    if values.is_complex() or values.shape != (count,):
+    def answer() -> object:
+        output: object = reward(images.clone(), own_prompts(prompts))
+        return list(islice(output, count + 1)) if isinstance(output, Iterator) else output
+
+    try:
+        return to_column(run_user(f"reward '{name}'", answer), count)
+    except AsynchronousError as error:
+        raise InvalidRewardOutput(str(error)) from None
+    except NotNumbersError as error:
         raise InvalidRewardOutput(
-            f"reward '{name}' returned {describe_value(values)} for {count} images; "
-            f"it must return shape ({count},), one number an image"
-        )
-
-    return values.detach().to(device="cpu", dtype=torch.float64)
+            f"reward '{name}' returned {error} for {count} images; it must return "
+            f"shape ({count},), one number an image (None where there is none)"
+        ) from None
 
 
 def _reason(values: Tensor, failure: Exception | None) -> str:
+    """Return why values are missing; "" if none is."""
+    if bool(values.isfinite().all()):
+        return ""
     if failure is not None:
         return type_and_message(failure)
     return f"{int((~values.isfinite()).sum())} numbers were not finite"

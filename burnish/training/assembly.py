@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from burnish import catalog
 from burnish.catalog import IN_MEMORY
-from burnish.checked import checked_prompts
+from burnish.checked import checked_part, checked_prompts
 from burnish.config import (
     Config,
     Table,
@@ -145,7 +147,7 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
     add_identifiers(config, policy)
     check_transitions(config, policy, sampler, objective, advantage)
     check_compared_images(config, advantage)
-    shared = _shared(config, policy, sampler, evaluation_prompts, overrides.rewards)
+    shared = _shared(config, policy, sampler, evaluation_prompts, given_rewards(overrides))
 
     return Parts(
         **vars(shared),
@@ -223,7 +225,17 @@ def load_prompts(table: Table, where: str) -> list[Prompt]:
     if not table:
         return []
 
-    return checked_prompts(catalog.build("prompts", table, where), table["use"])
+    prompts = checked_prompts(catalog.build("prompts", table, where), table["use"])
+    counts = Counter((prompt.text, prompt.template, repr(prompt.metadata)) for prompt in prompts)
+    repeated = [text for (text, *_), count in counts.items() if count > 1]
+    if repeated:
+        warnings.warn(
+            f"{where}: {len(prompts) - len(counts)} of {len(prompts)} prompts are there already "
+            f"(such as '{repeated[0]}'): they are drawn more often, and count as prompts of their "
+            "own",
+            stacklevel=2,
+        )
+    return prompts
 
 
 def load_evaluation_prompts(config: Config, prompts: list[Prompt]) -> dict[str, list[Prompt]]:
@@ -374,6 +386,19 @@ def load_rewards(tables: Sequence[Table], where: str) -> dict[str, Reward]:
         rewards[name] = of_original(reward) if judges_original else reward
 
     return rewards
+
+
+def given_rewards(overrides: Overrides) -> dict[str, Reward]:
+    """Return the rewards of a Python program.
+
+    Raises:
+        ValueError: one of them cannot be called with images and prompts.
+    """
+    called_with = catalog.CALLED_WITH["reward"]
+    return {
+        name: checked_part("reward", reward, f"'{name}'", called_with)
+        for name, reward in overrides.rewards.items()
+    }
 
 
 def of_original(reward: Reward) -> Reward:

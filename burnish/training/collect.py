@@ -27,6 +27,7 @@ from burnish.training.expansion import expand_prompts
 from burnish.training.job import Job
 from burnish.training.prompt_sampling import sample_prompts, target_rewards
 from burnish.types import Prompt, Scores, Trajectory
+from burnish.user_code import own_prompts, own_scores, settings_kept
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,17 @@ def rollout_and_score(
 
     scores = join_scores([scores for scores, _ in results], target_rewards(job, len(prompts)))
     if on_images is not None:
-        images = torch.cat(sampled)
-        on_images(
-            SampledImages(iteration, images, prompts, scores, job.world.rank, job.world.trackers)
+        images = torch.cat(sampled)  # a copy, as the prompts and scores are
+        shown = SampledImages(
+            iteration,
+            images,
+            own_prompts(prompts),
+            own_scores(scores),
+            job.world.rank,
+            job.world.trackers,
         )
+        with settings_kept("on_images"):
+            on_images(shown)
 
     return trajectory, scores, sum(seconds for _, seconds in results)
 

@@ -257,4 +257,4 @@ def check_log(run: Run, state: checkpoint.State) -> None:
 
 def _origin_on_disk(run: Run) -> dict[str, Any]:
     """Return what is known of a run whose checkpoints do not say where it comes from."""
-    return {"config": asdict(configuration.load(run.config))}
+    return {"config": asdict(configuration.load(run.config, purpose="compare"))}
