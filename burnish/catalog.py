@@ -199,6 +199,10 @@ def build(kind: str, table: Mapping[str, Any], where: str = "") -> Any:
             part = found(**given)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{where or kind}: {error}") from error
+        except SystemExit as error:
+            raise ValueError(
+                f"{where or kind}: {table['use']} called sys.exit; it must return"
+            ) from error
 
     from burnish.checked import checked_part
 
@@ -269,7 +273,7 @@ def _from_file(kind: str, path: Path) -> Any:
 
     try:
         specification.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ValueError(
             f"{kind}: {path} fails when it is read: {type_and_message(error)}"

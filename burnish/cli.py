@@ -8,13 +8,15 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from burnish.redaction import redact
 
 if TYPE_CHECKING:
     from burnish.diffusion.policy import Policy
@@ -286,7 +288,7 @@ def check(recipe: Recipe, change: Changes = None) -> None:
 
     for finding in findings:
         remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
-        print(f"{finding.level:<7} {finding.text}{remedy}")
+        print(redact(f"{finding.level:<7} {finding.text}{remedy}"))
 
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
@@ -519,18 +521,25 @@ class Stop:
             raise KeyboardInterrupt
 
         self.signals.append(number)
-        print(
-            "\nStopping at the next safe point, then saving; once more to stop at once.",
-            file=sys.stderr,
-            flush=True,
-        )
+        with suppress(OSError):  # the terminal is closed
+            print(
+                "\nStopping at the next safe point, then saving; once more to stop at once.",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Let Ctrl+C and SIGTERM request the end within this context, not end at once."""
+    """Let Ctrl+C, SIGTERM and a closed terminal request the end within this context.
+
+    SIGHUP stays without effect where it is, as under nohup.
+    """
     stop = Stop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+
     handlers = {number: signal.signal(number, stop.catch) for number in numbers}
 
     try:
@@ -606,20 +615,25 @@ def main(argv: list[str] | None = None) -> None:
     An error that a user can fix is one sentence and exit code 2; BURNISH_DEBUG=1 shows where it
     arose.
     """
+    import traceback
     import warnings
 
     def show_warning(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"burnish: warning: {message}", file=sys.stderr)
+        print(redact(f"burnish: warning: {message}"), file=sys.stderr)
 
     warnings.showwarning = show_warning
 
     try:
         app(argv, prog_name="burnish")
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("BURNISH_DEBUG"):
-            raise
-        print(f"burnish: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    except Exception as error:
+        fixable = isinstance(error, (ValueError, OSError, RuntimeError))
+        if fixable and not os.environ.get("BURNISH_DEBUG"):
+            print(redact(f"burnish: {error}"), file=sys.stderr)
+            raise SystemExit(2) from error
+
+        # a library's error may have a key in it, so it is not left to Python to show
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        raise SystemExit(1) from error
 
 
 def _print_entry(name: str, text: str) -> None:

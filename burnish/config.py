@@ -22,6 +22,7 @@ import tomli_w
 
 from burnish import catalog
 from burnish.annotations import fits, readable
+from burnish.redaction import redact, secret_in
 
 Table = dict[str, Any]
 """`{"use": "name", ...}`: a thing of the catalog and its arguments."""
@@ -296,7 +297,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return parse(tree)
     except ValueError as error:
-        changed = " ".join(f"--set {override}" for override in overrides)
+        changed = redact(" ".join(f"--set {override}" for override in overrides))
         source = f"{found} with {changed}" if overrides else str(found)
         raise ValueError(f"{source}: {error}") from error
 
@@ -310,6 +311,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: a key or a value is wrong; the message names the key.
     """
+    check_no_secrets(tree)
     config = _section(Config, tree, "")
     _check_numbers(config)
     _check_names(config)
@@ -318,13 +320,32 @@ def parse(tree: Mapping[str, Any]) -> Config:
     return config
 
 
+def check_no_secrets(tree: Mapping[str, Any]) -> None:
+    """Refuse keys and passwords: a configuration is written to config.toml and into the report.
+
+    Raises:
+        ValueError: there is one; the message names its key, and what to do instead.
+    """
+    if where := secret_in(tree):
+        raise ValueError(
+            f"{where} holds a key or a password, which would be written to files: export it as an "
+            "environment variable and write ${NAME} in its place in a URL, name it in "
+            "key_variable, or let the program that needs it read it (WANDB_API_KEY, HF_TOKEN)"
+        )
+
+
 def dump(config: Config) -> str:
     """Return the configuration as TOML that `load` reads back to the same.
 
     Args:
         config: of a run.
+
+    Raises:
+        ValueError: a key or a password is in it.
     """
-    text: str = tomli_w.dumps(asdict(config))
+    tree = asdict(config)
+    check_no_secrets(tree)
+    text: str = tomli_w.dumps(tree)
     return text
 
 

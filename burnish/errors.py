@@ -10,16 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from burnish.redaction import redact
+
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type where it has none."""
-    lines = str(error).strip().splitlines()
+    """Return the first line of an error's message, or the name of its type where it has none.
+
+    Keys and passwords in it are hidden.
+    """
+    lines = redact(str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 def type_and_message(error: BaseException) -> str:
-    """Return an error as its type and its message, such as "KeyError: 'a'"."""
-    return f"{type(error).__name__}: {error}"
+    """Return an error as its type and its message, such as "KeyError: 'a'", without keys."""
+    return f"{type(error).__name__}: {redact(str(error))}"
 
 
 @contextmanager

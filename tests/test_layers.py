@@ -18,6 +18,7 @@ GROUND = {
     "objective_check",
     "images",
     "errors",
+    "redaction",
     "seeds",
     "catalog",
     "config",
@@ -28,10 +29,10 @@ WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
     "rl": {"types"},
     "qr": {"types", "errors", "images"},
-    "report": {"errors", "runs"},
+    "report": {"errors", "redaction", "runs"},
     "diffusion": {"types", "config", "errors", "images", "seeds", "zoo", "qr"},
     "prompts": {"types", "errors", "seeds", "catalog", "zoo", "diffusion"},
-    "rewards": {"types", "errors", "images", "zoo", "qr", "prompts"},
+    "rewards": {"types", "errors", "redaction", "images", "zoo", "qr", "prompts"},
     "evaluation": GROUND | {"diffusion", "prompts", "rewards"},
     "training": GROUND | {"zoo", "rl", "diffusion", "prompts", "rewards", "evaluation"},
     "tools": GROUND
@@ -43,20 +44,37 @@ WINGS: dict[str, set[str]] = {
 FLOOR: dict[str, set[str]] = {
     "types": {"errors"},
     "images": {"errors"},
-    "errors": set(),
+    "errors": {"redaction"},
+    "redaction": set(),
     "seeds": set(),
     "annotations": set(),
     "checked": {"annotations", "errors", "types"},
     "objective_check": {"checked", "errors", "types"},
     "catalog": {"annotations", "errors", "types", "checked"},
-    "config": {"annotations", "catalog", "errors", "types"},
+    "config": {"annotations", "catalog", "errors", "redaction", "types"},
     "runs": {"errors"},
     "world": {"errors"},
 }
 """The same for the modules of the ground floor."""
 
-WITHOUT_TORCH = ("annotations", "errors", "runs", "catalog", "cli", "report", "zoo/__init__")
-STANDARD_LIBRARY_ONLY = ("annotations", "errors", "runs", "report/charts", "zoo/__init__")
+WITHOUT_TORCH = (
+    "annotations",
+    "errors",
+    "redaction",
+    "runs",
+    "catalog",
+    "cli",
+    "report",
+    "zoo/__init__",
+)
+STANDARD_LIBRARY_ONLY = (
+    "annotations",
+    "errors",
+    "redaction",
+    "runs",
+    "report/charts",
+    "zoo/__init__",
+)
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "numpy"}
 
 

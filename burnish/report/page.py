@@ -19,6 +19,7 @@ from string import Template
 from typing import Any
 
 from burnish import runs
+from burnish.redaction import redact
 from burnish.report import fronts
 from burnish.report.charts import Series, duration, line_chart, number
 
@@ -100,7 +101,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
 
 def page(run: runs.Run) -> str:
     """Return the page of a run as text."""
-    source = run.config.read_text("utf-8")
+    source = redact(run.config.read_text("utf-8"))
     records = run.records()
     evaluation = _json(run.evaluation)
     grids = _grids(run)

@@ -26,7 +26,7 @@ from burnish.evaluation.held_out import Panel
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
 from burnish.prompts.imitation import imitate, read_pairs
-from burnish.rewards import Tolerance
+from burnish.rewards.tolerance import Tolerance, keep_waiting
 from burnish.rl.curriculum import ConstantCurriculum
 from burnish.training.requirements import (
     check_compared_images,
@@ -108,7 +108,12 @@ class Parts:
     template: str = "{}"  # all reward identifiers: put around the prompts of evaluations
 
 
-def assemble(config: Config, device: str = "", overrides: Overrides | None = None) -> Parts:
+def assemble(
+    config: Config,
+    device: str = "",
+    overrides: Overrides | None = None,
+    poll: Callable[[], None] = keep_waiting,
+) -> Parts:
     """Return the parts of a configuration, with what `overrides` gives in place of its own.
 
     What takes longest comes last, so that a slip is reported soon.
@@ -117,6 +122,7 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
         config: of the run.
         device: in place of the configuration's; "" keeps that.
         overrides: objects in place of what the configuration names.
+        poll: called often while a reward is waited for; it may raise to stop.
 
     Raises:
         ValueError, OSError: a part cannot be loaded, or the parts do not fit each other.
@@ -139,7 +145,8 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
     check_compared_images(config, advantage)
 
     scoring = config.scoring
-    tolerance = Tolerance(scoring.retries, scoring.timeout, scoring.missing == "mask")
+    masked = scoring.missing == "mask"
+    tolerance = Tolerance(scoring.retries, scoring.timeout, masked, poll=poll)
     identified = range(len(config.rewards) if config.sampler.identifiers else 0)
 
     return Parts(
