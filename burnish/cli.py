@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from itertools import takewhile
 from pathlib import Path
@@ -510,6 +510,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signals: list[int] = []
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def __call__(self) -> bool:
         """Return True once the end has been requested."""
@@ -521,12 +522,20 @@ class Stop:
             raise KeyboardInterrupt
 
         self.signals.append(number)
-        with suppress(OSError):  # the terminal is closed
-            print(
-                "\nStopping at the next safe point, then saving; once more to stop at once.",
-                file=sys.stderr,
-                flush=True,
-            )
+        self._leave_closed_terminal()
+        print(
+            "\nStopping at the next safe point, then saving; once more to stop at once.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _leave_closed_terminal(self) -> None:
+        """Write nothing to a terminal that is gone: that fails, and the end must not."""
+        for stream in self._terminals:
+            if not os.isatty(stream):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
 
 
 @contextmanager

@@ -191,8 +191,8 @@ def test_a_text_that_no_tokenizer_reads_is_missing(images: Tensor, prompts: list
     older = clip_similarity(CLIP)
     older(images[:3], mixed[:3])
     with pytest.warns(UserWarning, match="1 of 1 texts failed"):
-        assert torch.equal(older(images[:3], mixed[:3]), values[:3])
-        assert older(images[3:4], mixed[3:]).isnan().all()
+        last = older(images[3:4], mixed[3:])
+    assert last.isnan().all()
 
 
 @pytest.mark.parametrize(
