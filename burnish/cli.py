@@ -586,6 +586,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signals: list[int] = []
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def __call__(self) -> bool:
         """Return True once the end has been requested."""
@@ -597,18 +598,33 @@ class Stop:
             raise KeyboardInterrupt
 
         self.signals.append(number)
+        self._leave_closed_terminal()
         print(
             "\nStopping at the next safe point, then saving; once more to stop at once.",
             file=sys.stderr,
             flush=True,
         )
 
+    def _leave_closed_terminal(self) -> None:
+        """Write nothing to a terminal that is gone: that fails, and the end must not."""
+        for stream in self._terminals:
+            if not os.isatty(stream):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
+
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Let Ctrl+C and SIGTERM request the end within this context, not end at once."""
+    """Let Ctrl+C, SIGTERM and a closed terminal request the end within this context.
+
+    SIGHUP stays without effect where it is, as under nohup.
+    """
     stop = Stop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+
     handlers = {number: signal.signal(number, stop.catch) for number in numbers}
 
     try:
@@ -688,6 +704,7 @@ def main(argv: list[str] | None = None) -> None:
     An error that a user can fix is one sentence and exit code 2; BURNISH_DEBUG=1 shows where it
     arose.
     """
+    import traceback
     import warnings
 
     def show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -699,13 +716,18 @@ def main(argv: list[str] | None = None) -> None:
     try:
         app(argv, prog_name="burnish")
     except MemoryError as error:
-        print("burnish: out of memory; lower the numbers of images and prompts", file=sys.stderr)
+        say("burnish: out of memory; lower the numbers of images and prompts", sys.stderr)
         raise SystemExit(2) from error
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("BURNISH_DEBUG"):
-            raise
-        say(f"burnish: {error}", sys.stderr)
-        raise SystemExit(2) from error
+    except Exception as error:
+        fixable = isinstance(error, (ValueError, OSError, RuntimeError))
+        if fixable and not os.environ.get("BURNISH_DEBUG"):
+            say(f"burnish: {error}", sys.stderr)
+            raise SystemExit(2) from error
+
+        # a library's error may have a key in it, so it is not left to Python to show
+        for line in traceback.format_exc().rstrip("\n").split("\n"):
+            say(line, sys.stderr)
+        raise SystemExit(1) from error
 
 
 def _print_entry(name: str, text: str) -> None:

@@ -31,6 +31,7 @@ from burnish.annotations import (
     shown,
 )
 from burnish.errors import HALF_CHARACTER
+from burnish.redaction import redact, secret_in
 from burnish.references import Purpose
 from burnish.run_files import read_toml
 from burnish.trust import Trust, UntrustedCodeError, require_trust
@@ -333,7 +334,7 @@ def load(
 
         return _resolved(tree, purpose, trust, _typed_names(overrides), str(found))
     except ValueError as error:
-        changed = " ".join(f"--set {override:.200}" for override in overrides)
+        changed = redact(" ".join(f"--set {override:.200}" for override in overrides))
         source = f"{found} with {changed}" if overrides else str(found)
         kind = UntrustedCodeError if isinstance(error, UntrustedCodeError) else ValueError
         raise kind(f"{source}: {error}") from error
@@ -358,6 +359,7 @@ def _resolved(
 ) -> Config:
     """Return the configuration in a tree, after all checks; code is imported last."""
     _check_values(tree)
+    check_no_secrets(tree)
     config = _section(Config, tree, "")
     _check_numbers(config)
     _check_tables(config)
@@ -377,6 +379,20 @@ def _resolved(
     return config
 
 
+def check_no_secrets(tree: Mapping[str, Any]) -> None:
+    """Refuse keys and passwords: a configuration is written to config.toml and into the report.
+
+    Raises:
+        ValueError: there is one; the message names its key, and what to do instead.
+    """
+    if where := secret_in(tree):
+        raise ValueError(
+            f"{where} holds a key or a password, which would be written to files: export it as an "
+            "environment variable and write ${NAME} in its place in a URL, name it in "
+            "key_variable, or let the program that needs it read it (WANDB_API_KEY, HF_TOKEN)"
+        )
+
+
 def dump(config: Config, folder: Path | None = None) -> str:
     """Return the configuration as TOML that `load` reads back to the same.
 
@@ -386,9 +402,10 @@ def dump(config: Config, folder: Path | None = None) -> str:
             the current folder.
 
     Raises:
-        ValueError: a text of it contains half of a character, which no file can hold.
+        ValueError: a key or a password is in it, or half of a character, which no file can hold.
     """
     tree = asdict(config)
+    check_no_secrets(tree)
     references.rebase(tree, Config, Path(), folder or Path())
     text: str = tomli_w.dumps(tree)
     if half := HALF_CHARACTER.search(text):

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from burnish.redaction import redact
+
 REASONS: dict[int, str] = {
     errno.ENOSPC: (
         "the disk is full; what was there before is kept: free some space, then try again "
@@ -44,8 +46,11 @@ LIBRARIES = tuple(
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type where it has none."""
-    lines = str(error).strip().splitlines()
+    """Return the first line of an error's message, or the name of its type where it has none.
+
+    Keys and passwords in it are hidden.
+    """
+    lines = redact(str(error)).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
@@ -59,8 +64,8 @@ def printable(text: object) -> str:
 
 
 def type_and_message(error: BaseException) -> str:
-    """Return an error as its type and its message, such as "KeyError: 'a'"."""
-    return f"{type(error).__name__}: {error}"
+    """Return an error as its type and its message, such as "KeyError: 'a'", without keys."""
+    return f"{type(error).__name__}: {redact(str(error))}"
 
 
 def place_of(error: BaseException) -> str:

@@ -8,16 +8,20 @@ import sys
 from typing import TextIO
 
 from burnish.errors import printable
+from burnish.redaction import redact
 
 PLAIN = {"−": "-", "–": "-", "±": "+-", "×": "x", "…": "...", "→": "->", "ρ": "rho", "²": "2"}
 """What stands for a character of ours where there is none."""
 
 
 def say(text: object, stream: TextIO | None = None) -> None:
-    """Print a text on one line; control characters and what the stream lacks become escapes."""
+    """Print a text on one line, without secrets.
+
+    Control characters and what the stream lacks become escapes.
+    """
     stream = stream or sys.stdout
     encoding = stream.encoding or "utf-8"
-    shown = printable(text).encode(encoding, "burnish-plain").decode(encoding)
+    shown = printable(redact(str(text))).encode(encoding, "burnish-plain").decode(encoding)
     print(shown, file=stream, flush=True)
 
 

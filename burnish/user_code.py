@@ -86,13 +86,16 @@ def run_user(name: str, function: Callable[..., Any], *arguments: Any, **keyword
 
     Raises:
         AsynchronousError: it has to be awaited.
-        RuntimeError: it raises what is no `Exception`: sys.exit(), or a panic of a library in Rust.
+        ProgramEndedError: it calls sys.exit().
+        RuntimeError: it raises another thing that is no `Exception`: a library in Rust panics.
     """
     with settings_kept(name):
         try:
             returned = function(*arguments, **keywords)
         except (Exception, KeyboardInterrupt, GeneratorExit):
             raise
+        except SystemExit as error:
+            raise ProgramEndedError(error) from error
         except BaseException as error:
             ended = RuntimeError(type_and_message(error))
             raise ended.with_traceback(error.__traceback__) from error
@@ -101,6 +104,14 @@ def run_user(name: str, function: Callable[..., Any], *arguments: Any, **keyword
         returned.close()
         raise AsynchronousError(f"{name} is asynchronous; write it with def instead of async def")
     return returned
+
+
+class ProgramEndedError(RuntimeError):
+    """A function called sys.exit(), which would end the program without a word."""
+
+    def __init__(self, cause: SystemExit) -> None:
+        super().__init__(type_and_message(cause))
+        self.cause = cause
 
 
 class AsynchronousError(ValueError):

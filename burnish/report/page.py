@@ -20,6 +20,7 @@ from typing import Any
 from burnish import runs
 from burnish.annotations import complaint
 from burnish.files import read_text, write
+from burnish.redaction import redact
 from burnish.report import fronts
 from burnish.report.charts import Series, duration, line_chart, number
 from burnish.run_files import (
@@ -112,7 +113,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
 def page(run: runs.Run) -> str:
     """Return the page of a run as text."""
     config = _config(run)
-    source = read_text(run.config)
+    source = redact(read_text(run.config))
     records = run.records()
     evaluation = _json(run.evaluation, EvaluationFile)
     grids = _grids(run)

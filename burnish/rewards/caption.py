@@ -32,6 +32,7 @@ from burnish import zoo
 from burnish.annotations import Count, CountOrZero, DeviceName, ModelPath
 from burnish.errors import first_line
 from burnish.rewards import vlm
+from burnish.rewards.isolated import isolated
 from burnish.types import Prompt, Reward
 
 QUESTION = "Answer concisely: what is going on in this image?"
@@ -39,6 +40,9 @@ LAYERS = {"microsoft/deberta-xlarge-mnli": 40, "zoo:emoji-clip": 0}
 MAX_LENGTH = 512  # tokens of a text
 FIELD = re.compile(r"{(\w+)}")
 CHUNK = 64
+
+States = tuple[Tensor, Tensor]
+"""The states (L, D) of a text's tokens, of length 1, and the mask of its words (L,)."""
 
 
 def caption(
@@ -184,32 +188,31 @@ class Encoder:
         )
 
     @torch.no_grad()
-    def _states(self, texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
-        """Return each text's token states (L, D) of length 1, and the mask of its words (L,)."""
+    def _states(self, texts: Sequence[str]) -> list[States | None]:
+        """Return the states of each text; None for one that the model fails on."""
+        result: list[States | None] = []
+        for start in range(0, len(texts), CHUNK):
+            result += isolated(self._chunk_states, texts[start : start + CHUNK], None, "texts")
+        return result
+
+    def _chunk_states(self, texts: Sequence[str]) -> list[States | None]:
         longest = min(
             self.tokenizer.model_max_length,
             self.model.config.max_position_embeddings,
             MAX_LENGTH,
         )
-        result = []
-
-        for start in range(0, len(texts), CHUNK):
-            tokens = self.tokenizer(
-                list(texts[start : start + CHUNK]),
-                padding=True,
-                truncation=True,
-                max_length=int(longest),
-                return_special_tokens_mask=True,
-                return_tensors="pt",
-            )
-            states = self._forward(tokens["input_ids"], tokens["attention_mask"])
-            valid = tokens["attention_mask"].bool()
-            words = ~tokens["special_tokens_mask"].bool()
-            result += [
-                (states[row, valid[row]], words[row, valid[row]]) for row in range(len(states))
-            ]
-
-        return result
+        tokens = self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=int(longest),
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        )
+        states = self._forward(tokens["input_ids"], tokens["attention_mask"])
+        valid = tokens["attention_mask"].bool()
+        words = ~tokens["special_tokens_mask"].bool()
+        return [(states[row, valid[row]], words[row, valid[row]]) for row in range(len(states))]
 
     def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the states (N, L, D) of length 1, on the CPU."""
@@ -226,12 +229,12 @@ class Encoder:
         return functional.normalize(states.float(), dim=-1).cpu()
 
 
-def _recall(answer: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the recall of one answer; both are states (L, D) and the mask of words (L,)."""
-    answer_states, answer_words = answer
-    reference_states, reference_words = reference
-    if not answer_words.any():
+def _recall(answer: States | None, reference: States | None) -> Tensor:
+    """Return the recall of one answer; NaN where either is missing."""
+    if answer is None or reference is None or not answer[1].any():
         return torch.tensor(torch.nan)
 
+    answer_states, _ = answer
+    reference_states, reference_words = reference
     similarity = reference_states[reference_words] @ answer_states.T
     return similarity.amax(1).mean()

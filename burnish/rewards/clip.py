@@ -22,6 +22,7 @@ from torch.nn import functional
 from burnish import zoo
 from burnish.annotations import DeviceName, ModelPath
 from burnish.errors import first_line
+from burnish.rewards.isolated import isolated
 from burnish.types import Prompt, Reward
 
 
@@ -124,6 +125,11 @@ class Clip:
         size = int(model.config.vision_config.image_size)
         return cls(model, tokenizer, mean, std, size)
 
+    @property
+    def width(self) -> int:
+        """Numbers of an embedding."""
+        return int(self.model.config.projection_dim)
+
     def move_to(self, device: str, images: Tensor) -> None:
         """Move the model to `device`; "auto" stands for the device of `images`."""
         self.model.to(images.device if device == "auto" else device)
@@ -133,23 +139,41 @@ class Clip:
         """Return the embeddings of images (B, 3, H, W) in [0, 1], on the model's device.
 
         Returns:
-            (B, D) float32 of length 1, on the CPU.
+            (B, D) float32 of length 1, on the CPU; NaN for an image that the model fails on.
         """
         device = self.model.device
-        pixels = prepare(images.to(device), self.size, self.mean, self.std)
-        with torch.autocast(device.type, enabled=False):
-            return _unit_length(self.model.get_image_features(pixel_values=pixels))
+
+        def embed(rows: Sequence[int]) -> Sequence[Tensor]:
+            chosen = images if len(rows) == len(images) else images[list(rows)]
+            pixels = prepare(chosen.to(device), self.size, self.mean, self.std)
+            with torch.autocast(device.type, enabled=False):
+                return list(_unit_length(self.model.get_image_features(pixel_values=pixels)))
+
+        none = torch.full((self.width,), torch.nan)
+        return torch.stack(isolated(embed, range(len(images)), none, "images"))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return the embeddings of B texts; the part beyond the model's length is cut off.
 
+        Each text is encoded alone: beside others the last bit of its embedding would depend on
+        them, and so a resumed run on what was remembered before.
+
         Returns:
-            (B, D) float32 of length 1, on the CPU.
+            (B, D) float32 of length 1, on the CPU; NaN for a text that the model fails on.
         """
+
+        def embed(chosen: Sequence[str]) -> list[Tensor]:
+            return [self._text(text) for text in chosen]
+
+        none = torch.full((self.width,), torch.nan)
+        return torch.stack(isolated(embed, texts, none, "texts", all_may_fail=True))
+
+    def _text(self, text: str) -> Tensor:
+        """Return the embedding (D,) of a text."""
         device = self.model.device
         tokens = self.tokenizer(
-            list(texts),
+            [text],
             padding="max_length",
             truncation=True,
             max_length=self.model.config.text_config.max_position_embeddings,
@@ -158,7 +182,7 @@ class Clip:
 
         with torch.autocast(device.type, enabled=False):
             output = self.model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
-            return _unit_length(output)
+            return _unit_length(output)[0]
 
 
 def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -6,19 +6,22 @@ images are still missing then, either that is an error, which ends the run (save
 resumed), or they are masked: nothing is learned from such an image and it enters no statistic. A
 reward that raises for several images is asked about each alone before they are masked.
 
-A call that takes too long is left running in its thread, because Python cannot end it; a reward
-that may take too long must therefore work while an earlier call is still under way. An output that
-is wrong for every image alike, such as a wrong shape, is a mistake in the reward and never
-tolerated.
+A reward is called in a thread, and waited for in short steps: between them `poll` may end the wait,
+when a signal asks the run to end, and after a minute a line says which reward is waited for. A call
+that takes too long is left running in its thread, because Python cannot end it; a reward that may
+take too long must therefore work while an earlier call is still under way. An output that is wrong
+for every image alike, such as a wrong shape, is a mistake in the reward and never tolerated, nor is
+a reward that ends the program (`sys.exit`).
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -29,15 +32,27 @@ from burnish.types import Prompt, Reward
 from burnish.user_code import (
     AsynchronousError,
     NotNumbersError,
+    ProgramEndedError,
     described,
     own_prompts,
     run_user,
     to_column,
 )
 
+LOG = logging.getLogger(__name__)
+STEP = 0.1
+"""Seconds between two calls of `poll`."""
+
+SILENCE = 60.0
+"""Seconds without an answer after which a line says which reward is waited for."""
+
 
 class InvalidRewardOutput(ValueError):
-    """A reward returned something other than one number an image."""
+    """A reward returned something other than one number an image, or did not return at all."""
+
+
+def keep_waiting() -> None:
+    """Do nothing; stands for a `poll` that never ends a wait."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,10 @@ class Tolerance:
     timeout: float = 0.0  # seconds for one call; 0 waits for ever
     mask: bool = False  # leave missing images out; otherwise they are an error
     pause: float = 1.0  # seconds before the first retry; each further one waits twice as long
+    poll: Callable[[], None] = keep_waiting  # called often while waiting; it may raise to end it
+
+    # seconds that each reward took at most, by name: a slow one is not reported at every call
+    _longest: dict[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     def call(
         self, name: str, reward: Reward, images: Tensor, prompts: Sequence[Prompt]
@@ -65,7 +84,7 @@ class Tolerance:
             missing.
 
         Raises:
-            InvalidRewardOutput: the reward did not return B numbers.
+            InvalidRewardOutput: the reward did not return B numbers, or ended the program.
             ValueError: an image is missing, and missing images are not masked.
         """
         values = torch.full((len(prompts),), torch.nan, dtype=torch.float64)
@@ -74,21 +93,17 @@ class Tolerance:
         for attempt in range(self.retries + 1):
             missing = (~values.isfinite()).nonzero().flatten()
             if attempt:
-                time.sleep(self.pause * 2 ** (attempt - 1))
+                self._sleep(self.pause * 2 ** (attempt - 1))
 
             remaining = images
             if len(missing) < len(values):
                 remaining = images[missing.to(images.device)]
 
             chosen = [prompts[row] for row in missing.tolist()]
-
-            try:
-                values[missing] = self._call_in_time(partial(_ask, name, reward), remaining, chosen)
-                failure = None
-            except InvalidRewardOutput:
-                raise
-            except Exception as error:
-                failure = error
+            output = self._output(name, reward, remaining, chosen)
+            failure = output if isinstance(output, Exception) else None
+            if not isinstance(output, Exception):
+                values[missing] = output
 
             if bool(values.isfinite().all()):
                 return values, ""
@@ -110,40 +125,79 @@ class Tolerance:
         self, name: str, reward: Reward, images: Tensor, prompts: Sequence[Prompt]
     ) -> Tensor | float:
         """Return the reward's value for one image, NaN where it raises."""
-        try:
-            return self._call_in_time(partial(_ask, name, reward), images, prompts)
-        except InvalidRewardOutput:
-            raise
-        except Exception:
-            return torch.nan
+        output = self._output(name, reward, images, prompts)
+        return torch.nan if isinstance(output, Exception) else output
 
-    def _call_in_time(self, reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """Return the reward's output; raise its error, or a TimeoutError after `timeout`."""
-        if self.timeout == 0:
-            with torch.no_grad():
-                return reward(images, prompts)
+    def _output(
+        self, name: str, reward: Reward, images: Tensor, prompts: Sequence[Prompt]
+    ) -> Tensor | Exception:
+        """Return the reward's values, or the error that it raised; a TimeoutError after `timeout`.
 
-        results: list[Tensor | Exception] = []
+        Raises:
+            InvalidRewardOutput: the values are none, or the reward raised what ends programs.
+        """
+        outputs: list[Tensor] = []
+        errors: list[BaseException] = []
 
         def call() -> None:
             try:
                 with torch.no_grad():
-                    results.append(reward(images, prompts))
-            except Exception as error:
-                results.append(error)
+                    outputs.append(_ask(name, reward, images, prompts))
+            except BaseException as error:
+                errors.append(error)
 
         # A daemon, unlike a thread of a pool: a reward that never returns must not keep the
         # program from ending.
         thread = threading.Thread(target=call, name="reward", daemon=True)
         thread.start()
-        thread.join(self.timeout)
+        self._wait_for(thread, name)
 
-        if not results:
-            raise TimeoutError(f"no answer within {self.timeout:g} s")
-        if isinstance(results[0], Exception):
-            raise results[0]
+        if outputs:
+            return outputs[0]
+        if not errors:
+            return TimeoutError(f"no answer within {self.timeout:g} s")
+        if isinstance(errors[0], InvalidRewardOutput):
+            raise errors[0]
+        if isinstance(errors[0], Exception):
+            return errors[0]
 
-        return results[0]
+        raise InvalidRewardOutput(_ends_programs(name, errors[0])) from errors[0]
+
+    def _wait_for(self, thread: threading.Thread, name: str) -> None:
+        """Wait until a reward's thread ends, or `timeout` is over."""
+        started = time.monotonic()
+        limit = self.timeout or math.inf
+        patience = max(SILENCE, 2 * self._longest.get(name, 0.0))
+        elapsed = 0.0
+
+        while thread.is_alive() and elapsed < limit:
+            thread.join(min(STEP, limit - elapsed))
+            elapsed = time.monotonic() - started
+            if not thread.is_alive():
+                break
+
+            self.poll()
+            if elapsed > patience:
+                patience = math.inf
+                LOG.warning("%s", _still_waiting(name, elapsed, self.timeout))
+
+        self._longest[name] = max(elapsed, self._longest.get(name, 0.0))
+
+    def _sleep(self, seconds: float) -> None:
+        while seconds > 0:
+            time.sleep(min(STEP, seconds))
+            seconds -= STEP
+            self.poll()
+
+
+def _still_waiting(name: str, elapsed: float, timeout: float) -> str:
+    limit = f"scoring.timeout = {timeout:g} gives up on it"
+    if timeout == 0:
+        limit = "it is waited for until scoring.timeout = SECONDS sets a limit"
+    return (
+        f"reward '{name}' has not answered for {elapsed:.0f} s; {limit}; "
+        "Ctrl+C saves the run and stops it"
+    )
 
 
 def _missing_error(
@@ -182,11 +236,21 @@ def _ask(name: str, reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -
         return to_column(run_user(f"reward '{name}'", answer), count)
     except AsynchronousError as error:
         raise InvalidRewardOutput(str(error)) from None
+    except ProgramEndedError as error:
+        raise InvalidRewardOutput(_ends_programs(name, error.cause)) from error
     except NotNumbersError as error:
         raise InvalidRewardOutput(
             f"reward '{name}' returned {error} for {count} images; it must return "
             f"shape ({count},), one number an image (None where there is none)"
         ) from None
+
+
+def _ends_programs(name: str, error: BaseException) -> str:
+    """Return the message about a reward that raised what ends programs."""
+    return (
+        f"reward '{name}' raised {described(error)}, which ends programs; it must return numbers, "
+        "NaN for an image that it has none for"
+    )
 
 
 def _reason(values: Tensor, failure: Exception | None) -> str:

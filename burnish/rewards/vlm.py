@@ -25,7 +25,8 @@ from burnish.annotations import ArgumentsOf
 from burnish.errors import first_line
 from burnish.images import eight_bit
 from burnish.rewards.endpoint import Endpoint
-from burnish.rewards.vlm_cache import AnswerCache, check_questions
+from burnish.rewards.isolated import isolated
+from burnish.rewards.vlm_cache import check_questions
 
 Vlm = Callable[[Tensor, Sequence[str]], list[str | None]]
 LLAVA = "llava-hf/llava-1.5-13b-hf"  # RLCM's README: the 13B, as the 7B gives empty answers
@@ -43,7 +44,10 @@ def load(
     batch: int = 32,
     endpoint: Mapping[str, Any] | None = None,
 ) -> Vlm:
-    """Return a vision-language model that remembers its answers by image and question.
+    """Return a vision-language model; a server's answers are remembered by image and question.
+
+    Those of a local model are not: beside which other images one is read decides the last bit, so
+    a resumed run, which remembers less, would differ.
 
     Args:
         model: a hub id, a folder, `zoo:emoji-captioner`, or the `http://` or `https://` address of
@@ -64,7 +68,7 @@ def load(
             f"endpoint = ... is for a model behind an address, and '{model}' is none; leave it out"
         )
 
-    return CachedVlm(Local.load(model, device, batch))
+    return Local.load(model, device, batch)
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,11 @@ class Local:
 
         for start in range(0, len(order), self.batch):
             rows = order[start : start + self.batch]
-            texts = self._generate(pixels[rows], [questions[row] for row in rows])
-            for row, text in zip(rows, texts, strict=True):
+
+            def ask(chosen: Sequence[int]) -> list[str]:
+                return self._generate(pixels[list(chosen)], [questions[row] for row in chosen])
+
+            for row, text in zip(rows, isolated(ask, rows, "", "images"), strict=True):
                 answers[row] = text
 
         return [answer or None for answer in answers]
@@ -171,19 +178,3 @@ class Local:
         return self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
-
-
-class CachedVlm:
-    """A model whose last `capacity` answers are remembered; failures are tried again."""
-
-    def __init__(self, model: Vlm, capacity: int = 10_000) -> None:
-        self.model = model
-        self._cache = AnswerCache(capacity)
-
-    def __call__(self, images: Tensor, questions: Sequence[str]) -> list[str | None]:
-        """Return one answer an image, as the model itself."""
-
-        def ask(rows: list[int]) -> list[str | None]:
-            return self.model(images[rows], [questions[row] for row in rows])
-
-        return self._cache.answer(eight_bit(images), questions, ask)

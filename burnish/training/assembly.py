@@ -30,7 +30,7 @@ from burnish.evaluation.held_out import Panel
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
 from burnish.prompts.imitation import imitate, read_pairs
-from burnish.rewards import Tolerance
+from burnish.rewards.tolerance import Tolerance, keep_waiting
 from burnish.rl.curriculum import ConstantCurriculum
 from burnish.training.requirements import (
     check_compared_images,
@@ -116,7 +116,12 @@ class Parts(EvaluationParts):
     source: Source | None = None  # draws each iteration's prompts, if they are no fixed list
 
 
-def assemble(config: Config, device: str = "", overrides: Overrides | None = None) -> Parts:
+def assemble(
+    config: Config,
+    device: str = "",
+    overrides: Overrides | None = None,
+    poll: Callable[[], None] = keep_waiting,
+) -> Parts:
     """Return the parts of a configuration, with what `overrides` gives in place of its own.
 
     What takes longest comes last, so that a slip is reported soon.
@@ -125,6 +130,7 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
         config: of the run.
         device: in place of the configuration's; "" keeps that.
         overrides: objects in place of what the configuration names.
+        poll: called often while a reward is waited for; it may raise to stop.
 
     Raises:
         ValueError, OSError: a part cannot be loaded, or the parts do not fit each other.
@@ -147,7 +153,8 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
     add_identifiers(config, policy)
     check_transitions(config, policy, sampler, objective, advantage)
     check_compared_images(config, advantage)
-    shared = _shared(config, policy, sampler, evaluation_prompts, given_rewards(overrides))
+    rewards = given_rewards(overrides)
+    shared = _shared(config, policy, sampler, evaluation_prompts, rewards, poll)
 
     return Parts(
         **vars(shared),
@@ -185,9 +192,11 @@ def _shared(
     sampler: Sampler,
     evaluation_prompts: dict[str, list[Prompt]],
     rewards: Mapping[str, Reward] | None = None,
+    poll: Callable[[], None] = keep_waiting,
 ) -> EvaluationParts:
     scoring = config.scoring
-    tolerance = Tolerance(scoring.retries, scoring.timeout, scoring.missing == "mask")
+    masked = scoring.missing == "mask"
+    tolerance = Tolerance(scoring.retries, scoring.timeout, masked, poll=poll)
     identified = range(len(config.rewards) if config.sampler.identifiers else 0)
 
     return EvaluationParts(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from threading import Event
 from typing import Any
 
 import torch
@@ -20,11 +21,11 @@ from torch import Tensor
 from burnish.diffusion.sampler import Sampler, join_trajectories
 from burnish.prompts.expander import Expansions
 from burnish.rewards import score
+from burnish.rewards.tolerance import STEP
 from burnish.seeds import generator
-from burnish.training.assembly import Parts
 from burnish.training.batch import RolloutBatch
 from burnish.training.expansion import expand_prompts
-from burnish.training.job import Job
+from burnish.training.job import Job, Stopped
 from burnish.training.prompt_sampling import sample_prompts, target_rewards
 from burnish.types import Prompt, Scores, Trajectory
 from burnish.user_code import own_prompts, own_scores, settings_kept
@@ -125,11 +126,9 @@ def rollout_and_score(
     noise = generator(job.config.seed, iteration, "noise", job.world.rank)
     keep_x0_pred = bool(job.config.batch.baseline)
     trajectories: list[Trajectory] = []
-    futures: list[Future[tuple[Scores, float]]] = []
     sampled: list[Tensor] = []
-    thread = ThreadPoolExecutor(1)
 
-    try:
+    with Scoring(job) as scoring:
         for rows in torch.arange(len(group)).split(job.config.batch.sample_batch):
             job.poll()
             chunk = [prompts[row] for row in rows.tolist()]
@@ -137,17 +136,11 @@ def rollout_and_score(
                 parts.policy, chunk, group[rows], noise, keep_x0_pred
             )
             trajectories.append(trajectory)
-            futures.append(thread.submit(timed_score, parts, images, chunk))
+            scoring.submit(images, chunk)
             if on_images is not None:
                 sampled.append(images)
 
-            for future in futures:
-                if future.done():
-                    future.result()  # a reward that failed is reported now, not after all chunks
-
-        results = [future.result() for future in futures]
-    finally:
-        thread.shutdown(cancel_futures=True)  # after a failure no other chunk is scored
+        results = scoring.results()
 
     trajectory = join_trajectories(trajectories)
     if not trajectory.logp.isfinite().all():
@@ -173,11 +166,53 @@ def rollout_and_score(
     return trajectory, scores, sum(seconds for _, seconds in results)
 
 
-def timed_score(parts: Parts, images: Tensor, prompts: list[Prompt]) -> tuple[Scores, float]:
-    """Return the scores of a chunk and the seconds they took."""
-    started = time.perf_counter()
-    scores = score(parts.rewards, images, prompts, parts.tolerance)
-    return scores, time.perf_counter() - started
+class Scoring:
+    """Scores chunks of images in a thread, one after the other, while the next are sampled."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._abandoned = Event()
+        self._tolerance = replace(job.parts.tolerance, poll=self._end_if_abandoned)
+        self._futures: list[Future[tuple[Scores, float]]] = []
+        self._thread = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> Scoring:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """After a failure no other chunk is scored, and a reward that hangs not waited for."""
+        self._abandoned.set()
+        self._thread.shutdown(cancel_futures=True)
+
+    def submit(self, images: Tensor, prompts: list[Prompt]) -> None:
+        """Score a chunk; a reward that failed is reported now, not after all chunks."""
+        self._futures.append(self._thread.submit(self._score, images, prompts))
+        for future in self._futures:
+            if future.done():
+                future.result()
+
+    def results(self) -> list[tuple[Scores, float]]:
+        """Return the scores of each chunk and the seconds they took.
+
+        All processes wait together, so that they end together when a stop is requested.
+        """
+        job = self.job
+        while job.world.any(not all(future.done() for future in self._futures)):
+            done, _ = wait(self._futures, STEP, FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            job.poll()
+
+        return [future.result() for future in self._futures]
+
+    def _score(self, images: Tensor, prompts: list[Prompt]) -> tuple[Scores, float]:
+        started = time.perf_counter()
+        scores = score(self.job.parts.rewards, images, prompts, self._tolerance)
+        return scores, time.perf_counter() - started
+
+    def _end_if_abandoned(self) -> None:
+        if self._abandoned.is_set():
+            raise Stopped
 
 
 def join_scores(chunks: list[Scores], target_reward: Tensor | None) -> Scores:

@@ -48,6 +48,10 @@ def prepare(
         if world.any(stop is not None and stop()):
             raise Stopped
 
+    def poll_alone() -> None:  # while this process waits, the others cannot be asked
+        if stop is not None and stop():
+            raise Stopped
+
     if config.batch.prompts % world.count:
         raise ValueError(
             f"batch.prompts = {config.batch.prompts} cannot be shared evenly by {world.count} "
@@ -56,7 +60,7 @@ def prepare(
 
     overrides = overrides or Overrides()
     adamw(config.optimizer)  # says so at once if the library for 8 bits is missing
-    parts = assemble(config, world.device(config.model.device), overrides)
+    parts = assemble(config, world.device(config.model.device), overrides, poll_alone)
 
     check_minibatches(config, parts.objective, world.count)
 

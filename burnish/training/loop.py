@@ -20,7 +20,7 @@ from burnish.seeds import seed_globals
 from burnish.training.assembly import Overrides
 from burnish.training.collect import Collector, OnImages
 from burnish.training.credit import ScoreChecks, assign_credit, gather_scores
-from burnish.training.job import Stopped, prepare
+from burnish.training.job import prepare
 from burnish.training.metrics import with_metrics
 from burnish.training.record import Recorder
 from burnish.training.resume import check_not_guarded, check_unchanged, restore
@@ -105,10 +105,8 @@ def train(
                     break
 
             recorder.end()
-        except Exception as error:
-            recorder.save_after_failure()
-            if not isinstance(error, Stopped):
-                raise
+        except BaseException as error:  # Ctrl+C too: what is done is saved
+            recorder.end_early(error)
 
         world.end()
 

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from burnish import config as configuration
+from burnish.errors import type_and_message
 from burnish.files import dumps, write
 from burnish.runs import Record, tidy
 from burnish.training import resume
@@ -22,7 +23,7 @@ from burnish.training.evaluations import (
     evaluate_initial,
     evaluate_now,
 )
-from burnish.training.job import Job
+from burnish.training.job import Job, Stopped
 from burnish.training.origin import origin_of
 from burnish.training.samples import draw_identifier_grid, draw_samples
 
@@ -153,7 +154,22 @@ class Recorder:
         if self.initial:
             evaluate_now(job, self.initial, self.done)
 
-    def save_after_failure(self) -> None:
-        """Save what is done after a failure, if the weights are those after an iteration."""
+    def end_early(self, error: BaseException) -> None:
+        """Save what is done, if the weights are those after an iteration; then raise the error.
+
+        A stop that was requested is none. Code that ends programs must not end this one as if all
+        were well.
+
+        Raises:
+            RuntimeError: user code called `sys.exit`.
+        """
         if self.consistent:
             resume.save(self.job, self.done, self.origin)
+
+        if isinstance(error, (SystemExit, GeneratorExit)):
+            raise RuntimeError(
+                f"{type_and_message(error)} was raised in iteration {self.done + 1}, which would "
+                "have ended the program without a word; take the call of sys.exit out of your code"
+            ) from error
+        if not isinstance(error, Stopped):
+            raise error
