@@ -176,8 +176,6 @@ def check(kind: str, table: Mapping[str, Any], where: str = "") -> Callable[...,
 
         check_signature(f"{where}: {kind} {use}", partial(found, **given), CALLED_WITH[kind])
 
-    bound = len(CALLED_WITH[kind]) if _is_itself(kind, found) else 0
-    _check_arguments(found, given, where, use, bound)
     return found
 
 
