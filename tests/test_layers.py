@@ -23,15 +23,16 @@ GROUND = {
     "config",
     "runs",
     "world",
+    "pretrained",
 }
 WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
     "rl": {"types"},
     "qr": {"types", "errors", "images"},
     "report": {"errors", "runs"},
-    "diffusion": {"types", "config", "errors", "images", "seeds", "zoo", "qr"},
-    "prompts": {"types", "errors", "seeds", "catalog", "zoo", "diffusion"},
-    "rewards": {"types", "errors", "images", "zoo", "qr", "prompts"},
+    "diffusion": {"types", "config", "errors", "images", "seeds", "pretrained", "zoo", "qr"},
+    "prompts": {"types", "errors", "seeds", "catalog", "pretrained", "zoo", "diffusion"},
+    "rewards": {"types", "errors", "images", "pretrained", "zoo", "qr", "prompts"},
     "evaluation": GROUND | {"diffusion", "prompts", "rewards"},
     "training": GROUND | {"zoo", "rl", "diffusion", "prompts", "rewards", "evaluation"},
     "tools": GROUND
@@ -52,6 +53,7 @@ FLOOR: dict[str, set[str]] = {
     "config": {"annotations", "catalog", "errors", "types"},
     "runs": {"errors"},
     "world": {"errors"},
+    "pretrained": {"errors", "runs", "zoo"},
 }
 """The same for the modules of the ground floor."""
 
