@@ -87,9 +87,7 @@ def check_is_no_run(place: Path, key: str) -> None:
     )
 
 
-def ask_hub(
-    model: str, key: str, file: str, revision: str | None
-) -> tuple[Path | None, list[str]]:
+def ask_hub(model: str, key: str, file: str, revision: str | None) -> tuple[Path | None, list[str]]:
     """Return the folder in the cache where the hub cannot be asked, and otherwise its files.
 
     Raises:
@@ -109,9 +107,8 @@ def ask_hub(
             f"{key}: '{model}' is neither a folder here nor a hub id (OWNER/NAME)"
         ) from error
     except Exception as error:
-        if is_without_answer(error):
-            if cached := _cached(model, file, revision):
-                return cached, []
+        if is_without_answer(error) and (cached := _cached(model, file, revision)):
+            return cached, []
 
         raise hub_error(error, model, key, revision) from error
 
@@ -138,9 +135,7 @@ def hub_error(
 ) -> ValueError:
     """Return the one sentence about an error on the way to the hub, with its remedy."""
     reason = next(filter(None, (_reason(link, model, revision) for link in _chain(error))), "")
-    return ValueError(
-        f"{key}: there is no folder {model} here, and {reason or first_line(error)}"
-    )
+    return ValueError(f"{key}: there is no folder {model} here, and {reason or first_line(error)}")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -158,7 +153,8 @@ def is_without_answer(error: BaseException) -> bool:
 
     names = {kind.__name__ for kind in type(error).__mro__}
     return isinstance(error, (OfflineModeIsEnabled, ConnectionError, TimeoutError)) or bool(
-        names & {"TransportError", "RequestException"}  # of httpx, whatever its version, or requests
+        names
+        & {"TransportError", "RequestException"}  # of httpx, whatever its version, or requests
     )
 
 

@@ -71,9 +71,7 @@ def load_pipeline(
     if not isinstance(model, (str, Path)):
         return _take_over(model, dtype, network_dtype or dtype, device)
 
-    source = pretrained.find(
-        str(model), "model.id", file="model_index.json", revision=revision
-    )
+    source = pretrained.find(str(model), "model.id", file="model_index.json", revision=revision)
     # downloads show their progress
     folder = source if isinstance(source, Path) else _download(source, revision, variant)
 
@@ -118,8 +116,8 @@ def attach_controlnet(pipe: Any, source: str, dtype: torch.dtype) -> Any:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the hub does not give it, the pipeline takes none, or the ControlNet cannot be read or was made for
-            another network.
+        ValueError: the hub does not give it, the pipeline takes none, or the ControlNet cannot be
+            read or was made for another network.
     """
     import diffusers
 
@@ -180,11 +178,13 @@ def _take_over(
 ) -> Any:
     """Return a pipeline in memory, as `load_pipeline` would have made it."""
     family = family_of(type(pipe).__name__)
-    if getattr(family.network_of(pipe), "peft_config", None):
-        raise ValueError(
-            f"the given pipeline's {family.network} has an adapter already: take it out by "
-            "pipe.unload_lora_weights(), and name its folder as `adapter` to start from it"
-        )
+
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module) and getattr(part, "peft_config", None):
+            raise ValueError(
+                f"the given pipeline's {name} has an adapter already: take it out by "
+                "pipe.unload_lora_weights(), and name its folder as `adapter` to start from it"
+            )
 
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None

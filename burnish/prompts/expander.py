@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish import zoo
+from burnish import pretrained
 from burnish.diffusion import lora
 from burnish.errors import first_line
 from burnish.prompts.tokens import PromptTokens
@@ -163,6 +163,9 @@ class Expander:
                 raise ValueError(
                     f"expander.{name} must be one of {', '.join(known)}, not '{value}'"
                 )
+
+        if adapter and not Path(adapter).exists():
+            raise FileNotFoundError(f"expander.adapter: {adapter} does not exist")
 
         saved = Path(adapter)
         saved_model = bool(adapter) and (saved / "config.json").is_file()
@@ -430,11 +433,13 @@ def _load_model(name: str, weights: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = zoo.resolve(name)
+    source = pretrained.find(name, "expander.model")
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        network = AutoModelForCausalLM.from_pretrained(weights or source, dtype=dtype)
+        network = pretrained.load(
+            AutoModelForCausalLM, weights or source, part="language model", dtype=dtype
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = first_line(error)
         raise ValueError(
@@ -470,6 +475,7 @@ def _with_saved_lora(network: Any, folder: Path, train: str, rank: int) -> Any:
     try:
         with _without_warnings():
             adapted = PeftModel.from_pretrained(network, str(folder), is_trainable=train == "lora")
+        _check_adapter(adapted, folder)
     # a damaged file or another model's makes the libraries below raise anything
     except Exception as error:
         reason = first_line(error)
@@ -480,6 +486,22 @@ def _with_saved_lora(network: Any, folder: Path, train: str, rank: int) -> Any:
         raise ValueError(f"{folder} has rank {saved_rank}: set expander.rank = {saved_rank}")
 
     return adapted
+
+
+def _check_adapter(adapted: Any, folder: Path) -> None:
+    """Raise ValueError if the model has not taken a saved adapter's tensors one by one."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    saved = load_file(folder / "adapter_model.safetensors")
+    taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+
+    for name in sorted(saved.keys() ^ taken.keys()):
+        problem = "has no place for" if name in saved else "finds no"
+        raise ValueError(f"the model {problem} {name}")
+    for name, value in saved.items():
+        if not value.isfinite().all():
+            raise ValueError(f"its {name} is not finite; the file is damaged")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from burnish import zoo
+from burnish import pretrained, zoo
 from burnish.errors import first_line
 from burnish.rewards import vlm
 from burnish.types import Prompt, Reward
@@ -135,10 +135,13 @@ class Encoder:
         """
         from transformers import AutoModel, AutoTokenizer
 
-        source = zoo.resolve(name)
+        source = pretrained.find(name, "rewards")
 
         try:
-            model = AutoModel.from_pretrained(source, dtype=torch.float32)
+            # the heads on top of the states, in the file or in the model, have no part in them
+            model = pretrained.load(
+                AutoModel, source, unused=".", unset="pooler", dtype=torch.float32
+            )
             tokenizer = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError, KeyError, ImportError) as error:
             problem = zoo.load_problem(name, "a language model and its tokenizer")

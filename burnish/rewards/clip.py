@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from burnish import zoo
+from burnish import pretrained, zoo
 from burnish.errors import first_line
 from burnish.types import Prompt, Reward
 
@@ -96,11 +96,11 @@ class Clip:
         """
         from transformers import AutoTokenizer, CLIPConfig, CLIPModel, ImageProcessingMixin
 
-        source = zoo.resolve(name)
-        beside = zoo.resolve(processor or name)
+        source = pretrained.find(name, "rewards")
+        beside = pretrained.find(processor, "rewards") if processor else source
 
         try:
-            model = CLIPModel.from_pretrained(source, dtype=torch.float32)
+            model = pretrained.load(CLIPModel, source, part="CLIP model", dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(beside)
             # Only its numbers: the processor's class would ask for torchvision.
             numbers, _ = ImageProcessingMixin.get_image_processor_dict(beside)

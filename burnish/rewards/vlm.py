@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from burnish import zoo
+from burnish import pretrained, zoo
 from burnish.errors import first_line
 from burnish.images import eight_bit
 from burnish.rewards.endpoint import Endpoint
@@ -85,13 +85,13 @@ class Local:
         if batch < 1:
             raise ValueError(f"batch = {batch}: at least one image must be asked about at once")
 
-        source = zoo.resolve(name)
+        source = pretrained.find(name, "rewards")
         problem = zoo.load_problem(name, "an image-text-to-text model and its processor")
         dtype = "auto" if torch.cuda.is_available() else torch.float32
 
         try:
             processor = AutoProcessor.from_pretrained(source)
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
+            model = pretrained.load(AutoModelForImageTextToText, source, dtype=dtype)
         except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
             raise ValueError(f"{problem}: {first_line(error)}") from error
 

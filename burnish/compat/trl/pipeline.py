@@ -80,9 +80,7 @@ class DefaultDDPOStableDiffusionPipeline:
         self.policy: Policy | None = None
 
         if self.adapter:
-            lora.read_adapter(
-                self.sd_pipeline, "unet", self.sd_pipeline.unet, self.adapter, "none"
-            )
+            lora.read_adapter(self.sd_pipeline, "unet", self.sd_pipeline.unet, self.adapter, "none")
 
     def __init_subclass__(cls) -> None:
         for name in TRAINERS:
