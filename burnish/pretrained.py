@@ -179,7 +179,9 @@ def _reason(error: BaseException, model: str, revision: str | None) -> str:
     if isinstance(error, errors.RevisionNotFoundError):
         return f"the hub's {model} has no revision '{revision}': name a branch, tag or commit"
     if status in (401, 403) and not isinstance(error, errors.RepositoryNotFoundError):
-        return f"the hub refuses the token ({status}): {LOG_IN}, with a token that may read it"
+        return (
+            f"the hub asks for a login that may read it ({status}): check the name, then {LOG_IN}"
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"no model {model} on the hub: check its name, or if it is private, {LOG_IN}"
     if status:

@@ -135,7 +135,7 @@ class Encoder:
         """
         from transformers import AutoModel, AutoTokenizer
 
-        source = pretrained.find(name, "rewards")
+        source = pretrained.find(name, "a reward's model")
 
         try:
             # the heads on top of the states, in the file or in the model, have no part in them

@@ -96,8 +96,8 @@ class Clip:
         """
         from transformers import AutoTokenizer, CLIPConfig, CLIPModel, ImageProcessingMixin
 
-        source = pretrained.find(name, "rewards")
-        beside = pretrained.find(processor, "rewards") if processor else source
+        source = pretrained.find(name, "a reward's model")
+        beside = pretrained.find(processor, "a reward's model") if processor else source
 
         try:
             model = pretrained.load(CLIPModel, source, part="CLIP model", dtype=torch.float32)
