@@ -73,7 +73,7 @@ class ModelConfig:
     # "lora": small matrices beside the attention's; "full": every weight; "none": see expander
     train: str = "lora"
     rank: int = 4  # of the LoRA matrices
-    alpha: int = 4  # LoRA scale: alpha / rank
+    alpha: float = 4.0  # LoRA scale: alpha / rank
     # layers that get LoRA
     targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     # of the frozen weights: float32, float16, bfloat16; trained weights are always float32
@@ -86,12 +86,13 @@ class ModelConfig:
     variant: str = ""  # of a hub id: weight files' variant, such as "fp16"
     # "lcm": sample with an LCMScheduler, as an LCM-LoRA needs; "": as the model comes
     scheduler: str = ""
-    # a LoRA (hub id or folder) that is merged into the model for good before anything else, such as
-    # an LCM-LoRA
+    # a LoRA (folder, file, hub id or OWNER/NAME/FILE of the hub) that is merged into the model for
+    # good before anything else, such as an LCM-LoRA
     fused_lora: ModelPath = ""
     controlnet: ModelPath = ""  # a ControlNet that the images follow: a folder or a hub id
     trainable_parts: str = ""  # "controlnet", "both", or "" for the model's own network
-    # a LoRA adapter to start from (same rank and targets), such as another run's RUN/adapter
+    # a LoRA adapter to start from (same rank and targets; its own strength counts, not alpha): a
+    # folder such as another run's RUN/adapter, a file or a hub id
     adapter: ModelPath = ""
 
 

@@ -30,6 +30,7 @@ GROUND = {
     "run_files",
     "runs",
     "world",
+    "pretrained",
 }
 WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
@@ -43,11 +44,22 @@ WINGS: dict[str, set[str]] = {
         "errors",
         "files",
         "images",
+        "pretrained",
         "seeds",
         "zoo",
         "qr",
     },
-    "prompts": {"types", "annotations", "errors", "files", "seeds", "catalog", "zoo", "diffusion"},
+    "prompts": {
+        "types",
+        "annotations",
+        "errors",
+        "files",
+        "seeds",
+        "catalog",
+        "pretrained",
+        "zoo",
+        "diffusion",
+    },
     "rewards": {
         "types",
         "annotations",
@@ -55,6 +67,7 @@ WINGS: dict[str, set[str]] = {
         "redaction",
         "user_code",
         "images",
+        "pretrained",
         "zoo",
         "qr",
         "prompts",
@@ -96,6 +109,7 @@ FLOOR: dict[str, set[str]] = {
     "run_files": {"annotations", "files"},
     "runs": {"annotations", "errors", "files", "run_files"},
     "world": {"errors"},
+    "pretrained": {"errors", "runs", "zoo"},
 }
 """The same for the modules of the ground floor."""
 

@@ -79,13 +79,13 @@ def test_the_judge_knows_clean_scenes_and_is_not_easily_pleased() -> None:
 
 
 def test_stock_libraries_load_them() -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(zoo.path("emoji-sd"), dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(zoo.path("emoji-sd"))
     pipe.set_progress_bar_config(disable=True)
     image = pipe(
         "a cat", num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)
     ).images
     assert image.shape == (1, 3, 64, 64)
-    clip = CLIPModel.from_pretrained(zoo.path("emoji-clip"), dtype=torch.float32)
+    clip = CLIPModel.from_pretrained(zoo.path("emoji-clip"))
     processor = CLIPProcessor.from_pretrained(zoo.path("emoji-clip"))
     images, drawn = Scenes(5).draw(8, "single")
     texts = [s.caption for s in drawn]
@@ -199,7 +199,7 @@ def test_shared_parts_are_in_the_package_once_and_load_anywhere(
         "no partial folder is left"
     )
     assert zoo.size_mb("emoji-lcm") <= 15
-    pipe = LatentConsistencyModelPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe = LatentConsistencyModelPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.unet.config.time_cond_proj_dim
     assert pipe("a cat", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 64, 64)

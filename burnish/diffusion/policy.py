@@ -7,7 +7,7 @@ training. Dropout is off always.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,7 @@ class Policy(TrainableWeights):
         initial: list[Tensor] | None = None,
         decode_at_once: int = 0,
         trainable_parts: str = "",
+        text_layers: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Wrap a pipeline that is ready to be sampled and trained; see `Policy.load`.
 
@@ -81,8 +82,9 @@ class Policy(TrainableWeights):
                 `trainable`.
             decode_at_once: images decoded at a time; 0: as their size suggests.
             trainable_parts: "controlnet", "both", or "" for the model's own network.
+            text_layers: a LoRA's layers in the text encoders, which do not learn.
         """
-        super().__init__(pipe, family, train, trainable_parts, initial)
+        super().__init__(pipe, family, train, trainable_parts, initial, text_layers)
         self.dtype = dtype
         self.schedule = Schedule.of(pipe.scheduler)
         self.latent_shape = family.latent_shape(pipe)
@@ -134,7 +136,8 @@ class Policy(TrainableWeights):
             scheduler: "lcm" samples it as a consistency model; "" as it comes.
             fused_lora: a LoRA (folder or hub id) that becomes part of the model, also of
                 `reference()`: an LCM-LoRA.
-            adapter: a folder that `save_adapter` wrote, to start from.
+            adapter: a LoRA (folder, file or hub id) to start from, such as `save_adapter` wrote;
+                its own strength counts, whatever `alpha` says.
             reference: with "full", keep a copy of the first weights for `reference()`; an adapter
                 needs none.
             controlnet: `zoo:NAME`, a folder or a hub id of a ControlNet that the images follow.
@@ -184,8 +187,9 @@ class Policy(TrainableWeights):
         prepare_networks(pipe, family, trainable, train, rank, alpha, targets)
         initial = copy_weights(trainable) if train == "full" and reference else None
 
+        text_layers = {}
         if adapter is not None:
-            read_adapters(pipe, family, trainable, Path(adapter), train, alpha)
+            text_layers = read_adapters(pipe, family, trainable, adapter, train)
 
         if gradient_checkpointing:
             enable_gradient_checkpointing(pipe, family)
@@ -193,7 +197,21 @@ class Policy(TrainableWeights):
         for network in networks(pipe):
             network.eval()  # the adapter's layers too
 
-        return cls(pipe, family, train, frozen_dtype, initial, decode_at_once, trainable_parts)
+        return cls(
+            pipe,
+            family,
+            train,
+            frozen_dtype,
+            initial,
+            decode_at_once,
+            trainable_parts,
+            text_layers,
+        )
+
+    def set_lora_scale(self, strength: float) -> None:
+        """Multiply the adapter's effect, for sampling; see `TrainableWeights`."""
+        super().set_lora_scale(strength)
+        self._prompt_encoder.clear()
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> Cond:

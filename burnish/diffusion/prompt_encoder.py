@@ -51,6 +51,11 @@ class PromptEncoder:
         row = self._row(text) if text else self._null
         return {name: value.expand(rows, *value.shape[1:]) for name, value in row.items()}
 
+    def clear(self) -> None:
+        """Forget all states: the text encoder has changed."""
+        self._states.clear()
+        self._null = {}
+
     def __len__(self) -> int:
         return len(self._states)
 

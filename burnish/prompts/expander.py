@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish import zoo
+from burnish import pretrained
 from burnish.diffusion import lora
 from burnish.errors import first_line
 from burnish.files import publishing
@@ -164,6 +164,9 @@ class Expander:
                 raise ValueError(
                     f"expander.{name} must be one of {', '.join(known)}, not '{value}'"
                 )
+
+        if adapter and not Path(adapter).exists():
+            raise FileNotFoundError(f"expander.adapter: {adapter} does not exist")
 
         saved = Path(adapter)
         saved_model = bool(adapter) and (saved / "config.json").is_file()
@@ -431,12 +434,16 @@ def _load_model(name: str, weights: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = zoo.resolve(name)
+    source = pretrained.find(name, "expander.model")
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        network = AutoModelForCausalLM.from_pretrained(
-            weights or source, dtype=dtype, trust_remote_code=False
+        network = pretrained.load(
+            AutoModelForCausalLM,
+            weights or source,
+            part="language model",
+            dtype=dtype,
+            trust_remote_code=False,
         )
     except Exception as error:  # a damaged file makes the libraries below raise anything
         reason = first_line(error)
@@ -474,6 +481,7 @@ def _with_saved_lora(network: Any, folder: Path, train: str, rank: int) -> Any:
     try:
         with _without_warnings():
             adapted = PeftModel.from_pretrained(network, str(folder), is_trainable=train == "lora")
+        _check_adapter(adapted, folder)
     # a damaged file or another model's makes the libraries below raise anything
     except Exception as error:
         reason = first_line(error)
@@ -485,6 +493,22 @@ def _with_saved_lora(network: Any, folder: Path, train: str, rank: int) -> Any:
 
     lora.sort_targets(adapted)
     return adapted
+
+
+def _check_adapter(adapted: Any, folder: Path) -> None:
+    """Raise ValueError if the model has not taken a saved adapter's tensors one by one."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    saved = load_file(folder / "adapter_model.safetensors")
+    taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+
+    for name in sorted(saved.keys() ^ taken.keys()):
+        problem = "has no place for" if name in saved else "finds no"
+        raise ValueError(f"the model {problem} {name}")
+    for name, value in saved.items():
+        if not value.isfinite().all():
+            raise ValueError(f"its {name} is not finite; the file is damaged")
 
 
 @contextmanager

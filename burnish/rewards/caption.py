@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from burnish import zoo
+from burnish import pretrained, zoo
 from burnish.annotations import Count, CountOrZero, DeviceName, ModelPath
 from burnish.errors import first_line
 from burnish.rewards import vlm
@@ -140,10 +140,18 @@ class Encoder:
         """
         from transformers import AutoModel, AutoTokenizer
 
-        source = zoo.resolve(name)
+        source = pretrained.find(name, "a reward's model")
 
         try:
-            model = AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+            # the heads on top of the states, in the file or in the model, have no part in them
+            model = pretrained.load(
+                AutoModel,
+                source,
+                unused=".",
+                unset="pooler",
+                dtype=torch.float32,
+                trust_remote_code=False,
+            )
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except Exception as error:  # a damaged file makes the libraries below raise anything
             problem = zoo.load_problem(name, "a language model and its tokenizer")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from burnish import zoo
+from burnish import pretrained, zoo
 from burnish.annotations import DeviceName, ModelPath
 from burnish.errors import first_line
 from burnish.rewards.isolated import isolated
@@ -98,11 +98,11 @@ class Clip:
         """
         from transformers import AutoTokenizer, CLIPConfig, CLIPModel, ImageProcessingMixin
 
-        source = zoo.resolve(name)
-        beside = zoo.resolve(processor or name)
+        source = pretrained.find(name, "a reward's model")
+        beside = pretrained.find(processor, "a reward's model") if processor else source
 
         try:
-            model = CLIPModel.from_pretrained(source, dtype=torch.float32)
+            model = pretrained.load(CLIPModel, source, part="CLIP model", dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(beside, trust_remote_code=False)
             # Only its numbers: the processor's class would ask for torchvision.
             numbers, _ = ImageProcessingMixin.get_image_processor_dict(beside)

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from burnish import zoo
+from burnish import pretrained, zoo
 from burnish.annotations import ArgumentsOf
 from burnish.errors import first_line
 from burnish.images import eight_bit
@@ -94,14 +94,14 @@ class Local:
         if batch < 1:
             raise ValueError(f"batch = {batch}: at least one image must be asked about at once")
 
-        source = zoo.resolve(name)
+        source = pretrained.find(name, "a reward's model")
         problem = zoo.load_problem(name, "an image-text-to-text model and its processor")
         dtype = "auto" if torch.cuda.is_available() else torch.float32
 
         try:
             processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
-            model = AutoModelForImageTextToText.from_pretrained(
-                source, dtype=dtype, trust_remote_code=False
+            model = pretrained.load(
+                AutoModelForImageTextToText, source, dtype=dtype, trust_remote_code=False
             )
         except Exception as error:  # a damaged file makes the libraries below raise anything
             raise ValueError(f"{problem}: {first_line(error)}") from error

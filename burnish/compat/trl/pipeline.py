@@ -80,7 +80,7 @@ class DefaultDDPOStableDiffusionPipeline:
         self.policy: Policy | None = None
 
         if self.adapter:
-            lora.read_adapter(self.sd_pipeline, "unet", self.adapter, "none", alpha)
+            lora.read_adapter(self.sd_pipeline, "unet", self.sd_pipeline.unet, self.adapter, "none")
 
     def __init_subclass__(cls) -> None:
         for name in TRAINERS:
@@ -167,7 +167,7 @@ class DefaultDDPOStableDiffusionPipeline:
         self.sd_pipeline.unload_lora_weights()
         self.sd_pipeline.save_pretrained(folder)
         (folder / FILE).write_bytes((self.adapter / FILE).read_bytes())
-        lora.read_adapter(self.sd_pipeline, "unet", self.adapter, "none", self.alpha)
+        lora.read_adapter(self.sd_pipeline, "unet", self.sd_pipeline.unet, self.adapter, "none")
 
     def _adapter_beside(self) -> Path | None:
         """Return the folder of the model's LoRA, on disk or in the hub's cache; None without."""
