@@ -247,7 +247,7 @@ def _with_paths(metadata: dict[str, Any], folder: Path) -> dict[str, Any]:
         if not isinstance(value, str) or not value or name == "payload":
             return value
 
-        path = os.path.join(folder, value)
+        path = str(folder / value)
         is_image = value.lower().endswith(IMAGE_ENDINGS) and os.path.isfile(path)
         return path if is_image or name in ("control", "base") else value
 
