@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import burnish.images
 from burnish.diffusion.control import control_images
 from burnish.images import eight_bit, open_image, resize_image
 from burnish.qr.layout import fit
@@ -131,12 +133,82 @@ def test_the_image_is_upright(mode: str, tmp_path: Path) -> None:
     assert open_image(tmp_path / "turned.png").shape == (3, 40, 20)
 
 
+def header_only(path: Path, width: int, height: int) -> None:
+    """Write a PNG of a certain size without pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b""))
+
+
 def test_a_file_that_is_wrong_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text.png: not an image that can be read"):
-        open_image(tmp_path / "text.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    header_only(tmp_path / "huge.png", 60_000, 60_000)
+    header_only(tmp_path / "large.png", 11_000, 11_000)
+    header_only(tmp_path / "zero.png", 0, 10)
+    Image.new("RGB", (300, 300), "red").save(tmp_path / "whole.jpg")
+    Image.new("RGB", (300, 300), "red").save(tmp_path / "whole.png")
+
+    for name in ("whole.jpg", "whole.png"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / f"half-{name}").write_bytes(content[: len(content) // 2])
+
+    for name, words in {
+        "text.png": "not an image that can be read; give a PNG or JPEG",
+        "empty.png": "an empty file, not an image; give a PNG or JPEG",
+        "folder.png": "a folder, not an image; give the path of a PNG or JPEG",
+        "huge.png": "too large an image .* scale it down",
+        "large.png": "too large an image .* scale it down",  # by a warning, which is an error here
+        "zero.png": "not an image that can be read; give a PNG or JPEG",
+        "half-whole.jpg": "not an image that can be read .*truncated.*; copy or save it anew",
+        "half-whole.png": "not an image that can be read .*; copy or save it anew",
+    }.items():
+        with pytest.raises(ValueError, match=f"/{name}: {words}") as error:
+            open_image(tmp_path / name)
+        assert str(error.value).count(name) == 1 and "\n" not in str(error.value)
+
     with pytest.raises(FileNotFoundError, match=r"none.png: no such image"):
         open_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
+def test_the_first_of_several_frames_is_taken_and_said_once(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = [Image.new("RGB", (8, 4), colour) for colour in ("red", "lime", "blue")]
+    path = tmp_path / f"frames.{kind}"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+    for _ in range(2):
+        assert open_image(path)[:, 0, 0].tolist() == pytest.approx([1, 0, 0], abs=0.02)
+
+    (record,) = caplog.records
+    assert (
+        record.getMessage() == f"{path}: an animation or file of 3 images; the first one is taken"
+    )
+
+
+def test_one_bit_and_other_modes(tmp_path: Path) -> None:
+    Image.fromarray(BYTES).convert("1", dither=Image.Dither.NONE).save(tmp_path / "bit.png")
+    assert open_image(tmp_path / "bit.png").unique().tolist() == [0, 1]
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "colour.png", transparency=(255, 0, 0))
+    assert open_image(tmp_path / "colour.png").unique().tolist() == [1]
+    Image.new("LA", (4, 4), (0, 51)).save(tmp_path / "veil.png")
+    assert float(open_image(tmp_path / "veil.png")[0, 0, 0]) == pytest.approx(0.8)
+    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "ink.jpg")
+    assert open_image(tmp_path / "ink.jpg")[:, 0, 0].tolist() == pytest.approx([1, 0, 0], abs=0.02)
+
+
+def test_nothing_else_opens_an_image_file() -> None:
+    """But for images that Burnish wrote itself: in memory, the sprites, a run's grids."""
+    package = Path(burnish.images.__file__).parent
+    opening = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"Image\.open\(|imread|imageio|tifffile", path.read_text("utf-8"))
+    }
+    own = {"qr/conditions.py", "zoo/scenes.py", "report/page.py"}
+    assert opening == {"images.py"} | own
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,49 @@ from burnish.types import Prompt
 
 def texts(source: list) -> list[str]:
     return [prompt.text for prompt in source]
+
+
+def test_paths_in_a_jsonl_file_are_relative_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    (folder / "photos").mkdir(parents=True)
+    (folder / "photos" / "1.PNG").write_bytes(b"")
+    (folder / "menu.png").write_bytes(b"")
+    entry = {
+        "prompt": "a cat",
+        "control": "maps/1.png",
+        "base": "../bases/1",
+        "photo": "photos/1.PNG",
+        "payload": "menu.png",
+        "caption": "there is no none.png",
+        "long": "x" * 1000 + ".png",
+        "number": 1,
+        "none": None,
+        "list": ["menu.png"],
+    }
+    (folder / "prompts.jsonl").write_text(json.dumps(entry))
+    expected = {
+        **{name: value for name, value in entry.items() if name != "prompt"},
+        "control": "maps/1.png",
+        "base": "../bases/1",
+        "photo": "photos/1.PNG",
+    }
+
+    for where, path in (
+        (tmp_path, "data/prompts.jsonl"),
+        (tmp_path, str(folder / "prompts.jsonl")),
+    ):
+        monkeypatch.chdir(where)
+        metadata = prompts.jsonl(path)[0].metadata
+        start = path.removesuffix("prompts.jsonl")
+        located = {name: start + str(expected[name]) for name in ("control", "base", "photo")}
+        assert metadata == {**expected, **located}
+
+    monkeypatch.chdir(folder)
+    assert prompts.jsonl("prompts.jsonl")[0].metadata["control"] == "maps/1.png"
+    (folder / "prompts.jsonl").write_text('{"prompt": "a cat", "control": "/maps/1.png"}')
+    assert prompts.jsonl("prompts.jsonl")[0].metadata["control"] == "/maps/1.png"
 
 
 def test_the_papers_sets() -> None:

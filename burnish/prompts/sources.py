@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -37,6 +38,7 @@ PLURALS: Mapping[str, str] = {  # that no rule gives
     "knife": "knives", "person": "people", "man": "men", "woman": "women", "child": "children",
     "tooth": "teeth", "foot": "feet", "ox": "oxen", "cactus": "cacti", "cookie": "cookies",
 }  # fmt: skip
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 def animals(text: str = "{noun}") -> list[Prompt]:
@@ -215,6 +217,9 @@ def lines(path: FilePath, text: str = "{noun}") -> list[Prompt]:
 def jsonl(path: FilePath, key: str = "prompt") -> list[Prompt]:
     """Return one prompt a line of a file of JSON objects.
 
+    Paths of images are relative to the folder of the file: under "control" and "base", and under
+    any other key (but "payload") where the image lies there, such as "photos/1.png".
+
     Args:
         path: of the file.
         key: of the prompt; the rest of an object becomes the prompt's metadata.
@@ -240,9 +245,24 @@ def jsonl(path: FilePath, key: str = "prompt") -> list[Prompt]:
                 "each line"
             )
 
-        prompts.append(Prompt(entry.pop(key).strip(), entry))
+        text = entry.pop(key).strip()
+        prompts.append(Prompt(text, _with_paths(entry, Path(path).parent)))
 
     return prompts
+
+
+def _with_paths(metadata: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return metadata in which relative paths of images begin at `folder`."""
+
+    def located(name: str, value: Any) -> Any:
+        if not isinstance(value, str) or not value or name == "payload":
+            return value
+
+        path = str(folder / value)
+        is_image = value.lower().endswith(IMAGE_ENDINGS) and os.path.isfile(path)
+        return path if is_image or name in ("control", "base") else value
+
+    return {name: located(name, value) for name, value in metadata.items()}
 
 
 def template(text: str = "a {noun}", **fields: Words) -> list[Prompt]:

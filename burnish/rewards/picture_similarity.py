@@ -32,7 +32,8 @@ def picture_similarity(
     Args:
         model: a hub id, a folder with a CLIPModel, its tokenizer and its processor, or
             `zoo:emoji-clip`.
-        key: of the metadata; a path is relative to the current folder.
+        key: of the metadata. The source jsonl takes relative paths from its file's folder; others
+            are relative to the current folder.
         device: `auto` takes the device of the images, so that nothing is moved.
 
     Raises:
