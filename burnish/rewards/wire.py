@@ -322,14 +322,15 @@ def redact_url(url: str) -> str:
         shown = f"{shown.partition('://')[0]}://{MASK}@{shown.rpartition('@')[2]}"
 
     try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
-        _ = parts.port  # raises if it is no number
+        example = urlsplit(REFERENCE.sub("1", url))
+        valid = example.scheme in ("http", "https") and bool(example.hostname)
+        _ = example.port  # raises if it is no number
     except ValueError:
         valid = False
 
     if not valid:
         raise ValueError(f"url = '{shown}' is not a URL; write http://host:port/... or https://...")
+    parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
