@@ -16,6 +16,7 @@ import argparse
 import builtins
 import errno
 import io
+import json
 import os
 import random
 import sys
@@ -27,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))  # conftest, whether pytest runs or not
 
 import safetensors.torch
 import tomli_w
 from conftest import build_controlnet, build_lcm, build_pipeline
+from PIL import Image
 
 from burnish import config as configuration
 from burnish.config import Config
@@ -50,11 +53,13 @@ def darkness(images, prompts):
     return -images.mean((1, 2, 3))
 """
 
+TEXTS = ["a cat", "a dog"]
+
 SMALL: dict[str, Any] = {
     "iterations": 3,
     "model": {"device": "cpu"},
     "sampler": {"steps": 2, "guidance": {"use": "cfg", "weight": 2.0}},
-    "prompts": {"use": "list", "texts": ["a cat", "a dog"]},
+    "prompts": {"use": "list", "texts": TEXTS},
     "rewards": [{"use": "HERE/reward.py:brightness"}],
     "optimizer": {"lr": 1e-3},
     "batch": {"prompts": 2, "images_per_prompt": 2, "minibatches": 1},
@@ -82,7 +87,11 @@ IDENTIFIERS = [{"use": "HERE/reward.py:brightness"}, {"use": "compressibility"}]
 KINDS: dict[str, dict[str, Any]] = {
     "ddpo": {"advantage": {"use": "tracker", "buffer": 8, "min_count": 2}},
     "sparse": {"iterations": 5, "run": {"checkpoint_every": 2, "keep": 2, "sample_every": 2}},
-    "identifiers": {"rewards": IDENTIFIERS, "sampler": {"identifiers": "tokens"}},
+    "identifiers": {
+        "rewards": IDENTIFIERS,
+        "sampler": {"identifiers": "tokens"},
+        "batch": {"images_per_prompt": 4},
+    },
     "ema": {"optimizer": {"ema": 0.9}},
     "guard": GUARD,
     "stop": {**GUARD, "guard": {**GUARD["guard"], "action": "stop"}},
@@ -92,8 +101,17 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "controlnet": {
         "model": {"controlnet": "HERE/controlnet", "trainable_parts": "both"},
-        "prompts": {"use": "qr", "texts": ["a cat", "a dog"], "payloads": ["HI"]},
-        "curriculum": {"use": "linear", "first": 2.0, "last": 0.5},
+        "prompts": {"use": "jsonl", "path": "HERE/prompts.jsonl"},
+        "curriculum": {
+            "use": "gated",
+            "first": 2.0,
+            "last": 0.5,
+            "reward": "brightness",
+            "above": 0.1,
+            "below": 0.0,
+            "by": 0.25,
+            "smoothing": 0,
+        },
     },
     "rlcm": {
         "model": {"id": "HERE/lcm"},
@@ -227,6 +245,10 @@ def recipe(kind: str, here: Path) -> Config:
     pipe.save_pretrained(here / "model")
     if kind == "controlnet":
         build_controlnet(pipe).save_pretrained(here / "controlnet")
+        rows = [{"prompt": text, "control": f"{here / text[-3:]}.png"} for text in TEXTS]
+        (here / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+        for number, row in enumerate(rows):
+            Image.new("RGB", (32, 32), (80 * number, 90, 200)).save(row["control"])
     if kind == "rlcm":
         build_lcm().save_pretrained(here / "lcm")  # type: ignore[attr-defined]
     if kind == "expander":
@@ -240,9 +262,16 @@ def recipe(kind: str, here: Path) -> Config:
     return configuration.load(path)
 
 
+def fork() -> int:
+    """Fork, although pytest may have a thread of its own, which has nothing to do in the child."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def in_a_fork(config: Config, folder: Path, disk: Disk | None = None) -> int:
     """Train in a forked process, going on where there is a run; return its exit code."""
-    pid = os.fork()
+    pid = fork()
     if pid:
         _, status = os.waitpid(pid, 0)
         return os.waitstatus_to_exitcode(status)
@@ -268,7 +297,7 @@ def in_a_fork(config: Config, folder: Path, disk: Disk | None = None) -> int:
 def counted_calls(config: Config, folder: Path) -> list[str]:
     """Return the calls of an uninterrupted run in `folder`, in their order."""
     names = folder.with_name("calls.txt")
-    pid = os.fork()
+    pid = fork()
     if pid:
         assert os.waitpid(pid, 0)[1] == 0, "an uninterrupted run fails"
         return names.read_text("utf-8").split()
@@ -334,14 +363,16 @@ def interrupt(
     return differences(expected, folder)
 
 
-def check(
-    kind: str, points: Callable[[list[str]], list[tuple[int, bool]]], full: bool
-) -> Iterator[tuple[int, str, list[str]]]:
+Points = Callable[[list[str]], list[tuple[int, bool]]]
+"""(names of all calls) -> the (number of a call, whether half of it is done) of each point."""
+
+
+def check(kind: str, points: Points, full: bool = False) -> Iterator[tuple[int, str, list[str]]]:
     """Yield the (number, call, faults) of each point of a kind of run at which it is interrupted.
 
     Args:
         kind: of `KINDS`.
-        points: chooses the (number of the call, whether half of it is done) from all calls.
+        points: chooses where.
         full: the disk is full from there on; otherwise the process is killed.
     """
     with tempfile.TemporaryDirectory(prefix=f"crash-{kind}-") as name:
@@ -361,7 +392,12 @@ def check(
                 path.rmdir() if path.is_dir() else path.unlink()
 
 
-def all_points(every: int, full: bool) -> Callable[[list[str]], list[tuple[int, bool]]]:
+def points_at(shares: list[float]) -> Points:
+    """Return a function that chooses the calls at these shares of all."""
+    return lambda calls: [(max(1, round(share * len(calls))), False) for share in shares]
+
+
+def all_points(every: int, full: bool) -> Points:
     """Return a function that chooses every n-th call, and the middle of those that write."""
 
     def chosen(calls: list[str]) -> list[tuple[int, bool]]:
