@@ -29,7 +29,7 @@ GROUND = {
 }
 WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
-    "rl": {"types", "annotations"},
+    "rl": {"types"},
     "qr": {"types", "errors", "images"},
     "report": {"annotations", "errors", "run_files", "runs"},
     "diffusion": {"types", "annotations", "config", "errors", "images", "seeds", "zoo", "qr"},
