@@ -26,7 +26,7 @@ R = TypeVar("R", bound="Rule")
 
 
 class Rule:
-    """What an annotation demands of a value beside its type."""
+    """A demand of an annotation beside the type."""
 
     def wanted(self, value: Any) -> str:
         """Return what the value must be, such as "at least 1"; "" if it is."""

@@ -1,4 +1,4 @@
-"""What a configuration names outside itself: parts of the catalog, code of others, and files.
+"""References of a configuration to what lies outside it: parts, code of others, and files.
 
 All of it works on a tree of plain tables, as TOML is read. A relative path in a file is relative to
 the folder of that file; in a program, and behind --set, to the current folder. So a tree that is

@@ -74,8 +74,8 @@ def mutated(tree: Any, source: random.Random, values: tuple[Any, ...] = VALUES) 
             node[key] = [node[key]]
         else:
             other, place = source.choice(found)
-            there = other.get(place) if isinstance(other, dict) else other[place:][:1]
-            node[key] = copy.deepcopy(there)
+            copied = other.get(place) if isinstance(other, dict) else other[place:][:1]
+            node[key] = copy.deepcopy(copied)
 
     return tree
 

@@ -34,7 +34,7 @@ GROUND = {
 }
 WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
-    "rl": {"types", "annotations"},
+    "rl": {"types"},
     "qr": {"types", "errors", "images"},
     "report": {"annotations", "errors", "files", "redaction", "run_files", "runs", "terminal"},
     "diffusion": {

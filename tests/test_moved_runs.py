@@ -47,7 +47,7 @@ def project(
             "run": {"sample_every": 0},
         }
         written = write_recipe(**{**defaults, **tables})
-        return Path(shutil.move(written, folder / "recipe.toml"))
+        return written.rename(folder / "recipe.toml")
 
     return make
 
@@ -79,7 +79,7 @@ def test_a_project_is_trained_from_anywhere_and_moved_with_its_runs(
 
     moved = tmp_path / "other" / "place" / "project"
     moved.parent.mkdir(parents=True)
-    shutil.move(recipe.parent, moved)
+    recipe.parent.rename(moved)
     monkeypatch.chdir("/")
     run = moved / "runs" / "first"
     image = tmp_path / "image.png"
@@ -105,7 +105,7 @@ def test_a_run_alone_is_sampled_without_what_sampling_does_not_need(
     recipe = project(model={"id": str(tiny_pipeline)})
     train(configuration.load(recipe), recipe.parent / "runs" / "first")
     run = tmp_path / "run"
-    shutil.move(recipe.parent / "runs" / "first", run)
+    (recipe.parent / "runs" / "first").rename(run)
     shutil.rmtree(recipe.parent)
 
     monkeypatch.chdir("/")
