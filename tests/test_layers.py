@@ -24,6 +24,7 @@ GROUND = {
     "runs",
     "world",
     "pretrained",
+    "noise",
 }
 WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
@@ -54,11 +55,12 @@ FLOOR: dict[str, set[str]] = {
     "runs": {"errors"},
     "world": {"errors"},
     "pretrained": {"errors", "runs", "zoo"},
+    "noise": set(),
 }
 """The same for the modules of the ground floor."""
 
 WITHOUT_TORCH = ("annotations", "errors", "runs", "catalog", "cli", "report", "zoo/__init__")
-STANDARD_LIBRARY_ONLY = ("annotations", "errors", "runs", "report/charts", "zoo/__init__")
+STANDARD_LIBRARY_ONLY = ("annotations", "errors", "noise", "runs", "report/charts", "zoo/__init__")
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "numpy"}
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -46,8 +46,8 @@ class Hub(BaseHTTPRequestHandler):
     """A hub whose answer to everything is `status` with the headers and JSON of the class."""
 
     status = 200
-    extra: dict[str, str] = {}
-    content: dict[str, Any] = {}
+    extra: ClassVar[dict[str, str]] = {}
+    content: ClassVar[dict[str, Any]] = {}
 
     def do_GET(self) -> None:
         body = json.dumps(self.content).encode()

@@ -319,6 +319,30 @@ def _attach(pipe: Any, part: str, tensors: Mapping[str, Tensor]) -> None:
         encoder.requires_grad_(False)
 
 
+@contextmanager
+def without_text_layers(pipe: Any) -> Iterator[None]:
+    """Take the LoRA layers out of the text encoders, to save these as they were made."""
+    taken = []
+
+    for encoder in lora_file.text_encoders(pipe):
+        for name, layer in lora_layers(encoder).items():
+            parent, _, last = name.rpartition(".")
+            taken.append((encoder.get_submodule(parent), last, layer))
+
+    loaded = [encoder for encoder in lora_file.text_encoders(pipe) if lora_layers(encoder)]
+    try:
+        for parent_module, last, layer in taken:
+            setattr(parent_module, last, layer.base_layer)
+        for encoder in loaded:
+            encoder._hf_peft_config_loaded = False  # otherwise transformers saves the LoRA alone
+        yield
+    finally:
+        for parent_module, last, layer in taken:
+            setattr(parent_module, last, layer)
+        for encoder in loaded:
+            encoder._hf_peft_config_loaded = True
+
+
 def _text_name(name: str) -> str:
     """Return the name of a text encoder's tensor that every version of transformers reads."""
     return re.sub(r"^(text_encoder(_2)?)\.(?!text_)", r"\1.text_model.", name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -135,6 +136,7 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
     policy = overrides.policy or load_policy(config, device)
     check_policy(config, policy)
     add_identifiers(config, policy)
+    policy.check_prompts([*prompts, *chain.from_iterable(evaluation_prompts.values())])
     check_transitions(config, policy, sampler, objective, advantage)
     check_compared_images(config, advantage)
 
