@@ -21,7 +21,7 @@ def policy() -> Policy:
     return Policy.load("zoo:emoji-sd", train="none", device="cpu")
 
 
-def said(policy: Policy, *texts: str) -> list[str]:
+def warned(policy: Policy, *texts: str) -> list[str]:
     """Return what is said of prompts, as a whole and again when each is encoded."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -31,15 +31,15 @@ def said(policy: Policy, *texts: str) -> list[str]:
 
 
 def test_short_plain_prompts_need_no_word(policy: Policy) -> None:
-    assert not said(policy, "a cat", "A cat", "a cat (at 10:30)", "two cats [sic]", "C++")
+    assert not warned(policy, "a cat", "A cat", "a cat (at 10:30)", "two cats [sic]", "C++")
 
 
 def test_what_is_cut_is_said_once(policy: Policy) -> None:
-    (message,) = said(policy, "a cat", LONG)
+    (message,) = warned(policy, "a cat", LONG)
     assert message.startswith("one of 2 prompts is longer than the text encoder reads (24 tokens)")
     assert 'of "a fox and a guitar a fox' in message
     assert 'it does not read "and a guitar a fox' in message
-    assert not said(policy, LONG + " on a table", "a cat " * 40)
+    assert not warned(policy, "a cat " * 40)
 
 
 def test_a_prompt_that_is_drawn_later_is_noticed_too(policy: Policy) -> None:
@@ -52,7 +52,7 @@ def test_prompts_that_are_one_after_the_cut_are_named(
     policy: Policy, ends: tuple[str, str]
 ) -> None:
     first, second = (f"{LONG}{end}".strip() for end in ends)
-    messages = said(policy, first, second)
+    messages = warned(policy, first, second)
     assert len(messages) == 2
     assert "differ only in what is cut" in messages[1]
     assert all(f'{end}"' in messages[1] for end in ends)
@@ -73,7 +73,7 @@ def test_prompts_that_are_one_after_the_cut_are_named(
     ],
 )
 def test_signs_for_weights_are_named(policy: Policy, text: str) -> None:
-    (message,) = said(policy, "a dog", text, "a (blue:1.2) cat")
+    (message,) = warned(policy, "a dog", text, "a (blue:1.2) cat")
     assert "2 of 3 prompts are written with signs such as" in message
     assert "mean nothing here: they are read as letters" in message
 

@@ -184,7 +184,8 @@ def test_the_lines_of_the_readme_load_the_demo(
         compile(code.replace('("a fox"', '("a fox", num_inference_steps=1'), "README.md", "exec"),
         {},
     )
-    assert Image.open("fox.png").size == (64, 64)
+    with Image.open("fox.png") as drawn:
+        assert drawn.size == (64, 64)
 
 
 def test_the_generator_reads_the_clip_text_tower() -> None:

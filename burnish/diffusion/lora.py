@@ -322,24 +322,23 @@ def _attach(pipe: Any, part: str, tensors: Mapping[str, Tensor]) -> None:
 @contextmanager
 def without_text_layers(pipe: Any) -> Iterator[None]:
     """Take the LoRA layers out of the text encoders, to save these as they were made."""
-    taken = []
+    encoders: list[Any] = [part for part in lora_file.text_encoders(pipe) if lora_layers(part)]
+    taken = [
+        (encoder.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer)
+        for encoder in encoders
+        for name, layer in lora_layers(encoder).items()
+    ]
 
-    for encoder in lora_file.text_encoders(pipe):
-        for name, layer in lora_layers(encoder).items():
-            parent, _, last = name.rpartition(".")
-            taken.append((encoder.get_submodule(parent), last, layer))
-
-    loaded = [encoder for encoder in lora_file.text_encoders(pipe) if lora_layers(encoder)]
     try:
-        for parent_module, last, layer in taken:
-            setattr(parent_module, last, layer.base_layer)
-        for encoder in loaded:
+        for parent, name, layer in taken:
+            setattr(parent, name, layer.base_layer)
+        for encoder in encoders:
             encoder._hf_peft_config_loaded = False  # otherwise transformers saves the LoRA alone
         yield
     finally:
-        for parent_module, last, layer in taken:
-            setattr(parent_module, last, layer)
-        for encoder in loaded:
+        for parent, name, layer in taken:
+            setattr(parent, name, layer)
+        for encoder in encoders:
             encoder._hf_peft_config_loaded = True
 
 

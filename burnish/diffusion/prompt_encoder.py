@@ -96,7 +96,7 @@ class PromptWarnings:
     def __init__(self, tokenizers: Sequence[Any]) -> None:
         self._tokenizers = tokenizers
         self._by_tokens: dict[tuple[int, ...], tuple[str, str]] = {}
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def check(self, texts: Iterable[str]) -> None:
         """Warn of texts that are cut, of pairs that are the same then, and of signs for weights."""
@@ -152,8 +152,8 @@ class PromptWarnings:
         return tuple(read), words
 
     def _warn(self, kind: str, message: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
+        if kind not in self._warned:
+            self._warned.add(kind)
             warnings.warn(message, stacklevel=4)
 
 
