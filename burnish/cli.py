@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -685,17 +684,18 @@ def show_guard(decision: Mapping[str, Any]) -> None:
 
 
 def quiet() -> None:
-    """Keep the loading messages of other libraries out of the output, but not their errors."""
-    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
+    """Keep progress bars and known noise of other libraries out of the output, nothing else."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    from transformers.utils.logging import disable_progress_bar
+    from burnish import noise
 
-    # peft imports bitsandbytes where it is installed, which then tells of 4-bit kernels for CPUs
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    diffusers_logging.get_verbosity()  # gives the library its handler
+    transformers_logging.get_verbosity()
+    noise.silence()
 
     # reading weights from the disk takes a moment; downloads keep their own bars
-    disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -31,6 +31,7 @@ GROUND = {
     "runs",
     "world",
     "pretrained",
+    "noise",
 }
 WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
@@ -110,6 +111,7 @@ FLOOR: dict[str, set[str]] = {
     "runs": {"annotations", "errors", "files", "run_files"},
     "world": {"errors"},
     "pretrained": {"errors", "runs", "zoo"},
+    "noise": set(),
 }
 """The same for the modules of the ground floor."""
 
@@ -129,6 +131,7 @@ STANDARD_LIBRARY_ONLY = (
     "annotations",
     "errors",
     "files",
+    "noise",
     "redaction",
     "run_files",
     "runs",

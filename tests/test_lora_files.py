@@ -500,3 +500,24 @@ def test_predictions_do_not_depend_on_the_format(tiny_pipeline: Path, tmp_path: 
             return policy.predict(x, torch.tensor([901, 1]), policy.encode(CATS), NoGuidance())
 
     assert torch.equal(predict(one), predict(two))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trl_saves_a_pipeline_without_the_text_encoders_layers(
+    tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    from burnish.compat.trl.pipeline import DefaultDDPOStableDiffusionPipeline
+
+    pipe = stock(tiny_pipeline)
+    layers = peft(layers_of(pipe.unet, TARGETS), "unet.")
+    layers |= peft(layers_of(pipe.text_encoder, TEXT_TARGETS), "text_encoder.")
+    folder = write(tmp_path / "lora", layers)
+    ours = DefaultDDPOStableDiffusionPipeline(str(tiny_pipeline), adapter=folder)
+    policy = ours.to_policy("float32", "cpu")
+    before = images(policy.pipe)
+    ours.save_pretrained(tmp_path / "saved")
+    torch.testing.assert_close(images(policy.pipe), before)
+    saved = stock(tmp_path / "saved")
+    torch.testing.assert_close(states(saved), states(pipe))
+    saved.load_lora_weights(tmp_path / "saved")
+    torch.testing.assert_close(states(saved), states(policy.pipe))

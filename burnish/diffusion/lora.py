@@ -324,6 +324,29 @@ def _attach(pipe: Any, part: str, tensors: Mapping[str, Tensor]) -> None:
         encoder.requires_grad_(False)
 
 
+@contextmanager
+def without_text_layers(pipe: Any) -> Iterator[None]:
+    """Take the LoRA layers out of the text encoders, to save these as they were made."""
+    encoders: list[Any] = [part for part in lora_file.text_encoders(pipe) if lora_layers(part)]
+    taken = [
+        (encoder.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer)
+        for encoder in encoders
+        for name, layer in lora_layers(encoder).items()
+    ]
+
+    try:
+        for parent, name, layer in taken:
+            setattr(parent, name, layer.base_layer)
+        for encoder in encoders:
+            encoder._hf_peft_config_loaded = False  # otherwise transformers saves the LoRA alone
+        yield
+    finally:
+        for parent, name, layer in taken:
+            setattr(parent, name, layer)
+        for encoder in encoders:
+            encoder._hf_peft_config_loaded = True
+
+
 def _text_name(name: str) -> str:
     """Return the name of a text encoder's tensor that every version of transformers reads."""
     return re.sub(r"^(text_encoder(_2)?)\.(?!text_)", r"\1.text_model.", name)

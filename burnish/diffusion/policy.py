@@ -7,7 +7,7 @@ training. Dropout is off always.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,6 +235,10 @@ class Policy(TrainableWeights):
             cond["control"] = images.to(self.device)
 
         return cond
+
+    def check_prompts(self, prompts: Iterable[Prompt]) -> None:
+        """Warn, once, of prompts that the text encoder cuts, or that have signs for weights."""
+        self._prompt_encoder.check(prompt.generator_text for prompt in prompts)
 
     @torch.no_grad()
     def null(self, n: int, text: str = "") -> Cond:

@@ -247,7 +247,7 @@ def read_adapters(
                 "leaves out: set it to 'both', or name a folder without them"
             )
 
-    text_layers = {}
+    text_layers: dict[str, Tensor] = {}
     for part, network in trainable.items():
         text_layers |= lora.read_adapter(
             pipe, part, network, adapter_folder(place, part, family), train

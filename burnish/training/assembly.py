@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -151,6 +152,7 @@ def assemble(
     policy = overrides.policy or load_policy(config, device, reference=reference)
     check_policy(config, policy)
     add_identifiers(config, policy)
+    policy.check_prompts([*prompts, *chain.from_iterable(evaluation_prompts.values())])
     check_transitions(config, policy, sampler, objective, advantage)
     check_compared_images(config, advantage)
     rewards = given_rewards(overrides)

@@ -154,7 +154,8 @@ class DefaultDDPOStableDiffusionPipeline:
             return
 
         # without the adapter: no loader expects its layers in a network
-        with self.policy.reference() if self.use_lora else nullcontext():
+        without_adapter = self.policy.reference() if self.use_lora else nullcontext()
+        with without_adapter, lora.without_text_layers(self.sd_pipeline):
             self.sd_pipeline.save_pretrained(output_dir)
         if self.use_lora:
             self.policy.save_adapter(output_dir)
