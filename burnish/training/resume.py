@@ -222,7 +222,11 @@ def check_origin(
     names = list(changed)[:MOST_NAMED]
     more = f" and {len(changed) - len(names)} more" if len(changed) > len(names) else ""
     remarks = "; ".join(f"{name}: {changed[name]}" for name in names)
-    accept = "" if fixed else "go on with what there is now by --accept-changes, "
+    accept = (
+        ""
+        if fixed
+        else "go on with what there is now by --accept-changes (in Python accept_changes=True), "
+    )
     raise ValueError(
         f"{run.folder} was trained with another {', '.join(names)}{more}; leave that as it was "
         f"({remarks}), {accept}or start a new --out with "
