@@ -23,7 +23,6 @@ import tomli_w
 from burnish import catalog
 from burnish.annotations import fits, readable
 from burnish.errors import HALF_CHARACTER
-from burnish.files import read_text
 
 Table = dict[str, Any]
 """`{"use": "name", ...}`: a thing of the catalog and its arguments."""
@@ -288,8 +287,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     found = recipe(path)
     try:
-        tree = tomllib.loads(read_text(found))
-    except tomllib.TOMLDecodeError as error:
+        tree = tomllib.loads(found.read_bytes().decode("utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{found}: not TOML: {error}; fix the file") from error
 
     for override in overrides:

@@ -53,7 +53,7 @@ FLOOR: dict[str, set[str]] = {
     "checked": {"annotations", "errors", "types"},
     "objective_check": {"checked", "errors", "types"},
     "catalog": {"annotations", "errors", "types", "checked"},
-    "config": {"annotations", "catalog", "errors", "files", "types"},
+    "config": {"annotations", "catalog", "errors", "types"},
     "runs": {"errors", "files"},
     "world": {"errors"},
 }

@@ -135,7 +135,7 @@ def test_a_changed_file_is_named(run: Run, tmp_path: Path) -> None:
 def test_a_moved_file_with_the_same_content_is_the_same(run: Run, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     for name in ("reward.py", "prompts.txt"):
-        shutil.move(tmp_path / name, tmp_path / "elsewhere" / name)
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
     here = str(tmp_path / "elsewhere")
     changed = (f"rewards.0.use={here}/reward.py:brightness", f"prompts.path={here}/prompts.txt")
     resume(run, "iterations=3", *changed)
@@ -209,8 +209,8 @@ def test_a_log_that_does_not_match_is_noticed(run: Run, damage: str) -> None:
     elif damage == "edited":
         edit(run.log, '"iteration": 1, "images": 4', '"iteration": 1, "images": 5')
     else:
-        kept = {"truncated": lines[0] + "\n" + lines[1][:9], "emptied": "", "first row lost": ""}
-        run.log.write_text(kept[damage] or ("" if damage == "emptied" else lines[1] + "\n"))
+        left = {"truncated": lines[0] + "\n" + lines[1][:9], "emptied": "", "first row lost": ""}
+        run.log.write_text(left[damage] or ("" if damage == "emptied" else lines[1] + "\n"))
 
     refused(run, "log.jsonl is not what it was after iteration 2", "--accept-changes")
     resume(run, "iterations=3", accept=True)

@@ -29,6 +29,7 @@ EVALUATED = ("file", "evaluation", "expander", "guard", "model", "prompts", "rew
 """The beginnings of the names of what decides an evaluation's numbers."""
 
 MOST_NAMED = 5  # changes in a message
+ACCEPT = "--accept-changes (in Python accept_changes=True)"
 
 
 def save(job: Job, iteration: int, origin: Mapping[str, Any]) -> None:
@@ -222,11 +223,7 @@ def check_origin(
     names = list(changed)[:MOST_NAMED]
     more = f" and {len(changed) - len(names)} more" if len(changed) > len(names) else ""
     remarks = "; ".join(f"{name}: {changed[name]}" for name in names)
-    accept = (
-        ""
-        if fixed
-        else "go on with what there is now by --accept-changes (in Python accept_changes=True), "
-    )
+    accept = "" if fixed else f"go on with what there is now by {ACCEPT}, "
     raise ValueError(
         f"{run.folder} was trained with another {', '.join(names)}{more}; leave that as it was "
         f"({remarks}), {accept}or start a new --out with "
@@ -249,7 +246,7 @@ def check_log(run: Run, state: checkpoint.State) -> None:
     missing = f"it has {len(rows)} of {done} lines" if len(rows) < done else "lines have changed"
     raise ValueError(
         f"{run.log} is not what it was after iteration {done}: {missing}; put the file back, or go "
-        "on with it as it is by --accept-changes"
+        f"on with it as it is by {ACCEPT}"
     )
 
 
