@@ -17,6 +17,7 @@ from burnish import config as configuration
 from burnish.cli import main
 from burnish.config import Config
 from burnish.runs import Run
+from burnish.tools.evaluate_run import evaluate_run
 from burnish.training import checkpoint
 from burnish.training.loop import train
 from burnish.training.origin import MAY_CHANGE, changes, leaves, named_images, origin_of
@@ -130,6 +131,12 @@ def test_a_changed_file_is_named(run: Run, tmp_path: Path) -> None:
 
     edit(tmp_path / "prompts.txt", "a dog", "a fox")
     refused(run, "prompts.path", "prompts.txt has changed")
+
+
+def test_evaluate_does_not_compare_with_another_reward(run: Run, tmp_path: Path) -> None:
+    first = evaluate_run(run)["train"]["before"]
+    edit(run.config, ":brightness", ":darkness")
+    assert evaluate_run(run)["train"]["before"] == pytest.approx(1 - first)
 
 
 def test_a_moved_file_with_the_same_content_is_the_same(run: Run, tmp_path: Path) -> None:

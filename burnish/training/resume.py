@@ -19,14 +19,11 @@ from burnish.training.checkpoint import tensor_error_context
 from burnish.training.export import write_export
 from burnish.training.job import Job
 from burnish.training.learners import averaged
-from burnish.training.origin import changes, origin_of
+from burnish.training.origin import changes, decides_evaluations, origin_of
 from burnish.world import World
 
 FIXED = ("model", "expander.model", "expander.train", "expander.rank", "guard.action")
 """Keys that --accept-changes does not help: the checkpoint's weights are of another shape."""
-
-EVALUATED = ("file", "evaluation", "expander", "guard", "model", "prompts", "rewards", "sampler")
-"""The beginnings of the names of what decides an evaluation's numbers."""
 
 MOST_NAMED = 5  # changes in a message
 ACCEPT = "--accept-changes (in Python accept_changes=True)"
@@ -121,7 +118,7 @@ def restore(job: Job, accept_changes: bool = False) -> int:
     if memory := state.memory.get("curriculum"):
         job.parts.curriculum.load_state_dict(memory)
 
-    if any(name.split(".")[0].split(" ")[0] in EVALUATED for name in changed):
+    if decides_evaluations(changed):
         drop_evaluations(job)
     return state.iteration
 
