@@ -17,6 +17,7 @@ from burnish import config as configuration
 from burnish.cli import main
 from burnish.config import Config
 from burnish.runs import Run
+from burnish.tools.evaluate_run import evaluate_run
 from burnish.training import checkpoint
 from burnish.training.loop import train
 from burnish.training.origin import MAY_CHANGE, changes, leaves, named_images, origin_of
@@ -132,10 +133,16 @@ def test_a_changed_file_is_named(run: Run, tmp_path: Path) -> None:
     refused(run, "prompts.path", "prompts.txt has changed")
 
 
+def test_evaluate_does_not_compare_with_another_reward(run: Run, tmp_path: Path) -> None:
+    first = evaluate_run(run)["train"]["before"]
+    edit(run.config, ":brightness", ":darkness")
+    assert evaluate_run(run)["train"]["before"] == pytest.approx(1 - first)
+
+
 def test_a_moved_file_with_the_same_content_is_the_same(run: Run, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     for name in ("reward.py", "prompts.txt"):
-        shutil.move(tmp_path / name, tmp_path / "elsewhere" / name)
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
     here = str(tmp_path / "elsewhere")
     changed = (f"rewards.0.use={here}/reward.py:brightness", f"prompts.path={here}/prompts.txt")
     resume(run, "iterations=3", *changed)
@@ -209,8 +216,8 @@ def test_a_log_that_does_not_match_is_noticed(run: Run, damage: str) -> None:
     elif damage == "edited":
         edit(run.log, '"iteration": 1, "images": 4', '"iteration": 1, "images": 5')
     else:
-        kept = {"truncated": lines[0] + "\n" + lines[1][:9], "emptied": "", "first row lost": ""}
-        run.log.write_text(kept[damage] or ("" if damage == "emptied" else lines[1] + "\n"))
+        left = {"truncated": lines[0] + "\n" + lines[1][:9], "emptied": "", "first row lost": ""}
+        run.log.write_text(left[damage] or ("" if damage == "emptied" else lines[1] + "\n"))
 
     refused(run, "log.jsonl is not what it was after iteration 2", "--accept-changes")
     resume(run, "iterations=3", accept=True)

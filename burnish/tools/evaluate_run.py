@@ -12,8 +12,10 @@ from burnish.seeds import seed_globals
 from burnish.training import checkpoint
 from burnish.training.assembly import assemble_evaluation
 from burnish.training.evaluations import evaluate_all
+from burnish.training.origin import changes, decides_evaluations, origin_of
 from burnish.training.weights import evaluated_weights
 from burnish.trust import Trust
+from burnish.world import World
 
 
 def evaluate_run(run: Run, images: int = 0, *, trust: Trust = False) -> dict[str, Any]:
@@ -44,8 +46,11 @@ def evaluate_run(run: Run, images: int = 0, *, trust: Trust = False) -> dict[str
         seed_globals(config.seed, "weights")
         parts = assemble_evaluation(config)
         before = load_evaluation(run.evaluation_file(0))
+        # by a reward or on prompts that have changed since it cannot be compared with
+        changed = changes(state.origin, origin_of(config, World(), parts)) if state.origin else {}
+        stale = decides_evaluations(changed)
 
-        if before is None or before["train"].images_per_prompt != count:
+        if before is None or stale or before["train"].images_per_prompt != count:
             before = evaluate_all(parts, count, seed, config.batch.sample_batch)
 
         parts.policy.load_state(evaluated_weights(state.learners["generator"]))

@@ -8,7 +8,7 @@ of the images that prompts name.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +38,9 @@ GUARD_MAY_BECOME = {
     "rollback": ("none", "warn", "stop", "rollback"),
 }
 """The actions that a run's guard may have on resume, by the one it had."""
+
+EVALUATED = ("file", "evaluation", "expander", "guard", "model", "prompts", "rewards", "sampler")
+"""The beginnings of the names of what decides the numbers of an evaluation."""
 
 LARGE = 1 << 24  # bytes: of a file of more than two times this, only both ends count
 READ = (".json", ".model", ".safetensors", ".txt")
@@ -106,6 +109,11 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
             found[f"file {path}"] = "it is missing" if path not in images else "it has changed"
 
     return found
+
+
+def decides_evaluations(changed: Iterable[str]) -> bool:
+    """Return whether the numbers of an evaluation depend on any of the names in `changes`."""
+    return any(name.split(".")[0].split(" ")[0] in EVALUATED for name in changed)
 
 
 def _changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:

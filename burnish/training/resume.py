@@ -20,16 +20,14 @@ from burnish.training.checkpoint import tensor_error_context
 from burnish.training.export import write_export
 from burnish.training.job import Job
 from burnish.training.learners import averaged
-from burnish.training.origin import changes, origin_of
+from burnish.training.origin import changes, decides_evaluations, origin_of
 from burnish.world import World
 
 FIXED = ("model", "expander.model", "expander.train", "expander.rank", "guard.action")
 """Keys that --accept-changes does not help: the checkpoint's weights are of another shape."""
 
-EVALUATED = ("file", "evaluation", "expander", "guard", "model", "prompts", "rewards", "sampler")
-"""The beginnings of the names of what decides an evaluation's numbers."""
-
 MOST_NAMED = 5  # changes in a message
+ACCEPT = "--accept-changes (in Python accept_changes=True)"
 
 
 def save(job: Job, iteration: int, origin: Mapping[str, Any]) -> None:
@@ -126,7 +124,7 @@ def restore(job: Job, accept_changes: bool = False) -> int:
                     f"({type_and_message(error)}); delete the newest checkpoint"
                 ) from error
 
-    if any(name.split(".")[0].split(" ")[0] in EVALUATED for name in changed):
+    if decides_evaluations(changed):
         drop_evaluations(job)
     return state.iteration
 
@@ -228,7 +226,7 @@ def check_origin(
     names = list(changed)[:MOST_NAMED]
     more = f" and {len(changed) - len(names)} more" if len(changed) > len(names) else ""
     remarks = "; ".join(f"{name}: {changed[name]}" for name in names)
-    accept = "" if fixed else "go on with what there is now by --accept-changes, "
+    accept = "" if fixed else f"go on with what there is now by {ACCEPT}, "
     raise ValueError(
         f"{run.folder} was trained with another {', '.join(names)}{more}; leave that as it was "
         f"({remarks}), {accept}or start a new --out with "
@@ -251,7 +249,7 @@ def check_log(run: Run, state: checkpoint.State) -> None:
     missing = f"it has {len(rows)} of {done} lines" if len(rows) < done else "lines have changed"
     raise ValueError(
         f"{run.log} is not what it was after iteration {done}: {missing}; put the file back, or go "
-        "on with it as it is by --accept-changes"
+        f"on with it as it is by {ACCEPT}"
     )
 
 
