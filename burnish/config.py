@@ -16,12 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tomli_w
 
 from burnish import catalog
 from burnish.annotations import fits, readable
+
+if TYPE_CHECKING:
+    from burnish.types import Advantage
 
 Table = dict[str, Any]
 """`{"use": "name", ...}`: a thing of the catalog and its arguments."""
@@ -501,9 +504,12 @@ def _check_names(config: Config) -> None:
     """
     kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
     catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
-    catalog.build("advantage", config.advantage, "advantage")
+    advantage = catalog.build("advantage", config.advantage, "advantage")
     check_curriculum(config)
     objective = catalog.build("objective", config.objective, "objective")
+    # others that compare images refuse a single one in words of their own
+    if not (objective.compares_images or config.batch.baseline):
+        check_compared_images(config, advantage)
 
     if kernel.deterministic and objective.process != "forward":
         raise ValueError(
@@ -541,6 +547,29 @@ def _check_names(config: Config) -> None:
         raise ValueError(
             f'guard.panel: "{taken.pop()}" is a measure of its own; give the reward another '
             'name = "..."'
+        )
+
+
+def images_compared(config: Config) -> int:
+    """Return how many images of a prompt share a target reward, and so are compared."""
+    return config.batch.images_per_prompt // config.identifier_count
+
+
+def check_compared_images(config: Config, advantage: Advantage) -> None:
+    """Refuse a single image where the advantage compares images."""
+    name = config.advantage["use"]
+    if advantage.compares_images and images_compared(config) < 2:
+        each = " for each identifier" if config.identifier_count > 1 else ""
+        raise ValueError(
+            f"advantage '{name}' compares the images of a prompt, and there is only one{each}; "
+            'raise batch.images_per_prompt, or set advantage.use = "batch"'
+        )
+
+    remembers = advantage.min_count > 0 or name not in catalog.BUILTIN["advantage"]
+    if config.batch.prompts * config.batch.images_per_prompt < 2 and not remembers:
+        raise ValueError(
+            f"advantage '{name}' compares the images of an iteration, and there is only one; raise "
+            'batch.images_per_prompt or batch.prompts, or set advantage.use = "tracker"'
         )
 
 

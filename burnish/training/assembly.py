@@ -17,6 +17,7 @@ from burnish.checked import checked_part, checked_prompts
 from burnish.config import (
     Config,
     Table,
+    check_compared_images,
     check_curriculum,
     check_expander,
     reward_arguments,
@@ -31,7 +32,6 @@ from burnish.prompts.imitation import imitate, read_pairs
 from burnish.rewards import Tolerance
 from burnish.rl.curriculum import ConstantCurriculum
 from burnish.training.requirements import (
-    check_compared_images,
     check_identifiers,
     check_transitions,
 )
