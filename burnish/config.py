@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 import tomli_w
 
@@ -35,6 +35,9 @@ from burnish.redaction import redact, secret_in
 from burnish.references import Purpose
 from burnish.run_files import read_toml
 from burnish.trust import Trust, UntrustedCodeError, require_trust
+
+if TYPE_CHECKING:
+    from burnish.types import Advantage
 
 Table = dict[str, Any]
 """`{"use": "name", ...}`: a thing of the catalog and its arguments."""
@@ -653,15 +656,41 @@ def _check_parts(config: Config) -> None:
     """Build the parts of a training that are cheap, for their own checks and their protocols'."""
     kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
     catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
-    catalog.build("advantage", config.advantage, "advantage")
+    advantage = catalog.build("advantage", config.advantage, "advantage")
     check_curriculum(config)
     objective = catalog.build("objective", config.objective, "objective")
+    # others that compare images refuse a single one in words of their own
+    if not (objective.compares_images or config.batch.baseline):
+        check_compared_images(config, advantage)
 
     if kernel.deterministic and objective.process != "forward":
         raise ValueError(
             "sampler.kernel.eta must be > 0: without noise a transition has no probability, and a "
             "policy gradient nothing to learn from; only the objectives 'rwr' and 'awm' can do "
             "without"
+        )
+
+
+def images_compared(config: Config) -> int:
+    """Return how many images of a prompt share a target reward, and so are compared."""
+    return config.batch.images_per_prompt // config.identifier_count
+
+
+def check_compared_images(config: Config, advantage: Advantage) -> None:
+    """Refuse a single image where the advantage compares images."""
+    name = config.advantage["use"]
+    if advantage.compares_images and images_compared(config) < 2:
+        each = " for each identifier" if config.identifier_count > 1 else ""
+        raise ValueError(
+            f"advantage '{name}' compares the images of a prompt, and there is only one{each}; "
+            'raise batch.images_per_prompt, or set advantage.use = "batch"'
+        )
+
+    remembers = advantage.min_count > 0 or name not in catalog.BUILTIN["advantage"]
+    if config.batch.prompts * config.batch.images_per_prompt < 2 and not remembers:
+        raise ValueError(
+            f"advantage '{name}' compares the images of an iteration, and there is only one; raise "
+            'batch.images_per_prompt or batch.prompts, or set advantage.use = "tracker"'
         )
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from burnish.config import Config
+from burnish.config import Config, images_compared
 from burnish.diffusion.sampler import Sampler
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander, Expansions
@@ -33,7 +33,6 @@ from burnish.training.batch import RolloutBatch
 from burnish.training.collect import iteration_sampler
 from burnish.training.job import Job, prepare
 from burnish.training.learners import GeneratorLearner
-from burnish.training.requirements import images_compared
 from burnish.training.updates import transition_count
 from burnish.types import Prompt, Replay, Scores, Trajectory
 from burnish.world import World

@@ -19,6 +19,7 @@ from burnish.checked import checked_part, checked_prompts
 from burnish.config import (
     Config,
     Table,
+    check_compared_images,
     check_curriculum,
     check_expander,
     reward_arguments,
@@ -34,7 +35,6 @@ from burnish.prompts.imitation import imitate, read_pairs
 from burnish.rewards.tolerance import Tolerance, keep_waiting
 from burnish.rl.curriculum import ConstantCurriculum
 from burnish.training.requirements import (
-    check_compared_images,
     check_devices,
     check_identifiers,
     check_transitions,

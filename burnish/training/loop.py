@@ -19,11 +19,12 @@ from burnish.runs import Record, Run
 from burnish.seeds import seed_globals
 from burnish.training.assembly import Overrides
 from burnish.training.collect import Collector, OnImages
-from burnish.training.credit import ScoreChecks, assign_credit, gather_scores
+from burnish.training.credit import gather_scores
 from burnish.training.job import prepare
 from burnish.training.metrics import with_metrics
 from burnish.training.record import Recorder
 from burnish.training.resume import check_not_guarded, check_unchanged, restore
+from burnish.training.score_checks import ScoreChecks
 from burnish.world import World, join_world
 
 
@@ -82,7 +83,7 @@ def train(
         job = prepare(config, run, world, stop, overrides)
         done = restore(job, accept_changes) if resume else 0
         collector = Collector(job, on_images)
-        checks = ScoreChecks(config, job.parts)
+        checks = ScoreChecks(job, done)
         recorder = Recorder(job, done, on_record)
 
         try:
@@ -94,7 +95,7 @@ def train(
                 scores = gather_scores(batch.scores, world)
                 checks.check(scores, iteration)
                 recorder.begin_updates()
-                credit = assign_credit(job.parts, batch, scores, world)
+                credit = checks.assign_credit(batch, scores, world)
 
                 metrics: dict[str, Any] = {}
                 for name, learner in job.learners.items():

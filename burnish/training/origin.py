@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.config import Config, RunConfig
-from burnish.training.assembly import Parts
+from burnish.training.assembly import EvaluationParts, Parts
 from burnish.types import Prompt
 from burnish.world import World
 
@@ -47,7 +47,9 @@ READ = (".json", ".model", ".safetensors", ".txt")
 """The endings of the files that count in a folder of a model or an adapter."""
 
 
-def origin_of(config: Config, world: World, parts: Parts | None = None) -> dict[str, Any]:
+def origin_of(
+    config: Config, world: World, parts: EvaluationParts | None = None
+) -> dict[str, Any]:
     """Return where a run comes from, as JSON: "config", "processes", "files" and "images".
 
     Args:
@@ -57,9 +59,14 @@ def origin_of(config: Config, world: World, parts: Parts | None = None) -> dict[
     """
     origin = {"config": asdict(config), "processes": world.count, "files": named_files(config)}
     if parts is not None:
-        origin["images"] = named_images({"prompts": parts.prompts, **parts.evaluation_prompts})
+        origin["images"] = named_images(_prompts_of(parts))
 
     return origin
+
+
+def _prompts_of(parts: EvaluationParts) -> dict[str, list[Prompt]]:
+    trained = {"prompts": parts.prompts} if isinstance(parts, Parts) else {}
+    return trained | parts.evaluation_prompts
 
 
 def named_files(config: Config) -> dict[str, str]:
