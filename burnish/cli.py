@@ -651,8 +651,10 @@ def main(argv: list[str] | None = None) -> None:
     """
     import warnings
 
+    from burnish.errors import printable
+
     def show_warning(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"burnish: warning: {message}", file=sys.stderr)
+        print(f"burnish: warning: {printable(str(message))}", file=sys.stderr)
 
     warnings.showwarning = show_warning
 
@@ -664,7 +666,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("BURNISH_DEBUG"):
             raise
-        print(f"burnish: {error}", file=sys.stderr)
+        print(f"burnish: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

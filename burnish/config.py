@@ -30,6 +30,7 @@ from burnish.annotations import (
     number_complaint,
     shown,
 )
+from burnish.errors import printable
 from burnish.references import Purpose
 from burnish.run_files import read_toml
 from burnish.trust import Trust, UntrustedCodeError, require_trust
@@ -335,7 +336,7 @@ def load(
         changed = " ".join(f"--set {override:.200}" for override in overrides)
         source = f"{found} with {changed}" if overrides else str(found)
         kind = UntrustedCodeError if isinstance(error, UntrustedCodeError) else ValueError
-        raise kind(f"{source}: {error}") from error
+        raise kind(printable(f"{source}: {error}")) from error
 
 
 def parse(tree: Mapping[str, Any]) -> Config:

@@ -22,6 +22,11 @@ def type_and_message(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
+def printable(text: str) -> str:
+    """Return a text on one line, with nothing in it that would steer a terminal."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
 @contextmanager
 def os_error_context(path: Path) -> Iterator[None]:
     """Turn the two errors of a disk that a user can fix into one sentence about `path`.
