@@ -376,12 +376,17 @@ def _from_package(kind: str, name: str) -> Any:
         ) from error
 
 
-def _from_file(kind: str, path: Path) -> Any:
+def check_file(kind: str, path: Path) -> None:
+    """Refuse a file of code that is not there."""
     if not path.is_file():
         raise FileNotFoundError(
             f"{kind}: {path}: no such file; check the path (a relative one counts from the folder "
             "of the file it stands in, behind --set from the current folder)"
         )
+
+
+def _from_file(kind: str, path: Path) -> Any:
+    check_file(kind, path)
 
     # one module a file, however often it is named; a hash separates two files of one name
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()

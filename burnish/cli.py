@@ -707,6 +707,7 @@ def main(argv: list[str] | None = None) -> None:
     import traceback
     import warnings
 
+
     def show_warning(message: Warning | str, *_: object, **__: object) -> None:
         say(f"burnish: warning: {message}", sys.stderr)
 

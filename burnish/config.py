@@ -30,7 +30,7 @@ from burnish.annotations import (
     number_complaint,
     shown,
 )
-from burnish.errors import HALF_CHARACTER
+from burnish.errors import HALF_CHARACTER, printable
 from burnish.redaction import redact, secret_in
 from burnish.references import Purpose
 from burnish.run_files import read_toml
@@ -341,7 +341,7 @@ def load(
         changed = redact(" ".join(f"--set {override:.200}" for override in overrides))
         source = f"{found} with {changed}" if overrides else str(found)
         kind = UntrustedCodeError if isinstance(error, UntrustedCodeError) else ValueError
-        raise kind(f"{source}: {error}") from error
+        raise kind(printable(f"{source}: {error}")) from error
 
 
 def parse(tree: Mapping[str, Any]) -> Config:

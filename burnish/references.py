@@ -164,7 +164,8 @@ def _named(where: str, kind: str, table: Any) -> Iterator[NamedPart]:
         return
 
     yield NamedPart(where, kind, table)
-    if kind == "prompts":  # a source may take its texts from another source
+    if kind == "prompts" and table.get("use") in list(catalog.BUILTIN[kind]):
+        # a source of the catalog may take its texts from another source
         for key, value in table.items():
             if isinstance(value, dict) and "use" in value:
                 yield from _named(f"{where}.{key}", kind, value)

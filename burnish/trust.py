@@ -20,7 +20,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from burnish.catalog import code_file, is_code
+from burnish.catalog import check_file, code_file, is_code
 from burnish.references import NamedPart
 
 Trust = bool | Callable[[str], bool]
@@ -81,13 +81,17 @@ def require_trust(
         source: the file, for the question.
 
     Raises:
-        UntrustedCodeError: they do not.
+        FileNotFoundError: a file of code is not there.
+        UntrustedCodeError: they do not consent.
     """
     codes = [
         Code(part.where, use, {key: one for key, one in part.table.items() if key != "use"})
         for part in parts
         if isinstance(use := part.table.get("use"), str) and is_code(part.kind, use)
     ]
+    for code in codes:
+        if file := code_file(code.use):
+            check_file(code.where, Path(file))
     unknown = [code for code in codes if code.use not in typed and not is_remembered(code)]
 
     if unknown and trust is not True:
@@ -107,7 +111,10 @@ def require_trust(
 def is_remembered(code: Code) -> bool:
     """Return whether the user has consented to this code before."""
     digest = code.digest()
-    return bool(digest) and (folder() / digest).is_file()
+    try:
+        return bool(digest) and (folder() / digest).is_file()
+    except (OSError, RuntimeError):  # a folder that may not be entered; no home folder
+        return False
 
 
 def remember(code: Code) -> None:
@@ -116,7 +123,7 @@ def remember(code: Code) -> None:
     if not digest or is_remembered(code):
         return
 
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):
         folder().mkdir(parents=True, exist_ok=True, mode=0o700)
         (folder() / digest).write_text(f"{code.described()}\n", "utf-8", errors="replace")
 

@@ -285,6 +285,25 @@ def test_a_module_is_found_without_importing_its_package(
     assert "unimported" not in sys.modules
 
 
+def test_a_missing_file_is_said_to_be_missing(recipe: Path) -> None:
+    recipe.with_name("reward.py").unlink()
+    with pytest.raises(FileNotFoundError, match=r"rewards\.0: .*reward\.py: no such file"):
+        configuration.load(recipe)
+
+
+def test_without_a_home_folder_nothing_is_remembered(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setattr(Path, "home", none)
+    configuration.load(recipe, trust=True)
+    with pytest.raises(UntrustedCodeError):
+        configuration.load(recipe)
+
+
 def test_a_program_that_ends_itself_is_one_sentence(recipe: Path) -> None:
     recipe.with_name("reward.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(ValueError, match=r"reward\.py fails when it is read: SystemExit"):

@@ -16,6 +16,7 @@ weights that drew it gives back the stored log-probabilities, up to rounding.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -479,6 +480,10 @@ def _with_saved_lora(network: Any, folder: Path, train: str, rank: int) -> Any:
     from peft import PeftModel
 
     try:
+        settings = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        # peft imports the module of that name
+        if settings.get("megatron_config"):
+            raise ValueError("it names a module to import (megatron_core)")
         with _without_warnings():
             adapted = PeftModel.from_pretrained(network, str(folder), is_trainable=train == "lora")
         _check_adapter(adapted, folder)
