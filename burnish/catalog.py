@@ -153,7 +153,7 @@ def check(kind: str, table: Mapping[str, Any], where: str = "") -> Callable[...,
 
     found = resolve(kind, use)
     given = {key: value for key, value in table.items() if key != "use"}
-    parameters = _parameters(found)[len(CALLED_WITH[kind]) if _is_itself(kind, found) else 0 :]
+    parameters = arguments(kind, found)
     accepted = [
         parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD
     ]
@@ -203,6 +203,16 @@ def build(kind: str, table: Mapping[str, Any], where: str = "") -> Any:
     from burnish.checked import checked_part
 
     return checked_part(kind, part, table["use"])
+
+
+def arguments(kind: str, found: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the parameters that a table of the configuration may give, in their order.
+
+    Args:
+        kind: of the part.
+        found: the function or class, from `resolve`.
+    """
+    return _parameters(found)[len(CALLED_WITH[kind]) if _is_itself(kind, found) else 0 :]
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

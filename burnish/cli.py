@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -435,18 +435,51 @@ def read_code(image: Path, payload: str, decoders: tuple[str, ...], as_json: boo
 
 
 @app.command("list")
-def list_parts() -> None:
-    """Show every recipe, reward, advantage, objective, kernel, guidance and prompt set."""
-    from burnish import catalog, config
+def list_parts(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="reward, recipe, kernel, ... Default: all.")
+    ] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="One of this kind.")] = "",
+) -> None:
+    """Show what a recipe can name, or one of it: its arguments, text, and TOML to paste.
 
-    print("recipes")
-    for name in config.recipes():
-        _print_entry(name, _first_comment(config.recipe(name)))
+    burnish list
+    burnish list rewards
+    burnish list reward aesthetic
+    """
+    from burnish.tools.listing import listing, page
 
-    for kind, table in catalog.BUILTIN.items():
-        print(f"\n{kind}")
-        for name in table:
-            _print_entry(name, (catalog.resolve(kind, name).__doc__ or "").split("\n\n")[0])
+    # sentences are wrapped for a reader only: a program gets each on a line
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    print(page(kind, name) if name else listing(kind, width))
+
+
+@app.command("recipe")
+def print_recipe(
+    name: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe's name. Default: list them.")
+    ] = "",
+) -> None:
+    """Print a recipe as it stands, with its comments, to be edited.
+
+    burnish recipe
+    burnish recipe demo > my.toml
+    burnish train my.toml
+    """
+    if not name:
+        list_parts("recipe")
+        return
+
+    from burnish.config import packaged_recipe
+
+    try:
+        content = packaged_recipe(name.removesuffix(".toml")).read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no recipe {name}; {error}") from None
+
+    # as it stands, whatever the terminal's encoding
+    sys.stdout.buffer.write(content)
+    sys.stdout.flush()
 
 
 @zoo_app.command("list")
@@ -455,7 +488,7 @@ def zoo_list() -> None:
     from burnish import zoo
 
     for name in zoo.names():
-        print(f"zoo:{name:<16} {zoo.size_mb(name):5.1f} MB   {zoo.path(name)}")
+        print(f"zoo:{name:<16} {zoo.size_mb(name):5.1f} MB   {zoo.path(name)}   {zoo.MODELS[name]}")
 
 
 @zoo_app.command("check")
@@ -620,27 +653,6 @@ def main(argv: list[str] | None = None) -> None:
             raise
         print(f"burnish: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-
-
-def _print_entry(name: str, text: str) -> None:
-    """Print a name with the first sentence about it, in as many lines as it needs."""
-    import textwrap
-
-    sentence = " ".join(text.split()).split(". ")[0].rstrip(".")
-    wrapped = textwrap.fill(
-        sentence,
-        width=110,
-        initial_indent=f"  {name:<28} ",
-        subsequent_indent=" " * 31,
-        break_on_hyphens=False,
-    )
-    print(wrapped)
-
-
-def _first_comment(path: Path) -> str:
-    """Return the text of the comment that a recipe opens with, up to its first empty line."""
-    lines = takewhile(lambda line: line.strip("# "), path.read_text("utf-8").splitlines())
-    return " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
 
 
 if __name__ == "__main__":

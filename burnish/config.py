@@ -39,6 +39,10 @@ RENAMED: Mapping[str, str] = {
 """Keys of before 0.1.0, and their names now."""
 
 
+REWARD_KEYS = ("weight", "name", "of")
+"""Keys of a reward's table that are not the reward's arguments."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The model that is fine-tuned, and which of its weights."""
@@ -346,13 +350,23 @@ def recipe(path: str | Path) -> Path:
     if Path(path).is_file():
         return Path(path)
 
-    name = str(path).removesuffix(".toml")
-    if name in recipes():
-        return Path(str(files("burnish") / "recipes" / f"{name}.toml"))
+    try:
+        return packaged_recipe(str(path).removesuffix(".toml"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path}: no such file, and no recipe of that name; {error}"
+        ) from None
 
-    raise FileNotFoundError(
-        f"{path}: no such file, and no recipe of that name; {catalog.nearest(name, recipes())}"
-    )
+
+def packaged_recipe(name: str) -> Path:
+    """Return the path of the recipe of that name.
+
+    Raises:
+        FileNotFoundError: there is none; the message names the nearest.
+    """
+    if name not in recipes():
+        raise FileNotFoundError(catalog.nearest(name, recipes()))
+    return Path(str(files("burnish") / "recipes" / f"{name}.toml"))
 
 
 def _section(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
@@ -617,7 +631,7 @@ def check_expander(config: Config) -> None:
 
 def reward_arguments(table: Table) -> Table:
     """Return the arguments in a reward's table: without its weight, name and `of`."""
-    return {key: value for key, value in table.items() if key not in ("weight", "name", "of")}
+    return {key: value for key, value in table.items() if key not in REWARD_KEYS}
 
 
 def reward_names(tables: Sequence[Table]) -> tuple[str, ...]:
