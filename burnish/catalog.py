@@ -80,6 +80,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "zoo_nouns": "burnish.prompts.sources:zoo_nouns",
         "template": "burnish.prompts.sources:template",
         "lines": "burnish.prompts.sources:lines",
+        "csv": "burnish.prompts.sources:csv_table",
         "jsonl": "burnish.prompts.sources:jsonl",
         "list": "burnish.prompts.sources:listed",
         "qr": "burnish.prompts.codes:qr",
@@ -100,6 +101,34 @@ arguments of the table to make it.
 """
 
 
+PROMPT_FILES: Mapping[str, str] = {
+    ".txt": "lines",
+    ".csv": "csv",
+    ".json": "jsonl",
+    ".jsonl": "jsonl",
+}
+"""The prompt source that reads a file, by the file's ending."""
+
+
+def prompts_table(value: Any) -> Any:
+    """Return the table of a prompt source that is given in short; anything else as it is.
+
+    Args:
+        value: a file by its ending, a source that needs no arguments by its name, or a list of
+            texts.
+
+    >>> prompts_table("mine.txt"), prompts_table(["a cat"])
+    ({'use': 'lines', 'path': 'mine.txt'}, {'use': 'list', 'texts': ['a cat']})
+    """
+    if isinstance(value, list):
+        return {"use": "list", "texts": value}
+    if not isinstance(value, str):
+        return value
+
+    reader = PROMPT_FILES.get(Path(value).suffix.lower())
+    return {"use": reader, "path": value} if reader else {"use": value}
+
+
 def resolve(kind: str, use: str) -> Callable[..., Any]:
     """Return the function or class that `use` names.
 
@@ -111,8 +140,10 @@ def resolve(kind: str, use: str) -> Callable[..., Any]:
 
     module_name, colon, attribute = use.rpartition(":")
     if not colon:
+        files = f", or a file ({', '.join(PROMPT_FILES)})" if kind == "prompts" else ""
         raise ValueError(
-            f'{kind}: use = "{use}" is unknown; {nearest(use, BUILTIN[kind])}, or "my_file.py:name"'
+            f'{kind}: use = "{use}" is unknown; {nearest(use, BUILTIN[kind])}, '
+            f'or "my_file.py:name"{files}'
         )
     if not module_name or not attribute:
         raise ValueError(

@@ -253,7 +253,9 @@ class Config:
     iterations: int = 100  # rounds of sampling, scoring and training
     model: ModelConfig = field(default_factory=ModelConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    prompts: Table = field(default_factory=dict)  # the source they are drawn from
+    # the source they are drawn from; in short: "prompts.txt" (or .csv, .json, .jsonl), "animals",
+    # or ["a cat", "a dog"]
+    prompts: Table = field(default_factory=dict)
     expander: ExpanderConfig = field(default_factory=ExpanderConfig)
     # use, weight (1.0), name (of the curve), of ("original": judge by the prompt before it was
     # expanded, or "prompt"), and its arguments
@@ -295,6 +297,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ValueError(f"{found}: not TOML: {error}; fix the file") from error
 
     for override in overrides:
+        tree = _with_prompt_tables(tree)  # whose keys may be changed too
         _override(tree, override)
 
     try:
@@ -314,7 +317,7 @@ def parse(tree: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: a key or a value is wrong; the message names the key.
     """
-    config = _section(Config, tree, "")
+    config = _section(Config, _with_prompt_tables(tree), "")
     _check_numbers(config)
     _check_names(config)
     _check_guard(config)
@@ -367,6 +370,21 @@ def packaged_recipe(name: str) -> Path:
     if name not in recipes():
         raise FileNotFoundError(catalog.nearest(name, recipes()))
     return Path(str(files("burnish") / "recipes" / f"{name}.toml"))
+
+
+def _with_prompt_tables(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree in which prompts that are given in short are tables."""
+    expanded = dict(tree)
+    if "prompts" in tree:
+        expanded["prompts"] = catalog.prompts_table(tree["prompts"])
+
+    evaluation = tree.get("evaluation")
+    if isinstance(evaluation, Mapping):
+        sources = {key: evaluation[key] for key in ("prompts", "unseen") if key in evaluation}
+        tables = {key: catalog.prompts_table(value) for key, value in sources.items()}
+        expanded["evaluation"] = {**evaluation, **tables}
+
+    return expanded
 
 
 def _section(kind: type[T], tree: Mapping[str, Any], where: str) -> T:

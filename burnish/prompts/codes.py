@@ -20,7 +20,7 @@ from random import Random
 from typing import Any
 
 from burnish import catalog
-from burnish.prompts.sources import lines, listed
+from burnish.prompts.sources import lines
 from burnish.types import Prompt
 
 CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -33,7 +33,7 @@ ALL_PAIRS = 256
 
 
 def qr(
-    texts: list | dict,
+    texts: list | dict | str,
     payloads: list | str | None = None,
     random: int = 0,
     seed: int = 0,
@@ -47,8 +47,8 @@ def qr(
     """Return texts with payloads for their codes, as metadata["payload"].
 
     Args:
-        texts: a list, or the table of another source, as `{use = "zoo_nouns"}`; its metadata is
-            kept.
+        texts: a list, the table of another source, as `{use = "zoo_nouns"}`, whose metadata is
+            kept, or in short a file or a source's name.
         payloads: a list, or a text file with one a line.
         random: the number of random payloads, all different, to take instead.
         seed: of the random ones.
@@ -75,10 +75,7 @@ def qr(
             "prompts: give either payloads = [...] (or a file's path) or random = 100, not both"
         )
 
-    if isinstance(texts, dict):
-        prompts = catalog.build("prompts", texts, "prompts.texts")
-    else:
-        prompts = listed(texts)
+    prompts = catalog.build("prompts", catalog.prompts_table(texts), "prompts.texts")
 
     if payloads is None:
         contents: Sequence[str] = _random_payloads(random, seed, length, alphabet, part)

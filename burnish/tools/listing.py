@@ -41,6 +41,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "sampled": {"first": 1.4, "last": 0.8},
     "template": {"text": "a {colour} {noun}", "colour": ["red", "blue"], "noun": ["cat", "dog"]},
     "lines": {"path": "prompts.txt"},
+    "csv": {"path": "prompts.csv"},
     "jsonl": {"path": "prompts.jsonl"},
     "list": {"texts": ["a cat", "a dog on the moon"]},
     "qr": {"texts": ["a cat", "a dog"], "random": 100},
