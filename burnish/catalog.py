@@ -101,6 +101,9 @@ arguments of the table to make it.
 """
 
 
+IN_MEMORY = "burnish.training.assembly:absent"
+"""The name that a run's configuration gives to an object of a Python program."""
+
 PROMPT_FILES: Mapping[str, str] = {
     ".txt": "lines",
     ".csv": "csv",
@@ -234,6 +237,12 @@ def build(kind: str, table: Mapping[str, Any], where: str = "") -> Any:
     from burnish.checked import checked_part
 
     return checked_part(kind, part, table["use"])
+
+
+def shown_name(table: Mapping[str, Any]) -> str:
+    """Return the name of a part for a reader: its own, if it was an object of a Python program."""
+    use = str(table.get("use", ""))
+    return str(table.get("name", "an object")) if use == IN_MEMORY else use
 
 
 def arguments(kind: str, found: Callable[..., Any]) -> list[inspect.Parameter]:

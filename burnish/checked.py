@@ -74,6 +74,10 @@ def checked_part(kind: str, part: Any, use: str) -> Any:
         return part
 
     protocol, wrapper = WRAPPERS[kind]
+    if isinstance(part, type):
+        raise ValueError(
+            f"{kind} {use} is a class; give an object of it, such as {part.__name__}()"
+        )
     if is_built_in(part):
         if protocol not in type(part).__mro__:
             raise ValueError(f"{use} is no {kind}; burnish list shows which there are")

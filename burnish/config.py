@@ -22,6 +22,7 @@ import tomli_w
 
 from burnish import catalog
 from burnish.annotations import fits, readable
+from burnish.types import Curriculum, Kernel, Objective
 
 Table = dict[str, Any]
 """`{"use": "name", ...}`: a thing of the catalog and its arguments."""
@@ -531,18 +532,14 @@ def _check_names(config: Config) -> None:
 
     What is cheap to build is built, for its own checks and for those of its protocol.
     """
-    kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
-    catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
-    catalog.build("advantage", config.advantage, "advantage")
-    check_curriculum(config)
-    objective = catalog.build("objective", config.objective, "objective")
-
-    if kernel.deterministic and objective.process != "forward":
-        raise ValueError(
-            "sampler.kernel.eta must be > 0: without noise a transition has no probability, and a "
-            "policy gradient nothing to learn from; only the objectives 'rwr' and 'awm' can do "
-            "without"
-        )
+    kernel = _built("kernel", config.sampler.kernel, "sampler.kernel")
+    _built("guidance", config.sampler.guidance, "sampler.guidance")
+    _built("advantage", config.advantage, "advantage")
+    if config.curriculum:
+        check_curriculum(config, _built("curriculum", config.curriculum, "curriculum"))
+    objective = _built("objective", config.objective, "objective")
+    if kernel is not None and objective is not None:
+        check_noise(kernel, objective)
 
     catalog.check("prompts", config.prompts, "prompts")
     for name in ("prompts", "unseen"):
@@ -576,18 +573,31 @@ def _check_names(config: Config) -> None:
         )
 
 
-def check_curriculum(config: Config) -> None:
-    """Refuse a curriculum without a ControlNet, or one that follows an unknown reward."""
-    if not config.curriculum:
-        return
+def _built(kind: str, table: Table, where: str) -> Any:
+    """Return a part, built for its own checks; None for an object of a Python program."""
+    if table.get("use") == catalog.IN_MEMORY:
+        return None
+    return catalog.build(kind, table, where)
 
-    curriculum = catalog.build("curriculum", config.curriculum, "curriculum")
+
+def check_noise(kernel: Kernel, objective: Objective) -> None:
+    """Refuse a kernel without noise where the objective learns from transitions."""
+    if kernel.deterministic and objective.process != "forward":
+        raise ValueError(
+            "sampler.kernel.eta must be > 0: without noise a transition has no probability, and a "
+            "policy gradient nothing to learn from; only the objectives 'rwr' and 'awm' can do "
+            "without"
+        )
+
+
+def check_curriculum(config: Config, curriculum: Curriculum | None) -> None:
+    """Refuse a curriculum without a ControlNet, or one that follows an unknown reward."""
     if not config.model.controlnet:
         raise ValueError(
             "curriculum is one of the control scale: set model.controlnet, or leave it out"
         )
 
-    named = curriculum.reward
+    named = curriculum.reward if curriculum is not None else ""
     names = reward_names(config.rewards)
     if named and named not in names:
         raise ValueError(f'curriculum.reward = "{named}" is none of the rewards {", ".join(names)}')

@@ -137,17 +137,21 @@ def _images_css(grids: Mapping[int, Path], identifier_grid: Path | None) -> str:
 
 def _subtitle(config: Mapping[str, Any]) -> str:
     tables = config.get("rewards", ())
-    rewards = " + ".join(str(table.get("name") or table["use"]) for table in tables)
+    rewards = " + ".join(_named(table) for table in tables)
     model = config.get("model", {})
     train = str(model.get("train", ""))
 
     parts = [
         str(model.get("id", "")),
         f"LoRA rank {model.get('rank')}" if train == "lora" else train,
-        f"objective {config.get('objective', {}).get('use', '')}",
-        f"advantage {config.get('advantage', {}).get('use', '')}",
+        *(f"{kind} {_named(config.get(kind, {}))}" for kind in ("objective", "advantage")),
     ]
     return f"{rewards}: " + " · ".join(part for part in parts if part)
+
+
+def _named(table: Mapping[str, Any]) -> str:
+    """Return the name of a part, or what it uses."""
+    return str(table.get("name") or table.get("use", ""))
 
 
 # Numbers at the top

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from burnish import catalog
-from burnish.checked import checked_prompts
+from burnish.catalog import IN_MEMORY
+from burnish.checked import checked_part, checked_prompts, name_of
 from burnish.config import (
     Config,
     Table,
     check_curriculum,
     check_expander,
+    check_noise,
     reward_arguments,
     reward_names,
 )
@@ -33,7 +35,16 @@ from burnish.training.requirements import (
     check_identifiers,
     check_transitions,
 )
-from burnish.types import Advantage, Curriculum, Judge, Objective, Prompt, Reward
+from burnish.types import (
+    Advantage,
+    Curriculum,
+    Guidance,
+    Judge,
+    Kernel,
+    Objective,
+    Prompt,
+    Reward,
+)
 
 if TYPE_CHECKING:
     from burnish.training.learners import Learner
@@ -41,16 +52,13 @@ if TYPE_CHECKING:
 Source = Callable[[int], Sequence[Prompt]]
 """(how many are wanted) -> that many prompts, drawn anew each time."""
 
-IN_MEMORY = "burnish.training.assembly:absent"
-"""The name that a run's configuration gives to an object of a Python program."""
-
 
 @dataclass(frozen=True)
 class Overrides:
     """Objects of a Python program that `train` takes in place of what the configuration names.
 
-    Only that program can resume such a run. Its config.toml marks the place of rewards and of a
-    source, but cannot hold them; of a policy it has [model] as given, which is loaded by others.
+    Only that program can resume such a run. Its config.toml marks the place of what is given, but
+    cannot hold it; of a policy it has [model] as given, which is loaded by others.
     """
 
     # in place of [model], which should say how it was made; it is trained as it is
@@ -65,6 +73,36 @@ class Overrides:
 
     # by name, beside the generator and the expander: what else learns
     learners: Mapping[str, Learner] = field(default_factory=dict)
+
+    # in place of what the tables of these names say: an object of the protocol, or a function that
+    # is called as the object would be
+    advantage: Advantage | Callable[..., Any] | None = None
+    objective: Objective | Callable[..., Any] | None = None
+    curriculum: Curriculum | Callable[..., Any] | None = None
+    kernel: Kernel | Callable[..., Any] | None = None
+    guidance: Guidance | Callable[..., Any] | None = None
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The given parts of a run's method by their kind."""
+        given = {
+            "advantage": self.advantage,
+            "objective": self.objective,
+            "curriculum": self.curriculum,
+            "kernel": self.kernel,
+            "guidance": self.guidance,
+        }
+        return {kind: part for kind, part in given.items() if part is not None}
+
+    def build(self, kind: str, table: Table, where: str = "") -> Any:
+        """Return the given part of a kind, or else what the configuration's table names.
+
+        Raises:
+            ValueError: it is no part of this kind.
+        """
+        if kind not in self.parts:
+            return catalog.build(kind, table, where)
+        return checked_part(kind, self.parts[kind], _own_name(self.parts[kind]))
 
     def apply_to(self, config: Config) -> Config:
         """Return the configuration with the objects in it; rewards keep their names' weights."""
@@ -84,7 +122,12 @@ class Overrides:
         if self.source is not None:
             changes["prompts"] = {"use": IN_MEMORY}
 
-        return replace(config, **changes)
+        tables: dict[str, Any] = {
+            kind: {"use": IN_MEMORY, "name": _own_name(part)} for kind, part in self.parts.items()
+        }
+        of_sampler = {kind: tables.pop(kind) for kind in ("kernel", "guidance") if kind in tables}
+        sampler = replace(config.sampler, **of_sampler)
+        return replace(config, sampler=sampler, **changes, **tables)
 
 
 @dataclass(frozen=True)
@@ -123,16 +166,17 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
     """
     overrides = overrides or Overrides()
     check_expander(config)
-    check_curriculum(config)
     check_identifiers(config)
     prompts = [] if overrides.source else load_prompts(config.prompts, "prompts")
     evaluation_prompts = load_evaluation_prompts(config, prompts)
 
-    advantage = catalog.build("advantage", config.advantage)
-    objective = catalog.build("objective", config.objective)
-    curriculum = load_curriculum(config)
-    sampler = load_sampler(config)
-    policy = overrides.policy or load_policy(config, device)
+    advantage = overrides.build("advantage", config.advantage)
+    objective = overrides.build("objective", config.objective)
+    curriculum = load_curriculum(config, overrides)
+    sampler = load_sampler(config, overrides)
+    check_noise(sampler.kernel, objective)
+    needs_reference = objective.kl > 0 or config.guard.kl > 0
+    policy = overrides.policy or load_policy(config, device, reference=needs_reference)
     check_policy(config, policy)
     add_identifiers(config, policy)
     check_transitions(config, policy, sampler, objective, advantage)
@@ -173,6 +217,11 @@ def absent(**arguments: Any) -> NoReturn:
     )
 
 
+def _own_name(part: Any) -> str:
+    """Return the name of a function or of an object's class, without its module's."""
+    return name_of(part).partition(".")[2]
+
+
 def load_prompts(table: Table, where: str) -> list[Prompt]:
     """Return the prompts of a source; an empty table gives none.
 
@@ -210,30 +259,36 @@ def load_evaluation_prompts(config: Config, prompts: list[Prompt]) -> dict[str, 
     return prompt_sets
 
 
-def load_sampler(config: Config) -> Sampler:
+def load_sampler(config: Config, overrides: Overrides | None = None) -> Sampler:
     """Return the sampler: kernel, steps, guidance and control."""
-    kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
-    guidance = catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
+    overrides = overrides or Overrides()
+    kernel = overrides.build("kernel", config.sampler.kernel, "sampler.kernel")
+    guidance = overrides.build("guidance", config.sampler.guidance, "sampler.guidance")
     return Sampler(kernel, config.sampler.steps, guidance, config.sampler.control)
 
 
-def load_curriculum(config: Config) -> Curriculum:
+def load_curriculum(config: Config, overrides: Overrides) -> Curriculum:
     """Return the curriculum of the control scale; without one the constant scale."""
     if not config.curriculum:
         return ConstantCurriculum(config.sampler.control.scale)
 
-    curriculum: Curriculum = catalog.build("curriculum", config.curriculum)
+    curriculum: Curriculum = overrides.build("curriculum", config.curriculum)
+    check_curriculum(config, curriculum)
     return curriculum
 
 
-def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
+def load_policy(
+    config: Config, device: str = "", adapter: str = "", reference: bool = False
+) -> Policy:
     """Return the model with its trainable weights.
 
-    `device` and `adapter` stand in for the configuration's.
+    Args:
+        config: of the run.
+        device: in place of the configuration's; "" keeps that.
+        adapter: in place of the configuration's; "" keeps that.
+        reference: keep the weights before training beside those that are trained in full.
     """
     model = config.model
-    objective: Objective = catalog.build("objective", config.objective)
-    needs_reference = objective.kl > 0 or config.guard.kl > 0
     policy = Policy.load(
         model.id,
         train=model.train,
@@ -252,7 +307,7 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
         size=model.size,
         trainable_parts=model.trainable_parts,
         adapter=adapter or model.adapter or None,
-        reference=model.train == "full" and needs_reference,
+        reference=model.train == "full" and reference,
     )
     add_identifiers(config, policy)
     return policy

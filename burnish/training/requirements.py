@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from burnish.catalog import shown_name
 from burnish.config import Config
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
@@ -100,9 +101,10 @@ def check_compared_images(config: Config, advantage: Advantage) -> None:
     """Refuse one image of a prompt where the advantage compares them."""
     if advantage.compares_images and images_compared(config) < 2:
         each = " for each identifier" if config.identifier_count > 1 else ""
+        name = shown_name(config.advantage)
         raise ValueError(
-            f"advantage '{config.advantage['use']}' compares the images of a prompt, and there is "
-            f'only one{each}; raise batch.images_per_prompt, or set advantage.use = "batch"'
+            f"advantage '{name}' compares the images of a prompt, and there is only one{each}; "
+            'raise batch.images_per_prompt, or set advantage.use = "batch"'
         )
 
 

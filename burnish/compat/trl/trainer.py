@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from burnish.catalog import IN_MEMORY
 from burnish.compat.trl.calls import Calls, Hook, PromptFunction, RewardFunction
 from burnish.compat.trl.options import DDPOConfig
 from burnish.compat.trl.pipeline import DefaultDDPOStableDiffusionPipeline
@@ -21,7 +22,7 @@ from burnish.report.progress import Progress
 from burnish.runs import Run, write
 from burnish.seeds import seed_globals
 from burnish.training import loop
-from burnish.training.assembly import IN_MEMORY, Overrides
+from burnish.training.assembly import Overrides
 from burnish.training.optimizer import adamw
 
 LOOP = (
