@@ -575,10 +575,12 @@ def stopping() -> Iterator[Stop]:
 
 def show_run(run: Run) -> None:
     """Print where a finished run lies, its result, and what to do next."""
+    from burnish.runs import guard_verdict
+
     print(f"Done: {run.folder}")
 
     if run.guard.is_file():
-        show_guard(json.loads(run.guard.read_text("utf-8")))
+        print(guard_verdict(json.loads(run.guard.read_text("utf-8"))))
     if run.evaluation.is_file():
         show_evaluation(json.loads(run.evaluation.read_text("utf-8")))
 
@@ -607,16 +609,6 @@ def show_evaluation(evaluation: Mapping[str, Any]) -> None:
                 for measure, change in panel.items()
             )
             print(" " * 8 + "  ".join(changes))
-
-
-def show_guard(decision: Mapping[str, Any]) -> None:
-    """Print what the guard did, and why."""
-    back = ""
-    if decision["action"] == "rollback":
-        back = f", and went back to iteration {decision['best']}"
-
-    reasons = "; ".join(decision["reasons"])
-    print(f"The guard ended the run after iteration {decision['iteration']}{back}: {reasons}")
 
 
 def quiet() -> None:

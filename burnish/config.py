@@ -238,10 +238,11 @@ class RunConfig:
     sample_every: int = 5  # iterations between sample grids; 0: none
     # images in a sample grid, on prompts spread over the training prompts
     sample_prompts: int = 16
-    # "tensorboard", "wandb", "trackio" (each an extra to install)
+    # "tensorboard", "wandb", "trackio" (each an extra to install), "mlflow", "comet_ml", "swanlab"
     trackers: list[str] = field(default_factory=list)
     tracker_project: str = "burnish"  # the name under which they file the run
-    tracker_folder: str = ""  # where they write files; "": the run directory
+    # where they write files, those of each run in a folder of its own; "": the run directory
+    tracker_folder: str = ""
     # for each one's start: { wandb = { entity = "..." } }
     tracker_options: Table = field(default_factory=dict)
 

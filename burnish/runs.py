@@ -20,6 +20,7 @@ Standard library only.
                                      after full fine-tuning)
     RUN/guard.json                   when and why the guard ended the run, and to which iteration it
                                      went back
+    RUN/trackers.json                the ids under which experiment trackers file the run
     RUN/lock                         the process that is writing here
 
 Every file is written beside its final place, flushed to the disk and moved there, so a crash leaves
@@ -68,6 +69,7 @@ class Run:
     evaluation = RunPath("evaluation.json")
     adapter = RunPath("adapter")
     guard = RunPath("guard.json")
+    trackers = RunPath("trackers.json")
 
     @staticmethod
     def create(folder: str | os.PathLike[str]) -> Run:
@@ -217,6 +219,33 @@ def flush(file: IO[Any]) -> None:
 def dumps(value: Any, indent: int | None = None) -> str:
     """Return JSON that every reader accepts: numbers that are not finite become null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return the numbers of a nested record by path.
+
+    >>> flat({"rewards": {"a": {"mean": 1}}})
+    {'rewards/a/mean': 1}
+    """
+    numbers: dict[str, float] = {}
+
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            numbers |= flat(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            numbers[prefix + key] = value
+
+    return numbers
+
+
+def guard_verdict(decision: Mapping[str, Any]) -> str:
+    """Return one sentence about the contents of guard.json: what the guard did, and why."""
+    back = ""
+    if decision["action"] == "rollback":
+        back = f", and went back to iteration {decision['best']}"
+
+    reasons = "; ".join(map(str, decision["reasons"]))
+    return f"The guard ended the run after iteration {decision['iteration']}{back}: {reasons}"
 
 
 def _finite(value: Any) -> Any:

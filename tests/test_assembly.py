@@ -32,7 +32,6 @@ from burnish.training.collect import SampledImages
 from burnish.training.loop import train
 from burnish.training.requirements import check_minibatches
 from burnish.types import Prompt
-from burnish.world import World
 
 
 def brightness(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -210,21 +209,6 @@ def test_a_policy_that_contradicts_the_configuration(config: Config, tmp_path: P
     message = 'the given policy has train = "full" and computes in float32; make'
     with pytest.raises(ValueError, match=message):
         train(config, tmp_path / "run", overrides=given)
-
-
-def test_trackers_are_opened_with_their_project_and_options() -> None:
-    class Accelerator:
-        log_with = ("wandb",)
-        trackers = ("open",)
-
-        def init_trackers(self, project: str, config: Any, init_kwargs: Any) -> None:
-            self.opened = project, config, init_kwargs
-
-    world = World(accelerator=Accelerator())
-    world.track({"a": {"b": 1}}, "mine", {"wandb": {"entity": "me"}})
-    assert world.accelerator.opened == ("mine", {"a/b": 1}, {"wandb": {"entity": "me"}})
-    assert world.trackers == ["open"]
-    assert World(rank=1, accelerator=Accelerator()).trackers == []
 
 
 # Objects of a Python program in place of the method's parts --------------------------------------

@@ -22,6 +22,7 @@ GROUND = {
     "catalog",
     "config",
     "runs",
+    "tracking",
     "world",
 }
 WINGS: dict[str, set[str]] = {
@@ -51,7 +52,8 @@ FLOOR: dict[str, set[str]] = {
     "catalog": {"annotations", "errors", "types", "checked"},
     "config": {"annotations", "catalog", "errors", "types"},
     "runs": {"errors"},
-    "world": {"errors"},
+    "tracking": {"errors", "images", "runs"},
+    "world": {"tracking"},
 }
 """The same for the modules of the ground floor."""
 

@@ -18,6 +18,7 @@ uninterrupted run does.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,8 +109,8 @@ def over_optimised(
     return tuple(reasons)
 
 
-def remember(run: Run, decision: GuardDecision, action: str) -> None:
-    """Write what the guard did, and why, to the run's guard.json."""
+def remember(run: Run, decision: GuardDecision, action: str) -> dict[str, Any]:
+    """Write what the guard did, and why, to the run's guard.json; return its contents."""
     content = {
         "iteration": decision.iteration,
         "best": decision.best,
@@ -117,3 +118,4 @@ def remember(run: Run, decision: GuardDecision, action: str) -> None:
         "reasons": list(decision.reasons),
     }
     write(run.guard, dumps(content, indent=1))
+    return content

@@ -159,7 +159,9 @@ def rollout_and_score(
     if on_images is not None:
         images = torch.cat(sampled)
         on_images(
-            SampledImages(iteration, images, prompts, scores, job.world.rank, job.world.trackers)
+            SampledImages(
+                iteration, images, prompts, scores, job.world.rank, job.world.tracking.trackers
+            )
         )
 
     return trajectory, scores, sum(seconds for _, seconds in results)

@@ -14,7 +14,7 @@ from burnish.evaluation.paired import (
     save_evaluation,
 )
 from burnish.prompts.identifiers import with_template
-from burnish.runs import dumps, write
+from burnish.runs import dumps, guard_verdict, write
 from burnish.training import checkpoint
 from burnish.training.assembly import Parts
 from burnish.training.job import Job
@@ -81,6 +81,7 @@ def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
     if job.world.main:
         comparison = compare(initial, evaluations, job.parts.weights)
         write(job.run.evaluation, dumps(comparison, indent=1))
+        job.world.tracking.evaluation(comparison, job.run.evaluation, iteration)
 
 
 def evaluate_all(
@@ -145,7 +146,8 @@ def check_guard(job: Job, initial: Evaluations, iteration: int) -> bool:
     if action == "rollback":
         roll_back(job, initial, decision.best)
     if job.world.main:
-        remember(job.run, decision, action)
+        verdict = guard_verdict(remember(job.run, decision, action))
+        job.world.tracking.text("guard", verdict, job.run.guard, iteration)
     return True
 
 
@@ -174,6 +176,6 @@ def roll_back(job: Job, initial: Evaluations, iteration: int) -> None:
 def _warn(job: Job, decision: GuardDecision) -> None:
     if job.world.main:
         reasons = "; ".join(decision.reasons)
-        warnings.warn(
-            f"over-optimisation after iteration {decision.iteration}: {reasons}", stacklevel=4
-        )
+        verdict = f"over-optimisation after iteration {decision.iteration}: {reasons}"
+        job.world.tracking.text("guard", verdict, job.run.evaluation, decision.iteration)
+        warnings.warn(verdict, stacklevel=4)

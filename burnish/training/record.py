@@ -59,8 +59,7 @@ class Recorder:
             write(run.config, configuration.dump(config))
             run.forget(self.done)
 
-        project = config.run.tracker_project
-        self.job.world.track(asdict(config), project, config.run.tracker_options)
+        self.job.world.tracking.start(run, asdict(config), self.done)
         self.initial = evaluate_initial(self.job, self.done)
         if self.done == 0:
             draw_samples(self.job, 0)
@@ -87,7 +86,7 @@ class Recorder:
             job.run.append(record)
         self.done = iteration
         self.consistent = True
-        job.world.log(record)
+        job.world.tracking.log(record, iteration)
 
         if self.saves_after(iteration):
             resume.save(job, iteration)

@@ -34,6 +34,7 @@ def draw_samples(job: Job, iteration: int) -> None:
     layout = {"texts": texts, "columns": columns, "size": images.shape[-1]}
     write(job.run.samples / "prompts.json", dumps(layout))
     write(path, png)
+    job.world.tracking.image("samples", path, iteration)
 
 
 def draw_identifier_grid(job: Job, iteration: int) -> None:
@@ -64,6 +65,7 @@ def draw_identifier_grid(job: Job, iteration: int) -> None:
     layout = {"texts": texts, "rewards": ["all", *names], "columns": columns}
     write(path.with_suffix(".json"), dumps(layout))
     write(path, png)
+    job.world.tracking.image("samples/identifiers", path, iteration)
 
 
 def sample_images(job: Job, prompts: list[Prompt]) -> Tensor:
