@@ -22,6 +22,7 @@ from burnish.training.evaluations import (
     evaluate_now,
 )
 from burnish.training.job import Job
+from burnish.training.reward_stats import gains
 from burnish.training.samples import draw_identifier_grid, draw_samples
 
 
@@ -113,10 +114,18 @@ class Recorder:
         self, batch: RolloutBatch, credit: Credit, metrics: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Return the record of an iteration: a line of RUN/log.jsonl."""
+        credited = dict(credit.metrics)
+        if self.initial:
+            changes = gains(batch.scores, batch.prompts, self.initial["train"], self.job.world)
+            credited["rewards"] = {
+                name: {**values, **changes.get(name, {})}
+                for name, values in credited["rewards"].items()
+            }
+
         return {
             "iteration": batch.iteration,
             "images": self.job.world.count * len(batch.prompts),
-            **credit.metrics,
+            **credited,
             **metrics,
             "seconds_sampling": batch.seconds_sampling,
             "seconds_scoring": batch.seconds_scoring,
