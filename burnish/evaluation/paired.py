@@ -30,6 +30,7 @@ from burnish.prompts.expander import Expander
 from burnish.rewards import STRICT, Tolerance, score
 from burnish.runs import dumps, write
 from burnish.seeds import generator
+from burnish.stages import advance
 from burnish.types import Judge, Prompt, Reward
 from burnish.world import World
 
@@ -143,6 +144,7 @@ def evaluate(
         held_out = panel.measure(policy, sampler, trajectory, images, batch, start)
         columns = zip(indices.tolist(), parts, judged, *held_out, strict=True)
         rows += [_Image(*values) for values in columns]
+        advance(len(batch) * world.count)  # the other processes take as many meanwhile
 
     rows = sorted(world.gather_list(rows), key=lambda row: row.number)
     measures = [row.measures for row in rows]
@@ -167,10 +169,10 @@ def paired(before: Evaluation, after: Evaluation, weights: Tensor) -> dict[str, 
         `before, after, paired_mean, ci95: [low, high], judge_before, judge_after` of the weighted
         sum of the rewards. A positive mean is a better reward. The judge's numbers are the
         fractions of images that it calls right, None without a judge. `prompts` and `images` are
-        their numbers, and `rewards` has the first four numbers of each reward by itself, unweighted,
-        beside its `weight`. If any images have no reward before or after, `missing` is their
-        number; they are in no number but the judge's. If there are held-out measures, `panel` has
-        the first four numbers of each.
+        their numbers, and `rewards` has the first four numbers of each reward by itself, not
+        weighted, beside its `weight`. If any images have no reward before or after, `missing` is
+        their number; they are in no number but the judge's. If there are held-out measures, `panel`
+        has the first four numbers of each.
 
     Raises:
         ValueError: the two cannot be compared.

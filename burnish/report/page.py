@@ -26,6 +26,7 @@ from burnish.report.results import (
     panel_changes,
     reward_changes,
     size,
+    stored,
 )
 
 FRAMES = 12  # at most so many sample grids go into the page, evenly spread over the run
@@ -132,11 +133,11 @@ def page(run: runs.Run) -> str:
     config = tomllib.loads(source)
     objective = str(config.get("objective", {}).get("use", ""))
     records = run.records()
-    evaluation = _json(run.evaluation)
+    evaluation = stored(run.evaluation)
     grids = _grids(run)
     identifier_grid = max(run.samples.glob("identifiers-*.png"), default=None)
 
-    tables = _evaluation(evaluation), _panel(evaluation), _guard(_json(run.guard))
+    tables = _evaluation(evaluation), _panel(evaluation), _guard(stored(run.guard))
     parts = {
         "title": join([run.folder.resolve().name]),
         "subtitle": join([_subtitle(config)]),
@@ -399,8 +400,8 @@ def _fronts(run: runs.Run, records: Sequence[runs.Record]) -> Html:
 
     paths = run.evaluation_file(0).parent.glob("*.json")
     last = max((int(path.stem) for path in paths if path.stem.isdigit()), default=0)
-    before = _json(run.evaluation_file(0)).get("train") or {}
-    after = _json(run.evaluation_file(last)).get("train") or {}
+    before = stored(run.evaluation_file(0)).get("train") or {}
+    after = stored(run.evaluation_file(last)).get("train") or {}
     return fronts.section(before, after if last else {}, records, weights)
 
 
@@ -521,7 +522,7 @@ def _grid_figure(
 
 def _strips(run: runs.Run, iterations: Sequence[int]) -> Html:
     """Return one row a prompt, one column an iteration: single images, cut out of the grids."""
-    layout = _json(run.samples / "prompts.json")
+    layout = stored(run.samples / "prompts.json")
     texts = layout.get("texts", [])
     columns = int(layout.get("columns", 1))
 
@@ -541,7 +542,7 @@ def _strips(run: runs.Run, iterations: Sequence[int]) -> Html:
 
 def _identifiers(grid: Path | None) -> Html:
     """Return one row a prompt, one column for the identifiers of all rewards and of each."""
-    layout = _json(grid.with_suffix(".json")) if grid is not None else {}
+    layout = stored(grid.with_suffix(".json")) if grid is not None else {}
     texts = layout.get("texts", [])
     rewards = layout.get("rewards", [])
     columns = int(layout.get("columns", 1))
@@ -604,21 +605,8 @@ def _spread(items: Sequence[int], count: int) -> list[int]:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-# Files and numbers
+# Numbers
 # --------------------------------------------------------------------------------------------------
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; {} if there is no file."""
-    if not path.is_file():
-        return {}
-
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: not a JSON object; delete it, or make it again with burnish evaluate"
-        ) from error
 
 
 def _signed(value: float | None) -> str:

@@ -5,11 +5,14 @@ Standard library only; `page` makes HTML of the same rows.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from burnish.errors import printable
+from burnish.runs import Run
 
 SUM = "weighted sum"
 
@@ -93,6 +96,43 @@ def evaluation_lines(evaluation: Mapping[str, Any]) -> Iterator[str]:
         if held_out:
             yield "  not trained on"
             yield from _rows(held_out)
+
+
+def summary(run: Run, iterations: int) -> Iterator[str]:
+    """Yield how a run ended: its result, where it lies, what to do next.
+
+    Args:
+        run: that has ended or was stopped.
+        iterations: that it was to have.
+    """
+    records = run.records()
+    done = records[-1]["iteration"] if records else 0
+    guarded = run.guard.is_file()
+
+    if done < iterations and not guarded:
+        yield (
+            f"Stopped after iteration {done}. Go on with: burnish train --resume --out {run.folder}"
+        )
+        return
+
+    yield f"Done: {run.folder}"
+    if guarded:
+        yield guard_line(stored(run.guard))
+    yield from evaluation_lines(stored(run.evaluation))
+    yield f"Next: burnish report {run.folder}, or burnish sample {run.folder} --prompt 'a cat'"
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; {} if there is no file."""
+    if not path.is_file():
+        return {}
+
+    try:
+        return dict(json.loads(path.read_text("utf-8")))
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: not a JSON object; delete it, or make it again with burnish evaluate"
+        ) from error
 
 
 def guard_line(decision: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from burnish import config as configuration
 from burnish.runs import Record, write
+from burnish.stages import tell_record
 from burnish.training import resume
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.evaluations import (
@@ -92,6 +93,7 @@ class Recorder:
 
         if self.saves_after(iteration):
             resume.save(job, iteration)
+        tell_record(record)
         if self.on_record is not None and job.world.main:
             self.on_record(record)
 
