@@ -8,19 +8,20 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from burnish.errors import printable
 
 if TYPE_CHECKING:
     from burnish.diffusion.policy import Policy
     from burnish.diffusion.sampler import Sampler
     from burnish.qr.scanner import Scanner
-    from burnish.runs import Run
     from burnish.tools.qr_search import Search
     from burnish.types import Prompt
 
@@ -149,7 +150,6 @@ def train(
     """
     quiet()
     from burnish.config import load
-    from burnish.report.progress import Progress
     from burnish.runs import Run
 
     if not recipe and not (resume and out):
@@ -162,23 +162,11 @@ def train(
     config = load(recipe or Run.open(folder).config, change or [])
     from burnish.training import loop
 
-    # of several processes that were launched together only one prints
-    main_process = os.environ.get("RANK", "0") == "0"
-    progress = Progress(config.iterations) if main_process else nullcontext()
-
-    with stopping() as stop, progress as on_record:
-        loop.train(config, folder, resume=resume, on_record=on_record, stop=stop)
-
-    if not main_process:
-        return
+    with stopping() as stop:
+        loop.train(config, folder, resume=resume, stop=stop)
 
     if stop.signals:
-        records = Run(folder).records()
-        done = records[-1]["iteration"] if records else 0
-        print(f"Stopped after iteration {done}. Go on with: burnish train --resume --out {folder}")
         raise typer.Exit(128 + stop.signals[0])
-
-    show_run(Run(folder))
 
 
 @app.command()
@@ -216,21 +204,23 @@ def sample(
     from burnish.types import Prompt
 
     template = preferred(source, prefer, before)
-    policy, sampler = open_source(
-        source, steps=steps, guidance=guidance, before=before, strength=strength
-    )
-    expander = None if plain else open_expander(source, policy, before=before)
+    with watching(slow_only=True):
+        policy, sampler = open_source(
+            source, steps=steps, guidance=guidance, before=before, strength=strength
+        )
+        expander = None if plain else open_expander(source, policy, before=before)
 
-    if original:
-        if expander is None:
-            raise ValueError(
-                "--original needs an expanded prompt to weigh the original against, "
-                f"and {source} is sampled without an expander"
-            )
-        sampler = replace(sampler, guidance=centred(sampler.guidance, original))
+        if original:
+            if expander is None:
+                raise ValueError(
+                    "--original needs an expanded prompt to weigh the original against, "
+                    f"and {source} is sampled without an expander"
+                )
+            sampler = replace(sampler, guidance=centred(sampler.guidance, original))
 
-    prompts = [Prompt(text, template=template) for text in prompt]
-    images = draw(policy, sampler, prompts, n, seed, expander)
+        prompts = [Prompt(text, template=template) for text in prompt]
+        images = draw(policy, sampler, prompts, n, seed, expander)
+
     print(save(images, prompt, n, out))
 
 
@@ -249,10 +239,16 @@ def evaluate(
       burnish evaluate runs/jpeg --images 16
     """
     quiet()
+    from burnish.report.results import evaluation_lines
     from burnish.runs import Run
     from burnish.tools.evaluate_run import evaluate_run
 
-    show_evaluation(evaluate_run(Run.open(run), images))
+    found = Run.open(run)
+    with watching():
+        evaluation = evaluate_run(found, images)
+
+    for text in evaluation_lines(evaluation):
+        print(text)
 
 
 @app.command()
@@ -282,11 +278,13 @@ def check(recipe: Recipe, change: Changes = None) -> None:
     from burnish.config import load
     from burnish.tools.preflight import preflight
 
-    findings = preflight(load(recipe, change or []))
+    config = load(recipe, change or [])
+    with watching():
+        findings = preflight(config)
 
     for finding in findings:
         remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
-        print(f"{finding.level:<7} {finding.text}{remedy}")
+        print(f"{finding.level:<7} {printable(finding.text + remedy)}")
 
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
@@ -510,7 +508,8 @@ def zoo_check(
     from burnish.tools import control_curve
     from burnish.tools.zoo_check import measure, table
 
-    measured, points = measure(images=images, seed=seed)
+    with watching():
+        measured, points = measure(images=images, seed=seed)
 
     if as_json:
         print(json.dumps({**measured, "control": [asdict(point) for point in points]}, indent=1))
@@ -534,6 +533,22 @@ def root(
 
         print(__version__)
         raise typer.Exit
+
+
+@contextmanager
+def watching(slow_only: bool = False) -> Iterator[None]:
+    """Show the stages of a command's work on stderr within this context.
+
+    With `slow_only` nothing is printed, where stderr is no terminal, unless it takes long.
+    """
+    from rich.console import Console
+
+    from burnish.report.progress import Progress
+    from burnish.stages import listening
+
+    with Progress(console=Console(stderr=True), slow_only=slow_only) as progress:
+        with listening(progress):
+            yield
 
 
 class Stop:
@@ -573,44 +588,6 @@ def stopping() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def show_run(run: Run) -> None:
-    """Print where a finished run lies, its result, and what to do next."""
-    from burnish.runs import guard_verdict
-
-    print(f"Done: {run.folder}")
-
-    if run.guard.is_file():
-        print(guard_verdict(json.loads(run.guard.read_text("utf-8"))))
-    if run.evaluation.is_file():
-        show_evaluation(json.loads(run.evaluation.read_text("utf-8")))
-
-    print(f"Next: burnish report {run.folder}, or burnish sample {run.folder} --prompt 'a cat'")
-
-
-def show_evaluation(evaluation: Mapping[str, Any]) -> None:
-    """Print one line, or two with held-out measures, for each set of prompts."""
-    for name, result in evaluation.items():
-        if not result:
-            continue
-
-        low, high = result["ci95"]
-        text = (
-            f"{name:<7} reward {result['before']:.4g} -> {result['after']:.4g}  "
-            f"paired gain {result['paired_mean']:+.4g}, 95 % interval [{low:.4g}, {high:.4g}]"
-        )
-        if result["judge_before"] is not None:
-            text += f"  judged right {result['judge_before']:.1%} -> {result['judge_after']:.1%}"
-
-        print(text)
-
-        if panel := result.get("panel"):
-            changes = (
-                f"{measure} {change['before']:.4g} -> {change['after']:.4g}"
-                for measure, change in panel.items()
-            )
-            print(" " * 8 + "  ".join(changes))
-
-
 def quiet() -> None:
     """Keep the loading messages of other libraries out of the output, but not their errors."""
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
@@ -634,7 +611,7 @@ def main(argv: list[str] | None = None) -> None:
     import warnings
 
     def show_warning(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"burnish: warning: {message}", file=sys.stderr)
+        print(f"burnish: warning: {printable(message)}", file=sys.stderr)
 
     warnings.showwarning = show_warning
 
@@ -643,7 +620,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("BURNISH_DEBUG"):
             raise
-        print(f"burnish: {error}", file=sys.stderr)
+        print(f"burnish: {printable(error)}", file=sys.stderr)
         raise SystemExit(2) from error
 
 

@@ -206,6 +206,9 @@ class EvaluationConfig:
     images_per_prompt: int = 4  # 0: no evaluation
     prompts: Table = field(default_factory=dict)  # {} : the training prompts
     unseen: Table = field(default_factory=dict)  # prompts never trained on; {} : none
+    # of each of these two sets: more are thinned out to so many, spread over the whole list and
+    # always the same ones; 0: all
+    max_prompts: int = 64
     seed: int = 1234  # of the noise
     judge: str = ""  # "zoo:emoji-judge": does the image show its prompt; "": none
 
@@ -491,6 +494,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("batch.least_noise", lambda x: 0 <= x < 1, "at least 0 (all transitions) and less than 1"),
     ("evaluation.every", lambda n: n >= 0, "0 (only first and last) or more"),
     ("evaluation.images_per_prompt", lambda n: n >= 0, "0 (no evaluation) or more"),
+    ("evaluation.max_prompts", lambda n: n >= 0, "0 (all) or more"),
     ("evaluation.seed", lambda n: 0 <= n < 2**31, "between 0 and 2147483647"),
     (
         "evaluation.judge",

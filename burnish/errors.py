@@ -6,15 +6,28 @@ Standard library only.
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line separators, marks of direction, halves of characters."""
 
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def printable(text: object) -> str:
+    r"""Return a text on one line, without characters that a terminal obeys instead of showing.
+
+    Ends of lines, other control characters (such as the escape that begins a colour or a link) and
+    marks that turn the writing direction become their numbers, such as \x1b.
+    """
+    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], str(text))
 
 
 def type_and_message(error: BaseException) -> str:

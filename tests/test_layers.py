@@ -23,21 +23,22 @@ GROUND = {
     "config",
     "runs",
     "tracking",
+    "stages",
     "world",
 }
 WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
     "rl": {"types"},
     "qr": {"types", "errors", "images"},
-    "report": {"errors", "runs"},
-    "diffusion": {"types", "config", "errors", "images", "seeds", "zoo", "qr"},
-    "prompts": {"types", "errors", "seeds", "catalog", "zoo", "diffusion"},
+    "report": {"errors", "runs", "stages"},
+    "diffusion": {"types", "config", "errors", "images", "seeds", "stages", "zoo", "qr"},
+    "prompts": {"types", "errors", "seeds", "stages", "catalog", "zoo", "diffusion"},
     "rewards": {"types", "errors", "images", "zoo", "qr", "prompts"},
     "evaluation": GROUND | {"diffusion", "prompts", "rewards"},
-    "training": GROUND | {"zoo", "rl", "diffusion", "prompts", "rewards", "evaluation"},
+    "training": GROUND | {"zoo", "rl", "diffusion", "prompts", "rewards", "evaluation", "report"},
     "tools": GROUND
     | {"zoo", "rl", "qr", "diffusion", "prompts", "rewards", "evaluation", "training"},
-    "compat": GROUND | {"diffusion", "training", "report"},
+    "compat": GROUND | {"diffusion", "training"},
 }
 """The modules that each wing may import from; the command line may import everything."""
 
@@ -54,11 +55,30 @@ FLOOR: dict[str, set[str]] = {
     "runs": {"errors"},
     "tracking": {"errors", "images", "runs"},
     "world": {"tracking"},
+    "stages": set(),
 }
 """The same for the modules of the ground floor."""
 
-WITHOUT_TORCH = ("annotations", "errors", "runs", "catalog", "cli", "report", "zoo/__init__")
-STANDARD_LIBRARY_ONLY = ("annotations", "errors", "runs", "report/charts", "zoo/__init__")
+WITHOUT_TORCH = (
+    "annotations",
+    "errors",
+    "runs",
+    "stages",
+    "catalog",
+    "cli",
+    "report",
+    "zoo/__init__",
+)
+STANDARD_LIBRARY_ONLY = (
+    "annotations",
+    "errors",
+    "runs",
+    "stages",
+    "report/charts",
+    "report/markup",
+    "report/results",
+    "zoo/__init__",
+)
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "numpy"}
 
 

@@ -92,6 +92,8 @@ def over_optimised(
     if float((now.total(weights) - before.total(weights)).nanmean()) <= 0:
         return tuple(reasons)
 
+    rise = _rise(before, now)
+
     for name in sorted(old.keys() & new.keys()):
         change = paired_change(old[name], new[name], now.images_per_prompt)
         if not change:
@@ -102,11 +104,23 @@ def over_optimised(
 
         if significant and large:
             reasons.append(
-                f"{name} fell from {change['before']:.3g} to {change['after']:.3g} "
-                "while the reward rose"
+                f"{name} fell from {change['before']:.3g} to {change['after']:.3g} while {rise}"
             )
 
     return tuple(reasons)
+
+
+def _rise(before: Evaluation, now: Evaluation) -> str:
+    """Return what rose: the reward, or the sum of several and what became of each."""
+    if len(now.rewards) == 1:
+        return "the reward rose"
+
+    changes = []
+    for name in now.rewards:
+        if change := paired_change(before.reward(name), now.reward(name), now.images_per_prompt):
+            changes.append(f"{name} {change['before']:.3g} to {change['after']:.3g}")
+
+    return f"the weighted sum of the rewards rose ({', '.join(changes)})"
 
 
 def remember(run: Run, decision: GuardDecision, action: str) -> dict[str, Any]:

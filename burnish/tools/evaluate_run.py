@@ -9,8 +9,8 @@ from burnish.evaluation.paired import compare, load_evaluation
 from burnish.runs import Run, dumps, write
 from burnish.seeds import seed_globals
 from burnish.training import checkpoint
-from burnish.training.assembly import assemble
-from burnish.training.evaluations import evaluate_all
+from burnish.training.assembly import Parts, assemble
+from burnish.training.evaluations import Evaluations, evaluate_all
 from burnish.training.weights import evaluated_weights
 
 
@@ -42,16 +42,28 @@ def evaluate_run(run: Run, images: int = 0) -> dict[str, Any]:
         parts = assemble(config)
         before = load_evaluation(run.evaluation_file(0))
 
-        if before is None or before["train"].images_per_prompt != count:
-            before = evaluate_all(parts, count, seed, config.batch.sample_batch)
+        if before is None or _differs(before, parts, count):
+            chunk = config.batch.sample_batch
+            before = evaluate_all(parts, count, seed, chunk, when="before training")
 
         parts.policy.load_state(evaluated_weights(state.learners["generator"]))
         if parts.expander is not None:
             parts.expander.load_state(evaluated_weights(state.learners["expander"]))
 
         chunk = before["train"].chunk
-        after = evaluate_all(parts, count, seed, chunk, template=parts.template)
+        when = f"after iteration {state.iteration}"
+        after = evaluate_all(parts, count, seed, chunk, template=parts.template, when=when)
         comparison = compare(before, after, parts.weights)
         write(run.evaluation, dumps(comparison, indent=1))
 
     return comparison
+
+
+def _differs(stored: Evaluations, parts: Parts, images_per_prompt: int) -> bool:
+    """Return whether an evaluation has other prompts, or another number of images for each."""
+    wanted = {
+        name: [prompt.text for prompt in prompts]
+        for name, prompts in parts.evaluation_prompts.items()
+    }
+    found = {name: evaluation.prompts for name, evaluation in stored.items()}
+    return found != wanted or stored["train"].images_per_prompt != images_per_prompt

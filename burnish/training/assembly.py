@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -30,6 +31,8 @@ from burnish.prompts.expander import Expander
 from burnish.prompts.imitation import imitate, read_pairs
 from burnish.rewards import Tolerance
 from burnish.rl.curriculum import ConstantCurriculum
+from burnish.seeds import generator
+from burnish.stages import stage
 from burnish.training.requirements import (
     check_compared_images,
     check_identifiers,
@@ -176,7 +179,8 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
     sampler = load_sampler(config, overrides)
     check_noise(sampler.kernel, objective)
     needs_reference = objective.kl > 0 or config.guard.kl > 0
-    policy = overrides.policy or load_policy(config, device, reference=needs_reference)
+    with stage("loading", f"model {config.model.id}"):
+        policy = overrides.policy or load_policy(config, device, reference=needs_reference)
     check_policy(config, policy)
     add_identifiers(config, policy)
     check_transitions(config, policy, sampler, objective, advantage)
@@ -185,20 +189,27 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
     scoring = config.scoring
     tolerance = Tolerance(scoring.retries, scoring.timeout, scoring.missing == "mask")
     identified = range(len(config.rewards) if config.sampler.identifiers else 0)
+    with stage("loading", f"rewards {', '.join(reward_names(config.rewards))}"):
+        rewards = dict(overrides.rewards) or load_rewards(config.rewards, "rewards")
+        judge = load_judge(config)
+        panel = load_panel(config, tolerance)
 
     return Parts(
         policy=policy,
         sampler=sampler,
         prompts=prompts or evaluation_prompts["train"],
-        rewards=dict(overrides.rewards) or load_rewards(config.rewards, "rewards"),
+        rewards=rewards,
         weights=torch.tensor([float(table.get("weight", 1.0)) for table in config.rewards]),
         tolerance=tolerance,
         advantage=advantage,
         objective=objective,
         curriculum=curriculum,
-        judge=load_judge(config),
-        panel=load_panel(config, tolerance),
-        evaluation_prompts=evaluation_prompts,
+        judge=judge,
+        panel=panel,
+        evaluation_prompts={
+            name: thinned(prompt_set, config.evaluation.max_prompts)
+            for name, prompt_set in evaluation_prompts.items()
+        },
         source=overrides.source,
         expander=load_expander(config, policy),
         template=identifiers.template(identified, config.sampler.identifiers_after),
@@ -257,6 +268,26 @@ def load_evaluation_prompts(config: Config, prompts: list[Prompt]) -> dict[str, 
     if settings.unseen:
         prompt_sets["unseen"] = load_prompts(settings.unseen, "evaluation.unseen")
     return prompt_sets
+
+
+def thinned(prompts: list[Prompt], most: int) -> list[Prompt]:
+    """Return at most so many of the prompts, in their order: one of each stretch of the list.
+
+    It is drawn from its stretch, from a fixed seed, so that the same list always gives the same
+    prompts, and a list with a rhythm (every noun in two styles) does not give one style only.
+
+    Args:
+        prompts: a set of an evaluation.
+        most: of them; 0: all.
+    """
+    count = len(prompts)
+    if not most or count <= most:
+        return prompts
+
+    ends = [index * count // most for index in range(most + 1)]
+    draw = generator("evaluation prompts")
+    rows = [int(torch.randint(start, end, (1,), generator=draw)) for start, end in pairwise(ends)]
+    return [prompts[row] for row in rows]
 
 
 def load_sampler(config: Config, overrides: Overrides | None = None) -> Sampler:
@@ -335,18 +366,19 @@ def load_expander(config: Config, policy: Policy, adapter: str = "") -> Expander
     if not settings.model:
         return None
 
-    expander = Expander.load(
-        settings.model,
-        train="none" if adapter else settings.train,
-        rank=settings.rank,
-        dtype=settings.dtype,
-        device=policy.device,
-        adapter=adapter or settings.adapter,
-        temperature=settings.temperature,
-        tokens=settings.tokens,
-        instruction=settings.instruction,
-        fits=partial(identifiers.fits, policy.pipe),
-    )
+    with stage("loading", f"expander {settings.model}"):
+        expander = Expander.load(
+            settings.model,
+            train="none" if adapter else settings.train,
+            rank=settings.rank,
+            dtype=settings.dtype,
+            device=policy.device,
+            adapter=adapter or settings.adapter,
+            temperature=settings.temperature,
+            tokens=settings.tokens,
+            instruction=settings.instruction,
+            fits=partial(identifiers.fits, policy.pipe),
+        )
 
     if not expander.trainable:
         return expander

@@ -21,6 +21,7 @@ from burnish.diffusion.sampler import Sampler, join_trajectories
 from burnish.prompts.expander import Expansions
 from burnish.rewards import score
 from burnish.seeds import generator
+from burnish.stages import advance, stage
 from burnish.training.assembly import Parts
 from burnish.training.batch import RolloutBatch
 from burnish.training.expansion import expand_prompts
@@ -128,23 +129,28 @@ def rollout_and_score(
     sampled: list[Tensor] = []
     thread = ThreadPoolExecutor(1)
 
+    detail = f"{len(group)} images of iteration {iteration}"
+
     try:
-        for rows in torch.arange(len(group)).split(job.config.batch.sample_batch):
-            job.poll()
-            chunk = [prompts[row] for row in rows.tolist()]
-            trajectory, images = sampler.sample(
-                parts.policy, chunk, group[rows], noise, keep_x0_pred
-            )
-            trajectories.append(trajectory)
-            futures.append(thread.submit(timed_score, parts, images, chunk))
-            if on_images is not None:
-                sampled.append(images)
+        with stage("sampling", detail, len(group), routine=iteration > 1):
+            for rows in torch.arange(len(group)).split(job.config.batch.sample_batch):
+                job.poll()
+                chunk = [prompts[row] for row in rows.tolist()]
+                trajectory, images = sampler.sample(
+                    parts.policy, chunk, group[rows], noise, keep_x0_pred
+                )
+                trajectories.append(trajectory)
+                futures.append(thread.submit(timed_score, parts, images, chunk))
+                if on_images is not None:
+                    sampled.append(images)
 
-            for future in futures:
-                if future.done():
-                    future.result()  # a reward that failed is reported now, not after all chunks
+                for future in futures:
+                    if future.done():
+                        future.result()  # a reward that failed is reported now, not at the end
+                advance(len(rows))
 
-        results = [future.result() for future in futures]
+        with stage("scoring", detail, routine=True):
+            results = [future.result() for future in futures]
     finally:
         thread.shutdown(cancel_futures=True)  # after a failure no other chunk is scored
 

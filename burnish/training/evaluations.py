@@ -15,6 +15,7 @@ from burnish.evaluation.paired import (
 )
 from burnish.prompts.identifiers import with_template
 from burnish.runs import dumps, guard_verdict, write
+from burnish.stages import stage
 from burnish.training import checkpoint
 from burnish.training.assembly import Parts
 from burnish.training.job import Job
@@ -47,6 +48,7 @@ def evaluate_initial(job: Job, done: int) -> Evaluations | None:
         job.config.batch.sample_batch,
         job.world,
         job.poll,
+        when="before training",
     )
     if job.world.main:
         save_evaluation(path, evaluations)
@@ -74,6 +76,7 @@ def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
                 job.world,
                 job.poll,
                 job.parts.template,
+                f"after iteration {iteration}",
             )
         if job.world.main:
             save_evaluation(path, evaluations)
@@ -92,6 +95,7 @@ def evaluate_all(
     world: World | None = None,
     poll: Callable[[], None] = lambda: None,
     template: str = "{}",
+    when: str = "",
 ) -> Evaluations:
     """Return the evaluations on the training prompts and, if there are any, the unseen ones.
 
@@ -103,25 +107,32 @@ def evaluate_all(
         world: processes that share the work.
         poll: called before each chunk; may raise to stop.
         template: put around the prompts' texts.
+        when: the evaluation is made, for who watches.
     """
-    return {
-        name: evaluate(
-            parts.policy,
-            parts.sampler,
-            with_template(prompts, template),
-            parts.rewards,
-            judge=parts.judge,
-            tolerance=parts.tolerance,
-            panel=parts.panel,
-            expander=parts.expander,
-            images_per_prompt=images_per_prompt,
-            seed=seed,
-            chunk=chunk,
-            world=world,
-            poll=poll,
-        )
-        for name, prompts in parts.evaluation_prompts.items()
-    }
+    sets = parts.evaluation_prompts
+    counts = " + ".join(f"{len(prompts)} {name}" for name, prompts in sets.items())
+    total = images_per_prompt * sum(map(len, sets.values()))
+    detail = f"{counts} prompts x {images_per_prompt} = {total} images"
+
+    with stage(f"evaluation {when}", detail, total):
+        return {
+            name: evaluate(
+                parts.policy,
+                parts.sampler,
+                with_template(prompts, template),
+                parts.rewards,
+                judge=parts.judge,
+                tolerance=parts.tolerance,
+                panel=parts.panel,
+                expander=parts.expander,
+                images_per_prompt=images_per_prompt,
+                seed=seed,
+                chunk=chunk,
+                world=world,
+                poll=poll,
+            )
+            for name, prompts in sets.items()
+        }
 
 
 def check_guard(job: Job, initial: Evaluations, iteration: int) -> bool:

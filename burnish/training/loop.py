@@ -24,6 +24,7 @@ from burnish.training.job import Stopped, prepare
 from burnish.training.metrics import with_metrics
 from burnish.training.record import Recorder
 from burnish.training.resume import check_not_guarded, check_unchanged, restore
+from burnish.training.shown import shown
 from burnish.world import World, join_world
 
 
@@ -36,6 +37,7 @@ def train(
     stop: Callable[[], bool] | None = None,
     overrides: Overrides | None = None,
     on_images: OnImages | None = None,
+    progress: bool = True,
 ) -> Path:
     """Fine-tune as `config` says and leave everything in the run directory `out`; return it.
 
@@ -54,6 +56,8 @@ def train(
             prompts, further learners.
         on_images: called in each process with its own images of each iteration before anything is
             learned from them.
+        progress: print what the run is doing: a live table in a terminal, otherwise (a notebook, a
+            file) a line for each stage and iteration.
 
     Raises:
         ValueError, OSError, RuntimeError: one sentence that says what is wrong and what to do.
@@ -70,7 +74,7 @@ def train(
     world = join_world(config.run.trackers, trackers, config.model.device)
     run = open_run(out, world, resume)
 
-    with run.lock() if world.main else nullcontext():
+    with run.lock() if world.main else nullcontext(), shown(progress, config, run, world):
         if resume:
             check_unchanged(config, run)
             check_not_guarded(run)

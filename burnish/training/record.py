@@ -13,6 +13,7 @@ from typing import Any
 
 from burnish import config as configuration
 from burnish.runs import Record, write
+from burnish.stages import tell_record
 from burnish.training import resume
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.evaluations import (
@@ -22,6 +23,7 @@ from burnish.training.evaluations import (
     evaluate_now,
 )
 from burnish.training.job import Job
+from burnish.training.reward_stats import gains
 from burnish.training.samples import draw_identifier_grid, draw_samples
 
 
@@ -90,6 +92,7 @@ class Recorder:
 
         if self.saves_after(iteration):
             resume.save(job, iteration)
+        tell_record(record)
         if self.on_record is not None and job.world.main:
             self.on_record(record)
 
@@ -112,10 +115,18 @@ class Recorder:
         self, batch: RolloutBatch, credit: Credit, metrics: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Return the record of an iteration: a line of RUN/log.jsonl."""
+        credited = dict(credit.metrics)
+        if self.initial:
+            changes = gains(batch.scores, batch.prompts, self.initial["train"], self.job.world)
+            credited["rewards"] = {
+                name: {**values, **changes.get(name, {})}
+                for name, values in credited["rewards"].items()
+            }
+
         return {
             "iteration": batch.iteration,
             "images": self.job.world.count * len(batch.prompts),
-            **credit.metrics,
+            **credited,
             **metrics,
             "seconds_sampling": batch.seconds_sampling,
             "seconds_scoring": batch.seconds_scoring,

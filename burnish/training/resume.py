@@ -10,6 +10,7 @@ from burnish.config import Config, RunConfig
 from burnish.evaluation.guard import decide
 from burnish.evaluation.paired import load_evaluation
 from burnish.runs import Run
+from burnish.stages import stage
 from burnish.training import checkpoint
 from burnish.training.checkpoint import tensor_error_context
 from burnish.training.job import Job
@@ -52,8 +53,10 @@ def save(job: Job, iteration: int) -> None:
         },
     )
     spared = best_iteration(job, iteration)
-    checkpoint.save(job.run.checkpoints, state, job.config.run.keep, spared)
-    export(job)
+    routine = iteration < job.config.iterations
+    with stage("saving", f"checkpoint after iteration {iteration}", routine=routine):
+        checkpoint.save(job.run.checkpoints, state, job.config.run.keep, spared)
+        export(job)
 
 
 def export(job: Job) -> None:
