@@ -41,7 +41,8 @@ class Start:
     id: str
     done: int  # iterations that earlier starts have finished
     resumed: bool  # the tracker knows the run already
-    shared_folder: bool  # its files lie where those of other runs do
+    folder: Path  # for files
+    shared_folder: bool  # where those of other runs lie too
 
     @property
     def unique_name(self) -> str:
@@ -100,7 +101,12 @@ class WandB(Service):
 
     def arguments(self, start: Start) -> dict[str, Any]:
         """Return the name and the id."""
-        return {"name": start.name, "id": start.id, "resume": "allow"}
+        return {
+            "name": start.name,
+            "id": start.id,
+            "resume": "allow",
+            "dir": str(start.folder),
+        }
 
     def table(self, tracker: Any, rows: list[list[Any]], path: Path, iteration: int) -> None:
         """Send the table of an evaluation."""
@@ -163,7 +169,12 @@ class SwanLab(Service):
 
     def arguments(self, start: Start) -> dict[str, Any]:
         """Return the name and the id."""
-        return {"experiment_name": start.name, "id": start.id[:21], "resume": "allow"}
+        return {
+            "experiment_name": start.name,
+            "id": start.id[:21],
+            "resume": "allow",
+            "logdir": str(start.folder / "swanlab"),
+        }
 
 
 SERVICES: Mapping[str, Service] = {
@@ -211,12 +222,14 @@ class Tracking:
         opened: list[Any] = []
 
         for name in names:
+            shared = settings["run"]["tracker_folder"]
             start = Start(
                 name=run.folder.resolve().name,
                 id=ids.get(name) or uuid.uuid4().hex,
                 done=done,
                 resumed=name in ids,
-                shared_folder=bool(settings["run"]["tracker_folder"]),
+                folder=Path(shared) if shared else run.folder,
+                shared_folder=bool(shared),
             )
             tracker, ids[name] = self._open(name, start, settings)
             opened.append(tracker)
@@ -241,6 +254,7 @@ class Tracking:
         self.accelerator.log_with = [name]
         self.accelerator.trackers = []
         try:
+            start.folder.mkdir(parents=True, exist_ok=True)
             self.accelerator.init_trackers(project, config=config, init_kwargs=arguments)
             (tracker,) = self.accelerator.trackers
             return tracker, service.own_id(tracker, start)
