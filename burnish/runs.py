@@ -151,8 +151,13 @@ class Run:
 
         return records
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line to the log; it is on the disk when this returns."""
+    def append(self, record: Mapping[str, Any], *, amend: bool = False) -> None:
+        """Add a line to the log, or put it in place of the last one; it is on the disk then."""
+        if amend:
+            records = [*self.records()[:-1], record]
+            write(self.log, "".join(dumps(record) + "\n" for record in records))
+            return
+
         with os_error_context(self.log), open(self.log, "a", encoding="utf-8") as file:
             file.write(dumps(record) + "\n")
             flush(file)

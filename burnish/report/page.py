@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -91,10 +92,20 @@ DIAGNOSTICS = (
         ("expander_truncated",),
         "fraction of texts that were too long for the generator's text encoder",
     ),
+    (
+        "No advantage",
+        ("zero_advantage",),
+        "fraction of images with an advantage of exactly 0, from which nothing is learned",
+    ),
     ("Gradient norm", ("grad_norm",), "before clipping"),
     ("Learning rate", ("lr",), ""),
     ("Seconds", SECONDS, "of an iteration"),
 )
+
+ELSEWHERE = ("iteration", "images", "rewards", "control_scale")
+"""Keys of a record that the page shows in another place than among its charts of one number."""
+
+FURTHER = 24  # at most so many charts of numbers that the library does not know
 
 FORWARD_NOTES = {
     "Ratio deviation": "max |ρ − 1| before the first update, where ρ = exp of the fall of an "
@@ -147,7 +158,9 @@ def page(run: runs.Run) -> str:
         "images": _images(grids),
         "strips": join([_strips(run, _spread(list(grids), STRIP)), _identifiers(identifier_grid)]),
         "rewards": join([_rewards(records), _fronts(run, records)]),
-        "diagnostics": join([_expansions(records), _diagnostics(records, objective)]),
+        "diagnostics": join(
+            [_expansions(records), _diagnostics(records, objective), _further(records)]
+        ),
         "configuration": _configuration(source),
     }
     template = (files("burnish") / "data" / "report.html").read_text("utf-8")
@@ -262,7 +275,7 @@ def _evaluation(evaluation: Mapping[str, Any]) -> Html:
         text += f"The {SUM} adds the rewards with their weights, in their own units. "
     if sizes:
         text += f"{'; '.join(sizes)}."
-    return join([tag("h2", "Evaluation"), _note(text), _table(heads, rows)])
+    return join([tag("h2", "Evaluation"), paragraph(text), sheet(heads, rows)])
 
 
 def _change_cells(change: Change) -> list[Child]:
@@ -304,14 +317,16 @@ def _panel(evaluation: Mapping[str, Any]) -> Html:
         "exploits the reward."
     )
     heads = ("held out", "prompts", "before", "after", "change", "95 % interval")
-    return join([_note(note), _table(heads, rows)])
+    return join([paragraph(note), sheet(heads, rows)])
 
 
-def _note(text: str) -> Html:
+def paragraph(text: str) -> Html:
+    """Return a note, in small soft letters."""
     return tag("p", text, class_="soft small")
 
 
-def _table(heads: Sequence[Child], rows: Sequence[Sequence[Child]], style: str = "") -> Html:
+def sheet(heads: Sequence[Child], rows: Sequence[Sequence[Child]], style: str = "") -> Html:
+    """Return a table with a head."""
     head = tag("tr", *(tag("th", cell) for cell in heads))
     body = (tag("tr", *(tag("td", cell) for cell in row)) for row in rows)
     return tag("div", tag("table", head, *body, class_=style or None), class_="sheet")
@@ -343,7 +358,7 @@ def _rewards(records: Sequence[runs.Record]) -> Html:
 
     for name in names:
         rewards = [record.get("rewards", {}).get(name, {}) for record in records]
-        share = _known_share(records, rewards)
+        share = known_share(records, rewards)
         mean, spread = ("gain", "gain_std") if share >= LEAST_KNOWN else ("mean", "std")
         values = [reward.get(mean) for reward in rewards]
         spreads = [reward.get(spread) for reward in rewards]
@@ -360,7 +375,7 @@ def _rewards(records: Sequence[runs.Record]) -> Html:
     return join([tag("h2", "Reward"), tag("div", *figures, class_=layout)])
 
 
-def _known_share(records: Sequence[runs.Record], rewards: Sequence[Mapping[str, Any]]) -> float:
+def known_share(records: Sequence[runs.Record], rewards: Sequence[Mapping[str, Any]]) -> float:
     """Return the fraction of a run's images whose prompt was evaluated before training."""
     images = sum(record.get("images") or 0 for record in records)
     known = sum(reward.get("gain_images") or 0 for reward in rewards)
@@ -434,7 +449,7 @@ def _expansions(records: Sequence[runs.Record]) -> Html:
     if not rows:
         return join()
 
-    table = _table(("iteration", "prompt", "expanded prompt"), rows)
+    table = sheet(("iteration", "prompt", "expanded prompt"), rows)
     return join([tag("h2", "Expansions"), table])
 
 
@@ -452,7 +467,7 @@ def _diagnostics(records: Sequence[runs.Record], objective: str) -> Html:
 
         if chart := line_chart(x, series):
             text = f" {notes.get(title, note)}"
-            caption = tag("figcaption", tag("b", title), text, _legend(series))
+            caption = tag("figcaption", tag("b", title), text, legend(series))
             figures.append(tag("figure", caption, chart))
 
     if not figures:
@@ -460,7 +475,46 @@ def _diagnostics(records: Sequence[runs.Record], objective: str) -> Html:
     return join([tag("h2", "Diagnostics"), tag("div", *figures, class_="charts")])
 
 
-def _legend(series: Sequence[Series]) -> Html:
+def _further(records: Sequence[runs.Record]) -> Html:
+    """Return the charts of all other numbers: those of the run's own objective and learners."""
+    known = {*ELSEWHERE, *(key for _, keys, _ in DIAGNOSTICS for key in keys)}
+    rows = [
+        runs.flat({key: value for key, value in record.items() if key not in known})
+        for record in records
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    x = [record["iteration"] for record in records]
+    figures = []
+
+    for name in names[:FURTHER]:
+        series = Series(name, [row.get(name) for row in rows])
+        if chart := line_chart(x, [series]):
+            caption = tag("figcaption", tag("b", metric_title(name)), f" {name}")
+            figures.append(tag("figure", caption, chart))
+
+    if not figures:
+        return join()
+
+    text = "Numbers of the run's own code (objective, learners, on_record) and of its learners"
+    if len(names) > FURTHER:
+        text += f"; {len(names) - FURTHER} more are in log.jsonl"
+    charts = tag("div", *figures, class_="charts")
+    return join([tag("h2", "Further metrics"), paragraph(f"{text}."), charts])
+
+
+def metric_title(name: str) -> str:
+    """Return the name of a metric as a title.
+
+    >>> metric_title("critic_loss"), metric_title("critic/lossPerImage")
+    ('Critic loss', 'Critic: loss per image')
+    """
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name.replace("/", ": "))
+    words = " ".join(re.split(r"[\s_.-]+", words)).strip()
+    lowered = " ".join(word if word.isupper() else word.lower() for word in words.split())
+    return lowered[:1].upper() + lowered[1:] or name
+
+
+def legend(series: Sequence[Series]) -> Html:
     """Return the names of several curves with their colours; nothing for a single curve."""
     if len(series) == 1:
         return join()
@@ -511,7 +565,7 @@ def _images(grids: Mapping[int, Path]) -> Html:
         caption = [tag("b", "After"), " ", tag("output", last), " iterations"]
         figures.append(_grid_figure(last, caption, pixels, slider))
 
-    note = _note("Every grid has the same prompts and the same noise.")
+    note = paragraph("Every grid has the same prompts and the same noise.")
     return join([tag("h2", "Images"), note, tag("div", *figures, class_="pair")])
 
 
@@ -540,8 +594,8 @@ def _strips(run: runs.Run, iterations: Sequence[int]) -> Html:
         rows.append([texts[index], *cells])
 
     heading = tag("h2", "Prompt by prompt")
-    note = _note("The same image after more and more iterations.")
-    return join([heading, note, _table(["", *iterations], rows, "strip")])
+    note = paragraph("The same image after more and more iterations.")
+    return join([heading, note, sheet(["", *iterations], rows, "strip")])
 
 
 def _identifiers(grid: Path | None) -> Html:
@@ -563,8 +617,8 @@ def _identifiers(grid: Path | None) -> Html:
         return join()
 
     heading = tag("h2", "Reward identifiers")
-    note = _note("The same noise, with the identifiers of all rewards and of each alone.")
-    return join([heading, note, _table(["", *rewards], rows, "strip")])
+    note = paragraph("The same noise, with the identifiers of all rewards and of each alone.")
+    return join([heading, note, sheet(["", *rewards], rows, "strip")])
 
 
 def _crop(index: int, count: int, columns: int) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from burnish.checked import LIKELY_SLIP, name_of, own_names
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.learners import Learner
+from burnish.training.metrics import plain_number
 from burnish.types import describe_value
 
 RESERVED = ("generator", "expander")
@@ -96,7 +97,7 @@ class CheckedLearner(Learner):
                 f"{self.name}.learn returned {describe_value(metrics)}; return a dict of metrics"
             )
 
-        plain = {str(key): _plain(value) for key, value in metrics.items()}
+        plain = {str(key): plain_number(value) for key, value in metrics.items()}
         try:
             json.dumps(plain)
         except (TypeError, ValueError) as error:
@@ -149,9 +150,3 @@ class CheckedLearner(Learner):
         """Let it export itself, if it can."""
         if hasattr(self.learner, "export"):
             self.learner.export(folder)
-
-
-def _plain(value: Any) -> Any:
-    """Return a number for a tensor or an array of one number; anything else as it is."""
-    one_number = isinstance(value, Tensor) and value.numel() == 1
-    return value.item() if one_number or type(value).__module__ == "numpy" else value

@@ -33,7 +33,7 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
-    on_record: Callable[[Record], None] | None = None,
+    on_record: Callable[[Record], object] | None = None,
     stop: Callable[[], bool] | None = None,
     overrides: Overrides | None = None,
     on_images: OnImages | None = None,
@@ -49,11 +49,11 @@ def train(
         out: a new folder, or with `resume` the folder of a run.
         resume: go on with the run in `out` from its newest checkpoint.
         on_record: called in the main process with each iteration's record, which is also a line of
-            RUN/log.jsonl.
+            RUN/log.jsonl. A dict of numbers that it returns joins the record.
         stop: called often; once it returns True, a running update phase is finished, the run saved,
             and `train` returns.
         overrides: objects in place of what `config` names: a policy, rewards, a function that draws
-            prompts, further learners.
+            prompts, an objective, an advantage, ..., and further learners.
         on_images: called in each process with its own images of each iteration before anything is
             learned from them.
         progress: print what the run is doing: a live table in a terminal, otherwise (a notebook, a

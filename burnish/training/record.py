@@ -23,6 +23,7 @@ from burnish.training.evaluations import (
     evaluate_now,
 )
 from burnish.training.job import Job
+from burnish.training.metrics import own_numbers
 from burnish.training.reward_stats import gains
 from burnish.training.samples import draw_identifier_grid, draw_samples
 
@@ -33,11 +34,12 @@ class Recorder:
     Args:
         job: the run.
         done: iterations that an earlier start has finished.
-        on_record: called in the main process with each iteration's record.
+        on_record: called in the main process with each iteration's record; numbers by name that it
+            returns join the record.
     """
 
     def __init__(
-        self, job: Job, done: int, on_record: Callable[[Record], None] | None = None
+        self, job: Job, done: int, on_record: Callable[[Record], object] | None = None
     ) -> None:
         self.job = job
         self.done = done
@@ -88,17 +90,31 @@ class Recorder:
             job.run.append(record)
         self.done = iteration
         self.consistent = True
-        job.world.tracking.log(record, iteration)
 
         if self.saves_after(iteration):
             resume.save(job, iteration)
         tell_record(record)
         if self.on_record is not None and job.world.main:
-            self.on_record(record)
+            record = self.report(record, self.on_record)
+        job.world.tracking.log(record, iteration)
 
         job.poll()
         self.review(iteration)
         return self.ended_by_guard
+
+    def report(
+        self, record: dict[str, Any], on_record: Callable[[Record], object]
+    ) -> dict[str, Any]:
+        """Give a record to the program; return it with the numbers that the program adds.
+
+        Raises:
+            ValueError: it adds something else than numbers, or a name that the record has.
+        """
+        added = own_numbers(on_record(record), record)
+        if added:
+            record = {**record, **added}
+            self.job.run.append(record, amend=True)
+        return record
 
     def review(self, iteration: int) -> None:
         """Draw and evaluate the state after an iteration where due, and ask the guard."""
