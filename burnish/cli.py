@@ -267,6 +267,38 @@ def report(
     print(write_report(run, out))
 
 
+@app.command("compare")
+def compare_runs(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two or more runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page with the curves here.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
+    ] = False,
+) -> None:
+    """Compare runs: what differs in their configurations, their gains, their curves.
+
+    burnish compare runs/a runs/b
+    burnish compare runs/a runs/b runs/c --out comparison.html
+    """
+    from burnish.report import comparison
+    from burnish.runs import dumps, write
+
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out {out}: the page is HTML; let its name end in .html")
+
+    compared = comparison.compare(runs)
+    if as_json:
+        print(dumps(comparison.as_json(compared), indent=1))
+    else:
+        print(comparison.as_text(compared))
+
+    if out is not None:
+        write(out, comparison.as_page(compared))
+        print(out, file=sys.stderr if as_json else sys.stdout)
+
+
 @app.command()
 def check(recipe: Recipe, change: Changes = None) -> None:
     """Check a recipe before a long run: the ratio, the reward's spread, memory and time.

@@ -10,6 +10,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+SECRET = re.compile(r"passw|secret|credential|token$|(api|access|private|auth).?key", re.IGNORECASE)
+"""Names of texts that only their owner may read."""
 
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, line separators, marks of direction, halves of characters."""
@@ -33,6 +38,30 @@ def printable(text: object) -> str:
 def type_and_message(error: BaseException) -> str:
     """Return an error as its type and its message, such as "KeyError: 'a'"."""
     return f"{type(error).__name__}: {error}"
+
+
+def without_secret(name: str, value: Any) -> Any:
+    """Return a value of a configuration as others may read it.
+
+    A text that is a password or a key by its name is hidden, and a URL loses what stands before
+    its host and behind its path.
+
+    >>> without_secret("url", "https://me:pw@host/score?key=1")
+    'https://host/score'
+    """
+    if not isinstance(value, str):
+        return value
+    if SECRET.search(name):
+        return "(hidden)"
+
+    try:
+        url = urlsplit(value) if "://" in value else None
+    except ValueError:
+        return "(hidden)"
+
+    if url is None or not url.netloc:
+        return value
+    return url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 @contextmanager

@@ -11,23 +11,18 @@ from then on, with one warning: a curve is worth less than a run.
 from __future__ import annotations
 
 import json
-import re
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
-from burnish.errors import first_line
+from burnish.errors import first_line, without_secret
 from burnish.images import eight_bit, open_image
 from burnish.runs import Run, dumps, flat, write
-
-SECRET = re.compile(r"passw|secret|credential|token$|(api|access|private|auth).?key", re.IGNORECASE)
-"""Names of texts that no tracker is sent."""
 
 COLUMNS = ("measure", "before", "after", "gain", "low", "high")
 """Columns of an evaluation's table; low and high are the gain's 95 % interval."""
@@ -332,22 +327,9 @@ def _settings(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         for key, item in items:
             yield from _settings(item, f"{name}.{key}" if name else str(key))
     elif isinstance(value, (list, tuple)):
-        yield name, json.dumps([_public(name, item) for item in value], ensure_ascii=False)
+        yield name, json.dumps([without_secret(name, item) for item in value], ensure_ascii=False)
     else:
-        yield name, _public(name, value)
-
-
-def _public(name: str, value: Any) -> Any:
-    """Return a value without a secret in it."""
-    if not isinstance(value, str):
-        return value
-    if SECRET.search(name):
-        return "(hidden)"
-
-    url = urlsplit(value) if "://" in value else None
-    if url is None or not url.netloc:
-        return value
-    return url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        yield name, without_secret(name, value)
 
 
 def changes(
