@@ -12,7 +12,6 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
@@ -57,47 +56,19 @@ class Compared:
     """One run of a comparison, by a name that no other one has."""
 
     name: str
-    run: Run
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """The configuration."""
-        return tomllib.loads(self.run.config.read_text("utf-8"))
-
-    @cached_property
-    def records(self) -> list[Record]:
-        """The log."""
-        return self.run.records()
-
-    @cached_property
-    def results(self) -> dict[str, Any]:
-        """The last comparison with the model before training, by the set of prompts."""
-        return {name: result for name, result in stored(self.run.evaluation).items() if result}
-
-    @cached_property
-    def initial(self) -> dict[str, Any]:
-        """The evaluation before training, by the set of prompts."""
-        return stored(self.run.evaluation_file(0))
-
-    @cached_property
-    def rewards(self) -> dict[str, dict[str, Any]]:
-        """The table of each reward, by its name."""
-        return _by_name(self.config.get("rewards", []))
+    folder: Path
+    settings: Mapping[str, str]  # the value of each key; rewards go by their names
+    rewards: Mapping[str, Mapping[str, Any]]  # the table of each, by its name
+    held_out: Mapping[str, Mapping[str, Any]]  # likewise of the guard's panel
+    records: Sequence[Record]
+    results: Mapping[str, Mapping[str, Any]]  # of the last evaluation, by the set of prompts
+    initial: Mapping[str, Mapping[str, Any]]  # the evaluation before training
+    guard: Mapping[str, Any]  # what it decided; {} if it has not ended the run
 
     @property
     def weights(self) -> dict[str, float]:
         """The weight of each reward."""
         return {name: table.get("weight", 1.0) for name, table in self.rewards.items()}
-
-    @cached_property
-    def held_out(self) -> dict[str, dict[str, Any]]:
-        """The table of each reward of the guard's panel, by its name."""
-        return _by_name(self.config.get("guard", {}).get("panel", []))
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """The value of each key of the configuration; rewards go by their names."""
-        return dict(_settings({**self.config, "rewards": self.rewards}))
 
     @property
     def iterations(self) -> int:
@@ -114,35 +85,46 @@ class Compared:
         """The seconds that the iterations took."""
         return sum(record.get(key) or 0 for record in self.records for key in SECONDS)
 
-    @property
-    def verdict(self) -> str:
-        """The guard's verdict; "" if it has not ended the run."""
-        decision = stored(self.run.guard)
-        return guard_line(decision) if decision else ""
-
-    def check(self) -> None:
-        """Refuse a run whose files are not as this version of Burnish writes them.
-
-        Raises:
-            ValueError: they are not; the message names the run.
-        """
-        try:
-            for prompts in self.results:
-                self.changes(prompts)
-            _ = self.settings, self.held_out, self.weights, self.verdict, self.seconds
-            _ = self.iterations, self.images, [one["prompts"] for one in self.initial.values()]
-        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self.run.folder}: its files are not as this version of Burnish writes them "
-                f"({type_and_message(error)})"
-            ) from error
-
     def changes(self, prompts: str) -> list[Change]:
         """Return every change in the evaluation on a set of prompts."""
-        result = self.results.get(prompts, {})
+        result = self.results.get(prompts)
         if not result:
             return []
         return [*reward_changes(result), *judge_change(result), *panel_changes(result)]
+
+
+def read(name: str, run: Run) -> Compared:
+    """Return a run, read whole.
+
+    Raises:
+        ValueError: its files are not as this version of Burnish writes them; the message names it.
+    """
+    try:
+        config = tomllib.loads(run.config.read_text("utf-8"))
+        rewards = _by_name(config.get("rewards", []))
+        results = stored(run.evaluation)
+        compared = Compared(
+            name=name,
+            folder=run.folder,
+            settings=dict(_settings({**config, "rewards": rewards})),
+            rewards=rewards,
+            held_out=_by_name(config.get("guard", {}).get("panel", [])),
+            records=run.records(),
+            results={prompts: result for prompts, result in results.items() if result},
+            initial=stored(run.evaluation_file(0)),
+            guard=stored(run.guard),
+        )
+        # what is read later must not fail there
+        outcomes([compared])
+        verdicts([compared])
+        _ = [one["prompts"] for one in compared.initial.values()]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{run.folder}: its files are not as this version of Burnish writes them "
+            f"({type_and_message(error)})"
+        ) from error
+
+    return compared
 
 
 def compare(folders: Sequence[str | os.PathLike[str]]) -> list[Compared]:
@@ -165,9 +147,7 @@ def compare(folders: Sequence[str | os.PathLike[str]]) -> list[Compared]:
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
 
-    runs = [Compared(name, Run.open(path)) for name, path in zip(names, paths, strict=True)]
-    for run in runs:
-        run.check()
+    runs = [read(name, Run.open(path)) for name, path in zip(names, paths, strict=True)]
     for first, second in combinations(runs, 2):
         check_rewards(first, second)
         check_evaluations(first, second)
@@ -273,13 +253,13 @@ def outcomes(runs: Sequence[Compared]) -> Rows:
                 continue
             rows.append([f"{name}, {prompts} prompts", *(_cell(one.get(name)) for one in columns)])
 
-    rows.append(["guard", *("ended it, see below" if run.verdict else "–" for run in runs)])
+    rows.append(["guard", *("ended it, see below" if run.guard else "–" for run in runs)])
     return rows
 
 
 def verdicts(runs: Sequence[Compared]) -> list[str]:
     """Return one sentence for each run that the guard has ended."""
-    return [f"{run.name}: {run.verdict}" for run in runs if run.verdict]
+    return [f"{run.name}: {guard_line(run.guard)}" for run in runs if run.guard]
 
 
 def _cell(change: Change | None) -> str:
@@ -316,13 +296,13 @@ def as_json(runs: Sequence[Compared]) -> dict[str, Any]:
     differing = {key: values for key, *values in differences(runs)}
     return {
         run.name: {
-            "folder": str(run.run.folder),
+            "folder": str(run.folder),
             "differences": {key: values[column] for key, values in differing.items()},
             "iterations": run.iterations,
             "images": run.images,
             "seconds": run.seconds,
             "evaluation": run.results,
-            "guard": stored(run.run.guard) or None,
+            "guard": run.guard or None,
         }
         for column, run in enumerate(runs)
     }
