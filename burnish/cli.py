@@ -578,9 +578,9 @@ def watching(slow_only: bool = False) -> Iterator[None]:
     from burnish.report.progress import Progress
     from burnish.stages import listening
 
-    with Progress(console=Console(stderr=True), slow_only=slow_only) as progress:
-        with listening(progress):
-            yield
+    progress = Progress(console=Console(stderr=True), slow_only=slow_only)
+    with progress, listening(progress):
+        yield
 
 
 class Stop:

@@ -6,7 +6,6 @@ Standard library only.
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +15,8 @@ from urllib.parse import urlsplit
 SECRET = re.compile(r"passw|secret|credential|token$|(api|access|private|auth).?key", re.IGNORECASE)
 """Names of texts that only their owner may read."""
 
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, line separators, marks of direction, halves of characters."""
+JOINERS = "\u200c\u200d"
+"""Characters without a shape that emoji and some scripts need."""
 
 
 def first_line(error: BaseException) -> str:
@@ -32,7 +31,10 @@ def printable(text: object) -> str:
     Ends of lines, other control characters (such as the escape that begins a colour or a link) and
     marks that turn the writing direction become their numbers, such as \x1b.
     """
-    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], str(text))
+    return "".join(
+        letter if letter.isprintable() or letter in JOINERS else repr(letter)[1:-1]
+        for letter in str(text)
+    )
 
 
 def type_and_message(error: BaseException) -> str:

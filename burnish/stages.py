@@ -30,7 +30,7 @@ class Stage:
     routine: bool = False  # it comes again in each iteration
     done: int = 0
     ended: bool = False
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def seconds(self) -> float:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from burnish.cli import main, stopping
 from burnish.report.charts import duration
-from burnish.report.progress import Progress, line
+from burnish.report.progress import Plan, Progress, line
 
 RECORD = {
     "iteration": 3,
@@ -252,8 +252,8 @@ def test_plain_line_of_several_rewards() -> None:
 
 def test_live_table_of_several_rewards() -> None:
     console = Console(force_terminal=True, width=160, record=True)
-    with Progress(10, console) as progress:
-        progress(MANY)
+    with Progress(Plan(Path("runs/a"), 10, False), console) as progress:
+        progress.on_record(MANY)
         console.print(progress._view())
 
     text = console.export_text()
@@ -289,8 +289,8 @@ def test_prefer_chooses_the_identifiers_of_a_run(
 
 def test_live_table_in_a_terminal() -> None:
     console = Console(force_terminal=True, width=120, record=True)
-    with Progress(10, console) as progress:
-        progress(RECORD)
+    with Progress(Plan(Path("runs/a"), 10, False), console) as progress:
+        progress.on_record(RECORD)
         assert progress.left() == pytest.approx(7 * 6.1)
         console.print(progress._view())
 
