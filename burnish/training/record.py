@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any
 
 from burnish import config as configuration
-from burnish.runs import Record, write
+from burnish.runs import Record, Run, write
 from burnish.stages import tell_record
 from burnish.training import resume
 from burnish.training.batch import Credit, RolloutBatch
@@ -95,26 +95,12 @@ class Recorder:
             resume.save(job, iteration)
         tell_record(record)
         if self.on_record is not None and job.world.main:
-            record = self.report(record, self.on_record)
+            record = with_own_numbers(job.run, record, self.on_record(record))
         job.world.tracking.log(record, iteration)
 
         job.poll()
         self.review(iteration)
         return self.ended_by_guard
-
-    def report(
-        self, record: dict[str, Any], on_record: Callable[[Record], object]
-    ) -> dict[str, Any]:
-        """Give a record to the program; return it with the numbers that the program adds.
-
-        Raises:
-            ValueError: it adds something else than numbers, or a name that the record has.
-        """
-        added = own_numbers(on_record(record), record)
-        if added:
-            record = {**record, **added}
-            self.job.run.append(record, amend=True)
-        return record
 
     def review(self, iteration: int) -> None:
         """Draw and evaluate the state after an iteration where due, and ask the guard."""
@@ -178,3 +164,18 @@ class Recorder:
         """Save what is done after a failure, if the weights are those after an iteration."""
         if self.consistent:
             resume.save(self.job, self.done)
+
+
+def with_own_numbers(run: Run, record: dict[str, Any], returned: object) -> dict[str, Any]:
+    """Return the last record with the numbers that `on_record` returned, also in the log.
+
+    Raises:
+        ValueError: it returned something else than numbers, or a name that the record has.
+    """
+    added = own_numbers(returned, record)
+    if not added:
+        return record
+
+    record = {**record, **added}
+    run.append(record, amend=True)
+    return record
