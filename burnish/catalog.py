@@ -86,6 +86,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "zoo_nouns": "burnish.prompts.sources:zoo_nouns",
         "template": "burnish.prompts.sources:template",
         "lines": "burnish.prompts.sources:lines",
+        "csv": "burnish.prompts.sources:csv_table",
         "jsonl": "burnish.prompts.sources:jsonl",
         "list": "burnish.prompts.sources:listed",
         "qr": "burnish.prompts.codes:qr",
@@ -108,6 +109,37 @@ arguments of the table to make it.
 BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+IN_MEMORY = "burnish.training.assembly:absent"
+"""The name that a run's configuration gives to an object of a Python program."""
+
+PROMPT_FILES: Mapping[str, str] = {
+    ".txt": "lines",
+    ".csv": "csv",
+    ".json": "jsonl",
+    ".jsonl": "jsonl",
+}
+"""The prompt source that reads a file, by the file's ending."""
+
+
+def prompts_table(value: Any) -> Any:
+    """Return the table of a prompt source that is given in short; anything else as it is.
+
+    Args:
+        value: a file by its ending, a source that needs no arguments by its name, or a list of
+            texts.
+
+    >>> prompts_table("mine.txt"), prompts_table(["a cat"])
+    ({'use': 'lines', 'path': 'mine.txt'}, {'use': 'list', 'texts': ['a cat']})
+    """
+    if isinstance(value, list):
+        return {"use": "list", "texts": value}
+    if not isinstance(value, str):
+        return value
+
+    reader = PROMPT_FILES.get(Path(value).suffix.lower())
+    return {"use": reader, "path": value} if reader else {"use": value}
+
+
 def resolve(kind: str, use: str) -> Callable[..., Any]:
     """Return the function or class that `use` names.
 
@@ -119,8 +151,10 @@ def resolve(kind: str, use: str) -> Callable[..., Any]:
 
     module_name, colon, attribute = use.rpartition(":")
     if not colon:
+        files = f", or a file ({', '.join(PROMPT_FILES)})" if kind == "prompts" else ""
         raise ValueError(
-            f'{kind}: use = "{use}" is unknown; {nearest(use, BUILTIN[kind])}, or "my_file.py:name"'
+            f'{kind}: use = "{use}" is unknown; {nearest(use, BUILTIN[kind])}, '
+            f'or "my_file.py:name"{files}'
         )
     if not module_name or not attribute:
         raise ValueError(
@@ -164,14 +198,9 @@ def check(kind: str, table: Mapping[str, Any], where: str = "") -> Callable[...,
     if wrong := number_complaints(given, where):
         raise ValueError(wrong)
 
-    is_itself = _is_itself(kind, found, given)
-    parameters = _parameters(found)
-    if is_itself:
-        places = [one for one in parameters if one.kind in BY_PLACE][: len(CALLED_WITH[kind])]
-        parameters = [one for one in parameters if one not in places]
-
+    parameters = arguments(kind, found, given)
     _check_arguments(found, given, where, use, parameters, _or_itself(kind, found))
-    if is_itself:
+    if _is_itself(kind, found, given):
         from burnish.user_code import check_signature
 
         check_signature(f"{where}: {kind} {use}", partial(found, **given), CALLED_WITH[kind])
@@ -274,6 +303,30 @@ def number_complaints(value: Any, name: str) -> str:
     else:
         return number_complaint(value, name)
     return next((wrong for wrong in found if wrong), "")
+
+
+def shown_name(table: Mapping[str, Any]) -> str:
+    """Return the name of a part for a reader: its own, if it was an object of a Python program."""
+    use = str(table.get("use", ""))
+    return str(table.get("name", "an object")) if use == IN_MEMORY else use
+
+
+def arguments(
+    kind: str, found: Callable[..., Any], given: Mapping[str, Any] | None = None
+) -> list[inspect.Parameter]:
+    """Return the parameters that a table of the configuration may give, in their order.
+
+    Args:
+        kind: of the part.
+        found: the function or class, from `resolve`.
+        given: the keys of the table, but for `use`.
+    """
+    parameters = _parameters(found)
+    if not _is_itself(kind, found, given or {}):
+        return parameters
+
+    places = [one for one in parameters if one.kind in BY_PLACE][: len(CALLED_WITH[kind])]
+    return [one for one in parameters if one not in places]
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

@@ -91,6 +91,10 @@ def checked_part(kind: str, part: Any, use: str, called_with: Sequence[str] = ()
         return part
 
     protocol, wrapper = WRAPPERS[kind]
+    if isinstance(part, type):
+        raise ValueError(
+            f"{kind} {use} is a class; give an object of it, such as {part.__name__}()"
+        )
     if is_built_in(part):
         if protocol not in type(part).__mro__:
             raise ValueError(f"{use} is no {kind}; burnish list shows which there are")
@@ -561,9 +565,13 @@ WRAPPERS: dict[str, tuple[Any, type]] = {
 
 def _own_replay(replay: Replay) -> Replay:
     """Return a replay whose tensors are copies; gradients go through to the original's."""
-    optional = {"logp_ref": replay.logp_ref, "kl": replay.kl}
-    copies = {name: value.clone() for name, value in optional.items() if value is not None}
-    return replace(replay, logp=replay.logp.clone(), logp_old=replay.logp_old.clone(), **copies)
+    return replace(
+        replay,
+        logp=replay.logp.clone(),
+        logp_old=replay.logp_old.clone(),
+        logp_ref=None if replay.logp_ref is None else replay.logp_ref.clone(),
+        kl=None if replay.kl is None else replay.kl.clone(),
+    )
 
 
 # The attributes ---------------------------------------------------------------------------------

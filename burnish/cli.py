@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
-from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from burnish.files import read_text
 from burnish.terminal import adapt_streams, say
 
 if TYPE_CHECKING:
     from burnish.diffusion.policy import Policy
     from burnish.diffusion.sampler import Sampler
     from burnish.qr.scanner import Scanner
-    from burnish.runs import Run
     from burnish.tools.qr_search import Search
     from burnish.trust import Trust
     from burnish.types import Prompt
@@ -170,7 +168,6 @@ def train(
     """
     quiet()
     from burnish.config import load
-    from burnish.report.progress import Progress
     from burnish.runs import Run
 
     if not recipe and not (resume and out):
@@ -187,30 +184,11 @@ def train(
     config = load(source, change or [], trust=trust or consent())
     from burnish.training import loop
 
-    # of several processes that were launched together only one prints
-    main_process = os.environ.get("RANK", "0") == "0"
-    progress = Progress(config.iterations) if main_process else nullcontext()
-
-    with stopping() as stop, progress as on_record:
-        loop.train(
-            config,
-            folder,
-            resume=resume,
-            accept_changes=accept_changes,
-            on_record=on_record,
-            stop=stop,
-        )
-
-    if not main_process:
-        return
+    with stopping() as stop:
+        loop.train(config, folder, resume=resume, accept_changes=accept_changes, stop=stop)
 
     if stop.signals:
-        records = Run(folder).records()
-        done = records[-1]["iteration"] if records else 0
-        say(f"Stopped after iteration {done}. Go on with: burnish train --resume --out {folder}")
         raise typer.Exit(128 + stop.signals[0])
-
-    show_run(Run(folder))
 
 
 @app.command()
@@ -259,26 +237,28 @@ def sample(
 
     check_out(out)
     template = preferred(source, prefer, before)
-    policy, sampler = open_source(
-        source,
-        steps=steps,
-        guidance=guidance,
-        before=before,
-        strength=strength,
-        trust=trust or consent(),
-    )
-    expander = None if plain else open_expander(source, policy, before=before)
+    with watching(slow_only=True):
+        policy, sampler = open_source(
+            source,
+            steps=steps,
+            guidance=guidance,
+            before=before,
+            strength=strength,
+            trust=trust or consent(),
+        )
+        expander = None if plain else open_expander(source, policy, before=before)
 
-    if original:
-        if expander is None:
-            raise ValueError(
-                "--original needs an expanded prompt to weigh the original against, "
-                f"and {source} is sampled without an expander"
-            )
-        sampler = replace(sampler, guidance=centred(sampler.guidance, original))
+        if original:
+            if expander is None:
+                raise ValueError(
+                    "--original needs an expanded prompt to weigh the original against, "
+                    f"and {source} is sampled without an expander"
+                )
+            sampler = replace(sampler, guidance=centred(sampler.guidance, original))
 
-    prompts = [Prompt(text, template=template) for text in prompt]
-    images = draw(policy, sampler, prompts, n, seed, expander)
+        prompts = [Prompt(text, template=template) for text in prompt]
+        images = draw(policy, sampler, prompts, n, seed, expander)
+
     if state := drawn_state(source, before):
         say(state, sys.stderr)
     say(save(images, prompt, n, out))
@@ -300,14 +280,19 @@ def evaluate(
       burnish evaluate runs/jpeg --images 16
     """
     quiet()
+    from burnish.report.results import evaluation_lines
     from burnish.runs import Run
     from burnish.tools.evaluate_run import evaluate_run
     from burnish.training.checkpoint import newest
 
-    evaluation = evaluate_run(Run.open(run), images, trust=trust or consent())
-    done = newest(Run(run).checkpoints)["iteration"]
+    found = Run.open(run)
+    with watching():
+        evaluation = evaluate_run(found, images, trust=trust or consent())
+
+    done = newest(found.checkpoints)["iteration"]
     say(f"{run} after iteration {done}, compared with before training", sys.stderr)
-    show_evaluation(evaluation)
+    for text in evaluation_lines(evaluation):
+        say(text)
 
 
 @app.command()
@@ -326,6 +311,38 @@ def report(
     say(write_report(run, out))
 
 
+@app.command("compare")
+def compare_runs(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two or more runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page with the curves here.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
+    ] = False,
+) -> None:
+    """Compare runs: what differs in their configurations, their gains, their curves.
+
+    burnish compare runs/a runs/b
+    burnish compare runs/a runs/b runs/c --out comparison.html
+    """
+    from burnish.files import dumps, write
+    from burnish.report import comparison
+
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out {out}: the page is HTML; let its name end in .html")
+
+    compared = comparison.compare(runs)
+    if as_json:
+        print(dumps(comparison.as_json(compared), indent=1))
+    else:
+        print(comparison.as_text(compared))
+
+    if out is not None:
+        write(out, comparison.as_page(compared))
+        print(out, file=sys.stderr if as_json else sys.stdout)
+
+
 @app.command()
 def check(recipe: Recipe, change: Changes = None, trust: Trusted = False) -> None:
     """Check a recipe before a long run: the ratio, the reward's spread, memory and time.
@@ -337,7 +354,9 @@ def check(recipe: Recipe, change: Changes = None, trust: Trusted = False) -> Non
     from burnish.config import load
     from burnish.tools.preflight import preflight
 
-    findings = preflight(load(recipe, change or [], trust=trust or consent()))
+    config = load(recipe, change or [], trust=trust or consent())
+    with watching():
+        findings = preflight(config)
 
     for finding in findings:
         remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
@@ -500,18 +519,51 @@ def read_code(image: Path, payload: str, decoders: tuple[str, ...], as_json: boo
 
 
 @app.command("list")
-def list_parts() -> None:
-    """Show every recipe, reward, advantage, objective, kernel, guidance and prompt set."""
-    from burnish import catalog, config
+def list_parts(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="reward, recipe, kernel, ... Default: all.")
+    ] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="One of this kind.")] = "",
+) -> None:
+    """Show what a recipe can name, or one of it: its arguments, text, and TOML to paste.
 
-    print("recipes")
-    for name in config.recipes():
-        _print_entry(name, _first_comment(config.recipe(name)))
+    burnish list
+    burnish list rewards
+    burnish list reward aesthetic
+    """
+    from burnish.tools.listing import listing, page
 
-    for kind, table in catalog.BUILTIN.items():
-        print(f"\n{kind}")
-        for name in table:
-            _print_entry(name, (catalog.resolve(kind, name).__doc__ or "").split("\n\n")[0])
+    # sentences are wrapped for a reader only: a program gets each on a line
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    print(page(kind, name) if name else listing(kind, width))
+
+
+@app.command("recipe")
+def print_recipe(
+    name: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe's name. Default: list them.")
+    ] = "",
+) -> None:
+    """Print a recipe as it stands, with its comments, to be edited.
+
+    burnish recipe
+    burnish recipe demo > my.toml
+    burnish train my.toml
+    """
+    if not name:
+        list_parts("recipe")
+        return
+
+    from burnish.config import packaged_recipe
+
+    try:
+        content = packaged_recipe(name.removesuffix(".toml")).read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no recipe {name}; {error}") from None
+
+    # as it stands, whatever the terminal's encoding
+    sys.stdout.buffer.write(content)
+    sys.stdout.flush()
 
 
 @zoo_app.command("list")
@@ -520,7 +572,7 @@ def zoo_list() -> None:
     from burnish import zoo
 
     for name in zoo.names():
-        print(f"zoo:{name:<16} {zoo.size_mb(name):5.1f} MB   {zoo.path(name)}")
+        print(f"zoo:{name:<16} {zoo.size_mb(name):5.1f} MB   {zoo.path(name)}   {zoo.MODELS[name]}")
 
 
 @zoo_app.command("check")
@@ -542,7 +594,8 @@ def zoo_check(
     from burnish.tools import control_curve
     from burnish.tools.zoo_check import measure, table
 
-    measured, points = measure(images=images, seed=seed)
+    with watching():
+        measured, points = measure(images=images, seed=seed)
 
     if as_json:
         print(json.dumps({**measured, "control": [asdict(point) for point in points]}, indent=1))
@@ -578,6 +631,22 @@ def ask(question: str) -> bool:
     """Return the answer to a question about code; only a yes counts."""
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+@contextmanager
+def watching(slow_only: bool = False) -> Iterator[None]:
+    """Show the stages of a command's work on stderr within this context.
+
+    With `slow_only` nothing is printed, where stderr is no terminal, unless it takes long.
+    """
+    from rich.console import Console
+
+    from burnish.report.progress import Progress
+    from burnish.stages import listening
+
+    progress = Progress(console=Console(stderr=True), slow_only=slow_only)
+    with progress, listening(progress):
+        yield
 
 
 class Stop:
@@ -633,56 +702,6 @@ def stopping() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def show_run(run: Run) -> None:
-    """Print where a finished run lies, its result, and what to do next."""
-    from burnish.run_files import EvaluationFile, GuardFile, read_json
-
-    say(f"Done: {run.folder}")
-    remedy = "delete it, or make it again with burnish evaluate"
-
-    remedy = "delete it, or make it again with burnish evaluate"
-    if run.guard.is_file():
-        show_guard(read_json(run.guard, GuardFile, remedy))
-    if run.evaluation.is_file():
-        show_evaluation(read_json(run.evaluation, EvaluationFile, remedy))
-
-    say(f"Next: burnish report {run.folder}, or burnish sample {run.folder} --prompt 'a cat'")
-
-
-def show_evaluation(evaluation: Mapping[str, Any]) -> None:
-    """Print one line, or two with held-out measures, for each set of prompts."""
-    for name, result in evaluation.items():
-        if not result:
-            continue
-
-        low, high = result["ci95"]
-        text = (
-            f"{name:<7} reward {result['before']:.4g} -> {result['after']:.4g}  "
-            f"paired gain {result['paired_mean']:+.4g}, 95 % interval [{low:.4g}, {high:.4g}]"
-        )
-        if result.get("judge_before") is not None:
-            text += f"  judged right {result['judge_before']:.1%} -> {result['judge_after']:.1%}"
-
-        say(text)
-
-        if panel := result.get("panel"):
-            changes = (
-                f"{measure} {change['before']:.4g} -> {change['after']:.4g}"
-                for measure, change in panel.items()
-            )
-            say(" " * 8 + "  ".join(changes))
-
-
-def show_guard(decision: Mapping[str, Any]) -> None:
-    """Print what the guard did, and why."""
-    back = ""
-    if decision["action"] == "rollback":
-        back = f", and went back to iteration {decision['best']}"
-
-    reasons = "; ".join(decision["reasons"])
-    say(f"The guard ended the run after iteration {decision['iteration']}{back}: {reasons}")
-
-
 def quiet() -> None:
     """Keep progress bars and known noise of other libraries out of the output, nothing else."""
     from diffusers.utils import logging as diffusers_logging
@@ -707,7 +726,6 @@ def main(argv: list[str] | None = None) -> None:
     import traceback
     import warnings
 
-
     def show_warning(message: Warning | str, *_: object, **__: object) -> None:
         say(f"burnish: warning: {message}", sys.stderr)
 
@@ -729,27 +747,6 @@ def main(argv: list[str] | None = None) -> None:
         for line in traceback.format_exc().rstrip("\n").split("\n"):
             say(line, sys.stderr)
         raise SystemExit(1) from error
-
-
-def _print_entry(name: str, text: str) -> None:
-    """Print a name with the first sentence about it, in as many lines as it needs."""
-    import textwrap
-
-    sentence = " ".join(text.split()).split(". ")[0].rstrip(".")
-    wrapped = textwrap.fill(
-        sentence,
-        width=110,
-        initial_indent=f"  {name:<28} ",
-        subsequent_indent=" " * 31,
-        break_on_hyphens=False,
-    )
-    print(wrapped)
-
-
-def _first_comment(path: Path) -> str:
-    """Return the text of the comment that a recipe opens with, up to its first empty line."""
-    lines = takewhile(lambda line: line.strip("# "), read_text(path).split("\n"))
-    return " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from burnish.run_files import read_toml
 from burnish.trust import Trust, UntrustedCodeError, require_trust
 
 if TYPE_CHECKING:
-    from burnish.types import Advantage
+    from burnish.types import Advantage, Curriculum, Kernel, Objective
 
 Table = dict[str, Any]
 """`{"use": "name", ...}`: a thing of the catalog and its arguments."""
@@ -65,6 +65,10 @@ RENAMED: Mapping[str, str] = {
     "batch.previews": 'batch.baseline = "x0_preview", or "" for none',
 }
 """Keys of before 0.1.0, and their names now."""
+
+
+REWARD_KEYS = ("weight", "name", "of")
+"""Keys of a reward's table that are not the reward's arguments."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,9 @@ class EvaluationConfig:
     images_per_prompt: int = 4  # 0: no evaluation
     prompts: Table = field(default_factory=dict)  # {} : the training prompts
     unseen: Table = field(default_factory=dict)  # prompts never trained on; {} : none
+    # of each of these two sets: more are thinned out to so many, spread over the whole list and
+    # always the same ones; 0: all
+    max_prompts: int = 64
     seed: int = 1234  # of the noise
     judge: str = ""  # "zoo:emoji-judge": does the image show its prompt; "": none
 
@@ -262,10 +269,11 @@ class RunConfig:
     sample_every: int = 5  # iterations between sample grids; 0: none
     # images in a sample grid, on prompts spread over the training prompts
     sample_prompts: int = 16
-    # "tensorboard", "wandb", "trackio" (each an extra to install)
+    # "tensorboard", "wandb", "trackio" (each an extra to install), "mlflow", "comet_ml", "swanlab"
     trackers: list[str] = field(default_factory=list)
     tracker_project: str = "burnish"  # the name under which they file the run
-    tracker_folder: FilePath = ""  # where they write files; "": the run directory
+    # where they write files, those of each run in a folder of its own; "": the run directory
+    tracker_folder: FilePath = ""
     # for each one's start: { wandb = { entity = "..." } }
     tracker_options: Table = field(default_factory=dict)
 
@@ -278,7 +286,9 @@ class Config:
     iterations: int = 100  # rounds of sampling, scoring and training
     model: ModelConfig = field(default_factory=ModelConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    prompts: Table = field(default_factory=dict)  # the source they are drawn from
+    # the source they are drawn from; in short: "prompts.txt" (or .csv, .json, .jsonl), "animals",
+    # or ["a cat", "a dog"]
+    prompts: Table = field(default_factory=dict)
     expander: ExpanderConfig = field(default_factory=ExpanderConfig)
     # use, weight (1.0), name (of the curve), of ("original": judge by the prompt before it was
     # expanded, or "prompt"), and its arguments
@@ -331,9 +341,11 @@ def load(
 
     try:
         _check_values(tree)
+        tree = _with_prompt_tables(tree)
         folder = Path() if is_built_in(found) else found.parent
         references.rebase(tree, Config, folder, Path())
         for override in overrides:
+            tree = _with_prompt_tables(tree)  # whose keys may be changed too
             _override(tree, override)
 
         return _resolved(tree, purpose, trust, _typed_names(overrides), str(found))
@@ -364,7 +376,7 @@ def _resolved(
     """Return the configuration in a tree, after all checks; code is imported last."""
     _check_values(tree)
     check_no_secrets(tree)
-    config = _section(Config, tree, "")
+    config = _section(Config, _with_prompt_tables(tree), "")
     _check_numbers(config)
     _check_tables(config)
     _check_guard(config)
@@ -445,13 +457,38 @@ def recipe(path: str | Path) -> Path:
     if Path(path).is_file():
         return Path(path)
 
-    name = str(path).removesuffix(".toml")
-    if name in recipes():
-        return Path(str(files("burnish") / "recipes" / f"{name}.toml"))
+    try:
+        return packaged_recipe(str(path).removesuffix(".toml"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path}: no such file, and no recipe of that name; {error}"
+        ) from None
 
-    raise FileNotFoundError(
-        f"{path}: no such file, and no recipe of that name; {catalog.nearest(name, recipes())}"
-    )
+
+def packaged_recipe(name: str) -> Path:
+    """Return the path of the recipe of that name.
+
+    Raises:
+        FileNotFoundError: there is none; the message names the nearest.
+    """
+    if name not in recipes():
+        raise FileNotFoundError(catalog.nearest(name, recipes()))
+    return Path(str(files("burnish") / "recipes" / f"{name}.toml"))
+
+
+def _with_prompt_tables(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree in which prompts that are given in short are tables."""
+    expanded = dict(tree)
+    if "prompts" in tree:
+        expanded["prompts"] = catalog.prompts_table(tree["prompts"])
+
+    evaluation = tree.get("evaluation")
+    if isinstance(evaluation, Mapping):
+        sources = {key: evaluation[key] for key in ("prompts", "unseen") if key in evaluation}
+        tables = {key: catalog.prompts_table(value) for key, value in sources.items()}
+        expanded["evaluation"] = {**evaluation, **tables}
+
+    return expanded
 
 
 def is_built_in(path: Path) -> bool:
@@ -561,6 +598,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("batch.least_noise", lambda x: 0 <= x < 1, "at least 0 (all transitions) and less than 1"),
     ("evaluation.every", lambda n: n >= 0, "0 (only first and last) or more"),
     ("evaluation.images_per_prompt", lambda n: n >= 0, "0 (no evaluation) or more"),
+    ("evaluation.max_prompts", lambda n: n >= 0, "0 (all) or more"),
     ("evaluation.seed", lambda n: 0 <= n < 2**31, "between 0 and 2147483647"),
     (
         "evaluation.judge",
@@ -654,21 +692,26 @@ def _check_tables(config: Config) -> None:
 
 def _check_parts(config: Config) -> None:
     """Build the parts of a training that are cheap, for their own checks and their protocols'."""
-    kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
-    catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
-    advantage = catalog.build("advantage", config.advantage, "advantage")
-    check_curriculum(config)
-    objective = catalog.build("objective", config.objective, "objective")
-    # others that compare images refuse a single one in words of their own
-    if not (objective.compares_images or config.batch.baseline):
-        check_compared_images(config, advantage)
+    kernel = _built("kernel", config.sampler.kernel, "sampler.kernel")
+    _built("guidance", config.sampler.guidance, "sampler.guidance")
+    advantage = _built("advantage", config.advantage, "advantage")
+    if config.curriculum:
+        check_curriculum(config, _built("curriculum", config.curriculum, "curriculum"))
+    objective = _built("objective", config.objective, "objective")
 
-    if kernel.deterministic and objective.process != "forward":
-        raise ValueError(
-            "sampler.kernel.eta must be > 0: without noise a transition has no probability, and a "
-            "policy gradient nothing to learn from; only the objectives 'rwr' and 'awm' can do "
-            "without"
-        )
+    # others that compare images refuse a single one in words of their own
+    compares = config.batch.baseline or (objective is not None and objective.compares_images)
+    if advantage is not None and not compares:
+        check_compared_images(config, advantage)
+    if kernel is not None and objective is not None:
+        check_noise(kernel, objective)
+
+
+def _built(kind: str, table: Table, where: str) -> Any:
+    """Return a part, built for its own checks; None for an object of a Python program."""
+    if table.get("use") == catalog.IN_MEMORY:
+        return None
+    return catalog.build(kind, table, where)
 
 
 def images_compared(config: Config) -> int:
@@ -678,7 +721,7 @@ def images_compared(config: Config) -> int:
 
 def check_compared_images(config: Config, advantage: Advantage) -> None:
     """Refuse a single image where the advantage compares images."""
-    name = config.advantage["use"]
+    name = catalog.shown_name(config.advantage)
     if advantage.compares_images and images_compared(config) < 2:
         each = " for each identifier" if config.identifier_count > 1 else ""
         raise ValueError(
@@ -694,18 +737,24 @@ def check_compared_images(config: Config, advantage: Advantage) -> None:
         )
 
 
-def check_curriculum(config: Config) -> None:
-    """Refuse a curriculum without a ControlNet, or one that follows an unknown reward."""
-    if not config.curriculum:
-        return
+def check_noise(kernel: Kernel, objective: Objective) -> None:
+    """Refuse a kernel without noise where the objective learns from transitions."""
+    if kernel.deterministic and objective.process != "forward":
+        raise ValueError(
+            "sampler.kernel.eta must be > 0: without noise a transition has no probability, and a "
+            "policy gradient nothing to learn from; only the objectives 'rwr' and 'awm' can do "
+            "without"
+        )
 
-    curriculum = catalog.build("curriculum", config.curriculum, "curriculum")
+
+def check_curriculum(config: Config, curriculum: Curriculum | None) -> None:
+    """Refuse a curriculum without a ControlNet, or one that follows an unknown reward."""
     if not config.model.controlnet:
         raise ValueError(
             "curriculum is one of the control scale: set model.controlnet, or leave it out"
         )
 
-    named = curriculum.reward
+    named = curriculum.reward if curriculum is not None else ""
     names = reward_names(config.rewards)
     if named and named not in names:
         raise ValueError(f'curriculum.reward = "{named}" is none of the rewards {", ".join(names)}')

@@ -83,11 +83,6 @@ def _is_library(file: str) -> bool:
     return file.startswith(("<frozen", *(f"{folder}{os.sep}" for folder in folders)))
 
 
-def printable(text: str) -> str:
-    """Return a text on one line, with nothing in it that would steer a terminal."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
-
-
 @contextmanager
 def os_error_context(path: Path) -> Iterator[None]:
     """Turn the errors of a disk that a user can fix into one sentence about `path`.

@@ -85,7 +85,7 @@ def _writes_into_its_input(objective: Any, part: Any, pairs: int) -> bool:
     before, adv_before = _made_up(part, pairs)
     objective(replay, adv)
     return any(
-        old is not None and not torch.equal(old, new)
+        old is not None and new is not None and not torch.equal(old, new)
         for old, new in (
             (before.logp, replay.logp),
             (before.logp_old, replay.logp_old),

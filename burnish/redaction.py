@@ -70,6 +70,13 @@ def redact(text: str) -> str:
     return text
 
 
+def without_secret(name: str, value: Any) -> Any:
+    """Return a value without secrets, under the name that says what it is: HF_TOKEN, api_key."""
+    if not isinstance(value, str):
+        return value
+    return MASK if value and NAME.search(name) else redact(value)
+
+
 def excerpt(text: str, length: int = 200) -> str:
     """Return the first words of a foreign text on one line, without secrets."""
     if len(text) > LONGEST_TEXT:

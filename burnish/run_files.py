@@ -55,9 +55,18 @@ class Change(TypedDict):
     ci95: tuple[float, float]
 
 
+class RewardChange(Change):
+    """The paired change of one reward."""
+
+    weight: NotRequired[float]
+
+
 class Comparison(Change):
     """The comparison of one set of prompts in evaluation.json."""
 
+    prompts: NotRequired[CountOrZero]
+    images: NotRequired[CountOrZero]
+    rewards: NotRequired[dict[str, RewardChange]]
     judge_before: NotRequired[Number]
     judge_after: NotRequired[Number]
     panel: NotRequired[dict[str, Change] | None]

@@ -23,6 +23,7 @@ Standard library only.
     RUN/adapter/iteration.json       the iteration they are of, and the files' digests
     RUN/guard.json                   when and why the guard ended the run, and to which iteration it
                                      went back
+    RUN/trackers.json                the ids under which experiment trackers file the run
     RUN/lock                         the process that is writing here
 
 Every file is written completely or not at all, see `files`; only the log grows line by line.
@@ -91,6 +92,7 @@ class Run:
     adapter = RunPath("adapter")
     guard = RunPath("guard.json")
     origin = RunPath("origin.json")
+    trackers = RunPath("trackers.json")
 
     @staticmethod
     def create(folder: str | os.PathLike[str]) -> Run:
@@ -160,8 +162,13 @@ class Run:
         """
         return [record for record, _ in _rows(self)]
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line to the log; it is on the disk when this returns."""
+    def append(self, record: Mapping[str, Any], *, amend: bool = False) -> None:
+        """Add a line to the log, or put it in place of the last one; it is on the disk then."""
+        if amend:
+            lines = [line + b"\n" for _, line in _rows(self)[:-1]]
+            write(self.log, b"".join(lines) + f"{dumps(record)}\n".encode())
+            return
+
         is_new = not self.log.exists()
         with os_error_context(self.log), open(self.log, "a", encoding="utf-8") as file:
             file.write(dumps(record) + "\n")
@@ -244,6 +251,33 @@ def tidy(run: Run) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return the numbers of a nested record by path.
+
+    >>> flat({"rewards": {"a": {"mean": 1}}})
+    {'rewards/a/mean': 1}
+    """
+    numbers: dict[str, float] = {}
+
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            numbers |= flat(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            numbers[prefix + key] = value
+
+    return numbers
+
+
+def guard_verdict(decision: Mapping[str, Any]) -> str:
+    """Return one sentence about the contents of guard.json: what the guard did, and why."""
+    back = ""
+    if decision["action"] == "rollback":
+        back = f", and went back to iteration {decision['best']}"
+
+    reasons = "; ".join(map(str, decision["reasons"]))
+    return f"The guard ended the run after iteration {decision['iteration']}{back}: {reasons}"
 
 
 def _rows(run: Run) -> list[tuple[Record, bytes]]:

@@ -29,6 +29,8 @@ GROUND = {
     "config",
     "run_files",
     "runs",
+    "tracking",
+    "stages",
     "world",
     "pretrained",
     "noise",
@@ -37,7 +39,16 @@ WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
     "rl": {"types"},
     "qr": {"types", "errors", "images"},
-    "report": {"annotations", "errors", "files", "redaction", "run_files", "runs", "terminal"},
+    "report": {
+        "annotations",
+        "errors",
+        "files",
+        "redaction",
+        "run_files",
+        "runs",
+        "stages",
+        "terminal",
+    },
     "diffusion": {
         "types",
         "annotations",
@@ -47,6 +58,7 @@ WINGS: dict[str, set[str]] = {
         "images",
         "pretrained",
         "seeds",
+        "stages",
         "zoo",
         "qr",
     },
@@ -56,6 +68,7 @@ WINGS: dict[str, set[str]] = {
         "errors",
         "files",
         "seeds",
+        "stages",
         "catalog",
         "pretrained",
         "zoo",
@@ -74,10 +87,10 @@ WINGS: dict[str, set[str]] = {
         "prompts",
     },
     "evaluation": GROUND | {"diffusion", "prompts", "rewards"},
-    "training": GROUND | {"zoo", "rl", "diffusion", "prompts", "rewards", "evaluation"},
+    "training": GROUND | {"zoo", "rl", "diffusion", "prompts", "rewards", "evaluation", "report"},
     "tools": GROUND
     | {"zoo", "rl", "qr", "diffusion", "prompts", "rewards", "evaluation", "training"},
-    "compat": GROUND | {"diffusion", "training", "report"},
+    "compat": GROUND | {"diffusion", "training"},
 }
 """The modules that each wing may import from; the command line may import everything."""
 
@@ -109,9 +122,11 @@ FLOOR: dict[str, set[str]] = {
     },
     "run_files": {"annotations", "files"},
     "runs": {"annotations", "errors", "files", "run_files"},
-    "world": {"errors"},
+    "tracking": {"errors", "files", "images", "run_files", "runs"},
+    "world": {"tracking"},
     "pretrained": {"errors", "runs", "zoo"},
     "noise": set(),
+    "stages": set(),
 }
 """The same for the modules of the ground floor."""
 
@@ -121,6 +136,7 @@ WITHOUT_TORCH = (
     "files",
     "redaction",
     "runs",
+    "stages",
     "terminal",
     "catalog",
     "cli",
@@ -135,8 +151,11 @@ STANDARD_LIBRARY_ONLY = (
     "redaction",
     "run_files",
     "runs",
+    "stages",
     "terminal",
     "report/charts",
+    "report/markup",
+    "report/results",
     "zoo/__init__",
 )
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "numpy"}

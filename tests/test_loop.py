@@ -683,7 +683,7 @@ def test_a_damaged_checkpoint_is_made_anew(recipe: Path, tmp_path: Path) -> None
 
 
 def test_an_unknown_tracker_is_an_error(recipe: Path, tmp_path: Path) -> None:
-    message = '"tensorbord" is unknown; accepted: tensorboard, wandb, trackio'
+    message = '"tensorbord" is unknown; accepted: tensorboard, wandb, trackio, mlflow'
     with pytest.raises(ValueError, match=message):
         train(load(recipe, "run.trackers=['tensorbord']"), tmp_path / "run")
 

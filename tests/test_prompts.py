@@ -6,9 +6,12 @@ import gzip
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from burnish.config import dump, load, packaged_recipe
+from burnish.prompts import codes
 from burnish.prompts import sources as prompts
 from burnish.prompts.codes import qr
 from burnish.types import Prompt
@@ -300,3 +303,103 @@ def test_a_file_of_payloads_is_taken_as_it_is(tmp_path: Path) -> None:
         '{"a": 1}',
         '"X"',
     ]
+
+
+# In short ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("short", "table"),
+    [
+        ("mine.txt", {"use": "lines", "path": "mine.txt"}),
+        ("a folder/Mine.TXT", {"use": "lines", "path": "a folder/Mine.TXT"}),
+        ("mine.csv", {"use": "csv", "path": "mine.csv"}),
+        ("mine.jsonl", {"use": "jsonl", "path": "mine.jsonl"}),
+        ("mine.json", {"use": "jsonl", "path": "mine.json"}),
+        ("animals", {"use": "animals"}),
+        (["a cat", "a dog"], {"use": "list", "texts": ["a cat", "a dog"]}),
+    ],
+)
+@pytest.mark.parametrize("key", ["prompts", "evaluation.prompts", "evaluation.unseen"])
+def test_prompts_in_short(short: Any, table: dict[str, Any], key: str, tmp_path: Path) -> None:
+    config = load("demo", [f"{key}={json.dumps(short)}"])
+    section = config.evaluation if "." in key else config
+    assert getattr(section, key.rpartition(".")[2]) == table
+
+    # what a run directory holds is the table, and means the same
+    (tmp_path / "config.toml").write_text(dump(config))
+    assert load(tmp_path / "config.toml") == config
+
+
+def test_a_key_of_prompts_in_short_may_be_changed(tmp_path: Path) -> None:
+    recipe = packaged_recipe("demo").read_text("utf-8")
+    head, _, tail = recipe.partition("[prompts]")
+    tail = tail.partition("\n[")[2]
+    (tmp_path / "mine.toml").write_text(f'prompts = "mine.txt"\n{head}[{tail}', "utf-8")
+
+    config = load(tmp_path / "mine.toml", ["prompts.text=a photo of {noun}"])
+    assert config.prompts == {"use": "lines", "path": "mine.txt", "text": "a photo of {noun}"}
+    changes = ["prompts=mine.csv", "prompts.key=caption"]
+    assert load("demo", changes).prompts == {"use": "csv", "path": "mine.csv", "key": "caption"}
+
+
+@pytest.mark.parametrize(
+    ("short", "message"),
+    [
+        ('"animal"', 'did you mean "animals"'),
+        ('"prompts.md"', r"or a file \(.txt, .csv, .json, .jsonl\)"),
+        ('"a cat"', "is unknown"),
+        ('"nowhere.py:mine"', "nowhere.py: no such file"),
+        ("3", "prompts = 3 is of the wrong type"),
+        ("true", "prompts = True is of the wrong type"),
+    ],
+)
+def test_prompts_in_short_that_are_none(short: str, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load("demo", [f"prompts={short}"])
+
+
+def test_codes_take_texts_in_short(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("a cat\na dog\n")
+    mine = [prompt.text for prompt in codes.qr(str(tmp_path / "mine.txt"), ["HELLO"])]
+    assert mine == ["a cat", "a dog"]
+    assert len(codes.qr("zoo_nouns", ["HELLO"])) == 45
+
+
+def test_a_csv_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text('\ufeffprompt,base\n"a cat, asleep",cat.png\n\n"a ""big"" dog",\n', "utf-8")
+    found = prompts.csv_table(str(path))
+    assert [one.text for one in found] == ["a cat, asleep", 'a "big" dog']
+    assert found[0].metadata == {"base": "cat.png"}
+
+    path.write_text("text;n\na cat;1\n")
+    assert prompts.csv_table(str(path), "text")[0].metadata == {"n": "1"}
+    with pytest.raises(ValueError, match=r'no column "prompt", but text, n; set prompts.key'):
+        prompts.csv_table(str(path))
+
+    for content, message in (
+        ("prompt\n", "no prompts below the first row"),
+        ("prompt\na cat, asleep\n", "row 2: 2 cells under 1 columns"),
+        ("prompt,base\n\n,cat.png\n", 'row 3: no text under "prompt"'),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            prompts.csv_table(str(path))
+
+
+def test_a_json_list(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('[\n "a cat",\n {"prompt": "a dog", "n": 2}\n]')
+    found = prompts.jsonl(str(path))
+    assert [one.text for one in found] == ["a cat", "a dog"] and found[1].metadata == {"n": 2}
+
+    for content, message in (
+        ('["a cat"', "mine.json: not a JSON list"),
+        ("[]", "mine.json: no prompts in it"),
+        ('["a cat", 3]', "mine.json, entry 2: no text"),
+        ('["a cat", ""]', "mine.json, entry 2: no text"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            prompts.jsonl(str(path))

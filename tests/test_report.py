@@ -145,7 +145,7 @@ def test_rewards_are_drawn_against_each_other(run: Path) -> None:
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     page = write_report(run).read_text("utf-8")
     parse(page)
-    chart = page[page.index("<div class='fronts'>") :]
+    chart = page[page.index('<div class="fronts">') :]
     root = ElementTree.fromstring(chart[chart.index("<svg") : chart.index("</svg>") + 6])
     styles = [circle.attrib["class"] for circle in root.iter("circle")]
     assert styles.count("ring series-1") == 3 and styles.count("ring series-1 faint") == 1

@@ -14,9 +14,9 @@ import torch
 import burnish
 from burnish import config as configuration
 from burnish.evaluation.paired import load_evaluation
-from burnish.runs import Run
+from burnish.runs import Run, flat
 from burnish.training.loop import train
-from burnish.world import World, flat, join_world
+from burnish.world import World, join_world
 
 
 def test_alone_everything_is_the_identity() -> None:
@@ -26,7 +26,7 @@ def test_alone_everything_is_the_identity() -> None:
     assert world.gather(rows) is rows and world.gather_list([1, 2]) == [1, 2]
     assert world.any(True) and not world.any(False)
     world.average_gradients([])
-    world.log({"iteration": 1})
+    world.tracking.log({"iteration": 1}, 1)
     world.end()
 
 

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 from burnish import catalog
 from burnish.annotations import ArgumentsOf, Count, CountOrZero, FilePath, IsPath
-from burnish.prompts.sources import check_count, listed
+from burnish.prompts.sources import check_count
 from burnish.prompts.text_files import text_rows
 from burnish.types import MOST_PROMPTS, Prompt
 
@@ -42,7 +42,7 @@ CodeTable = Annotated[dict[str, Any], ArgumentsOf("burnish.qr.layout:fit", bound
 
 
 def qr(
-    texts: list[str] | dict,
+    texts: list[str] | dict | str,
     payloads: Annotated[list[str] | str, IsPath()] | None = None,
     random: CountOrZero = 0,
     seed: int = 0,
@@ -56,8 +56,8 @@ def qr(
     """Return texts with payloads for their codes, as metadata["payload"].
 
     Args:
-        texts: a list, or the table of another source, as `{use = "zoo_nouns"}`; its metadata is
-            kept.
+        texts: a list, the table of another source, as `{use = "zoo_nouns"}`, whose metadata is
+            kept, or in short a file or a source's name.
         payloads: a list, or a text file with one a line.
         random: the number of random payloads, all different, to take instead.
         seed: of the random ones.
@@ -84,10 +84,7 @@ def qr(
             "prompts: give either payloads = [...] (or a file's path) or random = 100, not both"
         )
 
-    if isinstance(texts, dict):
-        prompts = catalog.build("prompts", texts, "prompts.texts")
-    else:
-        prompts = listed(texts)
+    prompts = catalog.build("prompts", catalog.prompts_table(texts), "prompts.texts")
 
     if payloads is None:
         contents: Sequence[str] = _random_payloads(random, seed, length, alphabet, part)

@@ -12,6 +12,7 @@ import torch
 from burnish.prompts.expander import Expander, Expansions
 from burnish.prompts.sources import jsonl
 from burnish.seeds import generator
+from burnish.stages import advance, stage
 
 BATCH = 16  # pairs of an optimizer step
 
@@ -53,21 +54,23 @@ def imitate(
     optimizer = torch.optim.AdamW(expander.trainable, lr=lr, weight_decay=0.0)
     losses = [0.0]
 
-    for epoch in range(epochs):
-        order = torch.randperm(len(pairs), generator=generator(seed, "start", epoch))
-        losses = []
+    with stage("imitation", f"{len(pairs)} texts x {epochs} epochs", len(pairs) * epochs):
+        for epoch in range(epochs):
+            order = torch.randperm(len(pairs), generator=generator(seed, "start", epoch))
+            losses = []
 
-        for rows in order.split(BATCH):
-            batch = Expansions.from_pairs(
-                [pairs[row] for row in rows.tolist()], expander.prompt_tokens
-            )
-            logp = expander.replay(batch, torch.arange(len(rows))).logp
-            loss = -logp.sum() / batch.action_mask.sum()
+            for rows in order.split(BATCH):
+                batch = Expansions.from_pairs(
+                    [pairs[row] for row in rows.tolist()], expander.prompt_tokens
+                )
+                logp = expander.replay(batch, torch.arange(len(rows))).logp
+                loss = -logp.sum() / batch.action_mask.sum()
 
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(expander.trainable, 1.0)
-            optimizer.step()
-            losses.append(float(loss.detach()))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(expander.trainable, 1.0)
+                optimizer.step()
+                losses.append(float(loss.detach()))
+                advance(len(rows))
 
     return sum(losses) / len(losses)

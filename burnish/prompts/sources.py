@@ -1,13 +1,14 @@
 """Prompt sources: each returns the list of prompts that an iteration draws from.
 
 The sets of DDPO (arXiv 2305.13301): 45 common animals, the 398 animals of ImageNet-1k, 45 animals x
-3 activities. Then its counts of animals, the nouns of the embedded models, a list, a text file, a
-JSONL file, and a template with all combinations of its fields. `{noun}` in a text is replaced;
+3 activities. Then its counts of animals, the nouns of the embedded models, a list, a text, CSV or
+JSON file, and a template with all combinations of its fields. `{noun}` in a text is replaced;
 `a {noun}` also gets the right article (`an ant`, `a unicorn`).
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -214,15 +215,55 @@ def lines(path: FilePath, text: str = "{noun}") -> list[Prompt]:
     return template(text, noun=prompt_lines(Path(path)))
 
 
+def csv_table(path: FilePath, key: str = "prompt") -> list[Prompt]:
+    """Return one prompt a row of a CSV file whose first row names the columns.
+
+    Args:
+        path: of the file, separated by commas, semicolons or tabs.
+        key: the column of the prompt; the other columns become the prompt's metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no such column, or a row does not fit the first; the message names it.
+    """
+    rows = text_rows(Path(path))
+    separator = max(",;\t", key=rows[0][1].count)
+    reader = csv.reader([line for _, line in rows], delimiter=separator)
+    columns = [name.strip() for name in next(reader)]
+
+    if key not in columns:
+        raise ValueError(
+            f'{path}: its first row names no column "{key}", but {", ".join(columns)}; '
+            'set prompts.key to one of them, or take use = "lines" for a file without columns'
+        )
+
+    prompts = []
+    for cells in reader:
+        row = rows[reader.line_num - 1][0]
+        if len(cells) != len(columns):
+            raise ValueError(
+                f"{path}, row {row}: {len(cells)} cells under {len(columns)} columns; put a text "
+                f"with {separator!r} in it into double quotes"
+            )
+
+        entry = dict(zip(columns, cells, strict=True))
+        prompts.append(_from_entry(entry, key, f"{path}, row {row}", Path(path).parent))
+
+    if not prompts:
+        raise ValueError(f"{path}: no prompts below the first row; write one prompt a row")
+    return prompts
+
+
 def jsonl(path: FilePath, key: str = "prompt") -> list[Prompt]:
-    """Return one prompt a line of a file of JSON objects.
+    """Return one prompt a line of a file of JSON objects, or one an entry of a JSON list.
 
     Paths of images are relative to the folder of the file: under "control" and "base", and under
     any other key (but "payload") where the image lies there, such as "photos/1.png".
 
     Args:
         path: of the file.
-        key: of the prompt; the rest of an object becomes the prompt's metadata.
+        key: of the prompt; the rest of an object becomes the prompt's metadata. A text is a prompt
+            without metadata.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -230,25 +271,28 @@ def jsonl(path: FilePath, key: str = "prompt") -> list[Prompt]:
     """
     prompts = []
 
-    for row, line in text_rows(Path(path)):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, row {row}: not a JSON object ({error.msg}); write one object a line"
-            ) from error
-
-        prompt = entry.get(key) if isinstance(entry, dict) else None
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(
-                f'{path}, row {row}: no text under "{key}"; write {{"{key}": "a cat", ...}} on '
-                "each line"
-            )
-
-        text = entry.pop(key).strip()
-        prompts.append(Prompt(text, _with_paths(entry, Path(path).parent)))
+    for place, entry in _json_entries(Path(path)):
+        if isinstance(entry, str):
+            entry = {key: entry}
+        prompts.append(_from_entry(entry, key, place, Path(path).parent))
 
     return prompts
+
+
+def _from_entry(entry: Any, key: str, place: str, folder: Path) -> Prompt:
+    """Return the prompt in an object of a file; its other fields become the metadata.
+
+    Relative paths of images in it begin at `folder`.
+    """
+    prompt = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(
+            f'{place}: no text under "{key}"; give each row one, as {{"{key}": "a cat", ...}} in '
+            "JSON"
+        )
+
+    metadata = {name: value for name, value in entry.items() if name != key}
+    return Prompt(prompt.strip(), _with_paths(metadata, folder))
 
 
 def _with_paths(metadata: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -334,6 +378,31 @@ def _values(name: str, field: Any) -> Sequence[str]:
         )
 
     return field
+
+
+def _json_entries(path: Path) -> list[tuple[str, Any]]:
+    """Return the place and the value of each line of JSON, or of each entry of a JSON list."""
+    if path.is_file() and path.read_bytes().removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+        try:
+            entries = json.loads(path.read_text("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}: not a JSON list ({error}); write [...] around all, or one object a line"
+            ) from error
+        if not entries:
+            raise ValueError(f"{path}: no prompts in it; write at least one")
+        return [(f"{path}, entry {number}", entry) for number, entry in enumerate(entries, 1)]
+
+    found = []
+    for row, line in text_rows(path):
+        try:
+            found.append((f"{path}, row {row}", json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}, row {row}: not a JSON object ({error}); write one object a line"
+            ) from error
+
+    return found
 
 
 def check_count(parts: Mapping[str, Sequence[Any]]) -> None:

@@ -323,7 +323,7 @@ def _attempt(
         micro = isinstance(candidate, str)
         level = error or (None if micro else "m")
         # left to itself segno takes Latin-1, which readers do not guess, or Shift_JIS
-        utf8 = {"mode": "byte", "encoding": "utf-8", "eci": not micro}
+        ascii_only = payload.isascii()
 
         try:
             code = segno.make(
@@ -332,7 +332,9 @@ def _attempt(
                 version=candidate,
                 mask=mask,
                 boost_error=error is None,
-                **({} if payload.isascii() else utf8),
+                mode=None if ascii_only else "byte",
+                encoding=None if ascii_only else "utf-8",
+                eci=not (ascii_only or micro),
             )
         # it is too long, or has characters or a level that this version does not have
         except ValueError:

@@ -10,8 +10,8 @@ from burnish.files import dumps, write
 from burnish.runs import Run
 from burnish.seeds import seed_globals
 from burnish.training import checkpoint
-from burnish.training.assembly import assemble_evaluation
-from burnish.training.evaluations import evaluate_all
+from burnish.training.assembly import EvaluationParts, assemble_evaluation
+from burnish.training.evaluations import Evaluations, evaluate_all
 from burnish.training.origin import changes, decides_evaluations, origin_of
 from burnish.training.weights import evaluated_weights
 from burnish.trust import Trust
@@ -50,16 +50,28 @@ def evaluate_run(run: Run, images: int = 0, *, trust: Trust = False) -> dict[str
         changed = changes(state.origin, origin_of(config, World(), parts)) if state.origin else {}
         stale = decides_evaluations(changed)
 
-        if before is None or stale or before["train"].images_per_prompt != count:
-            before = evaluate_all(parts, count, seed, config.batch.sample_batch)
+        if before is None or stale or _differs(before, parts, count):
+            chunk = config.batch.sample_batch
+            before = evaluate_all(parts, count, seed, chunk, when="before training")
 
         parts.policy.load_state(evaluated_weights(state.learners["generator"]))
         if parts.expander is not None:
             parts.expander.load_state(evaluated_weights(state.learners["expander"]))
 
         chunk = before["train"].chunk
-        after = evaluate_all(parts, count, seed, chunk, template=parts.template)
+        when = f"after iteration {state.iteration}"
+        after = evaluate_all(parts, count, seed, chunk, template=parts.template, when=when)
         comparison = compare(before, after, parts.weights)
         write(run.evaluation, dumps(comparison, indent=1))
 
     return comparison
+
+
+def _differs(stored: Evaluations, parts: EvaluationParts, images_per_prompt: int) -> bool:
+    """Return whether an evaluation has other prompts, or another number of images for each."""
+    wanted = {
+        name: [prompt.text for prompt in prompts]
+        for name, prompts in parts.evaluation_prompts.items()
+    }
+    found = {name: evaluation.prompts for name, evaluation in stored.items()}
+    return found != wanted or stored["train"].images_per_prompt != images_per_prompt

@@ -24,6 +24,7 @@ from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander, expand_in_chunks
 from burnish.runs import Run
 from burnish.seeds import generator
+from burnish.stages import stage
 from burnish.training.assembly import load_expander, load_policy, load_sampler
 from burnish.training.export import exported_iteration
 from burnish.trust import Trust
@@ -104,7 +105,8 @@ def _open_run(
 
     untrained = before or config.model.train == "none"
     device = present_device(config.model.device)
-    policy = load_policy(config, device, adapter="" if untrained else str(run.adapter))
+    with stage("loading", f"model {config.model.id}"):
+        policy = load_policy(config, device, adapter="" if untrained else str(run.adapter))
 
     if strength != 1:
         policy.set_lora_scale(strength)
@@ -120,7 +122,8 @@ def _open_run(
 def _open_model(
     source: str, steps: int, guidance: float, controlnet: str
 ) -> tuple[Policy, Sampler]:
-    policy = Policy.load(source, controlnet=controlnet, train="none")
+    with stage("loading", f"model {source}"):
+        policy = Policy.load(source, controlnet=controlnet, train="none")
     consistency = policy.schedule.consistency
 
     if policy.takes_weight:
@@ -237,13 +240,15 @@ def draw(
         expander: expands the prompt of each image on its own.
     """
     images = []
+    total = len(texts) * count
 
-    for text in texts:
-        prompt = Prompt(text) if isinstance(text, str) else text
-        # from a random stream of each text, or all texts of a grid would be expanded alike
-        keys = (seed, "expansions", prompt.text)
-        prompts = expand_in_chunks(expander, [prompt] * count, CHUNK, *keys)
-        images.append(sampler.images(policy, prompts, generator(seed, "draw"), CHUNK))
+    with stage("drawing", f"{len(texts)} prompts x {count} = {total} images", total):
+        for text in texts:
+            prompt = Prompt(text) if isinstance(text, str) else text
+            # from a random stream of each text, or all texts of a grid would be expanded alike
+            keys = (seed, "expansions", prompt.text)
+            prompts = expand_in_chunks(expander, [prompt] * count, CHUNK, *keys)
+            images.append(sampler.images(policy, prompts, generator(seed, "draw"), CHUNK))
 
     return torch.cat(images)
 

@@ -27,6 +27,7 @@ from burnish.rl.advantages import GroupAdvantage
 from burnish.rl.pareto import ParetoAdvantage, expected_share
 from burnish.runs import Run
 from burnish.seeds import generator, seed_globals
+from burnish.stages import stage
 from burnish.training.assembly import Parts
 from burnish.training.baseline import x0_baseline
 from burnish.training.batch import RolloutBatch
@@ -140,14 +141,16 @@ class Rehearsal:
         started = time.perf_counter()
         noise = generator(self.config.seed, "preflight")
         baseline = bool(self.config.batch.baseline)
-        sampled = sampler.sample(self.parts.policy, prompts, group, noise, baseline)
+        with stage("sampling", f"{len(prompts)} images"):
+            sampled = sampler.sample(self.parts.policy, prompts, group, noise, baseline)
         self.seconds.sampling = self.since(started) / len(prompts)
         return sampled
 
     def score(self, images: Tensor, prompts: list[Prompt]) -> Scores:
         """Return the scores of a chunk."""
         started = time.perf_counter()
-        scores = score(self.parts.rewards, images, prompts, self.parts.tolerance)
+        with stage("scoring", f"{len(prompts)} images"):
+            scores = score(self.parts.rewards, images, prompts, self.parts.tolerance)
         self.seconds.scoring = self.since(started) / len(prompts)
         return scores
 
@@ -163,9 +166,10 @@ class Rehearsal:
         process = learner.updates.process(trajectory, [(images, transitions)], 1)
 
         started = time.perf_counter()
-        replay = process.replay(images, transitions, reference=parts.objective.kl > 0)
-        if parts.policy.trainable:
-            parts.objective(replay, torch.ones(pairs)).value.backward()
+        with stage("training", f"{pairs} transitions"):
+            replay = process.replay(images, transitions, reference=parts.objective.kl > 0)
+            if parts.policy.trainable:
+                parts.objective(replay, torch.ones(pairs)).value.backward()
 
         self.seconds.training += self.since(started) / pairs
         for parameter in parts.policy.trainable:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from burnish import catalog
 from burnish.catalog import IN_MEMORY
-from burnish.checked import checked_part, checked_prompts
+from burnish.checked import checked_part, checked_prompts, name_of
 from burnish.config import (
     Config,
     Table,
     check_compared_images,
     check_curriculum,
     check_expander,
+    check_noise,
     reward_arguments,
     reward_names,
 )
@@ -34,12 +35,23 @@ from burnish.prompts.expander import Expander
 from burnish.prompts.imitation import imitate, read_pairs
 from burnish.rewards.tolerance import Tolerance, keep_waiting
 from burnish.rl.curriculum import ConstantCurriculum
+from burnish.seeds import generator
+from burnish.stages import stage
 from burnish.training.requirements import (
     check_devices,
     check_identifiers,
     check_transitions,
 )
-from burnish.types import Advantage, Curriculum, Judge, Objective, Prompt, Reward
+from burnish.types import (
+    Advantage,
+    Curriculum,
+    Guidance,
+    Judge,
+    Kernel,
+    Objective,
+    Prompt,
+    Reward,
+)
 
 if TYPE_CHECKING:
     from burnish.training.learners import Learner
@@ -52,8 +64,8 @@ Source = Callable[[int], Sequence[Prompt]]
 class Overrides:
     """Objects of a Python program that `train` takes in place of what the configuration names.
 
-    Only that program can resume such a run. Its config.toml marks the place of rewards and of a
-    source, but cannot hold them; of a policy it has [model] as given, which is loaded by others.
+    Only that program can resume such a run. Its config.toml marks the place of what is given, but
+    cannot hold it; of a policy it has [model] as given, which is loaded by others.
     """
 
     # in place of [model], which should say how it was made; it is trained as it is
@@ -68,6 +80,36 @@ class Overrides:
 
     # by name, beside the generator and the expander: what else learns
     learners: Mapping[str, Learner] = field(default_factory=dict)
+
+    # in place of what the tables of these names say: an object of the protocol, or a function that
+    # is called as the object would be
+    advantage: Advantage | Callable[..., Any] | None = None
+    objective: Objective | Callable[..., Any] | None = None
+    curriculum: Curriculum | Callable[..., Any] | None = None
+    kernel: Kernel | Callable[..., Any] | None = None
+    guidance: Guidance | Callable[..., Any] | None = None
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The given parts of a run's method by their kind."""
+        given = {
+            "advantage": self.advantage,
+            "objective": self.objective,
+            "curriculum": self.curriculum,
+            "kernel": self.kernel,
+            "guidance": self.guidance,
+        }
+        return {kind: part for kind, part in given.items() if part is not None}
+
+    def build(self, kind: str, table: Table, where: str = "") -> Any:
+        """Return the given part of a kind, or else what the configuration's table names.
+
+        Raises:
+            ValueError: it is no part of this kind.
+        """
+        if kind not in self.parts:
+            return catalog.build(kind, table, where)
+        return checked_part(kind, self.parts[kind], _own_name(self.parts[kind]))
 
     def apply_to(self, config: Config) -> Config:
         """Return the configuration with the objects in it; rewards keep their names' weights."""
@@ -87,7 +129,12 @@ class Overrides:
         if self.source is not None:
             changes["prompts"] = {"use": IN_MEMORY}
 
-        return replace(config, **changes)
+        tables: dict[str, Any] = {
+            kind: {"use": IN_MEMORY, "name": _own_name(part)} for kind, part in self.parts.items()
+        }
+        of_sampler = {kind: tables.pop(kind) for kind in ("kernel", "guidance") if kind in tables}
+        sampler = replace(config.sampler, **of_sampler)
+        return replace(config, sampler=sampler, **changes, **tables)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,18 +185,19 @@ def assemble(
     """
     overrides = overrides or Overrides()
     check_expander(config)
-    check_curriculum(config)
     check_identifiers(config)
     check_devices(config, device)
     prompts = [] if overrides.source else load_prompts(config.prompts, "prompts")
     evaluation_prompts = load_evaluation_prompts(config, prompts)
 
-    advantage = catalog.build("advantage", config.advantage)
-    objective = catalog.build("objective", config.objective)
-    curriculum = load_curriculum(config)
-    sampler = load_sampler(config)
-    reference = objective.kl > 0 or config.guard.kl > 0
-    policy = overrides.policy or load_policy(config, device, reference=reference)
+    advantage = overrides.build("advantage", config.advantage)
+    objective = overrides.build("objective", config.objective)
+    curriculum = load_curriculum(config, overrides)
+    sampler = load_sampler(config, overrides)
+    check_noise(sampler.kernel, objective)
+    needs_reference = objective.kl > 0 or config.guard.kl > 0
+    with stage("loading", f"model {config.model.id}"):
+        policy = overrides.policy or load_policy(config, device, reference=needs_reference)
     check_policy(config, policy)
     add_identifiers(config, policy)
     policy.check_prompts([*prompts, *chain.from_iterable(evaluation_prompts.values())])
@@ -184,7 +232,8 @@ def assemble_evaluation(config: Config) -> EvaluationParts:
     evaluation_prompts = load_evaluation_prompts(config, prompts)
     sampler = load_sampler(config)
     reference = config.guard.action != "none" and config.guard.kl > 0
-    policy = load_policy(config, device, reference=reference)
+    with stage("loading", f"model {config.model.id}"):
+        policy = load_policy(config, device, reference=reference)
     return _shared(config, policy, sampler, evaluation_prompts)
 
 
@@ -193,7 +242,7 @@ def _shared(
     policy: Policy,
     sampler: Sampler,
     evaluation_prompts: dict[str, list[Prompt]],
-    rewards: Mapping[str, Reward] | None = None,
+    given: Mapping[str, Reward] | None = None,
     poll: Callable[[], None] = keep_waiting,
 ) -> EvaluationParts:
     scoring = config.scoring
@@ -201,15 +250,23 @@ def _shared(
     tolerance = Tolerance(scoring.retries, scoring.timeout, masked, poll=poll)
     identified = range(len(config.rewards) if config.sampler.identifiers else 0)
 
+    with stage("loading", f"rewards {', '.join(reward_names(config.rewards))}"):
+        rewards = dict(given or {}) or load_rewards(config.rewards, "rewards")
+        judge = load_judge(config)
+        panel = load_panel(config, tolerance)
+
     return EvaluationParts(
         policy=policy,
         sampler=sampler,
-        rewards=dict(rewards or {}) or load_rewards(config.rewards, "rewards"),
+        rewards=rewards,
         weights=torch.tensor([float(table.get("weight", 1.0)) for table in config.rewards]),
         tolerance=tolerance,
-        judge=load_judge(config),
-        panel=load_panel(config, tolerance),
-        evaluation_prompts=evaluation_prompts,
+        judge=judge,
+        panel=panel,
+        evaluation_prompts={
+            name: thinned(prompt_set, config.evaluation.max_prompts)
+            for name, prompt_set in evaluation_prompts.items()
+        },
         expander=load_expander(config, policy),
         template=identifiers.template(identified, config.sampler.identifiers_after),
     )
@@ -225,6 +282,11 @@ def absent(**arguments: Any) -> NoReturn:
         "this was an object of a Python program, which no file holds: go on with the program that "
         "gave it"
     )
+
+
+def _own_name(part: Any) -> str:
+    """Return the name of a function or of an object's class, without its module's."""
+    return name_of(part).partition(".")[2]
 
 
 def load_prompts(table: Table, where: str) -> list[Prompt]:
@@ -274,19 +336,41 @@ def load_evaluation_prompts(config: Config, prompts: list[Prompt]) -> dict[str, 
     return prompt_sets
 
 
-def load_sampler(config: Config) -> Sampler:
+def thinned(prompts: list[Prompt], most: int) -> list[Prompt]:
+    """Return at most so many of the prompts, in their order: one of each stretch of the list.
+
+    It is drawn from its stretch, from a fixed seed, so that the same list always gives the same
+    prompts, and a list with a rhythm (every noun in two styles) does not give one style only.
+
+    Args:
+        prompts: a set of an evaluation.
+        most: of them; 0: all.
+    """
+    count = len(prompts)
+    if not most or count <= most:
+        return prompts
+
+    ends = [index * count // most for index in range(most + 1)]
+    draw = generator("evaluation prompts")
+    rows = [int(torch.randint(start, end, (1,), generator=draw)) for start, end in pairwise(ends)]
+    return [prompts[row] for row in rows]
+
+
+def load_sampler(config: Config, overrides: Overrides | None = None) -> Sampler:
     """Return the sampler: kernel, steps, guidance and control."""
-    kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
-    guidance = catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
+    overrides = overrides or Overrides()
+    kernel = overrides.build("kernel", config.sampler.kernel, "sampler.kernel")
+    guidance = overrides.build("guidance", config.sampler.guidance, "sampler.guidance")
     return Sampler(kernel, config.sampler.steps, guidance, config.sampler.control)
 
 
-def load_curriculum(config: Config) -> Curriculum:
+def load_curriculum(config: Config, overrides: Overrides) -> Curriculum:
     """Return the curriculum of the control scale; without one the constant scale."""
     if not config.curriculum:
         return ConstantCurriculum(config.sampler.control.scale)
 
-    curriculum: Curriculum = catalog.build("curriculum", config.curriculum)
+    curriculum: Curriculum = overrides.build("curriculum", config.curriculum)
+    check_curriculum(config, curriculum)
     return curriculum
 
 
@@ -298,8 +382,8 @@ def load_policy(
     Args:
         config: of the run.
         device: in place of the configuration's; "" keeps that.
-        adapter: likewise.
-        reference: after full fine-tuning too, `Policy.reference` is needed.
+        adapter: in place of the configuration's; "" keeps that.
+        reference: keep the weights before training beside those that are trained in full.
     """
     model = config.model
     policy = Policy.load(
@@ -348,18 +432,19 @@ def load_expander(config: Config, policy: Policy, adapter: str = "") -> Expander
     if not settings.model:
         return None
 
-    expander = Expander.load(
-        settings.model,
-        train="none" if adapter else settings.train,
-        rank=settings.rank,
-        dtype=settings.dtype,
-        device=policy.device,
-        adapter=adapter or settings.adapter,
-        temperature=settings.temperature,
-        tokens=settings.tokens,
-        instruction=settings.instruction,
-        fits=partial(identifiers.fits, policy.pipe),
-    )
+    with stage("loading", f"expander {settings.model}"):
+        expander = Expander.load(
+            settings.model,
+            train="none" if adapter else settings.train,
+            rank=settings.rank,
+            dtype=settings.dtype,
+            device=policy.device,
+            adapter=adapter or settings.adapter,
+            temperature=settings.temperature,
+            tokens=settings.tokens,
+            instruction=settings.instruction,
+            fits=partial(identifiers.fits, policy.pipe),
+        )
 
     if not expander.trainable:
         return expander

@@ -16,6 +16,7 @@ from torch import Tensor
 from burnish.checked import LIKELY_SLIP, name_of, own_names
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.learners import Learner
+from burnish.training.metrics import plain_number
 from burnish.types import describe_value
 from burnish.user_code import call_user
 
@@ -98,7 +99,7 @@ class CheckedLearner(Learner):
                 f"{self.name}.learn returned {describe_value(metrics)}; return a dict of metrics"
             )
 
-        plain = {str(key): _plain(value) for key, value in metrics.items()}
+        plain = {str(key): plain_number(value) for key, value in metrics.items()}
         try:
             json.dumps(plain)
         except (TypeError, ValueError) as error:
@@ -154,9 +155,3 @@ class CheckedLearner(Learner):
 
     def _call(self, method: str, *arguments: Any) -> Any:
         return call_user(f"{self.name}.{method}", getattr(self.learner, method), *arguments)
-
-
-def _plain(value: Any) -> Any:
-    """Return a number for a tensor or an array of one number; anything else as it is."""
-    one_number = isinstance(value, Tensor) and value.numel() == 1
-    return value.item() if one_number or type(value).__module__ == "numpy" else value

@@ -23,6 +23,7 @@ from burnish.prompts.expander import Expansions
 from burnish.rewards import score
 from burnish.rewards.tolerance import STEP
 from burnish.seeds import generator
+from burnish.stages import advance, stage
 from burnish.training.batch import RolloutBatch
 from burnish.training.expansion import expand_prompts
 from burnish.training.job import Job, Stopped
@@ -128,19 +129,24 @@ def rollout_and_score(
     trajectories: list[Trajectory] = []
     sampled: list[Tensor] = []
 
-    with Scoring(job) as scoring:
-        for rows in torch.arange(len(group)).split(job.config.batch.sample_batch):
-            job.poll()
-            chunk = [prompts[row] for row in rows.tolist()]
-            trajectory, images = sampler.sample(
-                parts.policy, chunk, group[rows], noise, keep_x0_pred
-            )
-            trajectories.append(trajectory)
-            scoring.submit(images, chunk)
-            if on_images is not None:
-                sampled.append(images)
+    detail = f"{len(group)} images of iteration {iteration}"
 
-        results = scoring.results()
+    with Scoring(job) as scoring:
+        with stage("sampling", detail, len(group), routine=iteration > 1):
+            for rows in torch.arange(len(group)).split(job.config.batch.sample_batch):
+                job.poll()
+                chunk = [prompts[row] for row in rows.tolist()]
+                trajectory, images = sampler.sample(
+                    parts.policy, chunk, group[rows], noise, keep_x0_pred
+                )
+                trajectories.append(trajectory)
+                scoring.submit(images, chunk)
+                if on_images is not None:
+                    sampled.append(images)
+                advance(len(rows))
+
+        with stage("scoring", detail, routine=True):
+            results = scoring.results()
 
     trajectory = join_trajectories(trajectories)
     if not trajectory.logp.isfinite().all():
@@ -158,7 +164,7 @@ def rollout_and_score(
             own_prompts(prompts),
             own_scores(scores),
             job.world.rank,
-            job.world.trackers,
+            job.world.tracking.trackers,
         )
         with settings_kept("on_images"):
             on_images(shown)

@@ -15,6 +15,8 @@ from burnish.evaluation.paired import (
 )
 from burnish.files import dumps, write
 from burnish.prompts.identifiers import with_template
+from burnish.runs import guard_verdict
+from burnish.stages import stage
 from burnish.training import checkpoint
 from burnish.training.assembly import EvaluationParts
 from burnish.training.job import Job
@@ -52,6 +54,7 @@ def evaluate_initial(job: Job, done: int) -> Evaluations | None:
         job.config.batch.sample_batch,
         job.world,
         job.poll,
+        when="before training",
     )
     if job.world.main:
         save_evaluation(path, evaluations)
@@ -79,6 +82,7 @@ def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
                 job.world,
                 job.poll,
                 job.parts.template,
+                f"after iteration {iteration}",
             )
         if job.world.main:
             save_evaluation(path, evaluations)
@@ -86,6 +90,7 @@ def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
     if job.world.main:
         comparison = compare(initial, evaluations, job.parts.weights)
         write(job.run.evaluation, dumps(comparison, indent=1))
+        job.world.tracking.evaluation(comparison, job.run.evaluation, iteration)
 
 
 def evaluate_all(
@@ -96,6 +101,7 @@ def evaluate_all(
     world: World | None = None,
     poll: Callable[[], None] = lambda: None,
     template: str = "{}",
+    when: str = "",
 ) -> Evaluations:
     """Return the evaluations on the training prompts and, if there are any, the unseen ones.
 
@@ -107,25 +113,32 @@ def evaluate_all(
         world: processes that share the work.
         poll: called before each chunk; may raise to stop.
         template: put around the prompts' texts.
+        when: the evaluation is made, for who watches.
     """
-    return {
-        name: evaluate(
-            parts.policy,
-            parts.sampler,
-            with_template(prompts, template),
-            parts.rewards,
-            judge=parts.judge,
-            tolerance=parts.tolerance,
-            panel=parts.panel,
-            expander=parts.expander,
-            images_per_prompt=images_per_prompt,
-            seed=seed,
-            chunk=chunk,
-            world=world,
-            poll=poll,
-        )
-        for name, prompts in parts.evaluation_prompts.items()
-    }
+    sets = parts.evaluation_prompts
+    counts = " + ".join(f"{len(prompts)} {name}" for name, prompts in sets.items())
+    total = images_per_prompt * sum(map(len, sets.values()))
+    detail = f"{counts} prompts x {images_per_prompt} = {total} images"
+
+    with stage(f"evaluation {when}", detail, total):
+        return {
+            name: evaluate(
+                parts.policy,
+                parts.sampler,
+                with_template(prompts, template),
+                parts.rewards,
+                judge=parts.judge,
+                tolerance=parts.tolerance,
+                panel=parts.panel,
+                expander=parts.expander,
+                images_per_prompt=images_per_prompt,
+                seed=seed,
+                chunk=chunk,
+                world=world,
+                poll=poll,
+            )
+            for name, prompts in sets.items()
+        }
 
 
 def check_guard(job: Job, initial: Evaluations, iteration: int) -> bool:
@@ -150,7 +163,8 @@ def check_guard(job: Job, initial: Evaluations, iteration: int) -> bool:
     if action == "rollback":
         roll_back(job, initial, decision.best)
     if job.world.main:
-        remember(job.run, decision, action)
+        verdict = guard_verdict(remember(job.run, decision, action))
+        job.world.tracking.text("guard", verdict, job.run.guard, iteration)
     return True
 
 
@@ -179,6 +193,6 @@ def roll_back(job: Job, initial: Evaluations, iteration: int) -> None:
 def _warn(job: Job, decision: GuardDecision) -> None:
     if job.world.main:
         reasons = "; ".join(decision.reasons)
-        warnings.warn(
-            f"over-optimisation after iteration {decision.iteration}: {reasons}", stacklevel=4
-        )
+        verdict = f"over-optimisation after iteration {decision.iteration}: {reasons}"
+        job.world.tracking.text("guard", verdict, job.run.evaluation, decision.iteration)
+        warnings.warn(verdict, stacklevel=4)

@@ -25,6 +25,7 @@ from burnish.training.metrics import with_metrics
 from burnish.training.record import Recorder
 from burnish.training.resume import check_not_guarded, check_unchanged, restore
 from burnish.training.score_checks import ScoreChecks
+from burnish.training.shown import shown
 from burnish.world import World, join_world
 
 
@@ -34,10 +35,11 @@ def train(
     *,
     resume: bool = False,
     accept_changes: bool = False,
-    on_record: Callable[[Record], None] | None = None,
+    on_record: Callable[[Record], object] | None = None,
     stop: Callable[[], bool] | None = None,
     overrides: Overrides | None = None,
     on_images: OnImages | None = None,
+    progress: bool = True,
 ) -> Path:
     """Fine-tune as `config` says and leave everything in the run directory `out`; return it.
 
@@ -51,13 +53,15 @@ def train(
         accept_changes: with `resume`, also if the configuration, a file that it names, the log or
             the number of processes is not what it was.
         on_record: called in the main process with each iteration's record, which is also a line of
-            RUN/log.jsonl.
+            RUN/log.jsonl. A dict of numbers that it returns joins the record.
         stop: called often; once it returns True, a running update phase is finished, the run saved,
             and `train` returns.
         overrides: objects in place of what `config` names: a policy, rewards, a function that draws
-            prompts, further learners.
+            prompts, an objective, an advantage, ..., and further learners.
         on_images: called in each process with its own images of each iteration before anything is
             learned from them.
+        progress: print what the run is doing: a live table in a terminal, otherwise (a notebook, a
+            file) a line for each stage and iteration.
 
     Raises:
         ValueError, OSError, RuntimeError: one sentence that says what is wrong and what to do.
@@ -74,7 +78,7 @@ def train(
     world = join_world(config.run.trackers, trackers, config.model.device)
     run = open_run(out, world, resume)
 
-    with run.lock() if world.main else nullcontext():
+    with run.lock() if world.main else nullcontext(), shown(progress, config, run, world):
         if resume:
             check_unchanged(config, run, world, accept_changes)
             check_not_guarded(run)

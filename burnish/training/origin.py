@@ -47,9 +47,7 @@ READ = (".json", ".model", ".safetensors", ".txt")
 """The endings of the files that count in a folder of a model or an adapter."""
 
 
-def origin_of(
-    config: Config, world: World, parts: EvaluationParts | None = None
-) -> dict[str, Any]:
+def origin_of(config: Config, world: World, parts: EvaluationParts | None = None) -> dict[str, Any]:
     """Return where a run comes from, as JSON: "config", "processes", "files" and "images".
 
     Args:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
 from burnish import config as configuration
 from burnish.errors import type_and_message
 from burnish.files import dumps, write
-from burnish.runs import Record, tidy
+from burnish.runs import Record, Run, tidy
+from burnish.stages import tell_record
 from burnish.training import resume
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.evaluations import (
@@ -24,8 +26,11 @@ from burnish.training.evaluations import (
     evaluate_now,
 )
 from burnish.training.job import Job, Stopped
+from burnish.training.metrics import own_numbers
 from burnish.training.origin import origin_of
+from burnish.training.reward_stats import gains
 from burnish.training.samples import draw_identifier_grid, draw_samples
+from burnish.user_code import settings_kept
 
 
 class Recorder:
@@ -34,11 +39,12 @@ class Recorder:
     Args:
         job: the run.
         done: iterations that an earlier start has finished.
-        on_record: called in the main process with each iteration's record.
+        on_record: called in the main process with each iteration's record; numbers by name that it
+            returns join the record.
     """
 
     def __init__(
-        self, job: Job, done: int, on_record: Callable[[Record], None] | None = None
+        self, job: Job, done: int, on_record: Callable[[Record], object] | None = None
     ) -> None:
         self.job = job
         self.done = done
@@ -66,8 +72,7 @@ class Recorder:
             run.forget(self.done)
             resume.make_up(self.job, self.done)
 
-        project = config.run.tracker_project
-        self.job.world.track(asdict(config), project, config.run.tracker_options)
+        self.job.world.tracking.start(run, asdict(config), self.done)
         self.initial = evaluate_initial(self.job, self.done)
         if self.done == 0:
             draw_samples(self.job, 0)
@@ -94,12 +99,17 @@ class Recorder:
             job.run.append(record)
         self.done = iteration
         self.consistent = True
-        job.world.log(record)
 
+        tell_record(record)
+        if self.on_record is not None and job.world.main:
+            with settings_kept("on_record"):
+                returned = self.on_record(deepcopy(record))
+            record = with_own_numbers(job.run, record, returned)
+
+        # a checkpoint says what the log was, so numbers of the user's join it before
         if self.saves_after(iteration):
             resume.save(job, iteration, self.origin)
-        if self.on_record is not None and job.world.main:
-            self.on_record(record)
+        job.world.tracking.log(record, iteration)
 
         job.poll()
         self.review(iteration)
@@ -120,10 +130,18 @@ class Recorder:
         self, batch: RolloutBatch, credit: Credit, metrics: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Return the record of an iteration: a line of RUN/log.jsonl."""
+        credited = dict(credit.metrics)
+        if self.initial:
+            changes = gains(batch.scores, batch.prompts, self.initial["train"], self.job.world)
+            credited["rewards"] = {
+                name: {**values, **changes.get(name, {})}
+                for name, values in credited["rewards"].items()
+            }
+
         return {
             "iteration": batch.iteration,
             "images": self.job.world.count * len(batch.prompts),
-            **credit.metrics,
+            **credited,
             **metrics,
             "seconds_sampling": batch.seconds_sampling,
             "seconds_scoring": batch.seconds_scoring,
@@ -173,3 +191,18 @@ class Recorder:
             ) from error
         if not isinstance(error, Stopped):
             raise error
+
+
+def with_own_numbers(run: Run, record: dict[str, Any], returned: object) -> dict[str, Any]:
+    """Return the last record with the numbers that `on_record` returned, also in the log.
+
+    Raises:
+        ValueError: it returned something else than numbers, or a name that the record has.
+    """
+    added = own_numbers(returned, record)
+    if not added:
+        return record
+
+    record = {**record, **added}
+    run.append(record, amend=True)
+    return record

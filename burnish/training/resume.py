@@ -15,6 +15,7 @@ from burnish.evaluation.guard import decide
 from burnish.evaluation.paired import load_evaluation
 from burnish.run_files import GuardFile, read_json
 from burnish.runs import Run, clear, log_digest
+from burnish.stages import stage
 from burnish.training import checkpoint
 from burnish.training.checkpoint import tensor_error_context
 from burnish.training.export import write_export
@@ -53,8 +54,10 @@ def save(job: Job, iteration: int, origin: Mapping[str, Any]) -> None:
         origin={**origin, "log": log_digest(job.run, iteration)},
     )
     spared = best_iteration(job, iteration)
-    checkpoint.save(job.run.checkpoints, state, job.config.run.keep, spared)
-    export(job, iteration)
+    routine = iteration < job.config.iterations
+    with stage("saving", f"checkpoint after iteration {iteration}", routine=routine):
+        checkpoint.save(job.run.checkpoints, state, job.config.run.keep, spared)
+        export(job, iteration)
 
 
 def make_up(job: Job, done: int) -> None:

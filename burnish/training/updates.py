@@ -15,6 +15,7 @@ from torch import Tensor
 from burnish.config import Config
 from burnish.diffusion.process import ForwardProcess, ReverseProcess
 from burnish.seeds import generator
+from burnish.stages import advance
 from burnish.training.assembly import Parts
 from burnish.training.baseline import Pairs, x0_baseline
 from burnish.training.batch import Credit, RolloutBatch
@@ -54,6 +55,7 @@ class GeneratorUpdates:
             self.set_learning_rate(batch.iteration, number)
             first = number == 0
             updates.append(self.update(process, adv, credit.valid, batch.group, minibatch, first))
+            advance()
 
         means = summary(updates)
         self.check_gradient(batch.iteration, means["grad_norm"], credit)
