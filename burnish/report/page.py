@@ -105,7 +105,7 @@ FORWARD_NOTES = {
     "Approximate KL": "from the change of the denoising error since sampling: a measure of how far "
     "an update goes, not the KL of transitions",
 }
-"""What these charts mean where an objective learns from images noised again."""
+"""The meaning of these charts where an objective learns from images noised again."""
 
 FORWARD = ("awm",)
 """Built-in objectives that have a ratio on the forward process."""
@@ -372,7 +372,7 @@ def _curve_note(share: float) -> str:
 
     note = "change since before training: each image minus its prompt's mean then; mean ± spread"
     if share < 1:
-        note += f", over the {share:.0%} of images whose prompt was evaluated before training"
+        note += f", over the {_percent(share)} of images whose prompt was evaluated before training"
     return note
 
 
