@@ -88,7 +88,7 @@ def test_several_rewards_show_their_spread_within_a_prompt_and_the_front(run: Pa
 
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     text = write_report(run).read_text()
-    details = "(at the end 0.25, within a prompt 0.125); 0.75 for the images that target it"
+    details = "; spread at the end 0.25, within a prompt 0.125; 0.75 for the images that target it"
     assert details in text and text.count("within a prompt") == 1
     assert "<b>Pareto front</b>" in text
 
@@ -130,7 +130,7 @@ def test_a_single_reward_has_one_row_unless_it_is_weighted() -> None:
 
 
 def test_the_curve_is_centred_where_prompts_were_evaluated_and_says_so(run: Path) -> None:
-    assert "too few of them were evaluated before training" in write_report(run).read_text()
+    assert "too few of them were evaluated before" in write_report(run).read_text()
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
     for share, words in ((64, "minus its prompt's mean"), (48, "over the 75 % of images")):

@@ -61,7 +61,7 @@ LINE = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run has before it, from its configuration."""
+    """The work that a run has before it, from its configuration."""
 
     folder: Path
     iterations: int
