@@ -184,8 +184,17 @@ def train(
     config = load(source, change or [], trust=trust or consent())
     from burnish.training import loop
 
+    # of several processes that were launched together only one prints
+    progress = os.environ.get("RANK", "0") == "0"
     with stopping() as stop:
-        loop.train(config, folder, resume=resume, accept_changes=accept_changes, stop=stop)
+        loop.train(
+            config,
+            folder,
+            resume=resume,
+            accept_changes=accept_changes,
+            stop=stop,
+            progress=progress,
+        )
 
     if stop.signals:
         raise typer.Exit(128 + stop.signals[0])

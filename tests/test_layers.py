@@ -122,7 +122,7 @@ FLOOR: dict[str, set[str]] = {
     },
     "run_files": {"annotations", "files"},
     "runs": {"annotations", "errors", "files", "run_files"},
-    "tracking": {"errors", "files", "images", "run_files", "runs"},
+    "tracking": {"errors", "files", "images", "redaction", "runs"},
     "world": {"tracking"},
     "pretrained": {"errors", "runs", "zoo"},
     "noise": set(),
