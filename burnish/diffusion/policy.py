@@ -195,6 +195,17 @@ class Policy(TrainableWeights):
 
         return cls(pipe, family, train, frozen_dtype, initial, decode_at_once, trainable_parts)
 
+    def resize(self, size: int) -> None:
+        """Make the sides of the images `size` pixels from now on.
+
+        Raises:
+            ValueError: the model has no images of that size.
+        """
+        self._family.resize(self.pipe, size)
+        self.latent_shape = self._family.latent_shape(self.pipe)
+        # the size of an image may be a part of what is remembered of a prompt
+        self._prompt_encoder = PromptEncoder(self.pipe, self._family)
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> Cond:
         """Return the prompts as the network reads them, one row a prompt.
