@@ -20,6 +20,8 @@ from burnish.terminal import adapt_streams, say
 if TYPE_CHECKING:
     from burnish.diffusion.policy import Policy
     from burnish.diffusion.sampler import Sampler
+    from burnish.qr.layout import Layout
+    from burnish.qr.phone import Phone
     from burnish.qr.scanner import Scanner
     from burnish.tools.qr_search import Search
     from burnish.trust import Trust
@@ -122,6 +124,16 @@ ControlNet = Annotated[
             "The ControlNet of a model that is no run. "
             "[dim]default: zoo:emoji-qr for the zoo's models[/dim]"
         )
+    ),
+]
+CanvasSize = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help=(
+            "Side of the images in pixels; below 128 the code is Micro QR. "
+            "[dim]0: the model's, or as much more as an ordinary code of the payload needs[/dim]"
+        ),
     ),
 ]
 ControlScale = Annotated[
@@ -387,6 +399,7 @@ def qr(
     controlnet: ControlNet = "",
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Images to find.")] = 4,
     tries: Annotated[int, typer.Option(min=1, help="Images to sample at most.")] = 64,
+    size: CanvasSize = 0,
     scale: ControlScale = -1.0,
     steps: Steps = 0,
     guidance: Guidance = -1.0,
@@ -406,16 +419,16 @@ def qr(
 
     Or read one with --verify. Exit code 1: no image is read.
 
-      burnish qr HELLO --prompt "a cat" --out codes
-      burnish qr https://example.org --prompt "a garden" --model runs/qr --n 8 --out codes
+      burnish qr https://example.org --prompt "a cat" --out codes
+      burnish qr HELLO --prompt "a cat" --size 64 --model runs/qr --n 8 --out codes
       burnish qr HELLO --prompt "a garden" --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
         --controlnet monster-labs/control_v1p_sd15_qrcode_monster --scale 1.4
       burnish qr --verify art.png
       burnish qr https://example.org --verify art.png --decoder zxing --decoder opencv
 
-    With --verify: strict means that every decoder reads the code under every condition; phone, that
-    under every condition some decoder reads it, or would if the image were softened; lenient, that
-    it is read at all.
+    Verdicts: strict means that every --decoder reads the code under every condition; phone, that
+    under every condition a reader that took no part does (ZBar or OpenCV), in the image as it is or
+    softened; lenient, that it is read at all.
     """
     decoders = tuple(decoder or ["zxing"])
     if verify is not None:
@@ -429,12 +442,14 @@ def qr(
         )
 
     quiet()
+    from burnish.qr.phone import Phone
     from burnish.qr.scanner import Scanner
-    from burnish.tools.qr_search import open_controlled
+    from burnish.tools.qr_search import choose_canvas, deciding_decoders, open_controlled
     from burnish.types import Prompt
 
     scanner = Scanner(decoders, "all")
-    controlled = open_controlled(
+    phone = Phone(deciding_decoders(model, decoders))
+    policy, sampler = open_controlled(
         model,
         controlnet,
         steps=steps,
@@ -442,10 +457,10 @@ def qr(
         scale=scale,
         trust=trust or consent(),
     )
-    result = search_codes(
-        *controlled, Prompt(prompt, {"payload": payload}), scanner, n, tries, seed
-    )
-    show_codes(result, out, as_json)
+    prompted = Prompt(prompt, {"payload": payload})
+    layout = choose_canvas(policy, prompted, size)
+    result = search_codes(policy, sampler, prompted, scanner, phone, n, tries, seed)
+    show_codes(result, layout, phone, out, as_json)
 
 
 def search_codes(
@@ -453,6 +468,7 @@ def search_codes(
     sampler: Sampler,
     prompt: Prompt,
     scanner: Scanner,
+    phone: Phone,
     count: int,
     tries: int,
     seed: int,
@@ -477,23 +493,29 @@ def search_codes(
             count=count,
             tries=tries,
             seed=seed,
+            phone=phone,
             on_try=on_try,
         )
 
 
-def show_codes(result: Search, out: Path, as_json: bool) -> None:
+def show_codes(result: Search, layout: Layout, phone: Phone, out: Path, as_json: bool) -> None:
     """Save the images that are read and print the result; exit code 1 if there are none."""
     from burnish.tools.qr_search import save
 
     paths = save(result, out) if result.images else []
+    verdicts = [found.phone for found in result.images]
 
     if as_json:
         content = {
             "payload": result.payload,
+            "code": layout.designator,
+            "size": layout.side,
             "kept": len(paths),
             "tries": result.tries,
             "passed": result.passed,
             "read": result.read,
+            "phone": verdicts,
+            "phone_note": phone.note(layout.micro),
             "files": [str(path) for path in paths],
         }
         print(json.dumps(content, indent=1))
@@ -508,6 +530,11 @@ def show_codes(result: Search, out: Path, as_json: bool) -> None:
         say(
             f"{result.passed} of {result.tries} tries are read under every condition, "
             f"{result.read} under some; {outcome}"
+        )
+        counted = "" if None in verdicts or layout.micro else f"{sum(verdicts)} of {len(verdicts)} "
+        print(
+            f"code {layout.designator} on {layout.side} px; phone: {counted}"
+            f"{phone.note(layout.micro)}"
         )
 
     if not paths:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import sys
-from typing import TextIO
+from typing import IO
 
 from burnish.errors import printable
 from burnish.redaction import redact
@@ -14,7 +14,7 @@ PLAIN = {"−": "-", "–": "-", "±": "+-", "×": "x", "…": "...", "→": "->
 """What stands for a character of ours where there is none."""
 
 
-def say(text: object, stream: TextIO | None = None) -> None:
+def say(text: object, stream: IO[str] | None = None) -> None:
     """Print a text on one line, without secrets.
 
     Control characters and what the stream lacks become escapes.

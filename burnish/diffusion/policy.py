@@ -213,6 +213,17 @@ class Policy(TrainableWeights):
         super().set_lora_scale(strength)
         self._prompt_encoder.clear()
 
+    def resize(self, size: int) -> None:
+        """Make the sides of the images `size` pixels from now on.
+
+        Raises:
+            ValueError: the model has no images of that size.
+        """
+        self._family.resize(self.pipe, size)
+        self.latent_shape = self._family.latent_shape(self.pipe)
+        # the size of an image may be a part of what is remembered of a prompt
+        self._prompt_encoder = PromptEncoder(self.pipe, self._family)
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> Cond:
         """Return the prompts as the network reads them, one row a prompt.

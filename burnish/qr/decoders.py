@@ -44,8 +44,8 @@ READ_MICRO = tuple(BINARIZERS)
 """The decoders that read Micro QR."""
 INSTALL: Mapping[str, str] = {
     "zxing": "pip install 'burnish[qr]'",
-    "opencv": "pip install opencv-python-headless",
     "pyzbar": "pip install pyzbar; apt install libzbar0",
+    "opencv": "pip install opencv-python-headless",
 }
 """One decoder of each library, none of which shares code with another, and how to install it."""
 _reported: set[str] = set()  # decoders whose first exception was logged
@@ -78,7 +78,7 @@ def independent(decoders: Sequence[str]) -> tuple[str, ...]:
     """Return a decoder of each library that none of these decoders uses, installed or not.
 
     >>> independent(["zxing-fixed"])
-    ('opencv', 'pyzbar')
+    ('pyzbar', 'opencv')
     """
     used = {"zxing" if name in BINARIZERS else name for name in decoders}
     return tuple(name for name in INSTALL if name not in used)

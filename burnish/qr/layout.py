@@ -41,6 +41,7 @@ LIGHT = 0.65
 LEVELS = ("L", "M", "Q", "H")
 MICRO = ("M1", "M2", "M3", "M4")
 LARGEST = 2048  # px: the largest canvas that an error message recommends
+LONGEST = 7089  # characters: digits in version 40 at level L
 BLOCK = 8  # px: the side of the squares that zxing-cpp finds one threshold for
 SETTINGS = ("error", "version", "mask", "module", "quiet")
 
@@ -306,38 +307,12 @@ def _attempt(
     quiet: int | None,
 ) -> Layout | None:
     """Return the code in the first version that holds the payload; None if it does not fit."""
-    try:
-        import segno
-    except ImportError:
-        raise ValueError("codes need the package segno: pip install 'burnish[qr]'") from None
+    smallest: Sequence[int | str | None] = MICRO[1:] if side < TINY else (None,)
 
-    candidates: Sequence[int | str]
-    if version:
-        candidates = (version,)
-    elif side < TINY:
-        candidates = MICRO[1:]
-    else:
-        candidates = range(1, 41)
-
-    for candidate in candidates:
+    for candidate in (version,) if version else smallest:
         micro = isinstance(candidate, str)
-        level = error or (None if micro else "m")
-        # left to itself segno takes Latin-1, which readers do not guess, or Shift_JIS
-        ascii_only = payload.isascii()
-
-        try:
-            code = segno.make(
-                payload,
-                error=level,
-                version=candidate,
-                mask=mask,
-                boost_error=error is None,
-                mode=None if ascii_only else "byte",
-                encoding=None if ascii_only else "utf-8",
-                eci=not (ascii_only or micro),
-            )
-        # it is too long, or has characters or a level that this version does not have
-        except ValueError:
+        code = _encode(payload, error, candidate, mask)
+        if code is None:
             continue
 
         lengths = _lengths(len(code.matrix), side, micro, module, quiet)
@@ -348,6 +323,47 @@ def _attempt(
         return Layout(payload, code.version, code.error or "", code.mask, *lengths, side, dark)
 
     return None
+
+
+@lru_cache(maxsize=256)  # it does not depend on the canvas, of which an error message tries many
+def _encode(
+    payload: str, error: str | None, version: int | str | None, mask: int | None
+) -> Any | None:
+    """Return segno's code of a payload; None if this version does not hold it.
+
+    Args:
+        payload: the text.
+        error: its level; None takes the highest that does not raise the version, at least M.
+        version: 1 to 40, "M1" to "M4"; None takes the smallest of the ordinary ones.
+        mask: its number; None takes the best.
+    """
+    try:
+        import segno
+    except ImportError:
+        raise ValueError("codes need the package segno: pip install 'burnish[qr]'") from None
+
+    if len(payload) > LONGEST:
+        return None
+
+    micro = isinstance(version, str)
+    # left to itself segno takes Latin-1, which readers do not guess, or Shift_JIS
+    ascii_only = payload.isascii()
+
+    try:
+        return segno.make(
+            payload,
+            error=error or (None if micro else "m"),
+            version=version,
+            mask=mask,
+            micro=micro,
+            boost_error=error is None,
+            mode=None if ascii_only else "byte",
+            encoding=None if ascii_only else "utf-8",
+            eci=not (ascii_only or micro),
+        )
+    # it is too long, or has characters or a level that this version does not have
+    except ValueError:
+        return None
 
 
 def _lengths(
@@ -387,7 +403,7 @@ def _what_fits(payload: str, side: int, settings: Mapping[str, Any]) -> str:
     def fits(text: str, px: int) -> bool:
         return _attempt(text, px, **quick) is not None
 
-    lengths = range(1, len(payload))
+    lengths = range(1, min(len(payload), LONGEST + 1))
     most = bisect_left(lengths, True, key=lambda length: not fits(payload[:length], side))
     sides = range(side // 8 * 8 + 8, LARGEST + 1, 8)
     first = bisect_left(sides, True, key=lambda px: fits(payload, px))

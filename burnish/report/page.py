@@ -387,7 +387,7 @@ def _rewards(records: Sequence[runs.Record]) -> Html:
     layout = "wide" if len(figures) == 1 else "charts"
     figures.append(_curriculum(x, records, layout))
     text = " ".join(dict.fromkeys(notes))
-    return join([tag("h2", "Reward"), _note(text), tag("div", *figures, class_=layout)])
+    return join([tag("h2", "Reward"), paragraph(text), tag("div", *figures, class_=layout)])
 
 
 def known_share(records: Sequence[runs.Record], rewards: Sequence[Mapping[str, Any]]) -> float:

@@ -6,17 +6,19 @@ says how good the model and its control scale are at this payload.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
+from burnish import config as configuration
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.files import make_folder, write
-from burnish.images import image_grid
-from burnish.qr.layout import layout_of
+from burnish.images import eight_bit, image_grid
+from burnish.qr.layout import TINY, Layout, layout_of
+from burnish.qr.phone import Phone
 from burnish.qr.scanner import Scanner
 from burnish.runs import Run
 from burnish.seeds import generator
@@ -31,6 +33,7 @@ class FoundImage:
 
     image: Tensor  # (3, H, W) in [0, 1], on the CPU
     attempt: int
+    phone: bool | None = None  # independent readers read it; None: not known
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,58 @@ def open_controlled(
     return policy, sampler
 
 
+def choose_canvas(policy: Policy, prompt: Prompt, size: int = 0) -> Layout:
+    """Make the model's canvas one on which an ordinary QR code of the payload fits.
+
+    That is the model's own canvas if it has 128 px and the code fits; else the next larger one, up
+    to twice as large, on which a module has at least one pixel of the latents.
+
+    Args:
+        policy: a model with a ControlNet, whose canvas is changed.
+        prompt: with a payload.
+        size: side of the canvas in px that is wanted instead; below 128 px the code is Micro QR.
+
+    Returns:
+        The code on that canvas.
+
+    Raises:
+        ValueError: the payload fits no canvas, or not the one that is wanted.
+    """
+    latent_pixel = policy.pipe.vae_scale_factor
+    first = max(TINY, latent_pixel * max(policy.latent_shape[-2:]))
+
+    for side in () if size else range(first, 2 * first, 8):
+        try:
+            policy.resize(side)  # the model does not draw all sizes
+            layout = layout_of(prompt, side)
+        except ValueError:
+            continue
+
+        if layout.module >= latent_pixel:
+            return layout
+
+    side = size or 2 * first
+    policy.resize(side)
+    try:
+        return layout_of(prompt, side)
+    except ValueError as reason:
+        raise ValueError(f"{reason} (--size sets the canvas)") from reason
+
+
+def deciding_decoders(source: str, decoders: Sequence[str]) -> tuple[str, ...]:
+    """Return the decoders that choose the images and those of the rewards of a run.
+
+    Args:
+        source: a run directory, or any other model.
+        decoders: that choose.
+    """
+    run = Run(Path(source))
+    rewards = configuration.load(run.config, purpose="compare").rewards if run.exists() else []
+    rewarded = [table for table in rewards if table["use"] == "qr_scan"]
+    used = [name for table in rewarded for name in table.get("decoders") or ("zxing",)]
+    return (*decoders, *used)
+
+
 def search(
     policy: Policy,
     sampler: Sampler,
@@ -100,6 +155,7 @@ def search(
     count: int,
     tries: int,
     seed: int = 0,
+    phone: Phone | None = None,
     on_try: Callable[[int, int], None] = lambda sampled, found: None,
 ) -> Search:
     """Sample `prompt` with its payload until enough images are read under every condition.
@@ -114,16 +170,18 @@ def search(
         count: of images to find.
         tries: the images to sample at most.
         seed: of the noise.
+        phone: gives the verdict `phone` on what is kept; by default the readers of other libraries
+            than the scanner's.
         on_try: called after each batch with the numbers of images sampled and found so far.
 
     Raises:
         ValueError: the payload does not fit the model's canvas.
     """
+    phone = phone or Phone(scanner.decoders)
     readable: list[FoundImage] = []
     passed = 0
     read = 0
     sampled = 0
-    payload = ""
 
     while sampled < tries and len(readable) < count:
         noise = generator(seed, "art", sampled)
@@ -136,13 +194,15 @@ def search(
 
         for row in readings.strict.nonzero().flatten().tolist():
             if len(readable) < count:
-                readable.append(FoundImage(images[row], sampled + row + 1))
-                payload = layout.payload  # a strict reading is an exact one
+                grey = Image.fromarray(eight_bit(images[row : row + 1])[0]).convert("L")
+                verdict = phone.reads(grey, layout.payload, layout.module, layout.micro)
+                readable.append(FoundImage(images[row], sampled + row + 1, verdict))
 
         sampled += len(images)
         on_try(sampled, len(readable))
 
-    return Search(readable, sampled, passed, read, payload)
+    # a strict reading is an exact one
+    return Search(readable, sampled, passed, read, layout.payload if readable else "")
 
 
 def save(result: Search, folder: Path) -> list[Path]:
