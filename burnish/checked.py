@@ -14,7 +14,6 @@ import json
 import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from itertools import islice
@@ -561,9 +560,13 @@ WRAPPERS: dict[str, tuple[Any, type]] = {
 
 def _own_replay(replay: Replay) -> Replay:
     """Return a replay whose tensors are copies; gradients go through to the original's."""
-    optional = {"logp_ref": replay.logp_ref, "kl": replay.kl}
-    copies = {name: value.clone() for name, value in optional.items() if value is not None}
-    return replace(replay, logp=replay.logp.clone(), logp_old=replay.logp_old.clone(), **copies)
+    return Replay(
+        replay.logp.clone(),
+        replay.logp_old.clone(),
+        replay.dims,
+        None if replay.logp_ref is None else replay.logp_ref.clone(),
+        None if replay.kl is None else replay.kl.clone(),
+    )
 
 
 # The attributes ---------------------------------------------------------------------------------

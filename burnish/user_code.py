@@ -41,11 +41,15 @@ def _go_to(folder: str) -> None:
         os.chdir(folder)
 
 
+def _record_gradients(enabled: bool) -> None:
+    torch.set_grad_enabled(enabled)
+
+
 SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "the current folder": (_current_folder, _go_to),
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "torch's default device": (torch.get_default_device, torch.set_default_device),
-    "if torch records gradients": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "if torch records gradients": (torch.is_grad_enabled, _record_gradients),
     "the precision of torch's products": (
         torch.get_float32_matmul_precision,
         torch.set_float32_matmul_precision,

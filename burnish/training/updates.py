@@ -34,7 +34,7 @@ class GeneratorUpdates:
         self.parts = parts
         self.weights = weights
         self.still_iterations = 0  # with advantages, but a gradient of exactly 0
-        self.moves = False  # some gradient was not 0
+        self.has_gradient = False  # some gradient was not 0
 
     def run(self, batch: RolloutBatch, credit: Credit) -> dict[str, float]:
         """Learn from an iteration's images; return the means of the updates' metrics."""
@@ -66,9 +66,11 @@ class GeneratorUpdates:
         Raises:
             RuntimeError: from the start every gradient was exactly 0.
         """
-        self.moves = self.moves or norm != 0
+        self.has_gradient = self.has_gradient or norm != 0
         self.still_iterations += norm == 0 and credit.metrics.get("zero_advantage", 0) < 1
-        if not self.moves and self.still_iterations >= first_iterations(self.config.iterations):
+        if not self.has_gradient and self.still_iterations >= first_iterations(
+            self.config.iterations
+        ):
             raise RuntimeError(
                 f"the gradient of the first {self.still_iterations} iterations is exactly 0, so "
                 f"nothing is learned: objective {self.config.objective['use']} gives none, or what "
