@@ -14,7 +14,6 @@ import json
 import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from itertools import islice
@@ -565,12 +564,12 @@ WRAPPERS: dict[str, tuple[Any, type]] = {
 
 def _own_replay(replay: Replay) -> Replay:
     """Return a replay whose tensors are copies; gradients go through to the original's."""
-    return replace(
-        replay,
-        logp=replay.logp.clone(),
-        logp_old=replay.logp_old.clone(),
-        logp_ref=None if replay.logp_ref is None else replay.logp_ref.clone(),
-        kl=None if replay.kl is None else replay.kl.clone(),
+    return Replay(
+        replay.logp.clone(),
+        replay.logp_old.clone(),
+        replay.dims,
+        None if replay.logp_ref is None else replay.logp_ref.clone(),
+        None if replay.kl is None else replay.kl.clone(),
     )
 
 

@@ -47,6 +47,9 @@ T = TypeVar("T")
 DEEPEST = 16
 """Levels of tables and lists in a configuration."""
 
+MOST_IMAGES = 1_000_000
+"""Images of an iteration, or of a prompt in an evaluation: more would never be finished."""
+
 
 class RewardKeys(TypedDict, total=False):
     """The keys of a reward's table beside `use` and its arguments."""
@@ -597,7 +600,11 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("batch.transitions", lambda n: n >= 0, "0 (all) or more"),
     ("batch.least_noise", lambda x: 0 <= x < 1, "at least 0 (all transitions) and less than 1"),
     ("evaluation.every", lambda n: n >= 0, "0 (only first and last) or more"),
-    ("evaluation.images_per_prompt", lambda n: n >= 0, "0 (no evaluation) or more"),
+    (
+        "evaluation.images_per_prompt",
+        lambda n: 0 <= n <= MOST_IMAGES,
+        f"0 (no evaluation) to {MOST_IMAGES:,}",
+    ),
     ("evaluation.max_prompts", lambda n: n >= 0, "0 (all) or more"),
     ("evaluation.seed", lambda n: 0 <= n < 2**31, "between 0 and 2147483647"),
     (
@@ -629,6 +636,11 @@ def _check_numbers(config: Config) -> None:
             raise ValueError(f"{name} = {shown(value)}; it must be {wanted}")
 
     images = config.batch.prompts * config.batch.images_per_prompt
+    if images > MOST_IMAGES:
+        raise ValueError(
+            f"batch.prompts x batch.images_per_prompt = {images:,} images an iteration are too "
+            f"many; take {MOST_IMAGES:,} at most"
+        )
     if config.batch.minibatches > images:
         raise ValueError(
             f"batch.minibatches = {config.batch.minibatches}, but an iteration has only {images} "

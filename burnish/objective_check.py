@@ -84,16 +84,13 @@ def _writes_into_its_input(objective: Any, part: Any, pairs: int) -> bool:
     replay, adv = _made_up(part, pairs)
     before, adv_before = _made_up(part, pairs)
     objective(replay, adv)
-    return any(
-        old is not None and new is not None and not torch.equal(old, new)
-        for old, new in (
-            (before.logp, replay.logp),
-            (before.logp_old, replay.logp_old),
-            (before.logp_ref, replay.logp_ref),
-            (before.kl, replay.kl),
-            (adv_before, adv),
-        )
-    )
+    pairs_of_tensors = [(before.logp, replay.logp), (before.logp_old, replay.logp_old)]
+    pairs_of_tensors.append((adv_before, adv))
+    if before.logp_ref is not None and replay.logp_ref is not None:
+        pairs_of_tensors.append((before.logp_ref, replay.logp_ref))
+    if before.kl is not None and replay.kl is not None:
+        pairs_of_tensors.append((before.kl, replay.kl))
+    return not all(torch.equal(old, new) for old, new in pairs_of_tensors)
 
 
 def _gradient_findings(gradient: Tensor | None) -> list[str]:

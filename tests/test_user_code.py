@@ -252,13 +252,13 @@ def test_training_does_not_depend_on_what_a_reward_changes(
 
 
 def test_what_is_put_back_is_said(tmp_path: Path) -> None:
-    def moves(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+    def goes_elsewhere(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         os.chdir(tmp_path)
         return brightness(images, prompts)
 
     before = os.getcwd()
     with pytest.warns(UserWarning, match="reward 'r' changed the current folder; it was put back"):
-        score({"r": moves}, IMAGES, PROMPTS)
+        score({"r": goes_elsewhere}, IMAGES, PROMPTS)
     assert os.getcwd() == before
 
 

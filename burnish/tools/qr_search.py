@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
 from burnish import config as configuration

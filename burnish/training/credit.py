@@ -19,10 +19,15 @@ from burnish.types import Scores
 from burnish.world import World
 
 FIRST_ITERATIONS = 3
-"""Iterations from the start without anything to learn, after which a run ends."""
+"""Iterations without anything to learn after which a run ends; in a single one it may be chance."""
 
 SCALE_BUCKET = 0.05
 """Control scales that differ by less than about this share what is remembered of a prompt."""
+
+
+def first_iterations(iterations: int) -> int:
+    """Return after how many of a run's iterations without anything to learn it ends."""
+    return max(2, min(FIRST_ITERATIONS, iterations))
 
 
 def gather_scores(scores: Scores, world: World) -> Scores:

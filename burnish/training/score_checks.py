@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 
 from burnish.training.batch import Credit, RolloutBatch
-from burnish.training.credit import FIRST_ITERATIONS, assign_credit
+from burnish.training.credit import FIRST_ITERATIONS, assign_credit, first_iterations
 from burnish.training.job import Job
 from burnish.types import Scores
 from burnish.world import World
@@ -29,7 +29,7 @@ class ScoreChecks:
 
     def __init__(self, job: Job, done: int = 0) -> None:
         self.parts = job.parts
-        self.iterations = job.config.iterations
+        self.limit = first_iterations(job.config.iterations)
         self.patience = job.config.scoring.patience
         # a curriculum may begin where every image succeeds, so equal rewards are allowed then
         self.expects_spread = not job.parts.curriculum.varies
@@ -98,14 +98,12 @@ class ScoreChecks:
         self.idle_iterations += idle
         self.tied_iterations += ties
 
-        last = batch.iteration in (FIRST_ITERATIONS, self.iterations)
-        if last and self.idle_iterations >= batch.iteration:
-            raise ValueError(self.nothing_to_learn(batch.iteration, scores, ties))
-        if last and self.tied_iterations >= batch.iteration:
+        if self.idle_iterations >= self.limit:
+            raise ValueError(self.nothing_to_learn(scores, ties))
+        if self.tied_iterations == self.limit:
             warnings.warn(
-                f"reward '{', '.join(scores.names)}' gave the same to all images of each prompt in "
-                f"the first {batch.iteration} iterations: if it depends on the prompt alone, there "
-                "is nothing to learn from",
+                f"{self.tie(scores)}: if it depends on the prompt alone, there is nothing to learn "
+                "from",
                 stacklevel=2,
             )
         return credit
@@ -119,16 +117,21 @@ class ScoreChecks:
         equal = (rewards - (sums / counts[:, None])[first]).abs() <= 1e-9 * rewards.abs()
         return bool(equal.all()) and bool((counts > 1).any())
 
-    def nothing_to_learn(self, iteration: int, scores: Scores, ties: bool) -> str:
+    def nothing_to_learn(self, scores: Scores, ties: bool) -> str:
         """Return the sentence about iterations without an advantage."""
-        first = "iteration" if iteration == 1 else f"{iteration} iterations"
         if ties:
             return (
-                f"reward '{', '.join(scores.names)}' gave the same to all images of each prompt in "
-                f"the first {first}, so no image is better than another one and there is nothing "
-                "to learn from: it may depend on the prompt alone; try it with burnish.check_reward"
+                f"{self.tie(scores)}, so there is nothing to learn from; it may depend on the "
+                "prompt alone: try it with burnish.check_reward"
             )
         return (
-            f"no image of the first {first} has an advantage, so there is nothing to learn from; "
-            "look at advantage.use, or raise batch.images_per_prompt"
+            f"no image of the first {self.limit} iterations has an advantage, so there is nothing "
+            "to learn from; look at advantage.use, or raise batch.images_per_prompt"
+        )
+
+    def tie(self, scores: Scores) -> str:
+        """Return half a sentence about equal rewards."""
+        return (
+            f"reward '{', '.join(scores.names)}' gave the same to all images of each prompt in the "
+            f"first {self.limit} iterations"
         )

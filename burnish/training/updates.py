@@ -19,7 +19,7 @@ from burnish.stages import advance
 from burnish.training.assembly import Parts
 from burnish.training.baseline import Pairs, x0_baseline
 from burnish.training.batch import Credit, RolloutBatch
-from burnish.training.credit import FIRST_ITERATIONS
+from burnish.training.credit import first_iterations
 from burnish.training.metrics import merged_metrics, summary
 from burnish.training.weights import WeightUpdater
 from burnish.types import Process, Trajectory
@@ -34,7 +34,8 @@ class GeneratorUpdates:
         self.world = world
         self.parts = parts
         self.weights = weights
-        self.still_iterations = 0  # from the start: with a gradient of exactly 0
+        self.still_iterations = 0  # with advantages, but a gradient of exactly 0
+        self.has_gradient = False  # some gradient was not 0
 
     def run(self, batch: RolloutBatch, credit: Credit) -> dict[str, float]:
         """Learn from an iteration's images; return the means of the updates' metrics."""
@@ -58,22 +59,24 @@ class GeneratorUpdates:
             advance()
 
         means = summary(updates)
-        self.check_gradient(batch.iteration, means["grad_norm"], credit)
+        self.check_gradient(means["grad_norm"], credit)
         return metrics | means
 
-    def check_gradient(self, iteration: int, norm: float, credit: Credit) -> None:
+    def check_gradient(self, norm: float, credit: Credit) -> None:
         """Refuse first iterations in which images have advantages, but the weights no gradient.
 
         Raises:
             RuntimeError: from the start every gradient was exactly 0.
         """
+        self.has_gradient = self.has_gradient or norm != 0
         self.still_iterations += norm == 0 and credit.metrics.get("zero_advantage", 0) < 1
-        last = iteration in (FIRST_ITERATIONS, self.config.iterations)
-        if last and self.still_iterations == iteration:
+        if not self.has_gradient and self.still_iterations >= first_iterations(
+            self.config.iterations
+        ):
             raise RuntimeError(
-                f"the gradient of the first {iteration} iterations is exactly 0, so nothing is "
-                f"learned: objective {self.config.objective['use']} gives none, or what is trained "
-                "has no part in the image"
+                f"the gradient of the first {self.still_iterations} iterations is exactly 0, so "
+                f"nothing is learned: objective {self.config.objective['use']} gives none, or what "
+                "is trained has no part in the image"
             )
 
     def pairs(self, iteration: int, adv: Tensor) -> list[Pairs]:
