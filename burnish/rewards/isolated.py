@@ -1,4 +1,4 @@
-"""What one item cannot have, the others still get: a model that fails for one image or text.
+"""A model that fails on one image or text costs that one its score, and no other.
 
 A library may raise for one image or one answer alone, and trying again would not help. Then the
 items are tried one by one, and only those that fail are missing.

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from burnish.annotations import Count, CountOrZero, Positive, PositiveOrZero
 from burnish.images import eight_bit
-from burnish.redaction import excerpt
+from burnish.redaction import excerpt, one_line, redact
 from burnish.rewards.wire import NoAnswer, Wire, encode_image, read_api_key, report_failures
 from burnish.types import Prompt, Reward
 
@@ -146,7 +146,7 @@ def read_scores(response: Any, count: int, first: int, url: str) -> list[float]:
     for row, value in enumerate(scores, first):
         if value is not None and not _is_finite_number(value):
             raise ValueError(
-                f"{url} gave {excerpt(repr(value), 50)} as the score of image {row}; "
+                f"{url} gave {one_line(redact(repr(value)))[:50]} as the score of image {row}; "
                 "it must give a finite number, or null"
             )
 

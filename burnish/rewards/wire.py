@@ -253,7 +253,7 @@ class Wire:
         if isinstance(error, lost):
             remedy = "start the server or correct the URL"
             if proxy:
-                remedy = f"start the server, correct the URL, or {self._without_proxy()}"
+                remedy = f"start the server, correct the URL, or {_without_proxy(self.url)}"
             text = f"{place} cannot be reached ({reason}); {remedy}"
             return NoAnswer(text, again=True, silent=True)
 
@@ -266,7 +266,7 @@ class Wire:
 
         if not 200 <= status < 300:
             reason = f"{status} {excerpt(response.reason or '', 50)}".strip()
-            hint = f" (or {self._without_proxy()})" if proxy else ""
+            hint = f" (or {_without_proxy(self.url)})" if proxy else ""
             raise NoAnswer(
                 f"{self._place(proxy)} answered {reason}: {excerpt(text)}{hint}",
                 again=status == 429 or status >= 500,
@@ -285,9 +285,6 @@ class Wire:
     def _place(self, proxy: str) -> str:
         """Return the URL, with the proxy through which it is called, for messages."""
         return f"{self.redacted_url} through the proxy {proxy}" if proxy else self.redacted_url
-
-    def _without_proxy(self) -> str:
-        return f"export NO_PROXY={urlsplit(self.url).hostname} to call it without the proxy"
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         """Return the seconds to wait before the next try."""
@@ -362,6 +359,10 @@ def is_loopback(host: str) -> bool:
         return False
 
     return address.is_loopback or address.is_unspecified
+
+
+def _without_proxy(url: str) -> str:
+    return f"export NO_PROXY={urlsplit(url).hostname} to call it without the proxy"
 
 
 def _with_variables(url: str) -> str:
