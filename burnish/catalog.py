@@ -232,7 +232,8 @@ def build(kind: str, table: Mapping[str, Any], where: str = "") -> Any:
         try:
             part = found(**given)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{where or kind}: {error}") from error
+            key = f"{where or kind}: "
+            raise ValueError(f"{key}{str(error).removeprefix(key)}") from error
 
     from burnish.checked import checked_part
 
