@@ -245,7 +245,8 @@ def _made(kind: str, found: Callable[..., Any], given: dict[str, Any], name: str
         try:
             return found(**given)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{where}: {error}") from error
+            message = str(error).removeprefix(f"{where}: ")
+            raise ValueError(f"{where}: {message}") from error
 
     try:
         with random_state_kept():

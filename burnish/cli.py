@@ -531,8 +531,12 @@ def show_codes(result: Search, layout: Layout, phone: Phone, out: Path, as_json:
             f"{result.passed} of {result.tries} tries are read under every condition, "
             f"{result.read} under some; {outcome}"
         )
-        counted = "" if None in verdicts or layout.micro else f"{sum(verdicts)} of {len(verdicts)} "
-        print(
+        counted = (
+            ""
+            if None in verdicts or layout.micro
+            else f"{verdicts.count(True)} of {len(verdicts)} "
+        )
+        say(
             f"code {layout.designator} on {layout.side} px; phone: {counted}"
             f"{phone.note(layout.micro)}"
         )

@@ -20,7 +20,7 @@ def say(text: object, stream: IO[str] | None = None) -> None:
     Control characters and what the stream lacks become escapes.
     """
     stream = stream or sys.stdout
-    encoding = stream.encoding or "utf-8"
+    encoding = getattr(stream, "encoding", None) or "utf-8"  # a notebook's has none
     shown = printable(redact(str(text))).encode(encoding, "burnish-plain").decode(encoding)
     print(shown, file=stream, flush=True)
 

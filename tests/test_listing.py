@@ -60,18 +60,22 @@ def test_types_and_defaults_of_a_reward() -> None:
     page = listing.page("rewards", "clip_similarity")
     assert "    of: Literal['text', 'original'] = \"text\",\n" in page
     assert '[[rewards]]\nuse = "clip_similarity"\nweight = 1.0\n' in page
+    for name in catalog.BUILTIN["reward"]:
+        recipe = config.packaged_recipe("demo").read_text("utf-8")
+        pasted = f'{recipe}\n{listing.snippet("reward", name)}name = "pasted"\n'
+        assert len(tomllib.loads(pasted)["rewards"]) == 2, "beside the recipe's own"
 
 
 def test_a_part_of_ones_own_has_a_page_too(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(
-        "def red(images, prompts, gain: float = 2.0, hook=print):\n"
+        "def red(images, prompts, gain: float = 2.0, hook=print, more={}):\n"
         '    "Reward red."\n'
         "    return gain * images[:, 0].mean((1, 2))\n"
     )
     page = listing.page("reward", f"{path}:red")
     assert "gain: float = 2.0" in page and "images" not in page.partition("\n")[0]
-    assert "gain = 2.0\n# hook = ...   # any" in page
+    assert "gain = 2.0\n# hook = ...   # any\n# more = ...   # any" in page
 
 
 def test_each_name_is_on_one_line_and_whole(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,8 +29,12 @@ PLURALS: Mapping[str, str] = {
 }
 """Plurals that are not the kind and an s."""
 
-PLACES: Mapping[str, tuple[str, ...]] = {"kernel": ("sampler",), "guidance": ("sampler",)}
-"""The sections in which the tables of a kind stand, if they are not at the top."""
+HEADS: Mapping[str, str] = {
+    "reward": "[[rewards]]",
+    "kernel": "[sampler.kernel]",
+    "guidance": "[sampler.guidance]",
+}
+"""The heads of a kind's tables in a recipe, if they are not the kind in brackets."""
 
 EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "remote": {"url": "http://127.0.0.1:8000/score"},
@@ -188,12 +192,9 @@ def snippet(kind: str, name: str) -> str:
         else:
             table[parameter.name] = value
 
-    table |= example
-    tree: dict[str, Any] = {"rewards": [table]} if kind == "reward" else {kind: table}
-    for section in PLACES.get(kind, ()):
-        tree = {section: tree}
-
-    return tomli_w.dumps(tree) + "".join(unset)
+    # one by one: of a short list of tables tomli_w would make a list that cannot be added to
+    lines = [tomli_w.dumps({key: value}) for key, value in {**table, **example}.items()]
+    return "\n".join([HEADS.get(kind, f"[{kind}]"), "".join([*lines, *unset])])
 
 
 def signature(kind: str, name: str) -> str:
@@ -222,7 +223,10 @@ def _part_page(kind: str, name: str) -> str:
 
 
 def _fits_toml(value: object) -> bool:
-    """Return whether TOML can write a value; None it cannot."""
+    """Return whether TOML can write a value on a line of its own; None it cannot."""
+    if isinstance(value, Mapping):
+        return False
+
     try:
         tomli_w.dumps({"value": value})
     except TypeError:
