@@ -411,7 +411,7 @@ def search_codes(
 
 def show_codes(result: Search, layout: Layout, phone: Phone, out: Path, as_json: bool) -> None:
     """Save the images that are read and print the result; exit code 1 if there are none."""
-    from burnish.tools.qr_search import save
+    from burnish.tools.qr_search import save, summary
 
     paths = save(result, out) if result.images else []
     verdicts = [found.phone for found in result.images]
@@ -433,20 +433,7 @@ def show_codes(result: Search, layout: Layout, phone: Phone, out: Path, as_json:
     else:
         for path in paths:
             print(path)
-
-        outcome = "raise --scale or --tries"
-        if paths:
-            outcome = f"{len(paths)} kept, they say {result.payload!r}"
-
-        print(
-            f"{result.passed} of {result.tries} tries are read under every condition, "
-            f"{result.read} under some; {outcome}"
-        )
-        counted = "" if None in verdicts or layout.micro else f"{sum(verdicts)} of {len(verdicts)} "
-        print(
-            f"code {layout.designator} on {layout.side} px; phone: {counted}"
-            f"{phone.note(layout.micro)}"
-        )
+        print(summary(result, layout, phone))
 
     if not paths:
         raise typer.Exit(1)

@@ -347,7 +347,7 @@ def _encode(
 
     micro = isinstance(version, str)
     # left to itself segno takes Latin-1, which readers do not guess, or Shift_JIS
-    utf8 = {"mode": "byte", "encoding": "utf-8", "eci": not micro}
+    utf8: dict[str, Any] = {"mode": "byte", "encoding": "utf-8", "eci": not micro}
 
     try:
         return segno.make(

@@ -200,6 +200,23 @@ def search(
     return Search(readable, sampled, passed, read, layout.payload if readable else "")
 
 
+def summary(result: Search, layout: Layout, phone: Phone) -> str:
+    """Return two lines about a search: how many images are read, and by whom."""
+    outcome = "raise --scale or --tries"
+    if result.images:
+        outcome = f"{len(result.images)} kept, they say {result.payload!r}"
+
+    verdicts = [found.phone for found in result.images]
+    known = verdicts and not layout.micro and None not in verdicts
+    counted = f"{verdicts.count(True)} of {len(verdicts)} " if known else ""
+
+    return (
+        f"{result.passed} of {result.tries} tries are read under every condition, "
+        f"{result.read} under some; {outcome}\n"
+        f"code {layout.designator} on {layout.side} px; phone: {counted}{phone.note(layout.micro)}"
+    )
+
+
 def save(result: Search, folder: Path) -> list[Path]:
     """Write one PNG an image, named by its try, and return the paths.
 
