@@ -120,11 +120,13 @@ def choose_canvas(policy: Policy, prompt: Prompt, size: int = 0) -> Layout:
             return layout
 
     side = size or 2 * first
-    policy.resize(side)
     try:
+        policy.resize(side)
         return layout_of(prompt, side)
     except ValueError as reason:
-        raise ValueError(f"{reason} (--size sets the canvas)") from reason
+        about_size = "does not fit" in str(reason) or "model.size" in str(reason)
+        hint = " (--size sets it)" if about_size else ""
+        raise ValueError(f"{reason}{hint}") from reason
 
 
 def deciding_decoders(source: str, decoders: Sequence[str]) -> tuple[str, ...]:
