@@ -500,7 +500,7 @@ def search_codes(
 
 def show_codes(result: Search, layout: Layout, phone: Phone, out: Path, as_json: bool) -> None:
     """Save the images that are read and print the result; exit code 1 if there are none."""
-    from burnish.tools.qr_search import save
+    from burnish.tools.qr_search import save, summary
 
     paths = save(result, out) if result.images else []
     verdicts = [found.phone for found in result.images]
@@ -522,24 +522,8 @@ def show_codes(result: Search, layout: Layout, phone: Phone, out: Path, as_json:
     else:
         for path in paths:
             say(path)
-
-        outcome = "raise --scale or --tries"
-        if paths:
-            outcome = f"{len(paths)} kept, they say {result.payload!r}"
-
-        say(
-            f"{result.passed} of {result.tries} tries are read under every condition, "
-            f"{result.read} under some; {outcome}"
-        )
-        counted = (
-            ""
-            if None in verdicts or layout.micro
-            else f"{verdicts.count(True)} of {len(verdicts)} "
-        )
-        say(
-            f"code {layout.designator} on {layout.side} px; phone: {counted}"
-            f"{phone.note(layout.micro)}"
-        )
+        for line in summary(result, layout, phone).split("\n"):
+            say(line)
 
     if not paths:
         raise typer.Exit(1)

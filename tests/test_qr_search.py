@@ -146,10 +146,13 @@ def test_the_command(
     code, _, err = run(capsys, "qr", payload, "--prompt", "a cat", "--model", "m")
     assert code == 2 and err.count("\n") == 1
     assert "does not fit a canvas of 256 px; shorten it to 251 of its 300 characters" in err
-    assert "or take a canvas of" in err and "(--size sets the canvas)" in err
+    assert "or take a canvas of" in err and "(--size sets it)" in err
 
     code, _, err = run(capsys, "qr", "AB", "--prompt", "a cat", "--model", "m", "--size", "63")
-    assert code == 2 and "63" in err and "a multiple of" in err
+    assert code == 2 and "size = 63" in err and "a multiple of" in err and "(--size sets it)" in err
+
+    code, _, err = run(capsys, "qr", "a\udcff", "--prompt", "a cat", "--model", "m")
+    assert code == 2 and "half of a character" in err and "--size" not in err
 
 
 @pytest.mark.parametrize(

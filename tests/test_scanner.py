@@ -339,10 +339,10 @@ def test_an_image_on_which_a_library_raises_is_not_read(
 
     readings = Scanner([name], ["full", "half"]).measure(layout.draw()[None], [layout])
     assert not readings.table.any() and find(np.zeros((8, 8), np.uint8)) == []
-    said = [record.getMessage() for record in caplog.records if f"'{name}'" in record.message]
+    messages = [record.getMessage() for record in caplog.records if f"'{name}'" in record.message]
     foreign_text = name == "opencv" and isinstance(error, UnicodeError)
-    assert len(said) == (0 if foreign_text else 1)
-    assert all(type(error).__name__ in message for message in said)
+    assert len(messages) == (0 if foreign_text else 1)
+    assert all(type(error).__name__ in message for message in messages)
 
 
 @pytest.mark.parametrize("name", ["opencv", "zxing", "pyzbar"])

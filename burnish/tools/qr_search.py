@@ -126,11 +126,13 @@ def choose_canvas(policy: Policy, prompt: Prompt, size: int = 0) -> Layout:
             return layout
 
     side = size or 2 * first
-    policy.resize(side)
     try:
+        policy.resize(side)
         return layout_of(prompt, side)
     except ValueError as reason:
-        raise ValueError(f"{reason} (--size sets the canvas)") from reason
+        about_size = "does not fit" in str(reason) or "model.size" in str(reason)
+        hint = " (--size sets it)" if about_size else ""
+        raise ValueError(f"{reason}{hint}") from reason
 
 
 def deciding_decoders(source: str, decoders: Sequence[str]) -> tuple[str, ...]:
@@ -204,6 +206,23 @@ def search(
 
     # a strict reading is an exact one
     return Search(readable, sampled, passed, read, layout.payload if readable else "")
+
+
+def summary(result: Search, layout: Layout, phone: Phone) -> str:
+    """Return two lines about a search: how many images are read, and by whom."""
+    outcome = "raise --scale or --tries"
+    if result.images:
+        outcome = f"{len(result.images)} kept, they say {result.payload!r}"
+
+    verdicts = [found.phone for found in result.images]
+    known = verdicts and not layout.micro and None not in verdicts
+    counted = f"{verdicts.count(True)} of {len(verdicts)} " if known else ""
+
+    return (
+        f"{result.passed} of {result.tries} tries are read under every condition, "
+        f"{result.read} under some; {outcome}\n"
+        f"code {layout.designator} on {layout.side} px; phone: {counted}{phone.note(layout.micro)}"
+    )
 
 
 def save(result: Search, folder: Path) -> list[Path]:
