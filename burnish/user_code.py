@@ -81,7 +81,7 @@ def call_user(name: str, function: Callable[..., Any], *arguments: Any, **keywor
         return run_user(name, function, *arguments, **keywords)
     except (torch.OutOfMemoryError, AsynchronousError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{name} raised {described(error)}") from error
 
 
@@ -90,16 +90,16 @@ def run_user(name: str, function: Callable[..., Any], *arguments: Any, **keyword
 
     Raises:
         AsynchronousError: it has to be awaited.
-        RuntimeError: it raises what is no `Exception`: sys.exit(), or a panic of a library in Rust.
+        RuntimeError: it raises what is no `Exception`, as libraries written in Rust do.
     """
     with settings_kept(name):
         try:
             returned = function(*arguments, **keywords)
-        except (Exception, KeyboardInterrupt, GeneratorExit):
+        except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:
-            ended = RuntimeError(type_and_message(error))
-            raise ended.with_traceback(error.__traceback__) from error
+            failure = RuntimeError(type_and_message(error))
+            raise failure.with_traceback(error.__traceback__) from error
 
     if inspect.iscoroutine(returned):
         returned.close()

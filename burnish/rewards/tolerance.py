@@ -182,6 +182,11 @@ def _ask(name: str, reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -
         return to_column(run_user(f"reward '{name}'", answer), count)
     except AsynchronousError as error:
         raise InvalidRewardOutput(str(error)) from None
+    except SystemExit as error:
+        raise InvalidRewardOutput(
+            f"reward '{name}' raised {described(error)}, which ends programs; it must return "
+            "numbers, None for an image that it has none for"
+        ) from error
     except NotNumbersError as error:
         raise InvalidRewardOutput(
             f"reward '{name}' returned {error} for {count} images; it must return "
