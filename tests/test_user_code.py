@@ -383,9 +383,8 @@ def test_a_failure_names_the_line_of_the_users_file(tmp_path: Path) -> None:
     path = tmp_path / "ends.py"
     path.write_text("import sys\ndef reward(images, prompts):\n    sys.exit(0)\n")
     reward = catalog.build("reward", {"use": f"{path}:reward"})
-    with pytest.raises(
-        ValueError, match=rf"reward 'r' ended the program: SystemExit: 0 \({path}:3\)"
-    ):
+    place = rf"reward 'r' raised SystemExit: 0 \({path}:3\), which ends programs"
+    with pytest.raises(ValueError, match=place):
         score({"r": reward}, IMAGES, PROMPTS)
 
 
