@@ -253,7 +253,7 @@ def _made(kind: str, found: Callable[..., Any], given: dict[str, Any], name: str
             return run_user(name, found, **given)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{name} raised {described(error)}") from error
 
 
@@ -460,7 +460,7 @@ def _from_file(kind: str, path: Path) -> Any:
     try:
         with random_state_kept():
             run_user(str(path), specification.loader.exec_module, module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ValueError(f"{kind}: {path} fails when it is read: {described(error)}") from error
 

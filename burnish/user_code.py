@@ -81,7 +81,7 @@ def call_user(name: str, function: Callable[..., Any], *arguments: Any, **keywor
         return run_user(name, function, *arguments, **keywords)
     except (torch.OutOfMemoryError, AsynchronousError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{name} raised {described(error)}") from error
 
 
@@ -90,32 +90,21 @@ def run_user(name: str, function: Callable[..., Any], *arguments: Any, **keyword
 
     Raises:
         AsynchronousError: it has to be awaited.
-        ProgramEndedError: it calls sys.exit().
-        RuntimeError: it raises another thing that is no `Exception`: a library in Rust panics.
+        RuntimeError: it raises what is no `Exception`, as libraries written in Rust do.
     """
     with settings_kept(name):
         try:
             returned = function(*arguments, **keywords)
-        except (Exception, KeyboardInterrupt, GeneratorExit):
+        except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except SystemExit as error:
-            raise ProgramEndedError(error) from error
         except BaseException as error:
-            ended = RuntimeError(type_and_message(error))
-            raise ended.with_traceback(error.__traceback__) from error
+            failure = RuntimeError(type_and_message(error))
+            raise failure.with_traceback(error.__traceback__) from error
 
     if inspect.iscoroutine(returned):
         returned.close()
         raise AsynchronousError(f"{name} is asynchronous; write it with def instead of async def")
     return returned
-
-
-class ProgramEndedError(RuntimeError):
-    """A function called sys.exit(), which would end the program without a word."""
-
-    def __init__(self, cause: SystemExit) -> None:
-        super().__init__(type_and_message(cause))
-        self.cause = cause
 
 
 class AsynchronousError(ValueError):

@@ -146,9 +146,9 @@ def test_what_a_function_returns_is_copied() -> None:
     assert torch.equal(scores.parts, brightness(IMAGES, PROMPTS).double()[:, None].expand(4, 2))
 
     column = np.arange(4.0)
-    kept = to_column(column, 4)
+    own = to_column(column, 4)
     column[:] = 0
-    assert kept.tolist() == [0, 1, 2, 3]
+    assert own.tolist() == [0, 1, 2, 3]
 
 
 def test_an_advantage_keeps_no_hold_on_what_it_returns() -> None:
@@ -383,7 +383,8 @@ def test_a_failure_names_the_line_of_the_users_file(tmp_path: Path) -> None:
     path = tmp_path / "ends.py"
     path.write_text("import sys\ndef reward(images, prompts):\n    sys.exit(0)\n")
     reward = catalog.build("reward", {"use": f"{path}:reward"})
-    with pytest.raises(ValueError, match=rf"reward 'r' raised .*SystemExit: 0 \({path}:3\)"):
+    place = rf"reward 'r' raised SystemExit: 0 \({path}:3\), which ends programs"
+    with pytest.raises(ValueError, match=place):
         score({"r": reward}, IMAGES, PROMPTS)
 
 

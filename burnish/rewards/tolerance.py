@@ -32,7 +32,6 @@ from burnish.types import Prompt, Reward
 from burnish.user_code import (
     AsynchronousError,
     NotNumbersError,
-    ProgramEndedError,
     described,
     own_prompts,
     run_user,
@@ -236,8 +235,8 @@ def _ask(name: str, reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -
         return to_column(run_user(f"reward '{name}'", answer), count)
     except AsynchronousError as error:
         raise InvalidRewardOutput(str(error)) from None
-    except ProgramEndedError as error:
-        raise InvalidRewardOutput(_ends_programs(name, error.cause)) from error
+    except SystemExit as error:
+        raise InvalidRewardOutput(_ends_programs(name, error)) from error
     except NotNumbersError as error:
         raise InvalidRewardOutput(
             f"reward '{name}' returned {error} for {count} images; it must return "
