@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from burnish.catalog import IN_MEMORY
 from burnish.config import Config, RunConfig
 from burnish.training.assembly import EvaluationParts, Parts
 from burnish.types import Prompt
@@ -254,5 +255,8 @@ def _add_content(digest: Any, path: Path) -> None:
 
 def _quoted(value: Any) -> str:
     """Return a value for a message, cut if it is long."""
+    if value == IN_MEMORY:
+        return "an object of a Python program"
+
     text = "not set" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
