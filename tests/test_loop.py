@@ -115,7 +115,9 @@ def test_the_files_and_records_of_a_run(recipe: Path, tmp_path: Path) -> None:
     assert reported == records
     assert [record["iteration"] for record in records] == [1, 2, 3]
     assert records[0]["images"] == 8
-    assert set(records[0]["rewards"]["brightness"]) == STATISTICS
+    gains = {"gain", "gain_std", "gain_images"}
+    assert set(records[0]["rewards"]["brightness"]) == STATISTICS | gains
+    assert records[0]["rewards"]["brightness"]["gain_images"] == 8
 
     for record in records:
         assert record["ratio_deviation"] < 1e-6, "before the first update the ratio is 1"
@@ -130,6 +132,7 @@ def test_the_files_and_records_of_a_run(recipe: Path, tmp_path: Path) -> None:
 
     evaluation = json.loads(run.evaluation.read_text())
     keys = {"before", "after", "paired_mean", "ci95", "judge_before", "judge_after"}
+    keys |= {"prompts", "images", "rewards"}
     assert set(evaluation) == {"train", "unseen"}
     assert all(set(comparison) == keys for comparison in evaluation.values())
 

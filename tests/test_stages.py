@@ -266,3 +266,16 @@ def test_a_stopped_run_says_how_to_go_on(
 
 def test_a_pause_is_a_minute() -> None:
     assert showing.PAUSE == 60 and stages.Nobody().on_record({}) is None
+
+
+def test_other_prompts_to_evaluate_are_noticed_before_training_goes_on(
+    recipe: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\na dog\n")
+    config = load(recipe, [f'prompts={{use="lines",path="{prompts}"}}', "iterations=1"])
+    folder = train(config, tmp_path / "run", progress=False)
+    prompts.write_text("a cat\na cow\n")
+
+    with pytest.raises(ValueError, match=r"000000.json has other train prompts than this"):
+        train(config, folder, resume=True, progress=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from burnish.evaluation.guard import GuardDecision, decide, remember
 from burnish.evaluation.paired import (
@@ -36,6 +37,7 @@ def evaluate_initial(job: Job, done: int) -> Evaluations | None:
     if settings.images_per_prompt == 0:
         return None
     if stored := load_evaluation(path):
+        check_same_prompts(stored, job.parts, path)
         return stored
 
     if done:
@@ -60,6 +62,21 @@ def evaluate_initial(job: Job, done: int) -> Evaluations | None:
         save_evaluation(path, evaluations)
 
     return evaluations
+
+
+def check_same_prompts(stored: Evaluations, parts: Parts, path: Path) -> None:
+    """Refuse to go on where later evaluations would have other prompts than the stored one.
+
+    Raises:
+        ValueError: they would; the message names the set and the file.
+    """
+    for name, prompts in parts.evaluation_prompts.items():
+        texts = [prompt.text for prompt in prompts]
+        if name in stored and stored[name].prompts != texts:
+            raise ValueError(
+                f"{path} has other {name} prompts than this configuration gives now: put the "
+                "prompts and evaluation.max_prompts back as they were, or start a new --out"
+            )
 
 
 def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
