@@ -162,8 +162,10 @@ def train(
     config = load(recipe or Run.open(folder).config, change or [])
     from burnish.training import loop
 
+    # of several processes that were launched together only one prints
+    progress = os.environ.get("RANK", "0") == "0"
     with stopping() as stop:
-        loop.train(config, folder, resume=resume, stop=stop)
+        loop.train(config, folder, resume=resume, stop=stop, progress=progress)
 
     if stop.signals:
         raise typer.Exit(128 + stop.signals[0])

@@ -112,7 +112,7 @@ def tell_record(record: Mapping[str, Any]) -> None:
         somebody.on_record(record)
 
 
-def _tell(told: Stage) -> None:
+def _tell(current: Stage) -> None:
     somebody = _listener.get()
     if somebody is not None:
-        somebody.on_stage(told)
+        somebody.on_stage(current)

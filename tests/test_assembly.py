@@ -17,7 +17,7 @@ import burnish
 from burnish import catalog
 from burnish import config as configuration
 from burnish.catalog import IN_MEMORY
-from burnish.config import Config, load
+from burnish.config import Config, load, recipes
 from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
 from burnish.report.page import page
@@ -26,7 +26,13 @@ from burnish.rl.curriculum import LinearCurriculum
 from burnish.rl.objectives import RWR, Clipped, Reinforce
 from burnish.runs import Run
 from burnish.tools.gallery import open_source
-from burnish.training.assembly import Overrides
+from burnish.training.assembly import (
+    Overrides,
+    assemble,
+    load_evaluation_prompts,
+    load_prompts,
+    thinned,
+)
 from burnish.training.checkpoint import restore
 from burnish.training.collect import SampledImages
 from burnish.training.loop import train
@@ -351,3 +357,47 @@ def test_a_run_with_an_objective_in_memory_is_sampled(
     policy, sampler = open_source(str(run))
     assert sampler.steps == 3 and policy.trainable
     assert "objective Watchful" in page(Run(run))
+
+
+@pytest.mark.parametrize(("count", "most"), [(65, 64), (128, 64), (1000, 64), (10_000, 64), (7, 3)])
+def test_a_long_list_is_thinned_evenly_and_always_alike(count: int, most: int) -> None:
+    prompts = [Prompt(str(number)) for number in range(count)]
+    chosen = [int(prompt.text) for prompt in thinned(prompts, most)]
+    assert len(set(chosen)) == most and chosen == sorted(chosen)
+    # one of each stretch of the list
+    assert all(i * count // most <= n < (i + 1) * count // most for i, n in enumerate(chosen))
+    assert thinned(prompts, most) == thinned(list(prompts), most)
+    assert thinned(prompts, 0) is prompts and thinned(prompts, count) is prompts
+
+
+def test_a_list_with_a_rhythm_keeps_all_of_its_kinds() -> None:
+    styles = [Prompt(f"a {noun} in style {style}") for noun in range(64) for style in range(2)]
+    found = {prompt.text[-1] for prompt in thinned(styles, 64)}
+    assert found == {"0", "1"}
+
+
+def test_evaluations_take_a_sample_of_many_prompts(write_recipe: Callable[..., Path]) -> None:
+    texts = [f"a cat {number}" for number in range(200)]
+    recipe = write_recipe(
+        prompts={"use": "list", "texts": texts},
+        evaluation={"unseen": {"use": "list", "texts": [f"a dog {i}" for i in range(70)]}},
+    )
+    parts = assemble(load(recipe))
+    assert len(parts.prompts) == 200, "all are trained on"
+    assert {name: len(prompts) for name, prompts in parts.evaluation_prompts.items()} == {
+        "train": 64,
+        "unseen": 64,
+    }
+
+    parts = assemble(load(recipe, ["evaluation.max_prompts=0"]))
+    assert [len(prompts) for prompts in parts.evaluation_prompts.values()] == [200, 70]
+
+    with pytest.raises(ValueError, match=r"evaluation.max_prompts = -1; it must be 0 \(all\)"):
+        load(recipe, ["evaluation.max_prompts=-1"])
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_no_recipe_of_ours_is_thinned(name: str) -> None:
+    config = load(name)
+    sets = load_evaluation_prompts(config, load_prompts(config.prompts, "prompts"))
+    assert all(thinned(s, config.evaluation.max_prompts) == s for s in sets.values())

@@ -188,9 +188,9 @@ def test_every_string_of_every_file_is_shown_and_not_obeyed(text: str, tmp_path:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_the_terminal_is_told_nothing(text: str, tmp_path: Path) -> None:
     run = hostile_run(tmp_path / "run", text)
-    told = list(results.summary(run, 2))
-    assert any("The guard ended the run" in line for line in told)
-    assert all(line.isprintable() for line in told), told
+    heard = list(results.summary(run, 2))
+    assert any("The guard ended the run" in line for line in heard)
+    assert all(line.isprintable() for line in heard), heard
 
 
 def test_a_folder_may_have_any_name(tmp_path: Path) -> None:

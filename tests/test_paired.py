@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation import paired as evaluation
 from burnish.evaluation.paired import Evaluation, evaluate, interval, paired
-from burnish.types import Prompt
+from burnish.training.reward_stats import gains
+from burnish.types import Prompt, Scores
+from burnish.world import World
 
 PROMPTS = [Prompt("a cat"), Prompt("a dog")]
 REWARDS = {"bright": lambda images, prompts: images.mean((1, 2, 3))}
@@ -123,3 +126,13 @@ def test_a_bootstrap_over_many_prompts_takes_little_memory() -> None:
     chosen = torch.randint(3000, (10_000, 3000), generator=evaluation.generator("bootstrap"))
     means = gain[:, 0][chosen].mean(1)
     assert interval(gain) == [float(means.quantile(q)) for q in (0.025, 0.975)]
+
+
+def test_gains_take_out_which_prompts_were_drawn() -> None:
+    initial = make([[1.0, 0], [3.0, 0], [10.0, 5], [20.0, 5]])  # a: 2, b: 15 of the first reward
+    drawn = [Prompt("a"), Prompt("b"), Prompt("b, red", {"original": "b"}), Prompt("c")]
+    parts = torch.tensor([[2.5, 0], [15.5, math.nan], [15.5, 6], [99.0, 9]]).double()
+    found = gains(Scores(parts, ("x", "y")), drawn, initial, World())
+    assert found["x"] == {"gain": 0.5, "gain_std": 0.0, "gain_images": 3}, "c is not known"
+    assert found["y"] == {"gain": 0.5, "gain_std": 0.5, "gain_images": 2}, "nor is a missing one"
+    assert gains(Scores(parts[3:], ("x", "y")), drawn[3:], initial, World()) == {}

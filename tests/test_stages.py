@@ -39,10 +39,10 @@ class Diary(Listener):
     """A listener that remembers what it was told."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, int, bool]] = []
+        self.heard: list[tuple[str, int, bool]] = []
 
     def on_stage(self, stage: Stage) -> None:
-        self.told.append((stage.name, stage.done, stage.ended))
+        self.heard.append((stage.name, stage.done, stage.ended))
 
 
 def test_a_stage_is_told_when_it_begins_advances_and_ends() -> None:
@@ -58,7 +58,7 @@ def test_a_stage_is_told_when_it_begins_advances_and_ends() -> None:
     with stage("unheard"):
         pass
 
-    assert diary.told == [
+    assert diary.heard == [
         ("drawing", 0, False),
         ("drawing", 3, False),
         ("saving", 0, False),
@@ -72,7 +72,7 @@ def test_a_stage_ends_with_an_error_too() -> None:
     diary = Diary()
     with pytest.raises(KeyError), listening(diary), stage("drawing"):
         raise KeyError
-    assert diary.told[-1] == ("drawing", 0, True)
+    assert diary.heard[-1] == ("drawing", 0, True)
 
 
 def test_a_thread_tells_nobody() -> None:
@@ -81,7 +81,7 @@ def test_a_thread_tells_nobody() -> None:
         thread = threading.Thread(target=advance)
         thread.start()
         thread.join()
-    assert [done for _, done, _ in diary.told] == [0, 0]
+    assert [done for _, done, _ in diary.heard] == [0, 0]
 
 
 def test_the_seconds_left_of_a_stage(clock: Clock) -> None:

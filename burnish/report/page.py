@@ -116,7 +116,7 @@ FORWARD_NOTES = {
     "Approximate KL": "from the change of the denoising error since sampling: a measure of how far "
     "an update goes, not the KL of transitions",
 }
-"""What these charts mean where an objective learns from images noised again."""
+"""The meaning of these charts where an objective learns from images noised again."""
 
 FORWARD = ("awm",)
 """Built-in objectives that have a ratio on the forward process."""
@@ -355,6 +355,7 @@ def _rewards(records: Sequence[runs.Record]) -> Html:
     names = dict.fromkeys(name for record in records for name in record.get("rewards", {}))
     chart_size = (960, 300) if len(names) == 1 else (460, 220)
     figures = []
+    notes = []
 
     for name in names:
         rewards = [record.get("rewards", {}).get(name, {}) for record in records]
@@ -364,15 +365,18 @@ def _rewards(records: Sequence[runs.Record]) -> Html:
         spreads = [reward.get(spread) for reward in rewards]
 
         if chart := line_chart(x, [Series(name, values, spreads)], *chart_size):
-            note = f" {_curve_note(share)}{_details(rewards[-1])}"
-            figures.append(tag("figure", tag("figcaption", tag("b", name), note), chart))
+            notes.append(_curve_note(share))
+            about = " change since before training" if mean == "gain" else " mean of the images"
+            caption = tag("figcaption", tag("b", name), f"{about}{_details(rewards[-1])}")
+            figures.append(tag("figure", caption, chart))
 
     if not figures:
         return join()
 
     layout = "wide" if len(figures) == 1 else "charts"
     figures.append(_curriculum(x, records, layout))
-    return join([tag("h2", "Reward"), tag("div", *figures, class_=layout)])
+    text = " ".join(dict.fromkeys(notes))
+    return join([tag("h2", "Reward"), _note(text), tag("div", *figures, class_=layout)])
 
 
 def known_share(records: Sequence[runs.Record], rewards: Sequence[Mapping[str, Any]]) -> float:
@@ -385,14 +389,17 @@ def known_share(records: Sequence[runs.Record], rewards: Sequence[Mapping[str, A
 def _curve_note(share: float) -> str:
     if share < LEAST_KNOWN:
         return (
-            "mean of an iteration's images ± their spread. Which prompts are drawn moves it too: "
-            "too few of them were evaluated before training to take that out"
+            "Mean of each iteration's images, and their spread. Which prompts are drawn moves it "
+            "too: too few of them were evaluated before training to take that out."
         )
 
-    note = "change since before training: each image minus its prompt's mean then; mean ± spread"
+    note = (
+        "Each image minus its prompt's mean before training, so that which prompts are drawn does "
+        "not move the curve: mean of each iteration, and spread"
+    )
     if share < 1:
-        note += f", over the {share:.0%} of images whose prompt was evaluated before training"
-    return note
+        note += f", over the {_percent(share)} of images whose prompt was evaluated then"
+    return f"{note}."
 
 
 def _curriculum(x: Sequence[int], records: Sequence[runs.Record], layout: str) -> Html:
@@ -430,7 +437,7 @@ def _details(reward: Mapping[str, Any]) -> str:
 
     if "within" in reward:
         spread = number(reward["std"])
-        text = f" (at the end {spread}, within a prompt {number(reward['within'])})"
+        text = f"; spread at the end {spread}, within a prompt {number(reward['within'])}"
     if "targeted" in reward:
         text += f"; {number(reward['targeted'])} for the images that target it"
 

@@ -1,4 +1,4 @@
-"""What a user sees while something goes on: a live view in a terminal, elsewhere lines.
+"""The view of work that goes on: live in a terminal, elsewhere lines.
 
 A run has a table of its last iterations and the seconds that are left, evaluations included. Any
 other long work has a bar for the stage that it is in. Where the output is no terminal (a file, a
@@ -33,7 +33,7 @@ from burnish.stages import Listener, Stage
 SHOWN = 12  # rows of the live table
 PHASES = ("seconds_sampling", "seconds_scoring", "seconds_training")
 EVALUATION = "evaluation"
-"""What the names of stages begin with whose time counts as an evaluation's."""
+"""The beginning of the names of stages whose time counts as an evaluation's."""
 
 PAUSE = 60.0  # seconds after which a stage that goes on gets another line
 PATIENCE = 10.0  # seconds of silence allowed where only slow work is told of
@@ -61,7 +61,7 @@ LINE = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run has before it, from its configuration."""
+    """The work that a run has before it, from its configuration."""
 
     folder: Path
     iterations: int
