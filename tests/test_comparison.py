@@ -12,8 +12,8 @@ import pytest
 import tomli_w
 from test_cli import run as command
 
+from burnish.files import dumps
 from burnish.report.comparison import as_json, as_page, as_text, compare, differences, outcomes
-from burnish.runs import dumps
 
 CONFIG: dict[str, Any] = {
     "seed": 0,
@@ -58,8 +58,10 @@ def make(tmp_path: Path) -> Callable[..., Path]:
             for i in range(1, iterations + 1)
         ]
         (folder / "log.jsonl").write_text("".join(dumps(record) + "\n" for record in records))
-        evaluation = {"train": {**INITIAL, **(initial or {})}}
-        (folder / "evaluations" / "000000.json").write_text(dumps(evaluation))
+        table = {**INITIAL, **(initial or {})}
+        count = len(table["prompts"]) * table["images_per_prompt"]
+        table |= {"rewards": ["compressibility", "red"], "parts": [[-1.0, 0.1]] * count}
+        (folder / "evaluations" / "000000.json").write_text(dumps({"train": table}))
         (folder / "evaluation.json").write_text(
             dumps({"train": {**RESULT, **(result or {})}, "unseen": None})
         )
