@@ -20,7 +20,7 @@ Standard library only.
     RUN/evaluation.json              the last evaluation compared with the one before training
     RUN/adapter/                     the trained weights in diffusers' LoRA format (a model folder
                                      after full fine-tuning)
-    RUN/adapter/iteration.json       the iteration they are of, and the files' digests
+    RUN/adapter.json                 the iteration they are of, and the files' digests
     RUN/guard.json                   when and why the guard ended the run, and to which iteration it
                                      went back
     RUN/trackers.json                the ids under which experiment trackers file the run
@@ -62,7 +62,7 @@ Record = dict[str, Any]
 
 FILES = (
     r"config\.toml|origin\.json|log\.jsonl|evaluation\.json|guard\.json|report\.html|prompts\.json|"
-    r"iteration\.json|(identifiers-)?\d{6}(\.png|\.json)?"
+    r"adapter\.json|(identifiers-)?\d{6}(\.png|\.json)?"
 )
 LEFTOVER = re.compile(rf"\.({FILES})(\.\d+)?\.part|\.adapter-\w+")
 """What `files` calls a file or folder of a run before it is complete."""
@@ -93,6 +93,7 @@ class Run:
     guard = RunPath("guard.json")
     origin = RunPath("origin.json")
     trackers = RunPath("trackers.json")
+    export = RunPath("adapter.json")
 
     @staticmethod
     def create(folder: str | os.PathLike[str]) -> Run:
@@ -235,7 +236,7 @@ def log_digest(run: Run, iteration: int) -> str:
 def clear(run: Run) -> None:
     """Remove everything that was made before anything was learned."""
     run.forget(-1)
-    for path in (run.log, run.evaluation, run.guard, run.samples / "prompts.json"):
+    for path in (run.log, run.evaluation, run.guard, run.export):
         path.unlink(missing_ok=True)
     shutil.rmtree(run.adapter, ignore_errors=True)
 

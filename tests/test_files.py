@@ -292,10 +292,10 @@ def test_an_adapter_says_of_which_iteration_it_is(
 ) -> None:
     code, err = sample(trained, capsys)
     assert code == "0" and err == f"{trained.folder} after iteration 2\n"
-    about = json.loads((trained.adapter / "iteration.json").read_text("utf-8"))
+    about = json.loads(trained.export.read_text("utf-8"))
     assert about["iteration"] == 2 and list(about["files"]) == ["pytorch_lora_weights.safetensors"]
 
-    (trained.adapter / "iteration.json").write_text(json.dumps({**about, "iteration": 1}))
+    trained.export.write_text(json.dumps({**about, "iteration": 1}))
     code, err = sample(trained, capsys)
     assert code == "2" and "adapter is of iteration 1, and the newest checkpoint of 2" in err
     assert f"burnish train --resume --out {trained.folder} writes it anew" in err
@@ -304,7 +304,7 @@ def test_an_adapter_says_of_which_iteration_it_is(
     intact = weights.read_bytes()
     weights.write_bytes(intact[:-4] + b"1234")
     assert "is not complete" in list(sample(trained, capsys))[1]
-    (trained.adapter / "iteration.json").unlink()
+    trained.export.unlink()
     assert "is not complete" in list(sample(trained, capsys))[1]
 
     train(configuration.load(trained.config), trained.folder, resume=True)

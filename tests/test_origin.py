@@ -257,7 +257,7 @@ def test_a_checkpoint_of_before_goes_on(run: Run) -> None:
     about = json.loads(state.read_text("utf-8"))
     del about["origin"], about["digest"]
     state.write_text(json.dumps(about), "utf-8")
-    (run.adapter / "iteration.json").unlink()
+    run.export.unlink()
     resume(run, "iterations=3")
     assert len(run.records()) == 3
 

@@ -121,7 +121,8 @@ def _unlike_a_prompt(line: str) -> str:
 def _content(path: Path) -> bytes:
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no such prompt file; check the path (it is relative to the current folder)"
+            f"{path}: no such prompt file; check the path (a relative one counts from the folder "
+            "of the file it stands in, behind --set from the current folder)"
         )
     if path.is_dir():
         raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from burnish.files import dumps, sha256, write
@@ -10,14 +9,12 @@ from burnish.run_files import read_json
 from burnish.runs import Run
 from burnish.training import checkpoint
 
-FILE = "iteration.json"
 
-
-def write_export(folder: Path, iteration: int) -> None:
-    """Write of which iteration the files in an adapter's folder are, with a digest of each."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
-    digests = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-    write(folder / FILE, dumps({"iteration": iteration, "files": digests}, indent=1))
+def write_export(run: Run, iteration: int) -> None:
+    """Write of which iteration the files in RUN/adapter are, with a digest of each."""
+    files = sorted(path for path in run.adapter.rglob("*") if path.is_file())
+    digests = {path.relative_to(run.adapter).as_posix(): sha256(path) for path in files}
+    write(run.export, dumps({"iteration": iteration, "files": digests}, indent=1))
 
 
 def exported_iteration(run: Run) -> int | None:
@@ -33,12 +30,11 @@ def exported_iteration(run: Run) -> int | None:
         )
 
     newest = checkpoint.newest(run.checkpoints)
-    path = run.adapter / FILE
-    if not path.is_file() and not newest.get("origin"):
+    if not run.export.is_file() and not newest.get("origin"):
         return None
 
     remedy = f"burnish train --resume --out {run.folder} writes it anew"
-    about = read_json(path, dict[str, Any], remedy) if path.is_file() else {}
+    about = read_json(run.export, dict[str, Any], remedy) if run.export.is_file() else {}
     files = about.get("files")
     iteration = about.get("iteration")
     done = newest.get("iteration", 0)

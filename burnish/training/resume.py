@@ -71,13 +71,13 @@ def make_up(job: Job, done: int) -> None:
 def export(job: Job, iteration: int) -> None:
     """Write what the learners have learned, averaged if there is an average, to RUN/adapter.
 
-    Its iteration.json comes last, so that an adapter that is not complete can be told.
+    RUN/adapter.json comes last, so that an adapter that is not complete can be told.
     """
     folder = job.run.adapter
     with averaged(job.learners), tensor_error_context(folder):
         for learner in job.learners.values():
             learner.export(folder)
-        write_export(folder, iteration)
+        write_export(job.run, iteration)
 
 
 def restore(job: Job, accept_changes: bool = False) -> int:
