@@ -62,7 +62,7 @@ Record = dict[str, Any]
 
 FILES = (
     r"config\.toml|origin\.json|log\.jsonl|evaluation\.json|guard\.json|report\.html|prompts\.json|"
-    r"adapter\.json|(identifiers-)?\d{6}(\.png|\.json)?"
+    r"adapter\.json|trackers\.json|(identifiers-)?\d{6}(\.png|\.json)?"
 )
 LEFTOVER = re.compile(rf"\.({FILES})(\.\d+)?\.part|\.adapter-\w+")
 """What `files` calls a file or folder of a run before it is complete."""

@@ -284,9 +284,8 @@ def test_the_parts_of_a_method_as_objects(
 
     with pytest.raises(ValueError, match="object of a Python program"):
         train(load(Run(parted).config), parted, resume=True)
-    with pytest.raises(
-        ValueError, match=r"another sampler.guidance.use, .*an object of a Python program"
-    ):
+    message = r"another sampler.guidance.use, .*an object of a Python program"
+    with pytest.raises(ValueError, match=message):
         train(
             config, parted, overrides=Overrides(objective=objective, kernel=Halfway()), resume=True
         )

@@ -64,7 +64,7 @@ def evaluate_initial(job: Job, done: int) -> Evaluations | None:
     return evaluations
 
 
-def check_same_prompts(stored: Evaluations, parts: Parts, path: Path) -> None:
+def check_same_prompts(stored: Evaluations, parts: EvaluationParts, path: Path) -> None:
     """Refuse to go on where later evaluations would have other prompts than the stored one.
 
     Raises:
