@@ -314,7 +314,7 @@ def settings_for_trackers(settings: Mapping[str, Any]) -> dict[str, Any]:
     and what stands in a URL before its host or behind its path.
 
     >>> settings_for_trackers({"rewards": [{"url": "https://me:pw@host/score?key=1"}]})
-    {'rewards.0.url': 'https://host/score'}
+    {'rewards.0.url': 'https://***@host/score?key=***'}
     """
     return dict(_settings(settings))
 
