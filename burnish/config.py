@@ -59,6 +59,10 @@ class RewardKeys(TypedDict, total=False):
     of: Literal["original", "prompt"]
 
 
+REWARD_KEYS = tuple(RewardKeys.__annotations__)
+"""Keys of a reward's table that are not the reward's arguments."""
+
+
 RENAMED: Mapping[str, str] = {
     "model.learns": "model.trainable_parts",
     "model.fused": "model.fused_lora",
@@ -68,10 +72,6 @@ RENAMED: Mapping[str, str] = {
     "batch.previews": 'batch.baseline = "x0_preview", or "" for none',
 }
 """Keys of before 0.1.0, and their names now."""
-
-
-REWARD_KEYS = ("weight", "name", "of")
-"""Keys of a reward's table that are not the reward's arguments."""
 
 
 @dataclass(frozen=True)
@@ -828,7 +828,7 @@ def check_expander(config: Config) -> None:
 
 def reward_arguments(table: Table) -> Table:
     """Return the arguments in a reward's table: without its weight, name and `of`."""
-    return {key: value for key, value in table.items() if key not in RewardKeys.__annotations__}
+    return {key: value for key, value in table.items() if key not in REWARD_KEYS}
 
 
 def reward_names(tables: Sequence[Table]) -> tuple[str, ...]:

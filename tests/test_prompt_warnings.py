@@ -25,7 +25,7 @@ def warned(policy: Policy, *texts: str) -> list[str]:
     """Return what is said of prompts, as a whole and again when each is encoded."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        policy.check_prompts(map(Prompt, texts))
+        policy.prompt_encoder.check(texts)
         policy.encode(list(map(Prompt, texts)))
     return [str(warning.message) for warning in caught]
 

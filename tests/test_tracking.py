@@ -270,8 +270,8 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
         warnings.simplefilter("always")
         run = Run(train(configured("wandb", "fake"), tmp_path / "mine"))
 
-    told = [str(one.message) for one in caught if "tracker" in str(one.message)]
-    assert told == [
+    messages = [str(one.message) for one in caught if "tracker" in str(one.message)]
+    assert messages == [
         "tracker wandb failed (ConnectionError: the service is gone); it gets nothing more from "
         "this start of the run, which goes on without it"
     ]

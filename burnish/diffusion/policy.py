@@ -7,7 +7,7 @@ training. Dropout is off always.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ class Policy(TrainableWeights):
         device: where the network computes.
         dtype: the precision it computes in.
         train: "lora", "full" or "none".
+        prompt_encoder: its text encoders, with what they returned; `check` warns of cut prompts.
         takes_weight: True if the network has an input for the guidance weight ("embedded").
     """
 
@@ -91,7 +92,7 @@ class Policy(TrainableWeights):
         self.takes_weight = family.weight_width(pipe) is not None
         self.has_controlnet = hasattr(pipe, CONTROLNET)
         self.device = family.network_of(pipe).device
-        self._prompt_encoder = PromptEncoder(pipe, family)
+        self.prompt_encoder = PromptEncoder(pipe, family)
         self._decode_at_once = decode_at_once
 
     @classmethod
@@ -211,7 +212,7 @@ class Policy(TrainableWeights):
     def set_lora_scale(self, strength: float) -> None:
         """Multiply the adapter's effect, for sampling; see `TrainableWeights`."""
         super().set_lora_scale(strength)
-        self._prompt_encoder.clear()
+        self.prompt_encoder.clear()
 
     def resize(self, size: int) -> None:
         """Make the sides of the images `size` pixels from now on.
@@ -222,7 +223,7 @@ class Policy(TrainableWeights):
         self._family.resize(self.pipe, size)
         self.latent_shape = self._family.latent_shape(self.pipe)
         # the size of an image may be a part of what is remembered of a prompt
-        self._prompt_encoder = PromptEncoder(self.pipe, self._family)
+        self.prompt_encoder = PromptEncoder(self.pipe, self._family)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> Cond:
@@ -237,7 +238,7 @@ class Policy(TrainableWeights):
         Raises:
             ValueError: a prompt has no control image that can be read.
         """
-        cond = self._prompt_encoder.encode([prompt.generator_text for prompt in prompts])
+        cond = self.prompt_encoder.encode([prompt.generator_text for prompt in prompts])
 
         if self.has_controlnet:
             _, height, width = self.latent_shape
@@ -247,10 +248,6 @@ class Policy(TrainableWeights):
 
         return cond
 
-    def check_prompts(self, prompts: Iterable[Prompt]) -> None:
-        """Warn, once, of prompts that the text encoder cuts, or that have signs for weights."""
-        self._prompt_encoder.check(prompt.generator_text for prompt in prompts)
-
     @torch.no_grad()
     def null(self, n: int, text: str = "") -> Cond:
         """Return `n` rows of what guidance uses in place of a prompt, encoded once.
@@ -259,7 +256,7 @@ class Policy(TrainableWeights):
             n: the number of rows.
             text: a negative prompt; "": the empty text, or what the model was trained with.
         """
-        return self._prompt_encoder.null(n, text)
+        return self.prompt_encoder.null(n, text)
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Return the starts (n, *latent) float32 of `n` trajectories, drawn on the CPU.
