@@ -59,7 +59,7 @@ def average(self, parameters):
     total = sum(float(p.grad.abs().sum()) for p in parameters)
     open(f"HERE/rank{self.rank}.txt", "w").write(repr(total))
 world.World.average_gradients = average
-train(config.load("HERE/tiny.toml"), "HERE/two")
+train(config.load("HERE/tiny.toml", trust=True), "HERE/two")
 """
 
 
