@@ -136,13 +136,15 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
     policy = overrides.policy or load_policy(config, device)
     check_policy(config, policy)
     add_identifiers(config, policy)
-    policy.check_prompts([*prompts, *chain.from_iterable(evaluation_prompts.values())])
     check_transitions(config, policy, sampler, objective, advantage)
     check_compared_images(config, advantage)
 
     scoring = config.scoring
     tolerance = Tolerance(scoring.retries, scoring.timeout, scoring.missing == "mask")
     identified = range(len(config.rewards) if config.sampler.identifiers else 0)
+    template = identifiers.template(identified, config.sampler.identifiers_after)
+    known = [*prompts, *chain.from_iterable(evaluation_prompts.values())]
+    policy.check_prompts(identifiers.with_template(known, template))
 
     return Parts(
         policy=policy,
@@ -159,7 +161,7 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
         evaluation_prompts=evaluation_prompts,
         source=overrides.source,
         expander=load_expander(config, policy),
-        template=identifiers.template(identified, config.sampler.identifiers_after),
+        template=template,
     )
 
 
