@@ -181,7 +181,9 @@ def test_a_clip_model_that_fails_on_one_image_scores_the_others(
 
 
 def test_a_text_that_no_tokenizer_reads_is_missing(images: Tensor, prompts: list[Prompt]) -> None:
-    mixed = [*prompts[:3], Prompt("half a letter: \ud800")]
+    unreadable = Prompt("half a letter")
+    object.__setattr__(unreadable, "text", "half a letter: \ud800")  # which Prompt refuses
+    mixed = [*prompts[:3], unreadable]
     fresh = clip_similarity(CLIP)
     with pytest.warns(UserWarning, match="1 of 4 texts failed"):
         values = fresh(images[:4], mixed)

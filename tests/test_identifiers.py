@@ -388,8 +388,6 @@ def test_x0_pred_is_judged_by_the_target_reward(
     assert used[0].tolist() == ([[1.0, 0.0]] * 4 + [[0.0, 2.0]] * 4) * 2
 
 
-# a rehearsal encodes it too
-@pytest.mark.filterwarnings("ignore:a prompt is longer than the text encoder reads")
 def test_preflight_warns_of_truncated_prompts_and_of_a_selection_that_selects_nothing(
     recipe: Path,
 ) -> None:

@@ -200,12 +200,13 @@ def assemble(
         policy = overrides.policy or load_policy(config, device, reference=needs_reference)
     check_policy(config, policy)
     add_identifiers(config, policy)
-    known = chain(prompts, *evaluation_prompts.values())
-    policy.prompt_encoder.check([prompt.generator_text for prompt in known])
     check_transitions(config, policy, sampler, objective, advantage)
     check_compared_images(config, advantage)
     rewards = given_rewards(overrides)
     shared = _shared(config, policy, sampler, evaluation_prompts, rewards, poll)
+    known = [*prompts, *chain.from_iterable(evaluation_prompts.values())]
+    drawn = identifiers.with_template(known, shared.template)
+    policy.prompt_encoder.check([prompt.generator_text for prompt in drawn])
 
     return Parts(
         **vars(shared),
@@ -269,7 +270,7 @@ def _shared(
             for name, prompt_set in evaluation_prompts.items()
         },
         expander=load_expander(config, policy),
-        template=identifiers.template(identified, config.sampler.identifiers_after),
+        template=template,
     )
 
 
