@@ -270,7 +270,7 @@ def _shared(
             for name, prompt_set in evaluation_prompts.items()
         },
         expander=load_expander(config, policy),
-        template=template,
+        template=identifiers.template(identified, config.sampler.identifiers_after),
     )
 
 
