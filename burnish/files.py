@@ -145,15 +145,6 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 text; save the file as UTF-8") from error
 
 
-def read_rows(path: Path) -> list[tuple[int, str]]:
-    """Return the (row number, text) of every row of a UTF-8 file, from 1.
-
-    Raises:
-        ValueError: a row is not UTF-8 text; the message names it.
-    """
-    return [(row, decode_row(path, row, raw)) for row, raw in raw_rows(path)]
-
-
 def raw_rows(path: Path) -> list[tuple[int, bytes]]:
     """Return the (row number, bytes) of every row of a file, without what ends it."""
     rows = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")

@@ -30,7 +30,7 @@ from burnish.tools import gallery
 from burnish.training.loop import train
 from burnish.types import Prompt
 
-BREAKERS = "\x0b\x0c\x1c\x1d\x1e\x1f\x85\u2028\u2029\x00\x07\x08\x1b\x7f\x9b\r\n\t"
+BREAKERS = "\x0b\x0c\x1c\x1d\x1e\x1f\x85\u2028\u2029\x07\x08\x1b\x7f\x9b\r\n\t"
 DIRECTIONS = "\u200e\u200f\u202a\u202e\u2066\u2069"
 NASTY = f"a{BREAKERS}{DIRECTIONS}\x1b[31m\x1b]0;title\x07é漢😀\"'\\{{}}[/red]"
 
@@ -42,7 +42,7 @@ def texts(count: int, seed: int = 0) -> list[str]:
     def character() -> str:
         if draw.random() < 0.4:
             return draw.choice(NASTY)
-        code = draw.choice([draw.randrange(0x100), draw.randrange(0xD800), 0x1F600])
+        code = draw.choice([draw.randrange(1, 0x100), draw.randrange(1, 0xD800), 0x1F600])
         return chr(code)
 
     return [f"a{''.join(character() for _ in range(draw.randrange(20)))}z" for _ in range(count)]
@@ -55,7 +55,7 @@ def test_every_text_survives_the_log(tmp_path: Path) -> None:
     run = Run(tmp_path)
     records = [
         {"iteration": number, text: {"problems": [text]}}
-        for number, text in enumerate([*texts(300), *HALVES], 1)
+        for number, text in enumerate([*texts(300), "a\x00b", *HALVES], 1)
     ]
     for record in records:
         run.append(record)
@@ -91,11 +91,10 @@ def test_rows_of_a_prompt_file_end_at_line_feeds_only(tmp_path: Path) -> None:
     odd = "a\u2028b\u2029c\x85d"
     path.write_bytes(f"\ufeff{odd}\r\na dog\n\nan ox".encode())
     assert [prompt.text for prompt in lines(str(path))] == [odd, "a dog", "an ox"]
-    assert files.read_rows(path) == [(1, odd), (2, "a dog"), (3, ""), (4, "an ox")]
 
     path.write_bytes(b"a cat\n\xff\n")
     with pytest.raises(ValueError, match=r"prompts.txt, row 2: not UTF-8 text"):
-        files.read_rows(path)
+        lines(str(path))
 
 
 def test_half_of_a_character_is_refused_where_no_file_can_hold_it() -> None:
