@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -327,7 +328,7 @@ def test_prompts_in_short(short: Any, table: dict[str, Any], key: str, tmp_path:
     assert getattr(section, key.rpartition(".")[2]) == table
 
     # what a run directory holds is the table, and means the same
-    (tmp_path / "config.toml").write_text(dump(config))
+    (tmp_path / "config.toml").write_text(dump(config, tmp_path))
     assert load(tmp_path / "config.toml") == config
 
 
@@ -338,7 +339,8 @@ def test_a_key_of_prompts_in_short_may_be_changed(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(f'prompts = "mine.txt"\n{head}[{tail}', "utf-8")
 
     config = load(tmp_path / "mine.toml", ["prompts.text=a photo of {noun}"])
-    assert config.prompts == {"use": "lines", "path": "mine.txt", "text": "a photo of {noun}"}
+    path = os.path.relpath(tmp_path / "mine.txt")  # beside the recipe
+    assert config.prompts == {"use": "lines", "path": path, "text": "a photo of {noun}"}
     changes = ["prompts=mine.csv", "prompts.key=caption"]
     assert load("demo", changes).prompts == {"use": "csv", "path": "mine.csv", "key": "caption"}
 
@@ -371,7 +373,7 @@ def test_a_csv_file(tmp_path: Path) -> None:
     path.write_text('\ufeffprompt,base\n"a cat, asleep",cat.png\n\n"a ""big"" dog",\n', "utf-8")
     found = prompts.csv_table(str(path))
     assert [one.text for one in found] == ["a cat, asleep", 'a "big" dog']
-    assert found[0].metadata == {"base": "cat.png"}
+    assert found[0].metadata == {"base": str(tmp_path / "cat.png")}
 
     path.write_text("text;n\na cat;1\n")
     assert prompts.csv_table(str(path), "text")[0].metadata == {"n": "1"}

@@ -68,12 +68,6 @@ def text_rows(path: Path) -> Rows:
                 f"{path}, row {row}: a binary file, not text; give a text file with one prompt a "
                 "line"
             )
-        if len(line) > LONGEST_LINE:
-            raise ValueError(
-                f"{path}, row {row}: {len(line)} characters in one line; keep a prompt under "
-                f"{LONGEST_LINE} (a text encoder reads about 77 tokens)"
-            )
-
         if line:
             rows.append((row, line))
 
@@ -94,6 +88,11 @@ def prompt_lines(path: Path) -> list[str]:
     rows = text_rows(path)
     _look_for_other_files(path, rows)
     for row, line in rows:
+        if len(line) > LONGEST_LINE:
+            raise ValueError(
+                f"{path}, row {row}: {len(line)} characters in one line; keep a prompt under "
+                f"{LONGEST_LINE} (a text encoder reads about 77 tokens)"
+            )
         if kind := _unlike_a_prompt(line):
             raise ValueError(f"{path}, row {row}: '{line[:60]}' {kind}")
 
