@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import socket
 import threading
 import time
@@ -21,6 +22,13 @@ from burnish.types import Prompt
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 ZEROS = 100 << 20  # bytes that a few hundred kilobytes expand to
+
+
+def is_whole(request: bytes) -> bool:
+    """Return whether the body is there too: closing before it is read resets the connection."""
+    head, end, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    return bool(end) and len(body) >= int(length[1] if length else 0)
 
 
 class RawServer:
@@ -44,7 +52,7 @@ class RawServer:
     def answer(self, connection: socket.socket) -> None:
         with suppress(OSError), connection:
             request = b""
-            while b"\r\n\r\n" not in request:
+            while not is_whole(request):
                 request += connection.recv(65536)
             self.requests.append(request)
             self.behave(connection)
