@@ -133,6 +133,9 @@ def prompts_table(value: Any) -> Any:
     """
     if isinstance(value, list):
         return {"use": "list", "texts": value}
+    if isinstance(value, Mapping) and value.get("use") == "qr":
+        texts = value.get("texts")
+        return {**value, "texts": prompts_table(texts)} if isinstance(texts, str) else value
     if not isinstance(value, str):
         return value
 

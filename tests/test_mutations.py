@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from burnish import cli
 from burnish import config as configuration
 from burnish.diffusion.loading import load_pipeline
 from burnish.evaluation.paired import compare, load_evaluation
+from burnish.report import results
 from burnish.report.page import page
 from burnish.runs import Run
 from burnish.training import resume
@@ -92,9 +92,9 @@ def readers(run: Run, job: Job) -> list[Callable[[], object]]:
     return [
         lambda: page(run),
         run.records,
-        lambda: cli.show_run(run),
+        lambda: list(results.summary(run, 1)),
         lambda: resume.check_not_guarded(run),
-        lambda: resume.check_unchanged(job.config, run),
+        lambda: resume.check_unchanged(job.config, run, job.world),
         lambda: resume.restore(job),
         lambda: resume.best_iteration(job, 1),
         compared,
@@ -156,7 +156,7 @@ def test_an_error_names_the_file_and_the_key(trained: tuple[Run, Job]) -> None:
 
     with (
         spoiled(run.log, b'{"iteration": 1, "rewards": {"a": {"mean": "high"}}}\n'),
-        pytest.raises(ValueError, match=r"log\.jsonl, row 1\.rewards\.a\.mean = 'high' is of the"),
+        pytest.raises(ValueError, match=r"log\.jsonl, row 1: rewards\.a\.mean = 'high' is of the"),
     ):
         run.records()
 
