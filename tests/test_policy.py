@@ -84,7 +84,7 @@ def test_the_number_of_remembered_texts_is_limited(
 ) -> None:
     monkeypatch.setattr("burnish.diffusion.prompt_encoder.CACHED_TEXTS", 2)
     assert len(policy.encode([Prompt(letter) for letter in "abcd"])["text"]) == 4
-    assert len(policy._prompt_encoder) == 2
+    assert len(policy.prompt_encoder) == 2
 
 
 def test_null_is_the_empty_prompt(policy: Policy) -> None:
