@@ -595,7 +595,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("batch.sample_batch", lambda n: n >= 1, "at least 1"),
     ("batch.train_batch", lambda n: n >= 1, "at least 1"),
     ("batch.minibatches", lambda n: n >= 1, "at least 1"),
-    ("batch.epochs", lambda n: n >= 1, "at least 1"),
+    ("batch.epochs", lambda n: 1 <= n <= 1000, "1 to 1000"),
     ("batch.baseline", lambda s: s in ("", "x0_preview"), '"x0_preview", or "" for none'),
     ("batch.transitions", lambda n: n >= 0, "0 (all) or more"),
     ("batch.least_noise", lambda x: 0 <= x < 1, "at least 0 (all transitions) and less than 1"),

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unicodedata import category
 
 from burnish.redaction import redact
 
@@ -33,8 +34,8 @@ REASONS: dict[int, str] = {
 REASONS[errno.EDQUOT] = REASONS[errno.ENOSPC]
 REASONS[errno.EROFS] = REASONS[errno.EPERM] = REASONS[errno.EACCES]
 
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, line separators, marks of direction, halves of characters."""
+JOINERS = "\u200c\u200d"
+"""Characters without a shape that emoji and some scripts need."""
 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 """A surrogate, which is a character only together with another one."""
@@ -60,7 +61,12 @@ def printable(text: object) -> str:
     Ends of lines, other control characters (such as the escape that begins a colour or a link) and
     marks that turn the writing direction become their numbers, such as \x1b.
     """
-    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], str(text))
+    return "".join(
+        letter
+        if letter.isprintable() or letter in JOINERS or category(letter) == "Zs"
+        else repr(letter)[1:-1]
+        for letter in str(text)
+    )
 
 
 def type_and_message(error: BaseException) -> str:
