@@ -133,9 +133,10 @@ def prompts_table(value: Any) -> Any:
     """
     if isinstance(value, list):
         return {"use": "list", "texts": value}
-    if isinstance(value, Mapping) and value.get("use") == "qr":
+    if isinstance(value, Mapping):
         texts = value.get("texts")
-        return {**value, "texts": prompts_table(texts)} if isinstance(texts, str) else value
+        nested = is_own("prompts", value.get("use")) and isinstance(texts, (str, Mapping))
+        return {**value, "texts": prompts_table(texts)} if nested else value
     if not isinstance(value, str):
         return value
 
@@ -260,10 +261,14 @@ def _made(kind: str, found: Callable[..., Any], given: dict[str, Any], name: str
         raise ValueError(f"{name} raised {described(error)}") from error
 
 
+def is_own(kind: str, use: Any) -> bool:
+    """Return whether a name is one of the table's, in short or in full."""
+    return isinstance(use, str) and use in (*BUILTIN[kind], *BUILTIN[kind].values())
+
+
 def is_code(kind: str, use: str) -> bool:
     """Return whether a name stands for code that a file chose: for none of the table's own."""
-    known = BUILTIN[kind]
-    return ":" in use and use not in (*known, *known.values(), IN_MEMORY)
+    return ":" in use and not is_own(kind, use) and use != IN_MEMORY
 
 
 def code_file(use: str) -> str:

@@ -539,8 +539,12 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda s: s in ("lora", "full", "none"),
         '"lora" or "full" (or "none", if an expander learns)',
     ),
-    ("model.size", lambda n: n >= 0, "0 (as the model was made for) or a number of pixels"),
-    ("model.rank", lambda n: n >= 1, "at least 1"),
+    (
+        "model.size",
+        lambda n: 0 <= n <= 16_384,
+        "0 (as the model was made for) or a number of pixels, at most 16384",
+    ),
+    ("model.rank", lambda n: 1 <= n <= 8192, "1 to 8192"),
     ("model.alpha", lambda n: n >= 1, "at least 1"),
     ("model.targets", bool, 'at least one layer name, such as "to_q"'),
     (
@@ -623,7 +627,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("run.checkpoint_every", lambda n: n >= 1, "at least 1"),
     ("run.keep", lambda n: n >= 1, "at least 1"),
     ("run.sample_every", lambda n: n >= 0, "0 (none) or more"),
-    ("run.sample_prompts", lambda n: n >= 1, "at least 1"),
+    ("run.sample_prompts", lambda n: 1 <= n <= 10_000, "1 to 10000"),
 )
 
 

@@ -20,12 +20,18 @@ from urllib.parse import parse_qsl, urlsplit
 
 MASK = "***"
 LONGEST_TEXT = 1 << 14  # characters of a text that an excerpt is taken from
+LEAST_PART = 8  # letters of the end of a secret that are hidden by themselves
 MARGIN = 1 << 12  # characters before the cut of a longer text, where a key may be cut off
 
 NAME = re.compile(r"(?i)(?:^|[-_.])(?:key|apikey|token|secret|passw(?:or)?d|credentials?)$")
 """The end of the name of something secret: HF_TOKEN, api_key."""
 
 QUERY_NAMES = re.compile(r"(?i)key|token|secret|passw|sig|auth|credential|code")
+
+SURE_NAME = re.compile(
+    r"(?i)(?:^|[-_.])(?:(?:api|access|private|auth)[-_]?key|token|secret|passw(?:or)?d|credentials?)$"
+)
+"""The end of a name that can only mean something secret; a "key" may be a column's name."""
 
 REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 """The value of an environment variable, in a URL: ${NAME}."""
@@ -124,9 +130,10 @@ def secret_in(value: Any, name: str = "") -> str:
         items = [(f"{name}.{index}", item) for index, item in enumerate(value)]
     elif isinstance(value, str):
         named = NAME.search(name) and _looks_secret(value)
+        sure = SURE_NAME.search(name) and REFERENCE.sub("", value)
         known = PATTERNS[-1][0].search(value)
         url = "://" in value and secret_in_url(value)
-        return name if named or known or url else ""
+        return name if named or sure or known or url else ""
     else:
         return ""
 
@@ -152,7 +159,18 @@ def _pattern(secret: str) -> re.Pattern[str]:
     # a short one only as a whole word: "a" is in every other word
     edge = r"(?<!\w)", r"(?!\w)"
     before, after = edge if len(secret) < 6 else ("", "")
-    return re.compile("|".join(before + _cut_off(form) + after for form in forms if form), re.I)
+    patterns = [before + _cut_off(form) + after for form in forms if form]
+    if len(secret) >= 2 * LEAST_PART:
+        patterns.append(_tail(forms[0]))
+    return re.compile("|".join(patterns), re.I)
+
+
+def _tail(letters: list[str]) -> str:
+    """Return a pattern of a word's end, from its last `LEAST_PART` letters on."""
+    optional = ""
+    for letter in letters[:-LEAST_PART]:
+        optional = f"(?:{optional}{letter})?"
+    return optional + "".join(letters[-LEAST_PART:])
 
 
 def _letters(text: str) -> list[str]:

@@ -164,7 +164,7 @@ def _named(where: str, kind: str, table: Any) -> Iterator[NamedPart]:
         return
 
     yield NamedPart(where, kind, table)
-    if kind == "prompts" and table.get("use") in list(catalog.BUILTIN[kind]):
+    if kind == "prompts" and catalog.is_own(kind, table.get("use")):
         # a source of the catalog may take its texts from another source
         for key, value in table.items():
             if isinstance(value, dict) and "use" in value:

@@ -50,6 +50,7 @@ FORMS: dict[str, Callable[[str], str]] = {
     "base64 in lines": lambda key: base64.encodebytes(f"Basic: {key * 3}".encode()).decode(),
     "two lines": lambda key: key[:9] + "\n  " + key[9:],
     "cut off": lambda key: key[:16],
+    "its end": lambda key: key[9:],
     "in capitals": str.upper,
 }
 
@@ -284,6 +285,8 @@ def test_a_url_with_variables_is_called_with_their_values(
     "options",
     [
         {"wandb": {"settings": {"api_key": "0123456789abcdef0123456789abcdef01234567"}}},
+        {"wandb": {"api_key": "abc"}},
+        {"mlflow": {"password": "correct horse"}},
         {"trackio": {"hf_token": "hf_" + "aB3" * 12}},
         {"wandb": {"notes": "use sk-proj-" + "a1" * 20}},
         {"wandb": {"base_url": "https://me:Wx83kkQ2v9@host"}},
@@ -305,6 +308,7 @@ def test_ordinary_configurations_hold_no_secret() -> None:
         {"key_variable": "OPENAI_API_KEY", "key": "base", "identifiers": "tokens"},
         {"model": {"id": "hf_my_models/some-long-name-2024"}},
         {"use": "sk-learn-like-rewards.py:mine"},
+        {"prompts": {"key": "caption"}, "api_key": "${MY_KEY}"},
     ):
         assert secret_in(tree) == "", tree
 

@@ -21,6 +21,7 @@ from burnish.redaction import excerpt
 
 LARGEST_ANSWER = 4 << 20  # bytes
 BLOCK = 1 << 16
+MOST_CONNECTIONS = 64  # that are kept open: a pool is made with all its places
 
 _thread = local()  # .deadline: of the request that this thread has under way
 
@@ -123,7 +124,7 @@ class BoundedSession(requests.Session):
     def __init__(self, connections: int) -> None:
         super().__init__()
         for scheme in ("http://", "https://"):
-            self.mount(scheme, BoundedAdapter(pool_maxsize=connections))
+            self.mount(scheme, BoundedAdapter(pool_maxsize=min(connections, MOST_CONNECTIONS)))
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         """Return no address, whatever the response says."""

@@ -142,12 +142,14 @@ def restore(folder: Path) -> State | None:
     """
     checkpoints = _numbered(folder)
     other_versions = 0
+    faults: list[str] = []
 
     for path in reversed(checkpoints):
         try:
             return read(path)
         except (ValueError, OSError) as error:
             other_versions += isinstance(error, OtherVersionError)
+            faults.append(str(error))
             warnings.warn(f"{error}; it is skipped", stacklevel=2)
 
     if checkpoints and other_versions == len(checkpoints):
@@ -157,8 +159,8 @@ def restore(folder: Path) -> State | None:
         )
     if checkpoints:
         raise ValueError(
-            f"{folder}: none of its {len(checkpoints)} checkpoints is intact; train again with "
-            "another --out"
+            f"{folder}: none of its {len(checkpoints)} checkpoints is intact ({faults[0]}); train "
+            "again with another --out"
         )
     return None
 
