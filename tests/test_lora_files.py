@@ -480,6 +480,29 @@ def test_an_export_needs_no_metadata(tiny_pipeline: Path, tmp_path: Path, alpha:
     assert (tmp_path / "again" / FILE).read_bytes() == first
 
 
+@pytest.mark.parametrize("strength", [0.5, 0.0, 2.0])
+def test_an_export_does_not_depend_on_the_strength_of_sampling(
+    tiny_pipeline: Path, tmp_path: Path, strength: float
+) -> None:
+    policy = Policy.load(tiny_pipeline, alpha=6.0)
+    perturb(policy)
+    trained = images(policy.pipe)
+    policy.save_adapter(tmp_path / "before")
+
+    policy.set_lora_scale(strength)
+    dialled = images(policy.pipe)
+    assert not torch.allclose(dialled, trained, atol=1e-3)
+    policy.save_adapter(tmp_path / "after")
+    written = [(tmp_path / name / FILE).read_bytes() for name in ("before", "after")]
+    assert written[0] == written[1]
+
+    assert torch.equal(images(policy.pipe), dialled)  # and the strength stays
+    policy.set_lora_scale(strength)
+    assert torch.equal(images(policy.pipe), dialled)
+    policy.set_lora_scale(1.0)
+    assert torch.equal(images(policy.pipe), trained)
+
+
 @pytest.mark.parametrize("train", ["lora", "full"])
 @pytest.mark.parametrize("when", ["before", "after", "a block"])
 def test_a_compiled_network_is_exported_under_its_own_names(
