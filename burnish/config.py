@@ -83,7 +83,7 @@ class ModelConfig:
     # "lora": small matrices beside the attention's; "full": every weight; "none": see expander
     train: str = "lora"
     rank: int = 4  # of the LoRA matrices
-    alpha: float = 4.0  # LoRA scale: alpha / rank
+    alpha: float = 4.0  # LoRA scale: alpha / rank; more than 0, fractions too
     # layers that get LoRA
     targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     # of the frozen weights: float32, float16, bfloat16; trained weights are always float32
@@ -545,7 +545,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "0 (as the model was made for) or a number of pixels, at most 16384",
     ),
     ("model.rank", lambda n: 1 <= n <= 8192, "1 to 8192"),
-    ("model.alpha", lambda n: n >= 1, "at least 1"),
+    ("model.alpha", lambda x: x > 0, "more than 0"),
     ("model.targets", bool, 'at least one layer name, such as "to_q"'),
     (
         "model.dtype",

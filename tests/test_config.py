@@ -84,6 +84,10 @@ def test_overrides(minimal: Path) -> None:
         ),
         ("batch.prompts=0", "batch.prompts = 0; it must be at least 1"),
         ("batch.minibatches=65", "batch.minibatches = 65, but an iteration has only 64 images"),
+        ("model.alpha=0", "model.alpha = 0.0; it must be more than 0"),
+        ("model.alpha=-0.5", "model.alpha = -0.5; it must be more than 0"),
+        ("model.alpha=inf", "model.alpha = inf; it must be"),
+        ("model.alpha=nan", "model.alpha = nan; it must be"),
         ("sampler.steps=0", "sampler.steps = 0; it must be at least 1 network call"),
         ("sampler.kernel.eta=0", "eta"),
         ("sampler.kernel={eta=0.0}", "sampler.kernel.eta must be > 0"),
@@ -167,6 +171,11 @@ def test_overrides(minimal: Path) -> None:
 def test_errors_name_the_key(minimal: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config.load(minimal, [override])
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1e-3, 64.0])
+def test_alpha_is_any_positive_number(minimal: Path, alpha: float) -> None:
+    assert config.load(minimal, [f"model.alpha={alpha}"]).model.alpha == alpha
 
 
 def test_eta_zero_with_a_policy_gradient_says_why(minimal: Path) -> None:

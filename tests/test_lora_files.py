@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from burnish.diffusion.guidance import NoGuidance
-from burnish.diffusion.lora_file import FILE
+from burnish.diffusion.lora_file import FILE, PEFT_CONFIG, PEFT_FILE, locate
 from burnish.diffusion.policy import Policy
 from burnish.types import Prompt
 
@@ -229,6 +229,79 @@ def test_a_peft_folder(tiny_pipeline: Path, tmp_path: Path, rslora: bool) -> Non
         torch.testing.assert_close(images(policy.pipe), truth, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("prefix", ["base_model.model.", ""])
+@pytest.mark.parametrize("name", ["my.safetensors", FILE])
+@pytest.mark.parametrize("given", ["file", "folder"])
+def test_a_peft_file_by_another_name_has_the_strength_of_the_configuration_beside_it(
+    tiny_pipeline: Path, tmp_path: Path, prefix: str, name: str, given: str
+) -> None:
+    layers = layers_of(stock(tiny_pipeline).unet, TARGETS)
+    save_file(peft(layers, prefix), tmp_path / name)
+    (tmp_path / PEFT_CONFIG).write_text(json.dumps({"lora_alpha": 1, "r": 4}))
+    truth = images(expected(tiny_pipeline, scaled(layers, 0.25)))
+    place = tmp_path / name if given == "file" else tmp_path
+
+    for settings in ({"adapter": place}, {"train": "none", "fused_lora": place}):
+        policy = Policy.load(tiny_pipeline, **settings)
+        torch.testing.assert_close(images(policy.pipe), truth, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["metadata of its own", "an export", "beside peft's own"])
+def test_a_configuration_of_another_file_does_not_count(
+    tiny_pipeline: Path, tmp_path: Path, kind: str
+) -> None:
+    layers = layers_of(stock(tiny_pipeline).unet, TARGETS)
+    tensors, config = {
+        "metadata of its own": (peft(layers, "unet."), {"unet.r": 4, "unet.lora_alpha": 4}),
+        "an export": (kohya(layers, "lora_unet_", None), {}),
+        "beside peft's own": (peft(layers, "unet."), {}),
+    }[kind]
+    write(tmp_path, tensors, config)
+    (tmp_path / PEFT_CONFIG).write_text(json.dumps({"lora_alpha": 1, "r": 4}))
+    if kind == "beside peft's own":
+        save_file(peft(layers, "base_model.model."), tmp_path / PEFT_FILE)
+
+    policy = Policy.load(tiny_pipeline, adapter=tmp_path / FILE)
+    truth = images(expected(tiny_pipeline, scaled(layers, 1.0)))
+    torch.testing.assert_close(images(policy.pipe), truth, rtol=0, atol=1e-5)
+
+
+def test_pefts_configuration_comes_from_the_hub_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [f"sub/{PEFT_FILE}", f"sub/{PEFT_CONFIG}", PEFT_CONFIG, "README.md"]
+    downloaded = []
+
+    def download(repository: str, name: str) -> str:
+        downloaded.append(name)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("burnish.pretrained.ask_hub", lambda *arguments: (None, files))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert locate(f"owner/name/sub/{PEFT_FILE}", "model.adapter") == tmp_path / "sub" / PEFT_FILE
+    assert downloaded == [f"sub/{PEFT_CONFIG}", f"sub/{PEFT_FILE}"]
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [("1", 0.25), ("0.5", 0.125), ("None", 1.0)])
+def test_a_kohya_file_without_alphas_has_the_strength_of_its_header(
+    tiny_pipeline: Path, tmp_path: Path, alpha: str, scale: float
+) -> None:
+    layers = layers_of(stock(tiny_pipeline).unet, TARGETS)
+    header = {"ss_network_alpha": alpha, "ss_network_dim": "4"}
+    file = tmp_path / "kohya.safetensors"
+    save_file(kohya(layers, "lora_unet_", None), file, header)
+    truth = images(expected(tiny_pipeline, scaled(layers, scale)))
+
+    for settings in ({"adapter": file}, {"train": "none", "fused_lora": file}):
+        policy = Policy.load(tiny_pipeline, **settings)
+        torch.testing.assert_close(images(policy.pipe), truth, rtol=0, atol=1e-5)
+
+    save_file(kohya(layers, "lora_unet_", 2.0), file, header)  # its own alphas count
+    policy = Policy.load(tiny_pipeline, adapter=file)
+    truth = images(expected(tiny_pipeline, scaled(layers, 0.5)))
+    torch.testing.assert_close(images(policy.pipe), truth, rtol=0, atol=1e-5)
+
+
 def test_layers_of_other_ranks_and_kinds_are_merged_but_not_trained(
     tiny_pipeline: Path, tmp_path: Path
 ) -> None:
@@ -405,6 +478,29 @@ def test_an_export_needs_no_metadata(tiny_pipeline: Path, tmp_path: Path, alpha:
     first = (tmp_path / "adapter" / FILE).read_bytes()
     policy.save_adapter(tmp_path / "again")
     assert (tmp_path / "again" / FILE).read_bytes() == first
+
+
+@pytest.mark.parametrize("strength", [0.5, 0.0, 2.0])
+def test_an_export_does_not_depend_on_the_strength_of_sampling(
+    tiny_pipeline: Path, tmp_path: Path, strength: float
+) -> None:
+    policy = Policy.load(tiny_pipeline, alpha=6.0)
+    perturb(policy)
+    trained = images(policy.pipe)
+    policy.save_adapter(tmp_path / "before")
+
+    policy.set_lora_scale(strength)
+    dialled = images(policy.pipe)
+    assert not torch.allclose(dialled, trained, atol=1e-3)
+    policy.save_adapter(tmp_path / "after")
+    written = [(tmp_path / name / FILE).read_bytes() for name in ("before", "after")]
+    assert written[0] == written[1]
+
+    assert torch.equal(images(policy.pipe), dialled)  # and the strength stays
+    policy.set_lora_scale(strength)
+    assert torch.equal(images(policy.pipe), dialled)
+    policy.set_lora_scale(1.0)
+    assert torch.equal(images(policy.pipe), trained)
 
 
 @pytest.mark.parametrize("train", ["lora", "full"])

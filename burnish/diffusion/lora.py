@@ -76,9 +76,25 @@ def cast_trainable(network: nn.Module) -> None:
 
 
 def set_lora_scale(network: nn.Module, strength: float) -> None:
-    """Multiply the output of every adapter layer: 0 is the base model, 1 is as trained."""
+    """Multiply the output of every adapter layer as trained: 0 is the base model, 1 as trained."""
     for layer in lora_layers(network).values():
+        for name in layer.active_adapters:
+            layer.set_scale(name, 1)
         layer.scale_layer(strength)
+
+
+@contextmanager
+def as_trained(layers: Mapping[str, Any]) -> Iterator[None]:
+    """Undo `set_lora_scale` for a while: a file never depends on the strength of sampling."""
+    scales = {name: layer.scaling["default"] for name, layer in layers.items()}
+
+    try:
+        for layer in layers.values():
+            layer.set_scale("default", 1)
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.scaling["default"] = scales[name]
 
 
 def lora_layers(network: nn.Module) -> dict[str, Any]:
@@ -155,7 +171,8 @@ def write_adapter(
     """Write the adapter of the pipeline's `part`, or with `full` the whole network.
 
     A network's adapter is for `pipe.load_lora_weights(folder)`, a ControlNet's for
-    `load_lora_adapter`. Its scale is written into B, so that no reader needs to know alpha.
+    `load_lora_adapter`. Its scale is written into B, so that no reader needs to know alpha; what
+    `set_lora_scale` did is left out.
 
     Args:
         pipe: the diffusers pipeline.
@@ -181,13 +198,14 @@ def write_adapter(
     prefix = "" if part == CONTROLNET else f"{part}."
     tensors = dict(text_layers or {})
 
-    for name, layer in layers.items():
-        scaled = layer.lora_B["default"].weight * layer.scaling["default"]
-        tensors[f"{prefix}{name}.{down}.weight"] = _on_cpu(layer.lora_A["default"].weight)
-        tensors[f"{prefix}{name}.{up}.weight"] = _on_cpu(scaled)
+    with as_trained(layers):
+        for name, layer in layers.items():
+            scaled = layer.lora_B["default"].weight * layer.scaling["default"]
+            tensors[f"{prefix}{name}.{down}.weight"] = _on_cpu(layer.lora_A["default"].weight)
+            tensors[f"{prefix}{name}.{up}.weight"] = _on_cpu(scaled)
 
-    save_file(tensors, folder / FILE, metadata={"format": "pt"})
-    _check_written(pipe, part, blank, layers, folder / FILE)
+        save_file(tensors, folder / FILE, metadata={"format": "pt"})
+        _check_written(pipe, part, blank, layers, folder / FILE)
 
 
 def _on_cpu(value: Tensor) -> Tensor:

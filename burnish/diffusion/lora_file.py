@@ -2,9 +2,10 @@
 
     W' = W + scale * B A,    scale = alpha / rank   (alpha / sqrt(rank): rsLoRA, arXiv 2312.03732)
 
-A file states alpha in tensors of its own (kohya), in its metadata (diffusers), in a file beside it
-(peft), or not at all: then it is the rank. Here B is multiplied by the scale, so that the tensors
-mean the same to every reader. Every tensor of a file is read, or refused by its name.
+A file states alpha in tensors of its own (kohya), in its metadata (diffusers, older kohya), in a
+file beside it (peft), or not at all: then it is the rank. Here B is multiplied by the scale, so
+that the tensors mean the same to every reader. Every tensor of a file is read, or refused by its
+name.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from burnish import pretrained
@@ -24,6 +26,7 @@ from burnish.errors import first_line
 FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG = "adapter_config.json"
+PEFT_PREFIX = "base_model.model."
 
 PARTS = ("unet", "text_encoder", "text_encoder_2", "controlnet")
 KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
@@ -62,15 +65,15 @@ def read_lora(pipe: Any, path: Path, part: str) -> dict[str, Tensor]:
         ValueError: the file is damaged, or a tensor of it has no place in the pipeline.
     """
     try:
-        raw, metadata = _read_file(path)
+        raw, header = _read_file(path)
         _check_tensors(raw)
-        tensors, has_alphas = _with_alphas(raw)
+        tensors, has_alphas = _with_alphas(_with_kohya_alphas(raw, header))
         if any(name.startswith(KOHYA) for name in tensors):
             tensors = _from_kohya(pipe, tensors)
         tensors = {_named(pipe, name, part): value for name, value in tensors.items()}
         _check_pairs(tensors)
         if not has_alphas:
-            tensors = _with_metadata(tensors, metadata, part)
+            tensors = _with_metadata(tensors, _read_metadata(path, header, raw), part)
         check_layers(tensors, pipe.components)
     except Exception as error:  # a damaged file makes the libraries below raise anything
         raise ValueError(f"the LoRA {path} cannot be used: {first_line(error)}") from error
@@ -79,7 +82,9 @@ def read_lora(pipe: Any, path: Path, part: str) -> dict[str, Tensor]:
 
 
 def locate(source: str | Path, key: str) -> Path:
-    """Return the folder or file of a LoRA; from the hub the one file is downloaded.
+    """Return the folder or file of a LoRA.
+
+    From the hub the one file is downloaded, and peft's configuration beside it.
 
     Args:
         source: a folder, a file, a hub id, or OWNER/NAME/FILE of the hub.
@@ -109,7 +114,11 @@ def locate(source: str | Path, key: str) -> Path:
 
     from huggingface_hub import hf_hub_download
 
+    config = str(PurePosixPath(name).with_name(PEFT_CONFIG))
+
     try:
+        if config in files:  # peft's strength stands there
+            hf_hub_download(repository, config)
         return Path(hf_hub_download(repository, name))
     except Exception as error:  # network, authorisation, no such file
         raise pretrained.hub_error(error, repository, key) from error
@@ -202,20 +211,34 @@ def plain_name(name: str) -> str:
     return name.replace("_orig_mod.", "").replace(".base_layer", "")
 
 
-def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a file's tensors, and what its header or the file beside it says of its adapters."""
-    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a file's tensors, and the texts in its header."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        metadata = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
+        return tensors, file.metadata() or {}
 
-    beside = path.parent / PEFT_CONFIG
-    if path.name == PEFT_FILE and beside.is_file():
-        metadata = json.loads(beside.read_text("utf-8"))
 
-    return tensors, metadata
+def _read_metadata(path: Path, header: Mapping[str, str], names: Iterable[str]) -> dict[str, Any]:
+    """Return what the header, or peft's configuration beside the file, says of its adapters."""
+    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+
+    beside = path.with_name(PEFT_CONFIG)
+    text = header.get(LORA_ADAPTER_METADATA_KEY, "")
+    if beside.is_file() and (path.name == PEFT_FILE or (not text and _is_pefts(path, names))):
+        text = beside.read_text("utf-8")
+
+    return dict(json.loads(text or "{}"))
+
+
+def _is_pefts(path: Path, names: Iterable[str]) -> bool:
+    """Return True for the file, by whatever name, that peft's configuration beside it describes.
+
+    It has peft's names; with peft's own file in the folder too, only peft's prefix tells.
+    """
+    sign = PEFT_PREFIX if path.with_name(PEFT_FILE).is_file() else ".lora_A."
+    return any(sign in name for name in names)
 
 
 def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
@@ -251,6 +274,32 @@ def _named(pipe: Any, name: str, part: str) -> str:
     if isinstance(network, nn.Module) and "text_model" not in dict(network.named_children()):
         rest = rest.removeprefix("text_model.")
     return f"{part}.{rest}"
+
+
+def _with_kohya_alphas(
+    tensors: Mapping[str, Tensor], header: Mapping[str, str]
+) -> Mapping[str, Tensor]:
+    """Return kohya's tensors with an alpha for each layer: the header's, if the file has none."""
+    alpha = header.get("ss_network_alpha", "None")
+    ending = ".lora_down.weight"
+    downs = [name for name in tensors if name.startswith(KOHYA) and name.endswith(ending)]
+
+    if alpha == "None" or any(name.endswith(".alpha") for name in tensors):
+        return tensors
+
+    result = dict(tensors)
+    for down in downs:
+        is_conv = tensors[down].shape[2:].numel() > 1  # more than 1x1: LoCon
+        said = _conv_alpha(header) if is_conv else alpha
+        result[f"{down.removesuffix(ending)}.alpha"] = torch.tensor(float(said))
+
+    return result
+
+
+def _conv_alpha(header: Mapping[str, str]) -> Any:
+    """Return the alpha of kohya's larger convolutions: 1 where it is not said, as in kohya's."""
+    arguments = json.loads(header.get("ss_network_args", "{}"))
+    return arguments.get("conv_alpha", 1)
 
 
 def _with_alphas(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:

@@ -88,7 +88,7 @@ class TrainableWeights:
         return self._switch.use("merged")
 
     def set_lora_scale(self, strength: float) -> None:
-        """Multiply the adapter's effect, for sampling.
+        """Multiply the adapter's effect, for sampling: `save_adapter` writes it as trained.
 
         Args:
             strength: from 0, the untrained model, to 1, the trained one.
