@@ -390,6 +390,41 @@ def test_a_csv_file(tmp_path: Path) -> None:
             prompts.csv_table(str(path))
 
 
+def test_csv_cells_of_several_lines(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_bytes(
+        '\ufeffprompt, note,payload\r\n"two \r\n\r\n lines", "x, y","A\r\nB "\r\n  \r\n'
+        ' a dog ,  z ,C \r\n"a bird",,\r\n'.encode()
+    )
+    found = prompts.csv_table(str(path))
+    assert [one.text for one in found] == ["two lines", "a dog", "a bird"]
+    assert [list(one.metadata.values()) for one in found] == [
+        ["x, y", "A\nB "],
+        ["z ", "C"],
+        ["", ""],
+    ]
+
+    path.write_text("\tprompt\n\ta cat\n1\ta dog\n")  # a first cell that is empty
+    assert [one.metadata for one in prompts.csv_table(str(path))] == [{"": ""}, {"": "1"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('prompt,n\n"two\nlines",2\n\na dog,1,2\n', "row 5: 3 cells under 2 columns"),
+        ('prompt,n\n"two\nlines",2,3\n', "row 2: 3 cells under 2 columns"),
+        ('prompt,n\na cat,1\n"a dog,2\na bird,3\n', "row 3: no row of a table .*twice"),
+        ("prompt,prompt\na cat,a dog\n", 'row 1: several columns are named "prompt"; rename'),
+        ("\nprompt,x,x\na cat,1,2\n", 'row 2: several columns are named "x"; rename'),
+    ],
+)
+def test_a_csv_file_that_does_not_fit(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"mine\.csv, {message}"):
+        prompts.csv_table(str(path))
+
+
 def test_a_json_list(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text('[\n "a cat",\n {"prompt": "a dog", "n": 2}\n]')

@@ -52,30 +52,40 @@ def text_rows(path: Path) -> Rows:
         FileNotFoundError: there is no such file.
         ValueError: it is no text file, too large, or empty; the message names the row.
     """
-    content = _content(path)
-    rows: Rows = []
-
-    for row, raw in enumerate(re.split(rb"\r\n|\r|\n", content), 1):
-        try:
-            line = raw.decode("utf-8").removeprefix("\ufeff").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}, row {row}: not UTF-8 text; save the file as UTF-8"
-            ) from error
-
-        if any(ord(character) < 32 and character != "\t" for character in line):
-            raise ValueError(
-                f"{path}, row {row}: a binary file, not text; give a text file with one prompt a "
-                "line"
-            )
-        if line:
-            rows.append((row, line))
+    rows = [(row, line.strip()) for row, line in enumerate(text_lines(path), 1) if line.strip()]
 
     if not rows:
         raise ValueError(f"{path}: no prompts in it; write one prompt a line")
     if len(rows) > MOST_PROMPTS:
         raise ValueError(f"{path}: {len(rows):,} prompts; give {MOST_PROMPTS:,} at most")
     return rows
+
+
+def text_lines(path: Path) -> list[str]:
+    """Return all lines of a UTF-8 text file, empty ones too, without their ends.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no text file, or too large; the message names the row.
+    """
+    lines = []
+
+    for row, raw in enumerate(re.split(rb"\r\n|\r|\n", _content(path)), 1):
+        try:
+            line = raw.decode("utf-8").removeprefix("\ufeff")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}, row {row}: not UTF-8 text; save the file as UTF-8"
+            ) from error
+
+        if any(ord(character) < 32 and character != "\t" for character in line.strip()):
+            raise ValueError(
+                f"{path}, row {row}: a binary file, not text; give a text file with one prompt a "
+                "line"
+            )
+        lines.append(line)
+
+    return lines
 
 
 def prompt_lines(path: Path) -> list[str]:
