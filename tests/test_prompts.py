@@ -368,6 +368,15 @@ def test_codes_take_texts_in_short(tmp_path: Path) -> None:
     assert len(codes.qr("zoo_nouns", ["HELLO"])) == 45
 
 
+@pytest.mark.parametrize("key", ["control", "base"])
+@pytest.mark.parametrize("value", ['["sub/t.png"]', "3", "false", '{"path": "t.png"}'])
+def test_an_image_of_a_row_is_one_path(key: str, value: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f'{{"prompt": "a cat", "{key}": null}}\n{{"prompt": "a", "{key}": {value}}}\n')
+    with pytest.raises(ValueError, match=rf'mine\.jsonl, row 2: "{key}" is .*; give the path of'):
+        prompts.jsonl(str(path))
+
+
 def test_a_csv_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text('\ufeffprompt,base\n"a cat, asleep",cat.png\n\n"a ""big"" dog",\n', "utf-8")

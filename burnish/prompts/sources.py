@@ -41,6 +41,9 @@ PLURALS: Mapping[str, str] = {  # that no rule gives
 }  # fmt: skip
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
+PATHS = ("control", "base")
+"""Metadata that names an image."""
+
 
 def animals(text: str = "{noun}") -> list[Prompt]:
     """Return DDPO's 45 common animals; by default the bare noun, as in the paper's code.
@@ -320,6 +323,12 @@ def _from_entry(entry: Any, key: str, place: str, folder: Path) -> Prompt:
         )
 
     metadata = {name: value for name, value in entry.items() if name != key}
+    for name in PATHS:
+        if not isinstance(metadata.get(name, ""), str | None):
+            raise ValueError(
+                f'{place}: "{name}" is {metadata[name]!r}; give the path of one image, as a text'
+            )
+
     return Prompt(prompt.strip(), _with_paths(metadata, folder))
 
 
@@ -332,7 +341,7 @@ def _with_paths(metadata: dict[str, Any], folder: Path) -> dict[str, Any]:
 
         path = str(folder / value)
         is_image = value.lower().endswith(IMAGE_ENDINGS) and os.path.isfile(path)
-        return path if is_image or name in ("control", "base") else value
+        return path if is_image or name in PATHS else value
 
     return {name: located(name, value) for name, value in metadata.items()}
 
