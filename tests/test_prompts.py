@@ -306,6 +306,49 @@ def test_a_file_of_payloads_is_taken_as_it_is(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "A1,x\nB2,y\n",
+        '["A1"]\n["B2"]\n',
+        "[1, 2]\n",
+        '["A1", 2]\n',
+        "url\n",
+        "https://example.org/?a=1,2\nURL:x\n",
+        '"A" and "B"\n"C" and "D"\n',
+        "[\nA\n",
+    ],
+)
+def test_unusual_payloads_are_taken(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "payloads.txt"
+    path.write_text(content)
+    found = [prompt.metadata["payload"] for prompt in qr(["a cat"], payloads=str(path))]
+    assert found == content.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.csv", "url,name\nA1,x\n", ": a csv file;"),
+        ("p.TSV", "A1\tx\n", ": a TSV file;"),
+        ("p.jsonl", '{"payload": "A1"}\n', ": a jsonl file;"),
+        ("p.txt", '["A1", "B2"]\n', ", row 1: .* begins a list in JSON;"),
+        ("p.txt", '\n[\n  "A1",\n  "B2"\n]\n', ", row 2: .* begins a list in JSON;"),
+        ("p.txt", '[{"payload": "A1"},\n{"payload": "B2"}]\n', ", row 1: .* list in JSON;"),
+        ("p.txt", "Payload\nA1\n", ", row 1: 'Payload' is the header of a table;"),
+        ("p.txt", '"url"\n"A1"\n', ", row 1: '\"url\"' is the header of a table;"),
+        ("p.txt", '"A1"\n"B ""2"""\n', ", row 1: '\"A1\"' is in quotes, as all lines are;"),
+        ("p.txt", '"A1",\n"B2"\n', ", row 1: .* is in quotes, as all lines are;"),
+    ],
+)
+def test_a_table_or_list_is_no_file_of_payloads(
+    name: str, content: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"/{name}{message} write one payload a line, as it is"):
+        qr(["a cat"], payloads=str(tmp_path / name))
+
+
 # In short ---------------------------------------------------------------------------------------
 
 

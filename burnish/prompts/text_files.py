@@ -7,6 +7,7 @@ quotes and marks. So what a line cannot be is looked for, and named in the error
 from __future__ import annotations
 
 import codecs
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -36,9 +37,13 @@ TEXT_COLUMNS = frozenset(
 )
 """Names that the column of prompts has in the header of a table."""
 
+PAYLOAD_COLUMNS = frozenset("payload payloads url urls".split())
+
 TABLES = (".csv", ".tsv", ".psv")
+LISTS = (".json", ".jsonl", ".ndjson")
 
 TO_TEXT = "write one prompt a line, without a header and quotes"
+TO_PAYLOADS = "write one payload a line, as it is, without a header and quotes"
 TO_JSONL = 'write one object a line, {"prompt": "a cat"}, and take use = "jsonl"'
 
 Rows = list[tuple[int, str]]
@@ -110,6 +115,54 @@ def prompt_lines(path: Path) -> list[str]:
     return [line for _, line in rows]
 
 
+def payload_lines(path: Path) -> list[str]:
+    """Return the lines of a file with one payload of a code a line, which may be any text.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as a whole it is a table or a list; the message says which.
+    """
+    rows = text_rows(path)
+    lines = [line for _, line in rows]
+    row, first = rows[0]
+
+    if path.suffix.lower() in (*TABLES, *LISTS):
+        raise ValueError(f"{path}: a {path.suffix[1:]} file; {TO_PAYLOADS}, in a .txt file")
+    if _is_json_list(lines):
+        raise ValueError(f"{path}, row {row}: '{first[:60]}' begins a list in JSON; {TO_PAYLOADS}")
+    if len(lines) > 1 and first.strip("\"'").lower() in PAYLOAD_COLUMNS:
+        raise ValueError(f"{path}, row {row}: '{first}' is the header of a table; {TO_PAYLOADS}")
+    if all(map(_is_quoted, lines)):
+        raise ValueError(
+            f"{path}, row {row}: '{first[:60]}' is in quotes, as all lines are; {TO_PAYLOADS}"
+        )
+
+    return lines
+
+
+def _is_json_list(lines: list[str]) -> bool:
+    """Return True for lines that together are a list of texts or objects, or begin as one.
+
+    Lines that are one each are no such list.
+    """
+    if len(lines) > 1:
+        start = "".join(lines[:2])
+        return lines[0].endswith(("[", ",")) and bool(re.match(r"\[\s*[\"{]", start))
+
+    try:
+        entries = json.loads(lines[0])
+    except (ValueError, RecursionError):
+        return False
+    texts = isinstance(entries, list) and all(isinstance(one, str | dict) for one in entries)
+    return texts and entries != []
+
+
+def _is_quoted(line: str) -> bool:
+    """Return True for a text in double quotes, in which others are doubled, or an entry of such."""
+    inner = line.removesuffix(",")[1:-1]
+    return bool(re.match(r'".*",?$', line) and inner and '"' not in inner.replace('""', ""))
+
+
 def _unlike_a_prompt(line: str) -> str:
     """Return what else a line is than a prompt, and what to do; "" for a prompt."""
     if re.match(r"(#+|//)(\s|$)", line):
@@ -120,11 +173,7 @@ def _unlike_a_prompt(line: str) -> str:
         return f"is no prompt, but of a web page; {TO_TEXT}"
     if "\t" in line or (re.match(r'"[^"]*"[,;|]', line) and not line.endswith('",')):
         return f"is no prompt, but a row of a table; {TO_TEXT}"
-
-    inner = line.removesuffix(",")[1:-1]
-    if re.match(r'".*",?$', line) and inner and '"' not in inner.replace('""', ""):
-        return f"is in quotes; {TO_TEXT}"
-    return ""
+    return f"is in quotes; {TO_TEXT}" if _is_quoted(line) else ""
 
 
 def _content(path: Path) -> bytes:
