@@ -209,6 +209,20 @@ OTHER_FILES = {
     "yaml": (b"prompts:\n  - a cat\n  - a dog\n", "row 1.*YAML"),
     "bullets": (b"- a cat\n- a dog\n", "row 1.*entry of a list"),
     "numbers": (b"1. a cat\n2. a dog\n", "row 1.*entry of a list"),
+    "unknown columns": (b"index,animal\n0,cat\n1,dog\n", "row 1.*header of a table"),
+    "unknown last column": (b"animal;weight\ncat;0.5\ndog;2\n", "row 1.*header of a table"),
+    "unknown columns, a row": (b"id;title\n1;a cat\n", "row 1.*header of a table"),
+    "columns of two words": (b"Prompt Text,Seed\na cat,x1\n", "row 1.*header of a table"),
+    "column of two words": (b"Image Caption\na cat\n", "row 1.*header of a table"),
+    "empty cells": (b"text,\na cat,\na dog,\n", "row 1.*row of a table, as all lines"),
+    "empty cells, no header": (b"a cat;\na dog;\n", "row 1.*row of a table, as all lines"),
+    "weights": (b"a cat,0.5\na dog, asleep,1\n", "row 1.*row of a table, as all lines"),
+    "row numbers": (b"\n0,a cat\n1,a dog\n", "row 2.*row of a table, as all lines"),
+    "prompt:": (b"prompt: a cat\nPrompt 2: a dog\n", "row 1.*entry of a list"),
+    "curly quotes": ("“a cat”\n“a dog”\n".encode(), "row 1.*entry of a list"),
+    "German quotes": ("„a cat“,\n„a dog“\n".encode(), "row 1.*entry of a list"),
+    "counted": (b"1 a cat\n2 a dog\n3 birds\n", "row 1.*entry of a list"),
+    "counted with zeros": (b"00 a cat\n01 a dog\n", "row 1.*entry of a list"),
     "html": (b"<!DOCTYPE html>\n<html><body>a cat</body></html>", "row 1.*web page"),
     "xml": (b'<?xml version="1.0"?>\n<p>a cat</p>', "row 1.*web page"),
     "comment": (b"# animals\na cat\n", "row 1.*a comment"),
@@ -260,6 +274,34 @@ def test_what_people_write_is_a_prompt(tmp_path: Path, line: str) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text(f"{line}\na dog \t\r\n  a bird\n", "utf-8")
     assert texts(prompts.lines(str(path))) == [line, "a dog", "a bird"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "1 cat\n2 cats\n3 cats\n",
+        "2 a side, playing\n4 a side\n",
+        "4,000 cats\n2,000 dogs\n",
+        "a hill with 4,000 cats\na sky of 1,000\na crowd of 3,000\n",
+        "a street, 1984\na car, 2020\n",
+        "cat,dog\nbird,fish\n",
+        "a cat,\na dog\n",
+        "neon sign\ntext logo\n",
+        "black cat,dark\n3 dogs,bright\n",
+        "“A” and “B”\n“C” and “D”\n",
+        "prompt: a cat\na dog\n",
+        "prompt delivery\nprompt service\n",
+        "3d cat\n2d dog\n",
+        "8k, a cat\n4k, a dog\n",
+        "1970s car\n1980s car\n",
+        "text, neon sign\ncaption, old book\n",
+        "cats\n3;dogs\n",
+    ],
+)
+def test_lines_that_are_alike_are_prompts(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text(content, "utf-8")
+    assert texts(prompts.lines(str(path))) == content.splitlines()
 
 
 def test_line_ends_and_marks_of_every_system(tmp_path: Path) -> None:

@@ -37,6 +37,22 @@ TEXT_COLUMNS = frozenset(
 )
 """Names that the column of prompts has in the header of a table."""
 
+COLUMN_WORDS = TEXT_COLUMNS | set("id image input negative positive original".split())
+"""Words of such a name: a "Prompt Text", an "image caption"."""
+
+NUMBERED = (r"\d+(,(?=[^\d\s])|\s?[;|])", r".*[^\d\s](,|\s?[;|]\s?)[+-]?(\d+\.?\d*|\.\d+)$")
+"""Rows of a table that begin, or end, with a cell that is a number."""
+
+MARKS = (
+    r"[-*+•>]\s",
+    r"\d+[.):]\s",
+    r"\|",
+    r"'.*',?$",
+    r"[“”„«][^“”„«»]*[“”»],?$",
+    r"(?i:prompt|caption)s?\s*\d*\s*[:=]\s?\S",
+)
+"""Beginnings of the entries of a list."""
+
 PAYLOAD_COLUMNS = frozenset("payload payloads url urls".split())
 
 TABLES = (".csv", ".tsv", ".psv")
@@ -210,10 +226,14 @@ def _look_for_other_files(path: Path, rows: Rows) -> None:
     row, first = rows[0]
     delimiter = next((one for one in ";|," if one in first), ",")
     cells = [cell.strip().lower() for cell in first.split(delimiter)]
-    names = all(re.fullmatch(r"[a-z_][\w.-]{0,29}", cell) for cell in cells)
-    begins = cells[0] in TEXT_COLUMNS or f"{delimiter} " not in first
+    spaced = f"{delimiter} " in first
+    name = r"[a-z_][\w.-]{0,29}" + ("" if spaced else r"( [\w.-]{1,29})?")
+    names = all(re.fullmatch(name, cell) for cell in cells)
+    begins = cells[0] in TEXT_COLUMNS or not spaced
+    below = [line for _, line in rows[1:]]
+    known = any(map(_names_texts, cells)) or (len(cells) > 1 and _is_table(below))
 
-    if len(rows) > 1 and names and begins and TEXT_COLUMNS.intersection(cells):
+    if below and names and begins and known:
         raise ValueError(f"{path}, row {row}: '{first[:60]}' is the header of a table; {TO_TEXT}")
     if path.suffix.lower() in TABLES and any("," in line or ";" in line for _, line in rows):
         raise ValueError(f"{path}: a table; {TO_TEXT}, in a .txt file")
@@ -228,12 +248,45 @@ def _look_for_other_files(path: Path, rows: Rows) -> None:
         raise ValueError(f"{path}, row {row}: TOML, not prompts; {TO_TEXT}")
 
 
+def _names_texts(cell: str) -> bool:
+    """Return True for the name of a column of prompts, in small letters."""
+    words = set(re.split(r"[ _-]", cell))
+    return words <= COLUMN_WORDS and bool(words & TEXT_COLUMNS)
+
+
+def _is_table(lines: list[str]) -> bool:
+    """Return True if all lines begin, or all end, with a number in a cell of its own."""
+    return any(all(re.match(number, line) for line in lines) for number in NUMBERED)
+
+
 def _look_for_marks(path: Path, rows: Rows) -> None:
-    """Refuse lines that all have the same mark, or a number, before them."""
-    for mark in (r"[-*+•>]\s", r"\d+[.):]\s", r"\|", r"'.*',?$"):
-        if len(rows) > 1 and all(re.match(mark, line) for _, line in rows):
-            row, first = rows[0]
-            raise ValueError(
-                f"{path}, row {row}: '{first[:60]}' is an entry of a list, as all lines are; "
-                f"{TO_TEXT}, and without the marks of a list"
-            )
+    """Refuse lines that are all alike in what a prompt has not: marks, numbers, empty cells."""
+    lines = [line for _, line in rows]
+    row, first = rows[0]
+    if len(lines) < 2:
+        return
+
+    if any(all(re.match(mark, line) for line in lines) for mark in MARKS) or _is_counted(lines):
+        raise ValueError(
+            f"{path}, row {row}: '{first[:60]}' is an entry of a list, as all lines are; "
+            f"{TO_TEXT}, and without the marks of a list"
+        )
+    if _is_table(lines) or _all_end(lines):
+        raise ValueError(
+            f"{path}, row {row}: '{first[:60]}' is a row of a table, as all lines are; {TO_TEXT}, "
+            "and without numbers and separators beside it"
+        )
+
+
+def _all_end(lines: list[str]) -> bool:
+    """Return True if all lines end with the same separator, as with an empty cell behind it."""
+    return any(all(line.endswith(separator) for line in lines) for separator in ",;|")
+
+
+def _is_counted(lines: list[str]) -> bool:
+    """Return True for "1 a cat", "2 a dog", but not for "1 cat", "2 dogs"."""
+    counted = all(
+        re.match(rf"0*{number}\s\S", line)
+        for number, line in enumerate(lines, int(lines[0].startswith("1")))
+    )
+    return counted and any(re.match(r"\d+\s(an?|the)\s", line, re.I) for line in lines)
