@@ -5,6 +5,7 @@ pages the first, which is logged:
 
     8 bits     value / 255: grey, RGB, CMYK, palettes, with or without transparency
     16 bits    value / 65535 of grey; Pillow reads 16 bits of colour as 8
+    32 bits    refused: no format says which value is white
     floats     grey, as they are, if all of them are in [0, 1]
 """
 
@@ -19,13 +20,17 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 LOG = logging.getLogger(__name__)
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
 LARGEST = {"F": 1.0, "I": 65535.0, **dict.fromkeys(DEEP, 65535.0)}
 """The value of white in Pillow's modes of more than 8 bits, all of them grey."""
+SIXTEEN_BITS = ("PNG", "PPM")
+"""Formats of which Pillow reads 16 bits as 32, in mode "I"."""
+WHITE_IS_ZERO = 0
+"""The kind of grey of a TIFF (its photometric interpretation) in which 0 is white."""
 TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -64,6 +69,8 @@ def read_image(file: BinaryIO, name: str) -> Tensor:
     try:
         with Image.open(file) as stored:
             frames = getattr(stored, "n_frames", 1)  # Pillow's readers of single images have none
+            bits_fit = stored.mode != "I" or stored.format in SIXTEEN_BITS
+            inverted = stored.mode in LARGEST and _photometric(stored) == WHITE_IS_ZERO
             image = ImageOps.exif_transpose(stored)
             if image.mode not in LARGEST:
                 image = image.convert("RGBA")
@@ -79,10 +86,24 @@ def read_image(file: BinaryIO, name: str) -> Tensor:
             f"{name}: not an image that can be read ({error}); copy or save it anew as PNG or JPEG"
         ) from error
 
+    if not bits_fit:
+        raise ValueError(
+            f"{name}: whole numbers of 32 bits, or with signs, of which none is known to be white; "
+            "save it with 8 or 16 bits"
+        )
     if frames > 1:
         _report_frames(name, frames)
+    if image.mode not in LARGEST:
+        return _on_white(image)
 
-    return _deep_grey(image, name) if image.mode in LARGEST else _on_white(image)
+    grey = _deep_grey(image, name)
+    return 1 - grey if inverted else grey
+
+
+def _photometric(image: Image.Image) -> int | None:
+    """Return the kind of grey of a TIFF; None of another format."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    return tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
 
 
 @cache  # said once for each file, which may be read again and again

@@ -209,6 +209,20 @@ OTHER_FILES = {
     "yaml": (b"prompts:\n  - a cat\n  - a dog\n", "row 1.*YAML"),
     "bullets": (b"- a cat\n- a dog\n", "row 1.*entry of a list"),
     "numbers": (b"1. a cat\n2. a dog\n", "row 1.*entry of a list"),
+    "unknown columns": (b"index,animal\n0,cat\n1,dog\n", "row 1.*header of a table"),
+    "unknown last column": (b"animal;weight\ncat;0.5\ndog;2\n", "row 1.*header of a table"),
+    "unknown columns, a row": (b"id;title\n1;a cat\n", "row 1.*header of a table"),
+    "columns of two words": (b"Prompt Text,Seed\na cat,x1\n", "row 1.*header of a table"),
+    "column of two words": (b"Image Caption\na cat\n", "row 1.*header of a table"),
+    "empty cells": (b"text,\na cat,\na dog,\n", "row 1.*row of a table, as all lines"),
+    "empty cells, no header": (b"a cat;\na dog;\n", "row 1.*row of a table, as all lines"),
+    "weights": (b"a cat,0.5\na dog, asleep,1\n", "row 1.*row of a table, as all lines"),
+    "row numbers": (b"\n0,a cat\n1,a dog\n", "row 2.*row of a table, as all lines"),
+    "prompt:": (b"prompt: a cat\nPrompt 2: a dog\n", "row 1.*entry of a list"),
+    "curly quotes": ("“a cat”\n“a dog”\n".encode(), "row 1.*entry of a list"),
+    "German quotes": ("„a cat“,\n„a dog“\n".encode(), "row 1.*entry of a list"),
+    "counted": (b"1 a cat\n2 a dog\n3 birds\n", "row 1.*entry of a list"),
+    "counted with zeros": (b"00 a cat\n01 a dog\n", "row 1.*entry of a list"),
     "html": (b"<!DOCTYPE html>\n<html><body>a cat</body></html>", "row 1.*web page"),
     "xml": (b'<?xml version="1.0"?>\n<p>a cat</p>', "row 1.*web page"),
     "comment": (b"# animals\na cat\n", "row 1.*a comment"),
@@ -262,6 +276,34 @@ def test_what_people_write_is_a_prompt(tmp_path: Path, line: str) -> None:
     assert texts(prompts.lines(str(path))) == [line, "a dog", "a bird"]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "1 cat\n2 cats\n3 cats\n",
+        "2 a side, playing\n4 a side\n",
+        "4,000 cats\n2,000 dogs\n",
+        "a hill with 4,000 cats\na sky of 1,000\na crowd of 3,000\n",
+        "a street, 1984\na car, 2020\n",
+        "cat,dog\nbird,fish\n",
+        "a cat,\na dog\n",
+        "neon sign\ntext logo\n",
+        "black cat,dark\n3 dogs,bright\n",
+        "“A” and “B”\n“C” and “D”\n",
+        "prompt: a cat\na dog\n",
+        "prompt delivery\nprompt service\n",
+        "3d cat\n2d dog\n",
+        "8k, a cat\n4k, a dog\n",
+        "1970s car\n1980s car\n",
+        "text, neon sign\ncaption, old book\n",
+        "cats\n3;dogs\n",
+    ],
+)
+def test_lines_that_are_alike_are_prompts(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text(content, "utf-8")
+    assert texts(prompts.lines(str(path))) == content.splitlines()
+
+
 def test_line_ends_and_marks_of_every_system(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeffa cat\ra dog\r\n\ufeffa bird  \n\n".encode())
@@ -304,6 +346,49 @@ def test_a_file_of_payloads_is_taken_as_it_is(tmp_path: Path) -> None:
         '{"a": 1}',
         '"X"',
     ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "A1,x\nB2,y\n",
+        '["A1"]\n["B2"]\n',
+        "[1, 2]\n",
+        '["A1", 2]\n',
+        "url\n",
+        "https://example.org/?a=1,2\nURL:x\n",
+        '"A" and "B"\n"C" and "D"\n',
+        "[\nA\n",
+    ],
+)
+def test_unusual_payloads_are_taken(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "payloads.txt"
+    path.write_text(content)
+    found = [prompt.metadata["payload"] for prompt in qr(["a cat"], payloads=str(path))]
+    assert found == content.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.csv", "url,name\nA1,x\n", ": a csv file;"),
+        ("p.TSV", "A1\tx\n", ": a TSV file;"),
+        ("p.jsonl", '{"payload": "A1"}\n', ": a jsonl file;"),
+        ("p.txt", '["A1", "B2"]\n', ", row 1: .* begins a list in JSON;"),
+        ("p.txt", '\n[\n  "A1",\n  "B2"\n]\n', ", row 2: .* begins a list in JSON;"),
+        ("p.txt", '[{"payload": "A1"},\n{"payload": "B2"}]\n', ", row 1: .* list in JSON;"),
+        ("p.txt", "Payload\nA1\n", ", row 1: 'Payload' is the header of a table;"),
+        ("p.txt", '"url"\n"A1"\n', ", row 1: '\"url\"' is the header of a table;"),
+        ("p.txt", '"A1"\n"B ""2"""\n', ", row 1: '\"A1\"' is in quotes, as all lines are;"),
+        ("p.txt", '"A1",\n"B2"\n', ", row 1: .* is in quotes, as all lines are;"),
+    ],
+)
+def test_a_table_or_list_is_no_file_of_payloads(
+    name: str, content: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=rf"/{name}{message} write one payload a line, as it is"):
+        qr(["a cat"], payloads=str(tmp_path / name))
 
 
 # In short ---------------------------------------------------------------------------------------
@@ -368,6 +453,15 @@ def test_codes_take_texts_in_short(tmp_path: Path) -> None:
     assert len(codes.qr("zoo_nouns", ["HELLO"])) == 45
 
 
+@pytest.mark.parametrize("key", ["control", "base"])
+@pytest.mark.parametrize("value", ['["sub/t.png"]', "3", "false", '{"path": "t.png"}'])
+def test_an_image_of_a_row_is_one_path(key: str, value: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f'{{"prompt": "a cat", "{key}": null}}\n{{"prompt": "a", "{key}": {value}}}\n')
+    with pytest.raises(ValueError, match=rf'mine\.jsonl, row 2: "{key}" is .*; give the path of'):
+        prompts.jsonl(str(path))
+
+
 def test_a_csv_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text('\ufeffprompt,base\n"a cat, asleep",cat.png\n\n"a ""big"" dog",\n', "utf-8")
@@ -388,6 +482,41 @@ def test_a_csv_file(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
             prompts.csv_table(str(path))
+
+
+def test_csv_cells_of_several_lines(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_bytes(
+        '\ufeffprompt, note,payload\r\n"two \r\n\r\n lines", "x, y","A\r\nB "\r\n  \r\n'
+        ' a dog ,  z ,C \r\n"a bird",,\r\n'.encode()
+    )
+    found = prompts.csv_table(str(path))
+    assert [one.text for one in found] == ["two lines", "a dog", "a bird"]
+    assert [list(one.metadata.values()) for one in found] == [
+        ["x, y", "A\nB "],
+        ["z ", "C"],
+        ["", ""],
+    ]
+
+    path.write_text("\tprompt\n\ta cat\n1\ta dog\n")  # a first cell that is empty
+    assert [one.metadata for one in prompts.csv_table(str(path))] == [{"": ""}, {"": "1"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('prompt,n\n"two\nlines",2\n\na dog,1,2\n', "row 5: 3 cells under 2 columns"),
+        ('prompt,n\n"two\nlines",2,3\n', "row 2: 3 cells under 2 columns"),
+        ('prompt,n\na cat,1\n"a dog,2\na bird,3\n', "row 3: no row of a table .*twice"),
+        ("prompt,prompt\na cat,a dog\n", 'row 1: several columns are named "prompt"; rename'),
+        ("\nprompt,x,x\na cat,1,2\n", 'row 2: several columns are named "x"; rename'),
+    ],
+)
+def test_a_csv_file_that_does_not_fit(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"mine\.csv, {message}"):
+        prompts.csv_table(str(path))
 
 
 def test_a_json_list(tmp_path: Path) -> None:

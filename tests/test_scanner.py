@@ -305,7 +305,12 @@ def test_opencv_and_pyzbar_return_the_texts_of_their_packages(
         assert decoder(name)(np.zeros((4, 4), np.uint8)) == []
 
 
+class PanicException(BaseException):
+    """As a library in Rust raises it."""
+
+
 RAISED = [
+    PanicException("index out of bounds"),
     UnicodeDecodeError("utf-8", b"\x93\xfa", 0, 1, "invalid start byte"),
     RuntimeError("assertion"),
     ValueError("bad"),
@@ -319,7 +324,10 @@ RAISED = [
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("name", ["opencv", "pyzbar", "zxing", "zxing-global"])
 def test_an_image_on_which_a_library_raises_is_not_read(
-    name: str, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    name: str,
+    error: BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail(*arguments: object, **settings: object) -> None:
         raise error
@@ -343,6 +351,16 @@ def test_an_image_on_which_a_library_raises_is_not_read(
     foreign_text = name == "opencv" and isinstance(error, UnicodeError)
     assert len(messages) == (0 if foreign_text else 1)
     assert all(type(error).__name__ in message for message in messages)
+
+
+def test_an_interrupted_reader_ends_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zxingcpp.read_barcodes", interrupt)
+    for read in (decoder("zxing"), find):
+        with pytest.raises(KeyboardInterrupt):
+            read(np.zeros((8, 8), np.uint8))
 
 
 @pytest.mark.parametrize("name", ["opencv", "zxing", "pyzbar"])

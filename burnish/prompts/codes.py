@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from burnish import catalog
 from burnish.annotations import ArgumentsOf, Count, CountOrZero, FilePath, IsPath
 from burnish.prompts.sources import check_count
-from burnish.prompts.text_files import text_rows
+from burnish.prompts.text_files import payload_lines
 from burnish.types import MOST_PROMPTS, Prompt
 
 CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -125,7 +125,7 @@ def _with_code(prompt: Prompt, payload: str, base: str, code: dict[str, Any]) ->
 
 def _given_payloads(payloads: list | str) -> Sequence[str]:
     if isinstance(payloads, str):
-        payloads = [line for _, line in text_rows(Path(payloads))]
+        payloads = payload_lines(Path(payloads))
 
     for row, payload in enumerate(payloads, 1):
         if not isinstance(payload, str) or not payload:

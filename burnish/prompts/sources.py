@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from burnish.annotations import FilePath, IsPath
-from burnish.prompts.text_files import prompt_lines, text_rows
+from burnish.prompts.text_files import prompt_lines, text_lines, text_rows
 from burnish.types import MOST_PROMPTS, Prompt
 
 Words = Annotated[list[str] | str, IsPath(names=("animals", "activities"))]
@@ -40,6 +40,9 @@ PLURALS: Mapping[str, str] = {  # that no rule gives
     "tooth": "teeth", "foot": "feet", "ox": "oxen", "cactus": "cacti", "cookie": "cookies",
 }  # fmt: skip
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+PATHS = ("control", "base")
+"""Metadata that names an image."""
 
 
 def animals(text: str = "{noun}") -> list[Prompt]:
@@ -218,6 +221,8 @@ def lines(path: FilePath, text: str = "{noun}") -> list[Prompt]:
 def csv_table(path: FilePath, key: str = "prompt") -> list[Prompt]:
     """Return one prompt a row of a CSV file whose first row names the columns.
 
+    A line break in a prompt becomes a space.
+
     Args:
         path: of the file, separated by commas, semicolons or tabs.
         key: the column of the prompt; the other columns become the prompt's metadata.
@@ -226,32 +231,58 @@ def csv_table(path: FilePath, key: str = "prompt") -> list[Prompt]:
         FileNotFoundError: there is no such file.
         ValueError: there is no such column, or a row does not fit the first; the message names it.
     """
-    rows = text_rows(Path(path))
-    separator = max(",;\t", key=rows[0][1].count)
-    reader = csv.reader([line for _, line in rows], delimiter=separator)
-    columns = [name.strip() for name in next(reader)]
+    (first, columns), *rows = _table_rows(Path(path))
+    columns = [name.strip() for name in columns]
 
     if key not in columns:
         raise ValueError(
             f'{path}: its first row names no column "{key}", but {", ".join(columns)}; '
             'set prompts.key to one of them, or take use = "lines" for a file without columns'
         )
+    for name in columns:
+        if name and columns.count(name) > 1:
+            raise ValueError(
+                f'{path}, row {first}: several columns are named "{name}"; rename all but one'
+            )
 
     prompts = []
-    for cells in reader:
-        row = rows[reader.line_num - 1][0]
+    for row, cells in rows:
         if len(cells) != len(columns):
             raise ValueError(
                 f"{path}, row {row}: {len(cells)} cells under {len(columns)} columns; put a text "
-                f"with {separator!r} in it into double quotes"
+                "with a separator in it into double quotes"
             )
 
         entry = dict(zip(columns, cells, strict=True))
+        entry[key] = re.sub(r"\s*\n\s*", " ", entry[key])
         prompts.append(_from_entry(entry, key, f"{path}, row {row}", Path(path).parent))
 
     if not prompts:
         raise ValueError(f"{path}: no prompts below the first row; write one prompt a row")
     return prompts
+
+
+def _table_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the number and the cells of each row of a CSV file that is not empty."""
+    header = text_rows(path)[0][0]
+    lines = [f"{line.strip(' ') if line.strip() else ''}\n" for line in text_lines(path)]
+    separator = max(",;\t", key=lines[header - 1].count)
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+
+    rows = []
+    row = 1
+    try:
+        for cells in reader:
+            if cells:
+                rows.append((row, cells))
+            row = reader.line_num + 1  # a cell in quotes may have several lines
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, row {row}: no row of a table ({error}); put a text with quotes in it into "
+            "double quotes, and write each of its own twice"
+        ) from error
+
+    return rows
 
 
 def jsonl(path: FilePath, key: str = "prompt") -> list[Prompt]:
@@ -292,6 +323,12 @@ def _from_entry(entry: Any, key: str, place: str, folder: Path) -> Prompt:
         )
 
     metadata = {name: value for name, value in entry.items() if name != key}
+    for name in PATHS:
+        if not isinstance(metadata.get(name, ""), str | None):
+            raise ValueError(
+                f'{place}: "{name}" is {metadata[name]!r}; give the path of one image, as a text'
+            )
+
     return Prompt(prompt.strip(), _with_paths(metadata, folder))
 
 
@@ -304,7 +341,7 @@ def _with_paths(metadata: dict[str, Any], folder: Path) -> dict[str, Any]:
 
         path = str(folder / value)
         is_image = value.lower().endswith(IMAGE_ENDINGS) and os.path.isfile(path)
-        return path if is_image or name in ("control", "base") else value
+        return path if is_image or name in PATHS else value
 
     return {name: located(name, value) for name, value in metadata.items()}
 

@@ -48,6 +48,8 @@ INSTALL: Mapping[str, str] = {
     "opencv": "pip install opencv-python-headless",
 }
 """One decoder of each library, none of which shares code with another, and how to install it."""
+ENDS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""Exceptions that end the program; all others, a panic of Rust too, are about an image."""
 _reported: set[str] = set()  # decoders whose first exception was logged
 
 
@@ -90,14 +92,16 @@ def _tolerant(name: str, read: Decoder) -> Decoder:
     def tolerant(image: np.ndarray) -> list[str]:
         try:
             return read(image)
-        except Exception as error:  # of any kind: the library is not ours
+        except ENDS:
+            raise
+        except BaseException as error:  # of any kind: the library is not ours
             _report(name, error)
             return []
 
     return tolerant
 
 
-def _report(name: str, error: Exception) -> None:
+def _report(name: str, error: BaseException) -> None:
     """Log the first exception of a decoder: it may be a broken installation, or one odd image."""
     if name not in _reported:
         _reported.add(name)
@@ -128,7 +132,9 @@ def find(image: np.ndarray) -> list[FoundCode]:
     for name in BINARIZERS:
         try:
             found = [_described(code) for code in _read(image, name)]
-        except Exception as error:
+        except ENDS:
+            raise
+        except BaseException as error:
             _report(name, error)
             found = []
 
