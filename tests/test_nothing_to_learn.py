@@ -67,6 +67,18 @@ def load(recipe: Path, *changes: str) -> burnish.Config:
             ["batch.images_per_prompt=1", "batch.prompts=1", "advantage.use=batch"],
             "compares the images of an iteration, and there is only one",
         ),
+        (
+            ["advantage={use='top_fraction',fraction=1.0}", "objective.use=rwr"],
+            r"advantage.fraction must lie in \(0, 1\), not 1.0",
+        ),
+        (
+            ["advantage={use='top_fraction',fraction=0.8}", "objective.use=rwr"],
+            "imitates all of the 2 images that it compares, .*; lower advantage.fraction",
+        ),
+        (
+            ["advantage={use='top_fraction',fraction=0.9,within='batch'}", "objective.use=rwr"],
+            "imitates all of the 4 images that it compares",
+        ),
     ],
 )
 def test_what_the_configuration_shows_is_refused_when_it_is_read(
