@@ -207,7 +207,7 @@ def check_tensor(
         raise ValueError(f"{name} returned {value.dtype}; it must return torch.bool")
 
     try:
-        tensor = call_user(name, to_column, value, shape[0])
+        tensor: Tensor = call_user(name, to_column, value, shape[0])
     except NotNumbersError as error:
         raise ValueError(
             f"{name} returned {error}; return a tensor of {wanted} of shape {shape}"
@@ -540,7 +540,7 @@ class CheckedCurriculum(Checked, Curriculum):
         """
         scale = self._call("__call__", progress, generator)
         try:
-            number = call_user(self.name, to_number, scale)
+            number: float = call_user(self.name, to_number, scale)
         except NotNumbersError as error:
             raise ValueError(f"{self.name} returned {error}; return a control scale") from None
 
