@@ -207,7 +207,7 @@ def check_tensor(
         raise ValueError(f"{name} returned {value.dtype}; it must return torch.bool")
 
     try:
-        tensor = to_column(value, shape[0])
+        tensor: Tensor = call_user(name, to_column, value, shape[0])
     except NotNumbersError as error:
         raise ValueError(
             f"{name} returned {error}; return a tensor of {wanted} of shape {shape}"
@@ -240,9 +240,14 @@ def check_loss(loss: Any, name: str) -> Loss:
             "with one number, such as (...).mean()"
         )
 
+    def numbers() -> dict[str, float]:
+        if not hasattr(loss.metrics, "items"):
+            raise NotNumbersError(describe_value(loss.metrics))
+        return {str(key): to_number(value) for key, value in loss.metrics.items()}
+
     try:
-        metrics = {str(key): to_number(value) for key, value in loss.metrics.items()}
-    except (AttributeError, NotNumbersError):
+        metrics = call_user(name, numbers)
+    except NotNumbersError:
         raise ValueError(
             f"{name} returned metrics that are no mapping from names to numbers"
         ) from None
@@ -413,7 +418,10 @@ class CheckedGuidance(Checked, Guidance):
 
 
 class _WatchedNetwork:
-    """A network as a guidance calls it, which remembers what is not the guidance's fault."""
+    """A network as a guidance calls it, which remembers what is not the guidance's fault.
+
+    It works on copies: what its gradient needs must stay as it was.
+    """
 
     def __init__(self, raw: Network) -> None:
         self.raw = raw
@@ -421,14 +429,15 @@ class _WatchedNetwork:
         self.error: Exception | None = None
 
     def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        given = x.clone(), t.clone(), _cloned(cond)
         try:
-            out = self.raw(x, t, cond)
+            out = self.raw(*given)
         except Exception as error:
             self.error = error
             raise
 
         self.finite = self.finite and bool(out.isfinite().all())
-        return out
+        return out.clone()
 
 
 def _cloned(cond: Cond) -> Cond:
@@ -531,7 +540,7 @@ class CheckedCurriculum(Checked, Curriculum):
         """
         scale = self._call("__call__", progress, generator)
         try:
-            number = to_number(scale)
+            number: float = call_user(self.name, to_number, scale)
         except NotNumbersError as error:
             raise ValueError(f"{self.name} returned {error}; return a control scale") from None
 

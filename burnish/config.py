@@ -736,7 +736,7 @@ def images_compared(config: Config) -> int:
 
 
 def check_compared_images(config: Config, advantage: Advantage) -> None:
-    """Refuse a single image where the advantage compares images."""
+    """Refuse a single image where the advantage compares images, or a choice that takes all."""
     name = catalog.shown_name(config.advantage)
     if advantage.compares_images and images_compared(config) < 2:
         each = " for each identifier" if config.identifier_count > 1 else ""
@@ -750,6 +750,16 @@ def check_compared_images(config: Config, advantage: Advantage) -> None:
         raise ValueError(
             f"advantage '{name}' compares the images of an iteration, and there is only one; raise "
             'batch.images_per_prompt or batch.prompts, or set advantage.use = "tracker"'
+        )
+
+    images = images_compared(config)
+    if not advantage.compares_images:
+        images = config.batch.prompts * config.batch.images_per_prompt
+    kept = getattr(advantage, "kept", None)  # of 'top_fraction' alone
+    if kept is not None and kept(images) >= images:
+        raise ValueError(
+            f"advantage '{name}' imitates all of the {images} images that it compares, so there is "
+            "nothing to learn; lower advantage.fraction"
         )
 
 

@@ -194,11 +194,15 @@ class Run:
                     path.unlink()
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, is_new: bool = False) -> Iterator[None]:
         """Hold the directory, so that no other process writes into it.
 
         The system releases the lock when a process dies, so no lock is ever stale. The file only
         names the process.
+
+        Args:
+            is_new: the folder was made for this; it is removed again where what follows fails
+                before anything but the lock is in it.
 
         Raises:
             RuntimeError: another process holds it.
@@ -219,7 +223,19 @@ class Run:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-            yield
+            try:
+                yield
+            except BaseException:
+                if is_new:
+                    self._remove_if_empty()
+                raise
+
+    def _remove_if_empty(self) -> None:
+        """Remove a folder that holds nothing but the lock; where the system refuses, keep it."""
+        with suppress(OSError):
+            if [path.name for path in self.folder.iterdir()] == ["lock"]:
+                (self.folder / "lock").unlink()
+                self.folder.rmdir()
 
 
 def log_digest(run: Run, iteration: int) -> str:

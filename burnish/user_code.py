@@ -45,6 +45,25 @@ def _record_gradients(enabled: bool) -> None:
     torch.set_grad_enabled(enabled)
 
 
+def _determinism() -> tuple[bool, bool]:
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    return torch.are_deterministic_algorithms_enabled(), warns
+
+
+def _set_determinism(settings: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(settings[0], warn_only=settings[1])
+
+
+def _cudnn() -> tuple[bool, bool, bool]:
+    cudnn = torch.backends.cudnn
+    return cudnn.enabled, cudnn.benchmark, cudnn.deterministic
+
+
+def _set_cudnn(settings: tuple[bool, bool, bool]) -> None:
+    cudnn = torch.backends.cudnn
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic = settings
+
+
 SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "the current folder": (_current_folder, _go_to),
     "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
@@ -54,6 +73,9 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
         torch.get_float32_matmul_precision,
         torch.set_float32_matmul_precision,
     ),
+    "torch's deterministic algorithms": (_determinism, _set_determinism),
+    "torch's number of threads": (torch.get_num_threads, torch.set_num_threads),
+    "the settings of cuDNN": (_cudnn, _set_cudnn),
 }
 """What a function can change for the whole process: how to read it, and how to put it back."""
 
@@ -78,10 +100,22 @@ def call_user(name: str, function: Callable[..., Any], *arguments: Any, **keywor
         ValueError: it raises, with its name and the line of its file; or it is asynchronous.
     """
     try:
+        return call_hook(name, function, *arguments, **keywords)
+    except SystemExit as error:
+        raise ValueError(f"{name} raised {described(error)}") from error
+
+
+def call_hook(name: str, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """Return what a user's function returns, as `call_user`; what ends programs stays as it is.
+
+    Raises:
+        ValueError: it raises, with its name and the line of its file; or it is asynchronous.
+    """
+    try:
         return run_user(name, function, *arguments, **keywords)
-    except (torch.OutOfMemoryError, AsynchronousError):
+    except (torch.OutOfMemoryError, AsynchronousError, NotNumbersError):
         raise
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         raise ValueError(f"{name} raised {described(error)}") from error
 
 
@@ -221,6 +255,8 @@ def to_column(values: Any, count: int) -> Tensor:
     if isinstance(values, Tensor):
         if values.is_complex() or tuple(values.shape) != (count,):
             raise NotNumbersError(describe_value(values))
+        if values.layout != torch.strided:
+            values = values.to_dense()
         return values.detach().to("cpu", torch.float64, copy=True)
 
     shapeless = isinstance(values, np.ndarray) and values.shape != (count,)

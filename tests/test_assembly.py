@@ -347,6 +347,56 @@ def test_objects_that_are_no_parts(
         train(load(write_recipe()), tmp_path / "run", overrides=Overrides(**overrides))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"rewards": [brightness]}, "overrides.rewards is a list; give a dict of rewards by name"),
+        ({"rewards": brightness}, "overrides.rewards is a function; give a dict"),
+        ({"rewards": {1: brightness}}, "overrides.rewards is a dict; give a dict of rewards by"),
+        ({"rewards": {"a": lambda images: 0}}, r"reward 'a' takes \(images\), but it is called"),
+        ({"learners": [Clipped()]}, "overrides.learners is a list; give a dict of learners by"),
+        ({"learners": {"a": 1}}, '"a" is a int without a method learn'),
+        ({"source": [Prompt("a cat")]}, r"overrides.source is a list; give a function of \(count"),
+        ({"source": "a cat"}, "overrides.source is a str; give a function"),
+        ({"source": lambda: []}, r"overrides.source takes \(\), but it is called with \(count\)"),
+    ],
+)
+def test_objects_of_another_form_are_refused_before_anything_is_loaded(
+    overrides: dict[str, Any],
+    message: str,
+    write_recipe: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(load(write_recipe()), tmp_path / "run", overrides=Overrides(**overrides))
+    assert not (tmp_path / "run").exists()
+    assert "loading" not in capsys.readouterr().out
+
+
+HOOKS = ["on_record", "on_images", "stop"]
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_functions_that_follow_a_run_are_looked_at_first(
+    name: str, config: Config, tmp_path: Path
+) -> None:
+    wrong: dict[str, Any] = {name: lambda a, b: 0}
+    with pytest.raises(ValueError, match=rf"^{name} takes \(a, b\), but it is called with"):
+        train(config, tmp_path / "run", **wrong)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_functions_that_follow_a_run_are_named_where_they_fail(
+    name: str, config: Config, tmp_path: Path
+) -> None:
+    wrong: dict[str, Any] = {name: lambda *given: 1 / 0}
+    place = r"ZeroDivisionError: division by zero \(.*test_assembly.py:\d+\)"
+    with pytest.raises(ValueError, match=f"^{name} raised {place}"):
+        train(config, tmp_path / "run", **wrong)
+
+
 def test_a_run_with_an_objective_in_memory_is_sampled(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:

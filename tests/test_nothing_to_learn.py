@@ -26,6 +26,9 @@ def late(images, prompts):
     calls.append(1)
     values = torch.tensor([float(len(prompt.text)) for prompt in prompts])
     return values if len(calls) < 3 else values + images.mean((1, 2, 3))
+def one_a_prompt(images, prompts):
+    seen = set()
+    return [None if p.text in seen or seen.add(p.text) else float(len(p.text)) for p in prompts]
 def still(replay, adv):
     return Loss(0 * (adv[:, None] * replay.logp).mean(), {})
 def zero(scores, weights, group):
@@ -67,6 +70,18 @@ def load(recipe: Path, *changes: str) -> burnish.Config:
             ["batch.images_per_prompt=1", "batch.prompts=1", "advantage.use=batch"],
             "compares the images of an iteration, and there is only one",
         ),
+        (
+            ["advantage={use='top_fraction',fraction=1.0}", "objective.use=rwr"],
+            r"advantage.fraction must lie in \(0, 1\), not 1.0",
+        ),
+        (
+            ["advantage={use='top_fraction',fraction=0.8}", "objective.use=rwr"],
+            "imitates all of the 2 images that it compares, .*; lower advantage.fraction",
+        ),
+        (
+            ["advantage={use='top_fraction',fraction=0.9,within='batch'}", "objective.use=rwr"],
+            "imitates all of the 4 images that it compares",
+        ),
     ],
 )
 def test_what_the_configuration_shows_is_refused_when_it_is_read(
@@ -94,6 +109,16 @@ def test_what_the_configuration_shows_is_refused_when_it_is_read(
         ),
         (["advantage={use='HERE/reward.py:zero'}"], "no image of the first 3 iterations has an", 2),
         (["objective={use='HERE/reward.py:still'}"], "gradient of the first 3 iterations is", 2),
+        (
+            ["rewards=[{use='HERE/reward.py:by_prompt'},{use='HERE/reward.py:bright',weight=0.0}]"],
+            "reward 'by_prompt' gave the same to all images",
+            2,
+        ),
+        (
+            ["rewards.0.use=HERE/reward.py:one_a_prompt", "scoring.missing=mask"],
+            r"nothing to learn from: 2 of 4 images lack a reward \(one_a_prompt: .*alone; fix the",
+            2,
+        ),
         (["rewards.0.weight=0"], "every reward has weight 0", 0),
     ],
 )
@@ -117,7 +142,8 @@ def test_the_command_says_so_in_one_sentence(
 
 def test_a_resumed_run_counts_on(recipe: Path, tmp_path: Path) -> None:
     changes: list[Any] = ["rewards.0.use=HERE/reward.py:by_prompt", "run.checkpoint_every=1"]
-    burnish.train(load(recipe, *changes, "iterations=1"), tmp_path / "run")
+    with pytest.warns(UserWarning, match="in the only iteration, so there is nothing to learn"):
+        burnish.train(load(recipe, *changes, "iterations=1"), tmp_path / "run")
     with pytest.raises(ValueError, match="first 3 iterations"):
         burnish.train(load(recipe, *changes), tmp_path / "run", resume=True)
     assert len(Run(tmp_path / "run").records()) == 2

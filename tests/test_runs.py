@@ -67,6 +67,22 @@ def test_two_at_once(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("more", ["", "notes.txt"])
+def test_a_new_folder_goes_where_nothing_began(tmp_path: Path, more: str) -> None:
+    run = Run.create(tmp_path / "run")
+    if more:
+        (run.folder / more).touch()
+    with pytest.raises(KeyboardInterrupt), run.lock(is_new=True):
+        raise KeyboardInterrupt
+    assert run.folder.exists() == bool(more)
+
+    (tmp_path / "mine").mkdir()
+    mine = Run.create(tmp_path / "mine")
+    with pytest.raises(KeyboardInterrupt), mine.lock():
+        raise KeyboardInterrupt
+    assert mine.folder.exists()
+
+
 def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     code = f"""
 import os, pathlib

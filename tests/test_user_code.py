@@ -262,6 +262,39 @@ def test_what_is_put_back_is_said(tmp_path: Path) -> None:
     assert os.getcwd() == before
 
 
+@pytest.mark.parametrize(
+    ("change", "read", "message"),
+    [
+        (
+            lambda: torch.use_deterministic_algorithms(True),
+            torch.are_deterministic_algorithms_enabled,
+            "torch's deterministic algorithms",
+        ),
+        (
+            lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+            torch.get_num_threads,
+            "torch's number of threads",
+        ),
+        (
+            lambda: setattr(torch.backends.cudnn, "benchmark", True),
+            lambda: torch.backends.cudnn.benchmark,
+            "the settings of cuDNN",
+        ),
+    ],
+)
+def test_how_torch_computes_is_put_back(
+    change: Callable[[], None], read: Callable[[], Any], message: str
+) -> None:
+    def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        change()
+        return brightness(images, prompts)
+
+    before = read()
+    with pytest.warns(UserWarning, match=f"reward 'r' changed {message}; it was put back"):
+        score({"r": reward}, IMAGES, PROMPTS)
+    assert read() == before
+
+
 # What a reward returns --------------------------------------------------------------------------
 
 NUMBERS = [0.5, 1.0, 0.25, 2.0]
@@ -269,6 +302,7 @@ FORMS: dict[str, Callable[[], Any]] = {
     "list": lambda: NUMBERS,
     "tuple": lambda: tuple(NUMBERS),
     "tensor": lambda: torch.tensor(NUMBERS),
+    "sparse": lambda: torch.tensor(NUMBERS).to_sparse(),
     "half": lambda: torch.tensor(NUMBERS, dtype=torch.float16),
     "with a gradient": lambda: torch.tensor(NUMBERS, requires_grad=True),
     "array": lambda: np.array(NUMBERS),
@@ -321,6 +355,10 @@ def test_none_is_a_missing_score(values: Any) -> None:
     assert masked.parts[:, 0].isnan().tolist() == [False, True, False, False]
     with pytest.raises(ValueError, match=r"for 1 of 4 images \(first: row 1, prompt 'b'\)"):
         score({"r": lambda images, prompts: values}, IMAGES, PROMPTS)
+
+
+def sparse(values: list[float]) -> Tensor:
+    return torch.tensor(values).to_sparse()
 
 
 async def asynchronous(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
@@ -650,7 +688,28 @@ def test_an_advantage_is_checked(value: Any, message: str) -> None:
         part(scores, torch.ones(1), torch.zeros(4))
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def test_what_is_returned_is_taken_apart_under_the_functions_name() -> None:
+    scores = Scores(torch.zeros(4, 1), ("r",))
+    part = part_of("advantage", lambda scores, weights, group: (1 / 0 for _ in range(4)))
+    place = r"raised ZeroDivisionError: division by zero \(.*test_user_code.py:\d+\)"
+    with pytest.raises(ValueError, match=f"^advantage mine {place}"):
+        part(scores, torch.ones(1), torch.zeros(4))
+
+    class Scale(Fraction):
+        def __float__(self) -> float:
+            return 1 / 0
+
+    curriculum = part_of("curriculum", lambda progress, generator: Scale(1))
+    with pytest.raises(ValueError, match=f"^curriculum mine {place}"):
+        curriculum(0.0, torch.Generator())
+
+    objective = part_of("objective", lambda replay, adv: Loss(replay.logp.mean(), {"a": Scale(1)}))
+    logp = torch.zeros(2, 1, requires_grad=True)
+    with pytest.raises(ValueError, match=f"^objective mine {place}"):
+        objective(Replay(logp, logp.detach(), 4), torch.ones(2))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor, sparse])
 def test_an_advantage_of_any_numbers_is_taken_and_bad_rows_are_zero(kind: Any) -> None:
     part = part_of("advantage", lambda scores, weights, group: kind([1.0, float("nan"), 3, 4]))
     scores = Scores(torch.tensor([[0.0], [torch.nan], [0.0], [0.0]]), ("r",))
@@ -711,6 +770,24 @@ def test_a_guidance_is_checked(out: Callable[[Tensor], Any], message: str) -> No
     part = part_of("guidance", lambda raw, x, t, cond, null: out(raw(x, t, cond)))
     with pytest.raises(ValueError, match=f"guidance mine {message}"):
         part(lambda x, t, cond: x, torch.ones(2, 4, 3, 3), torch.zeros(2), {}, {})
+
+
+def test_what_a_guidance_overwrites_keeps_the_networks_gradient() -> None:
+    def guidance(raw: Any, x: Tensor, t: Tensor, cond: Any, null: Any) -> Tensor:
+        out: Tensor = raw(x, t, cond)
+        result = out * 1
+        for tensor in (x, cond["text"], out):
+            tensor.zero_()
+        return result
+
+    weight = torch.full((2, 1), 2.0, requires_grad=True)
+    x, cond = torch.full((2, 1), 3.0), {"text": torch.full((2, 1), 5.0)}
+    part = part_of("guidance", guidance)
+    part(
+        lambda x, t, cond: (weight * x * cond["text"]).exp2(), x / 10, x, cond, {}
+    ).sum().backward()
+    expected = 1.5 * torch.tensor(3.0).exp2() * torch.tensor(2.0).log()
+    torch.testing.assert_close(weight.grad, expected.expand(2, 1))
 
 
 def test_a_guidance_is_not_blamed_for_the_network() -> None:

@@ -216,11 +216,15 @@ class TopFractionWeights(Advantage):
     imitates = True
 
     def __init__(self, fraction: float = 0.1, within: str = "prompt") -> None:
-        if not 0 < fraction <= 1:
-            raise ValueError(f"advantage.fraction must lie in (0, 1], not {fraction}")
+        if not 0 < fraction < 1:
+            raise ValueError(f"advantage.fraction must lie in (0, 1), not {fraction}")
         self.fraction = fraction
         self.within = checked_within(within)
         self.compares_images = within == "prompt"
+
+    def kept(self, images: int) -> int:
+        """Return how many of so many images that are compared are imitated."""
+        return max(1, round(self.fraction * images))
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """Return the weights, (B,) float32.
@@ -231,7 +235,7 @@ class TopFractionWeights(Advantage):
         result = torch.zeros(len(group))
 
         for rows in _groups(sums, group, self.within):
-            count = max(1, round(self.fraction * len(rows)))
+            count = self.kept(len(rows))
             best = sums[rows].sort(descending=True, stable=True).indices[:count]
             result[rows[best]] = len(rows) / count
 

@@ -51,7 +51,9 @@ from burnish.types import (
     Objective,
     Prompt,
     Reward,
+    describe_value,
 )
+from burnish.user_code import check_signature
 
 if TYPE_CHECKING:
     from burnish.training.learners import Learner
@@ -111,8 +113,32 @@ class Overrides:
             return catalog.build(kind, table, where)
         return checked_part(kind, self.parts[kind], _own_name(self.parts[kind]))
 
+    def check(self) -> None:
+        """Refuse rewards, a source or learners that could not be called.
+
+        Raises:
+            ValueError: one sentence that says how to give them.
+        """
+        for name, example in (
+            ("rewards", 'rewards by name, such as {"redness": redness}'),
+            ("learners", 'learners by name, such as {"critic": critic}'),
+        ):
+            given = getattr(self, name)
+            if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+                shape = describe_value(given)
+                raise ValueError(f"overrides.{name} is {shape}; give a dict of {example}")
+
+        given_rewards(self)
+        if self.source is not None:
+            check_signature("overrides.source", self.source, ("count",))
+
     def apply_to(self, config: Config) -> Config:
-        """Return the configuration with the objects in it; rewards keep their names' weights."""
+        """Return the configuration with the objects in it; rewards keep their names' weights.
+
+        Raises:
+            ValueError: the rewards, the source or the learners are not what they must be.
+        """
+        self.check()
         changes: dict[str, Any] = {}
 
         if self.rewards:

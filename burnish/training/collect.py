@@ -26,7 +26,7 @@ from burnish.training.job import Job
 from burnish.training.prompt_sampling import sample_prompts, target_rewards
 from burnish.training.scoring import Scoring, join_scores
 from burnish.types import Prompt, Scores, Trajectory
-from burnish.user_code import own_prompts, own_scores, settings_kept
+from burnish.user_code import call_hook, own_prompts, own_scores
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,6 @@ def rollout_and_score(
             job.world.rank,
             job.world.tracking.trackers,
         )
-        with settings_kept("on_images"):
-            on_images(shown)
+        call_hook("on_images", on_images, shown)
 
     return trajectory, scores, sum(seconds for _, seconds in results)

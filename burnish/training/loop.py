@@ -26,6 +26,7 @@ from burnish.training.record import Recorder
 from burnish.training.resume import check_not_guarded, check_unchanged, restore
 from burnish.training.score_checks import ScoreChecks
 from burnish.training.shown import shown
+from burnish.user_code import check_signature
 from burnish.world import World, join_world
 
 
@@ -72,13 +73,15 @@ def train(
         >>> overrides = Overrides(rewards={"redness": redness})                    # doctest: +SKIP
         >>> train(config, "runs/red", overrides=overrides)                         # doctest: +SKIP
     """
+    check_hooks(on_record, stop, on_images)
     overrides = overrides or Overrides()
     config = overrides.apply_to(config)
     trackers = Path(config.run.tracker_folder or out)
     world = join_world(config.run.trackers, trackers, config.model.device)
+    is_new = not Path(out).exists()
     run = open_run(out, world, resume)
 
-    with run.lock() if world.main else nullcontext(), shown(progress, config, run, world):
+    with run.lock(is_new) if world.main else nullcontext(), shown(progress, config, run, world):
         if resume:
             check_unchanged(config, run, world, accept_changes)
             check_not_guarded(run)
@@ -116,6 +119,26 @@ def train(
         world.end()
 
     return run.folder
+
+
+def check_hooks(
+    on_record: Callable[[Record], object] | None,
+    stop: Callable[[], bool] | None,
+    on_images: OnImages | None,
+) -> None:
+    """Refuse functions that could not be called as they will be.
+
+    Raises:
+        ValueError: one takes other arguments, or is no function.
+    """
+    hooks: list[tuple[str, Any, tuple[str, ...]]] = [
+        ("on_record", on_record, ("record",)),
+        ("stop", stop, ()),
+        ("on_images", on_images, ("sampled",)),
+    ]
+    for name, function, called_with in hooks:
+        if function is not None:
+            check_signature(name, function, called_with)
 
 
 def open_run(out: str | Path, world: World, resume: bool) -> Run:

@@ -30,7 +30,7 @@ from burnish.training.metrics import own_numbers
 from burnish.training.origin import origin_of
 from burnish.training.reward_stats import gains
 from burnish.training.samples import draw_identifier_grid, draw_samples
-from burnish.user_code import settings_kept
+from burnish.user_code import call_hook
 
 
 class Recorder:
@@ -102,8 +102,7 @@ class Recorder:
 
         tell_record(record)
         if self.on_record is not None and job.world.main:
-            with settings_kept("on_record"):
-                returned = self.on_record(deepcopy(record))
+            returned = call_hook("on_record", self.on_record, deepcopy(record))
             record = with_own_numbers(job.run, record, returned)
 
         # a checkpoint says what the log was, so numbers of the user's join it before

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 
+from burnish.rl.advantages import weights_per_image
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.credit import FIRST_ITERATIONS, assign_credit, first_iterations
 from burnish.training.job import Job
@@ -30,6 +31,7 @@ class ScoreChecks:
     def __init__(self, job: Job, done: int = 0) -> None:
         self.parts = job.parts
         self.limit = first_iterations(job.config.iterations)
+        self.iterations = job.config.iterations
         self.patience = job.config.scoring.patience
         # a curriculum may begin where every image succeeds, so equal rewards are allowed then
         self.expects_spread = not job.parts.curriculum.varies
@@ -106,12 +108,18 @@ class ScoreChecks:
                 "from",
                 stacklevel=2,
             )
+        if idle and self.iterations == 1:  # which may be chance, so it is no error
+            warnings.warn(self.nothing_to_learn(scores, ties), stacklevel=2)
         return credit
 
     def has_only_ties(self, scores: Scores, batch: RolloutBatch, world: World) -> bool:
-        """Return whether all images of each prompt have the same rewards, of several images."""
+        """Return whether all images of each prompt have the same rewards, of several images.
+
+        Rewards of weight 0 do not count: nothing is learned from them.
+        """
         group = world.gather(batch.group)[scores.valid]
-        rewards = scores.parts[scores.valid]
+        counted = weights_per_image(self.parts.weights, scores) != 0
+        rewards = (scores.parts * counted.to(scores.parts))[scores.valid]
         _, first, counts = group.unique(return_inverse=True, return_counts=True)
         sums = rewards.new_zeros(len(counts), rewards.shape[1]).index_add(0, first, rewards)
         equal = (rewards - (sums / counts[:, None])[first]).abs() <= 1e-9 * rewards.abs()
@@ -119,19 +127,34 @@ class ScoreChecks:
 
     def nothing_to_learn(self, scores: Scores, ties: bool) -> str:
         """Return the sentence about iterations without an advantage."""
+        if lacking := int((~scores.valid).sum()):
+            return (
+                f"no image of {self.first} has an advantage, so there is nothing to learn from: "
+                f"{lacking} of {len(scores.valid)} images lack a reward "
+                f"({'; '.join(scores.problems)}), and the others of a prompt are alike or alone; "
+                "fix the reward, or raise batch.images_per_prompt"
+            )
         if ties:
             return (
                 f"{self.tie(scores)}, so there is nothing to learn from; it may depend on the "
                 "prompt alone: try it with burnish.check_reward"
             )
         return (
-            f"no image of the first {self.limit} iterations has an advantage, so there is nothing "
-            "to learn from; look at advantage.use, or raise batch.images_per_prompt"
+            f"no image of {self.first} has an advantage, so there is nothing to learn from; look "
+            "at advantage.use, or raise batch.images_per_prompt"
         )
+
+    @property
+    def first(self) -> str:
+        """The first iterations, in words."""
+        several = f"the first {self.limit} iterations"
+        return "the only iteration" if self.iterations == 1 else several
 
     def tie(self, scores: Scores) -> str:
         """Return half a sentence about equal rewards."""
+        weights = self.parts.weights.tolist()
+        names = [name for name, weight in zip(scores.names, weights, strict=True) if weight]
         return (
-            f"reward '{', '.join(scores.names)}' gave the same to all images of each prompt in the "
-            f"first {self.limit} iterations"
+            f"reward '{', '.join(names)}' gave the same to all images of each prompt in "
+            f"{self.first}"
         )
