@@ -115,7 +115,7 @@ def configured(write_recipe: Callable[..., Path]) -> Callable[..., Config]:
             iterations=4,
             rewards=[
                 {"use": "compressibility"},
-                {"use": "HERE/reward.py:bright", "url": "http://me:pw@host/score?key=1"},
+                {"use": "HERE/reward.py:bright", "url": "http://me:${PW}@host/score"},
             ],
             batch={"prompts": 2, "images_per_prompt": 2},
             evaluation={"images_per_prompt": 1, "every": 2},
@@ -136,10 +136,10 @@ def test_each_tracker_is_sent_the_whole_run(
     for tracker in STARTED:
         assert tracker.project == "burnish" and tracker.sent[-1][0] == "finish"
         assert tracker.config is not None
-        assert tracker.config["rewards.1.url"] == "http://host/score"
+        assert tracker.config["rewards.1.url"] == "http://***@host/score"
         assert tracker.config["optimizer.lr"] == 3e-4 and tracker.config["model.train"] == "lora"
         assert all(isinstance(value, (str, int, float)) for value in tracker.config.values())
-        assert "pw" not in json.dumps(tracker.config) + run.trackers.read_text()
+        assert "PW" not in json.dumps(tracker.config) + run.trackers.read_text()
 
         logged = [(values, step) for values, step in tracker.of("log") if "iteration" in values]
         assert [step for _, step in logged] == [1, 2, 3, 4]
@@ -242,13 +242,12 @@ def test_two_runs_of_one_name_have_ids_of_their_own(
 def test_options_of_the_user_win(
     fake: type[FakeTracker], configured: Callable[..., Config], tmp_path: Path
 ) -> None:
-    options = {"wandb": {"id": "abc", "entity": "me", "api_key": "hush"}}
+    options = {"wandb": {"id": "abc", "entity": "me"}}
     config = configured("wandb", tracker_options=options, tracker_project="cats")
     run = Run(train(config, tmp_path / "mine"))
     (tracker,) = STARTED
     assert tracker.project == "cats" and tracker.arguments["id"] == "abc"
     assert tracker.arguments["entity"] == "me" and tracker.arguments["name"] == "mine"
-    assert "hush" not in json.dumps(tracker.config) + run.trackers.read_text()
 
     config = configured("wandb", tracker_options={"wandb": 3})
     with pytest.raises(ValueError, match=r"run.tracker_options.wandb = 3; write a table"):
@@ -356,14 +355,14 @@ def test_settings_without_secrets() -> None:
         "run": {"tracker_options": {"wandb": {"key": "hush"}}, "keep": 2},
     }
     assert settings_for_trackers(settings) == {
-        "model.id": "https://hub/model",
+        "model.id": "https://***@hub/model#token",
         "model.targets": '["to_q", "to_k"]',
         "rewards.0.use": "remote",
         "rewards.0.key_variable": "MY_KEY",
-        "rewards.1.api_key": "(hidden)",
+        "rewards.1.api_key": "***",
         "rewards.1.n": 2,
         "prompts.texts": '["a cat"]',
-        "prompts.urls": '["ftp://host/a"]',
+        "prompts.urls": '["ftp://***@host/a"]',
         "run.keep": 2,
     }
 
