@@ -67,7 +67,8 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 def start(recipe: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "burnish.cli", "train", str(recipe), "--out", str(out)]
+    arguments = ["train", str(recipe), "--out", str(out), "--trust"]
+    command = [sys.executable, "-m", "burnish.cli", *arguments]
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
@@ -144,7 +145,7 @@ def test_a_closed_terminal_saves(write_recipe: Callable[..., Path], tmp_path: Pa
     recipe = hanging_recipe(write_recipe, SLEEPS, 2)
     child, terminal = pty.fork()
     if child == 0:
-        command = [sys.executable, "-m", "burnish.cli", "train", str(recipe)]
+        command = [sys.executable, "-m", "burnish.cli", "train", str(recipe), "--trust"]
         os.execv(sys.executable, [*command, "--out", str(tmp_path / "run")])
 
     started = time.monotonic()

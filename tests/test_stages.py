@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -277,5 +278,8 @@ def test_other_prompts_to_evaluate_are_noticed_before_training_goes_on(
     folder = train(config, tmp_path / "run", progress=False)
     prompts.write_text("a cat\na cow\n")
 
-    with pytest.raises(ValueError, match=r"000000.json has other train prompts than this"):
+    with pytest.raises(ValueError, match=r"another prompts.path.*has changed"):
         train(config, folder, resume=True, progress=False)
+    fewer = replace(config, evaluation=replace(config.evaluation, max_prompts=1))
+    with pytest.raises(ValueError, match=r"another .*evaluation.max_prompts"):
+        train(fewer, folder, resume=True, progress=False)

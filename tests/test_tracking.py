@@ -244,7 +244,7 @@ def test_options_of_the_user_win(
 ) -> None:
     options = {"wandb": {"id": "abc", "entity": "me"}}
     config = configured("wandb", tracker_options=options, tracker_project="cats")
-    run = Run(train(config, tmp_path / "mine"))
+    train(config, tmp_path / "mine")
     (tracker,) = STARTED
     assert tracker.project == "cats" and tracker.arguments["id"] == "abc"
     assert tracker.arguments["entity"] == "me" and tracker.arguments["name"] == "mine"

@@ -125,7 +125,7 @@ def test_a_model_without_a_chat_template_that_repeats_the_question(tmp_path: Pat
             {"model": "zoo:emoji-clip"},
             "'zoo:emoji-clip' is not a folder with an image-text-to-text model",
         ),
-        ({"model": "zoo:emoji-captioner", "batch": 0}, "batch = 0: at least one image"),
+        ({"model": "zoo:emoji-captioner", "batch": 0}, "batch = 0; it must be at least 1"),
         (
             {"model": "zoo:emoji-captioner", "endpoint": {"model": "x"}},
             "endpoint = ... is for a model behind an address",

@@ -107,7 +107,8 @@ def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
     if job.world.main:
         comparison = compare(initial, evaluations, job.parts.weights)
         write(job.run.evaluation, dumps(comparison, indent=1))
-        job.world.tracking.evaluation(comparison, job.run.evaluation, iteration)
+        if missing:
+            job.world.tracking.evaluation(comparison, job.run.evaluation, iteration)
 
 
 def evaluate_all(
