@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from burnish.diffusion.guidance import NoGuidance
-from burnish.diffusion.lora_file import FILE, PEFT_CONFIG, PEFT_FILE, locate
+from burnish.diffusion.lora_file import FILE, locate
+from burnish.diffusion.lora_metadata import PEFT_CONFIG, PEFT_FILE
 from burnish.diffusion.policy import Policy
 from burnish.types import Prompt
 
@@ -183,8 +184,8 @@ def test_layers_may_have_alphas_of_their_own(tiny_pipeline: Path, tmp_path: Path
     changes = scaled(layers, 1.0)
 
     for count, (name, (down, up)) in enumerate(layers.items()):
-        tensors[f"unet.{name}.alpha"] = torch.tensor(float(count % 3))
-        changes[name] = (down, up, (count % 3) / 4)
+        tensors[f"unet.{name}.alpha"] = torch.tensor(float(count % 3 + 1))
+        changes[name] = (down, up, (count % 3 + 1) / 4)
 
     # stock diffusers reads no such names, but the file says what it means
     folder = write(tmp_path / "own", tensors)
@@ -428,6 +429,98 @@ def test_a_tensor_without_a_place_is_named(tiny_pipeline: Path, tmp_path: Path, 
         with pytest.raises(ValueError, match=NAMED[how]) as caught:
             Policy.load(tiny_pipeline, **settings)
         assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+MALFORMED: dict[str, tuple[str, str]] = {
+    "alpha as a text": ('{"lora_alpha": "1"}', "lora_alpha in PLACE is '1', .* a number of more"),
+    "no alpha": ('{"lora_alpha": null}', "lora_alpha in PLACE is None"),
+    "alpha true": ('{"lora_alpha": true}', "lora_alpha in PLACE is True"),
+    "alpha NaN": ('{"lora_alpha": NaN}', "lora_alpha in PLACE is nan"),
+    "alpha infinite": ('{"lora_alpha": Infinity}', "lora_alpha in PLACE is inf"),
+    "alpha zero": ('{"lora_alpha": 0}', "lora_alpha in PLACE is 0"),
+    "alpha negative": ('{"lora_alpha": -1}', "lora_alpha in PLACE is -1"),
+    "alpha enormous": (f'{{"lora_alpha": 1{"0" * 400}}}', r"lora_alpha in PLACE is 10+\.\.\.0+,"),
+    "of a part": ('{"unet.lora_alpha": []}', r"unet.lora_alpha in PLACE is \[\]"),
+    "a list": ("[1, 2]", r"PLACE is \[1, 2\], but must be a JSON object"),
+    "no JSON": ("{lora_alpha", "PLACE is .*lora_alpha'?, but must be a JSON object"),
+    "a pattern of texts": (
+        '{"alpha_pattern": {"to_q": "6"}}',
+        "alpha_pattern.to_q in PLACE is '6', but must be a number of more",
+    ),
+    "a pattern with zero": ('{"alpha_pattern": {"to_q": 0}}', "alpha_pattern.to_q in PLACE is 0"),
+    "a pattern that is a list": (
+        '{"alpha_pattern": ["to_q"]}',
+        "alpha_pattern in PLACE is .*, but must be a JSON object",
+    ),
+    "a pattern that is none": (
+        '{"alpha_pattern": {"*to_q": 6}}',
+        r"alpha_pattern in PLACE is '\*to_q', but must be by layers or regular expressions",
+    ),
+    "ranks that are a list": ('{"rank_pattern": [4]}', r"rank_pattern in PLACE is \[4\]"),
+    "a fraction of a rank": (
+        '{"rank_pattern": {"to_q": 4.5}}',
+        "rank_pattern.to_q in PLACE is 4.5, but must be a whole number of at least 1",
+    ),
+    "rank as a text": ('{"r": "4"}', "r in PLACE is '4', but must be a whole number"),
+    "rsLoRA as a text": ('{"use_rslora": "no"}', "use_rslora in PLACE is 'no', .* true or false"),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+@pytest.mark.parametrize("beside", [False, True])
+def test_malformed_metadata_are_one_sentence(
+    tiny_pipeline: Path, tmp_path: Path, kind: str, beside: bool
+) -> None:
+    text, message = MALFORMED[kind]
+    file = tmp_path / "my.safetensors"
+    header = {} if beside else {"lora_adapter_metadata": text}
+    save_file(peft(layers_of(stock(tiny_pipeline).unet, TARGETS), ""), file, header)
+    if beside:
+        (tmp_path / PEFT_CONFIG).write_text(text)
+
+    place = f"the {PEFT_CONFIG} beside it" if beside else "the header's lora_adapter_metadata"
+    with pytest.raises(ValueError, match=message.replace("PLACE", place)) as caught:
+        Policy.load(tiny_pipeline, adapter=file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).endswith("save the LoRA again with the program that made it")
+
+
+@pytest.mark.parametrize(
+    ("alpha", "header", "message"),
+    [
+        (
+            torch.ones(2),
+            {},
+            r"its tensor lora_unet_\w+.alpha is \[1.0, 1.0\], but must be",
+        ),
+        (torch.tensor(0.0), {}, r"its tensor lora_unet_\w+.alpha is 0.0, but must be a number"),
+        (torch.tensor(-1.0), {}, r"its tensor lora_unet_\w+.alpha is -1.0, but must be"),
+        (None, {"ss_network_alpha": "Dynamic"}, "ss_network_alpha in the header is 'Dynamic'"),
+        (None, {"ss_network_alpha": "nan"}, "ss_network_alpha in the header is 'nan'"),
+        (None, {"ss_network_alpha": "0"}, "ss_network_alpha in the header is '0'"),
+    ],
+)
+def test_malformed_alphas_of_kohya_are_one_sentence(
+    tiny_pipeline: Path,
+    tmp_path: Path,
+    alpha: Tensor | None,
+    header: dict[str, str],
+    message: str,
+) -> None:
+    tensors = kohya(layers_of(stock(tiny_pipeline).unet, TARGETS), "lora_unet_", None)
+    if alpha is not None:
+        tensors |= {
+            name.replace("lora_up.weight", "alpha"): alpha.clone()
+            for name in tensors
+            if name.endswith("lora_up.weight")
+        }
+
+    file = tmp_path / "kohya.safetensors"
+    save_file(tensors, file, header)
+    with pytest.raises(ValueError, match=message) as caught:
+        Policy.load(tiny_pipeline, train="none", fused_lora=file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).endswith("save the LoRA again with the program that made it")
 
 
 def test_layers_beyond_the_targets_are_named(tiny_pipeline: Path, tmp_path: Path) -> None:
