@@ -710,3 +710,72 @@ def test_trl_saves_a_pipeline_without_the_text_encoders_layers(
     torch.testing.assert_close(states(saved), states(pipe))
     saved.load_lora_weights(tmp_path / "saved")
     torch.testing.assert_close(states(saved), states(policy.pipe))
+
+
+def changed_weights(pipe: Any, before: Any) -> dict[str, Tensor]:
+    """Return what a merged LoRA added to each weight of a UNet, where that is something."""
+    plain = before.unet.state_dict()
+    added = {name: value - plain[name] for name, value in pipe.unet.state_dict().items()}
+    return {name: value for name, value in added.items() if value.any()}
+
+
+def test_kohyas_convolutions_are_merged_as_stock_diffusers_does(
+    tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    pipe = stock(tiny_pipeline)
+    draw = generator()
+    tensors = {}
+    for name, layer in pipe.unet.named_modules():
+        if name.endswith(("conv1", "conv2", "conv_shortcut")) and "resnets" in name:
+            flat = f"lora_unet_{name.replace('.', '_')}"
+            down = (2, *layer.weight.shape[1:])
+            tensors[f"{flat}.lora_down.weight"] = torch.randn(down, generator=draw) * 0.3
+            up = torch.randn(len(layer.weight), 2, 1, 1, generator=draw) * 0.3
+            tensors |= {f"{flat}.lora_up.weight": up, f"{flat}.alpha": torch.tensor(1.0)}
+
+    _compare_with_stock(tiny_pipeline, tensors, tmp_path)
+
+    # the header's alpha of convolutions is the same one
+    arguments = {"ss_network_alpha": "2", "ss_network_args": '{"conv_alpha": "1"}'}
+    bare = {name: value for name, value in tensors.items() if not name.endswith(".alpha")}
+    spatial = [name for name in bare if bare[name].shape[2:].numel() > 1]
+    kept = {n: v for n, v in bare.items() if n.replace("_up.", "_down.") in spatial}
+    save_file(kept, tmp_path / "bare.safetensors", arguments)
+    alphas = {n: v for n, v in tensors.items() if n.replace("alpha", "lora_down.weight") in spatial}
+    save_file(kept | alphas, tmp_path / "own.safetensors")
+    one, two = (
+        Policy.load(tiny_pipeline, train="none", fused_lora=tmp_path / f"{name}.safetensors")
+        for name in ("bare", "own")
+    )
+    torch.testing.assert_close(one.pipe.unet.state_dict(), two.pipe.unet.state_dict())
+
+
+def test_sdxls_blocks_by_kohyas_names(tiny_sdxl: Path, tmp_path: Path) -> None:
+    attention = "transformer_blocks_0_attn1_to_q"
+    widths = {"input_blocks_3_1": 8, "middle_block_1": 16, "output_blocks_0_1": 16}
+    draw = generator()
+    tensors = {}
+    for block, width in widths.items():
+        flat = f"lora_unet_{block}_{attention}"
+        tensors[f"{flat}.lora_down.weight"] = torch.randn(2, width, generator=draw)
+        tensors[f"{flat}.lora_up.weight"] = torch.randn(width, 2, generator=draw)
+        tensors[f"{flat}.alpha"] = torch.tensor(1.0)
+
+    assert len(_compare_with_stock(tiny_sdxl, tensors, tmp_path)) == 3
+
+
+def _compare_with_stock(model: Path, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Merge a LoRA here and with stock diffusers; return what either added."""
+    file = folder / "kohya.safetensors"
+    save_file(tensors, file)
+    plain = DiffusionPipeline.from_pretrained(model)
+    theirs = DiffusionPipeline.from_pretrained(model)
+    theirs.load_lora_weights(file)
+    theirs.fuse_lora()
+    theirs.unload_lora_weights()
+
+    truth = changed_weights(theirs, plain)
+    ours = Policy.load(model, train="none", fused_lora=file).pipe
+    assert len(truth) == sum(name.endswith("lora_down.weight") for name in tensors)
+    torch.testing.assert_close(changed_weights(ours, plain), truth)
+    return truth
