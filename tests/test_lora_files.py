@@ -739,10 +739,10 @@ def test_kohyas_convolutions_are_merged_as_stock_diffusers_does(
     arguments = {"ss_network_alpha": "2", "ss_network_args": '{"conv_alpha": "1"}'}
     bare = {name: value for name, value in tensors.items() if not name.endswith(".alpha")}
     spatial = [name for name in bare if bare[name].shape[2:].numel() > 1]
-    kept = {n: v for n, v in bare.items() if n.replace("_up.", "_down.") in spatial}
-    save_file(kept, tmp_path / "bare.safetensors", arguments)
+    large = {n: v for n, v in bare.items() if n.replace("_up.", "_down.") in spatial}
+    save_file(large, tmp_path / "bare.safetensors", arguments)
     alphas = {n: v for n, v in tensors.items() if n.replace("alpha", "lora_down.weight") in spatial}
-    save_file(kept | alphas, tmp_path / "own.safetensors")
+    save_file(large | alphas, tmp_path / "own.safetensors")
     one, two = (
         Policy.load(tiny_pipeline, train="none", fused_lora=tmp_path / f"{name}.safetensors")
         for name in ("bare", "own")
