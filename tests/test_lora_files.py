@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from burnish.diffusion.guidance import NoGuidance
-from burnish.diffusion.lora_file import FILE, PEFT_CONFIG, PEFT_FILE, locate
+from burnish.diffusion.lora_file import FILE, locate
+from burnish.diffusion.lora_metadata import PEFT_CONFIG, PEFT_FILE
 from burnish.diffusion.policy import Policy
 from burnish.types import Prompt
 
@@ -183,8 +184,8 @@ def test_layers_may_have_alphas_of_their_own(tiny_pipeline: Path, tmp_path: Path
     changes = scaled(layers, 1.0)
 
     for count, (name, (down, up)) in enumerate(layers.items()):
-        tensors[f"unet.{name}.alpha"] = torch.tensor(float(count % 3))
-        changes[name] = (down, up, (count % 3) / 4)
+        tensors[f"unet.{name}.alpha"] = torch.tensor(float(count % 3 + 1))
+        changes[name] = (down, up, (count % 3 + 1) / 4)
 
     # stock diffusers reads no such names, but the file says what it means
     folder = write(tmp_path / "own", tensors)
@@ -430,6 +431,98 @@ def test_a_tensor_without_a_place_is_named(tiny_pipeline: Path, tmp_path: Path, 
         assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
+MALFORMED: dict[str, tuple[str, str]] = {
+    "alpha as a text": ('{"lora_alpha": "1"}', "lora_alpha in PLACE is '1', .* a number of more"),
+    "no alpha": ('{"lora_alpha": null}', "lora_alpha in PLACE is None"),
+    "alpha true": ('{"lora_alpha": true}', "lora_alpha in PLACE is True"),
+    "alpha NaN": ('{"lora_alpha": NaN}', "lora_alpha in PLACE is nan"),
+    "alpha infinite": ('{"lora_alpha": Infinity}', "lora_alpha in PLACE is inf"),
+    "alpha zero": ('{"lora_alpha": 0}', "lora_alpha in PLACE is 0"),
+    "alpha negative": ('{"lora_alpha": -1}', "lora_alpha in PLACE is -1"),
+    "alpha enormous": (f'{{"lora_alpha": 1{"0" * 400}}}', r"lora_alpha in PLACE is 10+\.\.\.0+,"),
+    "of a part": ('{"unet.lora_alpha": []}', r"unet.lora_alpha in PLACE is \[\]"),
+    "a list": ("[1, 2]", r"PLACE is \[1, 2\], but must be a JSON object"),
+    "no JSON": ("{lora_alpha", "PLACE is .*lora_alpha'?, but must be a JSON object"),
+    "a pattern of texts": (
+        '{"alpha_pattern": {"to_q": "6"}}',
+        "alpha_pattern.to_q in PLACE is '6', but must be a number of more",
+    ),
+    "a pattern with zero": ('{"alpha_pattern": {"to_q": 0}}', "alpha_pattern.to_q in PLACE is 0"),
+    "a pattern that is a list": (
+        '{"alpha_pattern": ["to_q"]}',
+        "alpha_pattern in PLACE is .*, but must be a JSON object",
+    ),
+    "a pattern that is none": (
+        '{"alpha_pattern": {"*to_q": 6}}',
+        r"alpha_pattern in PLACE is '\*to_q', but must be by layers or regular expressions",
+    ),
+    "ranks that are a list": ('{"rank_pattern": [4]}', r"rank_pattern in PLACE is \[4\]"),
+    "a fraction of a rank": (
+        '{"rank_pattern": {"to_q": 4.5}}',
+        "rank_pattern.to_q in PLACE is 4.5, but must be a whole number of at least 1",
+    ),
+    "rank as a text": ('{"r": "4"}', "r in PLACE is '4', but must be a whole number"),
+    "rsLoRA as a text": ('{"use_rslora": "no"}', "use_rslora in PLACE is 'no', .* true or false"),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+@pytest.mark.parametrize("beside", [False, True])
+def test_malformed_metadata_are_one_sentence(
+    tiny_pipeline: Path, tmp_path: Path, kind: str, beside: bool
+) -> None:
+    text, message = MALFORMED[kind]
+    file = tmp_path / "my.safetensors"
+    header = {} if beside else {"lora_adapter_metadata": text}
+    save_file(peft(layers_of(stock(tiny_pipeline).unet, TARGETS), ""), file, header)
+    if beside:
+        (tmp_path / PEFT_CONFIG).write_text(text)
+
+    place = f"the {PEFT_CONFIG} beside it" if beside else "the header's lora_adapter_metadata"
+    with pytest.raises(ValueError, match=message.replace("PLACE", place)) as caught:
+        Policy.load(tiny_pipeline, adapter=file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).endswith("save the LoRA again with the program that made it")
+
+
+@pytest.mark.parametrize(
+    ("alpha", "header", "message"),
+    [
+        (
+            torch.ones(2),
+            {},
+            r"its tensor lora_unet_\w+.alpha is \[1.0, 1.0\], but must be",
+        ),
+        (torch.tensor(0.0), {}, r"its tensor lora_unet_\w+.alpha is 0.0, but must be a number"),
+        (torch.tensor(-1.0), {}, r"its tensor lora_unet_\w+.alpha is -1.0, but must be"),
+        (None, {"ss_network_alpha": "Dynamic"}, "ss_network_alpha in the header is 'Dynamic'"),
+        (None, {"ss_network_alpha": "nan"}, "ss_network_alpha in the header is 'nan'"),
+        (None, {"ss_network_alpha": "0"}, "ss_network_alpha in the header is '0'"),
+    ],
+)
+def test_malformed_alphas_of_kohya_are_one_sentence(
+    tiny_pipeline: Path,
+    tmp_path: Path,
+    alpha: Tensor | None,
+    header: dict[str, str],
+    message: str,
+) -> None:
+    tensors = kohya(layers_of(stock(tiny_pipeline).unet, TARGETS), "lora_unet_", None)
+    if alpha is not None:
+        tensors |= {
+            name.replace("lora_up.weight", "alpha"): alpha.clone()
+            for name in tensors
+            if name.endswith("lora_up.weight")
+        }
+
+    file = tmp_path / "kohya.safetensors"
+    save_file(tensors, file, header)
+    with pytest.raises(ValueError, match=message) as caught:
+        Policy.load(tiny_pipeline, train="none", fused_lora=file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).endswith("save the LoRA again with the program that made it")
+
+
 def test_layers_beyond_the_targets_are_named(tiny_pipeline: Path, tmp_path: Path) -> None:
     layers = layers_of(stock(tiny_pipeline).unet, (*TARGETS, "ff.net.2"))
     folder = write(tmp_path, kohya(layers, "lora_unet_", 4.0))
@@ -617,3 +710,72 @@ def test_trl_saves_a_pipeline_without_the_text_encoders_layers(
     torch.testing.assert_close(states(saved), states(pipe))
     saved.load_lora_weights(tmp_path / "saved")
     torch.testing.assert_close(states(saved), states(policy.pipe))
+
+
+def changed_weights(pipe: Any, before: Any) -> dict[str, Tensor]:
+    """Return what a merged LoRA added to each weight of a UNet, where that is something."""
+    plain = before.unet.state_dict()
+    added = {name: value - plain[name] for name, value in pipe.unet.state_dict().items()}
+    return {name: value for name, value in added.items() if value.any()}
+
+
+def test_kohyas_convolutions_are_merged_as_stock_diffusers_does(
+    tiny_pipeline: Path, tmp_path: Path
+) -> None:
+    pipe = stock(tiny_pipeline)
+    draw = generator()
+    tensors = {}
+    for name, layer in pipe.unet.named_modules():
+        if name.endswith(("conv1", "conv2", "conv_shortcut")) and "resnets" in name:
+            flat = f"lora_unet_{name.replace('.', '_')}"
+            down = (2, *layer.weight.shape[1:])
+            tensors[f"{flat}.lora_down.weight"] = torch.randn(down, generator=draw) * 0.3
+            up = torch.randn(len(layer.weight), 2, 1, 1, generator=draw) * 0.3
+            tensors |= {f"{flat}.lora_up.weight": up, f"{flat}.alpha": torch.tensor(1.0)}
+
+    _compare_with_stock(tiny_pipeline, tensors, tmp_path)
+
+    # the header's alpha of convolutions is the same one
+    arguments = {"ss_network_alpha": "2", "ss_network_args": '{"conv_alpha": "1"}'}
+    bare = {name: value for name, value in tensors.items() if not name.endswith(".alpha")}
+    spatial = [name for name in bare if bare[name].shape[2:].numel() > 1]
+    large = {n: v for n, v in bare.items() if n.replace("_up.", "_down.") in spatial}
+    save_file(large, tmp_path / "bare.safetensors", arguments)
+    alphas = {n: v for n, v in tensors.items() if n.replace("alpha", "lora_down.weight") in spatial}
+    save_file(large | alphas, tmp_path / "own.safetensors")
+    one, two = (
+        Policy.load(tiny_pipeline, train="none", fused_lora=tmp_path / f"{name}.safetensors")
+        for name in ("bare", "own")
+    )
+    torch.testing.assert_close(one.pipe.unet.state_dict(), two.pipe.unet.state_dict())
+
+
+def test_sdxls_blocks_by_kohyas_names(tiny_sdxl: Path, tmp_path: Path) -> None:
+    attention = "transformer_blocks_0_attn1_to_q"
+    widths = {"input_blocks_3_1": 8, "middle_block_1": 16, "output_blocks_0_1": 16}
+    draw = generator()
+    tensors = {}
+    for block, width in widths.items():
+        flat = f"lora_unet_{block}_{attention}"
+        tensors[f"{flat}.lora_down.weight"] = torch.randn(2, width, generator=draw)
+        tensors[f"{flat}.lora_up.weight"] = torch.randn(width, 2, generator=draw)
+        tensors[f"{flat}.alpha"] = torch.tensor(1.0)
+
+    assert len(_compare_with_stock(tiny_sdxl, tensors, tmp_path)) == 3
+
+
+def _compare_with_stock(model: Path, tensors: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Merge a LoRA here and with stock diffusers; return what either added."""
+    file = folder / "kohya.safetensors"
+    save_file(tensors, file)
+    plain = DiffusionPipeline.from_pretrained(model)
+    theirs = DiffusionPipeline.from_pretrained(model)
+    theirs.load_lora_weights(file)
+    theirs.fuse_lora()
+    theirs.unload_lora_weights()
+
+    truth = changed_weights(theirs, plain)
+    ours = Policy.load(model, train="none", fused_lora=file).pipe
+    assert len(truth) == sum(name.endswith("lora_down.weight") for name in tensors)
+    torch.testing.assert_close(changed_weights(ours, plain), truth)
+    return truth

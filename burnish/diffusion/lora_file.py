@@ -10,9 +10,9 @@ name.
 
 from __future__ import annotations
 
-import json
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,12 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from burnish import pretrained
+from burnish.diffusion.lora_metadata import (
+    ALPHA,
+    PEFT_CONFIG,
+    PEFT_FILE,
+    REMEDY,
+    is_positive,
+    kohya_alpha,
+    read_metadata,
+)
 from burnish.errors import first_line
 
 FILE = "pytorch_lora_weights.safetensors"
-PEFT_FILE = "adapter_model.safetensors"
-PEFT_CONFIG = "adapter_config.json"
-PEFT_PREFIX = "base_model.model."
 
 PARTS = ("unet", "text_encoder", "text_encoder_2", "controlnet")
 KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
@@ -73,7 +79,7 @@ def read_lora(pipe: Any, path: Path, part: str) -> dict[str, Tensor]:
         tensors = {_named(pipe, name, part): value for name, value in tensors.items()}
         _check_pairs(tensors)
         if not has_alphas:
-            tensors = _with_metadata(tensors, _read_metadata(path, header, raw), part)
+            tensors = _with_metadata(tensors, read_metadata(path, header, raw), part)
         check_layers(tensors, pipe.components)
     except Exception as error:  # a damaged file makes the libraries below raise anything
         raise ValueError(f"the LoRA {path} cannot be used: {first_line(error)}") from error
@@ -220,27 +226,6 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return tensors, file.metadata() or {}
 
 
-def _read_metadata(path: Path, header: Mapping[str, str], names: Iterable[str]) -> dict[str, Any]:
-    """Return what the header, or peft's configuration beside the file, says of its adapters."""
-    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-
-    beside = path.with_name(PEFT_CONFIG)
-    text = header.get(LORA_ADAPTER_METADATA_KEY, "")
-    if beside.is_file() and (path.name == PEFT_FILE or (not text and _is_pefts(path, names))):
-        text = beside.read_text("utf-8")
-
-    return dict(json.loads(text or "{}"))
-
-
-def _is_pefts(path: Path, names: Iterable[str]) -> bool:
-    """Return True for the file, by whatever name, that peft's configuration beside it describes.
-
-    It has peft's names; with peft's own file in the folder too, only peft's prefix tells.
-    """
-    sign = PEFT_PREFIX if path.with_name(PEFT_FILE).is_file() else ".lora_A."
-    return any(sign in name for name in names)
-
-
 def _check_tensors(tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError for a tensor that is not finite or of a kind that is not known here."""
     if not tensors:
@@ -280,26 +265,19 @@ def _with_kohya_alphas(
     tensors: Mapping[str, Tensor], header: Mapping[str, str]
 ) -> Mapping[str, Tensor]:
     """Return kohya's tensors with an alpha for each layer: the header's, if the file has none."""
-    alpha = header.get("ss_network_alpha", "None")
-    ending = ".lora_down.weight"
-    downs = [name for name in tensors if name.startswith(KOHYA) and name.endswith(ending)]
-
-    if alpha == "None" or any(name.endswith(".alpha") for name in tensors):
+    if any(name.endswith(".alpha") for name in tensors):
         return tensors
 
     result = dict(tensors)
-    for down in downs:
-        is_conv = tensors[down].shape[2:].numel() > 1  # more than 1x1: LoCon
-        said = _conv_alpha(header) if is_conv else alpha
-        result[f"{down.removesuffix(ending)}.alpha"] = torch.tensor(float(said))
+    ending = ".lora_down.weight"
+
+    for name, down in tensors.items():
+        if name.startswith(KOHYA) and name.endswith(ending):
+            alpha = kohya_alpha(header, is_conv=down.shape[2:].numel() > 1)
+            if alpha is not None:
+                result[f"{name.removesuffix(ending)}.alpha"] = torch.tensor(alpha)
 
     return result
-
-
-def _conv_alpha(header: Mapping[str, str]) -> Any:
-    """Return the alpha of kohya's larger convolutions: 1 where it is not said, as in kohya's."""
-    arguments = json.loads(header.get("ss_network_args", "{}"))
-    return arguments.get("conv_alpha", 1)
 
 
 def _with_alphas(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
@@ -313,7 +291,14 @@ def _with_alphas(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool
         down = original.get(f"{layer}.lora_A.weight")
         if down is None:
             raise ValueError(f"its tensor {original[name]} belongs to no layer of it")
-        _scale(result, original, layer, float(result.pop(original[name])) / len(result[down]))
+
+        alpha = result.pop(original[name])
+        if alpha.numel() != 1 or not is_positive(alpha.item()):
+            raise ValueError(
+                f"its tensor {original[name]} is {reprlib.repr(alpha.tolist())}, but must be "
+                f"{ALPHA}: {REMEDY}"
+            )
+        _scale(result, original, layer, alpha.item() / len(result[down]))
 
     return result, bool(alphas)
 
@@ -351,10 +336,6 @@ def _with_metadata(
         pattern = config.get("alpha_pattern") or {}
         alpha = pattern.get(get_pattern_key(pattern, inner), config.get("lora_alpha", rank))
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
-        if not math.isfinite(scale):
-            raise ValueError(f"its metadata give {layer} the alpha {alpha}")
-
         _scale(result, names, layer, scale)
 
     return result
