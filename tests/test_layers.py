@@ -34,6 +34,7 @@ GROUND = {
     "world",
     "pretrained",
     "noise",
+    "prompt_warnings",
 }
 WINGS: dict[str, set[str]] = {
     "zoo": {"types", "errors"},
@@ -57,6 +58,7 @@ WINGS: dict[str, set[str]] = {
         "files",
         "images",
         "pretrained",
+        "prompt_warnings",
         "seeds",
         "stages",
         "zoo",
@@ -82,6 +84,7 @@ WINGS: dict[str, set[str]] = {
         "user_code",
         "images",
         "pretrained",
+        "prompt_warnings",
         "zoo",
         "qr",
         "prompts",
@@ -126,6 +129,7 @@ FLOOR: dict[str, set[str]] = {
     "world": {"tracking"},
     "pretrained": {"errors", "runs", "zoo"},
     "noise": set(),
+    "prompt_warnings": set(),
     "stages": set(),
 }
 """The same for the modules of the ground floor."""

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from burnish import config as configuration
 from burnish.diffusion.policy import Policy
+from burnish.rewards.clip import clip_similarity
 from burnish.training.assembly import assemble
 from burnish.types import Prompt
 
@@ -32,6 +34,22 @@ def warned(policy: Policy, *texts: str) -> list[str]:
 
 def test_short_plain_prompts_need_no_word(policy: Policy) -> None:
     assert not warned(policy, "a cat", "A cat", "a cat (at 10:30)", "two cats [sic]", "C++")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a screen with Notepad++",
+        "a song (verse: 3)",
+        "a note [a: b]",
+        "a page [see: 4]",
+        "LUNCH BREAK IN RED",
+        "a coffee BREAK",
+        "a cat (at 10:30) of (a) kind",
+    ],
+)
+def test_signs_of_plain_writing_are_none(policy: Policy, text: str) -> None:
+    assert not warned(policy, text)
 
 
 def test_what_is_cut_is_said_once(policy: Policy) -> None:
@@ -70,12 +88,33 @@ def test_prompts_that_are_one_after_the_cut_are_named(
         "a cat <lora:style:0.7>",
         "a (red cat)++",
         "a red++ cat",
+        "a ((red) ball:1.3)",
+        "a [red:0.5] cat",
+        "a [red|blue] cat",
+        "a cat BREAK a dog",
+        "a cat, BREAK, A dog",
     ],
 )
 def test_signs_for_weights_are_named(policy: Policy, text: str) -> None:
     (message,) = warned(policy, "a dog", text, "a (blue:1.2) cat")
     assert "2 of 3 prompts are written with signs such as" in message
     assert "mean nothing here: they are read as letters" in message
+
+
+def test_a_reward_says_once_what_its_model_does_not_read() -> None:
+    reward = clip_similarity("zoo:emoji-clip")
+    images = torch.rand(2, 3, 8, 8)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        reward(images, [Prompt("a (red:1.3) cat"), Prompt("a dog")])
+        scores = reward(images[:1].expand(2, -1, -1, -1), [Prompt(LONG), Prompt(LONG + "blue")])
+        reward(images[:1], [Prompt(LONG + "red")])
+
+    assert scores[0] == scores[1]
+    cut, same = (str(warning.message) for warning in caught)
+    assert cut.startswith("2 of 2 prompts are longer than a reward's CLIP model reads (24 tokens)")
+    assert 'it does not read "and a guitar a fox' in cut
+    assert "differ only in what is cut" in same and 'blue"' in same
 
 
 def test_a_run_says_it_before_it_begins(write_recipe: Callable[..., Path], tmp_path: Path) -> None:

@@ -324,6 +324,15 @@ def test_large_images_are_scaled_down(run: Path) -> None:
     assert page.count("data:image/jpeg;base64,") == 2 and "aspect-ratio: 2000 / 1000" in page
 
 
+@pytest.mark.parametrize("side", [16, 1000])
+def test_a_torn_image_is_named(run: Path, side: int) -> None:
+    path = run / "samples" / "000000.png"
+    Image.effect_noise((side, side), 90).save(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"000000\.png: no whole PNG image; delete it"):
+        write_report(run)
+
+
 def test_no_run_and_broken_files_are_one_sentence(run: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no run"):
         write_report(tmp_path)

@@ -47,6 +47,7 @@ ROWS = 8  # prompts that get such a row
 TILES = 4  # rewards that get a tile at the top
 LEAST_KNOWN = 0.5  # of a run's images with an evaluated prompt, for a curve of their changes
 LARGEST = 1280  # pixels: a larger grid is scaled down
+PNG_END = b"IEND\xaeB`\x82"  # the last bytes of every file; a torn one lacks them
 SECONDS = ("seconds_sampling", "seconds_scoring", "seconds_training")
 
 # title, keys of the record, note
@@ -651,6 +652,8 @@ def _image(path: Path) -> tuple[str, bytes]:
     """Return an image's kind and content: as it is, or scaled down where it is large."""
     content = path.read_bytes()
     kind = "png"
+    if not content.endswith(PNG_END):
+        raise ValueError(f"{path}: no whole PNG image; delete it")
 
     if len(content) > 400_000:
         from PIL import Image

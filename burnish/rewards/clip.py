@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from torch.nn import functional
 from burnish import pretrained, zoo
 from burnish.annotations import DeviceName, ModelPath
 from burnish.errors import first_line
+from burnish.prompt_warnings import PromptWarnings
 from burnish.rewards.isolated import isolated
 from burnish.types import Prompt, Reward
 
@@ -156,6 +158,8 @@ class Clip:
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return the embeddings of B texts; the part beyond the model's length is cut off.
 
+        A warning, once, names what is cut.
+
         Each text is encoded alone: beside others the last bit of its embedding would depend on
         them, and so a resumed run on what was remembered before.
 
@@ -167,7 +171,22 @@ class Clip:
             return [self._text(text) for text in chosen]
 
         none = torch.full((self.width,), torch.nan)
-        return torch.stack(isolated(embed, texts, none, "texts", all_may_fail=True))
+        found = torch.stack(isolated(embed, texts, none, "texts", all_may_fail=True))
+        is_read = ~found.isnan().any(-1)
+        self._warnings.check(text for text, fine in zip(texts, is_read, strict=True) if fine)
+        return found
+
+    @cached_property
+    def _warnings(self) -> PromptWarnings:
+        """Warnings of texts that are cut."""
+        return PromptWarnings(
+            [self.tokenizer], "a reward's CLIP model", length=self._length, signs=False
+        )
+
+    @property
+    def _length(self) -> int:
+        """Tokens of the longest text."""
+        return int(self.model.config.text_config.max_position_embeddings)
 
     def _text(self, text: str) -> Tensor:
         """Return the embedding (D,) of a text."""
@@ -176,7 +195,7 @@ class Clip:
             [text],
             padding="max_length",
             truncation=True,
-            max_length=self.model.config.text_config.max_position_embeddings,
+            max_length=self._length,
             return_tensors="pt",
         ).to(device)
 
