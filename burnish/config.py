@@ -755,8 +755,8 @@ def check_compared_images(config: Config, advantage: Advantage) -> None:
     images = images_compared(config)
     if not advantage.compares_images:
         images = config.batch.prompts * config.batch.images_per_prompt
-    kept = getattr(advantage, "kept", None)  # of 'top_fraction' alone
-    if kept is not None and kept(images) >= images:
+    fraction = config.advantage.get("fraction", 0.0)
+    if name == "top_fraction" and round(fraction * images) >= images:
         raise ValueError(
             f"advantage '{name}' imitates all of the {images} images that it compares, so there is "
             "nothing to learn; lower advantage.fraction"

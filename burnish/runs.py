@@ -227,15 +227,8 @@ class Run:
                 yield
             except BaseException:
                 if is_new:
-                    self._remove_if_empty()
+                    _remove_if_empty(self.folder)
                 raise
-
-    def _remove_if_empty(self) -> None:
-        """Remove a folder that holds nothing but the lock; where the system refuses, keep it."""
-        with suppress(OSError):
-            if [path.name for path in self.folder.iterdir()] == ["lock"]:
-                (self.folder / "lock").unlink()
-                self.folder.rmdir()
 
 
 def log_digest(run: Run, iteration: int) -> str:
@@ -316,6 +309,14 @@ def _record(run: Run, row: int, line: bytes) -> Record:
     if wrong := complaint(record, LogRow, ""):
         raise ValueError(f"{place}: {wrong}; delete this line")
     return record
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove a folder that holds nothing but the lock; where the system refuses, keep it."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == ["lock"]:
+            (folder / "lock").unlink()
+            folder.rmdir()
 
 
 def _try_lock(file: IO[Any]) -> bool:

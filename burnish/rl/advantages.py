@@ -222,10 +222,6 @@ class TopFractionWeights(Advantage):
         self.within = checked_within(within)
         self.compares_images = within == "prompt"
 
-    def kept(self, images: int) -> int:
-        """Return how many of so many images that are compared are imitated."""
-        return max(1, round(self.fraction * images))
-
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """Return the weights, (B,) float32.
 
@@ -235,7 +231,7 @@ class TopFractionWeights(Advantage):
         result = torch.zeros(len(group))
 
         for rows in _groups(sums, group, self.within):
-            count = self.kept(len(rows))
+            count = max(1, round(self.fraction * len(rows)))
             best = sums[rows].sort(descending=True, stable=True).indices[:count]
             result[rows[best]] = len(rows) / count
 
