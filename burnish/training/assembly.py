@@ -516,7 +516,7 @@ def load_panel(config: Config, tolerance: Tolerance) -> Panel:
 
     from burnish.rewards.clip import Clip
 
-    clip = Clip.load(guard.diversity) if guard.diversity else None
+    clip = Clip.load(guard.diversity, key="guard.diversity") if guard.diversity else None
     return Panel(load_rewards(guard.panel, "guard.panel"), clip, guard.kl > 0, tolerance)
 
 
