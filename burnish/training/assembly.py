@@ -149,6 +149,7 @@ class EvaluationParts:
     judge: Judge | None
     panel: Panel  # held-out measures
     evaluation_prompts: dict[str, list[Prompt]]  # "train" and, if there are any, "unseen"
+    listed: Mapping[str, int] = field(default_factory=dict)  # prompts of each set before thinning
     expander: Expander | None = None  # rewrites what the generator reads
     template: str = "{}"  # all reward identifiers: put around the prompts of evaluations
 
@@ -269,6 +270,7 @@ def _shared(
             name: thinned(prompt_set, config.evaluation.max_prompts)
             for name, prompt_set in evaluation_prompts.items()
         },
+        listed={name: len(prompt_set) for name, prompt_set in evaluation_prompts.items()},
         expander=load_expander(config, policy),
         template=identifiers.template(identified, config.sampler.identifiers_after),
     )
