@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.annotations import ArgumentsOf, complaint, marks, number_complaint
-from burnish.errors import type_and_message
+from burnish.errors import NoSuchFile, type_and_message
 
 OTHER_KEYS = "**"
 """The name under which `argument_hints` has the annotation of all further keys."""
@@ -248,9 +248,19 @@ def _made(kind: str, found: Callable[..., Any], given: dict[str, Any], name: str
     if is_built_in(found):
         try:
             return found(**given)
-        except (ValueError, TypeError) as error:
+        except NoSuchFile as error:
+            if error.setting:  # of a part within this one
+                raise
+            for key, value in given.items():
+                if isinstance(value, str) and Path(value) == error.path:
+                    raise error.named(where, key) from error
+            raise
+        except (ValueError, TypeError, FileNotFoundError) as error:
+            kept = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             message = str(error).removeprefix(f"{where}: ")
-            raise ValueError(f"{where}: {message}") from error
+            # what begins with an argument's name is about this key of the table
+            about_key = message.partition(": ")[0] in [one.name for one in _parameters(found)]
+            raise kept(f"{where}{'.' if about_key else ': '}{message}") from error
 
     try:
         with random_state_kept():
@@ -438,13 +448,17 @@ def _from_package(kind: str, name: str) -> Any:
         ) from error
 
 
-def check_file(kind: str, path: Path) -> None:
-    """Refuse a file of code that is not there."""
+def check_file(where: str, path: Path, suffix: str = "") -> None:
+    """Refuse a file of code that is not there.
+
+    Args:
+        where: the table stands that names it, or its kind.
+        path: of the file.
+        suffix: what stands behind it in `use`, if a configuration names it.
+    """
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{kind}: {path}: no such file; check the path (a relative one counts from the folder "
-            "of the file it stands in, behind --set from the current folder)"
-        )
+        missing = NoSuchFile(path, where=where)
+        raise missing.named(where, "use", suffix) if suffix else missing
 
 
 def _from_file(kind: str, path: Path) -> Any:

@@ -159,7 +159,7 @@ class OptimizerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 1e-4  # decoupled: this times lr of each weight is taken off at a step
     eps: float = 1e-8  # added to the root of the mean squared gradient
-    # a quarter of the memory for Adam's moments, for train = "full"; needs burnish[eight-bit]
+    # a quarter of the memory for Adam's moments, for train = "full"; needs bitsandbytes
     eight_bit: bool = False
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     # fraction that a moving average of the weights keeps at each step, after a warm-up; it is what

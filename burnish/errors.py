@@ -46,6 +46,40 @@ LIBRARIES = tuple(
 """The folders of Python and of what is installed."""
 
 
+class NoSuchFile(FileNotFoundError):
+    """A file that a configuration names is not there; the message says where it was looked for."""
+
+    def __init__(self, path: Path, kind: str = "file", where: str = "", setting: str = "") -> None:
+        """Say what is missing.
+
+        Args:
+            path: of the file.
+            kind: of the file.
+            where: the table stands that names it, such as "rewards.0".
+            setting: what gives it another place, such as "prompts.path=FOLDER/mine.txt".
+        """
+        self.path = path
+        self.kind = kind
+        self.setting = setting
+        remedy = f", or give its place by --set {setting}" if setting else ""
+        super().__init__(
+            f"{where}{': ' if where else ''}{path}: no such {kind}; it was looked for as "
+            f"{os.path.abspath(path)} (a relative path counts from the folder of the file it "
+            f"stands in, behind --set from the current folder): put it there{remedy}"
+        )
+
+    def named(self, where: str, key: str, suffix: str = "") -> NoSuchFile:
+        """Return the error with the key under which a configuration names the file.
+
+        Args:
+            where: the table stands, such as "prompts".
+            key: in it.
+            suffix: behind the path.
+        """
+        setting = f"{where}.{key}=FOLDER/{self.path.name}{suffix}"
+        return NoSuchFile(self.path, self.kind, where, setting)
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type where it has none.
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 KNOWN = re.compile(
     # a LoRA need not have layers for every part; each tensor of it is accounted for
@@ -34,13 +36,31 @@ class WithoutNoise(logging.Filter):
         return not KNOWN.search(record.getMessage())
 
 
-def silence() -> None:
-    """Keep known noise out of the output of the libraries that are imported by now."""
+def silence() -> list[tuple[logging.Handler, logging.Filter]]:
+    """Keep known noise out of the output of the libraries that are imported by now.
+
+    Returns:
+        The handlers that had no filter yet, each with the filter that it has got.
+    """
     handlers = [handler for name in LIBRARIES for handler in logging.getLogger(name).handlers]
     # where a library has no handler of its own
     if logging.lastResort is not None:
         handlers.append(logging.lastResort)
 
+    added: list[tuple[logging.Handler, logging.Filter]] = []
     for handler in handlers:
         if not any(isinstance(known, WithoutNoise) for known in handler.filters):
-            handler.addFilter(WithoutNoise())
+            added.append((handler, WithoutNoise()))
+            handler.addFilter(added[-1][1])
+    return added
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Do so within this context only."""
+    added = silence()
+    try:
+        yield
+    finally:
+        for handler, known in added:
+            handler.removeFilter(known)

@@ -8,23 +8,35 @@ libraries would draw at random, and tensors that the model has no place for are 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from json import JSONDecodeError
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 from burnish import zoo
 from burnish.errors import first_line
+from burnish.redaction import redact
 from burnish.runs import Run
 
 SECONDS = 10
-"""For the first answer of the hub."""
+"""For the first answer of the hub: until it begins, and between its parts."""
+
+WHOLE_ANSWER = 30
+"""Seconds for the whole of it."""
 
 LOG_IN = "log in by `hf auth login`, or set HF_TOKEN"
+
 
 FILE_ENDINGS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".json", ".toml")
 
 COMPUTED = r"position_ids|inv_freq|masked_bias|attn\.bias|num_batches_tracked"
 """Tensors in older files that the libraries compute themselves."""
+
+
+class NoHub(OSError):
+    """What answers in the hub's place, such as the login page of a network, is no hub."""
 
 
 def find(model: str, key: str, *, file: str = "config.json", revision: str | None = None) -> Any:
@@ -43,13 +55,14 @@ def find(model: str, key: str, *, file: str = "config.json", revision: str | Non
         ValueError: it is a run of Burnish, or the hub does not give it.
     """
     if model.startswith("zoo:"):
-        return zoo.path(model)
+        return from_zoo(model, key)
 
     place = Path(model).expanduser()
     if place.exists():
         check_is_no_run(place, key)
         return place
 
+    check_is_no_address(model, key)
     if looks_like_a_path(model):
         raise FileNotFoundError(f"{key}: {model} does not exist")
 
@@ -57,6 +70,28 @@ def find(model: str, key: str, *, file: str = "config.json", revision: str | Non
     if cached is None and files and file not in files:
         raise ValueError(f"{key}: the hub's {model} has no {file}, so it is no such model")
     return cached or model
+
+
+def from_zoo(model: str, key: str) -> Path:
+    """Return the folder of a model of the zoo.
+
+    Raises:
+        ValueError: the zoo has none of this name.
+    """
+    try:
+        return zoo.path(model)
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def check_is_no_address(model: str, key: str) -> None:
+    """Raise ValueError if an address of the web stands in the place of a hub id."""
+    if "://" not in model:
+        return
+
+    parts = [part for part in urlsplit(model).path.split("/") if part][:2]
+    remedy = f"write its id, {'/'.join(parts)}" if len(parts) == 2 else "give a folder or a hub id"
+    raise ValueError(f"{key}: {redact(model)} is an address; {remedy}")
 
 
 def looks_like_a_path(model: str) -> bool:
@@ -98,10 +133,17 @@ def ask_hub(model: str, key: str, file: str, revision: str | None) -> tuple[Path
 
     hub = HfApi()
 
-    try:
-        info = hub.model_info(model, revision=revision, timeout=SECONDS)
+    def ask() -> Any:
+        try:
+            info = hub.model_info(model, revision=revision, timeout=SECONDS)
+        except (JSONDecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+            raise NoHub("something that is no list of a model's files") from error
         if info.gated:
             hub.auth_check(model)
+        return info
+
+    try:
+        info = _within(WHOLE_ANSWER, ask)
     except HFValidationError as error:
         raise ValueError(
             f"{key}: '{model}' is neither a folder here nor a hub id (OWNER/NAME)"
@@ -113,6 +155,30 @@ def ask_hub(model: str, key: str, file: str, revision: str | None) -> tuple[Path
         raise hub_error(error, model, key, revision) from error
 
     return None, [entry.rfilename for entry in info.siblings or ()]
+
+
+def _within(seconds: float, function: Callable[[], Any]) -> Any:
+    """Return a function's result, or raise TimeoutError.
+
+    Time limits of HTTP libraries begin anew with every byte. The thread is left behind.
+    """
+    done: list[Any] = []
+    failed: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            done.append(function())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = Thread(target=work, name="hub", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failed:
+        raise failed[0]
+    if not done:
+        raise TimeoutError(f"no whole answer within {seconds:g} s")
+    return done[0]
 
 
 def _cached(model: str, file: str, revision: str | None) -> Path | None:
@@ -152,6 +218,8 @@ def is_without_answer(error: BaseException) -> bool:
         return error.response is not None and error.response.status_code >= 500
 
     names = {kind.__name__ for kind in type(error).__mro__}
+    if "TooManyRedirects" in names:  # something else answered
+        return False
     return isinstance(error, (OfflineModeIsEnabled, ConnectionError, TimeoutError)) or bool(
         names
         & {"TransportError", "RequestException"}  # of httpx, whatever its version, or requests
@@ -184,6 +252,15 @@ def _reason(error: BaseException, model: str, revision: str | None) -> str:
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"no model {model} on the hub: check its name, or if it is private, {LOG_IN}"
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return f"the hub's {model} lacks a file: {first_line(error)}"
+    redirected = type(error).__name__ == "TooManyRedirects"
+    if isinstance(error, NoHub) or redirected or 300 <= status < 400 or status in (404, 410):
+        answer = "redirects without end" if redirected else status or error
+        return (
+            f"{constants.ENDPOINT} answers with {answer}, so it may be no hub: check the network "
+            "(a login page?), HTTPS_PROXY and HF_ENDPOINT, or name a folder"
+        )
     if status:
         return f"the hub answers with {status}: try again later"
     if is_without_answer(error):

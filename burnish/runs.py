@@ -104,9 +104,12 @@ class Run:
         """
         run = Run(Path(folder))
         if run.exists():
+            logged = run.log.is_file() and run.log.stat().st_size > 0
+            begun = logged or any(run.checkpoints.glob("[0-9]*"))
+            free = "; nothing was trained there yet, so --resume accepts any change"
             raise FileExistsError(
                 f"{run.folder} already holds a run; go on with it (--resume, in Python "
-                "resume=True) or choose another folder (--out)"
+                f"resume=True) or choose another folder (--out){'' if begun else free}"
             )
         if run.folder.exists() and not run.folder.is_dir():
             raise FileExistsError(f"{run.folder} is a file; choose another --out")

@@ -91,7 +91,7 @@ def require_trust(
     ]
     for code in codes:
         if file := code_file(code.use):
-            check_file(code.where, Path(file))
+            check_file(code.where, Path(file), code.use.removeprefix(file))
     unknown = [code for code in codes if code.use not in typed and not is_remembered(code)]
 
     if unknown and trust is not True:

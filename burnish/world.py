@@ -19,9 +19,6 @@ from torch import Tensor
 
 from burnish.tracking import SERVICES, Tracking
 
-EXTRAS = ("tensorboard", "wandb", "trackio")
-"""Trackers that are extras of this package."""
-
 
 @dataclass(frozen=True)
 class World:
@@ -124,10 +121,7 @@ def _check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name in SERVICES:
             if find_spec(name) is None:
-                package = f"burnish[{name}]" if name in EXTRAS else name
-                raise ValueError(
-                    f'run.trackers: {name} is not installed; run: pip install "{package}"'
-                )
+                raise ValueError(f"run.trackers: {name} is not installed; run: pip install {name}")
             continue
 
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS

@@ -439,6 +439,7 @@ def test_evaluations_take_a_sample_of_many_prompts(write_recipe: Callable[..., P
         "train": 64,
         "unseen": 64,
     }
+    assert parts.listed == {"train": 200, "unseen": 70}
 
     parts = assemble(load(recipe, ["evaluation.max_prompts=0"]))
     assert [len(prompts) for prompts in parts.evaluation_prompts.values()] == [200, 70]

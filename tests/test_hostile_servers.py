@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
+import requests
 import torch
 
 from burnish.rewards.endpoint import Endpoint
@@ -237,10 +238,47 @@ def test_names_of_this_machine() -> None:
         "::1",
         "::",
         "::ffff:127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
     ):
         assert is_loopback(host), host
-    for host in ("localhost.example.org", "128.0.0.1", "192.168.0.1", "::2", "", "gpu"):
+    for host in (
+        "localhost.example.org",
+        "128.0.0.1",
+        "192.168.0.1",
+        "::2",
+        "",
+        "gpu",
+        "128.1",
+        "17",
+    ):
         assert not is_loopback(host), host
+
+
+@pytest.mark.parametrize(
+    ("variable", "proxy", "remedy"),
+    [
+        ("HTTP_PROXY", "http://127.0.0.1:notaport", "correct the proxy in the environment"),
+        ("ALL_PROXY", "socks5://127.0.0.1:1080", "pip install pysocks"),
+    ],
+)
+def test_proxies_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, variable: str, proxy: str, remedy: str
+) -> None:
+    for name in ("HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setattr("requests.adapters.SOCKSProxyManager", missing_socks)
+    monkeypatch.setenv(variable, proxy)
+    with pytest.raises(NoAnswer, match=rf"; {remedy}, or export NO_PROXY=gpu\b") as caught:
+        Wire("http://gpu:8000", retries=0).post({})
+    assert str(caught.value).count(proxy) == 1
+
+
+def missing_socks(*arguments: object, **options: object) -> None:
+    """Raise what requests raises where PySocks is not installed."""
+    raise requests.exceptions.InvalidSchema("Missing dependencies for SOCKS support.")
 
 
 def test_no_proxy_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:

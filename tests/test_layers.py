@@ -127,7 +127,7 @@ FLOOR: dict[str, set[str]] = {
     "runs": {"annotations", "errors", "files", "run_files"},
     "tracking": {"errors", "files", "images", "redaction", "runs"},
     "world": {"tracking"},
-    "pretrained": {"errors", "runs", "zoo"},
+    "pretrained": {"errors", "redaction", "runs", "zoo"},
     "noise": set(),
     "prompt_warnings": set(),
     "stages": set(),

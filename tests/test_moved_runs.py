@@ -119,6 +119,35 @@ def test_a_run_alone_is_sampled_without_what_sampling_does_not_need(
     assert code == 2 and "data/reward.py: no such file" in err and err.count("\n") == 1
 
 
+def test_a_run_moved_alone_says_where_it_looked_and_how_to_go_on(
+    project: Callable[..., Path],
+    tiny_pipeline: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = project(model={"id": str(tiny_pipeline)})
+    train(configuration.load(recipe), recipe.parent / "runs" / "first")
+    run = tmp_path / "deep" / "run"
+    shutil.copytree(recipe.parent / "runs" / "first", run)
+    monkeypatch.chdir("/")
+    resume = ["train", "--resume", "--out", run]
+
+    for file, setting in (
+        ("reward.py", "rewards.0.use=FOLDER/reward.py:bright"),
+        ("prompts.txt", "prompts.path=FOLDER/prompts.txt"),
+    ):
+        code, err = command(capsys, *resume)
+        assert code == 2 and err.count("\n") == 1
+        assert f"was looked for as {tmp_path / 'data' / file}" in err
+        assert f"give its place by --set {setting}" in err
+        resume += ["--set", setting.replace("FOLDER", str(recipe.parent / "data"))]
+
+    code, err = command(capsys, *resume, "--set", "iterations=2")
+    assert code == 0, err
+    assert [record["iteration"] for record in Run(run).records()] == [1, 2]
+
+
 def test_what_is_typed_counts_from_the_current_folder(
     project: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,3 +280,18 @@ def test_payloads_nested_texts_and_panels_are_moved(tmp_path: Path) -> None:
     for name in ("pairs.jsonl", "texts.txt", "payloads.txt", "bases/{text}.png", "a.txt"):
         assert f'"recipes/{name}"' in text, text
     assert '"recipes/panel.py:f"' in text and '"b": "animals"' in text and "zoo:emoji-qr" in text
+
+
+def test_a_missing_prompt_file_is_named_by_its_key(
+    project: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = project()
+    (recipe.parent / "data" / "prompts.txt").unlink()
+    monkeypatch.chdir("/")
+    code, err = command(capsys, "train", recipe, "--out", recipe.parent / "run")
+    place = recipe.parent / "data" / "prompts.txt"
+    assert code == 2 and err.count("\n") == 1
+    assert f"no such prompt file; it was looked for as {place} (" in err and "prompts: " in err
+    assert "give its place by --set prompts.path=FOLDER/prompts.txt\n" in err

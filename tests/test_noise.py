@@ -67,3 +67,28 @@ def test_reading_a_lora_logs_nothing(
     with caplog.at_level(logging.WARNING):
         Policy.load(tiny_pipeline, train="none", adapter=tmp_path)
     assert not caplog.records
+
+
+def test_a_training_in_python_is_quiet_and_leaves_no_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from transformers.utils import logging as transformers_logging
+
+    from burnish.config import Config
+    from burnish.runs import Run
+    from burnish.training.shown import shown
+    from burnish.world import World
+
+    transformers_logging.get_verbosity()
+    handlers = [logging.lastResort, *logging.getLogger("transformers").handlers]
+    for handler in handlers:
+        monkeypatch.setattr(handler, "filters", [])
+    monkeypatch.setattr(transformers_logging, "_tqdm_active", True)
+
+    record = logging.LogRecord("bitsandbytes", logging.WARNING, "", 0, NOISE[-1][1], None, None)
+    with shown(False, Config(), Run(Path("nowhere")), World()):
+        assert not any(handler and handler.filter(record) for handler in handlers)
+        assert not transformers_logging.is_progress_bar_enabled()
+
+    assert all(handler and handler.filter(record) for handler in handlers)
+    assert transformers_logging.is_progress_bar_enabled()

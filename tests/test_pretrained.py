@@ -27,8 +27,8 @@ PLACES: dict[str, Callable[[str, Path], Any]] = {
     "model.fused_lora": lambda name, base: Policy.load(base, fused_lora=name),
     "model.controlnet": lambda name, base: Policy.load(base, controlnet=name),
     "expander.model": lambda name, base: Expander.load(name),
-    "a reward's model": lambda name, base: catalog.build(
-        "reward", {"use": "clip_similarity", "model": name}
+    "rewards.0.model": lambda name, base: catalog.build(
+        "reward", {"use": "clip_similarity", "model": name}, "rewards.0"
     ),
 }
 """Where a hub id can stand: the beginning of the message, and a way to get there."""
@@ -47,10 +47,11 @@ class Hub(BaseHTTPRequestHandler):
 
     status = 200
     extra: ClassVar[dict[str, str]] = {}
-    content: ClassVar[dict[str, Any]] = {}
+    content: ClassVar[Any] = {}
 
     def do_GET(self) -> None:
-        body = json.dumps(self.content).encode()
+        is_page = isinstance(self.content, bytes)
+        body = self.content if is_page else json.dumps(self.content).encode()
         self.send_response(self.status)
         for name, value in {"Content-Length": str(len(body)), **self.extra}.items():
             self.send_header(name, value)
@@ -177,6 +178,58 @@ def test_what_the_hub_refuses(
     assert re.search(message, refused(place, "someone/something", tiny_sd1))
 
 
+@pytest.mark.parametrize(
+    ("status", "headers", "content"),
+    [
+        (200, {}, b"<!DOCTYPE html><title>Log in</title>"),
+        (200, {}, []),
+        (200, {}, {}),
+        (200, {}, b"\xff\xfe"),
+        (404, {}, b"not found"),
+        (302, {"Location": "/again"}, b""),
+    ],
+)
+def test_what_is_no_hub(hub: type[Hub], status: int, headers: dict[str, str], content: Any) -> None:
+    hub.status, hub.extra, hub.content = status, headers, content
+    with pytest.raises(
+        ValueError, match=r"^model.id: .*may be no hub: check .* HF_ENDPOINT"
+    ) as got:
+        pretrained.find("someone/something", "model.id")
+    assert "\n" not in str(got.value) and "Expecting" not in str(got.value)
+
+
+def test_a_hub_that_drips(hub: type[Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    def drip(self: Hub) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(40):
+            self.wfile.write(b" ")
+            self.wfile.flush()
+            time.sleep(0.1)
+
+    monkeypatch.setattr(hub, "do_GET", drip)
+    monkeypatch.setattr(pretrained, "WHOLE_ANSWER", 0.5)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"cannot be reached \(no whole answer within 0.5 s\)"):
+        pretrained.find("someone/something", "model.id")
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_addresses_are_no_ids(tiny_sd1: Path, place: str) -> None:
+    message = refused(place, "https://huggingface.co/someone/something", tiny_sd1)
+    assert message.endswith("is an address; write its id, someone/something")
+
+
+def test_places_without_a_model_are_named_with_their_key(tiny_sd1: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^model.id: .* has no model_index.json"):
+        Policy.load(str(tmp_path))
+    with pytest.raises(ValueError, match=r"^model.adapter: .* no LoRA; take one as model.id"):
+        Policy.load(tiny_sd1, adapter="zoo:emoji-sd")
+    with pytest.raises(ValueError, match=r"^model.id: the zoo has no 'emoji-sc'; did you mean"):
+        Policy.load("zoo:emoji-sc")
+
+
 def test_a_wrong_revision(hub: type[Hub]) -> None:
     hub.status = 404
     hub.extra = {"X-Error-Code": "RevisionNotFound"}
@@ -204,9 +257,11 @@ def test_every_reward_says_why(
     online(closed_port)
     for name, message in (("someone/something", "cannot be reached"), ("./x", "does not exist")):
         table = {key: value.replace("NAME", name) for key, value in reward.items()}
+        key = next(key for key, value in reward.items() if value == "NAME")
+        message = rf"^rewards\.3\.{key}: .*{message}"
         began = time.monotonic()
         with pytest.raises((ValueError, FileNotFoundError), match=message):
-            catalog.build("reward", table)
+            catalog.build("reward", table, "rewards.3")
         assert time.monotonic() - began < 10
 
 

@@ -24,7 +24,11 @@ def test_create_then_open(tmp_path: Path) -> None:
     assert Run.open(run.folder) == run
 
     message = r"already holds a run; go on with it \(--resume, in Python resume=True\)"
-    with pytest.raises(FileExistsError, match=message):
+    with pytest.raises(FileExistsError, match=f"{message}.* nothing was trained there yet"):
+        Run.create(run.folder)
+
+    run.log.write_text('{"iteration": 1}\n')
+    with pytest.raises(FileExistsError, match=rf"{message} or choose .* \(--out\)$"):
         Run.create(run.folder)
 
 

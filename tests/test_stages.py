@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from burnish.config import load
 from burnish.report import progress as showing
 from burnish.report.progress import Plan, Progress
 from burnish.stages import Listener, Stage, advance, listening, stage, tell_record
+from burnish.training import evaluations
+from burnish.training.assembly import assemble
 from burnish.training.loop import train
 
 
@@ -283,3 +286,19 @@ def test_other_prompts_to_evaluate_are_noticed_before_training_goes_on(
     fewer = replace(config, evaluation=replace(config.evaluation, max_prompts=1))
     with pytest.raises(ValueError, match=r"another .*evaluation.max_prompts"):
         train(fewer, folder, resume=True, progress=False)
+
+
+def test_an_evaluation_of_a_thinned_list_says_of_how_many(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    details: list[str] = []
+
+    def noted(name: str, detail: str, total: int) -> AbstractContextManager[None]:
+        details.append(detail)
+        return nullcontext()
+
+    parts = assemble(load(recipe, ["evaluation.max_prompts=2"]))
+    monkeypatch.setattr(evaluations, "stage", noted)
+    monkeypatch.setattr(evaluations, "evaluate", lambda *arguments, **options: None)
+    evaluations.evaluate_all(parts, 2, 0, 2)
+    assert details == ["2 of 3 train prompts x 2 = 4 images"]

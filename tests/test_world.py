@@ -123,3 +123,9 @@ run = {{ sample_every = 0 }}
     assert two.records()[0]["images"] == single.records()[0]["images"] == 2 * images
     # the processes share the evaluation, and put it together in order
     assert load_evaluation(two.evaluation_file(0)) == load_evaluation(single.evaluation_file(0))
+
+
+def test_a_missing_tracker_is_named_by_its_own_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("burnish.world.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="not installed; run: pip install tensorboard$"):
+        join_world(["tensorboard"], None, "cpu")

@@ -263,7 +263,8 @@ def _read_index(folder: Path) -> Mapping[str, Any]:
     """Return the content of the pipeline's model_index.json."""
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
-            f"{folder} has no model_index.json: give the folder of a whole diffusers pipeline"
+            f"model.id: {folder} has no model_index.json: give the folder of a whole diffusers "
+            "pipeline"
         )
 
     from diffusers import DiffusionPipeline

@@ -100,11 +100,17 @@ def locate(source: str | Path, key: str) -> Path:
         FileNotFoundError: there is no such path.
         ValueError: the hub does not give it, or it has several files.
     """
+    if str(source).startswith("zoo:"):
+        raise ValueError(
+            f"{key}: {source}: the zoo has whole models, and no LoRA; take one as model.id"
+        )
+
     place = Path(source).expanduser()
     if place.exists():
         pretrained.check_is_no_run(place, key)
         return place
 
+    pretrained.check_is_no_address(str(source), key)
     in_repository = re.fullmatch(r"([^/]+/[^/]+)/(.+\.safetensors)", str(source))
     repository, name = in_repository.groups() if in_repository else (str(source), "")
     if pretrained.looks_like_a_path(repository):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from burnish.errors import NoSuchFile
 from burnish.prompts.expander import Expander, Expansions
 from burnish.prompts.sources import jsonl
 from burnish.seeds import generator
@@ -27,8 +28,12 @@ def read_pairs(path: str) -> list[tuple[str, str]]:
         ValueError: a row is wrong; the message names it.
     """
     pairs = []
+    try:
+        prompts = jsonl(path)
+    except NoSuchFile as error:
+        raise error.named("expander", "start") from error
 
-    for row, prompt in enumerate(jsonl(path), 1):
+    for row, prompt in enumerate(prompts, 1):
         words = prompt.metadata.get("expansion")
         if not isinstance(words, str) or not words.strip():
             raise ValueError(

@@ -12,6 +12,7 @@ import re
 import tomllib
 from pathlib import Path
 
+from burnish.errors import NoSuchFile
 from burnish.types import MOST_PROMPTS
 
 LONGEST_LINE = 2000
@@ -194,10 +195,7 @@ def _unlike_a_prompt(line: str) -> str:
 
 def _content(path: Path) -> bytes:
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: no such prompt file; check the path (a relative one counts from the folder "
-            "of the file it stands in, behind --set from the current folder)"
-        )
+        raise NoSuchFile(path, "prompt file")
     if path.is_dir():
         raise ValueError(
             f"{path}: a folder, not a prompt file; give a text file with one prompt a line"

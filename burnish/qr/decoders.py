@@ -6,7 +6,7 @@
     opencv          OpenCV's QRCodeDetector, QR only
     pyzbar          ZBar, QR only
 
-    pip install 'burnish[qr]'                      for zxing and its variants
+    pip install zxing-cpp                          for zxing and its variants
     pip install opencv-python-headless             for opencv
     pip install pyzbar, and the library libzbar0   for pyzbar
 
@@ -43,7 +43,7 @@ NAMES = (*BINARIZERS, "opencv", "pyzbar")
 READ_MICRO = tuple(BINARIZERS)
 """The decoders that read Micro QR."""
 INSTALL: Mapping[str, str] = {
-    "zxing": "pip install 'burnish[qr]'",
+    "zxing": "pip install zxing-cpp",
     "pyzbar": "pip install pyzbar; apt install libzbar0",
     "opencv": "pip install opencv-python-headless",
 }

@@ -340,7 +340,7 @@ def _encode(
     try:
         import segno
     except ImportError:
-        raise ValueError("codes need the package segno: pip install 'burnish[qr]'") from None
+        raise ValueError("codes need the package segno: pip install segno") from None
 
     if len(payload) > LONGEST:
         return None

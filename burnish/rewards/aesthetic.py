@@ -137,7 +137,7 @@ def _linear_layers(tensors: Mapping[str, Tensor]) -> Layers:
 
 def _find(head: str, file: str) -> Path:
     """Return the path of the head's file; it is downloaded if it is on the hub."""
-    path = pretrained.find(head, "a reward's model", file=file)
+    path = pretrained.find(head, "head", file=file)
     if head.startswith("zoo:"):
         return Path(path) / "head.safetensors"
 
@@ -147,7 +147,7 @@ def _find(head: str, file: str) -> Path:
         try:
             return Path(hf_hub_download(path, file))
         except Exception as error:  # network, authorisation, no such file
-            raise pretrained.hub_error(error, head, "a reward's model") from error
+            raise pretrained.hub_error(error, head, "head") from error
 
     if path.is_dir() and not (path / file).is_file():
         raise ValueError(

@@ -140,7 +140,7 @@ class Encoder:
         """
         from transformers import AutoModel, AutoTokenizer
 
-        source = pretrained.find(name, "a reward's model")
+        source = pretrained.find(name, "encoder")
 
         try:
             # the heads on top of the states, in the file or in the model, have no part in them

@@ -87,21 +87,22 @@ class Clip:
     size: int  # side of the model's images in pixels
 
     @classmethod
-    def load(cls, name: str, processor: str = "") -> Clip:
+    def load(cls, name: str, processor: str = "", key: str = "model") -> Clip:
         """Return a CLIP model from a hub id, a folder or the zoo.
 
         Args:
             name: of the model.
             processor: another such place for the tokenizer and the image processor, where the
                 model has none beside it.
+            key: of the configuration that names it, for messages.
 
         Raises:
             ValueError: something is missing; the message says what.
         """
         from transformers import AutoTokenizer, CLIPConfig, CLIPModel, ImageProcessingMixin
 
-        source = pretrained.find(name, "a reward's model")
-        beside = pretrained.find(processor, "a reward's model") if processor else source
+        source = pretrained.find(name, key)
+        beside = pretrained.find(processor, "processor") if processor else source
 
         try:
             model = pretrained.load(CLIPModel, source, part="CLIP model", dtype=torch.float32)

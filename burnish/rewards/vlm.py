@@ -94,7 +94,7 @@ class Local:
         if batch < 1:
             raise ValueError(f"batch = {batch}: at least one image must be asked about at once")
 
-        source = pretrained.find(name, "a reward's model")
+        source = pretrained.find(name, "model")
         problem = zoo.load_problem(name, "an image-text-to-text model and its processor")
         dtype = "auto" if torch.cuda.is_available() else torch.float32
 

@@ -20,6 +20,7 @@ import io
 import json
 import os
 import re
+import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -35,7 +36,7 @@ import numpy as np
 import requests
 import tenacity
 from PIL import Image
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, LocationParseError
 
 from burnish.errors import first_line
 from burnish.redaction import MASK, REFERENCE, excerpt, hide, one_line, redact, secret_in_url
@@ -43,6 +44,13 @@ from burnish.rewards.bounded import BoundedSession, Deadline, UnreadableAnswer, 
 
 LONGEST_WAIT = 30.0  # seconds between two tries
 LONGEST_RETRY_AFTER = 60.0  # seconds that a server's Retry-After is obeyed
+OF_PROXY = (
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidURL,
+    LocationParseError,
+)
+"""Errors about an address: of the proxy, where there is one, as the server's has been checked."""
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -249,6 +257,12 @@ class Wire:
         if isinstance(error, UnreadableAnswer):
             return NoAnswer(f"{place} answered {error}")
 
+        if proxy and isinstance(error, OF_PROXY):
+            remedy = f"correct the proxy in the environment, or {_without_proxy(self.url)}"
+            if "SOCKS" in reason:
+                remedy = f"pip install pysocks, or {_without_proxy(self.url)}"
+            return NoAnswer(f"{place} cannot be called ({reason}); {remedy}", silent=True)
+
         lost = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError, HTTPError)
         if isinstance(error, lost):
             remedy = "start the server or correct the URL"
@@ -356,7 +370,10 @@ def is_loopback(host: str) -> bool:
     try:
         address = ip_address(name.removeprefix("::ffff:"))
     except ValueError:
-        return False
+        try:  # the system also takes an IPv4 address as 127.1, 2130706433 or 0x7f000001
+            address = ip_address(socket.inet_aton(name))
+        except (OSError, ValueError):
+            return False
 
     return address.is_loopback or address.is_unspecified
 

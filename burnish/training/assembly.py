@@ -175,6 +175,7 @@ class EvaluationParts:
     judge: Judge | None
     panel: Panel  # held-out measures
     evaluation_prompts: dict[str, list[Prompt]]  # "train" and, if there are any, "unseen"
+    listed: Mapping[str, int] = field(default_factory=dict)  # prompts of each set before thinning
     expander: Expander | None = None  # rewrites what the generator reads
     template: str = "{}"  # all reward identifiers: put around the prompts of evaluations
 
@@ -295,6 +296,7 @@ def _shared(
             name: thinned(prompt_set, config.evaluation.max_prompts)
             for name, prompt_set in evaluation_prompts.items()
         },
+        listed={name: len(prompt_set) for name, prompt_set in evaluation_prompts.items()},
         expander=load_expander(config, policy),
         template=identifiers.template(identified, config.sampler.identifiers_after),
     )
@@ -542,7 +544,7 @@ def load_panel(config: Config, tolerance: Tolerance) -> Panel:
 
     from burnish.rewards.clip import Clip
 
-    clip = Clip.load(guard.diversity) if guard.diversity else None
+    clip = Clip.load(guard.diversity, key="guard.diversity") if guard.diversity else None
     return Panel(load_rewards(guard.panel, "guard.panel"), clip, guard.kl > 0, tolerance)
 
 

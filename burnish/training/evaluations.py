@@ -134,7 +134,10 @@ def evaluate_all(
         when: the evaluation is made, for who watches.
     """
     sets = parts.evaluation_prompts
-    counts = " + ".join(f"{len(prompts)} {name}" for name, prompts in sets.items())
+    counts = " + ".join(
+        f"{_share(len(prompts), parts.listed.get(name, 0))} {name}"
+        for name, prompts in sets.items()
+    )
     total = images_per_prompt * sum(map(len, sets.values()))
     detail = f"{counts} prompts x {images_per_prompt} = {total} images"
 
@@ -157,6 +160,11 @@ def evaluate_all(
             )
             for name, prompts in sets.items()
         }
+
+
+def _share(count: int, listed: int) -> str:
+    """Return a number of prompts, with that of the list from which they were taken."""
+    return f"{count:,} of {listed:,}" if listed > count else f"{count}"
 
 
 def check_guard(job: Job, initial: Evaluations, iteration: int) -> bool:

@@ -8,6 +8,7 @@ of the images that prompts name.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib.util import find_spec
@@ -133,14 +134,16 @@ def _changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, s
         digests = (old_files.get(name), new["files"].get(name))
         same_file = digests[0] is not None and digests[0] == digests[1]
         values = (before.get(name), now.get(name))
+        lost = digests[0] is not None and digests[1] is None
 
-        if values[0] != values[1]:
+        if lost and _file_name(values[0]) == _file_name(values[1]):
+            found[name] = _missing(name, values[1])
+        elif values[0] != values[1]:
             moved = same_file and _attribute(values[0]) == _attribute(values[1])
             if not moved and not _may_change(name, *values):
                 found[name] = f"it was {_quoted(values[0])}"
         elif digests[0] is not None and not same_file:
-            lost = digests[1] is None
-            found[name] = f"the file of {values[1]} {'is missing' if lost else 'has changed'}"
+            found[name] = f"the file of {values[1]} has changed"
 
     return found
 
@@ -227,6 +230,22 @@ def _attribute(value: Any) -> str:
     """Return the name behind the file in a `use`; "" of a path."""
     module, _, attribute = str(value).rpartition(":")
     return attribute if module.endswith(".py") else ""
+
+
+def _file_name(value: Any) -> Any:
+    """Return the last part of a path, or of a `use`; of what is no text that itself."""
+    return Path(value).name if isinstance(value, str) else value
+
+
+def _missing(name: str, value: Any) -> str:
+    """Return the remark about a file that is not where a configuration says now."""
+    remark = f"the file of {value} is missing"
+    if not isinstance(value, str):
+        return remark
+    return (
+        f"{remark}, which was looked for as {os.path.abspath(value)}; give its place by --set "
+        f"{name}=FOLDER/{Path(value).name}"
+    )
 
 
 def _digest(path: Path) -> str:
