@@ -36,7 +36,7 @@ COMPUTED = r"position_ids|inv_freq|masked_bias|attn\.bias|num_batches_tracked"
 
 
 class NoHub(OSError):
-    """What answers in the hub's place, such as the login page of a network, is no hub."""
+    """Something else answers in the place of the hub, such as the login page of a network."""
 
 
 def find(model: str, key: str, *, file: str = "config.json", revision: str | None = None) -> Any:
