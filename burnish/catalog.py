@@ -256,13 +256,11 @@ def _made(kind: str, found: Callable[..., Any], given: dict[str, Any], name: str
                     raise error.named(where, key) from error
             raise
         except (ValueError, TypeError, FileNotFoundError) as error:
-            kind_of_error = (
-                FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            )
+            error_type = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             message = str(error).removeprefix(f"{where}: ")
             # what begins with an argument's name is about this key of the table
             about_key = message.partition(": ")[0] in [one.name for one in _parameters(found)]
-            raise kind_of_error(f"{where}{'.' if about_key else ': '}{message}") from error
+            raise error_type(f"{where}{'.' if about_key else ': '}{message}") from error
 
     try:
         with random_state_kept():
