@@ -62,7 +62,10 @@ def trained(
         "run": {"sample_every": 1, "sample_prompts": 2},
     }
     config = configuration.parse(tree)
-    run = Run(train(config, folder / "run"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no image of the only iteration has an advantage")
+        run = Run(train(config, folder / "run"))
+
     guard = {"iteration": 1, "best": 0, "action": "stop", "reasons": ["size fell"]}
     run.guard.write_text(json.dumps(guard))
     return run, prepare(config, run, World())
