@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -169,3 +170,11 @@ def listing_main(*arguments: str) -> None:
 def test_recipe_alone_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "recipe")
     assert out == f"{listing.listing('recipe')}\n"
+
+
+@pytest.mark.parametrize("kind", catalog.BUILTIN)
+def test_types_are_those_of_python(kind: str) -> None:
+    for name in catalog.BUILTIN[kind]:
+        assert not re.search(
+            r"ModelPath|FilePath|DeviceName|Count|IsPath", listing.signature(kind, name)
+        )

@@ -10,6 +10,7 @@ import inspect
 import json
 import re
 import textwrap
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import takewhile
@@ -182,13 +183,16 @@ def snippet(kind: str, name: str) -> str:
         table["weight"] = 1.0
     unset = []
 
-    for parameter in catalog.arguments(kind, catalog.resolve(kind, name)):
+    part = catalog.resolve(kind, name)
+    hints = _plain_hints(part)
+
+    for parameter in catalog.arguments(kind, part):
         value = example.get(parameter.name, parameter.default)
         own_key = kind == "reward" and parameter.name in config.REWARD_KEYS
         if parameter.kind is parameter.VAR_KEYWORD or own_key:
             continue
         if value is parameter.empty or not _fits_toml(value):
-            unset.append(f"# {parameter.name} = ...   # {_annotation(parameter)}\n")
+            unset.append(f"# {parameter.name} = ...   # {_annotation(parameter, hints)}\n")
         else:
             table[parameter.name] = value
 
@@ -200,8 +204,11 @@ def snippet(kind: str, name: str) -> str:
 def signature(kind: str, name: str) -> str:
     """Return a part's arguments with their types and defaults, as Python writes them."""
     parts = []
-    for parameter in catalog.arguments(kind, catalog.resolve(kind, name)):
-        text = f"{parameter.name}: {_annotation(parameter)}"
+    part = catalog.resolve(kind, name)
+    hints = _plain_hints(part)
+
+    for parameter in catalog.arguments(kind, part):
+        text = f"{parameter.name}: {_annotation(parameter, hints)}"
         if parameter.kind is parameter.VAR_KEYWORD:
             text = f"**{text}"
         elif parameter.default is not parameter.empty:
@@ -234,12 +241,20 @@ def _fits_toml(value: object) -> bool:
     return True
 
 
-def _annotation(parameter: inspect.Parameter) -> str:
-    """Return a parameter's type as it is written."""
-    hint = parameter.annotation
+def _annotation(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> str:
+    """Return a parameter's type as Python writes it, without the rules of `annotations`."""
+    hint = hints.get(parameter.name, parameter.annotation)
     if hint is parameter.empty:
         return "any"
     return hint if isinstance(hint, str) else inspect.formatannotation(hint)
+
+
+def _plain_hints(part: Any) -> dict[str, Any]:
+    """Return the types of a part's arguments; {} where one can only be read by a type checker."""
+    try:
+        return typing.get_type_hints(part.__init__ if isinstance(part, type) else part)
+    except (NameError, TypeError, AttributeError):
+        return {}
 
 
 def _about_family(name: str) -> str:
