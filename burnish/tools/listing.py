@@ -251,8 +251,10 @@ def _annotation(parameter: inspect.Parameter, hints: Mapping[str, Any]) -> str:
 
 def _plain_hints(part: Any) -> dict[str, Any]:
     """Return the types of a part's arguments; {} where one can only be read by a type checker."""
+    called: Any = getattr(part, "__init__", None) if isinstance(part, type) else part
+
     try:
-        return typing.get_type_hints(part.__init__ if isinstance(part, type) else part)
+        return typing.get_type_hints(called)
     except (NameError, TypeError, AttributeError):
         return {}
 
