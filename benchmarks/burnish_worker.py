@@ -65,7 +65,7 @@ def main() -> None:
 
         if not gate.stop():
             config = configuration.parse(settings["config"])
-            train(config, settings["out"], on_record=gate, stop=gate.stop)
+            train(config, settings["out"], on_record=gate, stop=gate.stop, progress=False)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from burnish.diffusion.policy import Policy
     from burnish.diffusion.sampler import Sampler
     from burnish.objective_check import check_objective
+    from burnish.report.frame import frame
     from burnish.rewards import check_reward, score
+    from burnish.runs import Run
     from burnish.training.assembly import Overrides
     from burnish.training.batch import Credit, RolloutBatch
     from burnish.training.learners import Learner
@@ -59,11 +61,13 @@ __all__ = [
     "Prompt",
     "Replay",
     "RolloutBatch",
+    "Run",
     "Sampler",
     "Scores",
     "Trajectory",
     "check_objective",
     "check_reward",
+    "frame",
     "load_config",
     "score",
     "train",
@@ -76,9 +80,11 @@ _MODULES = {
     "Overrides": "training.assembly",
     "Policy": "diffusion.policy",
     "RolloutBatch": "training.batch",
+    "Run": "runs",
     "Sampler": "diffusion.sampler",
     "check_objective": "objective_check",
     "check_reward": "rewards",
+    "frame": "report.frame",
     "load_config": "config",
     "score": "rewards",
     "train": "training.loop",

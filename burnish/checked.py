@@ -12,19 +12,19 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import traceback
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from difflib import get_close_matches
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from burnish.annotations import fits, readable
-from burnish.errors import type_and_message
 from burnish.types import (
+    MOST_PROMPTS,
     Advantage,
     Cond,
     Curriculum,
@@ -40,6 +40,18 @@ from burnish.types import (
     Scores,
     describe_value,
 )
+from burnish.user_code import (
+    NotNumbersError,
+    call_user,
+    check_signature,
+    own_prompts,
+    own_scores,
+    to_column,
+    to_number,
+)
+
+MOST_SPARE = 1000
+"""Prompts beyond the wanted ones that are taken from a generator, to say how many it gives."""
 
 LIKELY_SLIP = 0.8
 """An attribute whose name is at least this similar to one of the protocol may be a slip."""
@@ -58,22 +70,30 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 """Attributes of before 0.1.0, and their names now."""
 
 
-def checked_part(kind: str, part: Any, use: str) -> Any:
+def checked_part(kind: str, part: Any, use: str, called_with: Sequence[str] = ()) -> Any:
     """Return a part that follows its protocol: itself if it is the package's own, else wrapped.
 
     Args:
-        kind: "kernel", "guidance", "advantage", "objective" or "curriculum"; others pass.
+        kind: "kernel", "guidance", "advantage", "objective" or "curriculum"; a "reward" is only
+            looked at, and others pass.
         part: the object or function.
         use: its name in the configuration, for messages.
+        called_with: the names of the arguments that it is called with, if they are known.
 
     Raises:
         ValueError: it cannot be called, an attribute is misspelt, or has a value that the protocol
             does not know.
     """
     if kind not in WRAPPERS:
+        if called_with and not is_built_in(part):
+            check_signature(f"{kind} {use}", part, called_with)
         return part
 
     protocol, wrapper = WRAPPERS[kind]
+    if isinstance(part, type):
+        raise ValueError(
+            f"{kind} {use} is a class; give an object of it, such as {part.__name__}()"
+        )
     if is_built_in(part):
         if protocol not in type(part).__mro__:
             raise ValueError(f"{use} is no {kind}; burnish list shows which there are")
@@ -87,6 +107,8 @@ def checked_part(kind: str, part: Any, use: str) -> Any:
     for name, hint in typing.get_type_hints(protocol).items():
         _check_value(kind, use, name, getattr(part, name, getattr(protocol, name)), hint)
     _check_methods(kind, part, use)
+    if called_with:
+        check_signature(f"{kind} {use}", part, called_with)
 
     wrapped = wrapper()
     wrapped.part = part
@@ -112,56 +134,93 @@ def checked_prompts(drawn: Any, name: str, count: int | None = None) -> list[Pro
             f"return {wanted} burnish.Prompt"
         )
 
-    prompts = list(drawn)
+    # a generator may never end
+    limit = MOST_PROMPTS if count is None else count + MOST_SPARE
+    prompts = call_user(f"the prompt function {name}", lambda: list(islice(drawn, limit + 1)))
+    number = f"{len(drawn) if isinstance(drawn, Sized) else len(prompts):,}"
     if not prompts:
         raise ValueError(f"the prompt function {name} returned no prompts")
+    if len(prompts) > limit:
+        raise ValueError(
+            f"the prompt function {name} returned {number} prompts or more, but "
+            f"{f'{limit:,} at most' if count is None else count} were wanted"
+        )
     if count is not None and len(prompts) != count:
         raise ValueError(
-            f"the prompt function {name} returned {len(prompts)} prompts, but {count} were wanted"
+            f"the prompt function {name} returned {number} prompts, but {count} were wanted"
         )
 
     for row, prompt in enumerate(prompts):
-        if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
-            wrong = prompt.text if isinstance(prompt, Prompt) else prompt
-            raise ValueError(
-                f"the prompt function {name} returned {describe_value(wrong)} in row {row}; "
-                "return burnish.Prompt(text, metadata)"
-            )
+        _check_prompt(prompt, f"the prompt function {name}", row)
+    return own_prompts(prompts)
 
-    return prompts
+
+def _check_prompt(prompt: Any, name: str, row: int) -> None:
+    """Refuse what is no prompt with a text and a mapping of metadata."""
+    remedy = "return burnish.Prompt(text, metadata)"
+    if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
+        wrong = prompt.text if isinstance(prompt, Prompt) else prompt
+        raise ValueError(f"{name} returned {describe_value(wrong)} in row {row}; {remedy}")
+    if not prompt.text.strip():
+        raise ValueError(f"{name} returned an empty text in row {row}; {remedy}")
+    if not isinstance(prompt.metadata, Mapping):
+        raise ValueError(
+            f"{name} returned {describe_value(prompt.metadata)} as metadata in row {row}; give a "
+            "dict"
+        )
+    if not isinstance(prompt.template, str) or "{}" not in prompt.template:
+        raise ValueError(
+            f"{name} returned the template {prompt.template!r} in row {row}; it must have {{}} "
+            "where the text belongs"
+        )
 
 
 # What is returned -------------------------------------------------------------------------------
 
 
-def check_tensor(value: Any, shape: tuple[int, ...], name: str, *, boolean: bool = False) -> Tensor:
-    """Return a tensor of this shape whose values are all finite.
+def check_tensor(
+    value: Any,
+    shape: tuple[int],
+    name: str,
+    *,
+    boolean: bool = False,
+    counted: Tensor | None = None,
+) -> Tensor:
+    """Return a tensor (B,) of its own on the CPU whose values are all finite.
+
+    Args:
+        value: what a user's function returned: a tensor, or numbers in a row.
+        shape: (B,).
+        name: of the function, for messages.
+        boolean: it must be of booleans, which are returned; otherwise float64.
+        counted: (B,) bool, the rows that matter; the others become 0.
 
     Raises:
         ValueError: it is something else; the message begins with `name`.
     """
-    if isinstance(value, Tensor):
-        tensor = value
-    else:
-        try:
-            tensor = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError):
-            wanted = "booleans" if boolean else "numbers"
-            raise ValueError(
-                f"{name} returned {describe_value(value)}; return a tensor of {wanted}"
-            ) from None
-
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} returned shape {tuple(tensor.shape)}; it must return {shape}")
-    if boolean and tensor.dtype != torch.bool:
-        raise ValueError(f"{name} returned {tensor.dtype}; it must return torch.bool")
-    if tensor.is_complex():
+    wanted = "booleans" if boolean else "numbers"
+    if isinstance(value, Tensor) and tuple(value.shape) != shape:
+        raise ValueError(f"{name} returned shape {tuple(value.shape)}; it must return {shape}")
+    if isinstance(value, Tensor) and value.is_complex():
         raise ValueError(f"{name} returned complex numbers; return real ones")
+    if boolean and isinstance(value, Tensor) and value.dtype != torch.bool:
+        raise ValueError(f"{name} returned {value.dtype}; it must return torch.bool")
 
+    try:
+        tensor: Tensor = call_user(name, to_column, value, shape[0])
+    except NotNumbersError as error:
+        raise ValueError(
+            f"{name} returned {error}; return a tensor of {wanted} of shape {shape}"
+        ) from None
+
+    if counted is not None:
+        tensor = torch.where(counted.cpu(), tensor, 0.0)
     if not bool(tensor.isfinite().all()):
-        row = int((~tensor.isfinite()).flatten().nonzero()[0])
+        row = int((~tensor.isfinite()).nonzero()[0])
         raise ValueError(f"{name} returned a number that is not finite (first: row {row})")
-    return tensor
+    if boolean and not bool(((tensor == 0) | (tensor == 1)).all()):
+        raise ValueError(f"{name} returned numbers other than 0 and 1; return booleans")
+    return tensor.bool() if boolean else tensor
 
 
 def check_loss(loss: Any, name: str) -> Loss:
@@ -180,11 +239,19 @@ def check_loss(loss: Any, name: str) -> Loss:
             f"{name} returned a loss of {describe_value(loss.value)}; its value must be a tensor "
             "with one number, such as (...).mean()"
         )
-    if not isinstance(loss.metrics, Mapping) or not all(
-        isinstance(value, (int, float)) for value in loss.metrics.values()
-    ):
-        raise ValueError(f"{name} returned metrics that are no mapping from names to numbers")
-    if taken := RECORD_KEYS.intersection(loss.metrics):
+
+    def numbers() -> dict[str, float]:
+        if not hasattr(loss.metrics, "items"):
+            raise NotNumbersError(describe_value(loss.metrics))
+        return {str(key): to_number(value) for key, value in loss.metrics.items()}
+
+    try:
+        metrics = call_user(name, numbers)
+    except NotNumbersError:
+        raise ValueError(
+            f"{name} returned metrics that are no mapping from names to numbers"
+        ) from None
+    if taken := RECORD_KEYS.intersection(metrics):
         raise ValueError(f'{name} returned the metric "{min(taken)}", a name that the loop uses')
     if not bool(loss.value.detach().isfinite()):
         raise ValueError(f"{name} returned the loss {float(loss.value.detach())}")
@@ -193,7 +260,7 @@ def check_loss(loss: Any, name: str) -> Loss:
             f"{name} returned a loss without a gradient: use replay.logp, and do not detach it"
         )
 
-    return loss
+    return Loss(loss.value, metrics)
 
 
 def check_gaussian(gaussian: Any, x0: Tensor, name: str) -> Gaussian:
@@ -212,15 +279,22 @@ def check_gaussian(gaussian: Any, x0: Tensor, name: str) -> Gaussian:
         ("mean", gaussian.mean, [tuple(x0.shape)]),
         ("std", gaussian.std, [column, (1, *column[1:])]),
     ):
-        if not isinstance(value, Tensor) or tuple(value.shape) not in shapes:
+        if (
+            not isinstance(value, Tensor)
+            or tuple(value.shape) not in shapes
+            or not value.is_floating_point()
+        ):
             raise ValueError(
                 f"{name} returned {describe_value(value)} as {field}; it must be a tensor of shape "
-                f"{shapes[0]}"
+                f"{shapes[0]}, of floating-point numbers"
             )
 
     if not bool(gaussian.std.isfinite().all()) or bool((gaussian.std < 0).any()):
         raise ValueError(f"{name} returned a std that is not finite or below 0")
-    return gaussian
+    # where x0 is not finite the weights have diverged, which the loop reports
+    if bool(x0.isfinite().all()) and not bool(gaussian.mean.isfinite().all()):
+        raise ValueError(f"{name} returned a mean that is not finite, though x0 is")
+    return Gaussian(gaussian.mean.clone(), gaussian.std.clone())
 
 
 def name_of(part: Any) -> str:
@@ -258,17 +332,9 @@ class Checked:
 
     def _call(self, method: str, *arguments: Any) -> Any:
         """Return what the part returns; an exception in it is reported with its name and place."""
-        function = self.part if method == "__call__" else getattr(self.part, method)
-        try:
-            return function(*arguments)
-        except (torch.OutOfMemoryError, KeyboardInterrupt):
-            raise
-        except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            called = self.name if method == "__call__" else f"{self.name}.{method}"
-            raise ValueError(
-                f"{called} raised {type_and_message(error)} ({frame.filename}:{frame.lineno})"
-            ) from error
+        if method == "__call__":
+            return call_user(self.name, self.part, *arguments)
+        return call_user(f"{self.name}.{method}", getattr(self.part, method), *arguments)
 
     def _state(self) -> dict[str, Any]:
         if not hasattr(self.part, "state_dict"):
@@ -276,16 +342,16 @@ class Checked:
 
         state = self._call("state_dict")
         try:
-            same = json.loads(json.dumps(state)) == state
+            copied = json.loads(json.dumps(state))
         except (TypeError, ValueError):
-            same = False
+            copied = None
 
-        if not isinstance(state, dict) or not same:
+        if not isinstance(copied, dict) or copied != state:
             raise ValueError(
                 f"{self.name}.state_dict must return a dict of texts, numbers, lists and dicts "
                 "with texts as keys, because it is kept as JSON"
             )
-        return state
+        return copied
 
 
 def _with_attributes_of(protocol: type) -> Callable[[type], type]:
@@ -314,7 +380,8 @@ class CheckedKernel(Checked, Kernel):
         Raises:
             ValueError: it raises, or returns no Gaussian over latents of this shape.
         """
-        return check_gaussian(self._call("__call__", x_t, x0, level_t, level_s), x0, self.name)
+        returned = self._call("__call__", x_t.clone(), x0.clone(), level_t, level_s)
+        return check_gaussian(returned, x0, self.name)
 
 
 @_with_attributes_of(Guidance)
@@ -325,15 +392,56 @@ class CheckedGuidance(Checked, Guidance):
         """Return its output.
 
         Raises:
-            ValueError: it returns something of another shape.
+            ValueError: it raises, or returns something of another shape, or what is not finite
+                though the network's output is.
         """
-        out = self.part(raw, x, t, cond, null)
-        if not isinstance(out, Tensor) or out.shape != x.shape:
+        network = _WatchedNetwork(raw)
+        try:
+            out = self._call(
+                "__call__", network, x.clone(), t.clone(), _cloned(cond), _cloned(null)
+            )
+        except ValueError:
+            if network.error is not None:
+                raise network.error from None
+            raise
+
+        if not isinstance(out, Tensor) or out.shape != x.shape or not out.is_floating_point():
             raise ValueError(
                 f"{self.name} returned {describe_value(out)}; it must return the network's output "
                 f"of shape {tuple(x.shape)}"
             )
-        return out
+        if network.finite and not bool(out.isfinite().all()):
+            raise ValueError(
+                f"{self.name} returned numbers that are not finite, though the network's are"
+            )
+        return out.clone()
+
+
+class _WatchedNetwork:
+    """A network as a guidance calls it, which remembers what is not the guidance's fault.
+
+    It works on copies: what its gradient needs must stay as it was.
+    """
+
+    def __init__(self, raw: Network) -> None:
+        self.raw = raw
+        self.finite = True
+        self.error: Exception | None = None
+
+    def __call__(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        given = x.clone(), t.clone(), _cloned(cond)
+        try:
+            out = self.raw(*given)
+        except Exception as error:
+            self.error = error
+            raise
+
+        self.finite = self.finite and bool(out.isfinite().all())
+        return out.clone()
+
+
+def _cloned(cond: Cond) -> Cond:
+    return {name: value.clone() for name, value in cond.items()}
 
 
 @_with_attributes_of(Advantage)
@@ -351,9 +459,8 @@ class CheckedAdvantage(Checked, Advantage):
         if not bool(valid.any()):
             return torch.zeros(len(group))
 
-        returned = self._call("__call__", _copied(scores), weights.clone(), group.clone())
-        adv = check_tensor(_zero_where(returned, ~valid), (len(group),), self.name)
-        adv = adv.detach().float().cpu()
+        returned = self._call("__call__", own_scores(scores), weights.clone(), group.clone())
+        adv = check_tensor(returned, (len(group),), self.name, counted=valid).float()
         if not bool(adv.isfinite().all()):
             raise ValueError(f"{self.name} returned a number beyond float32")
         if self.imitates and bool((adv < 0).any()):
@@ -371,8 +478,8 @@ class CheckedAdvantage(Checked, Advantage):
         if not hasattr(self.part, "front"):
             return scores.valid
 
-        front = self._call("front", _copied(scores), weights.clone(), group.clone())
-        return check_tensor(front, (len(group),), f"{self.name}.front", boolean=True).cpu()
+        front = self._call("front", own_scores(scores), weights.clone(), group.clone())
+        return check_tensor(front, (len(group),), f"{self.name}.front", boolean=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return its memory."""
@@ -391,12 +498,25 @@ class CheckedObjective(Checked, Objective):
         """Return its loss.
 
         Raises:
-            ValueError: it raises, or returns no loss.
+            ValueError: it raises, or returns no loss; or, when its gradient is taken, that is not
+                finite.
         """
-        loss = self._call("__call__", replay, adv)
-        if isinstance(loss, Loss) and not bool(replay.logp.detach().isfinite().all()):
+        own = _own_replay(replay)
+        diverged = not bool(replay.logp.detach().isfinite().all())
+        if own.logp.requires_grad and not diverged:
+            own.logp.register_hook(self._check_gradient)
+
+        loss = self._call("__call__", own, adv.clone())
+        if isinstance(loss, Loss) and diverged:
             return loss  # the weights have diverged, which the optimizer step reports
         return check_loss(loss, self.name)
+
+    def _check_gradient(self, gradient: Tensor) -> None:
+        if not bool(gradient.isfinite().all()):
+            raise ValueError(
+                f"{self.name} has a gradient that is not finite, such as that of a square root or "
+                "a logarithm at 0"
+            )
 
     def targets(self, change: Tensor, adv: Tensor, group: Tensor, transitions: int) -> Tensor:
         """Return its targets (b,).
@@ -404,8 +524,8 @@ class CheckedObjective(Checked, Objective):
         Raises:
             ValueError: it raises, or returns something else.
         """
-        targets = self._call("targets", change, adv, group, transitions)
-        return check_tensor(targets, (len(adv),), f"{self.name}.targets").detach().to(adv)
+        targets = self._call("targets", change.clone(), adv.clone(), group.clone(), transitions)
+        return check_tensor(targets, (len(adv),), f"{self.name}.targets").to(adv)
 
 
 @_with_attributes_of(Curriculum)
@@ -420,11 +540,9 @@ class CheckedCurriculum(Checked, Curriculum):
         """
         scale = self._call("__call__", progress, generator)
         try:
-            number = float(scale)
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"{self.name} returned {describe_value(scale)}; return a control scale"
-            ) from None
+            number: float = call_user(self.name, to_number, scale)
+        except NotNumbersError as error:
+            raise ValueError(f"{self.name} returned {error}; return a control scale") from None
 
         if not (math.isfinite(number) and number >= 0):
             raise ValueError(f"{self.name} returned the control scale {number}; it must be >= 0")
@@ -433,7 +551,7 @@ class CheckedCurriculum(Checked, Curriculum):
     def observe(self, scores: Scores) -> None:
         """Let it take in the rewards, if it has a method for that."""
         if hasattr(self.part, "observe"):
-            self._call("observe", _copied(scores))
+            self._call("observe", own_scores(scores))
 
     def state_dict(self) -> dict[str, Any]:
         """Return its memory."""
@@ -453,17 +571,15 @@ WRAPPERS: dict[str, tuple[Any, type]] = {
 }
 
 
-def _copied(scores: Scores) -> Scores:
-    """Return scores of their own for user code, which must not spoil the loop's."""
-    target = None if scores.target_reward is None else scores.target_reward.clone()
-    return Scores(scores.parts.clone(), scores.names, scores.problems, target)
-
-
-def _zero_where(value: Any, rows: Tensor) -> Any:
-    """Return a tensor (B,) with 0 in these rows; anything else as it is."""
-    if not isinstance(value, Tensor) or value.shape != rows.shape:
-        return value
-    return torch.where(rows.to(value.device), torch.zeros_like(value), value)
+def _own_replay(replay: Replay) -> Replay:
+    """Return a replay whose tensors are copies; gradients go through to the original's."""
+    return Replay(
+        replay.logp.clone(),
+        replay.logp_old.clone(),
+        replay.dims,
+        None if replay.logp_ref is None else replay.logp_ref.clone(),
+        None if replay.kl is None else replay.kl.clone(),
+    )
 
 
 # The attributes ---------------------------------------------------------------------------------

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
-from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from burnish.terminal import adapt_streams, say
 
 if TYPE_CHECKING:
     from burnish.diffusion.policy import Policy
     from burnish.diffusion.sampler import Sampler
+    from burnish.qr.layout import Layout
+    from burnish.qr.phone import Phone
     from burnish.qr.scanner import Scanner
-    from burnish.runs import Run
     from burnish.tools.qr_search import Search
+    from burnish.trust import Trust
     from burnish.types import Prompt
 
 app = typer.Typer(
@@ -64,6 +67,16 @@ Source = Annotated[
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; repeatable."),
+]
+Trusted = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help=(
+            "Run the code that the recipe or run names by use = FILE.py:NAME or MODULE:NAME. "
+            "[dim]default: you are asked once for each, and refused without a terminal[/dim]"
+        ),
+    ),
 ]
 Steps = Annotated[
     int,
@@ -113,6 +126,16 @@ ControlNet = Annotated[
         )
     ),
 ]
+CanvasSize = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help=(
+            "Side of the images in pixels; below 128 the code is Micro QR. "
+            "[dim]0: the model's, or as much more as an ordinary code of the payload needs[/dim]"
+        ),
+    ),
+]
 ControlScale = Annotated[
     float,
     typer.Option(help="Control scale of the code. [dim]below 0: the run's, else 1[/dim]"),
@@ -138,6 +161,14 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")
     ] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="With --resume: also if the recipe, a file that it names or the log has changed.",
+        ),
+    ] = False,
+    trust: Trusted = False,
 ) -> None:
     """Train a model, and leave a run directory.
 
@@ -149,7 +180,6 @@ def train(
     """
     quiet()
     from burnish.config import load
-    from burnish.report.progress import Progress
     from burnish.runs import Run
 
     if not recipe and not (resume and out):
@@ -158,27 +188,28 @@ def train(
             "burnish list shows the recipes"
         )
 
+    if accept_changes and not resume:
+        raise ValueError("--accept-changes goes with --resume; a new run has nothing to compare")
+
     folder = out or Path("runs") / Path(recipe).stem
-    config = load(recipe or Run.open(folder).config, change or [])
+    source = recipe or Run.open(folder).config
+    config = load(source, change or [], trust=trust or consent())
     from burnish.training import loop
 
     # of several processes that were launched together only one prints
-    main_process = os.environ.get("RANK", "0") == "0"
-    progress = Progress(config.iterations) if main_process else nullcontext()
-
-    with stopping() as stop, progress as on_record:
-        loop.train(config, folder, resume=resume, on_record=on_record, stop=stop)
-
-    if not main_process:
-        return
+    progress = os.environ.get("RANK", "0") == "0"
+    with stopping() as stop:
+        loop.train(
+            config,
+            folder,
+            resume=resume,
+            accept_changes=accept_changes,
+            stop=stop,
+            progress=progress,
+        )
 
     if stop.signals:
-        records = Run(folder).records()
-        done = records[-1]["iteration"] if records else 0
-        print(f"Stopped after iteration {done}. Go on with: burnish train --resume --out {folder}")
         raise typer.Exit(128 + stop.signals[0])
-
-    show_run(Run(folder))
 
 
 @app.command()
@@ -199,6 +230,7 @@ def sample(
     out: Annotated[
         Path, typer.Option(help="A .png for a grid, anything else for a folder of single files.")
     ] = Path("samples.png"),
+    trust: Trusted = False,
 ) -> None:
     """Sample images from a trained run, or from any model.
 
@@ -212,26 +244,45 @@ def sample(
     burnish sample zoo:emoji-lcm --prompt "a fox" --steps 2
     """
     quiet()
-    from burnish.tools.gallery import centred, draw, open_expander, open_source, preferred, save
+    from burnish.tools.gallery import (
+        centred,
+        check_out,
+        draw,
+        drawn_state,
+        open_expander,
+        open_source,
+        preferred,
+        save,
+    )
     from burnish.types import Prompt
 
+    check_out(out)
     template = preferred(source, prefer, before)
-    policy, sampler = open_source(
-        source, steps=steps, guidance=guidance, before=before, strength=strength
-    )
-    expander = None if plain else open_expander(source, policy, before=before)
+    with watching(slow_only=True):
+        policy, sampler = open_source(
+            source,
+            steps=steps,
+            guidance=guidance,
+            before=before,
+            strength=strength,
+            trust=trust or consent(),
+        )
+        expander = None if plain else open_expander(source, policy, before=before)
 
-    if original:
-        if expander is None:
-            raise ValueError(
-                "--original needs an expanded prompt to weigh the original against, "
-                f"and {source} is sampled without an expander"
-            )
-        sampler = replace(sampler, guidance=centred(sampler.guidance, original))
+        if original:
+            if expander is None:
+                raise ValueError(
+                    "--original needs an expanded prompt to weigh the original against, "
+                    f"and {source} is sampled without an expander"
+                )
+            sampler = replace(sampler, guidance=centred(sampler.guidance, original))
 
-    prompts = [Prompt(text, template=template) for text in prompt]
-    images = draw(policy, sampler, prompts, n, seed, expander)
-    print(save(images, prompt, n, out))
+        prompts = [Prompt(text, template=template) for text in prompt]
+        images = draw(policy, sampler, prompts, n, seed, expander)
+
+    if state := drawn_state(source, before):
+        say(state, sys.stderr)
+    say(save(images, prompt, n, out))
 
 
 @app.command()
@@ -240,6 +291,7 @@ def evaluate(
     images: Annotated[
         int, typer.Option(min=0, help="Images for each prompt. [dim]0: as the recipe says[/dim]")
     ] = 0,
+    trust: Trusted = False,
 ) -> None:
     """Compare a run with the model it started from, on the same prompts and noise.
 
@@ -249,10 +301,19 @@ def evaluate(
       burnish evaluate runs/jpeg --images 16
     """
     quiet()
+    from burnish.report.results import evaluation_lines
     from burnish.runs import Run
     from burnish.tools.evaluate_run import evaluate_run
+    from burnish.training.checkpoint import newest
 
-    show_evaluation(evaluate_run(Run.open(run), images))
+    found = Run.open(run)
+    with watching():
+        evaluation = evaluate_run(found, images, trust=trust or consent())
+
+    done = newest(found.checkpoints)["iteration"]
+    say(f"{run} after iteration {done}, compared with before training", sys.stderr)
+    for text in evaluation_lines(evaluation):
+        say(text)
 
 
 @app.command()
@@ -268,11 +329,43 @@ def report(
     """
     from burnish.report.page import write_report
 
-    print(write_report(run, out))
+    say(write_report(run, out))
+
+
+@app.command("compare")
+def compare_runs(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Two or more runs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page with the curves here.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of a table.")
+    ] = False,
+) -> None:
+    """Compare runs: what differs in their configurations, their gains, their curves.
+
+    burnish compare runs/a runs/b
+    burnish compare runs/a runs/b runs/c --out comparison.html
+    """
+    from burnish.files import dumps, write
+    from burnish.report import comparison
+
+    if out is not None and out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out {out}: the page is HTML; let its name end in .html")
+
+    compared = comparison.compare(runs)
+    if as_json:
+        print(dumps(comparison.as_json(compared), indent=1))
+    else:
+        print(comparison.as_text(compared))
+
+    if out is not None:
+        write(out, comparison.as_page(compared))
+        print(out, file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command()
-def check(recipe: Recipe, change: Changes = None) -> None:
+def check(recipe: Recipe, change: Changes = None, trust: Trusted = False) -> None:
     """Check a recipe before a long run: the ratio, the reward's spread, memory and time.
 
     burnish check sd15-clip
@@ -282,11 +375,13 @@ def check(recipe: Recipe, change: Changes = None) -> None:
     from burnish.config import load
     from burnish.tools.preflight import preflight
 
-    findings = preflight(load(recipe, change or []))
+    config = load(recipe, change or [], trust=trust or consent())
+    with watching():
+        findings = preflight(config)
 
     for finding in findings:
         remedy = f"  ->  {finding.remedy}" if finding.remedy else ""
-        print(f"{finding.level:<7} {finding.text}{remedy}")
+        say(f"{finding.level:<7} {finding.text}{remedy}")
 
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
@@ -304,6 +399,7 @@ def qr(
     controlnet: ControlNet = "",
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Images to find.")] = 4,
     tries: Annotated[int, typer.Option(min=1, help="Images to sample at most.")] = 64,
+    size: CanvasSize = 0,
     scale: ControlScale = -1.0,
     steps: Steps = 0,
     guidance: Guidance = -1.0,
@@ -317,21 +413,22 @@ def qr(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object instead of text.")
     ] = False,
+    trust: Trusted = False,
 ) -> None:
     r"""Sample images that are QR codes and keep those that are read under every condition.
 
     Or read one with --verify. Exit code 1: no image is read.
 
-      burnish qr HELLO --prompt "a cat" --out codes
-      burnish qr https://example.org --prompt "a garden" --model runs/qr --n 8 --out codes
+      burnish qr https://example.org --prompt "a cat" --out codes
+      burnish qr HELLO --prompt "a cat" --size 64 --model runs/qr --n 8 --out codes
       burnish qr HELLO --prompt "a garden" --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
         --controlnet monster-labs/control_v1p_sd15_qrcode_monster --scale 1.4
       burnish qr --verify art.png
       burnish qr https://example.org --verify art.png --decoder zxing --decoder opencv
 
-    With --verify: strict means that every decoder reads the code under every condition; phone, that
-    under every condition some decoder reads it, or would if the image were softened; lenient, that
-    it is read at all.
+    Verdicts: strict means that every --decoder reads the code under every condition; phone, that
+    under every condition a reader that took no part does (ZBar or OpenCV), in the image as it is or
+    softened; lenient, that it is read at all.
     """
     decoders = tuple(decoder or ["zxing"])
     if verify is not None:
@@ -345,16 +442,25 @@ def qr(
         )
 
     quiet()
+    from burnish.qr.phone import Phone
     from burnish.qr.scanner import Scanner
-    from burnish.tools.qr_search import open_controlled
+    from burnish.tools.qr_search import choose_canvas, deciding_decoders, open_controlled
     from burnish.types import Prompt
 
     scanner = Scanner(decoders, "all")
-    controlled = open_controlled(model, controlnet, steps=steps, guidance=guidance, scale=scale)
-    result = search_codes(
-        *controlled, Prompt(prompt, {"payload": payload}), scanner, n, tries, seed
+    phone = Phone(deciding_decoders(model, decoders))
+    policy, sampler = open_controlled(
+        model,
+        controlnet,
+        steps=steps,
+        guidance=guidance,
+        scale=scale,
+        trust=trust or consent(),
     )
-    show_codes(result, out, as_json)
+    prompted = Prompt(prompt, {"payload": payload})
+    layout = choose_canvas(policy, prompted, size)
+    result = search_codes(policy, sampler, prompted, scanner, phone, n, tries, seed)
+    show_codes(result, layout, phone, out, as_json)
 
 
 def search_codes(
@@ -362,6 +468,7 @@ def search_codes(
     sampler: Sampler,
     prompt: Prompt,
     scanner: Scanner,
+    phone: Phone,
     count: int,
     tries: int,
     seed: int,
@@ -386,38 +493,37 @@ def search_codes(
             count=count,
             tries=tries,
             seed=seed,
+            phone=phone,
             on_try=on_try,
         )
 
 
-def show_codes(result: Search, out: Path, as_json: bool) -> None:
+def show_codes(result: Search, layout: Layout, phone: Phone, out: Path, as_json: bool) -> None:
     """Save the images that are read and print the result; exit code 1 if there are none."""
-    from burnish.tools.qr_search import save
+    from burnish.tools.qr_search import save, summary
 
     paths = save(result, out) if result.images else []
+    verdicts = [found.phone for found in result.images]
 
     if as_json:
         content = {
             "payload": result.payload,
+            "code": layout.designator,
+            "size": layout.side,
             "kept": len(paths),
             "tries": result.tries,
             "passed": result.passed,
             "read": result.read,
+            "phone": verdicts,
+            "phone_note": phone.note(layout.micro),
             "files": [str(path) for path in paths],
         }
         print(json.dumps(content, indent=1))
     else:
         for path in paths:
-            print(path)
-
-        outcome = "raise --scale or --tries"
-        if paths:
-            outcome = f"{len(paths)} kept, they say {result.payload!r}"
-
-        print(
-            f"{result.passed} of {result.tries} tries are read under every condition, "
-            f"{result.read} under some; {outcome}"
-        )
+            say(path)
+        for line in summary(result, layout, phone).split("\n"):
+            say(line)
 
     if not paths:
         raise typer.Exit(1)
@@ -428,25 +534,60 @@ def read_code(image: Path, payload: str, decoders: tuple[str, ...], as_json: boo
     from burnish.qr.verify import verify
 
     verdict = verify(image, payload, decoders)
-    print(json.dumps(verdict.json(), indent=1) if as_json else verdict.text())
+    text = json.dumps(verdict.json(), indent=1) if as_json else verdict.text()
+    for line in text.split("\n"):
+        say(line)
 
     if not verdict.lenient:
         raise typer.Exit(1)
 
 
 @app.command("list")
-def list_parts() -> None:
-    """Show every recipe, reward, advantage, objective, kernel, guidance and prompt set."""
-    from burnish import catalog, config
+def list_parts(
+    kind: Annotated[
+        str, typer.Argument(metavar="KIND", help="reward, recipe, kernel, ... Default: all.")
+    ] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="One of this kind.")] = "",
+) -> None:
+    """Show what a recipe can name, or one of it: its arguments, text, and TOML to paste.
 
-    print("recipes")
-    for name in config.recipes():
-        _print_entry(name, _first_comment(config.recipe(name)))
+    burnish list
+    burnish list rewards
+    burnish list reward aesthetic
+    """
+    from burnish.tools.listing import listing, page
 
-    for kind, table in catalog.BUILTIN.items():
-        print(f"\n{kind}")
-        for name in table:
-            _print_entry(name, (catalog.resolve(kind, name).__doc__ or "").split("\n\n")[0])
+    # sentences are wrapped for a reader only: a program gets each on a line
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    print(page(kind, name) if name else listing(kind, width))
+
+
+@app.command("recipe")
+def print_recipe(
+    name: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe's name. Default: list them.")
+    ] = "",
+) -> None:
+    """Print a recipe as it stands, with its comments, to be edited.
+
+    burnish recipe
+    burnish recipe demo > my.toml
+    burnish train my.toml
+    """
+    if not name:
+        list_parts("recipe")
+        return
+
+    from burnish.config import packaged_recipe
+
+    try:
+        content = packaged_recipe(name.removesuffix(".toml")).read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no recipe {name}; {error}") from None
+
+    # as it stands, whatever the terminal's encoding
+    sys.stdout.buffer.write(content)
+    sys.stdout.flush()
 
 
 @zoo_app.command("list")
@@ -455,7 +596,7 @@ def zoo_list() -> None:
     from burnish import zoo
 
     for name in zoo.names():
-        print(f"zoo:{name:<16} {zoo.size_mb(name):5.1f} MB   {zoo.path(name)}")
+        print(f"zoo:{name:<16} {zoo.size_mb(name):5.1f} MB   {zoo.path(name)}   {zoo.MODELS[name]}")
 
 
 @zoo_app.command("check")
@@ -477,7 +618,8 @@ def zoo_check(
     from burnish.tools import control_curve
     from burnish.tools.zoo_check import measure, table
 
-    measured, points = measure(images=images, seed=seed)
+    with watching():
+        measured, points = measure(images=images, seed=seed)
 
     if as_json:
         print(json.dumps({**measured, "control": [asdict(point) for point in points]}, indent=1))
@@ -503,11 +645,40 @@ def root(
         raise typer.Exit
 
 
+def consent() -> Trust:
+    """Return the way to ask for consent to code: on a terminal, in the process that prints."""
+    on_terminal = sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()
+    return ask if on_terminal and os.environ.get("RANK", "0") == "0" else False
+
+
+def ask(question: str) -> bool:
+    """Return the answer to a question about code; only a yes counts."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+@contextmanager
+def watching(slow_only: bool = False) -> Iterator[None]:
+    """Show the stages of a command's work on stderr within this context.
+
+    With `slow_only` nothing is printed, where stderr is no terminal, unless it takes long.
+    """
+    from rich.console import Console
+
+    from burnish.report.progress import Progress
+    from burnish.stages import listening
+
+    progress = Progress(console=Console(stderr=True), slow_only=slow_only)
+    with progress, listening(progress):
+        yield
+
+
 class Stop:
     """True once a signal has requested the end; a second signal ends at once."""
 
     def __init__(self) -> None:
         self.signals: list[int] = []
+        self._terminals = [stream for stream in (1, 2) if os.isatty(stream)]
 
     def __call__(self) -> bool:
         """Return True once the end has been requested."""
@@ -519,18 +690,33 @@ class Stop:
             raise KeyboardInterrupt
 
         self.signals.append(number)
+        self._leave_closed_terminal()
         print(
             "\nStopping at the next safe point, then saving; once more to stop at once.",
             file=sys.stderr,
             flush=True,
         )
 
+    def _leave_closed_terminal(self) -> None:
+        """Write nothing to a terminal that is gone: that fails, and the end must not."""
+        for stream in self._terminals:
+            if not os.isatty(stream):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream)
+                os.close(nowhere)
+
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Let Ctrl+C and SIGTERM request the end within this context, not end at once."""
+    """Let Ctrl+C, SIGTERM and a closed terminal request the end within this context.
+
+    SIGHUP stays without effect where it is, as under nohup.
+    """
     stop = Stop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+
     handlers = {number: signal.signal(number, stop.catch) for number in numbers}
 
     try:
@@ -540,64 +726,19 @@ def stopping() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def show_run(run: Run) -> None:
-    """Print where a finished run lies, its result, and what to do next."""
-    print(f"Done: {run.folder}")
-
-    if run.guard.is_file():
-        show_guard(json.loads(run.guard.read_text("utf-8")))
-    if run.evaluation.is_file():
-        show_evaluation(json.loads(run.evaluation.read_text("utf-8")))
-
-    print(f"Next: burnish report {run.folder}, or burnish sample {run.folder} --prompt 'a cat'")
-
-
-def show_evaluation(evaluation: Mapping[str, Any]) -> None:
-    """Print one line, or two with held-out measures, for each set of prompts."""
-    for name, result in evaluation.items():
-        if not result:
-            continue
-
-        low, high = result["ci95"]
-        text = (
-            f"{name:<7} reward {result['before']:.4g} -> {result['after']:.4g}  "
-            f"paired gain {result['paired_mean']:+.4g}, 95 % interval [{low:.4g}, {high:.4g}]"
-        )
-        if result["judge_before"] is not None:
-            text += f"  judged right {result['judge_before']:.1%} -> {result['judge_after']:.1%}"
-
-        print(text)
-
-        if panel := result.get("panel"):
-            changes = (
-                f"{measure} {change['before']:.4g} -> {change['after']:.4g}"
-                for measure, change in panel.items()
-            )
-            print(" " * 8 + "  ".join(changes))
-
-
-def show_guard(decision: Mapping[str, Any]) -> None:
-    """Print what the guard did, and why."""
-    back = ""
-    if decision["action"] == "rollback":
-        back = f", and went back to iteration {decision['best']}"
-
-    reasons = "; ".join(decision["reasons"])
-    print(f"The guard ended the run after iteration {decision['iteration']}{back}: {reasons}")
-
-
 def quiet() -> None:
-    """Keep the loading messages of other libraries out of the output, but not their errors."""
-    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
-        os.environ.setdefault(name, "error")
+    """Keep progress bars and known noise of other libraries out of the output, nothing else."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
-    from transformers.utils.logging import disable_progress_bar
+    from burnish import noise
 
-    # peft imports bitsandbytes where it is installed, which then tells of 4-bit kernels for CPUs
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    diffusers_logging.get_verbosity()  # gives the library its handler
+    transformers_logging.get_verbosity()
+    noise.silence()
 
     # reading weights from the disk takes a moment; downloads keep their own bars
-    disable_progress_bar()
+    transformers_logging.disable_progress_bar()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -606,41 +747,30 @@ def main(argv: list[str] | None = None) -> None:
     An error that a user can fix is one sentence and exit code 2; BURNISH_DEBUG=1 shows where it
     arose.
     """
+    import traceback
     import warnings
 
     def show_warning(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"burnish: warning: {message}", file=sys.stderr)
+        say(f"burnish: warning: {message}", sys.stderr)
 
     warnings.showwarning = show_warning
+    adapt_streams()
 
     try:
         app(argv, prog_name="burnish")
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("BURNISH_DEBUG"):
-            raise
-        print(f"burnish: {error}", file=sys.stderr)
+    except MemoryError as error:
+        say("burnish: out of memory; lower the numbers of images and prompts", sys.stderr)
         raise SystemExit(2) from error
+    except Exception as error:
+        fixable = isinstance(error, (ValueError, OSError, RuntimeError))
+        if fixable and not os.environ.get("BURNISH_DEBUG"):
+            say(f"burnish: {error}", sys.stderr)
+            raise SystemExit(2) from error
 
-
-def _print_entry(name: str, text: str) -> None:
-    """Print a name with the first sentence about it, in as many lines as it needs."""
-    import textwrap
-
-    sentence = " ".join(text.split()).split(". ")[0].rstrip(".")
-    wrapped = textwrap.fill(
-        sentence,
-        width=110,
-        initial_indent=f"  {name:<28} ",
-        subsequent_indent=" " * 31,
-        break_on_hyphens=False,
-    )
-    print(wrapped)
-
-
-def _first_comment(path: Path) -> str:
-    """Return the text of the comment that a recipe opens with, up to its first empty line."""
-    lines = takewhile(lambda line: line.strip("# "), path.read_text("utf-8").splitlines())
-    return " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+        # a library's error may have a key in it, so it is not left to Python to show
+        for line in traceback.format_exc().rstrip("\n").split("\n"):
+            say(line, sys.stderr)
+        raise SystemExit(1) from error
 
 
 if __name__ == "__main__":

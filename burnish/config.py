@@ -13,20 +13,55 @@ import math
 import tomllib
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 import tomli_w
 
-from burnish import catalog
-from burnish.annotations import fits, readable
+from burnish import catalog, references
+from burnish.annotations import (
+    DeviceName,
+    FilePath,
+    ModelPath,
+    complaint,
+    number_complaint,
+    shown,
+)
+from burnish.errors import HALF_CHARACTER, printable
+from burnish.redaction import redact, secret_in
+from burnish.references import Purpose
+from burnish.run_files import read_toml
+from burnish.trust import Trust, UntrustedCodeError, require_trust
+
+if TYPE_CHECKING:
+    from burnish.types import Advantage, Curriculum, Kernel, Objective
 
 Table = dict[str, Any]
 """`{"use": "name", ...}`: a thing of the catalog and its arguments."""
 
 T = TypeVar("T")
+
+DEEPEST = 16
+"""Levels of tables and lists in a configuration."""
+
+MOST_IMAGES = 1_000_000
+"""Images of an iteration, or of a prompt in an evaluation: more would never be finished."""
+
+
+class RewardKeys(TypedDict, total=False):
+    """The keys of a reward's table beside `use` and its arguments."""
+
+    weight: float
+    name: str
+    of: Literal["original", "prompt"]
+
+
+REWARD_KEYS = tuple(RewardKeys.__annotations__)
+"""Keys of a reward's table that are not the reward's arguments."""
+
 
 RENAMED: Mapping[str, str] = {
     "model.learns": "model.trainable_parts",
@@ -43,17 +78,17 @@ RENAMED: Mapping[str, str] = {
 class ModelConfig:
     """The model that is fine-tuned, and which of its weights."""
 
-    id: str = ""  # "zoo:emoji-sd", a folder in diffusers' format, or a hub id
+    id: ModelPath = ""  # "zoo:emoji-sd", a folder in diffusers' format, or a hub id
     size: int = 0  # side of the images in pixels; 0: as the model was made for
     # "lora": small matrices beside the attention's; "full": every weight; "none": see expander
     train: str = "lora"
     rank: int = 4  # of the LoRA matrices
-    alpha: int = 4  # LoRA scale: alpha / rank
+    alpha: float = 4.0  # LoRA scale: alpha / rank; more than 0, fractions too
     # layers that get LoRA
     targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     # of the frozen weights: float32, float16, bfloat16; trained weights are always float32
     dtype: str = "float32"
-    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
+    device: DeviceName = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     gradient_checkpointing: bool = False  # less memory in training, about a third more time
     # images decoded at once: memory and speed only; 0: one above 256 pixels, otherwise 32
     decode_at_once: int = 0
@@ -61,13 +96,14 @@ class ModelConfig:
     variant: str = ""  # of a hub id: weight files' variant, such as "fp16"
     # "lcm": sample with an LCMScheduler, as an LCM-LoRA needs; "": as the model comes
     scheduler: str = ""
-    # a LoRA (hub id or folder) that is merged into the model for good before anything else, such as
-    # an LCM-LoRA
-    fused_lora: str = ""
-    controlnet: str = ""  # a ControlNet that the images follow: a folder or a hub id
+    # a LoRA (folder, file, hub id or OWNER/NAME/FILE of the hub) that is merged into the model for
+    # good before anything else, such as an LCM-LoRA
+    fused_lora: ModelPath = ""
+    controlnet: ModelPath = ""  # a ControlNet that the images follow: a folder or a hub id
     trainable_parts: str = ""  # "controlnet", "both", or "" for the model's own network
-    # a LoRA adapter to start from (same rank and targets), such as another run's RUN/adapter
-    adapter: str = ""
+    # a LoRA adapter to start from (same rank and targets; its own strength counts, not alpha): a
+    # folder such as another run's RUN/adapter, a file or a hub id
+    adapter: ModelPath = ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +159,7 @@ class OptimizerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 1e-4  # decoupled: this times lr of each weight is taken off at a step
     eps: float = 1e-8  # added to the root of the mean squared gradient
-    # a quarter of the memory for Adam's moments, for train = "full"; needs burnish[eight-bit]
+    # a quarter of the memory for Adam's moments, for train = "full"; needs bitsandbytes
     eight_bit: bool = False
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
     # fraction that a moving average of the weights keeps at each step, after a warm-up; it is what
@@ -159,7 +195,7 @@ class ExpanderConfig:
     """
 
     # "zoo:emoji-expander", a folder or hub id of any causal language model; "": no expander
-    model: str = ""
+    model: ModelPath = ""
     # "lora", "full" or "none" (it only writes); with model.train = "none" nothing else learns
     train: str = "lora"
     rank: int = 8  # of the LoRA matrices
@@ -173,10 +209,10 @@ class ExpanderConfig:
     # the request to a model with a chat template, with {prompt} in it; "": in Burnish's own words
     instruction: str = ""
     dtype: str = "float32"  # of the frozen weights: float32 or bfloat16
-    adapter: str = ""  # where to start from, such as another run's RUN/adapter/expander
+    adapter: ModelPath = ""  # where to start from, such as another run's RUN/adapter/expander
     # a JSONL file of {"prompt": ..., "expansion": ...} that is imitated before anything else; "":
     # none
-    start: str = ""
+    start: FilePath = ""
     start_epochs: int = 1  # passes over it
     start_lr: float = 1e-3  # learning rate of these passes
 
@@ -201,6 +237,9 @@ class EvaluationConfig:
     images_per_prompt: int = 4  # 0: no evaluation
     prompts: Table = field(default_factory=dict)  # {} : the training prompts
     unseen: Table = field(default_factory=dict)  # prompts never trained on; {} : none
+    # of each of these two sets: more are thinned out to so many, spread over the whole list and
+    # always the same ones; 0: all
+    max_prompts: int = 64
     seed: int = 1234  # of the noise
     judge: str = ""  # "zoo:emoji-judge": does the image show its prompt; "": none
 
@@ -217,7 +256,7 @@ class GuardConfig:
     # rewards that are not trained on: use, name, and its arguments
     panel: list[Table] = field(default_factory=list)
     # a CLIP model that measures how alike the images of a prompt are: "zoo:emoji-clip"; "": none
-    diversity: str = ""
+    diversity: ModelPath = ""
     kl: float = 0.0  # budget: nats an image that the policy may be from the untrained one; 0: none
     # a fall that counts, in standard deviations of the measure among images before training
     drop: float = 0.3
@@ -233,10 +272,11 @@ class RunConfig:
     sample_every: int = 5  # iterations between sample grids; 0: none
     # images in a sample grid, on prompts spread over the training prompts
     sample_prompts: int = 16
-    # "tensorboard", "wandb", "trackio" (each an extra to install)
+    # "tensorboard", "wandb", "trackio" (each an extra to install), "mlflow", "comet_ml", "swanlab"
     trackers: list[str] = field(default_factory=list)
     tracker_project: str = "burnish"  # the name under which they file the run
-    tracker_folder: str = ""  # where they write files; "": the run directory
+    # where they write files, those of each run in a folder of its own; "": the run directory
+    tracker_folder: FilePath = ""
     # for each one's start: { wandb = { entity = "..." } }
     tracker_options: Table = field(default_factory=dict)
 
@@ -249,7 +289,9 @@ class Config:
     iterations: int = 100  # rounds of sampling, scoring and training
     model: ModelConfig = field(default_factory=ModelConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    prompts: Table = field(default_factory=dict)  # the source they are drawn from
+    # the source they are drawn from; in short: "prompts.txt" (or .csv, .json, .jsonl), "animals",
+    # or ["a cat", "a dog"]
+    prompts: Table = field(default_factory=dict)
     expander: ExpanderConfig = field(default_factory=ExpanderConfig)
     # use, weight (1.0), name (of the curve), of ("original": judge by the prompt before it was
     # expanded, or "prompt"), and its arguments
@@ -273,36 +315,54 @@ class Config:
         return len(self.rewards) if self.sampler.identifiers else 1
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    purpose: Purpose = "train",
+    trust: Trust = False,
+) -> Config:
     """Return the configuration in a TOML file or in the recipe of that name.
+
+    Relative paths in the file are relative to its folder, those in `overrides` and in the recipes
+    that come with Burnish to the current one.
 
     Args:
         path: of the file, or the name of a recipe.
-        overrides: "section.key=value", such as "batch.prompts=4".
+        overrides: "section.key=value", such as "batch.prompts=4". Code that they name is trusted.
+        purpose: what it is read for. Only what that builds is looked up: "sample" needs no rewards.
+        trust: whether to import the code that the file names by `use`, unless that was trusted
+            before; or a function that is given a question and returns the answer.
 
     Raises:
         FileNotFoundError: there is no such file, and no recipe of that name.
-        ValueError: something in it is wrong; the message names the key.
+        ValueError: something in it is wrong, or names code that is not trusted; the message names
+            the key.
     """
     found = recipe(path)
-    try:
-        tree = tomllib.loads(found.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{found}: not TOML: {error}; fix the file") from error
-
-    for override in overrides:
-        _override(tree, override)
+    tree = read_toml(found)
 
     try:
-        return parse(tree)
+        _check_values(tree)
+        tree = _with_prompt_tables(tree)
+        folder = Path() if is_built_in(found) else found.parent
+        references.rebase(tree, Config, folder, Path())
+        for override in overrides:
+            tree = _with_prompt_tables(tree)  # whose keys may be changed too
+            _override(tree, override)
+
+        return _resolved(tree, purpose, trust, _typed_names(overrides), str(found))
     except ValueError as error:
-        changed = " ".join(f"--set {override}" for override in overrides)
+        changed = redact(" ".join(f"--set {override:.200}" for override in overrides))
         source = f"{found} with {changed}" if overrides else str(found)
-        raise ValueError(f"{source}: {error}") from error
+        kind = UntrustedCodeError if isinstance(error, UntrustedCodeError) else ValueError
+        raise kind(printable(f"{source}: {error}")) from error
 
 
 def parse(tree: Mapping[str, Any]) -> Config:
     """Return the configuration that a tree of plain tables describes.
+
+    It is part of a program: paths are relative to the current folder, and its code is trusted.
 
     Args:
         tree: as TOML is read; a key that it leaves out has its default.
@@ -310,22 +370,76 @@ def parse(tree: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: a key or a value is wrong; the message names the key.
     """
-    config = _section(Config, tree, "")
+    return _resolved(tree, "train", True, (), "the program")
+
+
+def _resolved(
+    tree: Mapping[str, Any], purpose: Purpose, consent: Trust, typed: Sequence[str], source: str
+) -> Config:
+    """Return the configuration in a tree, after all checks; code is imported last."""
+    _check_values(tree)
+    check_no_secrets(tree)
+    config = _section(Config, _with_prompt_tables(tree), "")
     _check_numbers(config)
-    _check_names(config)
+    _check_tables(config)
     _check_guard(config)
     check_expander(config)
+
+    whole = asdict(config)
+    parts = [
+        replace(part, table=reward_arguments(part.table)) if part.kind == "reward" else part
+        for part in references.parts(whole, purpose)
+    ]
+    require_trust(parts, typed, consent, source)
+    for part in parts:
+        catalog.check(part.kind, part.table, part.where)
+    if purpose == "train":
+        _check_parts(config)
     return config
 
 
-def dump(config: Config) -> str:
+def check_no_secrets(tree: Mapping[str, Any]) -> None:
+    """Refuse keys and passwords: a configuration is written to config.toml and into the report.
+
+    Raises:
+        ValueError: there is one; the message names its key, and what to do instead.
+    """
+    if where := secret_in(tree):
+        raise ValueError(
+            f"{where} holds a key or a password, which would be written to files: export it as an "
+            "environment variable and write ${NAME} in its place in a URL, name it in "
+            "key_variable, or let the program that needs it read it (WANDB_API_KEY, HF_TOKEN)"
+        )
+
+
+def dump(config: Config, folder: Path | None = None) -> str:
     """Return the configuration as TOML that `load` reads back to the same.
 
     Args:
         config: of a run.
+        folder: of the file that it is written to, from which relative paths are to count; None:
+            the current folder.
+
+    Raises:
+        ValueError: a key or a password is in it, or half of a character, which no file can hold.
     """
-    text: str = tomli_w.dumps(asdict(config))
+    tree = asdict(config)
+    check_no_secrets(tree)
+    references.rebase(tree, Config, Path(), folder or Path())
+    text: str = tomli_w.dumps(tree)
+    if half := HALF_CHARACTER.search(text):
+        raise ValueError(
+            f"a text of the configuration contains {half[0]!r}, which is half of a character and "
+            "which no file can hold; write the whole character"
+        )
     return text
+
+
+def comparable(config: Config) -> dict[str, Any]:
+    """Return the configuration as tables with absolute paths, however these were written."""
+    tree = asdict(config)
+    references.rebase(tree, Config, Path(), None)
+    return tree
 
 
 def recipes() -> list[str]:
@@ -346,21 +460,51 @@ def recipe(path: str | Path) -> Path:
     if Path(path).is_file():
         return Path(path)
 
-    name = str(path).removesuffix(".toml")
-    if name in recipes():
-        return Path(str(files("burnish") / "recipes" / f"{name}.toml"))
+    try:
+        return packaged_recipe(str(path).removesuffix(".toml"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{path}: no such file, and no recipe of that name; {error}"
+        ) from None
 
-    raise FileNotFoundError(
-        f"{path}: no such file, and no recipe of that name; {catalog.nearest(name, recipes())}"
-    )
+
+def packaged_recipe(name: str) -> Path:
+    """Return the path of the recipe of that name.
+
+    Raises:
+        FileNotFoundError: there is none; the message names the nearest.
+    """
+    if name not in recipes():
+        raise FileNotFoundError(catalog.nearest(name, recipes()))
+    return Path(str(files("burnish") / "recipes" / f"{name}.toml"))
+
+
+def _with_prompt_tables(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree in which prompts that are given in short are tables."""
+    expanded = dict(tree)
+    if "prompts" in tree:
+        expanded["prompts"] = catalog.prompts_table(tree["prompts"])
+
+    evaluation = tree.get("evaluation")
+    if isinstance(evaluation, Mapping):
+        sources = {key: evaluation[key] for key in ("prompts", "unseen") if key in evaluation}
+        tables = {key: catalog.prompts_table(value) for key, value in sources.items()}
+        expanded["evaluation"] = {**evaluation, **tables}
+
+    return expanded
+
+
+def is_built_in(path: Path) -> bool:
+    """Return whether a file is a recipe that comes with Burnish."""
+    return path.resolve().parent == Path(str(files("burnish") / "recipes")).resolve()
 
 
 def _section(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
     """Return a dataclass from a table: every key known, every value of the annotated type."""
     if not isinstance(tree, Mapping):
-        raise ValueError(f"{where} = {tree!r} is of the wrong type; write a table [{where}]")
+        raise ValueError(f"{where} = {shown(tree)} is of the wrong type; write a table [{where}]")
 
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     defaults = kind()
     values: dict[str, Any] = {}
 
@@ -375,8 +519,8 @@ def _section(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
 
         if is_dataclass(hint):
             values[key] = _section(typing.cast("type[Any]", hint), value, name)
-        elif not fits(value, hint):
-            raise ValueError(f"{name} = {value!r} is of the wrong type; it wants {readable(hint)}")
+        elif wrong := complaint(value, hint, name):
+            raise ValueError(wrong)
         elif isinstance(value, dict) and "use" not in value:
             # the default one, with other arguments
             values[key] = {**getattr(defaults, key), **value}
@@ -395,9 +539,13 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda s: s in ("lora", "full", "none"),
         '"lora" or "full" (or "none", if an expander learns)',
     ),
-    ("model.size", lambda n: n >= 0, "0 (as the model was made for) or a number of pixels"),
-    ("model.rank", lambda n: n >= 1, "at least 1"),
-    ("model.alpha", lambda n: n >= 1, "at least 1"),
+    (
+        "model.size",
+        lambda n: 0 <= n <= 16_384,
+        "0 (as the model was made for) or a number of pixels, at most 16384",
+    ),
+    ("model.rank", lambda n: 1 <= n <= 8192, "1 to 8192"),
+    ("model.alpha", lambda x: x > 0, "more than 0"),
     ("model.targets", bool, 'at least one layer name, such as "to_q"'),
     (
         "model.dtype",
@@ -451,12 +599,17 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("batch.sample_batch", lambda n: n >= 1, "at least 1"),
     ("batch.train_batch", lambda n: n >= 1, "at least 1"),
     ("batch.minibatches", lambda n: n >= 1, "at least 1"),
-    ("batch.epochs", lambda n: n >= 1, "at least 1"),
+    ("batch.epochs", lambda n: 1 <= n <= 1000, "1 to 1000"),
     ("batch.baseline", lambda s: s in ("", "x0_preview"), '"x0_preview", or "" for none'),
     ("batch.transitions", lambda n: n >= 0, "0 (all) or more"),
     ("batch.least_noise", lambda x: 0 <= x < 1, "at least 0 (all transitions) and less than 1"),
     ("evaluation.every", lambda n: n >= 0, "0 (only first and last) or more"),
-    ("evaluation.images_per_prompt", lambda n: n >= 0, "0 (no evaluation) or more"),
+    (
+        "evaluation.images_per_prompt",
+        lambda n: 0 <= n <= MOST_IMAGES,
+        f"0 (no evaluation) to {MOST_IMAGES:,}",
+    ),
+    ("evaluation.max_prompts", lambda n: n >= 0, "0 (all) or more"),
     ("evaluation.seed", lambda n: 0 <= n < 2**31, "between 0 and 2147483647"),
     (
         "evaluation.judge",
@@ -474,7 +627,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("run.checkpoint_every", lambda n: n >= 1, "at least 1"),
     ("run.keep", lambda n: n >= 1, "at least 1"),
     ("run.sample_every", lambda n: n >= 0, "0 (none) or more"),
-    ("run.sample_prompts", lambda n: n >= 1, "at least 1"),
+    ("run.sample_prompts", lambda n: 1 <= n <= 10_000, "1 to 10000"),
 )
 
 
@@ -483,10 +636,15 @@ def _check_numbers(config: Config) -> None:
         value: Any = config
         for part in name.split("."):
             value = getattr(value, part)
-        if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
-            raise ValueError(f"{name} = {value!r}; it must be {wanted}")
+        if not holds(value):
+            raise ValueError(f"{name} = {shown(value)}; it must be {wanted}")
 
     images = config.batch.prompts * config.batch.images_per_prompt
+    if images > MOST_IMAGES:
+        raise ValueError(
+            f"batch.prompts x batch.images_per_prompt = {images:,} images an iteration are too "
+            f"many; take {MOST_IMAGES:,} at most"
+        )
     if config.batch.minibatches > images:
         raise ValueError(
             f"batch.minibatches = {config.batch.minibatches}, but an iteration has only {images} "
@@ -494,43 +652,47 @@ def _check_numbers(config: Config) -> None:
         )
 
 
-def _check_names(config: Config) -> None:
-    """Check that everything named by `use` exists and takes its arguments.
+def _check_values(tree: Mapping[str, Any], where: str = "", depth: int = 0) -> None:
+    """Refuse what no configuration has anywhere: infinite numbers, dates, deep nesting.
 
-    What is cheap to build is built, for its own checks and for those of its protocol.
+    Raises:
+        ValueError: the message names the key.
     """
-    kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
-    catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
-    catalog.build("advantage", config.advantage, "advantage")
-    check_curriculum(config)
-    objective = catalog.build("objective", config.objective, "objective")
+    if depth > DEEPEST:
+        raise ValueError(f"{where}: nested too deeply; there are at most {DEEPEST} levels")
 
-    if kernel.deterministic and objective.process != "forward":
-        raise ValueError(
-            "sampler.kernel.eta must be > 0: without noise a transition has no probability, and a "
-            "policy gradient nothing to learn from; only the objectives 'rwr' and 'awm' can do "
-            "without"
-        )
+    for key, value in tree.items():
+        name = f"{where}.{key}" if where else key
+        if isinstance(value, Mapping):
+            _check_values(value, name, depth + 1)
+        elif isinstance(value, list):
+            _check_values({str(index): item for index, item in enumerate(value)}, name, depth + 1)
+        elif isinstance(value, str):
+            if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value):
+                raise ValueError(f"{name} = {shown(value)} has a character that no text file holds")
+        elif wrong := number_complaint(value, name):
+            raise ValueError(wrong)
+        elif not isinstance(value, (bool, int, float, NoneType)):
+            raise ValueError(f'{name} = {value} is a date or a time; write it as a text, "{value}"')
 
-    catalog.check("prompts", config.prompts, "prompts")
-    for name in ("prompts", "unseen"):
-        if table := getattr(config.evaluation, name):
-            catalog.check("prompts", table, f"evaluation.{name}")
 
-    for index, table in enumerate(config.rewards):
-        if not fits(table.get("weight", 1.0), float):
-            raise ValueError(
-                f"rewards.{index}.weight = {table['weight']!r} is of the wrong type; "
-                "it wants a number"
-            )
+def _check_tables(config: Config) -> None:
+    """Check what every table of a part must have, and what a reward's has beside its arguments."""
+    for part in references.parts(asdict(config)):
+        use = part.table.get("use")
+        if not isinstance(use, str) or not use:
+            known = catalog.nearest("", catalog.BUILTIN[part.kind])
+            raise ValueError(f'{part.where}: say which one by use = "..."; {known}')
 
+    hints = RewardKeys.__annotations__
     for where, tables in (("rewards", config.rewards), ("guard.panel", config.guard.panel)):
         for index, table in enumerate(tables):
-            if table.get("of", "original") not in ("original", "prompt"):
-                raise ValueError(
-                    f'{where}.{index}.of = {table["of"]!r}; it must be "original" or "prompt"'
-                )
-            catalog.check("reward", reward_arguments(table), f"{where}.{index}")
+            if not table:
+                known = catalog.nearest("", catalog.BUILTIN["reward"])
+                raise ValueError(f'{where}.{index}: say which one by use = "..."; {known}')
+            own = {key: value for key, value in table.items() if key in hints}
+            if wrong := complaint(own, RewardKeys, f"{where}.{index}"):
+                raise ValueError(wrong)
 
         if len(set(reward_names(tables))) < len(tables):
             raise ValueError(
@@ -544,18 +706,81 @@ def _check_names(config: Config) -> None:
         )
 
 
-def check_curriculum(config: Config) -> None:
-    """Refuse a curriculum without a ControlNet, or one that follows an unknown reward."""
-    if not config.curriculum:
-        return
+def _check_parts(config: Config) -> None:
+    """Build the parts of a training that are cheap, for their own checks and their protocols'."""
+    kernel = _built("kernel", config.sampler.kernel, "sampler.kernel")
+    _built("guidance", config.sampler.guidance, "sampler.guidance")
+    advantage = _built("advantage", config.advantage, "advantage")
+    if config.curriculum:
+        check_curriculum(config, _built("curriculum", config.curriculum, "curriculum"))
+    objective = _built("objective", config.objective, "objective")
 
-    curriculum = catalog.build("curriculum", config.curriculum, "curriculum")
+    # others that compare images refuse a single one in words of their own
+    compares = config.batch.baseline or (objective is not None and objective.compares_images)
+    if advantage is not None and not compares:
+        check_compared_images(config, advantage)
+    if kernel is not None and objective is not None:
+        check_noise(kernel, objective)
+
+
+def _built(kind: str, table: Table, where: str) -> Any:
+    """Return a part, built for its own checks; None for an object of a Python program."""
+    if table.get("use") == catalog.IN_MEMORY:
+        return None
+    return catalog.build(kind, table, where)
+
+
+def images_compared(config: Config) -> int:
+    """Return how many images of a prompt share a target reward, and so are compared."""
+    return config.batch.images_per_prompt // config.identifier_count
+
+
+def check_compared_images(config: Config, advantage: Advantage) -> None:
+    """Refuse a single image where the advantage compares images, or a choice that takes all."""
+    name = catalog.shown_name(config.advantage)
+    if advantage.compares_images and images_compared(config) < 2:
+        each = " for each identifier" if config.identifier_count > 1 else ""
+        raise ValueError(
+            f"advantage '{name}' compares the images of a prompt, and there is only one{each}; "
+            'raise batch.images_per_prompt, or set advantage.use = "batch"'
+        )
+
+    remembers = advantage.min_count > 0 or name not in catalog.BUILTIN["advantage"]
+    if config.batch.prompts * config.batch.images_per_prompt < 2 and not remembers:
+        raise ValueError(
+            f"advantage '{name}' compares the images of an iteration, and there is only one; raise "
+            'batch.images_per_prompt or batch.prompts, or set advantage.use = "tracker"'
+        )
+
+    images = images_compared(config)
+    if not advantage.compares_images:
+        images = config.batch.prompts * config.batch.images_per_prompt
+    fraction = config.advantage.get("fraction", 0.0)
+    if name == "top_fraction" and round(fraction * images) >= images:
+        raise ValueError(
+            f"advantage '{name}' imitates all of the {images} images that it compares, so there is "
+            "nothing to learn; lower advantage.fraction"
+        )
+
+
+def check_noise(kernel: Kernel, objective: Objective) -> None:
+    """Refuse a kernel without noise where the objective learns from transitions."""
+    if kernel.deterministic and objective.process != "forward":
+        raise ValueError(
+            "sampler.kernel.eta must be > 0: without noise a transition has no probability, and a "
+            "policy gradient nothing to learn from; only the objectives 'rwr' and 'awm' can do "
+            "without"
+        )
+
+
+def check_curriculum(config: Config, curriculum: Curriculum | None) -> None:
+    """Refuse a curriculum without a ControlNet, or one that follows an unknown reward."""
     if not config.model.controlnet:
         raise ValueError(
             "curriculum is one of the control scale: set model.controlnet, or leave it out"
         )
 
-    named = curriculum.reward
+    named = curriculum.reward if curriculum is not None else ""
     names = reward_names(config.rewards)
     if named and named not in names:
         raise ValueError(f'curriculum.reward = "{named}" is none of the rewards {", ".join(names)}')
@@ -617,7 +842,7 @@ def check_expander(config: Config) -> None:
 
 def reward_arguments(table: Table) -> Table:
     """Return the arguments in a reward's table: without its weight, name and `of`."""
-    return {key: value for key, value in table.items() if key not in ("weight", "name", "of")}
+    return {key: value for key, value in table.items() if key not in REWARD_KEYS}
 
 
 def reward_names(tables: Sequence[Table]) -> tuple[str, ...]:
@@ -639,7 +864,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
     for part in parents:
         node = _child(node, part, override)
 
-    value = _value(text.strip())
+    try:
+        value = _value(text.strip())
+    except ValueError as error:
+        raise ValueError(f"--set {override:.200}: {error}") from error
 
     if isinstance(node, list):
         node[_place(node, last, override)] = value
@@ -668,7 +896,39 @@ def _place(node: list[Any], part: str, override: str) -> int:
 
 
 def _value(text: str) -> Any:
+    """Return what a text on the command line means in TOML; other texts are taken as they are.
+
+    Raises:
+        ValueError: it is Python's or JSON's spelling of something.
+    """
     try:
         return tomllib.loads(f"value = {text}")["value"]
+    except RecursionError as error:
+        raise ValueError("lists or tables are nested too deeply") from error
     except tomllib.TOMLDecodeError:
-        return text
+        word = text.strip().lower()
+
+    if word in ("true", "false"):
+        raise ValueError(f"{text} is not TOML: write {word}, or '\"{text}\"' for the text")
+    if text in ("None", "null"):
+        raise ValueError(f'{text} is not TOML: write "" or leave the key out')
+    return text
+
+
+def _typed_names(overrides: Sequence[str]) -> list[str]:
+    """Return every name that overrides give by `use`."""
+    names: list[str] = []
+    waiting: list[Any] = []
+
+    for override in overrides:
+        key, _, text = override.partition("=")
+        waiting.append({key.strip().split(".")[-1]: _value(text.strip())})
+
+    while waiting:
+        value = waiting.pop()
+        waiting += value.values() if isinstance(value, dict) else ()
+        waiting += value if isinstance(value, list) else ()
+        if isinstance(value, dict) and isinstance(value.get("use"), str):
+            names.append(value["use"])
+
+    return names

@@ -3,6 +3,8 @@
 Standard library only.
 
     RUN/config.toml                  the resolved configuration; can be trained again as it is
+    RUN/origin.json                  the configuration, with digests of the files that it names, and
+                                     the number of processes; a checkpoint has a copy of its own
     RUN/log.jsonl                    one JSON object an iteration
     RUN/samples/000012.png           the same prompts and noise after 12 iterations (000000: before
                                      the first)
@@ -18,31 +20,52 @@ Standard library only.
     RUN/evaluation.json              the last evaluation compared with the one before training
     RUN/adapter/                     the trained weights in diffusers' LoRA format (a model folder
                                      after full fine-tuning)
+    RUN/adapter.json                 the iteration they are of, and the files' digests
     RUN/guard.json                   when and why the guard ended the run, and to which iteration it
                                      went back
+    RUN/trackers.json                the ids under which experiment trackers file the run
     RUN/lock                         the process that is writing here
 
-Every file is written beside its final place, flushed to the disk and moved there, so a crash leaves
-the old file or the new one.
+Every file is written completely or not at all, see `files`; only the log grows line by line.
 """
 
 from __future__ import annotations
 
-import json
-import math
+import hashlib
 import os
+import re
+import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from burnish.annotations import complaint
 from burnish.errors import os_error_context
+from burnish.files import (
+    decode_row,
+    dumps,
+    flush,
+    json_object,
+    make_folder,
+    raw_rows,
+    sync_folder,
+    write,
+)
+from burnish.run_files import LogRow
 
 Record = dict[str, Any]
 """One line of log.jsonl."""
+
+FILES = (
+    r"config\.toml|origin\.json|log\.jsonl|evaluation\.json|guard\.json|report\.html|prompts\.json|"
+    r"adapter\.json|trackers\.json|(identifiers-)?\d{6}(\.png|\.json)?"
+)
+LEFTOVER = re.compile(rf"\.({FILES})(\.\d+)?\.part|\.adapter-\w+")
+"""What `files` calls a file or folder of a run before it is complete."""
 
 
 class RunPath:
@@ -68,6 +91,9 @@ class Run:
     evaluation = RunPath("evaluation.json")
     adapter = RunPath("adapter")
     guard = RunPath("guard.json")
+    origin = RunPath("origin.json")
+    trackers = RunPath("trackers.json")
+    export = RunPath("adapter.json")
 
     @staticmethod
     def create(folder: str | os.PathLike[str]) -> Run:
@@ -78,24 +104,27 @@ class Run:
         """
         run = Run(Path(folder))
         if run.exists():
+            logged = run.log.is_file() and run.log.stat().st_size > 0
+            begun = logged or any(run.checkpoints.glob("[0-9]*"))
+            free = "; nothing was trained there yet, so --resume accepts any change"
             raise FileExistsError(
                 f"{run.folder} already holds a run; go on with it (--resume, in Python "
-                "resume=True) or choose another folder (--out)"
+                f"resume=True) or choose another folder (--out){'' if begun else free}"
             )
         if run.folder.exists() and not run.folder.is_dir():
             raise FileExistsError(f"{run.folder} is a file; choose another --out")
 
         if run.folder.exists():
-            others = [path.name for path in run.folder.iterdir() if path.name != "lock"]
+            # what a start leaves that was killed before there was a configuration
+            ours = re.compile(rf"lock|{LEFTOVER.pattern}")
+            others = [p.name for p in run.folder.iterdir() if not ours.fullmatch(p.name)]
             if others:
                 raise FileExistsError(
                     f"{run.folder} is not empty and not a run ({others[0]} is in it); "
                     "choose another --out"
                 )
 
-        with os_error_context(run.folder):
-            run.folder.mkdir(parents=True, exist_ok=True)
-
+        make_folder(run.folder)
         return run
 
     @staticmethod
@@ -130,55 +159,62 @@ class Run:
         return self.folder / "evaluations" / f"{iteration:06d}.json"
 
     def records(self) -> list[Record]:
-        """Return the records of the log, oldest first, without a last line that a crash cut off."""
-        if not self.log.exists():
-            return []
+        """Return the records of the log, oldest first, without a last line that a crash cut off.
 
-        records = []
-        rows = self.log.read_text("utf-8").splitlines()
+        Raises:
+            ValueError: a row is no record; the message names it.
+        """
+        return [record for record, _ in _rows(self)]
 
-        for row, line in enumerate(rows, 1):
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                if row == len(rows):
-                    break
-                raise ValueError(
-                    f"{self.log}, row {row}: not a JSON object; delete this line"
-                ) from error
+    def append(self, record: Mapping[str, Any], *, amend: bool = False) -> None:
+        """Add a line to the log, or put it in place of the last one; it is on the disk then."""
+        if amend:
+            lines = [line + b"\n" for _, line in _rows(self)[:-1]]
+            write(self.log, b"".join(lines) + f"{dumps(record)}\n".encode())
+            return
 
-        return records
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line to the log; it is on the disk when this returns."""
+        is_new = not self.log.exists()
         with os_error_context(self.log), open(self.log, "a", encoding="utf-8") as file:
             file.write(dumps(record) + "\n")
             flush(file)
+        if is_new:
+            sync_folder(self.folder)
 
     def forget(self, iteration: int) -> None:
-        """Remove the log's lines and the evaluations after `iteration`: they are made again."""
-        records = [r for r in self.records() if r.get("iteration", 0) <= iteration]
+        """Remove what is of later iterations: they are made again.
+
+        These are lines of the log, evaluations and sample grids.
+        """
+        lines = [line + b"\n" for record, line in _rows(self) if record["iteration"] <= iteration]
         # also when nothing is removed: a last line that was cut off must not run into the next one
         if self.log.exists():
-            write(self.log, "".join(dumps(record) + "\n" for record in records))
+            write(self.log, b"".join(lines))
 
-        for path in (self.folder / "evaluations").glob("[0-9]*.json"):
-            if int(path.stem) > iteration:
-                path.unlink()
+        for folder in (self.samples, self.evaluation_file(0).parent):
+            for path in folder.glob("*[0-9].*"):
+                number = path.stem.removeprefix("identifiers-")
+                if number.isascii() and number.isdigit() and int(number) > iteration:
+                    path.unlink()
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, is_new: bool = False) -> Iterator[None]:
         """Hold the directory, so that no other process writes into it.
 
         The system releases the lock when a process dies, so no lock is ever stale. The file only
         names the process.
 
+        Args:
+            is_new: the folder was made for this; it is removed again where what follows fails
+                before anything but the lock is in it.
+
         Raises:
             RuntimeError: another process holds it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
+        with os_error_context(self.folder):
+            file = open(self.folder / "lock", "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
 
-        with open(self.folder / "lock", "a+", encoding="utf-8") as file:
+        with file:
             if not _try_lock(file):
                 file.seek(0)
                 owner = file.read().strip() or "another process"
@@ -190,44 +226,100 @@ class Run:
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
-            yield
+            try:
+                yield
+            except BaseException:
+                if is_new:
+                    _remove_if_empty(self.folder)
+                raise
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path`, completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+def log_digest(run: Run, iteration: int) -> str:
+    """Return the SHA-256 of the log's lines up to `iteration`, without how long all took."""
+    digest = hashlib.sha256()
+    for record in run.records():
+        if record["iteration"] <= iteration:
+            timeless = {k: v for k, v in record.items() if not k.startswith("seconds_")}
+            digest.update(dumps(timeless).encode() + b"\n")
 
-    with os_error_context(path):
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                flush(file)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    return digest.hexdigest()
 
 
-def flush(file: IO[Any]) -> None:
-    """Wait until everything that was written to `file` is on the disk."""
-    file.flush()
-    os.fsync(file.fileno())
+def clear(run: Run) -> None:
+    """Remove everything that was made before anything was learned."""
+    run.forget(-1)
+    for path in (run.log, run.evaluation, run.guard, run.export):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(run.adapter, ignore_errors=True)
 
 
-def dumps(value: Any, indent: int | None = None) -> str:
-    """Return JSON that every reader accepts: numbers that are not finite become null."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+def tidy(run: Run) -> None:
+    """Delete what a process that was killed left half written; only what has our names."""
+    folders = [run.folder, run.samples, run.checkpoints, run.evaluation_file(0).parent]
+    folders += [run.adapter, *(path for path in run.adapter.glob("*") if path.is_dir())]
+
+    for folder in folders:
+        for path in [path for path in folder.glob(".*") if LEFTOVER.fullmatch(path.name)]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Return the numbers of a nested record by path.
 
-    return value
+    >>> flat({"rewards": {"a": {"mean": 1}}})
+    {'rewards/a/mean': 1}
+    """
+    numbers: dict[str, float] = {}
+
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            numbers |= flat(value, f"{prefix}{key}/")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            numbers[prefix + key] = value
+
+    return numbers
+
+
+def guard_verdict(decision: Mapping[str, Any]) -> str:
+    """Return one sentence about the contents of guard.json: what the guard did, and why."""
+    back = ""
+    if decision["action"] == "rollback":
+        back = f", and went back to iteration {decision['best']}"
+
+    reasons = "; ".join(map(str, decision["reasons"]))
+    return f"The guard ended the run after iteration {decision['iteration']}{back}: {reasons}"
+
+
+def _rows(run: Run) -> list[tuple[Record, bytes]]:
+    """Return the (record, line) of each row of the log but for a last one that was cut off."""
+    if not run.log.exists():
+        return []
+
+    *complete, (last, unfinished) = raw_rows(run.log)
+    rows = [(_record(run, row, line), line) for row, line in complete]
+
+    with suppress(ValueError):  # whole, if an editor took away the last line's end
+        rows.append((_record(run, last, unfinished), unfinished))
+    return rows
+
+
+def _record(run: Run, row: int, line: bytes) -> Record:
+    place = f"{run.log}, row {row}"
+    record = json_object(decode_row(run.log, row, line), place, "delete this line")
+    if wrong := complaint(record, LogRow, ""):
+        raise ValueError(f"{place}: {wrong}; delete this line")
+    return record
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove a folder that holds nothing but the lock; where the system refuses, keep it."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == ["lock"]:
+            (folder / "lock").unlink()
+            folder.rmdir()
 
 
 def _try_lock(file: IO[Any]) -> bool:

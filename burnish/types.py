@@ -15,11 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from burnish.errors import HALF_CHARACTER
+
 Cond = dict[str, Tensor]
 """An encoded prompt: text states, a control image and its scale, ... Every value is (B, ...)."""
+
+MOST_PROMPTS = 1_000_000
+"""Prompts that one source may give: more would take for ever, and memory without end."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,13 @@ class Prompt:
 
     # what the generator reads around the text, {}, and nobody else sees: see `prompts.identifiers`
     template: str = "{}"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.text, str) and (half := HALF_CHARACTER.search(self.text)):
+            raise ValueError(
+                f"the prompt {self.text!r} contains {half[0]!r}, which is half of a character and "
+                "which no file can hold; write the whole character"
+            )
 
     @property
     def generator_text(self) -> str:
@@ -133,6 +146,8 @@ def describe_value(value: object) -> str:
     """Return a short description of a value for a message: its type, and a tensor's shape."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 

@@ -8,7 +8,7 @@ several processes by `accelerate launch` or `torchrun`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TRACKERS = ("tensorboard", "wandb", "trackio")
+from burnish.tracking import SERVICES, Tracking
 
 
 @dataclass(frozen=True)
@@ -72,32 +72,14 @@ class World:
             parameter.grad.copy_(self.accelerator.reduce(parameter.grad, reduction="mean"))
 
     @property
-    def trackers(self) -> list[Any]:
-        """Accelerate's open trackers; only the main process has any."""
-        if self.accelerator is None or not self.main:
-            return []
-        return list(self.accelerator.trackers)
-
-    def track(self, settings: Mapping[str, Any], project: str, options: Mapping[str, Any]) -> None:
-        """Open the trackers, if there are any.
-
-        Args:
-            settings: the run's configuration, nested.
-            project: the name under which the trackers file the run.
-            options: further arguments of each tracker, by its name.
-        """
-        if self.accelerator is not None and self.accelerator.log_with:
-            config = flat(settings)
-            self.accelerator.init_trackers(project, config=config, init_kwargs=dict(options))
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Send the numbers of a record to the trackers."""
-        if self.accelerator is not None:
-            self.accelerator.log(flat(record), step=record["iteration"])
+    def tracking(self) -> Tracking:
+        """The experiment trackers; only the main process has any."""
+        return Tracking(self.accelerator if self.main else None)
 
     def end(self) -> None:
-        """Close the trackers."""
+        """Close the trackers, and part from the other processes."""
         if self.accelerator is not None:
+            self.tracking.end()
             self.accelerator.end_training()
 
 
@@ -114,14 +96,7 @@ def join_world(
     Raises:
         ValueError: a tracker is unknown or not installed.
     """
-    for name in trackers:
-        if name not in TRACKERS:
-            raise ValueError(f'run.trackers: "{name}" is unknown; accepted: {", ".join(TRACKERS)}')
-        if find_spec(name) is None:
-            raise ValueError(
-                f'run.trackers: {name} is not installed; run: pip install "burnish[{name}]"'
-            )
-
+    _check_trackers(trackers)
     if not trackers and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
 
@@ -132,21 +107,27 @@ def join_world(
         project_dir=str(folder) if folder else None,
         cpu=device == "cpu",
     )
+    if left_out := set(trackers) - {str(name) for name in accelerator.log_with}:
+        raise ValueError(
+            f"run.trackers: accelerate cannot use {', '.join(sorted(left_out))} here; update "
+            "accelerate, and see that no environment variable turns it off"
+        )
+
     return World(accelerator.process_index, accelerator.num_processes, accelerator)
 
 
-def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the numbers of a nested record by path.
+def _check_trackers(names: Sequence[str]) -> None:
+    """Refuse a tracker that is unknown, also to accelerate, or whose package is not installed."""
+    for name in names:
+        if name in SERVICES:
+            if find_spec(name) is None:
+                raise ValueError(f"run.trackers: {name} is not installed; run: pip install {name}")
+            continue
 
-    >>> flat({"rewards": {"a": {"mean": 1}}})
-    {'rewards/a/mean': 1}
-    """
-    numbers: dict[str, float] = {}
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            numbers |= flat(value, f"{prefix}{key}/")
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            numbers[prefix + key] = value
-
-    return numbers
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise ValueError(
+                f'run.trackers: "{name}" is unknown; accepted: {", ".join(SERVICES)}, or a class '
+                "that is registered with accelerate"
+            )

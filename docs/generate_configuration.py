@@ -28,6 +28,7 @@ SOURCE = DOCS.parent / "burnish" / "config.py"
 ROOT = "Config"
 TYPES = {"str": "text", "bool": "true or false", "int": "whole number", "float": "number"}
 TYPES |= {"Table": "table", "list[Table]": "list of tables"}
+TYPES |= {"ModelPath": "text", "FilePath": "text", "DeviceName": "text"}
 TYPES |= {"list[str]": "list of texts", "list[float]": "list of numbers"}
 
 INTRODUCTION = """\
@@ -38,9 +39,14 @@ INTRODUCTION = """\
 A recipe is a TOML file with these keys; all of them have a default but `model.id`, `prompts` and
 `rewards`. On the command line any key is changed by its name, `--set batch.prompts=4`, an entry of
 a list by its number: `--set rewards.0.weight=2`. An unknown key is an error that names the nearest
-known one. `burnish list` shows the recipes and every name that `use = "..."` accepts; beside those,
+known one. Numbers are finite, true and false are written so, and a text that TOML would read as
+something else needs quotes: `--set 'prompts.text="3"'`. A relative path counts from the folder of
+the file in which it stands (a recipe, a run's `config.toml`), one behind `--set` from the current
+folder; an argument of your own function is passed as it is. `burnish list` shows the recipes and
+every name that `use = "..."` accepts; beside those,
 `use = "my_file.py:name"` and `use = "package.module:name"` name a part of your own
-([rewards](guides/own-reward.md), [objectives](guides/own-objective.md)).
+([rewards](guides/own-reward.md), [objectives](guides/own-objective.md)). That is code: where a
+recipe names it you are asked once, or give `--trust` ([SECURITY](../SECURITY.md)).
 """
 
 PARTS = """\

@@ -37,7 +37,7 @@ def main() -> None:
 
     config = burnish.load_config(options.recipe, options.changes)
     mine = burnish.Overrides(rewards={"redness": redness})
-    run = burnish.train(config, options.out, overrides=mine, on_record=show)
+    run = burnish.train(config, options.out, overrides=mine, on_record=show, progress=False)
 
     evaluation = json.loads((run / "evaluation.json").read_text("utf-8"))["train"]
     low, high = evaluation["ci95"]

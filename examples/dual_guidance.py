@@ -91,7 +91,10 @@ def main() -> None:
     parser.add_argument("--out", default="picture.png")
     options = parser.parse_args()
 
-    pipe = StableDiffusionPipeline.from_pretrained(options.model, safety_checker=None)
+    # one precision for all parts, whatever each was saved in
+    pipe = StableDiffusionPipeline.from_pretrained(
+        options.model, safety_checker=None, dtype=torch.float32
+    )
     pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 
     if options.adapter:

@@ -23,10 +23,9 @@ import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
 
-import numpy as np
 import torch
-from PIL import Image
 
+from burnish.images import read_image
 from burnish.rewards.vlm import Local
 
 MAX_BYTES = 32_000_000  # of a request
@@ -51,9 +50,8 @@ def reply(model: Local, request: dict) -> dict:
         raise ValueError("the image must be a data: URL")
 
     file = base64.b64decode(url.partition(",")[2], validate=True)
-    pixels = np.array(Image.open(io.BytesIO(file)).convert("RGB"))
-    images = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
-    text = model(images, [question])[0] or ""
+    image = read_image(io.BytesIO(file), "the image of the question")
+    text = model(image[None], [question])[0] or ""
     message = {"role": "assistant", "content": text}
 
     return {

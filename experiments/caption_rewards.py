@@ -27,7 +27,7 @@ from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.rewards.caption import QUESTION, Encoder
-from burnish.rewards.vlm import CachedVlm, Vlm, load
+from burnish.rewards.vlm import Vlm, load
 from burnish.seeds import generator
 from burnish.tools import zoo_check
 from burnish.types import Prompt
@@ -174,7 +174,6 @@ def main() -> None:
 
     vlm = load("zoo:emoji-captioner", batch=64)
     encoder = Encoder.load("zoo:emoji-clip")
-    assert isinstance(vlm, CachedVlm)
 
     numbers = {
         "caption": composed_scenes(vlm, encoder, options.count, options.seed),

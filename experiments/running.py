@@ -18,7 +18,8 @@ from statistics import median
 from typing import Protocol
 
 from burnish import config as configuration
-from burnish.runs import Run, write
+from burnish.files import write
+from burnish.runs import Run
 
 Stage = Callable[[argparse.Namespace], None]
 BURNISH = (sys.executable, "-c", "from burnish.cli import main; main()")
@@ -183,7 +184,7 @@ def share_initial_evaluation(job: Job, run: Run, out: Path) -> Path:
         Run.create(run.folder)
         run.evaluation_file(0).parent.mkdir(exist_ok=True)
         shutil.copyfile(shared, run.evaluation_file(0))
-        write(run.config, configuration.dump(config))
+        write(run.config, configuration.dump(config, run.folder))
 
     return shared
 

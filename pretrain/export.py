@@ -103,6 +103,16 @@ def export_expander(build: Path, target: Path) -> None:
     AutoTokenizer.from_pretrained(source).save_pretrained(target)
 
 
+def read_as_float32(config: Path) -> None:
+    """Let a model's configuration say that its half-precision file is read as float32.
+
+    transformers takes the precision from there and diffusers does not: a stock pipeline without
+    arguments would get a text tower in another precision than its network.
+    """
+    text = config.read_text()
+    config.write_text(text.replace('"dtype": "float16"', '"dtype": "float32"'))
+
+
 def spread_vocabulary(folder: Path) -> None:
     """Write the vocabulary of a byte-pair encoding in the two files that transformers 4 reads.
 
@@ -158,6 +168,8 @@ def main() -> None:
         shutil.rmtree(target, ignore_errors=True)
         MODELS[name](options.build, target)
 
+        for file in target.rglob("config.json"):
+            read_as_float32(file)
         for file in target.rglob("tokenizer.json"):
             spread_vocabulary(file.parent)
 

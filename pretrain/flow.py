@@ -12,6 +12,7 @@ pretrain.flow_pool` writes. Matrices of the blocks are trained by Muon, everythi
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -55,8 +56,6 @@ def tokenizer() -> Qwen2Tokenizer:
         show_progress=False,
     )
     bpe.train_from_iterator((scene.caption for scene in scenes), trainer)
-    model = bpe.model
-
     built = Qwen2Tokenizer(
         vocab=bpe.get_vocab(),
         merges=_merges(bpe),
@@ -65,14 +64,11 @@ def tokenizer() -> Qwen2Tokenizer:
         additional_special_tokens=list(SPECIAL[1:]),
     )
     built.chat_template = TEMPLATE
-    del model
     return built
 
 
 def _merges(bpe: Tokenizer) -> list[tuple[str, str]]:
     """Return the merges of a byte-pair encoding in their order."""
-    import json
-
     return [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]]
 
 
@@ -124,6 +120,7 @@ class PlainAttention:
         attention_mask: Tensor | None = None,
         freqs_cis: Tensor | None = None,
     ) -> Tensor:
+        assert freqs_cis is not None
         rotation = torch.view_as_real(freqs_cis) if freqs_cis.is_complex() else freqs_cis
         cos, sin = rotation.to(hidden_states.dtype).unsqueeze(2).unbind(-1)
 
@@ -148,8 +145,11 @@ class PlainAttention:
 class Flow(nn.Module):
     """Text encoder and network, as one module to train, called with whole batches.
 
-    Its result equals the pipeline's calls of both (tested below, `check`).
+    Its result equals the pipeline's calls of both: see `check`.
     """
+
+    image_rotation: Tensor
+    caption_rotation: Tensor
 
     def __init__(self, text: Qwen3Model, network: ZImageTransformer2DModel) -> None:
         super().__init__()

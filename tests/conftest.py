@@ -25,6 +25,7 @@ import pytest
 import tomli_w
 import torch
 
+from burnish import trust
 from burnish.runs import Run
 
 TOKENS = 24
@@ -44,6 +45,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # not item.keywords, which also has the names of the folders around the tests
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip("needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _consents(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trust the code of the tests' own recipes, but for tests marked `untrusted`."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / ".config"))
+    if not request.node.get_closest_marker("untrusted"):
+        monkeypatch.setattr(trust, "is_remembered", lambda code: True)
 
 
 @pytest.fixture

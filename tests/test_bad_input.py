@@ -16,6 +16,7 @@ from burnish import cli
 from burnish import config as configuration
 from burnish.diffusion.policy import Policy
 from burnish.runs import Run
+from burnish.tools.gallery import open_source
 from burnish.training import checkpoint
 from burnish.training.loop import train
 
@@ -147,6 +148,24 @@ def test_no_such_model(fails: Attempt) -> None:
     assert "zoo:emoji-sd" in fails("model.id=zoo:emoji-ds")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(fails: Attempt) -> None:
+    message = fails("model.device=cuda", "rewards=[{use='compressibility'}]")
+    assert 'model.device = "cuda", but PyTorch finds no CUDA device here' in message
+    assert 'set it to "auto" or "cpu"' in message
+    assert 'model.device = "cuda:7"' in fails("model.device=cuda:7")
+    clip = "{use='clip_similarity',model='zoo:emoji-clip',device='cuda'}"
+    assert 'rewards.0.device = "cuda"' in fails(f"rewards=[{clip}]")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_run_from_a_machine_with_a_gpu_is_drawn_from(trained: Path) -> None:
+    config = Run(trained).config
+    config.write_text(config.read_text().replace('device = "cpu"', 'device = "cuda"'))
+    with pytest.warns(UserWarning, match='"auto" is taken'):
+        assert open_source(str(trained))[0].device.type == "cpu"
+
+
 def test_adapter_of_another_rank(fails: Attempt, recipe: Path, tmp_path: Path) -> None:
     train(configuration.load(recipe), tmp_path / "other")
     message = fails("model.adapter=HERE/other/adapter", "model.rank=2")
@@ -158,7 +177,8 @@ def test_truncated_checkpoint(trained: Path, recipe: Path, fails: Attempt) -> No
     tensors.write_bytes(tensors.read_bytes()[:-100])
     before = files(trained)
     message = fails("iterations=2", resume=True)
-    assert "none of its 1 checkpoints is intact; train again with another --out" in message
+    assert "none of its 1 checkpoints is intact (" in message
+    assert message.endswith("train again with another --out")
     assert files(trained) == before
 
 

@@ -102,6 +102,61 @@ def test_errors_name_the_fault(rewards_file: str, table: dict, message: str) -> 
         catalog.build("reward", table)
 
 
+PARTS = """
+from typing import Annotated
+from burnish.annotations import Bounds
+
+def bare(images, prompts, on=True, power=2, words="a"):
+    return images.mean((1, 2, 3)) * power * on
+
+def ranged(images, prompts, fraction: Annotated[float, Bounds(0, 1)] = 0.5):
+    return images.mean((1, 2, 3)) * fraction
+
+class Made:
+    def __init__(self, on: bool = True, layers: "list[int]" = ()):
+        self.on = on
+    def __call__(self, images, prompts):
+        return images.mean((1, 2, 3))
+
+class Inherits(Made):
+    pass
+
+def raises(power: int = 1):
+    return {}["key"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"use": "bare", "on": "False"}, "reward.on = 'False' is .* it wants true or false"),
+        ({"use": "bare", "on": 1}, "reward.on = 1 is of the wrong type"),
+        ({"use": "bare", "power": "2"}, "reward.power = '2' is .* it wants a number"),
+        ({"use": "bare", "words": [float("nan")]}, "reward.words.0 = nan; it must be a finite"),
+        ({"use": "ranged", "fraction": 1.5}, "fraction = 1.5; it must be at least 0 and at most 1"),
+        ({"use": "ranged", "fraction": 10**400}, "fraction is too large"),
+        ({"use": "Made", "on": "False"}, "reward.on = 'False' is of the wrong type"),
+        ({"use": "Made", "layers": [1, "2"]}, "layers = .* it wants a list of whole numbers"),
+        ({"use": "Inherits", "on": "False"}, "reward.on = 'False' is of the wrong type"),
+        ({"use": "raises"}, "reward: .*raises raised KeyError: 'key'"),
+    ],
+)
+def test_arguments_of_functions_and_classes(tmp_path: Path, table: dict, message: str) -> None:
+    (tmp_path / "parts.py").write_text(PARTS)
+    with pytest.raises(ValueError, match=message):
+        catalog.build("reward", {**table, "use": f"{tmp_path}/parts.py:{table['use']}"})
+
+
+def test_arguments_that_fit(tmp_path: Path) -> None:
+    (tmp_path / "parts.py").write_text(PARTS)
+    for table in (
+        {"use": "bare", "on": False, "power": 0.5, "words": ["a", "b"]},
+        {"use": "ranged", "fraction": 1},
+        {"use": "Made", "on": False, "layers": [1, 2]},
+    ):
+        catalog.build("reward", {**table, "use": f"{tmp_path}/parts.py:{table['use']}"})
+
+
 def test_a_bad_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         catalog.resolve("reward", f"{tmp_path}/missing.py:x")

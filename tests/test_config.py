@@ -28,7 +28,7 @@ def minimal(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", config.recipes())
 def test_every_recipe_round_trips(name: str, tmp_path: Path) -> None:
     loaded = config.load(name)
-    (tmp_path / "again.toml").write_text(config.dump(loaded))
+    (tmp_path / "again.toml").write_text(config.dump(loaded, tmp_path))
     assert config.load(tmp_path / "again.toml") == loaded
 
 
@@ -84,6 +84,10 @@ def test_overrides(minimal: Path) -> None:
         ),
         ("batch.prompts=0", "batch.prompts = 0; it must be at least 1"),
         ("batch.minibatches=65", "batch.minibatches = 65, but an iteration has only 64 images"),
+        ("model.alpha=0", "model.alpha = 0.0; it must be more than 0"),
+        ("model.alpha=-0.5", "model.alpha = -0.5; it must be more than 0"),
+        ("model.alpha=inf", "model.alpha = inf; it must be"),
+        ("model.alpha=nan", "model.alpha = nan; it must be"),
         ("sampler.steps=0", "sampler.steps = 0; it must be at least 1 network call"),
         ("sampler.kernel.eta=0", "eta"),
         ("sampler.kernel={eta=0.0}", "sampler.kernel.eta must be > 0"),
@@ -104,6 +108,61 @@ def test_overrides(minimal: Path) -> None:
             'rewards=[{use="compressibility"},{use="compressibility"}]',
             "two rewards have the same name",
         ),
+        (
+            "advantage={use='pareto',standardise='False'}",
+            "advantage.standardise = 'False' is of the",
+        ),
+        ("advantage={use='pareto',standardise=1}", "standardise = 1 is .* it wants true or false"),
+        ("advantage.standardise=False", 'False is not TOML: write false, or .*"False"'),
+        ("rewards.0.weight=TRUE", "TRUE is not TOML: write true"),
+        ("model.id=None", 'None is not TOML: write ""'),
+        ("model.id=null", 'null is not TOML: write ""'),
+        ("rewards.0.weight=nan", "rewards.0.weight = nan; it must be a finite number"),
+        ("rewards.0.weight=1e39", "rewards.0.weight = 1e.39 is too large"),
+        ("rewards.0.weight='2'", "rewards.0.weight = '2' is of the wrong type; it wants a number"),
+        ("rewards.0.name=3", "rewards.0.name = 3 is of the wrong type; it wants a text"),
+        ("rewards.0.of=all", 'rewards.0.of = \'all\'; it must be "original" or "prompt"'),
+        ("rewards=[{weight=1.0}]", "rewards.0: say which one by use"),
+        ("rewards=[{}]", "rewards.0: say which one by use"),
+        ("rewards=[1]", "it wants a list of tables"),
+        ("run.tracker_options={wandb={x=[1,inf]}}", "run.tracker_options.wandb.x.1 = inf"),
+        (
+            "guard.panel=[{use='remote',url='http://a',timeout=-inf}]",
+            "guard.panel.0.timeout = -inf",
+        ),
+        (
+            "rewards.0={use='remote',url='http://a',timeout=0}",
+            "timeout = 0; it must be more than 0",
+        ),
+        (
+            "rewards.0={use='sentiment',temperature=-1.0}",
+            "temperature = -1.0; it must be more than",
+        ),
+        ("rewards.0={use='caption',endpoint={timout=3}}", 'does not take "timout"; did you mean'),
+        (
+            "rewards.0={use='caption',endpoint={timeout='3'}}",
+            "endpoint.timeout = '3' is of the wrong",
+        ),
+        (
+            "rewards.0={use='question',writing='no'}",
+            'writing = \'no\'; it must be "zero" or "keep"',
+        ),
+        ("rewards.0={use='compressibility',quality=1e2}", "it wants a whole number, such as 100"),
+        ("rewards.0={use='aesthetic',device='gpu'}", "rewards.0.device = 'gpu'; it must be"),
+        ("prompts={use='list',texts=['a',1]}", "texts = .* it wants a list of texts"),
+        ("prompts={use='template',text='{a}',a=[1]}", "prompts.a = .1. is of the wrong type"),
+        ("prompts={use='zoo_nouns',split='birds'}", "split = 'birds'; it must be \"animals\" or"),
+        ("prompts={use='qr',texts={use='animls'},random=3}", 'did you mean "animals"'),
+        ("prompts={use='qr',texts=['a'],random=3,code={eror='L'}}", 'did you mean "error"'),
+        ("iterations=1e3", "iterations = 1000.0 is .* it wants a whole number, such as 1000"),
+        ("iterations=99999999999999999999", "iterations is too large; it must be less than 2.63"),
+        ("seed=2020-01-01", 'a date or a time; write it as a text, "2020-01-01"'),
+        ("model.device=tpu", 'model.device = \'tpu\'; it must be "auto", "cpu", "cuda"'),
+        ("model.device=meta", "model.device = 'meta'; it must be"),
+        ("model.device=cuda:x", "model.device = 'cuda:x'; it must be"),
+        ("prompts=" + "[" * 3000, "nested too deeply"),
+        ("prompts=" + "[" * 30 + "]" * 30, "nested too deeply"),
+        ('prompts.text="a\\u0000b"', "prompts.text = .* has a character that no text file holds"),
         ("batch.prompts", "write it as"),
         ("seed.x=1", "seed = .* is of the wrong type"),
         ("model.id=", "model.id = ''; it must be a model"),
@@ -112,6 +171,11 @@ def test_overrides(minimal: Path) -> None:
 def test_errors_name_the_key(minimal: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config.load(minimal, [override])
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1e-3, 64.0])
+def test_alpha_is_any_positive_number(minimal: Path, alpha: float) -> None:
+    assert config.load(minimal, [f"model.alpha={alpha}"]).model.alpha == alpha
 
 
 def test_eta_zero_with_a_policy_gradient_says_why(minimal: Path) -> None:
@@ -130,3 +194,12 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_bytes(b"\xff\x00")
     with pytest.raises(ValueError, match=r"bad.toml: not TOML"):
         config.load(tmp_path / "bad.toml")
+
+
+def test_numbers_of_any_length_are_one_sentence(tmp_path: Path) -> None:
+    for number in ("1" * 5000, "0x" + "f" * 5000, "1" * 400):
+        path = tmp_path / "long.toml"
+        path.write_text(f"seed = {number}\n{MINIMAL}")
+        with pytest.raises(ValueError, match=r"long.toml: (not TOML|seed is too large)") as raised:
+            config.load(path)
+        assert len(str(raised.value)) < 400

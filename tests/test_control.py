@@ -305,6 +305,10 @@ def test_prompts_without_a_control_image(model: tuple[Path, Path], tmp_path: Pat
     ):
         policy.encode([Prompt("a cat")])
 
+    for wrong in (5, ["a.png"], {"path": "a.png"}):
+        with pytest.raises(ValueError, match=r'the prompt "a cat" has control = .* give the path'):
+            policy.encode([Prompt("a cat", {"control": wrong})])
+
     (tmp_path / "torn.png").write_bytes(b"\x89PNG")
     for name in ("none.png", "torn.png"):
         with pytest.raises(ValueError, match=rf'{name} of the prompt "a cat" cannot be read'):

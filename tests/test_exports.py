@@ -12,8 +12,8 @@ import burnish
 
 PUBLIC = """
 Advantage Config Credit Curriculum Gaussian Guidance Kernel Learner Level Loss Objective Overrides
-Policy Prompt Replay RolloutBatch Sampler Scores Trajectory
-check_objective check_reward load_config score train
+Policy Prompt Replay RolloutBatch Run Sampler Scores Trajectory
+check_objective check_reward frame load_config score train
 """.split()
 
 

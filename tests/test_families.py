@@ -206,7 +206,7 @@ def test_an_adapter_in_the_stock_pipeline(model: Path, tmp_path: Path) -> None:
     )
     assert not torch.allclose(latent, plain, atol=1e-1)
     again = Policy.load(model, rank=2, alpha=6, adapter=tmp_path)
-    torch.testing.assert_close(roll(again, sampler).latent, latent, rtol=0, atol=0)
+    torch.testing.assert_close(roll(again, sampler).latent, latent, rtol=1e-4, atol=1e-5)
 
 
 def test_a_full_network_in_the_stock_pipeline(tiny_sdxl: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ Difference = tuple[str, Any, Any]
 def first_record(recipe: str, out: Path, *changes: str) -> dict[str, Any]:
     """Train for one iteration and return its record, but for the seconds."""
     config = burnish.load_config(recipe, [*COMMON, *RECIPES[recipe], *changes])
-    log = burnish.train(config, out) / "log.jsonl"
+    log = burnish.train(config, out, progress=False) / "log.jsonl"
     (line,) = log.read_text("utf-8").splitlines()
     return {key: value for key, value in json.loads(line).items() if "seconds" not in key}
 

@@ -93,6 +93,16 @@ def test_the_definition_of_over_optimised(before: Evaluation, now: Evaluation, r
     assert not reasons or re.search(reason, reasons[0])
 
 
+def test_with_several_rewards_the_guard_says_what_became_of_each() -> None:
+    before = evaluation(LOW, m=SPREAD)
+    before = replace(before, rewards=["r", "s"], parts=[[0.0, 1.0]] * 8)
+    now = replace(evaluation(HIGH, m=[v - 0.5 for v in SPREAD]), rewards=["r", "s"])
+    now = replace(now, parts=[[1.0, 0.5]] * 8)
+    assert over_optimised(before, now, torch.ones(2), guarded(drop=0.3)) == (
+        "m fell from 2 to 1.5 while the weighted sum of the rewards rose (r 0 to 1, s 1 to 0.5)",
+    )
+
+
 def test_the_decision_is_in_the_files(tmp_path: Path) -> None:
     run = Run(tmp_path)
     before = evaluation(LOW, m=SPREAD)

@@ -275,7 +275,7 @@ def test_stock_diffusers_reads_the_adapter_and_the_tokens(recipe: Path, tmp_path
     perturb(job.parts.policy)
     configuration_file = job.run.config
     configuration_file.write_text(configuration.dump(config))
-    export(job)
+    export(job, 1)
 
     policy, sampler = open_source(str(job.run.folder))
     both = preferred(str(job.run.folder))

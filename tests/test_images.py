@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import burnish.images
 from burnish.diffusion.control import control_images
 from burnish.images import eight_bit, open_image, resize_image
 from burnish.qr.layout import fit
@@ -54,7 +56,6 @@ def save(kind: str, folder: Path) -> Path:
         "RGBA": lambda: Image.fromarray(BYTES).convert("RGBA"),
         "P": grey_palette,
         "I;16": lambda: Image.fromarray(WORDS),
-        "I": lambda: Image.fromarray(WORDS.astype(np.int32)),
         "F": lambda: Image.fromarray(RAMP.astype(np.float32)),
     }
 
@@ -76,7 +77,7 @@ def save(kind: str, folder: Path) -> Path:
     "kind",
     [
         *("L.png", "RGB.png", "LA.png", "RGBA.png", "P.png", "P.gif", "I;16.png"),
-        *("L.tiff", "RGB.tiff", "CMYK.tiff", "I;16.tiff", "I.tiff", "F.tiff"),
+        *("L.tiff", "RGB.tiff", "CMYK.tiff", "I;16.tiff", "F.tiff"),
         *("grey16.pgm", "RGB16.png", "LA16.png", "RGBA16.png"),
     ],
 )
@@ -95,7 +96,7 @@ def test_eight_bits_are_exact(kind: str, tmp_path: Path) -> None:
     assert np.array_equal(eight_bit(image[None])[0, ..., 2], BYTES)
 
 
-@pytest.mark.parametrize("kind", ["I;16.png", "I;16.tiff", "I.tiff", "grey16.pgm"])
+@pytest.mark.parametrize("kind", ["I;16.png", "I;16.tiff", "grey16.pgm"])
 def test_sixteen_bits_are_exact(kind: str, tmp_path: Path) -> None:
     image = open_image(save(kind, tmp_path))
     assert torch.equal(image[1], torch.from_numpy(WORDS / 65535).float())
@@ -131,12 +132,82 @@ def test_the_image_is_upright(mode: str, tmp_path: Path) -> None:
     assert open_image(tmp_path / "turned.png").shape == (3, 40, 20)
 
 
+def header_only(path: Path, width: int, height: int) -> None:
+    """Write a PNG of a certain size without pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b""))
+
+
 def test_a_file_that_is_wrong_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match=r"text.png: not an image that can be read"):
-        open_image(tmp_path / "text.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    header_only(tmp_path / "huge.png", 60_000, 60_000)
+    header_only(tmp_path / "large.png", 11_000, 11_000)
+    header_only(tmp_path / "zero.png", 0, 10)
+    Image.new("RGB", (300, 300), "red").save(tmp_path / "whole.jpg")
+    Image.new("RGB", (300, 300), "red").save(tmp_path / "whole.png")
+
+    for name in ("whole.jpg", "whole.png"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / f"half-{name}").write_bytes(content[: len(content) // 2])
+
+    for name, words in {
+        "text.png": "not an image that can be read; give a PNG or JPEG",
+        "empty.png": "an empty file, not an image; give a PNG or JPEG",
+        "folder.png": "a folder, not an image; give the path of a PNG or JPEG",
+        "huge.png": "too large an image .* scale it down",
+        "large.png": "too large an image .* scale it down",  # by a warning, which is an error here
+        "zero.png": "not an image that can be read; give a PNG or JPEG",
+        "half-whole.jpg": "not an image that can be read .*truncated.*; copy or save it anew",
+        "half-whole.png": "not an image that can be read .*; copy or save it anew",
+    }.items():
+        with pytest.raises(ValueError, match=f"/{name}: {words}") as error:
+            open_image(tmp_path / name)
+        assert str(error.value).count(name) == 1 and "\n" not in str(error.value)
+
     with pytest.raises(FileNotFoundError, match=r"none.png: no such image"):
         open_image(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "webp", "tiff"])
+def test_the_first_of_several_frames_is_taken_and_said_once(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = [Image.new("RGB", (8, 4), colour) for colour in ("red", "lime", "blue")]
+    path = tmp_path / f"frames.{kind}"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+
+    for _ in range(2):
+        assert open_image(path)[:, 0, 0].tolist() == pytest.approx([1, 0, 0], abs=0.02)
+
+    (record,) = caplog.records
+    assert (
+        record.getMessage() == f"{path}: an animation or file of 3 images; the first one is taken"
+    )
+
+
+def test_one_bit_and_other_modes(tmp_path: Path) -> None:
+    Image.fromarray(BYTES).convert("1", dither=Image.Dither.NONE).save(tmp_path / "bit.png")
+    assert open_image(tmp_path / "bit.png").unique().tolist() == [0, 1]
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "colour.png", transparency=(255, 0, 0))
+    assert open_image(tmp_path / "colour.png").unique().tolist() == [1]
+    Image.new("LA", (4, 4), (0, 51)).save(tmp_path / "veil.png")
+    assert float(open_image(tmp_path / "veil.png")[0, 0, 0]) == pytest.approx(0.8)
+    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "ink.jpg")
+    assert open_image(tmp_path / "ink.jpg")[:, 0, 0].tolist() == pytest.approx([1, 0, 0], abs=0.02)
+
+
+def test_nothing_else_opens_an_image_file() -> None:
+    """But for images that Burnish wrote itself: in memory, the sprites, a run's grids."""
+    package = Path(burnish.images.__file__).parent
+    opening = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"Image\.open\(|imread|imageio|tifffile", path.read_text("utf-8"))
+    }
+    own = {"qr/conditions.py", "zoo/scenes.py", "report/page.py"}
+    assert opening == {"images.py"} | own
 
 
 @pytest.mark.parametrize(
@@ -145,7 +216,6 @@ def test_a_file_that_is_wrong_is_named(tmp_path: Path) -> None:
         (RAMP.astype(np.float32) * 255, r"between 0 and 255, not in \[0, 1\]"),
         (RAMP.astype(np.float32) - 0.5, r"between -0.5 and 0.5, not in \[0, 1\]"),
         (np.full((2, 2), np.nan, np.float32), r"between nan and nan, not in \[0, 1\]"),
-        (WORDS.astype(np.int32) * 2, r"between 0 and 131070, not in \[0, 65535\]"),
     ],
 )
 def test_values_outside_of_their_range_are_an_error(
@@ -154,6 +224,26 @@ def test_values_outside_of_their_range_are_an_error(
     Image.fromarray(values).save(tmp_path / "wild.tiff")
     with pytest.raises(ValueError, match=f"wild.tiff: its values lie {words}"):
         open_image(tmp_path / "wild.tiff")
+
+
+@pytest.mark.parametrize("values", [BYTES.astype(np.int32), WORDS.astype(np.int32)])
+def test_whole_numbers_of_32_bits_are_an_error(values: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(values).save(tmp_path / "long.tiff")
+    with pytest.raises(ValueError, match=r"long.tiff: .* 32 bits.*; save it with 8 or 16 bits$"):
+        open_image(tmp_path / "long.tiff")
+
+
+@pytest.mark.parametrize("values", [BYTES, WORDS, RAMP.astype(np.float32)])
+def test_a_tiff_in_which_zero_is_white(values: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "inverted.tiff"
+    Image.fromarray(values).save(path)
+    content = path.read_bytes()
+    black_is_zero, white_is_zero = (struct.pack("<HHII", 262, 3, 1, kind) for kind in (1, 0))
+    assert content.count(black_is_zero) == 1
+    path.write_bytes(content.replace(black_is_zero, white_is_zero))
+
+    expected = torch.from_numpy(1 - RAMP).float()
+    torch.testing.assert_close(open_image(path)[0], expected, rtol=0, atol=1 / 255)
 
 
 def test_an_image_is_resized_as_pillow_does(tmp_path: Path) -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import builtins
+import random
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import segno
 import torch
 
+import burnish.qr.layout
+from burnish.images import eight_bit
+from burnish.qr.decoders import decoder, find
 from burnish.qr.layout import Layout, fit, layout_of
 from burnish.types import Prompt
 
@@ -71,10 +76,18 @@ def test_codes_lie_on_the_grid_of_the_latents(side: int) -> None:
             assert side < 128 and len(payload) > 5
             continue
 
-        grid = 8 if layout.module % 8 == 0 else 4
-        assert layout.module % 4 == 0 and layout.left % grid == 0
+        assert layout.module % 4 == 0 and layout.left % 4 == 0
+        assert layout.left % 8 == 0 or side < 512
         assert layout.micro == (side < 128)
         assert layout.module == 16 if side >= 512 else layout.module in (4, 8)
+
+
+@pytest.mark.parametrize("side", [192, 200, 256, 320, 384, 480, 504])
+def test_modules_of_8_px_do_not_fill_the_blocks_of_zxing(side: int) -> None:
+    layout = fit("HELLO", side)
+    assert (layout.module, layout.left % 8) == (8, 4)
+    end = layout.left + layout.module * len(layout.modules)
+    assert layout.left >= layout.module and side - end >= layout.left
 
 
 def test_the_tiny_canvas_is_as_measured() -> None:
@@ -150,6 +163,11 @@ def test_settings_are_kept() -> None:
         ("A", 512, {"module": 0}, "module = 0: take a whole number of at least 2"),
         ("A", 512, {"quiet": 0}, "quiet = 0: take a whole number of at least 1"),
         ("A", 0, {}, "side = 0"),
+        ("A", 512, {"mask": 1.0}, "mask = 1.0: take 0 to 7"),
+        ("A", 512, {"version": 2.0}, "version = 2.0: take 1 to 40"),
+        ("A", 512, {"version": []}, r"version = \[\]: take 1 to 40"),
+        ("a\ud800", 512, {}, "half of a character .* give valid Unicode"),
+        ("é" * 3000, 512, {}, "does not fit a canvas of 512 px; shorten it to"),
     ],
 )
 def test_a_misfit_is_explained(
@@ -284,6 +302,111 @@ def test_the_code_of_a_prompt() -> None:
             layout_of(Prompt("a cat", metadata), 512)
 
 
+ALPHABETS = {
+    "digits": "0123456789",
+    "alphanumeric": "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ $%*+-./:",
+    "ascii": "".join(map(chr, range(32, 127))),
+    "control": "".join(map(chr, range(32))) + "\x7f\x80\x85ab",
+    "space": " \t\n\r\xa0\u2028\u3000",
+    "latin": "°±²ÀÉÑßàçéñöüÿ abc019",
+    "latin-extended": "ĀćĘğŁőŠźŽƒ abc",
+    "greek": "ΑΒΓΔΩαβγδπω ",
+    "cyrillic": "АБВГДабвгдёЖщ ",
+    "hebrew": "אבגדהשת ",
+    "arabic": "ابتثجحمنوي٠١٢٣ ",
+    "thai": "กขคงจฉชาเแโ",
+    "kanji": "日本語点茗漢字東京",
+    "kana": "あいうえおんアイウエオン",
+    "halfwidth": "ｱｲｳｴｵﾊﾝｶｸ｡｢｣",
+    "fullwidth": "ＡＢＣａｂｃ０１２～￥",
+    "hangul": "가나다라마바사한글",
+    "emoji": "😀😎🚀🐈👩🏽‍🚀🇪🇺❤️",
+    "symbols": "€™–“”…←→∀∑≠⌘\\¥‾",
+    "private": "\ufeff\ufffd\ue000\uffff",
+    "mixed": "a1 é日😀ж°\nZ%",
+}
+
+
+@pytest.mark.parametrize("name", ALPHABETS)
+def test_every_code_is_read_back_exactly(name: str) -> None:
+    """By another binarizer than the one that `fit` tries first, in QR and Micro QR."""
+    stream = random.Random(name)
+    read = decoder("zxing-global")
+    drawn = {True: 0, False: 0}
+
+    for length, side in product((1, 2, 3, 5, 9, 20), (64, 80, 104, 128, 256, 512)):
+        payload = "".join(stream.choice(ALPHABETS[name]) for _ in range(length))
+        try:
+            layout = fit(payload, side)
+        except ValueError as error:
+            if "does not fit" in str(error) and side < 256:
+                continue
+            raise
+
+        drawn[layout.micro] += 1
+        pixels = eight_bit(layout.draw()[None])[0, ..., 0].copy()
+        assert read(pixels) == [payload], (payload, side)
+
+    assert drawn[True] > 4 and drawn[False] > 10
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [" a", "a ", "  ", "007", "20°C", "https://example.org/ä?q=日", "a\r\nb\n", "\\000026", "]C1x"],
+)
+def test_no_character_is_lost_at_the_ends(payload: str) -> None:
+    pixels = eight_bit(fit(payload, 256).draw()[None])[0, ..., 0].copy()
+    assert [code.payload for code in find(pixels)] == [payload]
+
+
+def test_ascii_is_encoded_as_before() -> None:
+    for payload in ("HELLO", "123", "https://example.org"):
+        plain = segno.make(payload, error="M", micro=False)
+        expected = torch.tensor([list(row) for row in plain.matrix]) == 1
+        assert torch.equal(fit(payload, 512).modules, expected)
+
+
+def test_a_code_that_nothing_reads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(burnish.qr.layout, "decoder", lambda name: lambda pixels: ["OTHER"])
+    message = (
+        r"no reader reads the bare code of the payload 'UNREAD' \(1-H, mask \d, modules of 16 px, "
+        r"on 512 px\); take a larger module"
+    )
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            fit("UNREAD", 512)
+
+
+def test_a_code_is_read_back_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+
+    def counting(name: str) -> Any:
+        reads.append(name)
+        return lambda pixels: ["ONCE"]
+
+    monkeypatch.setattr(burnish.qr.layout, "decoder", counting)
+    assert fit("ONCE", 512) is fit("ONCE", 512) and len(reads) == 1
+    assert fit("ONCE", 512, mask=3).mask == 3 and len(reads) == 2
+
+
+@pytest.mark.parametrize("side", [200, 256, 320, 480, 512, 640, 768])
+def test_flat_coloured_modules_are_read(side: int) -> None:
+    """Every module has one colour of its own, so no block within a module has any contrast."""
+    stream = np.random.default_rng(side)
+    read = decoder("zxing")
+
+    for mask in range(8):
+        layout = fit("https://example.org/abc"[: side // 12], side, mask=mask)
+        n = len(layout.modules)
+        image = eight_bit(layout.draw()[None])[0, ..., 0].copy()
+        dark = stream.uniform(0, 50, (n, n))
+        light = stream.uniform(205, 255, (n, n))
+        colours = np.where(layout.modules, dark, light).astype(np.uint8)
+        code = slice(layout.left, layout.left + n * layout.module)
+        image[code, code] = colours.repeat(layout.module, 0).repeat(layout.module, 1)
+        assert read(image) == [layout.payload], mask
+
+
 def test_without_segno_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
@@ -293,5 +416,5 @@ def test_without_segno_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"pip install 'burnish\[qr\]'"):
-        fit("HELLO", 512)
+    with pytest.raises(ValueError, match="pip install segno"):
+        fit("WITHOUT SEGNO", 512)

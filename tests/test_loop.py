@@ -115,7 +115,9 @@ def test_the_files_and_records_of_a_run(recipe: Path, tmp_path: Path) -> None:
     assert reported == records
     assert [record["iteration"] for record in records] == [1, 2, 3]
     assert records[0]["images"] == 8
-    assert set(records[0]["rewards"]["brightness"]) == STATISTICS
+    gains = {"gain", "gain_std", "gain_images"}
+    assert set(records[0]["rewards"]["brightness"]) == STATISTICS | gains
+    assert records[0]["rewards"]["brightness"]["gain_images"] == 8
 
     for record in records:
         assert record["ratio_deviation"] < 1e-6, "before the first update the ratio is 1"
@@ -130,6 +132,7 @@ def test_the_files_and_records_of_a_run(recipe: Path, tmp_path: Path) -> None:
 
     evaluation = json.loads(run.evaluation.read_text())
     keys = {"before", "after", "paired_mean", "ci95", "judge_before", "judge_after"}
+    keys |= {"prompts", "images", "rewards"}
     assert set(evaluation) == {"train", "unseen"}
     assert all(set(comparison) == keys for comparison in evaluation.values())
 
@@ -257,7 +260,7 @@ from burnish.training import loop
 def report(record):
     print(record["iteration"], flush=True)
 
-settings = config.load({str(recipe)!r}, ["iterations=4"])
+settings = config.load({str(recipe)!r}, ["iterations=4"], trust=True)
 loop.train(settings, {str(killed)!r}, on_record=report)
 """
     train(load(recipe, "iterations=4"), uninterrupted)
@@ -641,7 +644,9 @@ def test_a_front_without_an_advantage_changes_and_breaks_nothing(
         "iterations=1",
         "evaluation.images_per_prompt=0",
     ]
-    (record,) = Run(train(load_two_rewards(recipe, tmp_path, *options), tmp_path / "run")).records()
+    with pytest.warns(UserWarning, match="'length' gave the same .* in the only iteration"):
+        run = train(load_two_rewards(recipe, tmp_path, *options), tmp_path / "run")
+    (record,) = Run(run).records()
     assert record["zero_advantage"] == 1
     assert record["grad_norm"] == 0
 
@@ -683,7 +688,7 @@ def test_a_damaged_checkpoint_is_made_anew(recipe: Path, tmp_path: Path) -> None
 
 
 def test_an_unknown_tracker_is_an_error(recipe: Path, tmp_path: Path) -> None:
-    message = '"tensorbord" is unknown; accepted: tensorboard, wandb, trackio'
+    message = '"tensorbord" is unknown; accepted: tensorboard, wandb, trackio, mlflow'
     with pytest.raises(ValueError, match=message):
         train(load(recipe, "run.trackers=['tensorbord']"), tmp_path / "run")
 

@@ -78,7 +78,7 @@ def test_a_missing_library_is_an_error_before_the_model_is_loaded(
 
     config = recipe(f"model.id={tmp_path}/nowhere")
     for start in (preflight, partial(train, out=tmp_path / "run")):
-        with pytest.raises(ValueError, match=r'pip install "burnish\[eight-bit\]"') as caught:
+        with pytest.raises(ValueError, match="pip install bitsandbytes, or set") as caught:
             start(config)  # type: ignore[operator]
         assert "\n" not in str(caught.value)
 

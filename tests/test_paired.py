@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation import paired as evaluation
 from burnish.evaluation.paired import Evaluation, evaluate, interval, paired
-from burnish.types import Prompt
+from burnish.training.reward_stats import gains
+from burnish.types import Prompt, Scores
+from burnish.world import World
 
 PROMPTS = [Prompt("a cat"), Prompt("a dog")]
 REWARDS = {"bright": lambda images, prompts: images.mean((1, 2, 3))}
@@ -71,7 +74,11 @@ def test_paired_by_hand() -> None:
     assert result["before"] == 2.0 and result["after"] == 3.25 and result["paired_mean"] == 1.25
     assert result["judge_before"] is None
     assert 1.0 <= result["ci95"][0] < 1.25 < result["ci95"][1] <= 1.5
-    assert list(result) == ["before", "after", "paired_mean", "ci95", "judge_before", "judge_after"]
+    assert list(result) == [
+        "before", "after", "paired_mean", "ci95", "judge_before", "judge_after",
+        "prompts", "images", "rewards",
+    ]  # fmt: skip
+    assert (result["prompts"], result["images"]) == (2, 4)
     assert evaluation.compare({"train": before}, {"train": after}, torch.ones(2))["unseen"] is None
 
 
@@ -97,3 +104,35 @@ def test_evaluations_are_saved_and_loaded(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="not an evaluation of this version"):
         evaluation.load_evaluation(path)
+
+
+def test_each_reward_has_an_interval_of_its_own() -> None:
+    before = make([[1.0, 0], [2.0, 0], [3.0, 1], [4.0, 1]])
+    after = make([[2.0, 0], [3.0, -3], [5.0, 1], [6.0, -2]])
+    result = paired(before, after, torch.tensor([1.0, -1.0]))
+    x, y = result["rewards"].values()
+    assert (x["weight"], x["before"], x["after"], x["paired_mean"]) == (1.0, 2.5, 4.0, 1.5)
+    assert (y["weight"], y["before"], y["after"], y["paired_mean"]) == (-1.0, 0.5, -1.0, -1.5)
+    assert x["ci95"] == [1.0, 2.0] and y["ci95"] == [-1.5, -1.5], "as if it were the only reward"
+    assert result["paired_mean"] == x["paired_mean"] - y["paired_mean"]
+
+    missing = make([[2.0, float("nan")], [3.0, 0], [5.0, 1], [6.0, 2]])
+    result = paired(before, missing, torch.tensor([1.0, -1.0]))
+    assert result["missing"] == 1 and result["rewards"]["x"]["paired_mean"] == 1.5
+
+
+def test_a_bootstrap_over_many_prompts_takes_little_memory() -> None:
+    gain = torch.randn(3000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chosen = torch.randint(3000, (10_000, 3000), generator=evaluation.generator("bootstrap"))
+    means = gain[:, 0][chosen].mean(1)
+    assert interval(gain) == [float(means.quantile(q)) for q in (0.025, 0.975)]
+
+
+def test_gains_take_out_which_prompts_were_drawn() -> None:
+    initial = make([[1.0, 0], [3.0, 0], [10.0, 5], [20.0, 5]])  # a: 2, b: 15 of the first reward
+    drawn = [Prompt("a"), Prompt("b"), Prompt("b, red", {"original": "b"}), Prompt("c")]
+    parts = torch.tensor([[2.5, 0], [15.5, math.nan], [15.5, 6], [99.0, 9]]).double()
+    found = gains(Scores(parts, ("x", "y")), drawn, initial, World())
+    assert found["x"] == {"gain": 0.5, "gain_std": 0.0, "gain_images": 3}, "c is not known"
+    assert found["y"] == {"gain": 0.5, "gain_std": 0.5, "gain_images": 2}, "nor is a missing one"
+    assert gains(Scores(parts[3:], ("x", "y")), drawn[3:], initial, World()) == {}

@@ -84,7 +84,7 @@ def test_the_number_of_remembered_texts_is_limited(
 ) -> None:
     monkeypatch.setattr("burnish.diffusion.prompt_encoder.CACHED_TEXTS", 2)
     assert len(policy.encode([Prompt(letter) for letter in "abcd"])["text"]) == 4
-    assert len(policy._prompt_encoder) == 2
+    assert len(policy.prompt_encoder) == 2
 
 
 def test_null_is_the_empty_prompt(policy: Policy) -> None:
@@ -325,20 +325,22 @@ def test_adapters_that_do_not_fit(tiny_pipeline: Path, tmp_path: Path, policy: P
     ):
         load(tiny_pipeline, adapter=tmp_path)
 
-    with pytest.raises(ValueError, match="was trained with alpha 2: set model.alpha = 2"):
-        load(tiny_pipeline, rank=2, alpha=4, adapter=tmp_path)
     with pytest.raises(ValueError, match="other model.targets"):
         load(tiny_pipeline, rank=2, alpha=2, targets=["to_q"], adapter=tmp_path)
     with pytest.raises(ValueError, match="holds a LoRA adapter: set model.train = 'lora'"):
         load(tiny_pipeline, train="full", adapter=tmp_path)
-    with pytest.raises(FileNotFoundError, match="has neither pytorch_lora_weights.safetensors nor"):
+    with pytest.raises(FileNotFoundError, match=r"model.adapter: .*nowhere does not exist"):
         load(tiny_pipeline, adapter=tmp_path / "nowhere")
+
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="has neither pytorch_lora_weights.safetensors nor"):
+        load(tiny_pipeline, adapter=tmp_path / "empty")
 
     file = tmp_path / "pytorch_lora_weights.safetensors"
     file.write_bytes(file.read_bytes()[:500])
 
     for train in ("lora", "none"):
-        with pytest.raises(ValueError, match="cannot be read"):
+        with pytest.raises(ValueError, match="cannot be used"):
             load(tiny_pipeline, train=train, rank=2, adapter=tmp_path)
 
 
@@ -503,6 +505,6 @@ def test_a_pipeline_saved_with_its_adapter_inside_is_an_error(
 
     with pytest.raises(
         ValueError,
-        match=r"lacks \d+ weights of its unet, such as .*to_q.weight; if it was saved with a",
+        match=r"lacks \d+ weights of its unet, such as .*to_k.weight; if it was saved with a",
     ):
         Policy.load(tmp_path / "model", device="cpu")

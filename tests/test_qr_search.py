@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from test_cli import run
 from torch import Tensor
 
@@ -16,10 +18,20 @@ from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.images import open_image
+from burnish.qr.decoders import independent
 from burnish.qr.layout import fit
+from burnish.qr.phone import Phone
 from burnish.qr.scanner import Scanner
+from burnish.qr.verify import verify
+from burnish.seeds import generator
 from burnish.tools import qr_search
-from burnish.tools.qr_search import open_controlled, save, search
+from burnish.tools.qr_search import (
+    choose_canvas,
+    deciding_decoders,
+    open_controlled,
+    save,
+    search,
+)
 from burnish.types import Prompt
 
 CODE = fit("AB12C", 64).draw()
@@ -105,15 +117,18 @@ def test_the_command(
 
     monkeypatch.setattr(qr_search, "open_controlled", open_fake)
     options = ["--prompt", "a cat", "--out", str(tmp_path / "out"), "--n", "2", "--model", "m"]
+    options += ["--size", "64"]
     code, out, _ = run(capsys, "qr", "AB12C", *options)
     assert code == 0 and "3 of 16 tries are read under every condition" in out
     assert "2 kept, they say 'AB12C'" in out
+    assert "code M2-M on 64 px; phone: Micro QR: most phone cameras do not read it" in out
     assert opened[0] == ("m", ""), "a run has its own ControlNet"
 
     code, out, _ = run(capsys, "qr", "AB12C", *options, "--json", "--controlnet", "c")
     content = json.loads(out)
     assert code == 0 and (content["payload"], len(content["files"])) == ("AB12C", 2)
     assert (content["kept"], content["tries"], content["passed"]) == (2, 16, 3)
+    assert (content["code"], content["size"], content["phone"]) == ("M2-M", 64, [False, False])
     assert opened[1] == ("m", "c")
 
     code, out, _ = run(capsys, "qr", "AB12C", *options, "--tries", "4")
@@ -124,5 +139,95 @@ def test_the_command(
     assert "qr needs a PAYLOAD and a --prompt to draw, or --verify IMAGE to read" in err
 
     payload = "much too long for sixty-four pixels"
+    code, _, err = run(capsys, "qr", payload, "--prompt", "a cat", "--model", "m", "--size", "64")
+    assert code == 2 and "does not fit a canvas of 64 px; take a canvas of 128 px (--size" in err
+
+    payload = "x" * 300
     code, _, err = run(capsys, "qr", payload, "--prompt", "a cat", "--model", "m")
-    assert code == 2 and "does not fit a canvas of 64 px" in err
+    assert code == 2 and err.count("\n") == 1
+    assert "does not fit a canvas of 256 px; shorten it to 251 of its 300 characters" in err
+    assert "or take a canvas of" in err and "(--size sets it)" in err
+
+    code, _, err = run(capsys, "qr", "AB", "--prompt", "a cat", "--model", "m", "--size", "63")
+    assert code == 2 and "size = 63" in err and "a multiple of" in err and "(--size sets it)" in err
+
+    code, _, err = run(capsys, "qr", "a\udcff", "--prompt", "a cat", "--model", "m")
+    assert code == 2 and "half of a character" in err and "--size" not in err
+
+
+@pytest.mark.parametrize(
+    ("payload", "designator", "side"),
+    [
+        ("HELLO", "1-H", 128),
+        ("https://example.org", "2-Q", 128),
+        ("20°C", "1-H", 128),
+        ("日本語のテキスト", "2-M", 128),
+        ("x" * 42, "3-M", 128),
+        ("x" * 60, "4-M", 144),
+        ("x" * 150, "8-M", 208),
+    ],
+)
+def test_the_canvas_holds_an_ordinary_code(
+    payload: str, designator: str, side: int, tiny_pipeline: Path, tiny_controlnet: Path
+) -> None:
+    policy = Policy.load(tiny_pipeline, controlnet=str(tiny_controlnet), size=64, train="none")
+    prompt = Prompt("a cat", {"payload": payload})
+    layout = choose_canvas(policy, prompt)
+    assert not layout.micro and layout.module >= policy.pipe.vae_scale_factor
+    assert (layout.designator, layout.side) == (designator, side)
+    assert policy.encode([prompt])["control"].shape == (1, 3, side, side)
+    images = Sampler(DDIM(), 1, NoGuidance()).images(policy, [prompt], generator(0, "x"), 1)
+    assert images.shape == (1, 3, side, side)
+
+
+def test_a_canvas_that_is_large_enough_is_kept(tiny_pipeline: Path, tiny_controlnet: Path) -> None:
+    policy = Policy.load(tiny_pipeline, controlnet=str(tiny_controlnet), size=192, train="none")
+    assert choose_canvas(policy, Prompt("a cat", {"payload": "HELLO"})).side == 192
+    assert choose_canvas(policy, PROMPT, 64).designator == "M2-M"
+
+
+def test_readers_that_a_reward_used_are_not_independent(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert deciding_decoders("zoo:emoji-lcm", ["zxing"]) == ("zxing",)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    rewards = [{"use": "qr_scan", "decoders": ["opencv"]}, {"use": "compressibility"}]
+    write_recipe(rewards=rewards).rename(folder / "config.toml")
+    assert independent(deciding_decoders(str(folder), ["zxing"])) == ("pyzbar",)
+
+
+def test_phone_is_what_independent_readers_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = {"pyzbar": ["HELLO"], "opencv": []}
+
+    def installed(name: str) -> Callable[[Any], list[str]]:
+        if name not in readings:
+            raise ValueError("not installed")
+        return lambda pixels: readings[name]
+
+    monkeypatch.setattr("burnish.qr.phone.decoder", installed)
+    image = Image.new("L", (128, 128), 255)
+    assert Phone(["zxing"]).reads(image, "HELLO", 4, micro=False) is True
+    assert Phone(["zxing", "pyzbar"]).reads(image, "HELLO", 4, micro=False) is False
+    assert Phone(["zxing"]).reads(image, "HELLO", 4, micro=True) is False
+    assert Phone(["zxing"]).note() == "by pyzbar and opencv"
+    del readings["pyzbar"]
+    assert Phone(["zxing"]).note() == (
+        "by opencv; not installed: pyzbar (pip install pyzbar; apt install libzbar0)"
+    )
+    del readings["opencv"]
+    assert Phone(["zxing"]).reads(image, "HELLO", 4, micro=False) is None
+    assert "no independent reader is installed: pyzbar (pip install" in Phone(["zxing"]).note()
+    assert "every reader took part" in Phone(["zxing", "pyzbar", "opencv"]).note()
+
+
+def test_the_first_command_that_anybody_types(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--prompt", "a cat", "--out", str(tmp_path), "--n", "1", "--tries", "1", "--json"]
+    code, out, _ = run(capsys, "qr", "https://example.org", *options)
+    content = json.loads(out)
+    assert code == 0 and (content["code"], content["size"]) == ("2-Q", 128)
+    verdict = verify(Path(content["files"][0]))
+    assert verdict.payload == "https://example.org" and verdict.strict
+    assert verdict.phone == content["phone"][0]

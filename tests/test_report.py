@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import random
+import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image
 from burnish.report import fronts
 from burnish.report.charts import HOVERED, Series, line_chart, number, ticks
 from burnish.report.page import FRAMES, write_report
+from burnish.report.results import SUM, evaluation_lines, reward_changes
 
 CONFIG = """
 [model]
@@ -85,9 +88,82 @@ def test_several_rewards_show_their_spread_within_a_prompt_and_the_front(run: Pa
 
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     text = write_report(run).read_text()
-    details = "(at the end 0.25, within a prompt 0.125); 0.75 for the images that target it"
+    details = "; spread at the end 0.25, within a prompt 0.125; 0.75 for the images that target it"
     assert details in text and text.count("within a prompt") == 1
     assert "<b>Pareto front</b>" in text
+
+
+def test_each_reward_has_a_row_and_an_interval(run: Path) -> None:
+    rewards = {
+        "jpeg": {**PAIRED, "weight": 1.0, "paired_mean": 0.25, "ci95": [0.125, 0.375]},
+        "size": {**PAIRED, "weight": -2.0, "paired_mean": 0.75, "ci95": [0.625, 0.875]},
+    }
+    result = {**PAIRED, "prompts": 64, "images": 128, "rewards": rewards}
+    (run / "evaluation.json").write_text(json.dumps({"train": result, "unseen": None}))
+    page = write_report(run).read_text("utf-8")
+    rows = re.findall("<tr>(.*?)</tr>", page)
+    table = [re.sub("<[^>]+>", " ", row).split() for row in rows if "training prompts" in row]
+    names = [row[2] for row in table]
+    assert names == ["jpeg", "size", "weighted", "judged"]
+    assert "+0.25 [0.125, 0.375]" in " ".join(table[0])
+    assert "+0.75 [0.625, 0.875]" in " ".join(table[1])
+    assert "+0.5 [0.4, 0.6]" in " ".join(table[2]), "of the weighted sum"
+    assert "64 prompts x 2 = 128 images" in page
+    # more of a reward with a negative weight is worse
+    assert '<span class="bad">+0.75</span>' in page and '<span class="good">+0.25</span>' in page
+    assert "jpeg, paired gain +0.25, 95 % in [0.125, 0.375]" in page, "a tile for each"
+
+    heard = list(evaluation_lines({"train": result}))
+    assert heard[0] == "train prompts, 64 prompts x 2 = 128 images"
+    assert heard[1] == (
+        "  jpeg          -2.5 -> -2  paired gain +0.25, 95 % interval [0.125, 0.375]"
+    )
+    assert [text.split()[0] for text in heard[2:]] == ["size", "weighted", "judged"]
+
+
+def test_a_single_reward_has_one_row_unless_it_is_weighted() -> None:
+    single = {"jpeg": {**PAIRED, "weight": 1.0}}
+    assert [row.name for row in reward_changes({**PAIRED, "rewards": single})] == ["jpeg"]
+    single["jpeg"]["weight"] = 2.0
+    assert [row.name for row in reward_changes({**PAIRED, "rewards": single})] == ["jpeg", SUM]
+    assert [row.name for row in reward_changes(PAIRED)] == ["reward"], "of an older run"
+
+
+def test_the_curve_is_centred_where_prompts_were_evaluated_and_says_so(run: Path) -> None:
+    assert "too few of them were evaluated before" in write_report(run).read_text()
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+    for share, words in ((64, "minus its prompt's mean"), (48, "over the 75 % of images")):
+        for record in records:
+            gain = {"gain": record["iteration"], "gain_std": 0.5, "gain_images": share}
+            record["rewards"]["small <file>"] |= gain
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        (run / "log.jsonl").write_text(text)
+        page = html.unescape(write_report(run).read_text("utf-8"))
+        assert words in page and "too few" not in page
+        assert "30: small <file> 30 ± 0.5" in page
+
+
+@pytest.mark.parametrize(
+    ("objective", "keys", "words"),
+    [
+        ("clipped", ["ratio_deviation", "clip_fraction"], "whose ratio left the clip range"),
+        ("awm", ["ratio_deviation", "clip_fraction"], "whose denoising error changed by more"),
+        ("rwr", ["denoising_error"], "imitated images, noised again"),
+    ],
+)
+def test_notes_fit_the_objective(run: Path, objective: str, keys: list[str], words: str) -> None:
+    (run / "config.toml").write_text(CONFIG.replace("clipped", objective))
+    numbers = ("ratio_deviation", "clip_fraction", "approx_kl")
+    records = []
+    for line in (run / "log.jsonl").read_text().splitlines():
+        record = {key: value for key, value in json.loads(line).items() if key not in numbers}
+        records.append(json.dumps(record | dict.fromkeys(keys, 0.03)) + "\n")
+
+    (run / "log.jsonl").write_text("".join(records))
+    page = write_report(run).read_text("utf-8")
+    assert words in page and "healthy" not in page
+    assert ("<b>Clip fraction</b>" in page) == ("clip_fraction" in keys)
 
 
 def front_by_definition(points: list[tuple[float, float]], signs: tuple[int, int]) -> list[bool]:
@@ -145,7 +221,7 @@ def test_rewards_are_drawn_against_each_other(run: Path) -> None:
     (run / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     page = write_report(run).read_text("utf-8")
     parse(page)
-    chart = page[page.index("<div class='fronts'>") :]
+    chart = page[page.index('<div class="fronts">') :]
     root = ElementTree.fromstring(chart[chart.index("<svg") : chart.index("</svg>") + 6])
     styles = [circle.attrib["class"] for circle in root.iter("circle")]
     assert styles.count("ring series-1") == 3 and styles.count("ring series-1 faint") == 1
@@ -246,6 +322,15 @@ def test_large_images_are_scaled_down(run: Path) -> None:
     assert (run / "samples" / "000000.png").stat().st_size > 1_000_000
     page = write_report(run).read_text("utf-8")
     assert page.count("data:image/jpeg;base64,") == 2 and "aspect-ratio: 2000 / 1000" in page
+
+
+@pytest.mark.parametrize("side", [16, 1000])
+def test_a_torn_image_is_named(run: Path, side: int) -> None:
+    path = run / "samples" / "000000.png"
+    Image.effect_noise((side, side), 90).save(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"000000\.png: no whole PNG image; delete it"):
+        write_report(run)
 
 
 def test_no_run_and_broken_files_are_one_sentence(run: Path, tmp_path: Path) -> None:

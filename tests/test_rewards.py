@@ -303,7 +303,7 @@ def test_sentiment_of_emoji_tells_bright_grounds_from_dark_ones() -> None:
         ({"positive": ["a cat"]}, "give both positive and negative"),
         ({"negative": ["a cat"]}, "give both positive and negative"),
         ({"positive": ["a cat", " "], "negative": ["a dog"]}, "has an empty text"),
-        ({"temperature": 0.0}, "temperature must be above 0, not 0"),
+        ({"temperature": 0.0}, "temperature = 0.0; it must be more than 0"),
         ({"positive": "happy", "negative": "sad"}, "positive = 'happy' is of the wrong type"),
     ],
 )

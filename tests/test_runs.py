@@ -24,7 +24,11 @@ def test_create_then_open(tmp_path: Path) -> None:
     assert Run.open(run.folder) == run
 
     message = r"already holds a run; go on with it \(--resume, in Python resume=True\)"
-    with pytest.raises(FileExistsError, match=message):
+    with pytest.raises(FileExistsError, match=f"{message}.* nothing was trained there yet"):
+        Run.create(run.folder)
+
+    run.log.write_text('{"iteration": 1}\n')
+    with pytest.raises(FileExistsError, match=rf"{message} or choose .* \(--out\)$"):
         Run.create(run.folder)
 
 
@@ -65,6 +69,22 @@ def test_two_at_once(tmp_path: Path) -> None:
         pass
     with run.lock():  # free again
         pass
+
+
+@pytest.mark.parametrize("more", ["", "notes.txt"])
+def test_a_new_folder_goes_where_nothing_began(tmp_path: Path, more: str) -> None:
+    run = Run.create(tmp_path / "run")
+    if more:
+        (run.folder / more).touch()
+    with pytest.raises(KeyboardInterrupt), run.lock(is_new=True):
+        raise KeyboardInterrupt
+    assert run.folder.exists() == bool(more)
+
+    (tmp_path / "mine").mkdir()
+    mine = Run.create(tmp_path / "mine")
+    with pytest.raises(KeyboardInterrupt), mine.lock():
+        raise KeyboardInterrupt
+    assert mine.folder.exists()
 
 
 def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:

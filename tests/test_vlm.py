@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
@@ -75,47 +75,9 @@ def test_images_of_another_size_are_fitted(local: vlm.Local, images: Tensor) -> 
 
 
 def test_one_question_an_image(local: vlm.Local, images: Tensor) -> None:
-    for model in (local, vlm.CachedVlm(local)):
-        with pytest.raises(ValueError, match="8 images but 1 questions"):
-            model(images, [CAPTION])
-        assert model(images[:0], []) == []
-
-
-class Counting:
-    """A model that counts its questions; it has no answer to "why?"."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, images: Tensor, questions: Sequence[str]) -> list[str | None]:
-        self.count += len(questions)
-        return [
-            None if q == "why?" else f"{q} {image.mean():.3f}"
-            for image, q in zip(images, questions, strict=True)
-        ]
-
-
-def test_only_failures_are_requested_twice(images: Tensor) -> None:
-    plain = Counting()
-    model = Counting()
-    cached = vlm.CachedVlm(model, capacity=4)
-    twice = torch.cat([images[:2], images[:2]])
-    questions = ["what?", "why?", "what?", "why?"]
-    expected = plain(twice, questions)
-
-    assert cached(twice, questions) == expected
-    assert model.count == 2
-    assert cached(twice, questions) == expected
-    assert model.count == 3, "only the failure was requested again"
-    assert cached(images[:1], ["how?"]) == plain(images[:1], ["how?"])
-    assert model.count == 4
-
-    cached(images[1:6], ["what?"] * 5)  # more than the capacity
-    count = model.count
-    assert cached(images[2:6], ["what?"] * 4) == plain(images[2:6], ["what?"] * 4)
-    assert model.count == count
-    assert cached(images[:1], ["what?"]) == plain(images[:1], ["what?"])
-    assert model.count == count + 1
+    with pytest.raises(ValueError, match="8 images but 1 questions"):
+        local(images, [CAPTION])
+    assert local(images[:0], []) == []
 
 
 def test_a_model_without_a_chat_template_that_repeats_the_question(tmp_path: Path) -> None:
@@ -163,11 +125,7 @@ def test_a_model_without_a_chat_template_that_repeats_the_question(tmp_path: Pat
             {"model": "zoo:emoji-clip"},
             "'zoo:emoji-clip' is not a folder with an image-text-to-text model",
         ),
-        (
-            {"model": "no/such/folder"},
-            "'no/such/folder' is not a model id with an image-text-to-text model",
-        ),
-        ({"model": "zoo:emoji-captioner", "batch": 0}, "batch = 0: at least one image"),
+        ({"model": "zoo:emoji-captioner", "batch": 0}, "batch = 0; it must be at least 1"),
         (
             {"model": "zoo:emoji-captioner", "endpoint": {"model": "x"}},
             "endpoint = ... is for a model behind an address",

@@ -14,9 +14,9 @@ import torch
 import burnish
 from burnish import config as configuration
 from burnish.evaluation.paired import load_evaluation
-from burnish.runs import Run
+from burnish.runs import Run, flat
 from burnish.training.loop import train
-from burnish.world import World, flat, join_world
+from burnish.world import World, join_world
 
 
 def test_alone_everything_is_the_identity() -> None:
@@ -26,7 +26,7 @@ def test_alone_everything_is_the_identity() -> None:
     assert world.gather(rows) is rows and world.gather_list([1, 2]) == [1, 2]
     assert world.any(True) and not world.any(False)
     world.average_gradients([])
-    world.log({"iteration": 1})
+    world.tracking.log({"iteration": 1}, 1)
     world.end()
 
 
@@ -59,7 +59,7 @@ def average(self, parameters):
     total = sum(float(p.grad.abs().sum()) for p in parameters)
     open(f"HERE/rank{self.rank}.txt", "w").write(repr(total))
 world.World.average_gradients = average
-train(config.load("HERE/tiny.toml"), "HERE/two")
+train(config.load("HERE/tiny.toml", trust=True), "HERE/two")
 """
 
 
@@ -123,3 +123,9 @@ run = {{ sample_every = 0 }}
     assert two.records()[0]["images"] == single.records()[0]["images"] == 2 * images
     # the processes share the evaluation, and put it together in order
     assert load_evaluation(two.evaluation_file(0)) == load_evaluation(single.evaluation_file(0))
+
+
+def test_a_missing_tracker_is_named_by_its_own_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("burnish.world.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="not installed; run: pip install tensorboard$"):
+        join_world(["tensorboard"], None, "cpu")

@@ -9,9 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import LatentConsistencyModelPipeline, StableDiffusionPipeline
+from diffusers import (
+    ControlNetModel,
+    DiffusionPipeline,
+    LatentConsistencyModelPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+)
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPModel, CLIPProcessor
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextModel,
+)
 
 from burnish import zoo
 from burnish.diffusion.guidance import CFG, EmbeddedGuidance
@@ -79,13 +96,13 @@ def test_the_judge_knows_clean_scenes_and_is_not_easily_pleased() -> None:
 
 
 def test_stock_libraries_load_them() -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(zoo.path("emoji-sd"), dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(zoo.path("emoji-sd"))
     pipe.set_progress_bar_config(disable=True)
     image = pipe(
         "a cat", num_inference_steps=2, output_type="pt", generator=torch.Generator().manual_seed(0)
     ).images
     assert image.shape == (1, 3, 64, 64)
-    clip = CLIPModel.from_pretrained(zoo.path("emoji-clip"), dtype=torch.float32)
+    clip = CLIPModel.from_pretrained(zoo.path("emoji-clip"))
     processor = CLIPProcessor.from_pretrained(zoo.path("emoji-clip"))
     images, drawn = Scenes(5).draw(8, "single")
     texts = [s.caption for s in drawn]
@@ -93,6 +110,82 @@ def test_stock_libraries_load_them() -> None:
         text=texts, images=list(images.numpy()), return_tensors="pt", padding="max_length"
     )
     assert clip(**inputs).logits_per_image.shape == (8, 8)
+
+
+@pytest.mark.parametrize("name", ["emoji-sd", "emoji-lcm"])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_generators_load_in_stock_diffusers_without_arguments(
+    tmp_path: Path, name: str, adapted: bool
+) -> None:
+    pipe = DiffusionPipeline.from_pretrained(zoo.path(name))
+    pipe.set_progress_bar_config(disable=True)
+
+    if adapted:
+        Policy.load(f"zoo:{name}", device="cpu").save_adapter(tmp_path)
+        pipe.load_lora_weights(tmp_path)
+
+    assert pipe("a cat", num_inference_steps=1, output_type="pt").images.shape == (1, 3, 64, 64)
+
+
+def test_the_controlnet_loads_in_stock_diffusers_without_arguments() -> None:
+    pipe = StableDiffusionControlNetPipeline.from_pretrained(
+        zoo.path("emoji-sd"), controlnet=ControlNetModel.from_pretrained(zoo.path("emoji-qr"))
+    )
+    pipe.set_progress_bar_config(disable=True)
+    image = torch.rand(1, 3, 64, 64)
+    drawn = pipe("a cat", image=image, num_inference_steps=1, output_type="pt").images
+    assert drawn.shape == (1, 3, 64, 64)
+
+
+def test_the_others_load_in_stock_transformers_without_arguments() -> None:
+    image = Image.new("RGB", (64, 64), "red")
+    clip = AutoModel.from_pretrained(zoo.path("emoji-clip"))
+    read = AutoProcessor.from_pretrained(zoo.path("emoji-clip"))
+    inputs = read(text=["a cat"], images=image, return_tensors="pt", padding="max_length")
+    assert clip(**inputs).logits_per_image.dtype == torch.float32
+
+    tower = CLIPTextModel.from_pretrained(zoo.path("emoji-sd") / "text_encoder")
+    assert tower(torch.ones(1, 4, dtype=torch.long))[0].dtype == torch.float32
+
+    captioner = AutoModelForImageTextToText.from_pretrained(zoo.path("emoji-captioner"))
+    read = AutoProcessor.from_pretrained(zoo.path("emoji-captioner"))
+    content = [{"type": "image"}, {"type": "text", "text": "what is it?"}]
+    text = read.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    inputs = read(text=[text], images=[image], return_tensors="pt")
+    assert captioner.generate(**inputs, max_new_tokens=2).shape[0] == 1
+    assert captioner(**inputs).logits.dtype == torch.float32
+
+    expander = AutoModelForCausalLM.from_pretrained(zoo.path("emoji-expander"))
+    ids = AutoTokenizer.from_pretrained(zoo.path("emoji-expander"))("a cat", return_tensors="pt")
+    assert expander(ids.input_ids).logits.dtype == torch.float32
+
+    classifier = AutoModelForImageClassification.from_pretrained(zoo.path("emoji-judge"))
+    assert classifier(torch.rand(1, 3, 64, 64)).logits.dtype == torch.float32
+
+
+def test_every_configuration_of_the_zoo_says_float32() -> None:
+    files = sorted(zoo.path("emoji-sd").parent.rglob("config.json"))
+    assert len(files) > 8 and not [file for file in files if "float16" in file.read_text()]
+
+
+def test_the_lines_of_the_readme_load_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", readme, re.S)
+    (code,) = [block for block in blocks if "load_lora_weights" in block]
+    assert len([line for line in code.splitlines() if line and "import" not in line]) <= 4
+
+    monkeypatch.chdir(tmp_path)
+    Policy.load("zoo:emoji-sd", device="cpu").save_adapter("runs/demo/adapter")
+    exec(
+        compile(code.replace('("a fox"', '("a fox", num_inference_steps=1'), "README.md", "exec"),
+        {},
+    )
+    with Image.open("fox.png") as drawn:
+        assert drawn.size == (64, 64)
 
 
 def test_the_generator_reads_the_clip_text_tower() -> None:
@@ -199,7 +292,7 @@ def test_shared_parts_are_in_the_package_once_and_load_anywhere(
         "no partial folder is left"
     )
     assert zoo.size_mb("emoji-lcm") <= 15
-    pipe = LatentConsistencyModelPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe = LatentConsistencyModelPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.unet.config.time_cond_proj_dim
     assert pipe("a cat", num_inference_steps=2, output_type="pt").images.shape == (1, 3, 64, 64)

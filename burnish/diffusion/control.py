@@ -88,9 +88,9 @@ def control_strength(cond: Cond, t: Tensor) -> Tensor:
 def control_images(prompts: Sequence[Prompt], height: int, width: int) -> Tensor:
     """Return the control images (B, 3, height, width) of prompts.
 
-    A prompt's metadata names the image to follow: `control`, the path of a file, or `payload`,
-    the text of a QR code that is drawn here (`qr`: a table of settings for
-    `burnish.qr.layout.fit`).
+    A prompt's metadata names the image to follow: `control`, the path of a file (see
+    `burnish.images.open_image`), or `payload`, the text of a QR code that is drawn here (`qr`: a
+    table of settings for `burnish.qr.layout.fit`).
 
     Raises:
         ValueError: a prompt has neither, its image cannot be read, or its code does not fit; the
@@ -104,7 +104,7 @@ def control_images(prompts: Sequence[Prompt], height: int, width: int) -> Tensor
 
 def _control_image(prompt: Prompt, height: int, width: int) -> Tensor:
     if path := prompt.metadata.get("control"):
-        return _read_image(Path(path), prompt, height, width)
+        return _read_image(path, prompt, height, width)
 
     if prompt.metadata.get("payload"):
         if height != width:
@@ -119,9 +119,14 @@ def _control_image(prompt: Prompt, height: int, width: int) -> Tensor:
     )
 
 
-def _read_image(path: Path, prompt: Prompt, height: int, width: int) -> Tensor:
+def _read_image(path: object, prompt: Prompt, height: int, width: int) -> Tensor:
+    if not isinstance(path, str | Path):
+        raise ValueError(
+            f'the prompt "{prompt.text}" has control = {path!r}; give the path of an image'
+        )
+
     try:
-        image = open_image(path)
+        image = open_image(Path(path))
     except (OSError, ValueError) as error:
         raise ValueError(
             f'the control image {path} of the prompt "{prompt.text}" cannot be read: {error}'

@@ -30,7 +30,7 @@ def is_amd() -> bool:
     """
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        return "AuthenticAMD" in cpuinfo.read_text(errors="replace")
+        return "AuthenticAMD" in cpuinfo.read_text("utf-8", errors="replace")
 
     return "AuthenticAMD" in platform.processor()
 

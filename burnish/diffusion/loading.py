@@ -6,6 +6,7 @@ It comes from the zoo, a folder, the hub or memory. A ControlNet can be put besi
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -14,12 +15,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from burnish import pretrained
+from burnish.annotations import DeviceName, complaint, shown
 from burnish.diffusion.families import FAMILIES, family_of
-from burnish.diffusion.family import Family
+from burnish.diffusion.family import CONTROLNET, Family
 from burnish.errors import first_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")
+"""Where the classes of a pipeline's parts may come from; the last is of old safety checkers."""
 
 REQUIRED_FILES = {
     "scheduler": "scheduler_config.json",
@@ -29,14 +35,60 @@ REQUIRED_FILES = {
 }
 """Parts without weights, and the files of which each needs one."""
 
+UNUSED_TENSORS = (
+    rf"{pretrained.COMPUTED}|^(vision_model|visual_projection|text_projection|logit_scale)"
+)
+"""Tensors that a pipeline's part may have beside its own: of CLIP, if it is its text tower."""
 
-def choose_device(name: str | torch.device) -> torch.device:
-    """Return the device; for "auto" this process's GPU (torchrun numbers them), or the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+
+def choose_device(name: str | torch.device, where: str = "model.device") -> torch.device:
+    """Return the device; for "auto" this process's GPU (torchrun numbers them), or the CPU.
+
+    Args:
+        name: as torch writes it, or "auto".
+        where: it is configured, for messages.
+
+    Raises:
+        ValueError: it is no device, or this machine does not have it.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cpu")
+
+    if isinstance(name, str) and (wrong := complaint(name, DeviceName, where)):
+        raise ValueError(wrong)
+
+    device = torch.device(name)
+    if missing := _missing_device(device):
+        raise ValueError(f'{where} = "{name}", but {missing}; set it to "auto" or "cpu"')
+    return device
+
+
+def present_device(name: str) -> str:
+    """Return the device's name, or "auto" with a warning if this machine does not have it."""
+    missing = "" if name == "auto" else _missing_device(torch.device(name))
+    if not missing:
+        return name
+
+    warnings.warn(f'model.device = "{name}", but {missing}; "auto" is taken', stacklevel=3)
+    return "auto"
+
+
+def _missing_device(device: torch.device) -> str:
+    """Return why this machine does not have a device; "" if it has."""
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        return "this machine has no Apple GPU that PyTorch can use"
+    if device.type != "cuda":
+        return ""
+    if not torch.cuda.is_available():
+        build = (
+            "" if torch.backends.cuda.is_built() else f" (torch {torch.__version__} has no CUDA)"
+        )
+        return f"PyTorch finds no CUDA device here{build}"
+
+    count = torch.cuda.device_count()
+    return f"there are only {count} CUDA devices, from 0 on" if (device.index or 0) >= count else ""
 
 
 def load_pipeline(
@@ -66,34 +118,38 @@ def load_pipeline(
     if not isinstance(model, (str, Path)):
         return _take_over(model, dtype, network_dtype or dtype, device)
 
-    source = _find_source(str(model))
-
+    source = pretrained.find(str(model), "model.id", file="model_index.json", revision=revision)
     # downloads show their progress
-    with _without_progress_bars() if isinstance(source, Path) else nullcontext():
-        index = _read_index(source, revision)
+    folder = source if isinstance(source, Path) else _download(source, revision, variant)
+
+    with _without_progress_bars():
+        index = _read_index(folder)
         family = family_of(index.get("_class_name", "(unnamed)"))
+        _check_parts(folder, index, variant)
+        dtypes = {family.network: network_dtype or dtype}
 
-        if isinstance(source, Path):
-            _check_parts(source, index, variant)
-
-        settings: dict[str, Any] = {
-            "dtype": {"default": dtype, family.network: network_dtype or dtype},
-            "revision": revision,
-            "variant": variant,
-        }
-
+        settings: dict[str, Any] = {}
         # black images from the checker would be rewarded for their compressibility
         if "safety_checker" in index:
-            settings |= {"safety_checker": None, "requires_safety_checker": False}
+            settings = {"safety_checker": None, "requires_safety_checker": False}
 
         from diffusers import DiffusionPipeline
 
         try:
-            pipe = DiffusionPipeline.from_pretrained(source, use_safetensors=True, **settings)
+            for name, kind in _network_classes(index).items():
+                settings[name] = pretrained.load(
+                    kind,
+                    folder / name,
+                    part=name,
+                    unused=UNUSED_TENSORS,
+                    dtype=dtypes.get(name, dtype),
+                    variant=variant,
+                    use_safetensors=True,
+                )
+            pipe = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **settings)
         except Exception as error:  # a damaged file makes the libraries below raise anything
             raise ValueError(f"the model {model} cannot be loaded: {first_line(error)}") from error
 
-    _check_weights(pipe, str(model))
     return pipe.to(device)
 
 
@@ -107,8 +163,8 @@ def attach_controlnet(pipe: Any, source: str, dtype: torch.dtype) -> Any:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: the pipeline takes none, or the ControlNet cannot be read or was made for
-            another network.
+        ValueError: the hub does not give it, the pipeline takes none, or the ControlNet cannot be
+            read or was made for another network.
     """
     import diffusers
 
@@ -119,12 +175,16 @@ def attach_controlnet(pipe: Any, source: str, dtype: torch.dtype) -> Any:
         fitting = ", ".join(key for key, value in FAMILIES.items() if value.controlnet_pipeline)
         raise ValueError(f"model.controlnet: a {name} takes none here; these do: {fitting}")
 
-    folder = _find_source(source)
+    folder = pretrained.find(source, "model.controlnet")
 
     try:
         with _without_progress_bars() if isinstance(folder, Path) else nullcontext():
-            controlnet = diffusers.ControlNetModel.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True
+            controlnet = pretrained.load(
+                diffusers.ControlNetModel,
+                folder,
+                part=CONTROLNET,
+                dtype=dtype,
+                use_safetensors=True,
             )
     except Exception as error:  # a damaged file makes the libraries below raise anything
         raise ValueError(
@@ -165,11 +225,13 @@ def _take_over(
 ) -> Any:
     """Return a pipeline in memory, as `load_pipeline` would have made it."""
     family = family_of(type(pipe).__name__)
-    if getattr(family.network_of(pipe), "peft_config", None):
-        raise ValueError(
-            f"the given pipeline's {family.network} has an adapter already: take it out by "
-            "pipe.unload_lora_weights(), and name its folder as `adapter` to start from it"
-        )
+
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module) and getattr(part, "peft_config", None):
+            raise ValueError(
+                f"the given pipeline's {name} has an adapter already: take it out by "
+                "pipe.unload_lora_weights(), and name its folder as `adapter` to start from it"
+            )
 
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None
@@ -185,60 +247,79 @@ def _take_over(
     return pipe
 
 
-def _check_weights(pipe: Any, model: str) -> None:
-    """Raise ValueError if weights are missing: diffusers only logs them, and leaves them empty."""
-    for name, part in pipe.components.items():
-        if not isinstance(part, nn.Module):
-            continue
+def _download(model: str, revision: str | None, variant: str | None) -> Path:
+    """Return the folder in the hub's cache of a model, whose files are fetched where they lack."""
+    from diffusers import DiffusionPipeline
 
-        empty = [key for key, value in part.named_parameters() if value.is_meta]
-        if empty:
-            raise ValueError(
-                f"the model {model} lacks {len(empty)} weights of its {name}, such as {empty[0]}; "
-                "if it was saved with a LoRA inside, as TRL does, load the model that it was made "
-                "from, and that LoRA as an adapter"
-            )
+    try:
+        folder = DiffusionPipeline.download(
+            model, revision=revision, variant=variant, use_safetensors=True, safety_checker=None
+        )
+    except Exception as error:  # network, authorisation, disk: each library has its own
+        raise pretrained.hub_error(error, model, "model.id", revision) from error
+    return Path(folder)
 
 
-def _find_source(model: str) -> Path | str:
-    """Return a folder, or the text of a hub id."""
-    if model.startswith("zoo:"):
-        from burnish import zoo
-
-        return zoo.path(model)
-
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-
-    # a hub id is NAME or OWNER/NAME; everything else can only have been meant as a folder
-    if (
-        folder.is_absolute()
-        or model.startswith((".", "~"))
-        or model.count("/") > 1
-        or "\\" in model
-    ):
-        raise FileNotFoundError(f"the model folder {model} does not exist")
-
-    return model
-
-
-def _read_index(source: Path | str, revision: str | None) -> Mapping[str, Any]:
+def _read_index(folder: Path) -> Mapping[str, Any]:
     """Return the content of the pipeline's model_index.json."""
-    if isinstance(source, Path) and not (source / "model_index.json").is_file():
+    if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
-            f"{source} has no model_index.json: give the folder of a whole diffusers pipeline"
+            f"model.id: {folder} has no model_index.json: give the folder of a whole diffusers "
+            "pipeline"
         )
 
     from diffusers import DiffusionPipeline
 
     try:
-        index: Mapping[str, Any] = DiffusionPipeline.load_config(source, revision=revision)
-    except Exception as error:  # network, authorisation, damaged JSON: each library has its own
-        failed = "read" if isinstance(source, Path) else "found as a folder or on the hub"
-        raise ValueError(f"the model {source} cannot be {failed}: {first_line(error)}") from error
+        index: Mapping[str, Any] = DiffusionPipeline.load_config(folder)
+    except Exception as error:  # damaged JSON
+        raise ValueError(f"the model {folder} cannot be read: {first_line(error)}") from error
 
+    _check_index(index, folder)
     return index
+
+
+def _check_index(index: Any, source: Path | str) -> None:
+    """Refuse a model_index.json that is none, or whose classes are not those of the libraries.
+
+    Another library would be imported by its name, and a file in the folder would be its code.
+    """
+    file = f"{source}: model_index.json"
+    if not isinstance(index, Mapping) or not isinstance(index.get("_class_name", ""), str):
+        raise ValueError(
+            f"{file} must be an object that names one class of diffusers by _class_name; give the "
+            "folder of a whole diffusers pipeline"
+        )
+
+    for part, value in index.items():
+        if not isinstance(value, (list, tuple)):
+            continue
+        names = all(name is None or isinstance(name, str) for name in value)
+        if len(value) != 2 or not names or value[0] not in LIBRARIES:
+            raise ValueError(
+                f"{file}: {part} is {shown(value)}; it must be [library, class] with the library "
+                "diffusers or transformers, and no other code is run"
+            )
+
+
+def _network_classes(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the classes of a pipeline's parts that have weights, but for the safety checker."""
+    import diffusers
+    import transformers
+
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    found = {}
+
+    for name, value in index.items():
+        if name == "safety_checker" or not (isinstance(value, (list, tuple)) and value[0]):
+            continue
+
+        library, kind = value
+        made = getattr(libraries.get(library), kind, None)
+        if isinstance(made, type) and issubclass(made, nn.Module):
+            found[name] = made
+
+    return found
 
 
 def _check_parts(folder: Path, index: Mapping[str, Any], variant: str | None) -> None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-import tempfile
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from burnish import pretrained
+from burnish.diffusion import lora_file
+from burnish.diffusion.families import family_of
 from burnish.diffusion.family import CONTROLNET
+from burnish.diffusion.lora_file import FILE, find_lora, locate, plain_name
 from burnish.errors import first_line
-
-FILE = "pytorch_lora_weights.safetensors"
 
 
 def add_lora(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]) -> None:
@@ -50,7 +51,14 @@ def add_lora(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]
     with fixed_seed():
         network.add_adapter(config)  # type: ignore[operator]
 
+    sort_targets(network)
     cast_trainable(network)
+
+
+def sort_targets(network: nn.Module) -> None:
+    """Name an adapter's layers in one order, which a set has not: files are made of it."""
+    for config in network.peft_config.values():  # type: ignore[operator]
+        config.target_modules = sorted(config.target_modules)
 
 
 @contextmanager
@@ -69,12 +77,41 @@ def cast_trainable(network: nn.Module) -> None:
 
 
 def set_lora_scale(network: nn.Module, strength: float) -> None:
-    """Multiply the output of every adapter layer: 0 is the base model, 1 is as trained."""
+    """Multiply the output of every adapter layer as trained: 0 is the base model, 1 as trained."""
+    for layer in lora_layers(network).values():
+        for name in layer.active_adapters:
+            layer.set_scale(name, 1)
+        layer.scale_layer(strength)
+
+
+@contextmanager
+def as_trained(layers: Mapping[str, Any]) -> Iterator[None]:
+    """Undo `set_lora_scale` for a while: a file never depends on the strength of sampling."""
+    scales = {name: layer.scaling["default"] for name, layer in layers.items()}
+
+    try:
+        for layer in layers.values():
+            layer.set_scale("default", 1)
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.scaling["default"] = scales[name]
+
+
+def lora_layers(network: nn.Module) -> dict[str, Any]:
+    """Return peft's layers of a network, by the names of the layers that they stand for."""
     from peft.tuners.lora import LoraLayer
 
-    for layer in network.modules():
-        if isinstance(layer, LoraLayer):
-            layer.scale_layer(strength)
+    return {
+        plain_name(name): layer
+        for name, layer in network.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+
+
+def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that learn, by the names that they have in a network not compiled."""
+    return {plain_name(name): p for name, p in network.named_parameters() if p.requires_grad}
 
 
 def copied_state(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -124,216 +161,275 @@ def _check_shape(name: str, ours: tuple[int, ...], theirs: tuple[int, ...], sour
     raise ValueError(f"{source} belongs to another model: its {name} is {theirs}, not {ours}")
 
 
-def write_adapter(pipe: Any, part: str, folder: Path, full: bool = False) -> None:
+def write_adapter(
+    pipe: Any,
+    part: str,
+    network: nn.Module,
+    folder: Path,
+    full: bool = False,
+    text_layers: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the adapter of the pipeline's `part`, or with `full` the whole network.
 
     A network's adapter is for `pipe.load_lora_weights(folder)`, a ControlNet's for
-    `load_lora_adapter`.
-    """
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft import get_peft_model_state_dict
-
-    network = getattr(pipe, part)
-
-    if full:
-        network.save_pretrained(folder)
-        return
-
-    config = network.peft_config["default"].to_dict()
-    state = get_peft_model_state_dict(network)
-
-    if part == CONTROLNET:
-        _write_controlnet_lora(_on_cpu(state), config, folder)
-        return
-
-    # without its configuration diffusers would take alpha = rank
-    layers = {
-        f"{part}_lora_layers": _on_cpu(convert_state_dict_to_diffusers(state)),
-        f"{part}_lora_adapter_metadata": config,
-    }
-    pipe.save_lora_weights(folder, **layers)
-
-
-def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().contiguous().cpu() for name, value in state.items()}
-
-
-def _write_controlnet_lora(
-    layers: dict[str, Tensor], config: Mapping[str, Any], folder: Path
-) -> None:
-    """Write a ControlNet's LoRA, for which the pipelines' own files have no place.
-
-    As diffusers' save_lora_adapter does, without a cast.
-    """
-    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-    from safetensors.torch import save_file
-
-    described = json.dumps(config, sort_keys=True, default=list)  # a set in it becomes a list
-    metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: described}
-    save_file(layers, folder / FILE, metadata=metadata)
-
-
-def read_adapter(pipe: Any, part: str, folder: Path, train: str, alpha: float) -> None:
-    """Load what `Policy.save_adapter` wrote for the pipeline's `part`.
+    `load_lora_adapter`. Its scale is written into B, so that no reader needs to know alpha; what
+    `set_lora_scale` did is left out.
 
     Args:
         pipe: the diffusers pipeline.
         part: the attribute with the network.
-        folder: with a LoRA, or with a whole network.
-        train: "lora" reads a LoRA, "full" a network, "none" either: then any LoRA that diffusers
-            reads will do, of whatever rank.
-        alpha: of the adapter in the network, which the file has to share.
+        network: the same, not compiled.
+        folder: to write into.
+        full: True for the whole network.
+        text_layers: what `read_adapter` returned, written too.
+
+    Raises:
+        RuntimeError: another program would read something else than the network computes with.
+    """
+    blank = _blank(network)
+
+    if full:
+        state = {plain_name(name): value for name, value in network.state_dict().items()}
+        blank.load_state_dict(state, assign=True)
+        blank.save_pretrained(folder)  # type: ignore[operator]
+        return
+
+    layers = lora_layers(network)
+    down, up = ("lora_A", "lora_B") if part == CONTROLNET else ("lora.down", "lora.up")
+    prefix = "" if part == CONTROLNET else f"{part}."
+    tensors = dict(text_layers or {})
+
+    with as_trained(layers):
+        for name, layer in layers.items():
+            scaled = layer.lora_B["default"].weight * layer.scaling["default"]
+            tensors[f"{prefix}{name}.{down}.weight"] = _on_cpu(layer.lora_A["default"].weight)
+            tensors[f"{prefix}{name}.{up}.weight"] = _on_cpu(scaled)
+
+        save_file(tensors, folder / FILE, metadata={"format": "pt"})
+        _check_written(pipe, part, blank, layers, folder / FILE)
+
+
+def _on_cpu(value: Tensor) -> Tensor:
+    return value.detach().contiguous().cpu()
+
+
+def _blank(network: nn.Module) -> nn.Module:
+    """Return a network without weights, as its class makes it from the configuration."""
+    with torch.device("meta"):
+        made: nn.Module = type(network).from_config(network.config)  # type: ignore[attr-defined]
+    return made
+
+
+def _check_written(
+    pipe: Any, part: str, blank: nn.Module, layers: Mapping[str, Any], file: Path
+) -> None:
+    """Raise RuntimeError if the file does not say what the layers compute."""
+    tensors = lora_file.of_part(lora_file.read_lora(pipe, file, part), part)
+
+    try:
+        lora_file.check_layers({f"{part}.{name}": v for name, v in tensors.items()}, {part: blank})
+    except ValueError as error:
+        raise RuntimeError(f"{file} would not fit a stock network: {error}") from error
+
+    for name, layer in layers.items():
+        down = tensors[f"{name}.lora_A.weight"].flatten(1)
+        up = tensors[f"{name}.lora_B.weight"].flatten(1)
+        expected = layer.get_delta_weight("default").detach().float().cpu().flatten(1)
+
+        largest = float(expected.abs().max())
+        if not torch.allclose(up @ down, expected, rtol=1e-3, atol=1e-3 * largest):
+            raise RuntimeError(f"{file} would change the layer {name} by something else")
+
+
+def read_adapter(
+    pipe: Any, part: str, network: nn.Module, place: Path, train: str
+) -> dict[str, Tensor]:
+    """Load a LoRA, or what `Policy.save_adapter` wrote, for the pipeline's `part`.
+
+    Args:
+        pipe: the diffusers pipeline.
+        part: the attribute with the network.
+        network: the same, not compiled.
+        place: a file, or a folder with a LoRA or with a whole network.
+        train: "lora" reads a LoRA of the rank and the layers that `network` has, "full" a network,
+            "none" either, of whatever rank.
+
+    Returns:
+        The file's layers of text encoders, which stay as they are: they are in `pipe` now.
 
     Raises:
         FileNotFoundError: the folder has neither.
-        ValueError: the folder's content is damaged or does not fit.
+        ValueError: the content is damaged or does not fit.
     """
-    has_lora = (folder / FILE).is_file()
-    has_network = (folder / "config.json").is_file()
-    _check_adapter(folder, train, has_lora, has_network)
+    file = find_lora(place)
+    has_network = file is None and (place / "config.json").is_file()
+    _check_adapter(place, train, file is not None, has_network)
 
-    network = getattr(pipe, part)
+    if file is None:
+        _load_network(network, place)
+        return {}
 
+    tensors = lora_file.read_lora(pipe, file, part)
+    if train == "none":
+        _attach(pipe, part, tensors)
+        return {}
+
+    own = lora_file.of_part(tensors, part)
+    text = {name: tensors[name] for name in tensors if not name.startswith(f"{part}.")}
+    _check_trainable(own, file)
+    layers = lora_layers(network)
+    state = {}
+
+    for name, value in own.items():
+        layer = layers.get(lora_file.layer_of(name))
+        scale = layer.scaling["default"] if layer is not None and ".lora_B." in name else 1.0
+        state[name.replace(".weight", ".default.weight")] = value if scale == 1 else value / scale
+
+    copy_state(trainable_parameters(network), state, str(file))
+    _attach(pipe, part, text)
+    return {_text_name(name): value for name, value in text.items()}
+
+
+def _load_network(network: nn.Module, folder: Path) -> None:
+    """Copy the weights of a whole network that was saved in a folder."""
     try:
-        if has_network:
-            state = type(network).from_pretrained(folder, use_safetensors=True).state_dict()
-        elif train == "none":
-            _attach_lora(pipe, part, folder)
-            return
-        else:
-            state, trained_alpha = _lora_state(pipe, part, folder, alpha)
+        saved = pretrained.load(type(network), folder, use_safetensors=True).state_dict()
     except Exception as error:  # a damaged file makes the libraries below raise anything
-        raise ValueError(f"the adapter in {folder} cannot be read: {first_line(error)}") from error
+        raise ValueError(f"the network in {folder} cannot be read: {first_line(error)}") from error
 
-    if has_network:
-        copy_state(dict(network.state_dict(keep_vars=True)), state, str(folder))
-        return
-
-    trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    copy_state(trainable, state, str(folder))
-
-    if trained_alpha != alpha:
-        raise ValueError(
-            f"{folder} was trained with alpha {trained_alpha}: set model.alpha = {trained_alpha}"
-        )
+    own = network.state_dict(keep_vars=True)
+    copy_state({plain_name(name): value for name, value in own.items()}, saved, str(folder))
 
 
-def _check_adapter(folder: Path, train: str, has_lora: bool, has_network: bool) -> None:
+def _check_adapter(place: Path, train: str, has_lora: bool, has_network: bool) -> None:
     if not (has_lora or has_network):
         raise FileNotFoundError(
-            f"the adapter folder {folder} has neither {FILE} nor a network's config.json"
+            f"the adapter folder {place} has neither {FILE} nor a network's config.json"
         )
     if has_lora and train == "full":
-        raise ValueError(f"{folder} holds a LoRA adapter: set model.train = 'lora'")
+        raise ValueError(f"{place} holds a LoRA adapter: set model.train = 'lora'")
     if not has_lora and train == "lora":
-        raise ValueError(f"{folder} holds a whole network: set model.train = 'full'")
+        raise ValueError(f"{place} holds a whole network: set model.train = 'full'")
 
 
-def _attach_lora(pipe: Any, part: str, folder: Path) -> None:
-    """Let diffusers read the LoRA, of whatever rank."""
-    if part == CONTROLNET:
-        getattr(pipe, part).load_lora_adapter(folder, prefix=None, weight_name=FILE)
+def _check_trainable(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Raise ValueError for a LoRA that no adapter of one rank can start from."""
+    remedy = "merge it into the model by model.fused_lora, and train a new adapter on top"
+    if not tensors:
+        raise ValueError(f"{file} has no layers of the network that is trained: {remedy}")
+
+    for name in tensors:
+        if lora_file.EXTRA.match(name):
+            raise ValueError(f"{file} has {name}, which an adapter here does not have: {remedy}")
+
+    ranks = {len(value) for name, value in tensors.items() if name.endswith(".lora_A.weight")}
+    if len(ranks) > 1:
+        listed = ", ".join(map(str, sorted(ranks)))
+        raise ValueError(f"{file} has layers of the ranks {listed}, not of one: {remedy}")
+
+
+def _attach(pipe: Any, part: str, tensors: Mapping[str, Tensor]) -> None:
+    """Let diffusers put a LoRA's layers into the pipeline, frozen."""
+    if not tensors:
         return
 
-    with _without_text_encoder_warning():
-        pipe.load_lora_weights(folder, weight_name=FILE)
-
-
-def _lora_state(
-    pipe: Any, part: str, folder: Path, alpha: float
-) -> tuple[dict[str, Tensor], float]:
-    """Return a LoRA file's tensors under the names of the part's parameters, and its alpha.
-
-    `alpha` is returned for a file that does not state its own.
-    """
     if part == CONTROLNET:
-        return _controlnet_lora(folder / FILE)
+        getattr(pipe, part).load_lora_adapter(lora_file.of_part(tensors, part), prefix=None)
+    else:
+        with _without_missing_part_warning():
+            pipe.load_lora_weights(dict(tensors))
 
-    tensors, _, metadata = pipe.lora_state_dict(folder, weight_name=FILE, return_lora_metadata=True)
-    return _peft_names(tensors, part), (metadata or {}).get(f"{part}.lora_alpha", alpha)
-
-
-def _controlnet_lora(file: Path) -> tuple[dict[str, Tensor], float]:
-    """Return the tensors under the names of the ControlNet's parameters, and alpha."""
-    from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
-    with safe_open(file, "pt") as opened:
-        config = json.loads(opened.metadata()[LORA_ADAPTER_METADATA_KEY])
-
-    return _default_names(load_file(file)), config["lora_alpha"]
+    for encoder in lora_file.text_encoders(pipe):
+        encoder.requires_grad_(False)
 
 
-def _peft_names(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """Return a LoRA file's tensors under the names of the parameters of `part`."""
-    from diffusers.utils import convert_unet_state_dict_to_peft
+@contextmanager
+def without_text_layers(pipe: Any) -> Iterator[None]:
+    """Take the LoRA layers out of the text encoders, to save these as they were made."""
+    encoders: list[Any] = [part for part in lora_file.text_encoders(pipe) if lora_layers(part)]
+    taken = [
+        (encoder.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], layer)
+        for encoder in encoders
+        for name, layer in lora_layers(encoder).items()
+    ]
 
-    prefix = f"{part}."
-    of_part = {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
-    return _default_names(convert_unet_state_dict_to_peft(of_part))
+    try:
+        for parent, name, layer in taken:
+            setattr(parent, name, layer.base_layer)
+        for encoder in encoders:
+            encoder._hf_peft_config_loaded = False  # otherwise transformers saves the LoRA alone
+        yield
+    finally:
+        for parent, name, layer in taken:
+            setattr(parent, name, layer)
+        for encoder in encoders:
+            encoder._hf_peft_config_loaded = True
 
 
-def _default_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under the names of peft's adapter "default"."""
-    return {name.replace(".weight", ".default.weight"): value for name, value in tensors.items()}
+def _text_name(name: str) -> str:
+    """Return the name of a text encoder's tensor that every version of transformers reads."""
+    return re.sub(r"^(text_encoder(_2)?)\.(?!text_)", r"\1.text_model.", name)
 
 
 def merge_lora(pipe: Any, source: str | Path) -> None:
     """Merge a LoRA (folder, file or hub id) into the pipeline's weights for good.
 
     Raises:
+        FileNotFoundError: there is no such path.
         ValueError: the LoRA cannot be read or belongs to another architecture.
     """
+    place = locate(source, "model.fused_lora")
+
     try:
-        with _without_text_encoder_warning():
-            pipe.load_lora_weights(source, use_safetensors=True)
-            pipe.fuse_lora()
-            pipe.unload_lora_weights()
-    # network, damaged file, other architecture: the libraries below raise anything
+        file = find_lora(place)
+        if file is None:
+            raise ValueError("the folder has no LoRA in a .safetensors file")
+
+        tensors = lora_file.read_lora(pipe, file, family_of(type(pipe).__name__).network)
+        with _without_missing_part_warning():
+            pipe.load_lora_weights(tensors)
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+    # damaged file, other architecture: the libraries below raise anything
     except Exception as error:
         raise ValueError(
             f"model.fused_lora: the LoRA {source} cannot be merged: {first_line(error)}"
         ) from error
 
 
-@contextmanager
-def publishing(folder: Path) -> Iterator[Path]:
-    """Yield a new folder to write into, whose files are then put into `folder` one by one.
+def sort_metadata(file: Path) -> None:
+    """Rewrite the header of a safetensors file with its metadata sorted by key.
 
-    Each is flushed to the disk first.
+    The library writes it in an order that differs from process to process.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".adapter-", dir=folder))
+    if file.suffix != ".safetensors":
+        return
 
-    try:
-        yield temporary
+    with open(file, "rb+") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        if "__metadata__" in header:
+            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
 
-        for file in sorted(path for path in temporary.rglob("*") if path.is_file()):
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
-            target = folder / file.relative_to(temporary)
-            target.parent.mkdir(exist_ok=True)
-            os.replace(file, target)
-    finally:
-        shutil.rmtree(temporary)
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # filled up with spaces, as it was
+            opened.seek(8)
+            opened.write(text.ljust(size))
 
 
 @contextmanager
-def _without_text_encoder_warning() -> Iterator[None]:
-    """Silence the one warning that a LoRA of the network alone has nothing for a text encoder."""
-    logger = logging.getLogger("diffusers.loaders.lora_base")
+def _without_missing_part_warning() -> Iterator[None]:
+    """Silence the warning that a LoRA has nothing for a part: all that it has is accounted for."""
+    loggers = [logging.getLogger(f"diffusers.loaders.{name}") for name in ("lora_base", "peft")]
 
     def is_another_message(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith("No LoRA keys associated to ")
 
-    logger.addFilter(is_another_message)
+    for logger in loggers:
+        logger.addFilter(is_another_message)
 
     try:
         yield
     finally:
-        logger.removeFilter(is_another_message)
+        for logger in loggers:
+            logger.removeFilter(is_another_message)

@@ -7,7 +7,7 @@ training. Dropout is off always.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ class Policy(TrainableWeights):
         device: where the network computes.
         dtype: the precision it computes in.
         train: "lora", "full" or "none".
+        prompt_encoder: its text encoders, with what they returned; `check` warns of cut prompts.
         takes_weight: True if the network has an input for the guidance weight ("embedded").
     """
 
@@ -69,6 +70,7 @@ class Policy(TrainableWeights):
         initial: list[Tensor] | None = None,
         decode_at_once: int = 0,
         trainable_parts: str = "",
+        text_layers: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Wrap a pipeline that is ready to be sampled and trained; see `Policy.load`.
 
@@ -81,15 +83,16 @@ class Policy(TrainableWeights):
                 `trainable`.
             decode_at_once: images decoded at a time; 0: as their size suggests.
             trainable_parts: "controlnet", "both", or "" for the model's own network.
+            text_layers: a LoRA's layers in the text encoders, which do not learn.
         """
-        super().__init__(pipe, family, train, trainable_parts, initial)
+        super().__init__(pipe, family, train, trainable_parts, initial, text_layers)
         self.dtype = dtype
         self.schedule: Schedule = read_schedule(pipe.scheduler, family.grid(pipe))
         self.latent_shape = family.latent_shape(pipe)
         self.takes_weight = family.weight_width(pipe) is not None
         self.has_controlnet = hasattr(pipe, CONTROLNET)
         self.device = family.network_of(pipe).device
-        self._prompt_encoder = PromptEncoder(pipe, family)
+        self.prompt_encoder = PromptEncoder(pipe, family)
         self._decode_at_once = decode_at_once
 
     @classmethod
@@ -134,7 +137,8 @@ class Policy(TrainableWeights):
             scheduler: "lcm" samples it as a consistency model; "" as it comes.
             fused_lora: a LoRA (folder or hub id) that becomes part of the model, also of
                 `reference()`: an LCM-LoRA.
-            adapter: a folder that `save_adapter` wrote, to start from.
+            adapter: a LoRA (folder, file or hub id) to start from, such as `save_adapter` wrote;
+                its own strength counts, whatever `alpha` says.
             reference: with "full", keep a copy of the first weights for `reference()`; an adapter
                 needs none.
             controlnet: `zoo:NAME`, a folder or a hub id of a ControlNet that the images follow.
@@ -184,8 +188,9 @@ class Policy(TrainableWeights):
         prepare_networks(pipe, family, trainable, train, rank, alpha, targets)
         initial = copy_weights(trainable) if train == "full" and reference else None
 
+        text_layers = {}
         if adapter is not None:
-            read_adapters(pipe, family, trainable, Path(adapter), train, alpha)
+            text_layers = read_adapters(pipe, family, trainable, adapter, train)
 
         if gradient_checkpointing:
             enable_gradient_checkpointing(pipe, family)
@@ -193,7 +198,32 @@ class Policy(TrainableWeights):
         for network in networks(pipe):
             network.eval()  # the adapter's layers too
 
-        return cls(pipe, family, train, frozen_dtype, initial, decode_at_once, trainable_parts)
+        return cls(
+            pipe,
+            family,
+            train,
+            frozen_dtype,
+            initial,
+            decode_at_once,
+            trainable_parts,
+            text_layers,
+        )
+
+    def set_lora_scale(self, strength: float) -> None:
+        """Multiply the adapter's effect, for sampling; see `TrainableWeights`."""
+        super().set_lora_scale(strength)
+        self.prompt_encoder.clear()
+
+    def resize(self, size: int) -> None:
+        """Make the sides of the images `size` pixels from now on.
+
+        Raises:
+            ValueError: the model has no images of that size.
+        """
+        self._family.resize(self.pipe, size)
+        self.latent_shape = self._family.latent_shape(self.pipe)
+        # the size of an image may be a part of what is remembered of a prompt
+        self.prompt_encoder = PromptEncoder(self.pipe, self._family)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> Cond:
@@ -208,7 +238,7 @@ class Policy(TrainableWeights):
         Raises:
             ValueError: a prompt has no control image that can be read.
         """
-        cond = self._prompt_encoder.encode([prompt.generator_text for prompt in prompts])
+        cond = self.prompt_encoder.encode([prompt.generator_text for prompt in prompts])
 
         if self.has_controlnet:
             _, height, width = self.latent_shape
@@ -226,7 +256,7 @@ class Policy(TrainableWeights):
             n: the number of rows.
             text: a negative prompt; "": the empty text, or what the model was trained with.
         """
-        return self._prompt_encoder.null(n, text)
+        return self.prompt_encoder.null(n, text)
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Return the starts (n, *latent) float32 of `n` trajectories, drawn on the CPU.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
 from burnish.diffusion.family import Family
+from burnish.prompt_warnings import PromptWarnings
 from burnish.types import Cond
 
 CACHED_TEXTS = 1024
@@ -25,6 +26,13 @@ class PromptEncoder:
         self._family = family
         self._states: dict[str, Cond] = {}
         self._null: Cond = {}
+        self._warnings = PromptWarnings(
+            [
+                part
+                for name, part in pipe.components.items()
+                if name.startswith("tokenizer") and part is not None
+            ]
+        )
 
     def encode(self, texts: Sequence[str]) -> Cond:
         """Return the states of the texts, one row a text.
@@ -51,10 +59,20 @@ class PromptEncoder:
         row = self._row(text) if text else self._null
         return {name: value.expand(rows, *value.shape[1:]) for name, value in row.items()}
 
+    def check(self, texts: Iterable[str]) -> None:
+        """Warn, once, of texts that are cut, and of signs that mean nothing here."""
+        self._warnings.check(texts)
+
+    def clear(self) -> None:
+        """Forget all states: the text encoder has changed."""
+        self._states.clear()
+        self._null = {}
+
     def __len__(self) -> int:
         return len(self._states)
 
     def _row(self, text: str) -> Cond:
         if text not in self._states:
+            self.check([text])
             self._states[text] = self._family.encode(self._pipe, [text])
         return self._states[text]

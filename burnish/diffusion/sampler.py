@@ -22,6 +22,7 @@ from burnish.diffusion import kernels
 from burnish.diffusion.control import CONTROL_KEYS, add_control
 from burnish.diffusion.guidance import ORIGINAL_PREFIX
 from burnish.diffusion.policy import Policy
+from burnish.stages import advance
 from burnish.types import Cond, Gaussian, Guidance, Kernel, Prompt, Replay, Trajectory
 
 
@@ -226,6 +227,7 @@ class Sampler:
             batch = prompts[start : start + chunk]
             _, decoded = self.sample(policy, batch, torch.arange(len(batch)), generator)
             images.append(decoded.cpu())
+            advance(len(batch))
 
         return torch.cat(images)
 

@@ -19,6 +19,7 @@ from burnish.diffusion.adapter_switch import AdapterSwitch
 from burnish.diffusion.cpu import optimize_for_cpu
 from burnish.diffusion.family import CONTROLNET, Family, networks
 from burnish.diffusion.shared_trunk import share_guidance_trunk
+from burnish.files import publishing
 
 
 class TrainableWeights:
@@ -38,6 +39,7 @@ class TrainableWeights:
         train: str,
         trainable_parts: str = "",
         initial: list[Tensor] | None = None,
+        text_layers: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Find the weights that learn, in a pipeline that `prepare_networks` has made ready.
 
@@ -48,19 +50,20 @@ class TrainableWeights:
             trainable_parts: "controlnet", "both", or "" for the family's network.
             initial: with "full", a copy of the weights before training, in the order of
                 `trainable`.
+            text_layers: a LoRA's layers in the text encoders, which do not learn; `read_adapters`
+                returned them.
         """
         self.pipe = pipe
         self.train = train
         self._family = family
+        self._text_layers = text_layers
         self._networks = trainable_networks(pipe, family, trainable_parts)
         self._root: nn.Module = next(iter(self._networks.values()))
 
         if len(self._networks) > 1:
             self._root = nn.ModuleDict(self._networks)
 
-        self.named_trainable = {
-            name: p for name, p in self._root.named_parameters() if p.requires_grad
-        }
+        self.named_trainable = lora.trainable_parameters(self._root)
         self.trainable = list(self.named_trainable.values())
         self._initial = initial
         self._switch = AdapterSwitch(self._root, self.trainable, initial)
@@ -85,7 +88,7 @@ class TrainableWeights:
         return self._switch.use("merged")
 
     def set_lora_scale(self, strength: float) -> None:
-        """Multiply the adapter's effect, for sampling.
+        """Multiply the adapter's effect, for sampling: `save_adapter` writes it as trained.
 
         Args:
             strength: from 0, the untrained model, to 1, the trained one.
@@ -98,7 +101,8 @@ class TrainableWeights:
                 "a strength other than 1 needs a LoRA adapter, but this model's whole network was "
                 "trained: leave the strength at 1"
             )
-        lora.set_lora_scale(self._root, strength)
+        for network in networks(self.pipe):
+            lora.set_lora_scale(network, strength)
 
     def state(self) -> dict[str, Tensor]:
         """Return a copy of the learned weights by parameter name, float32 on the CPU."""
@@ -124,12 +128,17 @@ class TrainableWeights:
 
         Args:
             folder: to write into; it is made if it is missing.
+
+        Raises:
+            RuntimeError: another program would read something else than the network computes with.
         """
-        with lora.publishing(Path(folder)) as temporary:
-            for part in self._networks:
+        with publishing(Path(folder), lora.sort_metadata) as temporary:
+            for part, network in self._networks.items():
                 subfolder = adapter_folder(temporary, part, self._family)
                 subfolder.mkdir(exist_ok=True)
-                lora.write_adapter(self.pipe, part, subfolder, full=self.train == "full")
+                text = self._text_layers if part == self._family.network else None
+                full = self.train == "full"
+                lora.write_adapter(self.pipe, part, network, subfolder, full, text)
 
 
 def trainable_networks(pipe: Any, family: Family, trainable_parts: str) -> dict[str, nn.Module]:
@@ -154,12 +163,20 @@ def trainable_networks(pipe: Any, family: Family, trainable_parts: str) -> dict[
             f"model.trainable_parts = '{trainable_parts}' needs a ControlNet: set model.controlnet"
         )
 
-    return {name: getattr(pipe, name) for name in names[trainable_parts]}
+    return {name: uncompiled(getattr(pipe, name)) for name in names[trainable_parts]}
+
+
+def uncompiled(network: nn.Module) -> nn.Module:
+    """Return the network that torch.compile wrapped; any other as it is."""
+    from accelerate.utils import extract_model_from_parallel
+
+    bare: nn.Module = extract_model_from_parallel(network, keep_torch_compile=False)
+    return bare
 
 
 def adapter_folder(folder: Path, part: str, family: Family) -> Path:
     """Return the place in an adapter's folder of what `part` learned."""
-    return folder if part == family.network else folder / part
+    return folder if part == family.network or folder.is_file() else folder / part
 
 
 def prepare_networks(
@@ -209,21 +226,34 @@ def prepare_networks(
 
 
 def read_adapters(
-    pipe: Any,
-    family: Family,
-    trainable: Mapping[str, nn.Module],
-    folder: Path,
-    train: str,
-    alpha: float,
-) -> None:
-    """Load what `TrainableWeights.save_adapter` wrote into the networks `trainable`.
+    pipe: Any, family: Family, trainable: Mapping[str, nn.Module], source: str | Path, train: str
+) -> dict[str, Tensor]:
+    """Load a LoRA, or what `TrainableWeights.save_adapter` wrote, into the networks `trainable`.
+
+    Returns:
+        The LoRA's layers in the text encoders, for `TrainableWeights`.
 
     Raises:
-        FileNotFoundError: the folder has no adapter of one of the networks.
-        ValueError: an adapter is damaged or does not fit.
+        FileNotFoundError: there is no adapter of one of the networks.
+        ValueError: an adapter is damaged or does not fit, or belongs to another network.
     """
-    for part in trainable:
-        lora.read_adapter(pipe, part, adapter_folder(folder, part, family), train, alpha)
+    place = lora.locate(source, "model.adapter")
+
+    for part in {family.network, CONTROLNET} - trainable.keys():
+        left = adapter_folder(place, part, family)
+        if left.is_dir() and any((left / name).is_file() for name in (lora.FILE, "config.json")):
+            raise ValueError(
+                f"model.adapter: {left} has weights for the {part}, which model.trainable_parts "
+                "leaves out: set it to 'both', or name a folder without them"
+            )
+
+    text_layers: dict[str, Tensor] = {}
+    for part, network in trainable.items():
+        text_layers |= lora.read_adapter(
+            pipe, part, network, adapter_folder(place, part, family), train
+        )
+
+    return text_layers
 
 
 def enable_gradient_checkpointing(pipe: Any, family: Family) -> None:

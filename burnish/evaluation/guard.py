@@ -18,13 +18,16 @@ uninterrupted run does.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from burnish.config import Config
 from burnish.evaluation.paired import Evaluation, load_evaluation, paired_change
-from burnish.runs import Run, dumps, write
+from burnish.files import dumps, write
+from burnish.run_files import numbered
+from burnish.runs import Run
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,8 @@ def decide(
     best = 0
     streak = 0
     reasons: tuple[str, ...] = ()
-    folder = run.evaluation_file(0).parent
 
-    for iteration in sorted(int(path.stem) for path in folder.glob("[0-9]*.json")):
+    for iteration in numbered(run.evaluation_file(0).parent, ".json"):
         if not 0 < iteration <= until:
             continue
 
@@ -91,6 +93,8 @@ def over_optimised(
     if float((now.total(weights) - before.total(weights)).nanmean()) <= 0:
         return tuple(reasons)
 
+    rise = _rise(before, now)
+
     for name in sorted(old.keys() & new.keys()):
         change = paired_change(old[name], new[name], now.images_per_prompt)
         if not change:
@@ -101,15 +105,27 @@ def over_optimised(
 
         if significant and large:
             reasons.append(
-                f"{name} fell from {change['before']:.3g} to {change['after']:.3g} "
-                "while the reward rose"
+                f"{name} fell from {change['before']:.3g} to {change['after']:.3g} while {rise}"
             )
 
     return tuple(reasons)
 
 
-def remember(run: Run, decision: GuardDecision, action: str) -> None:
-    """Write what the guard did, and why, to the run's guard.json."""
+def _rise(before: Evaluation, now: Evaluation) -> str:
+    """Return what rose: the reward, or the sum of several and what became of each."""
+    if len(now.rewards) == 1:
+        return "the reward rose"
+
+    changes = []
+    for name in now.rewards:
+        if change := paired_change(before.reward(name), now.reward(name), now.images_per_prompt):
+            changes.append(f"{name} {change['before']:.3g} to {change['after']:.3g}")
+
+    return f"the weighted sum of the rewards rose ({', '.join(changes)})"
+
+
+def remember(run: Run, decision: GuardDecision, action: str) -> dict[str, Any]:
+    """Write what the guard did, and why, to the run's guard.json; return its contents."""
     content = {
         "iteration": decision.iteration,
         "best": decision.best,
@@ -117,3 +133,4 @@ def remember(run: Run, decision: GuardDecision, action: str) -> None:
         "reasons": list(decision.reasons),
     }
     write(run.guard, dumps(content, indent=1))
+    return content

@@ -13,27 +13,31 @@ prompts the run uses.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from burnish.checked import check_tensor, name_of
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.held_out import Panel
+from burnish.files import dumps, write
 from burnish.prompts.expander import Expander
 from burnish.rewards import STRICT, Tolerance, score
-from burnish.runs import dumps, write
+from burnish.run_files import read_evaluation
 from burnish.seeds import generator
+from burnish.stages import advance
 from burnish.types import Judge, Prompt, Reward
+from burnish.user_code import call_user, own_prompts
 from burnish.world import World
 
 RESAMPLES = 10_000
+DRAWN_AT_ONCE = 2**22  # numbers of a bootstrap in memory: 10,000 prompts would take 1.6 GB
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class Evaluation:
         """Return the weighted rewards (prompts, images per prompt), float64, NaN where missing."""
         rows = torch.tensor([_with_nan(row) for row in self.parts], dtype=torch.float64)
         return (rows @ weights.double()).view(len(self.prompts), -1)
+
+    def reward(self, name: str) -> list[float]:
+        """Return one reward of each image, unweighted, NaN where missing."""
+        column = self.rewards.index(name)
+        return _with_nan([row[column] for row in self.parts])
 
     def measures(self) -> dict[str, list[float]]:
         """Return all that was not trained on by name, one number an image, NaN where missing.
@@ -137,6 +146,7 @@ def evaluate(
         held_out = panel.measure(policy, sampler, trajectory, images, batch, start)
         columns = zip(indices.tolist(), parts, judged, *held_out, strict=True)
         rows += [_Image(*values) for values in columns]
+        advance(len(batch) * world.count)  # the other processes take as many meanwhile
 
     rows = sorted(world.gather_list(rows), key=lambda row: row.number)
     measures = [row.measures for row in rows]
@@ -158,11 +168,13 @@ def paired(before: Evaluation, after: Evaluation, weights: Tensor) -> dict[str, 
     """Return the comparison of two evaluations on the same prompts and noise.
 
     Returns:
-        `before, after, paired_mean, ci95: [low, high], judge_before, judge_after`. A positive mean
-        is a better reward. The judge's numbers are the fractions of images that it calls right,
-        None without a judge. If any images have no reward before or after, `missing` is their
-        number; they are in no number but the judge's. If there are held-out measures, `panel` has
-        the first four numbers of each.
+        `before, after, paired_mean, ci95: [low, high], judge_before, judge_after` of the weighted
+        sum of the rewards. A positive mean is a better reward. The judge's numbers are the
+        fractions of images that it calls right, None without a judge. `prompts` and `images` are
+        their numbers, and `rewards` has the first four numbers of each reward by itself, not
+        weighted, beside its `weight`. If any images have no reward before or after, `missing` is
+        their number; they are in no number but the judge's. If there are held-out measures, `panel`
+        has the first four numbers of each.
 
     Raises:
         ValueError: the two cannot be compared.
@@ -190,6 +202,9 @@ def paired(before: Evaluation, after: Evaluation, weights: Tensor) -> dict[str, 
         "ci95": interval(new - old),
         "judge_before": _fraction(before.judged),
         "judge_after": _fraction(after.judged),
+        "prompts": len(before.prompts),
+        "images": len(before.parts),
+        "rewards": _compare_rewards(before, after, weights),
     }
 
     if not valid.all():
@@ -208,9 +223,14 @@ def interval(gain: Tensor) -> list[float]:
     clusters = gain.nanmean(1) if len(gain) > 1 else gain[0]
     clusters = clusters[clusters.isfinite()]
 
-    shape = (RESAMPLES, len(clusters))
-    resampled = torch.randint(len(clusters), shape, generator=generator("bootstrap"))
-    means = clusters[resampled].mean(1)
+    stream = generator("bootstrap")
+    rows = max(1, DRAWN_AT_ONCE // len(clusters))
+    means = torch.cat(
+        [
+            clusters[torch.randint(len(clusters), (count, len(clusters)), generator=stream)].mean(1)
+            for count in map(len, torch.arange(RESAMPLES).split(rows))
+        ]
+    )
     return [float(means.quantile(q)) for q in (0.025, 0.975)]
 
 
@@ -238,10 +258,10 @@ def load_evaluation(path: Path) -> dict[str, Evaluation] | None:
     if not path.exists():
         return None
 
+    tables = read_evaluation(path)
     try:
-        tables = json.loads(path.read_text("utf-8"))
-        return {name: Evaluation(**fields) for name, fields in tables.items()}
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        return {name: _evaluation(table) for name, table in tables.items()}
+    except TypeError as error:
         raise ValueError(
             f"{path}: not an evaluation of this version of Burnish; delete it and go on"
         ) from error
@@ -277,6 +297,26 @@ def paired_change(
     }
 
 
+def _evaluation(table: Mapping[str, Any]) -> Evaluation:
+    names = {field.name for field in fields(Evaluation)}
+    return Evaluation(**{name: value for name, value in table.items() if name in names})
+
+
+def _compare_rewards(
+    before: Evaluation, after: Evaluation, weights: Tensor
+) -> dict[str, dict[str, Any]]:
+    """Return the comparison of each reward by itself; one that is nowhere known is left out."""
+    compared = {}
+
+    for name, weight in zip(before.rewards, weights.tolist(), strict=True):
+        old = before.reward(name)
+        new = after.reward(name)
+        if change := paired_change(old, new, before.images_per_prompt):
+            compared[name] = {"weight": weight, **change}
+
+    return compared
+
+
 def _compare_panels(before: Evaluation, after: Evaluation) -> dict[str, dict[str, Any]]:
     """Return the comparison of every held-out measure that both evaluations have."""
     first = before.measures()
@@ -296,7 +336,11 @@ def _judged(judge: Judge | None, images: Tensor, prompts: Sequence[Prompt]) -> l
     """Return the judge's answers about the prompts before expansion; None without a judge."""
     if judge is None:
         return [None] * len(prompts)
-    return judge(images, [prompt.unexpanded() for prompt in prompts]).tolist()
+
+    name = f"the judge {name_of(judge)}"
+    shown = [prompt.unexpanded() for prompt in own_prompts(prompts)]
+    answers = call_user(name, judge, images.clone(), shown)
+    return check_tensor(answers, (len(prompts),), name, boolean=True).tolist()
 
 
 def _with_nan(values: Sequence[float | None]) -> list[float]:

@@ -16,39 +16,48 @@ import re
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import product
+from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from burnish import catalog
-from burnish.prompts.sources import lines, listed
-from burnish.types import Prompt
+from burnish.annotations import ArgumentsOf, Count, CountOrZero, FilePath, IsPath
+from burnish.prompts.sources import check_count
+from burnish.prompts.text_files import payload_lines
+from burnish.types import MOST_PROMPTS, Prompt
 
 CAPITALS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 """Capital letters and digits.
 
 Five of them in a Micro QR code of 13 modules leave it the most error correction.
 """
+LONGEST_PAYLOAD = 7089
+"""Characters of the largest QR code, of digits alone."""
+
 ALL_PAIRS = 256
 """Pairs up to which by default every text is combined with every payload."""
 
 
+CodeTable = Annotated[dict[str, Any], ArgumentsOf("burnish.qr.layout:fit", bound=2)]
+
+
 def qr(
-    texts: list | dict,
-    payloads: list | str | None = None,
-    random: int = 0,
+    texts: list[str] | dict | str,
+    payloads: Annotated[list[str] | str, IsPath()] | None = None,
+    random: CountOrZero = 0,
     seed: int = 0,
-    length: int = 5,
+    length: Count = 5,
     alphabet: str = CAPITALS,
-    part: str = "train",
-    combine: str = "",
-    base: str = "",
-    code: dict | None = None,
+    part: Literal["train", "unseen"] = "train",
+    combine: Literal["", "all", "turns"] = "",
+    base: FilePath = "",
+    code: CodeTable | None = None,
 ) -> list[Prompt]:
     """Return texts with payloads for their codes, as metadata["payload"].
 
     Args:
-        texts: a list, or the table of another source, as `{use = "zoo_nouns"}`; its metadata is
-            kept.
+        texts: a list, the table of another source, as `{use = "zoo_nouns"}`, whose metadata is
+            kept, or in short a file or a source's name.
         payloads: a list, or a text file with one a line.
         random: the number of random payloads, all different, to take instead.
         seed: of the random ones.
@@ -75,10 +84,7 @@ def qr(
             "prompts: give either payloads = [...] (or a file's path) or random = 100, not both"
         )
 
-    if isinstance(texts, dict):
-        prompts = catalog.build("prompts", texts, "prompts.texts")
-    else:
-        prompts = listed(texts)
+    prompts = catalog.build("prompts", catalog.prompts_table(texts), "prompts.texts")
 
     if payloads is None:
         contents: Sequence[str] = _random_payloads(random, seed, length, alphabet, part)
@@ -86,6 +92,7 @@ def qr(
         contents = _given_payloads(payloads)
 
     if combine == "all" or (not combine and len(prompts) * len(contents) <= ALL_PAIRS):
+        check_count({"texts": prompts, "payloads": contents})
         pairs = list(product(prompts, contents))
     else:
         count = max(len(prompts), len(contents))
@@ -118,7 +125,7 @@ def _with_code(prompt: Prompt, payload: str, base: str, code: dict[str, Any]) ->
 
 def _given_payloads(payloads: list | str) -> Sequence[str]:
     if isinstance(payloads, str):
-        payloads = [line.text for line in lines(payloads)]
+        payloads = payload_lines(Path(payloads))
 
     for row, payload in enumerate(payloads, 1):
         if not isinstance(payload, str) or not payload:
@@ -139,6 +146,12 @@ def _random_payloads(count: int, seed: int, length: int, alphabet: str, part: st
         raise ValueError(
             f"prompts: random = {count}, length = {length}, alphabet = {alphabet!r}: take at least "
             "one payload of at least one character, from an alphabet of different characters"
+        )
+
+    if count > MOST_PROMPTS or length > LONGEST_PAYLOAD:
+        raise ValueError(
+            f"prompts: random = {count:,} payloads of length = {length:,}: take "
+            f"{MOST_PROMPTS:,} of {LONGEST_PAYLOAD:,} characters at most"
         )
 
     source = Random(seed)

@@ -16,6 +16,7 @@ weights that drew it gives back the stored log-probabilities, up to rounding.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,9 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish import zoo
+from burnish import pretrained
 from burnish.diffusion import lora
 from burnish.errors import first_line
+from burnish.files import publishing
 from burnish.prompts.tokens import PromptTokens
 from burnish.seeds import generator
 from burnish.types import Prompt
@@ -163,6 +165,9 @@ class Expander:
                 raise ValueError(
                     f"expander.{name} must be one of {', '.join(known)}, not '{value}'"
                 )
+
+        if adapter and not Path(adapter).exists():
+            raise FileNotFoundError(f"expander.adapter: {adapter} does not exist")
 
         saved = Path(adapter)
         saved_model = bool(adapter) and (saved / "config.json").is_file()
@@ -320,7 +325,7 @@ class Expander:
         if self.train == "none":
             return
 
-        with lora.publishing(folder) as made:
+        with publishing(folder, lora.sort_metadata) as made:
             if self.train == "full":
                 self.model.save_pretrained(made)
                 self.tokenizer.save_pretrained(made)
@@ -430,12 +435,18 @@ def _load_model(name: str, weights: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = zoo.resolve(name)
+    source = pretrained.find(name, "expander.model")
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        network = AutoModelForCausalLM.from_pretrained(weights or source, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        network = pretrained.load(
+            AutoModelForCausalLM,
+            weights or source,
+            part="language model",
+            dtype=dtype,
+            trust_remote_code=False,
+        )
+    except Exception as error:  # a damaged file makes the libraries below raise anything
         reason = first_line(error)
         raise ValueError(
             f"expander.model = '{name}' is no causal language model: {reason}"
@@ -459,6 +470,7 @@ def _with_new_lora(network: Any, rank: int, name: str) -> Any:
         adapted = get_peft_model(network, settings)
 
     adapted.peft_config["default"].base_model_name_or_path = name
+    lora.sort_targets(adapted)
     lora.cast_trainable(adapted)
     return adapted
 
@@ -468,8 +480,13 @@ def _with_saved_lora(network: Any, folder: Path, train: str, rank: int) -> Any:
     from peft import PeftModel
 
     try:
+        settings = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+        # peft imports the module of that name
+        if settings.get("megatron_config"):
+            raise ValueError("it names a module to import (megatron_core)")
         with _without_warnings():
             adapted = PeftModel.from_pretrained(network, str(folder), is_trainable=train == "lora")
+        _check_adapter(adapted, folder)
     # a damaged file or another model's makes the libraries below raise anything
     except Exception as error:
         reason = first_line(error)
@@ -479,7 +496,24 @@ def _with_saved_lora(network: Any, folder: Path, train: str, rank: int) -> Any:
     if train == "lora" and saved_rank != rank:
         raise ValueError(f"{folder} has rank {saved_rank}: set expander.rank = {saved_rank}")
 
+    lora.sort_targets(adapted)
     return adapted
+
+
+def _check_adapter(adapted: Any, folder: Path) -> None:
+    """Raise ValueError if the model has not taken a saved adapter's tensors one by one."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    saved = load_file(folder / "adapter_model.safetensors")
+    taken = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+
+    for name in sorted(saved.keys() ^ taken.keys()):
+        problem = "has no place for" if name in saved else "finds no"
+        raise ValueError(f"the model {problem} {name}")
+    for name, value in saved.items():
+        if not value.isfinite().all():
+            raise ValueError(f"its {name} is not finite; the file is damaged")
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from burnish.files import publishing
 from burnish.seeds import generator
 from burnish.types import Prompt
 
@@ -122,15 +123,15 @@ def save_tokens(pipe: Any, rewards: int, folder: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
+    with publishing(folder) as made:
+        for ending, (tokenizer, encoder) in _text_encoders(pipe).items():
+            table = encoder.get_input_embeddings().weight
 
-    for ending, (tokenizer, encoder) in _text_encoders(pipe).items():
-        table = encoder.get_input_embeddings().weight
-
-        for index in range(rewards):
-            token = tokenizer.convert_tokens_to_ids(identifier(index))
-            row = table[token].detach().float().cpu().contiguous()
-            save_file({identifier(index): row}, folder / f"reward-{index + 1}{ending}.safetensors")
+            for index in range(rewards):
+                token = tokenizer.convert_tokens_to_ids(identifier(index))
+                row = table[token].detach().float().cpu().contiguous()
+                file = made / f"reward-{index + 1}{ending}.safetensors"
+                save_file({identifier(index): row}, file)
 
 
 def longest_prompt(pipe: Any, prompts: Iterable[Prompt]) -> tuple[int, int]:

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 import torch
 
+from burnish.errors import NoSuchFile
 from burnish.prompts.expander import Expander, Expansions
 from burnish.prompts.sources import jsonl
 from burnish.seeds import generator
+from burnish.stages import advance, stage
 
 BATCH = 16  # pairs of an optimizer step
 
@@ -26,8 +28,12 @@ def read_pairs(path: str) -> list[tuple[str, str]]:
         ValueError: a row is wrong; the message names it.
     """
     pairs = []
+    try:
+        prompts = jsonl(path)
+    except NoSuchFile as error:
+        raise error.named("expander", "start") from error
 
-    for row, prompt in enumerate(jsonl(path), 1):
+    for row, prompt in enumerate(prompts, 1):
         words = prompt.metadata.get("expansion")
         if not isinstance(words, str) or not words.strip():
             raise ValueError(
@@ -53,21 +59,23 @@ def imitate(
     optimizer = torch.optim.AdamW(expander.trainable, lr=lr, weight_decay=0.0)
     losses = [0.0]
 
-    for epoch in range(epochs):
-        order = torch.randperm(len(pairs), generator=generator(seed, "start", epoch))
-        losses = []
+    with stage("imitation", f"{len(pairs)} texts x {epochs} epochs", len(pairs) * epochs):
+        for epoch in range(epochs):
+            order = torch.randperm(len(pairs), generator=generator(seed, "start", epoch))
+            losses = []
 
-        for rows in order.split(BATCH):
-            batch = Expansions.from_pairs(
-                [pairs[row] for row in rows.tolist()], expander.prompt_tokens
-            )
-            logp = expander.replay(batch, torch.arange(len(rows))).logp
-            loss = -logp.sum() / batch.action_mask.sum()
+            for rows in order.split(BATCH):
+                batch = Expansions.from_pairs(
+                    [pairs[row] for row in rows.tolist()], expander.prompt_tokens
+                )
+                logp = expander.replay(batch, torch.arange(len(rows))).logp
+                loss = -logp.sum() / batch.action_mask.sum()
 
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(expander.trainable, 1.0)
-            optimizer.step()
-            losses.append(float(loss.detach()))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(expander.trainable, 1.0)
+                optimizer.step()
+                losses.append(float(loss.detach()))
+                advance(len(rows))
 
     return sum(losses) / len(losses)

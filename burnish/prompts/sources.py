@@ -1,22 +1,30 @@
 """Prompt sources: each returns the list of prompts that an iteration draws from.
 
 The sets of DDPO (arXiv 2305.13301): 45 common animals, the 398 animals of ImageNet-1k, 45 animals x
-3 activities. Then its counts of animals, the nouns of the embedded models, a list, a text file, a
-JSONL file, and a template with all combinations of its fields. `{noun}` in a text is replaced;
+3 activities. Then its counts of animals, the nouns of the embedded models, a list, a text, CSV or
+JSON file, and a template with all combinations of its fields. `{noun}` in a text is replaced;
 `a {noun}` also gets the right article (`an ant`, `a unicorn`).
 """
 
 from __future__ import annotations
 
+import csv
 import json
+import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from burnish.types import Prompt
+from burnish.annotations import FilePath, IsPath
+from burnish.prompts.text_files import prompt_lines, text_lines, text_rows
+from burnish.types import MOST_PROMPTS, Prompt
+
+Words = Annotated[list[str] | str, IsPath(names=("animals", "activities"))]
+"""Texts, the name of some, or the path of a text file with one a line."""
 
 ANIMALS: tuple[str, ...] = tuple(
     """cat dog horse monkey rabbit zebra spider bird sheep deer cow goat lion tiger bear raccoon fox
@@ -31,8 +39,10 @@ PLURALS: Mapping[str, str] = {  # that no rule gives
     "knife": "knives", "person": "people", "man": "men", "woman": "women", "child": "children",
     "tooth": "teeth", "foot": "feet", "ox": "oxen", "cactus": "cacti", "cookie": "cookies",
 }  # fmt: skip
-# characters: a text encoder reads 77 tokens, so a longer line is a mistake, not a prompt
-LONGEST_LINE = 2000
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+PATHS = ("control", "base")
+"""Metadata that names an image."""
 
 
 def animals(text: str = "{noun}") -> list[Prompt]:
@@ -66,7 +76,7 @@ def activities(text: str = "a {noun} {activity}") -> list[Prompt]:
 
 
 def counting(
-    numbers: list | None = None, nouns: Any = "animals", text: str = "{number} {nouns}"
+    numbers: list[str] | None = None, nouns: Words = "animals", text: str = "{number} {nouns}"
 ) -> list[Prompt]:
     """Return DDPO's counting task: "two cats", ..., "eight kangaroos".
 
@@ -94,11 +104,13 @@ def counting(
         if f"{{{name}}}" not in text:
             raise ValueError(f"prompts: {text!r} must contain {{{name}}}")
 
+    singular_nouns = _values("nouns", nouns)
+    check_count({"numbers": numbers, "nouns": singular_nouns})
     return [
         Prompt(
             text.replace("{number}", number).replace("{nouns}", plural(noun)), _count(number, noun)
         )
-        for number, noun in product(numbers, _values("nouns", nouns))
+        for number, noun in product(numbers, singular_nouns)
     ]
 
 
@@ -145,7 +157,9 @@ def singular(nouns: str) -> str:
     return nouns.removesuffix("s")
 
 
-def zoo_nouns(split: str = "animals", text: str = "a {noun}") -> list[Prompt]:
+def zoo_nouns(
+    split: Literal["animals", "objects", "all"] = "animals", text: str = "a {noun}"
+) -> list[Prompt]:
     """Return the nouns that the embedded models can draw.
 
     Args:
@@ -168,7 +182,7 @@ def zoo_nouns(split: str = "animals", text: str = "a {noun}") -> list[Prompt]:
     return template(text, noun=nouns[split])
 
 
-def listed(texts: list) -> list[Prompt]:
+def listed(texts: list[str]) -> list[Prompt]:
     """Return prompts written where they are used: `texts = ["a cat", "a dog on the moon"]`.
 
     Args:
@@ -184,11 +198,14 @@ def listed(texts: list) -> list[Prompt]:
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"prompts: text {row} is {text!r}; give a text that is not empty")
 
-    return [Prompt(text) for text in texts]
+    return [Prompt(text.strip()) for text in texts]
 
 
-def lines(path: str, text: str = "{noun}") -> list[Prompt]:
+def lines(path: FilePath, text: str = "{noun}") -> list[Prompt]:
     """Return one prompt a line of a UTF-8 text file; empty lines are skipped.
+
+    Space around a prompt is taken away. A table, JSON or another kind of file is refused, and so is
+    a comment.
 
     Args:
         path: of the file.
@@ -198,15 +215,86 @@ def lines(path: str, text: str = "{noun}") -> list[Prompt]:
         FileNotFoundError: there is no such file.
         ValueError: it is no text file with prompts; the message names the row.
     """
-    return template(text, noun=[line for _, line in _rows(Path(path))])
+    return template(text, noun=prompt_lines(Path(path)))
 
 
-def jsonl(path: str, key: str = "prompt") -> list[Prompt]:
-    """Return one prompt a line of a file of JSON objects.
+def csv_table(path: FilePath, key: str = "prompt") -> list[Prompt]:
+    """Return one prompt a row of a CSV file whose first row names the columns.
+
+    A line break in a prompt becomes a space.
+
+    Args:
+        path: of the file, separated by commas, semicolons or tabs.
+        key: the column of the prompt; the other columns become the prompt's metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no such column, or a row does not fit the first; the message names it.
+    """
+    (first, columns), *rows = _table_rows(Path(path))
+    columns = [name.strip() for name in columns]
+
+    if key not in columns:
+        raise ValueError(
+            f'{path}: its first row names no column "{key}", but {", ".join(columns)}; '
+            'set prompts.key to one of them, or take use = "lines" for a file without columns'
+        )
+    for name in columns:
+        if name and columns.count(name) > 1:
+            raise ValueError(
+                f'{path}, row {first}: several columns are named "{name}"; rename all but one'
+            )
+
+    prompts = []
+    for row, cells in rows:
+        if len(cells) != len(columns):
+            raise ValueError(
+                f"{path}, row {row}: {len(cells)} cells under {len(columns)} columns; put a text "
+                "with a separator in it into double quotes"
+            )
+
+        entry = dict(zip(columns, cells, strict=True))
+        entry[key] = re.sub(r"\s*\n\s*", " ", entry[key])
+        prompts.append(_from_entry(entry, key, f"{path}, row {row}", Path(path).parent))
+
+    if not prompts:
+        raise ValueError(f"{path}: no prompts below the first row; write one prompt a row")
+    return prompts
+
+
+def _table_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the number and the cells of each row of a CSV file that is not empty."""
+    header = text_rows(path)[0][0]
+    lines = [f"{line.strip(' ') if line.strip() else ''}\n" for line in text_lines(path)]
+    separator = max(",;\t", key=lines[header - 1].count)
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+
+    rows = []
+    row = 1
+    try:
+        for cells in reader:
+            if cells:
+                rows.append((row, cells))
+            row = reader.line_num + 1  # a cell in quotes may have several lines
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, row {row}: no row of a table ({error}); put a text with quotes in it into "
+            "double quotes, and write each of its own twice"
+        ) from error
+
+    return rows
+
+
+def jsonl(path: FilePath, key: str = "prompt") -> list[Prompt]:
+    """Return one prompt a line of a file of JSON objects, or one an entry of a JSON list.
+
+    Paths of images are relative to the folder of the file: under "control" and "base", and under
+    any other key (but "payload") where the image lies there, such as "photos/1.png".
 
     Args:
         path: of the file.
-        key: of the prompt; the rest of an object becomes the prompt's metadata.
+        key: of the prompt; the rest of an object becomes the prompt's metadata. A text is a prompt
+            without metadata.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -214,27 +302,51 @@ def jsonl(path: str, key: str = "prompt") -> list[Prompt]:
     """
     prompts = []
 
-    for row, line in _rows(Path(path)):
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}, row {row}: not a JSON object ({error.msg}); write one object a line"
-            ) from error
-
-        prompt = entry.get(key) if isinstance(entry, dict) else None
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(
-                f'{path}, row {row}: no text under "{key}"; write {{"{key}": "a cat", ...}} on '
-                "each line"
-            )
-
-        prompts.append(Prompt(entry.pop(key), entry))
+    for place, entry in _json_entries(Path(path)):
+        if isinstance(entry, str):
+            entry = {key: entry}
+        prompts.append(_from_entry(entry, key, place, Path(path).parent))
 
     return prompts
 
 
-def template(text: str = "a {noun}", **fields: Any) -> list[Prompt]:
+def _from_entry(entry: Any, key: str, place: str, folder: Path) -> Prompt:
+    """Return the prompt in an object of a file; its other fields become the metadata.
+
+    Relative paths of images in it begin at `folder`.
+    """
+    prompt = entry.get(key) if isinstance(entry, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError(
+            f'{place}: no text under "{key}"; give each row one, as {{"{key}": "a cat", ...}} in '
+            "JSON"
+        )
+
+    metadata = {name: value for name, value in entry.items() if name != key}
+    for name in PATHS:
+        if not isinstance(metadata.get(name, ""), str | None):
+            raise ValueError(
+                f'{place}: "{name}" is {metadata[name]!r}; give the path of one image, as a text'
+            )
+
+    return Prompt(prompt.strip(), _with_paths(metadata, folder))
+
+
+def _with_paths(metadata: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return metadata in which relative paths of images begin at `folder`."""
+
+    def located(name: str, value: Any) -> Any:
+        if not isinstance(value, str) or not value or name == "payload":
+            return value
+
+        path = str(folder / value)
+        is_image = value.lower().endswith(IMAGE_ENDINGS) and os.path.isfile(path)
+        return path if is_image or name in PATHS else value
+
+    return {name: located(name, value) for name, value in metadata.items()}
+
+
+def template(text: str = "a {noun}", **fields: Words) -> list[Prompt]:
     """Return every combination of the fields put into `text`.
 
     The values also become the prompt's metadata.
@@ -263,6 +375,7 @@ def template(text: str = "a {noun}", **fields: Any) -> list[Prompt]:
             )
 
     values = {name: _values(name, field) for name, field in fields.items()}
+    check_count(values)
     combinations = (
         dict(zip(values, combination, strict=True)) for combination in product(*values.values())
     )
@@ -293,7 +406,7 @@ def article(noun: str) -> str:
 def _values(name: str, field: Any) -> Sequence[str]:
     if isinstance(field, str):
         known = {"animals": ANIMALS, "activities": ACTIVITIES}
-        return known[field] if field in known else [line for _, line in _rows(Path(field))]
+        return known[field] if field in known else prompt_lines(Path(field))
 
     texts = isinstance(field, Sequence) and all(isinstance(value, str) for value in field)
     if not texts or not field:
@@ -304,42 +417,44 @@ def _values(name: str, field: Any) -> Sequence[str]:
     return field
 
 
-def _rows(path: Path) -> list[tuple[int, str]]:
-    """Return the (row number, line) of every line that is not empty."""
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path}: no such prompt file; check the path (it is relative to the current folder)"
-        )
-    if not path.is_file():
-        raise ValueError(
-            f"{path}: a folder, not a prompt file; give a text file with one prompt a line"
-        )
-
-    rows = []
-
-    for row, raw in enumerate(path.read_bytes().split(b"\n"), 1):
+def _json_entries(path: Path) -> list[tuple[str, Any]]:
+    """Return the place and the value of each line of JSON, or of each entry of a JSON list."""
+    if path.is_file() and path.read_bytes().removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
         try:
-            line = raw.decode("utf-8-sig" if row == 1 else "utf-8").strip()
-        except UnicodeDecodeError as error:
+            entries = json.loads(path.read_text("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path}, row {row}: not UTF-8 text; save the file as UTF-8"
+                f"{path}: not a JSON list ({error}); write [...] around all, or one object a line"
+            ) from error
+        if not entries:
+            raise ValueError(f"{path}: no prompts in it; write at least one")
+        return [(f"{path}, entry {number}", entry) for number, entry in enumerate(entries, 1)]
+
+    found = []
+    for row, line in text_rows(path):
+        try:
+            found.append((f"{path}, row {row}", json.loads(line)))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{path}, row {row}: not a JSON object ({error}); write one object a line"
             ) from error
 
-        if any(ord(character) < 32 and character != "\t" for character in line):
-            raise ValueError(
-                f"{path}, row {row}: a binary file, not text; give a text file with one prompt a "
-                "line"
-            )
-        if len(line) > LONGEST_LINE:
-            raise ValueError(
-                f"{path}, row {row}: {len(line)} characters in one line; keep a prompt under "
-                f"{LONGEST_LINE} (a text encoder reads about 77 tokens)"
-            )
+    return found
 
-        if line:
-            rows.append((row, line))
 
-    if not rows:
-        raise ValueError(f"{path}: no prompts in it; write one prompt a line")
+def check_count(parts: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse combinations that are too many to be made.
 
-    return rows
+    Args:
+        parts: what is combined, by name.
+
+    Raises:
+        ValueError: there are more than a source may give.
+    """
+    count = math.prod(len(values) for values in parts.values())
+    if count > MOST_PROMPTS:
+        lengths = " x ".join(f"{len(values):,} {name}" for name, values in parts.items())
+        raise ValueError(
+            f"prompts: {lengths} are {count:,} combinations; make fewer values, for "
+            f"{MOST_PROMPTS:,} at most"
+        )

@@ -6,16 +6,19 @@
     opencv          OpenCV's QRCodeDetector, QR only
     pyzbar          ZBar, QR only
 
-    pip install 'burnish[qr]'                      for zxing and its variants
+    pip install zxing-cpp                          for zxing and its variants
     pip install opencv-python-headless             for opencv
     pip install pyzbar, and the library libzbar0   for pyzbar
 
 zxing-cpp also finds turned, mirrored, shrunk and light-on-dark codes. A text is given as it was
-encoded, control characters and all.
+encoded, control characters and all. An image on which a library raises an exception is not read by
+it; the first exception of each library is logged.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import dist
@@ -23,6 +26,9 @@ from typing import Any
 
 import numpy as np
 
+from burnish.errors import type_and_message
+
+LOG = logging.getLogger(__name__)
 Decoder = Callable[[np.ndarray], list[str]]
 """A grey image (H, W) uint8 -> the texts of the codes in it, which may be none.
 
@@ -36,6 +42,15 @@ BINARIZERS: Mapping[str, str] = {
 NAMES = (*BINARIZERS, "opencv", "pyzbar")
 READ_MICRO = tuple(BINARIZERS)
 """The decoders that read Micro QR."""
+INSTALL: Mapping[str, str] = {
+    "zxing": "pip install zxing-cpp",
+    "pyzbar": "pip install pyzbar; apt install libzbar0",
+    "opencv": "pip install opencv-python-headless",
+}
+"""One decoder of each library, none of which shares code with another, and how to install it."""
+ENDS = (KeyboardInterrupt, SystemExit, GeneratorExit)
+"""Exceptions that end the program; all others, a panic of Rust too, are about an image."""
+_reported: set[str] = set()  # decoders whose first exception was logged
 
 
 @dataclass(frozen=True)
@@ -54,14 +69,48 @@ def decoder(name: str) -> Decoder:
         ValueError: the name is unknown, or its package is not installed; the message says how to
             get it.
     """
-    if name in BINARIZERS:
-        return _zxing(name)
-    if name == "opencv":
-        return _opencv()
-    if name == "pyzbar":
-        return _pyzbar()
+    if name not in NAMES:
+        raise ValueError(f"decoder {name!r} is unknown; take one of {', '.join(NAMES)}")
 
-    raise ValueError(f"decoder {name!r} is unknown; take one of {', '.join(NAMES)}")
+    makers = {"opencv": _opencv, "pyzbar": _pyzbar}
+    return _tolerant(name, _zxing(name) if name in BINARIZERS else makers[name]())
+
+
+def independent(decoders: Sequence[str]) -> tuple[str, ...]:
+    """Return a decoder of each library that none of these decoders uses, installed or not.
+
+    >>> independent(["zxing-fixed"])
+    ('pyzbar', 'opencv')
+    """
+    used = {"zxing" if name in BINARIZERS else name for name in decoders}
+    return tuple(name for name in INSTALL if name not in used)
+
+
+def _tolerant(name: str, read: Decoder) -> Decoder:
+    """Return a decoder that has not read an image where its library raises an exception."""
+
+    def tolerant(image: np.ndarray) -> list[str]:
+        try:
+            return read(image)
+        except ENDS:
+            raise
+        except BaseException as error:  # of any kind: the library is not ours
+            _report(name, error)
+            return []
+
+    return tolerant
+
+
+def _report(name: str, error: BaseException) -> None:
+    """Log the first exception of a decoder: it may be a broken installation, or one odd image."""
+    if name not in _reported:
+        _reported.add(name)
+        LOG.warning(
+            "decoder '%s' raised %s: the image counts as not read (this is said once); if nothing "
+            "is read by it, install it anew",
+            name,
+            type_and_message(error),
+        )
 
 
 def variants(name: str) -> tuple[str, ...]:
@@ -77,11 +126,20 @@ def find(image: np.ndarray) -> list[FoundCode]:
 
     Every binarizer of zxing-cpp is tried.
     """
+    _library()
     codes: dict[str, FoundCode] = {}
 
     for name in BINARIZERS:
-        for code in _read(image, name):
-            codes.setdefault(code.text, _described(code))
+        try:
+            found = [_described(code) for code in _read(image, name)]
+        except ENDS:
+            raise
+        except BaseException as error:
+            _report(name, error)
+            found = []
+
+        for code in found:
+            codes.setdefault(code.payload, code)
 
     return list(codes.values())
 
@@ -123,28 +181,30 @@ def _read(image: np.ndarray, name: str) -> Sequence[Any]:
 def _library() -> Any:
     try:
         import zxingcpp
-    except ImportError:
+    except Exception as error:
         raise ValueError(
-            "reading codes needs the package zxing-cpp: pip install 'burnish[qr]'"
+            f"reading codes needs the package zxing-cpp: {INSTALL['zxing']} ({error})"
         ) from None
 
     return zxingcpp
 
 
 def _opencv() -> Decoder:
+    # it tells of every code that names its character set, and reads it
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+
     try:
         import cv2
-    except ImportError:
+    except Exception as error:
         raise ValueError(
-            "decoder 'opencv' needs OpenCV: pip install opencv-python-headless, or take decoder "
-            "'zxing'"
+            f"decoder 'opencv' needs OpenCV: {INSTALL['opencv']}, or take decoder 'zxing' ({error})"
         ) from None
 
     def read(image: np.ndarray) -> list[str]:
         try:
             # a new one each time: it must not be shared
             text = cv2.QRCodeDetector().detectAndDecode(image)[0]
-        except cv2.error:  # some images trip its own assertions: it has not read them
+        except (cv2.error, UnicodeError):  # its own assertions; bytes of another character set
             return []
 
         return [text] if text else []
@@ -155,10 +215,10 @@ def _opencv() -> Decoder:
 def _pyzbar() -> Decoder:
     try:
         from pyzbar import pyzbar
-    except ImportError:  # of the package, or of the library that it wants
+    except Exception as error:  # of the package, or of the library that it wants
         raise ValueError(
-            "decoder 'pyzbar' needs the package pyzbar (pip install pyzbar) and the system's "
-            "library zbar (apt install libzbar0), or take decoder 'zxing'"
+            "decoder 'pyzbar' needs the package pyzbar and the system's library zbar: "
+            f"{INSTALL['pyzbar']}, or take decoder 'zxing' ({error})"
         ) from None
 
     def read(image: np.ndarray) -> list[str]:

@@ -13,11 +13,14 @@ side:
 
 Below 128 px only Micro QR leaves a module its 4 px, the image's share of one latent pixel of the
 embedded models.
+
+ASCII is written as the standard has it. Any other text is UTF-8, and says so (ECI 26) where it can,
+in all codes but Micro QR: readers take bytes without that for Latin-1, Shift_JIS or UTF-8, as each
+guesses. Every code is read back before it is handed out.
 """
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from burnish.qr.decoders import BINARIZERS, decoder
 from burnish.types import Prompt
 
 TINY = 128  # px: a canvas below this side takes Micro QR
@@ -37,6 +41,8 @@ LIGHT = 0.65
 LEVELS = ("L", "M", "Q", "H")
 MICRO = ("M1", "M2", "M3", "M4")
 LARGEST = 2048  # px: the largest canvas that an error message recommends
+LONGEST = 7089  # characters: digits in version 40 at level L
+BLOCK = 8  # px: the side of the squares that zxing-cpp finds one threshold for
 SETTINGS = ("error", "version", "mask", "module", "quiet")
 
 
@@ -165,8 +171,8 @@ def fit(
     By default the smallest version that holds the payload at level M (below 128 px: the smallest
     Micro QR version from M2 on, at any level), the highest error correction that does not raise it,
     modules of 16 px where the canvas has 512 px and they fit, else 8, else 4, and a quiet zone of 4
-    modules (Micro QR: 2) or as many as fit, never under 1. Modules and offset are multiples of 8 px
-    where they can be, of 4 px elsewhere, to lie on the grid of the latents.
+    modules (Micro QR: 2) or as many as fit, never under 1. Modules and offset are multiples of 4
+    px, to lie on the grid of the latents; from 512 px on of 8 px, where they can be.
 
     Args:
         payload: the text to encode.
@@ -178,13 +184,27 @@ def fit(
         quiet: width of the quiet zone in modules, at least 1.
 
     Raises:
-        ValueError: the payload, the canvas and the settings do not go together; the message says
-            what would fit.
+        ValueError: the payload, the canvas and the settings do not go together, or no reader reads
+            the code; the message says what would help.
 
     >>> fit("AB12C", 64).designator
     'M2-M'
     """
     _check(payload, side, error, version, mask, module, quiet)
+    return _fit(payload, side, error, version, mask, module, quiet)
+
+
+@lru_cache(maxsize=4096)  # an iteration asks about few payloads, many times
+def _fit(
+    payload: str,
+    side: int,
+    error: str | None,
+    version: int | str | None,
+    mask: int | None,
+    module: int | None,
+    quiet: int | None,
+) -> Layout:
+    """Return the code, read back; the arguments are those of `fit`, checked."""
     settings: dict[str, Any] = {
         "error": error,
         "version": version,
@@ -196,8 +216,20 @@ def fit(
 
     if layout is None:
         raise ValueError(_what_fits(payload, side, settings))
+    if not _is_read_back(layout):
+        raise ValueError(
+            f"no reader reads the bare code of the payload {payload[:40]!r} ({layout.designator}, "
+            f"mask {layout.mask}, modules of {layout.module} px, on {side} px); take a larger "
+            "module or canvas, another mask, or another text"
+        )
 
     return layout
+
+
+def _is_read_back(layout: Layout) -> bool:
+    """Return True if zxing-cpp reads exactly the payload in the drawing."""
+    pixels = layout.draw()[0].mul(255).round().to(torch.uint8).numpy()
+    return any(layout.payload in decoder(name)(pixels) for name in BINARIZERS)
 
 
 def layout_of(prompt: Prompt, side: int) -> Layout:
@@ -227,14 +259,9 @@ def layout_of(prompt: Prompt, side: int) -> Layout:
         )
 
     try:
-        return _cached_fit(payload, side, json.dumps(dict(settings), sort_keys=True))
+        return fit(payload, side, **settings)
     except ValueError as reason:
         raise ValueError(f"the prompt '{prompt.text}': {reason}") from reason
-
-
-@lru_cache(maxsize=4096)  # an iteration asks about few payloads, many times
-def _cached_fit(payload: str, side: int, settings: str) -> Layout:
-    return fit(payload, side, **json.loads(settings))
 
 
 def _check(
@@ -243,7 +270,12 @@ def _check(
     """Raise a ValueError about the first argument that is wrong by itself."""
     if not isinstance(payload, str) or not payload:
         raise ValueError(f"the payload is {payload!r}; give a text of at least one character")
-    if isinstance(version, bool) or version not in (None, *MICRO, *range(1, 41)):
+    if any("\ud800" <= character <= "\udfff" for character in payload):
+        raise ValueError(
+            f"the payload {payload[:40]!r} has half of a character (a surrogate), which no code "
+            "can hold; give valid Unicode, in a terminal UTF-8"
+        )
+    if isinstance(version, bool | float) or version not in (None, *MICRO, *range(1, 41)):
         raise ValueError(f"version = {version!r}: take 1 to 40, or {', '.join(MICRO)}")
     if error not in (None, *LEVELS):
         raise ValueError(f"error = {error!r}: take one of {', '.join(LEVELS)}")
@@ -254,7 +286,7 @@ def _check(
             f'error = "H": a Micro QR code, as on {side} px, corrects up to Q (version M4); take a '
             f"lower level, or a canvas of at least {TINY} px"
         )
-    if mask is not None and (isinstance(mask, bool) or mask not in range(4 if micro else 8)):
+    if mask is not None and (type(mask) is not int or mask not in range(4 if micro else 8)):
         masks = "0 to 3 (Micro QR)" if micro else "0 to 7"
         raise ValueError(f"mask = {mask!r}: take {masks}")
 
@@ -275,31 +307,15 @@ def _attempt(
     quiet: int | None,
 ) -> Layout | None:
     """Return the code in the first version that holds the payload; None if it does not fit."""
-    try:
-        import segno
-    except ImportError:
-        raise ValueError("codes need the package segno: pip install 'burnish[qr]'") from None
+    smallest: Sequence[int | str | None] = MICRO[1:] if side < TINY else (None,)
 
-    candidates: Sequence[int | str]
-    if version:
-        candidates = (version,)
-    elif side < TINY:
-        candidates = MICRO[1:]
-    else:
-        candidates = range(1, 41)
-
-    for candidate in candidates:
-        level = error or (None if isinstance(candidate, str) else "m")
-
-        try:
-            code = segno.make(
-                payload, error=level, version=candidate, mask=mask, boost_error=error is None
-            )
-        # it is too long, or has characters or a level that this version does not have
-        except ValueError:
+    for candidate in (version,) if version else smallest:
+        micro = isinstance(candidate, str)
+        code = _encode(payload, error, candidate, mask)
+        if code is None:
             continue
 
-        lengths = _lengths(len(code.matrix), side, isinstance(candidate, str), module, quiet)
+        lengths = _lengths(len(code.matrix), side, micro, module, quiet)
         if lengths is None:  # a larger version would not fit either
             return None
 
@@ -307,6 +323,47 @@ def _attempt(
         return Layout(payload, code.version, code.error or "", code.mask, *lengths, side, dark)
 
     return None
+
+
+@lru_cache(maxsize=256)  # it does not depend on the canvas, of which an error message tries many
+def _encode(
+    payload: str, error: str | None, version: int | str | None, mask: int | None
+) -> Any | None:
+    """Return segno's code of a payload; None if this version does not hold it.
+
+    Args:
+        payload: the text.
+        error: its level; None takes the highest that does not raise the version, at least M.
+        version: 1 to 40, "M1" to "M4"; None takes the smallest of the ordinary ones.
+        mask: its number; None takes the best.
+    """
+    try:
+        import segno
+    except ImportError:
+        raise ValueError("codes need the package segno: pip install segno") from None
+
+    if len(payload) > LONGEST:
+        return None
+
+    micro = isinstance(version, str)
+    # left to itself segno takes Latin-1, which readers do not guess, or Shift_JIS
+    ascii_only = payload.isascii()
+
+    try:
+        return segno.make(
+            payload,
+            error=error or (None if micro else "m"),
+            version=version,
+            mask=mask,
+            micro=micro,
+            boost_error=error is None,
+            mode=None if ascii_only else "byte",
+            encoding=None if ascii_only else "utf-8",
+            eci=not (ascii_only or micro),
+        )
+    # it is too long, or has characters or a level that this version does not have
+    except ValueError:
+        return None
 
 
 def _lengths(
@@ -323,10 +380,17 @@ def _lengths(
     preferred = quiet or (2 if micro else 4)
 
     for size in sizes:
+        middle = (side - n * size) // 2
         grid = 8 if size % 8 == 0 else 4
-        left = (side - n * size) // 2 // grid * grid  # the left is never the wider side
-        if left >= size * (quiet or 1):
-            return size, left, min(left, size * preferred)
+        lefts = [middle // grid * grid]  # the left is never the wider side
+        # A flat module that fills a block has no contrast there, and zxing-cpp loses its way; from
+        # 512 px on it tries a smaller image too.
+        if size == BLOCK and side < 512 and not micro:
+            lefts.insert(0, (middle - BLOCK // 2) // BLOCK * BLOCK + BLOCK // 2)
+
+        for left in lefts:
+            if left >= size * (quiet or 1):
+                return size, left, min(left, size * preferred)
 
     return None
 
@@ -339,7 +403,7 @@ def _what_fits(payload: str, side: int, settings: Mapping[str, Any]) -> str:
     def fits(text: str, px: int) -> bool:
         return _attempt(text, px, **quick) is not None
 
-    lengths = range(1, len(payload))
+    lengths = range(1, min(len(payload), LONGEST + 1))
     most = bisect_left(lengths, True, key=lambda length: not fits(payload[:length], side))
     sides = range(side // 8 * 8 + 8, LARGEST + 1, 8)
     first = bisect_left(sides, True, key=lambda px: fits(payload, px))

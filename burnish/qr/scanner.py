@@ -7,7 +7,8 @@ Three verdicts on an image, each weaker than the one before:
     strict    every decoder reads it under every condition
     phone     under every condition some decoder reads it, or would if the image were softened or
               another binarizer taken: scanners of phones try several ways, and read what one
-              decoder on exact pixels does not
+              decoder on exact pixels does not. Where it is said of an image, the decoders are
+              those of `burnish.qr.phone`, which took no part in making it
     lenient   some decoder reads it under some condition
 
 `module_errors` needs no reader: it is the fraction of modules on the wrong side (see

@@ -18,6 +18,7 @@ from PIL import Image
 from burnish.images import eight_bit, open_image
 from burnish.qr.conditions import CONDITIONS, soften
 from burnish.qr.decoders import FoundCode, find
+from burnish.qr.phone import Phone
 from burnish.qr.scanner import Readings, Scanner
 
 NEAR = 0.04  # a module size so near to a whole number of px is taken for that number
@@ -35,7 +36,8 @@ class Verdict:
     read: dict[str, dict[str, str]]  # decoder -> condition -> "yes", "softened" or "no"
     fraction: float  # of decoders and conditions that read it as it is
     strict: bool
-    phone: bool
+    phone: bool | None  # None: not known, for no independent reader is installed
+    phone_note: str  # who gave this verdict, or what is missing for it
     lenient: bool
 
     def text(self) -> str:
@@ -56,9 +58,11 @@ class Verdict:
             marks = (f"{self.read[name][condition]:<{len(name)}}" for name in decoders)
             rows.append(f"{condition:<{width}} {' '.join(marks)}".rstrip())
 
+        words = {True: "yes", False: "no", None: "not known"}
         verdicts = {"strict": self.strict, "phone": self.phone, "lenient": self.lenient}
-        answers = "   ".join(f"{name} {'yes' if true else 'no'}" for name, true in verdicts.items())
-        return "\n".join([*rows, "", f"{answers}   read {self.fraction:.0%}"])
+        answers = "   ".join(f"{name} {words[answer]}" for name, answer in verdicts.items())
+        rows += ["", f"{answers}   read {self.fraction:.0%}", f"phone: {self.phone_note}"]
+        return "\n".join(rows)
 
     def json(self) -> dict[str, object]:
         """Return one JSON object."""
@@ -87,8 +91,10 @@ def verify(path: Path, payload: str = "", decoders: tuple[str, ...] = ("zxing",)
     module *= scale
 
     text = payload or (match.payload if match else "")
+    micro = match is not None and match.designator.startswith("M")
+    phone = Phone(scanner.decoders)
+
     if text:
-        micro = match is not None and match.designator.startswith("M")
         plain, softened = scanner.scan_image(image, text, module, micro)
     else:
         plain = np.zeros((len(scanner.decoders), len(scanner.conditions)), dtype=bool)
@@ -113,7 +119,8 @@ def verify(path: Path, payload: str = "", decoders: tuple[str, ...] = ("zxing",)
         },
         fraction=float(readings.fraction),
         strict=bool(readings.strict),
-        phone=bool(readings.phone),
+        phone=phone.reads(image, text, module, micro) if text else False,
+        phone_note=phone.note(micro),
         lenient=bool(readings.lenient),
     )
 

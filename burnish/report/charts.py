@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
+
+from burnish.report.markup import Html, join, tag
 
 # margins in the chart's own units
 LEFT = 56
@@ -100,21 +101,27 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def line_chart(
     x: Sequence[float], series: Sequence[Series], width: int = 340, height: int = 190
-) -> str:
-    """Return an SVG of `series` over `x`, without a title; "" if there is nothing to draw."""
+) -> Html:
+    """Return an SVG of `series` over `x`, without a title; nothing if there is nothing to draw."""
     edges = [edge for curve in series for i in range(len(x)) for edge in curve.band(i) or ()]
     if not edges:
-        return ""
+        return join()
 
     frame = Frame(width, height, (min(x), max(x)), _range(min(edges), max(edges)))
-    label = escape(", ".join(curve.label for curve in series))
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">', axes(frame)]
+    parts = [axes(frame)]
 
     for index, curve in enumerate(series):
         for segment in _segments([curve.band(i) for i in range(len(x))]):
             parts += _curve(frame, x, index, segment, with_band=bool(curve.spread))
 
-    return "".join([*parts, *_hover(frame, x, series), "</svg>"])
+    parts += _hover(frame, x, series)
+    return drawing(frame, ", ".join(curve.label for curve in series), parts)
+
+
+def drawing(frame: Frame, label: str, parts: Sequence[Html]) -> Html:
+    """Return an SVG of these parts; `label` describes it to readers who do not see it."""
+    box = f"0 0 {frame.width} {frame.height}"
+    return tag("svg", *parts, viewBox=box, role="img", aria_label=label)
 
 
 def _curve(
@@ -123,7 +130,7 @@ def _curve(
     index: int,
     segment: Sequence[tuple[int, tuple[float, float]]],
     with_band: bool,
-) -> list[str]:
+) -> list[Html]:
     """Return the paths of one curve between two gaps: its band, if it has one, and its line."""
     upper = [f"{frame.px(x[i])} {frame.py(high)}" for i, (_, high) in segment]
     lower = [f"{frame.px(x[i])} {frame.py(low)}" for i, (low, _) in reversed(segment)]
@@ -131,10 +138,10 @@ def _curve(
     parts = []
 
     if with_band:
-        parts.append(f'<path class="band series-{index}" d="M{"L".join(upper + lower)}Z"/>')
+        parts.append(tag("path", class_=f"band series-{index}", d=f"M{'L'.join(upper + lower)}Z"))
 
     dot = "h.01" if len(segment) == 1 else ""  # a path of one point would not be drawn
-    parts.append(f'<path class="line series-{index}" d="M{"L".join(middle)}{dot}"/>')
+    parts.append(tag("path", class_=f"line series-{index}", d=f"M{'L'.join(middle)}{dot}"))
     return parts
 
 
@@ -158,7 +165,7 @@ def _segments(
     return [segment for segment in segments if segment]
 
 
-def axes(frame: Frame, integers: bool = True) -> str:
+def axes(frame: Frame, integers: bool = True) -> Html:
     """Return round ticks with their grid lines.
 
     Args:
@@ -166,37 +173,33 @@ def axes(frame: Frame, integers: bool = True) -> str:
         integers: label whole numbers only along x, as of iterations, without vertical grid lines;
             else label any numbers, with vertical grid lines.
     """
+    right = frame.width - RIGHT
+    bottom = frame.height - BOTTOM
     parts = []
 
     for value in ticks(*frame.y):
         y = frame.py(value)
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{y}" y2="{y}"/>'
-        )
-        parts.append(
-            f'<text class="axis" x="{LEFT - 8}" y="{y + 3.5:.1f}" text-anchor="end">'
-            f"{number(value)}</text>"
-        )
+        parts.append(tag("line", class_="grid", x1=LEFT, x2=right, y1=y, y2=y))
+        parts.append(_label(number(value), LEFT - 8, round(y + 3.5, 1), "end"))
 
     for value in ticks(*frame.x, count=6):
         x = frame.px(value)
 
         if not integers:
-            parts.append(
-                f'<line class="grid" x1="{x}" x2="{x}" y1="{TOP}" y2="{frame.height - BOTTOM}"/>'
-            )
+            parts.append(tag("line", class_="grid", x1=x, x2=x, y1=TOP, y2=bottom))
 
         if value == int(value) or not integers:
-            label = int(value) if integers else number(value)
-            parts.append(
-                f'<text class="axis" x="{x}" y="{frame.height - 8}" text-anchor="middle">'
-                f"{label}</text>"
-            )
+            text = str(int(value)) if integers else number(value)
+            parts.append(_label(text, x, frame.height - 8, "middle"))
 
-    return "".join(parts)
+    return join(parts)
 
 
-def _hover(frame: Frame, x: Sequence[float], series: Sequence[Series]) -> list[str]:
+def _label(text: str, x: float, y: float, anchor: str) -> Html:
+    return tag("text", text, class_="axis", x=x, y=y, text_anchor=anchor)
+
+
+def _hover(frame: Frame, x: Sequence[float], series: Sequence[Series]) -> list[Html]:
     """Return invisible columns that show the values of their point on hover, without a script."""
     chosen = range(0, len(x), max(1, math.ceil(len(x) / HOVERED)))
     width = (frame.width - LEFT - RIGHT) / max(len(chosen) - 1, 1)
@@ -204,27 +207,27 @@ def _hover(frame: Frame, x: Sequence[float], series: Sequence[Series]) -> list[s
 
     for i in chosen:
         px = frame.px(x[i])
-        dots = []
+        left = f"{px - width / 2:.1f}"
+        children = [tag("rect", x=left, y=0, width=f"{width:.1f}", height=frame.height)]
 
         for index, curve in enumerate(series):
             if (band := curve.band(i)) is not None:
-                dots.append(
-                    f'<circle class="series-{index}" cx="{px}" cy="{frame.py(sum(band) / 2)}" '
-                    'r="3"/>'
-                )
+                y = frame.py(sum(band) / 2)
+                children.append(tag("circle", class_=f"series-{index}", cx=px, cy=y, r=3))
 
         # on the side of the chart that is away from the pointer
-        if px > frame.width / 2:
-            side = f'x="{LEFT + 4}"'
-        else:
-            side = f'x="{frame.width - RIGHT}" text-anchor="end"'
-
-        text = escape(f"{number(x[i])}: {', '.join(_value(curve, i) for curve in series)}")
-        parts.append(
-            f'<g class="point"><rect x="{px - width / 2:.1f}" y="0" width="{width:.1f}" '
-            f'height="{frame.height}"/>{"".join(dots)}'
-            f'<text class="value" {side} y="{TOP + 9}">{text}</text></g>'
+        away = px > frame.width / 2
+        children.append(
+            tag(
+                "text",
+                f"{number(x[i])}: {', '.join(_value(curve, i) for curve in series)}",
+                class_="value",
+                x=LEFT + 4 if away else frame.width - RIGHT,
+                y=TOP + 9,
+                text_anchor=None if away else "end",
+            )
         )
+        parts.append(tag("g", *children, class_="point"))
 
     return parts
 

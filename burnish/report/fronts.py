@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import combinations
 from typing import Any
 
-from burnish.report.charts import Frame, axes, number
+from burnish.report.charts import Frame, axes, drawing, number
+from burnish.report.markup import Html, join, tag
 
 PAIRS = 6  # at most so many pairs of rewards are drawn: all pairs of four
 DRAWN = 300  # at most so many images of an evaluation that are not on its front
@@ -30,8 +30,8 @@ def section(
     after: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
     weights: Mapping[str, float],
-) -> str:
-    """Return the HTML about the rewards' conflict; "" for one reward or without evaluation.
+) -> Html:
+    """Return the HTML about the rewards' conflict; nothing for one reward or no evaluation.
 
     Args:
         before: the evaluation of the training prompts before training, or {}.
@@ -54,23 +54,29 @@ def section(
         clouds = [_cloud(before, pair), _cloud(after, pair)]
 
         if chart := scatter(clouds, path, (x, y), signs):
-            caption = f"<b>{escape(y)}</b> (upwards) against <b>{escape(x)}</b>"
-            figures.append(f"<figure><figcaption>{caption}</figcaption>{chart}</figure>")
+            caption = tag("figcaption", tag("b", y), " (upwards) against ", tag("b", x))
+            figures.append(tag("figure", caption, chart))
 
     if not figures:
-        return ""
+        return join()
 
-    key = '<i class="key series-{}"></i>{}'
-    return (
-        "<h2>Reward against reward</h2>"
-        "<p class='soft small'>Each image of the evaluation on training prompts: "
-        f'<span class="name">{key.format(1, "before")}</span> (rings), '
-        f'<span class="name">{key.format(0, "after")}</span> (dots). '
-        "Pale ones are dominated: another image of their evaluation is better in one of the two "
-        "and no worse in the other. The steps join those that are not. "
-        "The line is the mean of each iteration's images, from the ring to the dot.</p>"
-        f"<div class='fronts'>{''.join(figures)}</div>"
+    note = tag(
+        "p",
+        "Each image of the evaluation on training prompts: ",
+        _key(1, "before"),
+        " (rings), ",
+        _key(0, "after"),
+        " (dots). Pale ones are dominated: another image of their evaluation is better in one of "
+        "the two and no worse in the other. The steps join those that are not. "
+        "The line is the mean of each iteration's images, from the ring to the dot.",
+        class_="soft small",
     )
+    heading = tag("h2", "Reward against reward")
+    return join([heading, note, tag("div", *figures, class_="fronts")])
+
+
+def _key(index: int, label: str) -> Html:
+    return tag("span", tag("i", class_=f"key series-{index}"), label, class_="name")
 
 
 def front(points: Sequence[Point], signs: tuple[int, int] = (1, 1)) -> list[bool]:
@@ -101,8 +107,8 @@ def scatter(
     path: Sequence[Point],
     names: tuple[str, str],
     signs: tuple[int, int] = (1, 1),
-) -> str:
-    """Return an SVG of two clouds, before and after, and a path; "" if both clouds are empty.
+) -> Html:
+    """Return an SVG of two clouds, before and after, and a path; nothing if both are empty.
 
     Args:
         clouds: point and prompt of each image, by its row in the evaluation.
@@ -112,18 +118,14 @@ def scatter(
     """
     points = [point for cloud in clouds for point, _ in cloud.values()]
     if not points:
-        return ""
+        return join()
 
     everything = [*points, *path]
     x_range = _range([x for x, _ in everything])
     y_range = _range([y for _, y in everything])
     frame = Frame(WIDTH, HEIGHT, x_range, y_range)
 
-    label = escape(f"{names[1]} against {names[0]}, before and after")
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">',
-        axes(frame, integers=False),
-    ]
+    parts = [axes(frame, integers=False)]
 
     styles = (("ring series-1", "before"), ("dot series-0", "after"))
     for cloud, (style, when) in zip(clouds, styles, strict=True):
@@ -132,17 +134,17 @@ def scatter(
     if path:
         parts += _draw_path(frame, path)
 
-    return "".join([*parts, "</svg>"])
+    return drawing(frame, f"{names[1]} against {names[0]}, before and after", parts)
 
 
-def _draw_path(frame: Frame, path: Sequence[Point]) -> list[str]:
+def _draw_path(frame: Frame, path: Sequence[Point]) -> list[Html]:
     """Return the line of the means, with a mark at its beginning and its end."""
     corners = "L".join(f"{frame.px(x)} {frame.py(y)}" for x, y in path)
     dot = "h.01" if len(path) == 1 else ""  # a path of one point would not be drawn
-    parts = [f'<path class="walk" d="M{corners}{dot}"/>']
+    parts = [tag("path", class_="walk", d=f"M{corners}{dot}")]
 
     for end, (x, y) in (("from", path[0]), ("to", path[-1])):
-        parts.append(f'<circle class="walk {end}" cx="{frame.px(x)}" cy="{frame.py(y)}" r="4.5"/>')
+        parts.append(_circle(frame, (x, y), f"walk {end}", 4.5))
 
     return parts
 
@@ -154,33 +156,33 @@ def _draw_cloud(
     style: str,
     when: str,
     names: tuple[str, str],
-) -> list[str]:
+) -> list[Html]:
     """Return the images of one evaluation, those on the front last, so that they are on top."""
     on_front = front([point for point, _ in images], signs)
     best = [image for image, chosen in zip(images, on_front, strict=True) if chosen]
     rest = [point for (point, _), chosen in zip(images, on_front, strict=True) if not chosen]
     rest = rest[:: max(1, math.ceil(len(rest) / DRAWN))]
 
-    parts = [
-        f'<circle class="{style} faint" cx="{frame.px(x)}" cy="{frame.py(y)}" r="3"/>'
-        for x, y in rest
-    ]
+    parts = [_circle(frame, point, f"{style} faint", 3) for point in rest]
     corners = sorted({point for point, _ in best}, key=lambda point: signs[0] * point[0])
 
     if len(corners) > 1:
         # from the worst x on: the dominated points lie on the inner side of the steps
         (x, y), *others = corners
         steps = "".join(f"V{frame.py(y)}H{frame.px(x)}" for x, y in others)
-        parts.append(f'<path class="steps {style}" d="M{frame.px(x)} {frame.py(y)}{steps}"/>')
+        start = f"M{frame.px(x)} {frame.py(y)}"
+        parts.append(tag("path", class_=f"steps {style}", d=f"{start}{steps}"))
 
     for (x, y), prompt in best:
-        title = escape(f"{when}, {prompt}: {names[0]} {number(x)}, {names[1]} {number(y)}")
-        parts.append(
-            f'<g><title>{title}</title><circle class="{style}" cx="{frame.px(x)}" '
-            f'cy="{frame.py(y)}" r="4"/></g>'
-        )
+        title = f"{when}, {prompt}: {names[0]} {number(x)}, {names[1]} {number(y)}"
+        parts.append(tag("g", tag("title", title), _circle(frame, (x, y), style, 4)))
 
     return parts
+
+
+def _circle(frame: Frame, point: Point, style: str, radius: float) -> Html:
+    x, y = point
+    return tag("circle", class_=style, cx=frame.px(x), cy=frame.py(y), r=radius)
 
 
 def _range(values: Sequence[float]) -> Point:

@@ -6,26 +6,48 @@ torch is not installed. Parts that a run does not have yet are left out.
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import math
-import tomllib
+import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from burnish import runs
+from burnish.annotations import complaint
+from burnish.files import read_text, write
+from burnish.redaction import redact
 from burnish.report import fronts
 from burnish.report.charts import Series, duration, line_chart, number
+from burnish.report.markup import Child, Html, fill, image_rule, join, tag
+from burnish.report.results import (
+    SUM,
+    Change,
+    judge_change,
+    panel_changes,
+    reward_changes,
+    size,
+    stored,
+)
+from burnish.run_files import (
+    ConfigFile,
+    EvaluationFile,
+    GridFile,
+    GuardFile,
+    numbered,
+    read_evaluation,
+    read_toml,
+)
 
 FRAMES = 12  # at most so many sample grids go into the page, evenly spread over the run
 STRIP = 7  # of these, so many stand side by side
 ROWS = 8  # prompts that get such a row
+TILES = 4  # rewards that get a tile at the top
+LEAST_KNOWN = 0.5  # of a run's images with an evaluated prompt, for a curve of their changes
 LARGEST = 1280  # pixels: a larger grid is scaled down
+PNG_END = b"IEND\xaeB`\x82"  # the last bytes of every file; a torn one lacks them
 SECONDS = ("seconds_sampling", "seconds_scoring", "seconds_training")
 
 # title, keys of the record, note
@@ -38,7 +60,13 @@ DIAGNOSTICS = (
     (
         "Clip fraction",
         ("clip_fraction",),
-        "fraction of transitions outside the trust region; 0.1 to 0.5 is healthy",
+        "fraction of transitions whose ratio left the clip range. 0 is no fault: updates were "
+        "small. Above 0.5 most of an update is cut off; lower optimizer.lr",
+    ),
+    (
+        "Denoising error",
+        ("denoising_error",),
+        "mean squared error of the network on the imitated images, noised again",
     ),
     (
         "Approximate KL",
@@ -76,10 +104,34 @@ DIAGNOSTICS = (
         ("expander_truncated",),
         "fraction of texts that were too long for the generator's text encoder",
     ),
+    (
+        "No advantage",
+        ("zero_advantage",),
+        "fraction of images with an advantage of exactly 0, from which nothing is learned",
+    ),
     ("Gradient norm", ("grad_norm",), "before clipping"),
     ("Learning rate", ("lr",), ""),
     ("Seconds", SECONDS, "of an iteration"),
 )
+
+ELSEWHERE = ("iteration", "images", "rewards", "control_scale")
+"""Keys of a record that the page shows in another place than among its charts of one number."""
+
+FURTHER = 24  # at most so many charts of numbers that the library does not know
+
+FORWARD_NOTES = {
+    "Ratio deviation": "max |ρ − 1| before the first update, where ρ = exp of the fall of an "
+    "image's denoising error: more than rounding is a fault",
+    "Clip fraction": "fraction of (image, noise level) pairs whose denoising error changed by more "
+    "than the clip range. 0 is no fault: updates were small. Above 0.5 most of an update is cut "
+    "off; lower optimizer.lr",
+    "Approximate KL": "from the change of the denoising error since sampling: a measure of how far "
+    "an update goes, not the KL of transitions",
+}
+"""The meaning of these charts where an objective learns from images noised again."""
+
+FORWARD = ("awm",)
+"""Built-in objectives that have a ratio on the forward process."""
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -94,67 +146,78 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
     """
     run = runs.Run.open(folder)
     path = Path(out) if out else run.folder / "report.html"
-    runs.write(path, page(run))
+    write(path, page(run))
     return path
 
 
 def page(run: runs.Run) -> str:
     """Return the page of a run as text."""
-    source = run.config.read_text("utf-8")
+    config = _config(run)
+    source = redact(read_text(run.config))
+    objective = str(config.get("objective", {}).get("use", ""))
     records = run.records()
-    evaluation = _json(run.evaluation)
+    evaluation = stored(run.evaluation, EvaluationFile)
     grids = _grids(run)
     identifier_grid = max(run.samples.glob("identifiers-*.png"), default=None)
 
+    tables = _evaluation(evaluation), _panel(evaluation), _guard(stored(run.guard, GuardFile))
     parts = {
-        "title": escape(run.folder.resolve().name),
-        "subtitle": escape(_subtitle(tomllib.loads(source))),
+        "title": join([run.folder.resolve().name]),
+        "subtitle": join([_subtitle(config)]),
         "images_css": _images_css(grids, identifier_grid),
         "tiles": _tiles(records, evaluation),
-        "evaluation": _evaluation(evaluation) + _panel(evaluation) + _guard(_json(run.guard)),
+        "evaluation": join(tables),
         "images": _images(grids),
-        "strips": _strips(run, _spread(list(grids), STRIP)) + _identifiers(identifier_grid),
-        "rewards": _rewards(records) + _fronts(run, records),
-        "diagnostics": _expansions(records) + _diagnostics(records),
-        "configuration": (
-            "<h2>Configuration</h2><details class='sheet'><summary>config.toml</summary>"
-            f"<pre>{escape(source)}</pre></details>"
+        "strips": join([_strips(run, _spread(list(grids), STRIP)), _identifiers(identifier_grid)]),
+        "rewards": join([_rewards(records), _fronts(run, config, records)]),
+        "diagnostics": join(
+            [_expansions(records), _diagnostics(records, objective), _further(records)]
         ),
+        "configuration": _configuration(source),
     }
     template = (files("burnish") / "data" / "report.html").read_text("utf-8")
-    return Template(template).substitute(parts)
+    return fill(template, parts)
 
 
-def _images_css(grids: Mapping[int, Path], identifier_grid: Path | None) -> str:
-    rule = '.{} {{ background-image: url("{}"); }}'
-    rules = [rule.format(f"s{i}", _data_uri(path)) for i, path in grids.items()]
+def _configuration(source: str) -> Html:
+    summary = tag("summary", "config.toml")
+    sheet = tag("details", summary, tag("pre", source), class_="sheet")
+    return join([tag("h2", "Configuration"), sheet])
+
+
+def _images_css(grids: Mapping[int, Path], identifier_grid: Path | None) -> Html:
+    rules = [image_rule(f"s{i}", *_image(path)) for i, path in grids.items()]
 
     if identifier_grid is not None:
-        rules.append(rule.format("identifiers", _data_uri(identifier_grid)))
+        rules.append(image_rule("identifiers", *_image(identifier_grid)))
 
-    return "\n".join(rules)
+    return join(rules)
 
 
 def _subtitle(config: Mapping[str, Any]) -> str:
     tables = config.get("rewards", ())
-    rewards = " + ".join(str(table.get("name") or table["use"]) for table in tables)
+    rewards = " + ".join(_named(table) for table in tables)
     model = config.get("model", {})
     train = str(model.get("train", ""))
 
     parts = [
         str(model.get("id", "")),
         f"LoRA rank {model.get('rank')}" if train == "lora" else train,
-        f"objective {config.get('objective', {}).get('use', '')}",
-        f"advantage {config.get('advantage', {}).get('use', '')}",
+        *(f"{kind} {_named(config.get(kind, {}))}" for kind in ("objective", "advantage")),
     ]
     return f"{rewards}: " + " · ".join(part for part in parts if part)
+
+
+def _named(table: Mapping[str, Any]) -> str:
+    """Return the name of a part, or what it uses."""
+    return str(table.get("name") or table.get("use", ""))
 
 
 # Numbers at the top
 # --------------------------------------------------------------------------------------------------
 
 
-def _tiles(records: Sequence[runs.Record], evaluation: Mapping[str, Any]) -> str:
+def _tiles(records: Sequence[runs.Record], evaluation: Mapping[str, Any]) -> Html:
     tiles = _result_tiles(evaluation["train"]) if evaluation.get("train") else []
 
     if records:
@@ -162,188 +225,223 @@ def _tiles(records: Sequence[runs.Record], evaluation: Mapping[str, Any]) -> str
         images = sum(record.get("images") or 0 for record in records)
         count = f"{images:,}".replace(",", " ")
         iterations = f"{records[-1]['iteration']} iterations"
-        tiles.append((iterations, f"{count} images in {duration(seconds)}", ""))
+        tiles.append(_tile(iterations, f"{count} images in {duration(seconds)}"))
 
-    cells = "".join(
-        f'<div class="tile"><b class="{style}">{value}</b><span>{label}</span></div>'
-        for value, label, style in tiles
-    )
-    return f'<div class="tiles">{cells}</div>'
+    return tag("div", *tiles, class_="tiles")
 
 
-def _result_tiles(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return value, label and style of each tile about an evaluation."""
-    low, high = result["ci95"]
-    style = _significance(low, high, "")
-    change = f"{number(result['before'])} → {number(result['after'])}"
-    interval = f"95 % in [{number(low)}, {number(high)}]"
-    tiles = [
-        (change, "reward, before → after, same noise", ""),
-        (_signed(result["paired_mean"]), f"paired gain, {interval}", style),
-    ]
+def _result_tiles(result: Mapping[str, Any]) -> list[Html]:
+    """Return the tiles about an evaluation: one or two for a reward, one for the judge."""
+    changes = reward_changes(result)[:TILES]
+    tiles = []
 
-    if result.get("judge_before") is not None:
-        fractions = f"{_percent(result['judge_before'])} → {_percent(result['judge_after'])}"
-        tiles.append((fractions, "judged right", ""))
+    for change in changes:
+        values = f"{number(change.before)} → {number(change.after)}"
+        gain = f"{_signed(change.gain)}, 95 % in {_interval(change)}"
+
+        if len(changes) == 1:
+            tiles.append(_tile(values, f"{change.name}, before → after, same noise"))
+            interval = f"paired gain, 95 % in {_interval(change)}"
+            tiles.append(_tile(_signed(change.gain), interval, change.verdict))
+        else:
+            tiles.append(_tile(values, f"{change.name}, paired gain {gain}", change.verdict))
+
+    for change in judge_change(result):
+        values = f"{_percent(change.before)} → {_percent(change.after)}"
+        tiles.append(_tile(values, change.name))
 
     return tiles
+
+
+def _tile(value: str, label: str, style: str = "") -> Html:
+    return tag("div", tag("b", value, class_=style), tag("span", label), class_="tile")
 
 
 # Evaluation
 # --------------------------------------------------------------------------------------------------
 
 
-def _evaluation(evaluation: Mapping[str, Any]) -> str:
+def _evaluation(evaluation: Mapping[str, Any]) -> Html:
+    """Return the table of every reward, their weighted sum and the judge."""
     names = {"train": "training prompts", "unseen": "unseen prompts"}
-    rows = []
+    rows: list[list[Child]] = []
 
     for key, result in evaluation.items():
         if not result:
             continue
 
-        low, high = result["ci95"]
-        style = _significance(low, high, "soft")
-        rows.append(
-            [
-                names.get(key, key),
-                number(result["before"]),
-                number(result["after"]),
-                f'<span class="{style}">{_signed(result["paired_mean"])}</span>',
-                f"[{number(low)}, {number(high)}]",
-                _percent(result.get("judge_before")),
-                _percent(result.get("judge_after")),
-            ]
-        )
+        for change in [*reward_changes(result), *judge_change(result)]:
+            rows.append([names.get(key, key), *_change_cells(change)])
 
     if not rows:
-        return ""
+        return join()
 
-    heads = (
-        "prompts",
-        "reward before",
-        "after",
-        "paired gain",
-        "95 % interval",
-        "judged right before",
-        "after",
+    sizes = [f"{names.get(key, key)}: {size(r)}" for key, r in evaluation.items() if r and size(r)]
+    heads = ("prompts", "measure", "before", "after", "paired gain", "95 % interval")
+    text = (
+        "The same prompts from the same noise, before and after. The interval is over prompts, of "
+        "this one run: if it excludes zero, the choice of prompts does not explain the gain, but "
+        "another seed may give another. "
     )
-    return (
-        "<h2>Evaluation</h2><p class='soft small'>The same prompts from the same noise, before and "
-        "after. The interval is over prompts, of this one run: if it excludes zero, "
-        "the choice of prompts does not explain the gain, but another seed may give another.</p>"
-    ) + _table(heads, rows)
+    if any(row[1] == SUM for row in rows):
+        text += f"The {SUM} adds the rewards with their weights, in their own units. "
+    if sizes:
+        text += f"{'; '.join(sizes)}."
+    return join([tag("h2", "Evaluation"), paragraph(text), sheet(heads, rows)])
 
 
-def _panel(evaluation: Mapping[str, Any]) -> str:
+def _change_cells(change: Change) -> list[Child]:
+    """Return the cells of a measure: name, before, after, gain and interval."""
+    if change.percent:
+        return [change.name, _percent(change.before), _percent(change.after), "", ""]
+
+    gain = tag("span", _signed(change.gain), class_=change.verdict or "soft")
+    return [
+        change.name,
+        number(change.before),
+        number(change.after),
+        gain,
+        _interval(change),
+    ]
+
+
+def _interval(change: Change) -> str:
+    if change.ci95 is None:
+        return "–"
+    low, high = change.ci95
+    return f"[{number(low)}, {number(high)}]"
+
+
+def _panel(evaluation: Mapping[str, Any]) -> Html:
     """Return the table of the measures that were not trained on."""
-    rows = []
+    rows: list[list[Child]] = []
 
     for key, result in evaluation.items():
-        for name, change in ((result or {}).get("panel") or {}).items():
-            low, high = change["ci95"]
-            rows.append(
-                [
-                    escape(name),
-                    f"{key} prompts",
-                    number(change["before"]),
-                    number(change["after"]),
-                    f"{_signed(change['paired_mean'])} [{number(low)}, {number(high)}]",
-                ]
-            )
+        for change in panel_changes(result or {}):
+            name, before, after, gain, interval = _change_cells(change)
+            rows.append([name, f"{key} prompts", before, after, gain, interval])
 
     if not rows:
-        return ""
+        return join()
 
-    return (
-        "<p class='soft small'>Measures that were not trained on: where they fall while the reward "
-        "rises, the policy exploits the reward.</p>"
-    ) + _table(("held out", "", "before", "after", "change, 95 % interval"), rows)
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{text}</th>" for text in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<div class='sheet'><table><tr>{head}</tr>{body}</table></div>"
+    note = (
+        "Measures that were not trained on: where they fall while the reward rises, the policy "
+        "exploits the reward."
+    )
+    heads = ("held out", "prompts", "before", "after", "change", "95 % interval")
+    return join([paragraph(note), sheet(heads, rows)])
 
 
-def _significance(low: float, high: float, neutral: str) -> str:
-    """Return the style of a gain: "good", "bad", or `neutral` if its interval includes zero."""
-    if low > 0:
-        return "good"
-    return "bad" if high < 0 else neutral
+def paragraph(text: str) -> Html:
+    """Return a note, in small soft letters."""
+    return tag("p", text, class_="soft small")
 
 
-def _guard(decision: Mapping[str, Any]) -> str:
+def sheet(heads: Sequence[Child], rows: Sequence[Sequence[Child]], style: str = "") -> Html:
+    """Return a table with a head."""
+    head = tag("tr", *(tag("th", cell) for cell in heads))
+    body = (tag("tr", *(tag("td", cell) for cell in row)) for row in rows)
+    return tag("div", tag("table", head, *body, class_=style or None), class_="sheet")
+
+
+def _guard(decision: Mapping[str, Any]) -> Html:
     if not decision:
-        return ""
+        return join()
 
     back = ""
     if decision["action"] == "rollback":
         back = f" and went back to iteration {decision['best']}"
 
-    return (
-        "<p><b class='bad'>The guard ended the run after iteration "
-        f"{decision['iteration']}{back}:</b> {escape('; '.join(decision['reasons']))}.</p>"
-    )
+    ended = f"The guard ended the run after iteration {decision['iteration']}{back}:"
+    reasons = "; ".join(map(str, decision["reasons"]))
+    return tag("p", tag("b", ended, class_="bad"), f" {reasons}.")
 
 
 # Curves
 # --------------------------------------------------------------------------------------------------
 
 
-def _rewards(records: Sequence[runs.Record]) -> str:
+def _rewards(records: Sequence[runs.Record]) -> Html:
+    """Return the charts of the rewards: centred on their prompts where these were evaluated."""
     x = [record["iteration"] for record in records]
     names = dict.fromkeys(name for record in records for name in record.get("rewards", {}))
-    size = (960, 300) if len(names) == 1 else (460, 220)
+    chart_size = (960, 300) if len(names) == 1 else (460, 220)
     figures = []
+    notes = []
 
     for name in names:
         rewards = [record.get("rewards", {}).get(name, {}) for record in records]
-        means = [reward.get("mean") for reward in rewards]
-        spreads = [reward.get("std") for reward in rewards]
+        share = known_share(records, rewards)
+        mean, spread = ("gain", "gain_std") if share >= LEAST_KNOWN else ("mean", "std")
+        values = [reward.get(mean) for reward in rewards]
+        spreads = [reward.get(spread) for reward in rewards]
 
-        if chart := line_chart(x, [Series(name, means, spreads)], *size):
-            caption = f"<b>{escape(name)}</b> mean of an iteration's images ± their spread"
-            caption = f"<figcaption>{caption}{_details(rewards[-1])}</figcaption>"
-            figures.append(f"<figure>{caption}{chart}</figure>")
+        if chart := line_chart(x, [Series(name, values, spreads)], *chart_size):
+            notes.append(_curve_note(share))
+            about = " change since before training" if mean == "gain" else " mean of the images"
+            caption = tag("figcaption", tag("b", name), f"{about}{_details(rewards[-1])}")
+            figures.append(tag("figure", caption, chart))
 
     if not figures:
-        return ""
+        return join()
 
     layout = "wide" if len(figures) == 1 else "charts"
     figures.append(_curriculum(x, records, layout))
-    return f"<h2>Reward</h2><div class='{layout}'>{''.join(figures)}</div>"
+    text = " ".join(dict.fromkeys(notes))
+    return join([tag("h2", "Reward"), paragraph(text), tag("div", *figures, class_=layout)])
 
 
-def _curriculum(x: Sequence[int], records: Sequence[runs.Record], layout: str) -> str:
+def known_share(records: Sequence[runs.Record], rewards: Sequence[Mapping[str, Any]]) -> float:
+    """Return the fraction of a run's images whose prompt was evaluated before training."""
+    images = sum(record.get("images") or 0 for record in records)
+    known = sum(reward.get("gain_images") or 0 for reward in rewards)
+    return known / images if images else 0.0
+
+
+def _curve_note(share: float) -> str:
+    if share < LEAST_KNOWN:
+        return (
+            "Mean of each iteration's images, and their spread. Which prompts are drawn moves it "
+            "too: too few of them were evaluated before training to take that out."
+        )
+
+    note = (
+        "Each image minus its prompt's mean before training, so that which prompts are drawn does "
+        "not move the curve: mean of each iteration, and spread"
+    )
+    if share < 1:
+        note += f", over the {_percent(share)} of images whose prompt was evaluated then"
+    return f"{note}."
+
+
+def _curriculum(x: Sequence[int], records: Sequence[runs.Record], layout: str) -> Html:
     """Return the chart of the control scale, as wide as the charts of the rewards beside it."""
     scales = Series("control scale", [record.get("control_scale") for record in records])
     chart = line_chart(x, [scales], *((960, 180) if layout == "wide" else (460, 220)))
     if not chart:
-        return ""
+        return join()
 
-    caption = (
-        "<b>Control scale</b> how closely images followed their control in training: the curriculum"
-    )
-    return f"<figure><figcaption>{caption}</figcaption>{chart}</figure>"
+    note = " how closely images followed their control in training: the curriculum"
+    return tag("figure", tag("figcaption", tag("b", "Control scale"), note), chart)
 
 
-def _fronts(run: runs.Run, records: Sequence[runs.Record]) -> str:
+def _fronts(run: runs.Run, config: Mapping[str, Any], records: Sequence[runs.Record]) -> Html:
     """Return the charts of reward against reward, from the first evaluation and the last."""
-    config = tomllib.loads(run.config.read_text("utf-8"))
     weights = {}
     for table in config.get("rewards", ()):
         name = str(table.get("name") or str(table["use"]).rpartition(":")[2])
         weights[name] = float(table.get("weight", 1.0))
 
     if len(weights) < 2:
-        return ""
+        return join()
 
-    paths = run.evaluation_file(0).parent.glob("*.json")
-    last = max((int(path.stem) for path in paths if path.stem.isdigit()), default=0)
-    before = _json(run.evaluation_file(0)).get("train") or {}
-    after = _json(run.evaluation_file(last)).get("train") or {}
-    return fronts.section(before, after if last else {}, records, weights)
+    evaluations = numbered(run.evaluation_file(0).parent, ".json")
+    last = max(evaluations, default=0)
+    tables: dict[int, Mapping[str, Any]] = {
+        i: read_evaluation(evaluations[i])["train"] for i in {0, last} & evaluations.keys()
+    }
+    after = tables.get(last, {}) if last else {}
+    return fronts.section(tables.get(0, {}), after, records, weights)
 
 
 def _details(reward: Mapping[str, Any]) -> str:
@@ -352,28 +450,32 @@ def _details(reward: Mapping[str, Any]) -> str:
 
     if "within" in reward:
         spread = number(reward["std"])
-        text = f" (at the end {spread}, within a prompt {number(reward['within'])})"
+        text = f"; spread at the end {spread}, within a prompt {number(reward['within'])}"
     if "targeted" in reward:
         text += f"; {number(reward['targeted'])} for the images that target it"
 
     return text
 
 
-def _expansions(records: Sequence[runs.Record]) -> str:
+def _expansions(records: Sequence[runs.Record]) -> Html:
     """Return an expander's texts for a few prompts, in the first iteration and in the last."""
     expanded = [record for record in records if record.get("expander_texts")]
     rows = [
-        [str(record["iteration"]), escape(prompt), escape(text)]
+        [str(record["iteration"]), prompt, text]
         for record in expanded[:1] + expanded[1:][-1:]
         for prompt, text in record["expander_texts"]
     ]
 
     if not rows:
-        return ""
-    return "<h2>Expansions</h2>" + _table(("iteration", "prompt", "expanded prompt"), rows)
+        return join()
+
+    table = sheet(("iteration", "prompt", "expanded prompt"), rows)
+    return join([tag("h2", "Expansions"), table])
 
 
-def _diagnostics(records: Sequence[runs.Record]) -> str:
+def _diagnostics(records: Sequence[runs.Record], objective: str) -> Html:
+    """Return the charts of what else was measured; their notes depend on the objective."""
+    notes = FORWARD_NOTES if objective in FORWARD else {}
     x = [record["iteration"] for record in records]
     figures = []
 
@@ -384,20 +486,60 @@ def _diagnostics(records: Sequence[runs.Record]) -> str:
         ]
 
         if chart := line_chart(x, series):
-            caption = f"<b>{title}</b> {note}{_legend(series)}"
-            figures.append(f"<figure><figcaption>{caption}</figcaption>{chart}</figure>")
+            text = f" {notes.get(title, note)}"
+            caption = tag("figcaption", tag("b", title), text, legend(series))
+            figures.append(tag("figure", caption, chart))
 
     if not figures:
-        return ""
-    return f"<h2>Diagnostics</h2><div class='charts'>{''.join(figures)}</div>"
+        return join()
+    return join([tag("h2", "Diagnostics"), tag("div", *figures, class_="charts")])
 
 
-def _legend(series: Sequence[Series]) -> str:
-    """Return the names of several curves with their colours; "" for a single curve."""
+def _further(records: Sequence[runs.Record]) -> Html:
+    """Return the charts of all other numbers: those of the run's own objective and learners."""
+    known = {*ELSEWHERE, *(key for _, keys, _ in DIAGNOSTICS for key in keys)}
+    rows = [
+        runs.flat({key: value for key, value in record.items() if key not in known})
+        for record in records
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    x = [record["iteration"] for record in records]
+    figures = []
+
+    for name in names[:FURTHER]:
+        series = Series(name, [row.get(name) for row in rows])
+        if chart := line_chart(x, [series]):
+            caption = tag("figcaption", tag("b", metric_title(name)), f" {name}")
+            figures.append(tag("figure", caption, chart))
+
+    if not figures:
+        return join()
+
+    text = "Numbers of the run's own code (objective, learners, on_record) and of its learners"
+    if len(names) > FURTHER:
+        text += f"; {len(names) - FURTHER} more are in log.jsonl"
+    charts = tag("div", *figures, class_="charts")
+    return join([tag("h2", "Further metrics"), paragraph(f"{text}."), charts])
+
+
+def metric_title(name: str) -> str:
+    """Return the name of a metric as a title.
+
+    >>> metric_title("critic_loss"), metric_title("critic/lossPerImage")
+    ('Critic loss', 'Critic: loss per image')
+    """
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name.replace("/", ": "))
+    words = " ".join(re.split(r"[\s_.-]+", words)).strip()
+    lowered = " ".join(word if word.isupper() else word.lower() for word in words.split())
+    return lowered[:1].upper() + lowered[1:] or name
+
+
+def legend(series: Sequence[Series]) -> Html:
+    """Return the names of several curves with their colours; nothing for a single curve."""
     if len(series) == 1:
-        return ""
-    return "".join(
-        f'<span class="name"><i class="key series-{i}"></i>{curve.label}</span>'
+        return join()
+    return join(
+        tag("span", tag("i", class_=f"key series-{i}"), curve.label, class_="name")
         for i, curve in enumerate(series)
     )
 
@@ -408,101 +550,93 @@ def _legend(series: Sequence[Series]) -> str:
 
 def _grids(run: runs.Run) -> dict[int, Path]:
     """Return the sample grids that go into the page, by iteration."""
-    grids = {
-        int(path.stem): path for path in sorted(run.samples.glob("*.png")) if path.stem.isdigit()
-    }
+    grids = numbered(run.samples, ".png")
     return {i: grids[i] for i in _spread(list(grids), FRAMES)}
 
 
-def _images(grids: Mapping[int, Path]) -> str:
+def _images(grids: Mapping[int, Path]) -> Html:
     """Return the first and the last grid side by side, with a slider through the run."""
     if not grids:
-        return ""
+        return join()
 
     iterations = list(grids)
     first = iterations[0]
     last = iterations[-1]
-    size = _png_size(grids[first])
+    pixels = _png_size(grids[first])
 
-    caption = "<b>Before</b> training" if first == 0 else f"<b>After</b> {first} iterations"
-    figures = _grid_figure(first, caption, size)
+    caption = [tag("b", "After"), f" {first} iterations"]
+    if first == 0:
+        caption = [tag("b", "Before"), " training"]
+    figures = [_grid_figure(first, caption, pixels)]
 
     if len(iterations) > 1:
         end = len(iterations) - 1
-        slider = (
-            f'<input type="range" min="0" max="{end}" value="{end}" '
-            f'aria-label="iteration" data-frames="{json.dumps(iterations)}">'
+        slider = tag(
+            "input",
+            type="range",
+            min=0,
+            max=end,
+            value=end,
+            aria_label="iteration",
+            data_frames=json.dumps(iterations),
         )
-        caption = f"<b>After</b> <output>{last}</output> iterations"
-        figures += _grid_figure(last, caption, size, slider)
+        caption = [tag("b", "After"), " ", tag("output", last), " iterations"]
+        figures.append(_grid_figure(last, caption, pixels, slider))
 
-    return (
-        "<h2>Images</h2>"
-        "<p class='soft small'>Every grid has the same prompts and the same noise.</p>"
-        f"<div class='pair'>{figures}</div>"
-    )
+    note = paragraph("Every grid has the same prompts and the same noise.")
+    return join([tag("h2", "Images"), note, tag("div", *figures, class_="pair")])
 
 
-def _grid_figure(iteration: int, caption: str, size: tuple[int, int], below: str = "") -> str:
-    width, height = size
+def _grid_figure(
+    iteration: int, caption: Sequence[Child], pixels: tuple[int, int], *below: Html
+) -> Html:
+    width, height = pixels
     style = f"aspect-ratio: {width} / {height}; background-size: 100% 100%"
-    image = (
-        f'<div class="image s{iteration}" style="{style}" role="img" aria-label="samples"></div>'
-    )
-    return f"<figure><figcaption>{caption}</figcaption>{image}{below}</figure>"
+    image = tag("div", class_=f"image s{iteration}", style=style, role="img", aria_label="samples")
+    return tag("figure", tag("figcaption", *caption), image, *below)
 
 
-def _strips(run: runs.Run, iterations: Sequence[int]) -> str:
+def _strips(run: runs.Run, iterations: Sequence[int]) -> Html:
     """Return one row a prompt, one column an iteration: single images, cut out of the grids."""
-    layout = _json(run.samples / "prompts.json")
+    layout = stored(run.samples / "prompts.json", GridFile)
     texts = layout.get("texts", [])
-    columns = layout.get("columns", 1)
+    columns = int(layout.get("columns", 1))
 
     if not texts or len(iterations) < 2:
-        return ""
+        return join()
 
     rows = []
     for index in _spread(range(len(texts)), ROWS):
         style = _crop(index, len(texts), columns)
-        cells = [f'<i class="cell s{i}" style="{style}"></i>' for i in iterations]
-        rows.append([escape(texts[index]), *cells])
+        cells = [tag("i", class_=f"cell s{i}", style=style) for i in iterations]
+        rows.append([texts[index], *cells])
 
-    return (
-        "<h2>Prompt by prompt</h2>"
-        "<p class='soft small'>The same image after more and more iterations.</p>"
-    ) + _strip_table([str(i) for i in iterations], rows)
+    heading = tag("h2", "Prompt by prompt")
+    note = paragraph("The same image after more and more iterations.")
+    return join([heading, note, sheet(["", *iterations], rows, "strip")])
 
 
-def _identifiers(grid: Path | None) -> str:
+def _identifiers(grid: Path | None) -> Html:
     """Return one row a prompt, one column for the identifiers of all rewards and of each."""
-    layout = _json(grid.with_suffix(".json")) if grid is not None else {}
+    layout = stored(grid.with_suffix(".json"), GridFile) if grid is not None else {}
     texts = layout.get("texts", [])
     rewards = layout.get("rewards", [])
+    columns = int(layout.get("columns", 1))
     count = len(texts) * len(rewards)
     rows = []
 
     for row, text in enumerate(texts):
         indices = [column * len(texts) + row for column in range(len(rewards))]
-        styles = [_crop(index, count, layout["columns"]) for index in indices]
-        cells = [f'<i class="cell identifiers" style="{style}"></i>' for style in styles]
-        rows.append([escape(text), *cells])
+        styles = [_crop(index, count, columns) for index in indices]
+        cells = [tag("i", class_="cell identifiers", style=style) for style in styles]
+        rows.append([text, *cells])
 
     if not rows:
-        return ""
+        return join()
 
-    return (
-        "<h2>Reward identifiers</h2>"
-        "<p class='soft small'>The same noise, with the identifiers of all rewards and of each "
-        "alone.</p>"
-    ) + _strip_table([escape(name) for name in rewards], rows)
-
-
-def _strip_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of small images, in each row behind their prompt."""
-    head = "".join(f"<th>{text}</th>" for text in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    table = f"<table class='strip'><tr><th></th>{head}</tr>{body}</table>"
-    return f"<div class='sheet'>{table}</div>"
+    heading = tag("h2", "Reward identifiers")
+    note = paragraph("The same noise, with the identifiers of all rewards and of each alone.")
+    return join([heading, note, sheet(["", *rewards], rows, "strip")])
 
 
 def _crop(index: int, count: int, columns: int) -> str:
@@ -514,24 +648,29 @@ def _crop(index: int, count: int, columns: int) -> str:
     return f"{size}; background-position: {x:.4g}% {y:.4g}%"
 
 
-def _data_uri(path: Path) -> str:
-    """Return the image as it is, or scaled down if it is so large that it makes the page heavy."""
+def _image(path: Path) -> tuple[str, bytes]:
+    """Return an image's kind and content: as it is, or scaled down where it is large."""
     content = path.read_bytes()
     kind = "png"
+    if not content.endswith(PNG_END):
+        raise ValueError(f"{path}: no whole PNG image; delete it")
 
     if len(content) > 400_000:
         from PIL import Image
 
-        with Image.open(io.BytesIO(content)) as stored:
-            image = stored.convert("RGB")
-            image.thumbnail((LARGEST, LARGEST))
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=88)
+        buffer = io.BytesIO()
+        try:
+            with Image.open(io.BytesIO(content)) as stored:
+                image = stored.convert("RGB")
+                image.thumbnail((LARGEST, LARGEST))
+                image.save(buffer, "JPEG", quality=88)
+        except Exception as error:  # a damaged file makes the library raise anything
+            raise ValueError(f"{path}: no image that can be read; delete it") from error
 
         content = buffer.getvalue()
         kind = "jpeg"
 
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return kind, content
 
 
 def _png_size(path: Path) -> tuple[int, int]:
@@ -547,21 +686,16 @@ def _spread(items: Sequence[int], count: int) -> list[int]:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
-# Files and numbers
+# Numbers
 # --------------------------------------------------------------------------------------------------
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; {} if there is no file."""
-    if not path.is_file():
-        return {}
-
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: not a JSON object; delete it, or make it again with burnish evaluate"
-        ) from error
+def _config(run: runs.Run) -> Mapping[str, Any]:
+    """Return what the report needs of a run's configuration."""
+    config = read_toml(run.config)
+    if wrong := complaint(config, ConfigFile, ""):
+        raise ValueError(f"{run.config}: {wrong}; fix the file")
+    return config
 
 
 def _signed(value: float | None) -> str:

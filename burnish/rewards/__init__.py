@@ -23,6 +23,7 @@ from torch import Tensor
 
 from burnish.rewards.tolerance import Tolerance
 from burnish.types import Prompt, Reward, Scores
+from burnish.user_code import check_signature
 
 __all__ = ["STRICT", "Tolerance", "check_reward", "score"]
 
@@ -36,6 +37,9 @@ NOT_REPEATABLE = (
 ORDER_MATTERS = "in another order the same images get other values: judge each image alone"
 BATCH_MATTERS = "alone in its batch an image gets another value: judge each image alone"
 INPUT_CHANGED = "the reward changes the images it is given: work on a copy (images.clone())"
+PROMPT_ALONE = (
+    "all images of a prompt get the same value, so there is nothing to learn from: judge the image"
+)
 TEST_PROMPTS = ("a cat", "a dog", "a red ball on the table", "two horses")
 
 
@@ -78,9 +82,10 @@ def check_reward(
 ) -> list[str]:
     """Try a reward on generated test images and return a list of what is wrong with it.
 
-    It tries: raising, the shape, values that are not finite, writing into the input, other values
-    the second time, values that depend on the order of the batch or on the other images in it, a
-    batch of one, the same value for every image.
+    It tries: other parameters than a reward's, raising, the shape, values that are not finite,
+    writing into the input, other values the second time, values that depend on the order of the
+    batch or on the other images in it, a batch of one, the same value for every image, or for every
+    image of a prompt.
 
     Args:
         reward: the callable to try.
@@ -92,18 +97,23 @@ def check_reward(
         One sentence a finding; an empty list means that nothing was found.
     """
     images, test_prompts = _test_batch(size, prompts)
-    originals = images.clone()
+    findings = []
+
+    def watched(given: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """Return the reward, which gets copies here as in training, and note what it writes."""
+        before = given.clone()
+        values = reward(given, prompts)
+        if not torch.equal(given, before) and INPUT_CHANGED not in findings:
+            findings.append(INPUT_CHANGED)
+        return values
 
     try:
-        values, _ = STRICT.call("reward", reward, images, test_prompts)
+        check_signature("the reward", reward, ("images", "prompts"))
+        values, _ = STRICT.call("reward", watched, images, test_prompts)
     except ValueError as error:
         return [str(error)]
 
-    findings = []
-    if not torch.equal(images, originals):
-        findings.append(INPUT_CHANGED)
-
-    difference = _first_difference(reward, originals, test_prompts, values)
+    difference = _first_difference(reward, images, test_prompts, values)
     if difference:
         findings.append(difference)
 
@@ -112,8 +122,23 @@ def check_reward(
             f"{len(values)} very different images all get {values[0].item():g}: "
             "there is nothing to learn from"
         )
+    elif _depends_on_the_prompt_alone(values, test_prompts):
+        findings.append(PROMPT_ALONE)
 
     return findings
+
+
+def _depends_on_the_prompt_alone(values: Tensor, prompts: Sequence[Prompt]) -> bool:
+    """Return whether all images of a prompt have the same value, each of three prompts or more.
+
+    Of two prompts that may be chance: a coarse reward finds nothing in most of the test images.
+    """
+    by_prompt: dict[str, set[float]] = {}
+    for prompt, value in zip(prompts, values.tolist(), strict=True):
+        by_prompt.setdefault(prompt.text, set()).add(value)
+
+    repeated = 3 <= len(by_prompt) <= len(values) // 2
+    return repeated and all(len(found) == 1 for found in by_prompt.values())
 
 
 def _first_difference(

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from burnish import zoo
+from burnish import pretrained
+from burnish.annotations import DeviceName, ModelPath
 from burnish.errors import first_line
 from burnish.rewards.clip import Clip
 from burnish.types import Prompt, Reward
@@ -31,10 +32,10 @@ Layers = list[tuple[Tensor, Tensor]]
 
 
 def aesthetic(
-    model: str = "openai/clip-vit-large-patch14",
-    head: str = "trl-lib/ddpo-aesthetic-predictor",
+    model: ModelPath = "openai/clip-vit-large-patch14",
+    head: ModelPath = "trl-lib/ddpo-aesthetic-predictor",
     file: str = "aesthetic-model.pth",
-    device: str = "auto",
+    device: DeviceName = "auto",
 ) -> Reward:
     """Reward the predicted rating of each image, about 1 to 10; prompts do not matter.
 
@@ -115,36 +116,41 @@ def _read_tensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _linear_layers(tensors: Mapping[str, Tensor]) -> Layers:
-    """Return the tensors that are named NUMBER.weight and NUMBER.bias, in order."""
-    parts = {
-        (int(match[1]), match[2]): tensors[name] for name in tensors if (match := LAYER.match(name))
-    }
+    """Return the tensors that are named NUMBER.weight and NUMBER.bias, in order.
+
+    Raises:
+        ValueError: another tensor is among them, or one is not finite.
+    """
+    parts: dict[tuple[int, str], Tensor] = {}
+
+    for name, value in tensors.items():
+        match = LAYER.match(name)
+        if match is None or (int(match[1]), match[2]) in parts:
+            raise ValueError(f"its tensor {name} belongs to no layer of its own")
+        if not value.isfinite().all():
+            raise ValueError(f"its tensor {name} is not finite")
+        parts[int(match[1]), match[2]] = value.float()
+
     numbers = sorted({number for number, _ in parts})
-    return [(parts[number, "weight"].float(), parts[number, "bias"].float()) for number in numbers]
+    return [(parts[number, "weight"], parts[number, "bias"]) for number in numbers]
 
 
 def _find(head: str, file: str) -> Path:
     """Return the path of the head's file; it is downloaded if it is on the hub."""
-    path = Path(zoo.resolve(head))
+    path = pretrained.find(head, "head", file=file)
     if head.startswith("zoo:"):
-        return path / "head.safetensors"
-    if path.is_file():
-        return path
+        return Path(path) / "head.safetensors"
 
-    if path.is_dir():
-        if not (path / file).is_file():
-            raise ValueError(
-                f"rewards: the folder {path} has no {file}; name the head's file in `file`"
-            )
-        return path / file
+    if isinstance(path, str):
+        from huggingface_hub import hf_hub_download
 
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+        try:
+            return Path(hf_hub_download(path, file))
+        except Exception as error:  # network, authorisation, no such file
+            raise pretrained.hub_error(error, head, "head") from error
 
-    try:
-        return Path(hf_hub_download(head, file))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    if path.is_dir() and not (path / file).is_file():
         raise ValueError(
-            f"rewards: '{head}' is neither a file nor a folder nor found on the hub: "
-            f"{first_line(error)}"
-        ) from error
+            f"rewards: the folder {path} has no {file}; name the head's file in `file`"
+        )
+    return path / file if path.is_dir() else path

@@ -28,9 +28,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from burnish import zoo
+from burnish import pretrained, zoo
+from burnish.annotations import Count, CountOrZero, DeviceName, ModelPath
 from burnish.errors import first_line
 from burnish.rewards import vlm
+from burnish.rewards.isolated import isolated
 from burnish.types import Prompt, Reward
 
 QUESTION = "Answer concisely: what is going on in this image?"
@@ -39,16 +41,19 @@ MAX_LENGTH = 512  # tokens of a text
 FIELD = re.compile(r"{(\w+)}")
 CHUNK = 64
 
+States = tuple[Tensor, Tensor]
+"""The states (L, D) of a text's tokens, of length 1, and the mask of its words (L,)."""
+
 
 def caption(
-    model: str = vlm.LLAVA,
+    model: ModelPath = vlm.LLAVA,
     question: str = QUESTION,
-    encoder: str = "microsoft/deberta-xlarge-mnli",
-    layer: int | None = None,
+    encoder: ModelPath = "microsoft/deberta-xlarge-mnli",
+    layer: CountOrZero | None = None,
     reference: str = "The image contains {prompt}",
-    device: str = "auto",
-    batch: int = 32,
-    endpoint: dict[str, Any] | None = None,
+    device: DeviceName = "auto",
+    batch: Count = 32,
+    endpoint: vlm.EndpointTable | None = None,
 ) -> Reward:
     """Reward how much of the prompt a model's description of the image covers, at most 1.
 
@@ -135,12 +140,20 @@ class Encoder:
         """
         from transformers import AutoModel, AutoTokenizer
 
-        source = zoo.resolve(name)
+        source = pretrained.find(name, "encoder")
 
         try:
-            model = AutoModel.from_pretrained(source, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(source)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+            # the heads on top of the states, in the file or in the model, have no part in them
+            model = pretrained.load(
+                AutoModel,
+                source,
+                unused=".",
+                unset="pooler",
+                dtype=torch.float32,
+                trust_remote_code=False,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except Exception as error:  # a damaged file makes the libraries below raise anything
             problem = zoo.load_problem(name, "a language model and its tokenizer")
             raise ValueError(f"{problem}: {first_line(error)}") from error
 
@@ -183,32 +196,31 @@ class Encoder:
         )
 
     @torch.no_grad()
-    def _states(self, texts: Sequence[str]) -> list[tuple[Tensor, Tensor]]:
-        """Return each text's token states (L, D) of length 1, and the mask of its words (L,)."""
+    def _states(self, texts: Sequence[str]) -> list[States | None]:
+        """Return the states of each text; None for one that the model fails on."""
+        result: list[States | None] = []
+        for start in range(0, len(texts), CHUNK):
+            result += isolated(self._chunk_states, texts[start : start + CHUNK], None, "texts")
+        return result
+
+    def _chunk_states(self, texts: Sequence[str]) -> list[States | None]:
         longest = min(
             self.tokenizer.model_max_length,
             self.model.config.max_position_embeddings,
             MAX_LENGTH,
         )
-        result = []
-
-        for start in range(0, len(texts), CHUNK):
-            tokens = self.tokenizer(
-                list(texts[start : start + CHUNK]),
-                padding=True,
-                truncation=True,
-                max_length=int(longest),
-                return_special_tokens_mask=True,
-                return_tensors="pt",
-            )
-            states = self._forward(tokens["input_ids"], tokens["attention_mask"])
-            valid = tokens["attention_mask"].bool()
-            words = ~tokens["special_tokens_mask"].bool()
-            result += [
-                (states[row, valid[row]], words[row, valid[row]]) for row in range(len(states))
-            ]
-
-        return result
+        tokens = self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=int(longest),
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        )
+        states = self._forward(tokens["input_ids"], tokens["attention_mask"])
+        valid = tokens["attention_mask"].bool()
+        words = ~tokens["special_tokens_mask"].bool()
+        return [(states[row, valid[row]], words[row, valid[row]]) for row in range(len(states))]
 
     def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return the states (N, L, D) of length 1, on the CPU."""
@@ -225,12 +237,12 @@ class Encoder:
         return functional.normalize(states.float(), dim=-1).cpu()
 
 
-def _recall(answer: tuple[Tensor, Tensor], reference: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the recall of one answer; both are states (L, D) and the mask of words (L,)."""
-    answer_states, answer_words = answer
-    reference_states, reference_words = reference
-    if not answer_words.any():
+def _recall(answer: States | None, reference: States | None) -> Tensor:
+    """Return the recall of one answer; NaN where either is missing."""
+    if answer is None or reference is None or not answer[1].any():
         return torch.tensor(torch.nan)
 
+    answer_states, _ = answer
+    reference_states, reference_words = reference
     similarity = reference_states[reference_words] @ answer_states.T
     return similarity.amax(1).mean()

@@ -13,20 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from burnish import zoo
+from burnish import pretrained, zoo
+from burnish.annotations import DeviceName, ModelPath
 from burnish.errors import first_line
+from burnish.prompt_warnings import PromptWarnings
+from burnish.rewards.isolated import isolated
 from burnish.types import Prompt, Reward
 
 
 def clip_similarity(
-    model: str = "openai/clip-vit-large-patch14",
-    device: str = "auto",
+    model: ModelPath = "openai/clip-vit-large-patch14",
+    device: DeviceName = "auto",
     of: Literal["text", "original"] = "text",
 ) -> Reward:
     """Reward the cosine similarity of each image with its own prompt under a CLIP model.
@@ -83,28 +87,31 @@ class Clip:
     size: int  # side of the model's images in pixels
 
     @classmethod
-    def load(cls, name: str, processor: str = "") -> Clip:
+    def load(cls, name: str, processor: str = "", key: str = "model") -> Clip:
         """Return a CLIP model from a hub id, a folder or the zoo.
 
         Args:
             name: of the model.
             processor: another such place for the tokenizer and the image processor, where the
                 model has none beside it.
+            key: of the configuration that names it, for messages.
 
         Raises:
             ValueError: something is missing; the message says what.
         """
         from transformers import AutoTokenizer, CLIPConfig, CLIPModel, ImageProcessingMixin
 
-        source = zoo.resolve(name)
-        beside = zoo.resolve(processor or name)
+        source = pretrained.find(name, key)
+        beside = pretrained.find(processor, "processor") if processor else source
 
         try:
-            model = CLIPModel.from_pretrained(source, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(beside)
+            model = pretrained.load(CLIPModel, source, part="CLIP model", dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(beside, trust_remote_code=False)
             # Only its numbers: the processor's class would ask for torchvision.
             numbers, _ = ImageProcessingMixin.get_image_processor_dict(beside)
-        except (OSError, ValueError, KeyError) as error:
+            mean = [float(value) for value in numbers["image_mean"]]
+            std = [float(value) for value in numbers["image_std"]]
+        except Exception as error:  # a damaged file makes the libraries below raise anything
             place = f" (these two in '{processor}')" if processor else ""
             problem = zoo.load_problem(
                 name, f"a CLIPModel, its tokenizer and its image processor{place}"
@@ -119,7 +126,12 @@ class Clip:
 
         model.eval().requires_grad_(False)
         size = int(model.config.vision_config.image_size)
-        return cls(model, tokenizer, numbers["image_mean"], numbers["image_std"], size)
+        return cls(model, tokenizer, mean, std, size)
+
+    @property
+    def width(self) -> int:
+        """Numbers of an embedding."""
+        return int(self.model.config.projection_dim)
 
     def move_to(self, device: str, images: Tensor) -> None:
         """Move the model to `device`; "auto" stands for the device of `images`."""
@@ -130,32 +142,67 @@ class Clip:
         """Return the embeddings of images (B, 3, H, W) in [0, 1], on the model's device.
 
         Returns:
-            (B, D) float32 of length 1, on the CPU.
+            (B, D) float32 of length 1, on the CPU; NaN for an image that the model fails on.
         """
         device = self.model.device
-        pixels = prepare(images.to(device), self.size, self.mean, self.std)
-        with torch.autocast(device.type, enabled=False):
-            return _unit_length(self.model.get_image_features(pixel_values=pixels))
+
+        def embed(rows: Sequence[int]) -> Sequence[Tensor]:
+            chosen = images if len(rows) == len(images) else images[list(rows)]
+            pixels = prepare(chosen.to(device), self.size, self.mean, self.std)
+            with torch.autocast(device.type, enabled=False):
+                return list(_unit_length(self.model.get_image_features(pixel_values=pixels)))
+
+        none = torch.full((self.width,), torch.nan)
+        return torch.stack(isolated(embed, range(len(images)), none, "images"))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Return the embeddings of B texts; the part beyond the model's length is cut off.
 
+        A warning, once, names what is cut.
+
+        Each text is encoded alone: beside others the last bit of its embedding would depend on
+        them, and so a resumed run on what was remembered before.
+
         Returns:
-            (B, D) float32 of length 1, on the CPU.
+            (B, D) float32 of length 1, on the CPU; NaN for a text that the model fails on.
         """
+
+        def embed(chosen: Sequence[str]) -> list[Tensor]:
+            return [self._text(text) for text in chosen]
+
+        none = torch.full((self.width,), torch.nan)
+        found = torch.stack(isolated(embed, texts, none, "texts", all_may_fail=True))
+        is_read = ~found.isnan().any(-1)
+        self._warnings.check(text for text, fine in zip(texts, is_read, strict=True) if fine)
+        return found
+
+    @cached_property
+    def _warnings(self) -> PromptWarnings:
+        """Warnings of texts that are cut."""
+        return PromptWarnings(
+            [self.tokenizer], "a reward's CLIP model", length=self._length, signs=False
+        )
+
+    @property
+    def _length(self) -> int:
+        """Tokens of the longest text."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    def _text(self, text: str) -> Tensor:
+        """Return the embedding (D,) of a text."""
         device = self.model.device
         tokens = self.tokenizer(
-            list(texts),
+            [text],
             padding="max_length",
             truncation=True,
-            max_length=self.model.config.text_config.max_position_embeddings,
+            max_length=self._length,
             return_tensors="pt",
         ).to(device)
 
         with torch.autocast(device.type, enabled=False):
             output = self.model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
-            return _unit_length(output)
+            return _unit_length(output)[0]
 
 
 def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -14,13 +14,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from burnish.annotations import DeviceName, ModelPath
 from burnish.qr.layout import Layout, layout_of
 from burnish.qr.scanner import canvas_side
 from burnish.rewards.clip import Clip
 from burnish.types import Prompt, Reward
 
 
-def code_distance(model: str = "openai/clip-vit-large-patch14", device: str = "auto") -> Reward:
+def code_distance(
+    model: ModelPath = "openai/clip-vit-large-patch14", device: DeviceName = "auto"
+) -> Reward:
     """Reward one minus the cosine of each image with the bare code of metadata["payload"].
 
     Args:

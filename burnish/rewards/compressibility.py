@@ -14,14 +14,19 @@ import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from burnish.annotations import Bounds
 from burnish.images import eight_bit
 from burnish.types import Prompt, Reward
+
+Quality = Annotated[int, Bounds(1, 95)]
+"""Of a JPEG file: 1 (small) to 95 (the paper's)."""
 
 
 def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
@@ -52,7 +57,7 @@ def jpeg_kilobytes(images: Tensor, quality: int = 95) -> Tensor:
     return torch.tensor(sizes, dtype=torch.float64) / 1000
 
 
-def incompressibility(quality: int = 95) -> Reward:
+def incompressibility(quality: Quality = 95) -> Reward:
     """Reward the JPEG size in kB: detail, and in the end noise.
 
     Args:
@@ -69,7 +74,7 @@ def incompressibility(quality: int = 95) -> Reward:
     return reward
 
 
-def compressibility(quality: int = 95) -> Reward:
+def compressibility(quality: Quality = 95) -> Reward:
     """Reward minus the JPEG size in kB: smooth, plain images.
 
     Args:

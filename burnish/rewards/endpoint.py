@@ -21,7 +21,10 @@ from urllib.parse import urlsplit
 import numpy as np
 from torch import Tensor
 
+from burnish.annotations import Count, CountOrZero, Positive, PositiveOrZero
 from burnish.images import eight_bit
+from burnish.redaction import excerpt
+from burnish.rewards.compressibility import Quality
 from burnish.rewards.vlm_cache import AnswerCache
 from burnish.rewards.wire import (
     NoAnswer,
@@ -41,18 +44,18 @@ class Endpoint:
     def __init__(
         self,
         url: str,
-        model: str,
+        model: str = "default",
         *,
         key_variable: str = KEY_VARIABLE,
-        timeout: float = 60.0,
-        retries: int = 3,
-        workers: int = 8,
-        backoff: float = 0.5,
+        timeout: Positive = 60.0,
+        retries: CountOrZero = 3,
+        workers: Count = 8,
+        backoff: PositiveOrZero = 0.5,
         image: Literal["png", "jpeg"] = "png",
-        quality: int = 80,
-        temperature: float = 0.0,
-        max_tokens: int = 64,
-        cache: int = 10_000,
+        quality: Quality = 80,
+        temperature: PositiveOrZero = 0.0,
+        max_tokens: Count = 64,
+        cache: CountOrZero = 10_000,
     ) -> None:
         """Prepare requests to a server; nothing is sent yet.
 
@@ -62,7 +65,7 @@ class Endpoint:
             model: the name under which the server knows the model.
             key_variable: the environment variable that holds the API key; if it is not set no key
                 is sent, and "" never sends one. The key is kept out of files, messages and logs.
-            timeout: seconds until the connection stands, and the longest silence after that.
+            timeout: seconds until the whole answer is there.
             retries: tries after the first one.
             workers: requests under way at once, each about one image.
             backoff: seconds of the first wait before another try.
@@ -173,7 +176,7 @@ def _text(response: Any, url: str) -> str:
     if not isinstance(text, str) or not text.strip():
         reason = choice.get("finish_reason")
         raise NoAnswer(
-            f"{url} answered with an empty text (finish_reason {reason}); "
+            f"{url} answered with an empty text (finish_reason {excerpt(str(reason), 50)}); "
             "raise max_tokens or take another model"
         )
 

@@ -16,20 +16,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from burnish.annotations import DeviceName, ModelPath
 from burnish.images import open_image
 from burnish.rewards.clip import Clip
 from burnish.types import Prompt, Reward
 
 
 def picture_similarity(
-    model: str = "openai/clip-vit-large-patch14", key: str = "base", device: str = "auto"
+    model: ModelPath = "openai/clip-vit-large-patch14",
+    key: str = "base",
+    device: DeviceName = "auto",
 ) -> Reward:
     """Reward the cosine of each image with the image at the path in the prompt's metadata[key].
 
     Args:
         model: a hub id, a folder with a CLIPModel, its tokenizer and its processor, or
             `zoo:emoji-clip`.
-        key: of the metadata; a path is relative to the current folder.
+        key: of the metadata. The source jsonl takes relative paths from its file's folder; others
+            are relative to the current folder.
         device: `auto` takes the device of the images, so that nothing is moved.
 
     Raises:

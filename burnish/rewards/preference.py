@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from burnish.annotations import DeviceName, ModelPath
 from burnish.rewards.clip import Clip, cosine
 from burnish.types import Prompt, Reward
 
@@ -21,7 +22,9 @@ PICKSCORE = "yuvalkirstain/PickScore_v1"
 PROCESSORS = {PICKSCORE: "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"}
 
 
-def preference(model: str = PICKSCORE, processor: str = "", device: str = "auto") -> Reward:
+def preference(
+    model: ModelPath = PICKSCORE, processor: ModelPath = "", device: DeviceName = "auto"
+) -> Reward:
     """Reward how much people would like each image for its prompt: PickScore, around 20.
 
     Costs one pass of CLIP's image tower (ViT-H/14: 335 GFLOP an image; 3.9 GB of float32 weights).

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from burnish.annotations import CountOrZero, PositiveOrZero
 from burnish.qr.layout import layout_of
 from burnish.qr.scanner import Scanner, canvas_side, module_errors
 from burnish.types import Prompt, Reward
@@ -14,8 +15,8 @@ from burnish.types import Prompt, Reward
 def scan(
     decoders: list[str] | None = None,
     conditions: str | list[str] = "train",
-    module_weight: float = 0.5,
-    workers: int = 0,
+    module_weight: PositiveOrZero = 0.5,
+    workers: CountOrZero = 0,
 ) -> Reward:
     """Reward how well the code of metadata["payload"] is read.
 

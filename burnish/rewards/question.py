@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal, TypeGuard
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor
 
+from burnish.annotations import Count, DeviceName, ModelPath
 from burnish.prompts.sources import counted
 from burnish.rewards import vlm
 from burnish.types import Prompt, Reward
@@ -28,12 +29,12 @@ LOG = logging.getLogger(__name__)
 
 
 def question(
-    model: str = vlm.LLAVA,
+    model: ModelPath = vlm.LLAVA,
     writing: Literal["zero", "keep"] = "zero",
     text: str = TEXT,
-    device: str = "auto",
-    batch: int = 32,
-    endpoint: dict[str, Any] | None = None,
+    device: DeviceName = "auto",
+    batch: Count = 32,
+    endpoint: vlm.EndpointTable | None = None,
 ) -> Reward:
     """Reward the fraction of a prompt's questions that a vision-language model answers as expected.
 

@@ -23,7 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from burnish.annotations import Count, CountOrZero, Positive, PositiveOrZero
 from burnish.images import eight_bit
+from burnish.redaction import excerpt, one_line, redact
 from burnish.rewards.wire import NoAnswer, Wire, encode_image, read_api_key, report_failures
 from burnish.types import Prompt, Reward
 
@@ -32,12 +34,12 @@ VERSION = 1
 
 def remote(
     url: str,
-    timeout: float = 60.0,
-    retries: int = 3,
-    batch: int = 8,
-    workers: int = 4,
+    timeout: Positive = 60.0,
+    retries: CountOrZero = 3,
+    batch: Count = 8,
+    workers: Count = 4,
     key_variable: str = "",
-    backoff: float = 0.5,
+    backoff: PositiveOrZero = 0.5,
 ) -> Reward:
     """Reward the scores that a server gives: any reward behind HTTP.
 
@@ -46,8 +48,9 @@ def remote(
     for; a warning gives their number and the last reason.
 
     Args:
-        url: address for POST requests, such as `http://localhost:8000`.
-        timeout: seconds until the connection stands, and the longest silence after that.
+        url: address for POST requests, such as `http://localhost:8000`; `${NAME}` in it is the
+            value of an environment variable.
+        timeout: seconds until the whole answer is there.
         retries: tries after the first one.
         batch: images in a request.
         workers: requests under way at once.
@@ -130,7 +133,8 @@ def read_scores(response: Any, count: int, first: int, url: str) -> list[float]:
     version = response.get("version", VERSION)
     if version != VERSION:
         raise ValueError(
-            f"{url} answers in version {version!r} of the protocol; this is version {VERSION}"
+            f"{url} answers in version {excerpt(repr(version), 50)} of the protocol; "
+            f"this is version {VERSION}"
         )
 
     scores = response["scores"]
@@ -142,7 +146,7 @@ def read_scores(response: Any, count: int, first: int, url: str) -> list[float]:
     for row, value in enumerate(scores, first):
         if value is not None and not _is_finite_number(value):
             raise ValueError(
-                f"{url} gave {repr(value)[:50]} as the score of image {row}; "
+                f"{url} gave {one_line(redact(repr(value)))[:50]} as the score of image {row}; "
                 "it must give a finite number, or null"
             )
 

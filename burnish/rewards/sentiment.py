@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from burnish.annotations import DeviceName, ModelPath, Positive
 from burnish.rewards.clip import Clip
 from burnish.types import Prompt, Reward
 
@@ -45,11 +46,11 @@ DARK = tuple(
 
 
 def sentiment(
-    model: str = "openai/clip-vit-large-patch14",
+    model: ModelPath = "openai/clip-vit-large-patch14",
     positive: tuple[str, ...] = (),
     negative: tuple[str, ...] = (),
-    temperature: float = 1.0,
-    device: str = "auto",
+    temperature: Positive = 1.0,
+    device: DeviceName = "auto",
 ) -> Reward:
     """Reward the probability that the positive texts, not the negative ones, describe an image.
 

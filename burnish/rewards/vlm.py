@@ -13,22 +13,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from burnish import zoo
+from burnish import pretrained, zoo
+from burnish.annotations import ArgumentsOf
 from burnish.errors import first_line
 from burnish.images import eight_bit
 from burnish.rewards.endpoint import Endpoint
-from burnish.rewards.vlm_cache import AnswerCache, check_questions
+from burnish.rewards.isolated import isolated
+from burnish.rewards.vlm_cache import check_questions
 
 Vlm = Callable[[Tensor, Sequence[str]], list[str | None]]
 LLAVA = "llava-hf/llava-1.5-13b-hf"  # RLCM's README: the 13B, as the 7B gives empty answers
 MAX_TOKENS = 64
+
+
+EndpointTable = Annotated[dict[str, Any], ArgumentsOf("burnish.rewards.endpoint:Endpoint", bound=1)]
+"""Further arguments of a server's `Endpoint`, as a table."""
 
 
 def load(
@@ -38,7 +44,10 @@ def load(
     batch: int = 32,
     endpoint: Mapping[str, Any] | None = None,
 ) -> Vlm:
-    """Return a vision-language model that remembers its answers by image and question.
+    """Return a vision-language model; a server's answers are remembered by image and question.
+
+    Those of a local model are not: beside which other images one is read decides the last bit, so
+    a resumed run, which remembers less, would differ.
 
     Args:
         model: a hub id, a folder, `zoo:emoji-captioner`, or the `http://` or `https://` address of
@@ -53,13 +62,13 @@ def load(
             address is none.
     """
     if model.startswith(("http://", "https://")):
-        return Endpoint(model, **{"model": "default", **(endpoint or {})})
+        return Endpoint(model, **(endpoint or {}))
     if endpoint:
         raise ValueError(
             f"endpoint = ... is for a model behind an address, and '{model}' is none; leave it out"
         )
 
-    return CachedVlm(Local.load(model, device, batch))
+    return Local.load(model, device, batch)
 
 
 @dataclass(frozen=True)
@@ -85,14 +94,16 @@ class Local:
         if batch < 1:
             raise ValueError(f"batch = {batch}: at least one image must be asked about at once")
 
-        source = zoo.resolve(name)
+        source = pretrained.find(name, "model")
         problem = zoo.load_problem(name, "an image-text-to-text model and its processor")
         dtype = "auto" if torch.cuda.is_available() else torch.float32
 
         try:
-            processor = AutoProcessor.from_pretrained(source)
-            model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
-        except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+            processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+            model = pretrained.load(
+                AutoModelForImageTextToText, source, dtype=dtype, trust_remote_code=False
+            )
+        except Exception as error:  # a damaged file makes the libraries below raise anything
             raise ValueError(f"{problem}: {first_line(error)}") from error
 
         if not hasattr(processor, "image_processor"):
@@ -125,8 +136,11 @@ class Local:
 
         for start in range(0, len(order), self.batch):
             rows = order[start : start + self.batch]
-            texts = self._generate(pixels[rows], [questions[row] for row in rows])
-            for row, text in zip(rows, texts, strict=True):
+
+            def ask(chosen: Sequence[int]) -> list[str]:
+                return self._generate(pixels[list(chosen)], [questions[row] for row in chosen])
+
+            for row, text in zip(rows, isolated(ask, rows, "", "images"), strict=True):
                 answers[row] = text
 
         return [answer or None for answer in answers]
@@ -164,19 +178,3 @@ class Local:
         return self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
-
-
-class CachedVlm:
-    """A model whose last `capacity` answers are remembered; failures are tried again."""
-
-    def __init__(self, model: Vlm, capacity: int = 10_000) -> None:
-        self.model = model
-        self._cache = AnswerCache(capacity)
-
-    def __call__(self, images: Tensor, questions: Sequence[str]) -> list[str | None]:
-        """Return one answer an image, as the model itself."""
-
-        def ask(rows: list[int]) -> list[str | None]:
-            return self.model(images[rows], [questions[row] for row in rows])
-
-        return self._cache.answer(eight_bit(images), questions, ask)

@@ -216,8 +216,8 @@ class TopFractionWeights(Advantage):
     imitates = True
 
     def __init__(self, fraction: float = 0.1, within: str = "prompt") -> None:
-        if not 0 < fraction <= 1:
-            raise ValueError(f"advantage.fraction must lie in (0, 1], not {fraction}")
+        if not 0 < fraction < 1:
+            raise ValueError(f"advantage.fraction must lie in (0, 1), not {fraction}")
         self.fraction = fraction
         self.within = checked_within(within)
         self.compares_images = within == "prompt"

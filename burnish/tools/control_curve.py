@@ -22,6 +22,7 @@ from burnish.qr.scanner import Scanner, module_errors
 from burnish.rewards.clip import Clip
 from burnish.rewards.code_distance import code_similarity
 from burnish.seeds import generator
+from burnish.stages import stage
 from burnish.types import Prompt
 
 CHUNK = 32
@@ -69,7 +70,7 @@ def curve(
         seed: of the noise.
     """
     without_control = replace(sampler, control=ControlConfig(0.0))
-    uncontrolled = sample_images(policy, without_control, prompts, seed)
+    uncontrolled = sample_images(policy, without_control, prompts, seed, "none")
     text_embeddings = clip.texts([prompt.text for prompt in prompts])
     base_embeddings = clip.images(uncontrolled)
     scanner = Scanner(conditions=conditions)
@@ -78,7 +79,7 @@ def curve(
 
     for scale in scales:
         controlled = replace(sampler, control=ControlConfig(scale))
-        images = sample_images(policy, controlled, prompts, seed)
+        images = sample_images(policy, controlled, prompts, seed, f"{scale:g}")
         readings = scanner.measure(images, layouts)
         embeddings = clip.images(images)
 
@@ -97,14 +98,25 @@ def curve(
     return points
 
 
-def sample_images(policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seed: int) -> Tensor:
-    """Return one image a prompt, (B, 3, H, W) on the CPU, from the same noise for every sampler."""
+def sample_images(
+    policy: Policy, sampler: Sampler, prompts: Sequence[Prompt], seed: int, scale: str = ""
+) -> Tensor:
+    """Return one image a prompt, (B, 3, H, W) on the CPU, from the same noise for every sampler.
+
+    Args:
+        policy: the model.
+        sampler: how images are sampled.
+        prompts: one an image.
+        seed: of the noise.
+        scale: the control scale in words, for who watches.
+    """
     images = []
 
-    for start in range(0, len(prompts), CHUNK):
-        chunk = prompts[start : start + CHUNK]
-        noise = generator(seed, "steering", start)
-        images.append(sampler.images(policy, chunk, noise, CHUNK))
+    with stage("drawing", f"{len(prompts)} images at control scale {scale}", len(prompts)):
+        for start in range(0, len(prompts), CHUNK):
+            chunk = prompts[start : start + CHUNK]
+            noise = generator(seed, "steering", start)
+            images.append(sampler.images(policy, chunk, noise, CHUNK))
 
     return torch.cat(images)
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from burnish import config as configuration
@@ -16,14 +15,19 @@ from burnish.catalog import nearest
 from burnish.config import Config, reward_names
 from burnish.diffusion.guidance import CFG, DualGuidance, EmbeddedDualGuidance, EmbeddedGuidance
 from burnish.diffusion.kernels import DDIM, LCM
+from burnish.diffusion.loading import present_device
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
-from burnish.images import eight_bit, image_grid
+from burnish.files import make_folder, write
+from burnish.images import image_grid
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander, expand_in_chunks
 from burnish.runs import Run
 from burnish.seeds import generator
+from burnish.stages import stage
 from burnish.training.assembly import load_expander, load_policy, load_sampler
+from burnish.training.export import exported_iteration
+from burnish.trust import Trust
 from burnish.types import Guidance, Prompt
 
 CHUNK = 16  # images sampled at once
@@ -37,6 +41,7 @@ def open_source(
     before: bool = False,
     strength: float = 1.0,
     controlnet: str = "",
+    trust: Trust = False,
 ) -> tuple[Policy, Sampler]:
     """Return a policy and a sampler of a run directory, as it was trained, or of any model id.
 
@@ -49,6 +54,7 @@ def open_source(
         strength: of a run's adapter, from 0 (as before training) to 1 (as trained); beyond 1 it is
             exaggerated.
         controlnet: of a model that is no run: `zoo:NAME`, a folder or a hub id.
+        trust: whether to import the code that a run names for its sampler; see `config.load`.
 
     Raises:
         FileNotFoundError: the run has no adapter yet.
@@ -56,7 +62,8 @@ def open_source(
     """
     run = Run(Path(source))
     if run.exists():
-        return _open_run(run, source, steps, guidance, before, strength)
+        config = configuration.load(run.config, purpose="sample", trust=trust)
+        return _open_run(run, config, steps, guidance, before, strength)
 
     if strength != 1:
         raise ValueError(
@@ -65,6 +72,18 @@ def open_source(
     check_is_no_lost_run(run.folder)
 
     return _open_model(source, steps, guidance, controlnet)
+
+
+def drawn_state(source: str, before: bool = False) -> str:
+    """Return what of a run is drawn: "runs/a after iteration 12"; "" of anything else."""
+    run = Run(Path(source))
+    if not run.exists():
+        return ""
+    if before:
+        return f"{source} before training"
+
+    iteration = exported_iteration(run)
+    return f"{source} as trained" if iteration is None else f"{source} after iteration {iteration}"
 
 
 def check_is_no_lost_run(folder: Path) -> None:
@@ -79,16 +98,15 @@ def check_is_no_lost_run(folder: Path) -> None:
 
 
 def _open_run(
-    run: Run, source: str, steps: int, guidance: float, before: bool, strength: float
+    run: Run, config: Config, steps: int, guidance: float, before: bool, strength: float
 ) -> tuple[Policy, Sampler]:
-    config = configuration.load(run.config)
-    if not before and not run.adapter.is_dir():
-        raise FileNotFoundError(
-            f"{run.adapter} is missing: train {source} first, or draw with --before"
-        )
+    if not before:
+        exported_iteration(run)  # refuses another state than the run's newest
 
     untrained = before or config.model.train == "none"
-    policy = load_policy(config, adapter="" if untrained else str(run.adapter))
+    device = present_device(config.model.device)
+    with stage("loading", f"model {config.model.id}"):
+        policy = load_policy(config, device, adapter="" if untrained else str(run.adapter))
 
     if strength != 1:
         policy.set_lora_scale(strength)
@@ -104,7 +122,8 @@ def _open_run(
 def _open_model(
     source: str, steps: int, guidance: float, controlnet: str
 ) -> tuple[Policy, Sampler]:
-    policy = Policy.load(source, controlnet=controlnet, train="none")
+    with stage("loading", f"model {source}"):
+        policy = Policy.load(source, controlnet=controlnet, train="none")
     consistency = policy.schedule.consistency
 
     if policy.takes_weight:
@@ -199,7 +218,7 @@ def open_expander(source: str, policy: Policy, *, before: bool = False) -> Expan
 def _run_config(source: str) -> Config | None:
     """Return the configuration of a run; None if `source` is no run."""
     run = Run(Path(source))
-    return configuration.load(run.config) if run.exists() else None
+    return configuration.load(run.config, purpose="compare") if run.exists() else None
 
 
 def draw(
@@ -221,15 +240,32 @@ def draw(
         expander: expands the prompt of each image on its own.
     """
     images = []
+    total = len(texts) * count
 
-    for text in texts:
-        prompt = Prompt(text) if isinstance(text, str) else text
-        # from a random stream of each text, or all texts of a grid would be expanded alike
-        keys = (seed, "expansions", prompt.text)
-        prompts = expand_in_chunks(expander, [prompt] * count, CHUNK, *keys)
-        images.append(sampler.images(policy, prompts, generator(seed, "draw"), CHUNK))
+    with stage("drawing", f"{len(texts)} prompts x {count} = {total} images", total):
+        for text in texts:
+            prompt = Prompt(text) if isinstance(text, str) else text
+            # from a random stream of each text, or all texts of a grid would be expanded alike
+            keys = (seed, "expansions", prompt.text)
+            prompts = expand_in_chunks(expander, [prompt] * count, CHUNK, *keys)
+            images.append(sampler.images(policy, prompts, generator(seed, "draw"), CHUNK))
 
     return torch.cat(images)
+
+
+def check_out(out: Path) -> None:
+    """Refuse a place where no images can be written, before any are drawn.
+
+    Raises:
+        FileExistsError: a grid is wanted where a folder is, or a folder where a file is.
+    """
+    is_grid = out.suffix.lower() == ".png"
+    if is_grid and out.is_dir():
+        raise FileExistsError(f"{out} is a folder; give another name for the grid")
+    if not is_grid and out.is_file():
+        raise FileExistsError(
+            f"{out} is a file; give a name that ends in .png for a grid, or a folder"
+        )
 
 
 def save(images: Tensor, texts: Sequence[str], count: int, out: Path) -> Path:
@@ -244,21 +280,16 @@ def save(images: Tensor, texts: Sequence[str], count: int, out: Path) -> Path:
     Raises:
         FileExistsError: a folder is wanted, but `out` is a file.
     """
+    check_out(out)
     if out.suffix.lower() == ".png":
         png, _ = image_grid(images, columns=count)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(png)
+        write(out, png)
         return out
 
-    if out.is_file():
-        raise FileExistsError(
-            f"{out} is a file; give a name that ends in .png for a grid, or a folder"
-        )
-
-    out.mkdir(parents=True, exist_ok=True)
-    for row, image in enumerate(eight_bit(images)):
+    make_folder(out)
+    for row, image in enumerate(images.split(1)):
         slug = re.sub(r"[^a-z0-9]+", "-", texts[row // count].lower()).strip("-")[:60]
         name = f"{row // count:02d}-{slug}-{row % count:02d}.png"
-        Image.fromarray(image).save(out / name)
+        write(out / name, image_grid(image)[0])
 
     return out

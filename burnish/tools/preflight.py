@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from burnish.config import Config
+from burnish.config import Config, images_compared
 from burnish.diffusion.sampler import Sampler
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander, Expansions
@@ -27,13 +27,13 @@ from burnish.rl.advantages import GroupAdvantage
 from burnish.rl.pareto import ParetoAdvantage, expected_share
 from burnish.runs import Run
 from burnish.seeds import generator, seed_globals
+from burnish.stages import stage
 from burnish.training.assembly import Parts
 from burnish.training.baseline import x0_baseline
 from burnish.training.batch import RolloutBatch
 from burnish.training.collect import iteration_sampler
 from burnish.training.job import Job, prepare
 from burnish.training.learners import GeneratorLearner
-from burnish.training.requirements import images_compared
 from burnish.training.updates import transition_count
 from burnish.types import Prompt, Replay, Scores, Trajectory
 from burnish.world import World
@@ -141,14 +141,16 @@ class Rehearsal:
         started = time.perf_counter()
         noise = generator(self.config.seed, "preflight")
         baseline = bool(self.config.batch.baseline)
-        sampled = sampler.sample(self.parts.policy, prompts, group, noise, baseline)
+        with stage("sampling", f"{len(prompts)} images"):
+            sampled = sampler.sample(self.parts.policy, prompts, group, noise, baseline)
         self.seconds.sampling = self.since(started) / len(prompts)
         return sampled
 
     def score(self, images: Tensor, prompts: list[Prompt]) -> Scores:
         """Return the scores of a chunk."""
         started = time.perf_counter()
-        scores = score(self.parts.rewards, images, prompts, self.parts.tolerance)
+        with stage("scoring", f"{len(prompts)} images"):
+            scores = score(self.parts.rewards, images, prompts, self.parts.tolerance)
         self.seconds.scoring = self.since(started) / len(prompts)
         return scores
 
@@ -164,9 +166,10 @@ class Rehearsal:
         process = learner.updates.process(trajectory, [(images, transitions)], 1)
 
         started = time.perf_counter()
-        replay = process.replay(images, transitions, reference=parts.objective.kl > 0)
-        if parts.policy.trainable:
-            parts.objective(replay, torch.ones(pairs)).value.backward()
+        with stage("training", f"{pairs} transitions"):
+            replay = process.replay(images, transitions, reference=parts.objective.kl > 0)
+            if parts.policy.trainable:
+                parts.objective(replay, torch.ones(pairs)).value.backward()
 
         self.seconds.training += self.since(started) / pairs
         for parameter in parts.policy.trainable:

@@ -6,21 +6,25 @@ says how good the model and its control scale are at this payload.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 
+from burnish import config as configuration
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
-from burnish.images import eight_bit
-from burnish.qr.layout import layout_of
+from burnish.files import make_folder, write
+from burnish.images import eight_bit, image_grid
+from burnish.qr.layout import TINY, Layout, layout_of
+from burnish.qr.phone import Phone
 from burnish.qr.scanner import Scanner
 from burnish.runs import Run
 from burnish.seeds import generator
 from burnish.tools.gallery import CHUNK, open_source
+from burnish.trust import Trust
 from burnish.types import Prompt
 
 
@@ -30,6 +34,7 @@ class FoundImage:
 
     image: Tensor  # (3, H, W) in [0, 1], on the CPU
     attempt: int
+    phone: bool | None = None  # independent readers read it; None: not known
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ def open_controlled(
     steps: int = 0,
     guidance: float = -1.0,
     scale: float = -1.0,
+    trust: Trust = False,
 ) -> tuple[Policy, Sampler]:
     """Return a policy with a ControlNet, and its sampler.
 
@@ -60,6 +66,7 @@ def open_controlled(
         steps: network calls an image; 0 takes the run's, or 50, or 4 of a consistency model.
         guidance: its weight; negative takes the run's, or 5 (1.5 of an LCM-LoRA).
         scale: of the control; negative takes the run's, or 1.
+        trust: whether to import the code that a run names for its sampler; see `config.load`.
 
     Raises:
         FileNotFoundError, ValueError: there is no such thing, or it has no ControlNet.
@@ -67,7 +74,9 @@ def open_controlled(
     if source.startswith("zoo:"):
         controlnet = controlnet or "zoo:emoji-qr"
 
-    policy, sampler = open_source(source, steps=steps, guidance=guidance, controlnet=controlnet)
+    policy, sampler = open_source(
+        source, steps=steps, guidance=guidance, controlnet=controlnet, trust=trust
+    )
 
     if not policy.has_controlnet:
         if Run(Path(source)).exists():
@@ -86,6 +95,60 @@ def open_controlled(
     return policy, sampler
 
 
+def choose_canvas(policy: Policy, prompt: Prompt, size: int = 0) -> Layout:
+    """Make the model's canvas one on which an ordinary QR code of the payload fits.
+
+    That is the model's own canvas if it has 128 px and the code fits; else the next larger one, up
+    to twice as large, on which a module has at least one pixel of the latents.
+
+    Args:
+        policy: a model with a ControlNet, whose canvas is changed.
+        prompt: with a payload.
+        size: side of the canvas in px that is wanted instead; below 128 px the code is Micro QR.
+
+    Returns:
+        The code on that canvas.
+
+    Raises:
+        ValueError: the payload fits no canvas, or not the one that is wanted.
+    """
+    latent_pixel = policy.pipe.vae_scale_factor
+    first = max(TINY, latent_pixel * max(policy.latent_shape[-2:]))
+
+    for side in () if size else range(first, 2 * first, 8):
+        try:
+            policy.resize(side)  # the model does not draw all sizes
+            layout = layout_of(prompt, side)
+        except ValueError:
+            continue
+
+        if layout.module >= latent_pixel:
+            return layout
+
+    side = size or 2 * first
+    try:
+        policy.resize(side)
+        return layout_of(prompt, side)
+    except ValueError as reason:
+        about_size = "does not fit" in str(reason) or "model.size" in str(reason)
+        hint = " (--size sets it)" if about_size else ""
+        raise ValueError(f"{reason}{hint}") from reason
+
+
+def deciding_decoders(source: str, decoders: Sequence[str]) -> tuple[str, ...]:
+    """Return the decoders that choose the images and those of the rewards of a run.
+
+    Args:
+        source: a run directory, or any other model.
+        decoders: that choose.
+    """
+    run = Run(Path(source))
+    rewards = configuration.load(run.config, purpose="compare").rewards if run.exists() else []
+    rewarded = [table for table in rewards if table["use"] == "qr_scan"]
+    used = [name for table in rewarded for name in table.get("decoders") or ("zxing",)]
+    return (*decoders, *used)
+
+
 def search(
     policy: Policy,
     sampler: Sampler,
@@ -95,6 +158,7 @@ def search(
     count: int,
     tries: int,
     seed: int = 0,
+    phone: Phone | None = None,
     on_try: Callable[[int, int], None] = lambda sampled, found: None,
 ) -> Search:
     """Sample `prompt` with its payload until enough images are read under every condition.
@@ -109,16 +173,18 @@ def search(
         count: of images to find.
         tries: the images to sample at most.
         seed: of the noise.
+        phone: gives the verdict `phone` on what is kept; by default the readers of other libraries
+            than the scanner's.
         on_try: called after each batch with the numbers of images sampled and found so far.
 
     Raises:
         ValueError: the payload does not fit the model's canvas.
     """
+    phone = phone or Phone(scanner.decoders)
     readable: list[FoundImage] = []
     passed = 0
     read = 0
     sampled = 0
-    payload = ""
 
     while sampled < tries and len(readable) < count:
         noise = generator(seed, "art", sampled)
@@ -131,13 +197,32 @@ def search(
 
         for row in readings.strict.nonzero().flatten().tolist():
             if len(readable) < count:
-                readable.append(FoundImage(images[row], sampled + row + 1))
-                payload = layout.payload  # a strict reading is an exact one
+                grey = Image.fromarray(eight_bit(images[row : row + 1])[0]).convert("L")
+                verdict = phone.reads(grey, layout.payload, layout.module, layout.micro)
+                readable.append(FoundImage(images[row], sampled + row + 1, verdict))
 
         sampled += len(images)
         on_try(sampled, len(readable))
 
-    return Search(readable, sampled, passed, read, payload)
+    # a strict reading is an exact one
+    return Search(readable, sampled, passed, read, layout.payload if readable else "")
+
+
+def summary(result: Search, layout: Layout, phone: Phone) -> str:
+    """Return two lines about a search: how many images are read, and by whom."""
+    outcome = "raise --scale or --tries"
+    if result.images:
+        outcome = f"{len(result.images)} kept, they say {result.payload!r}"
+
+    verdicts = [found.phone for found in result.images]
+    known = verdicts and not layout.micro and None not in verdicts
+    counted = f"{verdicts.count(True)} of {len(verdicts)} " if known else ""
+
+    return (
+        f"{result.passed} of {result.tries} tries are read under every condition, "
+        f"{result.read} under some; {outcome}\n"
+        f"code {layout.designator} on {layout.side} px; phone: {counted}{phone.note(layout.micro)}"
+    )
 
 
 def save(result: Search, folder: Path) -> list[Path]:
@@ -149,12 +234,12 @@ def save(result: Search, folder: Path) -> list[Path]:
     if folder.is_file():
         raise FileExistsError(f"{folder} is a file; choose another --out")
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     paths = []
 
     for found in result.images:
         path = folder / f"code-{found.attempt:04d}.png"
-        Image.fromarray(eight_bit(found.image[None])[0]).save(path)
+        write(path, image_grid(found.image[None])[0])
         paths.append(path)
 
     return paths

@@ -49,6 +49,7 @@ from burnish.prompts.expander import Expander
 from burnish.rewards.clip import Clip
 from burnish.rewards.vlm import Local
 from burnish.seeds import generator
+from burnish.stages import stage
 from burnish.tools.control_curve import Point, curve
 from burnish.tools.control_curve import prompts as qr_prompts
 from burnish.tools.gallery import open_source
@@ -146,7 +147,9 @@ def _generate_scenes(
     policy: Policy, sampler: Sampler, scenes: Sequence[Scene], seed: int, kind: str
 ) -> Tensor:
     prompts = [Prompt(scene.caption) for scene in scenes]
-    return generate(policy, sampler, prompts, generator(seed, "zoo check", kind))
+    detail = f"{len(scenes)} images of {kind} in {sampler.steps} steps"
+    with stage("drawing", detail, len(scenes)):
+        return generate(policy, sampler, prompts, generator(seed, "zoo check", kind))
 
 
 def _judged(images: Tensor, scenes: Sequence[Scene], kind: str) -> Tensor:

@@ -2,38 +2,58 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from burnish import catalog
-from burnish.checked import checked_prompts
+from burnish.catalog import IN_MEMORY
+from burnish.checked import checked_part, checked_prompts, name_of
 from burnish.config import (
     Config,
     Table,
+    check_compared_images,
     check_curriculum,
     check_expander,
+    check_noise,
     reward_arguments,
     reward_names,
 )
+from burnish.diffusion.loading import present_device
 from burnish.diffusion.policy import DTYPES, Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.held_out import Panel
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
 from burnish.prompts.imitation import imitate, read_pairs
-from burnish.rewards import Tolerance
+from burnish.rewards.tolerance import Tolerance, keep_waiting
 from burnish.rl.curriculum import ConstantCurriculum
+from burnish.seeds import generator
+from burnish.stages import stage
 from burnish.training.requirements import (
-    check_compared_images,
+    check_devices,
     check_identifiers,
     check_transitions,
 )
-from burnish.types import Advantage, Curriculum, Judge, Objective, Prompt, Reward
+from burnish.types import (
+    Advantage,
+    Curriculum,
+    Guidance,
+    Judge,
+    Kernel,
+    Objective,
+    Prompt,
+    Reward,
+    describe_value,
+)
+from burnish.user_code import check_signature
 
 if TYPE_CHECKING:
     from burnish.training.learners import Learner
@@ -41,16 +61,13 @@ if TYPE_CHECKING:
 Source = Callable[[int], Sequence[Prompt]]
 """(how many are wanted) -> that many prompts, drawn anew each time."""
 
-IN_MEMORY = "burnish.training.assembly:absent"
-"""The name that a run's configuration gives to an object of a Python program."""
-
 
 @dataclass(frozen=True)
 class Overrides:
     """Objects of a Python program that `train` takes in place of what the configuration names.
 
-    Only that program can resume such a run. Its config.toml marks the place of rewards and of a
-    source, but cannot hold them; of a policy it has [model] as given, which is loaded by others.
+    Only that program can resume such a run. Its config.toml marks the place of what is given, but
+    cannot hold it; of a policy it has [model] as given, which is loaded by others.
     """
 
     # in place of [model], which should say how it was made; it is trained as it is
@@ -66,8 +83,62 @@ class Overrides:
     # by name, beside the generator and the expander: what else learns
     learners: Mapping[str, Learner] = field(default_factory=dict)
 
+    # in place of what the tables of these names say: an object of the protocol, or a function that
+    # is called as the object would be
+    advantage: Advantage | Callable[..., Any] | None = None
+    objective: Objective | Callable[..., Any] | None = None
+    curriculum: Curriculum | Callable[..., Any] | None = None
+    kernel: Kernel | Callable[..., Any] | None = None
+    guidance: Guidance | Callable[..., Any] | None = None
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The given parts of a run's method by their kind."""
+        given = {
+            "advantage": self.advantage,
+            "objective": self.objective,
+            "curriculum": self.curriculum,
+            "kernel": self.kernel,
+            "guidance": self.guidance,
+        }
+        return {kind: part for kind, part in given.items() if part is not None}
+
+    def build(self, kind: str, table: Table, where: str = "") -> Any:
+        """Return the given part of a kind, or else what the configuration's table names.
+
+        Raises:
+            ValueError: it is no part of this kind.
+        """
+        if kind not in self.parts:
+            return catalog.build(kind, table, where)
+        return checked_part(kind, self.parts[kind], _own_name(self.parts[kind]))
+
+    def check(self) -> None:
+        """Refuse rewards, a source or learners that could not be called.
+
+        Raises:
+            ValueError: one sentence that says how to give them.
+        """
+        for name, example in (
+            ("rewards", 'rewards by name, such as {"redness": redness}'),
+            ("learners", 'learners by name, such as {"critic": critic}'),
+        ):
+            given = getattr(self, name)
+            if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+                shape = describe_value(given)
+                raise ValueError(f"overrides.{name} is {shape}; give a dict of {example}")
+
+        given_rewards(self)
+        if self.source is not None:
+            check_signature("overrides.source", self.source, ("count",))
+
     def apply_to(self, config: Config) -> Config:
-        """Return the configuration with the objects in it; rewards keep their names' weights."""
+        """Return the configuration with the objects in it; rewards keep their names' weights.
+
+        Raises:
+            ValueError: the rewards, the source or the learners are not what they must be.
+        """
+        self.check()
         changes: dict[str, Any] = {}
 
         if self.rewards:
@@ -84,31 +155,48 @@ class Overrides:
         if self.source is not None:
             changes["prompts"] = {"use": IN_MEMORY}
 
-        return replace(config, **changes)
+        tables: dict[str, Any] = {
+            kind: {"use": IN_MEMORY, "name": _own_name(part)} for kind, part in self.parts.items()
+        }
+        of_sampler = {kind: tables.pop(kind) for kind in ("kernel", "guidance") if kind in tables}
+        sampler = replace(config.sampler, **of_sampler)
+        return replace(config, sampler=sampler, **changes, **tables)
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Everything that a configuration names."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluationParts:
+    """The parts of a configuration that an evaluation needs."""
 
     policy: Policy
     sampler: Sampler
-    prompts: list[Prompt]  # trained on; with a `source` those of samples and evaluations
     rewards: dict[str, Reward]
     weights: Tensor  # (K,) of the rewards
     tolerance: Tolerance  # of rewards that fail
-    advantage: Advantage
-    objective: Objective
-    curriculum: Curriculum
     judge: Judge | None
-    panel: Panel  # held-out measures of the evaluations
+    panel: Panel  # held-out measures
     evaluation_prompts: dict[str, list[Prompt]]  # "train" and, if there are any, "unseen"
-    source: Source | None = None  # draws each iteration's prompts, if they are no fixed list
+    listed: Mapping[str, int] = field(default_factory=dict)  # prompts of each set before thinning
     expander: Expander | None = None  # rewrites what the generator reads
     template: str = "{}"  # all reward identifiers: put around the prompts of evaluations
 
 
-def assemble(config: Config, device: str = "", overrides: Overrides | None = None) -> Parts:
+@dataclass(frozen=True, kw_only=True)
+class Parts(EvaluationParts):
+    """Everything that a configuration names."""
+
+    prompts: list[Prompt]  # trained on; with a `source` those of samples and evaluations
+    advantage: Advantage
+    objective: Objective
+    curriculum: Curriculum
+    source: Source | None = None  # draws each iteration's prompts, if they are no fixed list
+
+
+def assemble(
+    config: Config,
+    device: str = "",
+    overrides: Overrides | None = None,
+    poll: Callable[[], None] = keep_waiting,
+) -> Parts:
     """Return the parts of a configuration, with what `overrides` gives in place of its own.
 
     What takes longest comes last, so that a slip is reported soon.
@@ -117,45 +205,98 @@ def assemble(config: Config, device: str = "", overrides: Overrides | None = Non
         config: of the run.
         device: in place of the configuration's; "" keeps that.
         overrides: objects in place of what the configuration names.
+        poll: called often while a reward is waited for; it may raise to stop.
 
     Raises:
         ValueError, OSError: a part cannot be loaded, or the parts do not fit each other.
     """
     overrides = overrides or Overrides()
     check_expander(config)
-    check_curriculum(config)
     check_identifiers(config)
+    check_devices(config, device)
     prompts = [] if overrides.source else load_prompts(config.prompts, "prompts")
     evaluation_prompts = load_evaluation_prompts(config, prompts)
 
-    advantage = catalog.build("advantage", config.advantage)
-    objective = catalog.build("objective", config.objective)
-    curriculum = load_curriculum(config)
-    sampler = load_sampler(config)
-    policy = overrides.policy or load_policy(config, device)
+    advantage = overrides.build("advantage", config.advantage)
+    objective = overrides.build("objective", config.objective)
+    curriculum = load_curriculum(config, overrides)
+    sampler = load_sampler(config, overrides)
+    check_noise(sampler.kernel, objective)
+    needs_reference = objective.kl > 0 or config.guard.kl > 0
+    with stage("loading", f"model {config.model.id}"):
+        policy = overrides.policy or load_policy(config, device, reference=needs_reference)
     check_policy(config, policy)
     add_identifiers(config, policy)
     check_transitions(config, policy, sampler, objective, advantage)
     check_compared_images(config, advantage)
-
-    scoring = config.scoring
-    tolerance = Tolerance(scoring.retries, scoring.timeout, scoring.missing == "mask")
-    identified = range(len(config.rewards) if config.sampler.identifiers else 0)
+    rewards = given_rewards(overrides)
+    shared = _shared(config, policy, sampler, evaluation_prompts, rewards, poll)
+    known = [*prompts, *chain.from_iterable(evaluation_prompts.values())]
+    drawn = identifiers.with_template(known, shared.template)
+    policy.prompt_encoder.check([prompt.generator_text for prompt in drawn])
 
     return Parts(
-        policy=policy,
-        sampler=sampler,
+        **vars(shared),
         prompts=prompts or evaluation_prompts["train"],
-        rewards=dict(overrides.rewards) or load_rewards(config.rewards, "rewards"),
-        weights=torch.tensor([float(table.get("weight", 1.0)) for table in config.rewards]),
-        tolerance=tolerance,
         advantage=advantage,
         objective=objective,
         curriculum=curriculum,
-        judge=load_judge(config),
-        panel=load_panel(config, tolerance),
-        evaluation_prompts=evaluation_prompts,
         source=overrides.source,
+    )
+
+
+def assemble_evaluation(config: Config) -> EvaluationParts:
+    """Return what an evaluation of a run needs; no advantage, objective or curriculum is built.
+
+    The run may have been trained on another machine: a device that this one lacks is replaced.
+
+    Raises:
+        ValueError, OSError: a part cannot be loaded, or the parts do not fit each other.
+    """
+    check_expander(config)
+    check_identifiers(config)
+    device = present_device(config.model.device)
+    check_devices(config, device)
+    prompts = [] if config.evaluation.prompts else load_prompts(config.prompts, "prompts")
+    evaluation_prompts = load_evaluation_prompts(config, prompts)
+    sampler = load_sampler(config)
+    reference = config.guard.action != "none" and config.guard.kl > 0
+    with stage("loading", f"model {config.model.id}"):
+        policy = load_policy(config, device, reference=reference)
+    return _shared(config, policy, sampler, evaluation_prompts)
+
+
+def _shared(
+    config: Config,
+    policy: Policy,
+    sampler: Sampler,
+    evaluation_prompts: dict[str, list[Prompt]],
+    given: Mapping[str, Reward] | None = None,
+    poll: Callable[[], None] = keep_waiting,
+) -> EvaluationParts:
+    scoring = config.scoring
+    masked = scoring.missing == "mask"
+    tolerance = Tolerance(scoring.retries, scoring.timeout, masked, poll=poll)
+    identified = range(len(config.rewards) if config.sampler.identifiers else 0)
+
+    with stage("loading", f"rewards {', '.join(reward_names(config.rewards))}"):
+        rewards = dict(given or {}) or load_rewards(config.rewards, "rewards")
+        judge = load_judge(config)
+        panel = load_panel(config, tolerance)
+
+    return EvaluationParts(
+        policy=policy,
+        sampler=sampler,
+        rewards=rewards,
+        weights=torch.tensor([float(table.get("weight", 1.0)) for table in config.rewards]),
+        tolerance=tolerance,
+        judge=judge,
+        panel=panel,
+        evaluation_prompts={
+            name: thinned(prompt_set, config.evaluation.max_prompts)
+            for name, prompt_set in evaluation_prompts.items()
+        },
+        listed={name: len(prompt_set) for name, prompt_set in evaluation_prompts.items()},
         expander=load_expander(config, policy),
         template=identifiers.template(identified, config.sampler.identifiers_after),
     )
@@ -173,6 +314,11 @@ def absent(**arguments: Any) -> NoReturn:
     )
 
 
+def _own_name(part: Any) -> str:
+    """Return the name of a function or of an object's class, without its module's."""
+    return name_of(part).partition(".")[2]
+
+
 def load_prompts(table: Table, where: str) -> list[Prompt]:
     """Return the prompts of a source; an empty table gives none.
 
@@ -182,7 +328,17 @@ def load_prompts(table: Table, where: str) -> list[Prompt]:
     if not table:
         return []
 
-    return checked_prompts(catalog.build("prompts", table, where), table["use"])
+    prompts = checked_prompts(catalog.build("prompts", table, where), table["use"])
+    counts = Counter((prompt.text, prompt.template, repr(prompt.metadata)) for prompt in prompts)
+    repeated = [text for (text, *_), count in counts.items() if count > 1]
+    if repeated:
+        warnings.warn(
+            f"{where}: {len(prompts) - len(counts)} of {len(prompts)} prompts are there already "
+            f"(such as '{repeated[0]}'): they are drawn more often, and count as prompts of their "
+            "own",
+            stacklevel=2,
+        )
+    return prompts
 
 
 def load_evaluation_prompts(config: Config, prompts: list[Prompt]) -> dict[str, list[Prompt]]:
@@ -210,30 +366,56 @@ def load_evaluation_prompts(config: Config, prompts: list[Prompt]) -> dict[str, 
     return prompt_sets
 
 
-def load_sampler(config: Config) -> Sampler:
+def thinned(prompts: list[Prompt], most: int) -> list[Prompt]:
+    """Return at most so many of the prompts, in their order: one of each stretch of the list.
+
+    It is drawn from its stretch, from a fixed seed, so that the same list always gives the same
+    prompts, and a list with a rhythm (every noun in two styles) does not give one style only.
+
+    Args:
+        prompts: a set of an evaluation.
+        most: of them; 0: all.
+    """
+    count = len(prompts)
+    if not most or count <= most:
+        return prompts
+
+    ends = [index * count // most for index in range(most + 1)]
+    draw = generator("evaluation prompts")
+    rows = [int(torch.randint(start, end, (1,), generator=draw)) for start, end in pairwise(ends)]
+    return [prompts[row] for row in rows]
+
+
+def load_sampler(config: Config, overrides: Overrides | None = None) -> Sampler:
     """Return the sampler: kernel, steps, guidance and control."""
-    kernel = catalog.build("kernel", config.sampler.kernel, "sampler.kernel")
-    guidance = catalog.build("guidance", config.sampler.guidance, "sampler.guidance")
+    overrides = overrides or Overrides()
+    kernel = overrides.build("kernel", config.sampler.kernel, "sampler.kernel")
+    guidance = overrides.build("guidance", config.sampler.guidance, "sampler.guidance")
     return Sampler(kernel, config.sampler.steps, guidance, config.sampler.control)
 
 
-def load_curriculum(config: Config) -> Curriculum:
+def load_curriculum(config: Config, overrides: Overrides) -> Curriculum:
     """Return the curriculum of the control scale; without one the constant scale."""
     if not config.curriculum:
         return ConstantCurriculum(config.sampler.control.scale)
 
-    curriculum: Curriculum = catalog.build("curriculum", config.curriculum)
+    curriculum: Curriculum = overrides.build("curriculum", config.curriculum)
+    check_curriculum(config, curriculum)
     return curriculum
 
 
-def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
+def load_policy(
+    config: Config, device: str = "", adapter: str = "", *, reference: bool = False
+) -> Policy:
     """Return the model with its trainable weights.
 
-    `device` and `adapter` stand in for the configuration's.
+    Args:
+        config: of the run.
+        device: in place of the configuration's; "" keeps that.
+        adapter: in place of the configuration's; "" keeps that.
+        reference: keep the weights before training beside those that are trained in full.
     """
     model = config.model
-    objective: Objective = catalog.build("objective", config.objective)
-    needs_reference = objective.kl > 0 or config.guard.kl > 0
     policy = Policy.load(
         model.id,
         train=model.train,
@@ -252,7 +434,7 @@ def load_policy(config: Config, device: str = "", adapter: str = "") -> Policy:
         size=model.size,
         trainable_parts=model.trainable_parts,
         adapter=adapter or model.adapter or None,
-        reference=model.train == "full" and needs_reference,
+        reference=model.train == "full" and reference,
     )
     add_identifiers(config, policy)
     return policy
@@ -280,18 +462,19 @@ def load_expander(config: Config, policy: Policy, adapter: str = "") -> Expander
     if not settings.model:
         return None
 
-    expander = Expander.load(
-        settings.model,
-        train="none" if adapter else settings.train,
-        rank=settings.rank,
-        dtype=settings.dtype,
-        device=policy.device,
-        adapter=adapter or settings.adapter,
-        temperature=settings.temperature,
-        tokens=settings.tokens,
-        instruction=settings.instruction,
-        fits=partial(identifiers.fits, policy.pipe),
-    )
+    with stage("loading", f"expander {settings.model}"):
+        expander = Expander.load(
+            settings.model,
+            train="none" if adapter else settings.train,
+            rank=settings.rank,
+            dtype=settings.dtype,
+            device=policy.device,
+            adapter=adapter or settings.adapter,
+            temperature=settings.temperature,
+            tokens=settings.tokens,
+            instruction=settings.instruction,
+            fits=partial(identifiers.fits, policy.pipe),
+        )
 
     if not expander.trainable:
         return expander
@@ -331,6 +514,19 @@ def load_rewards(tables: Sequence[Table], where: str) -> dict[str, Reward]:
     return rewards
 
 
+def given_rewards(overrides: Overrides) -> dict[str, Reward]:
+    """Return the rewards of a Python program.
+
+    Raises:
+        ValueError: one of them cannot be called with images and prompts.
+    """
+    called_with = catalog.CALLED_WITH["reward"]
+    return {
+        name: checked_part("reward", reward, f"'{name}'", called_with)
+        for name, reward in overrides.rewards.items()
+    }
+
+
 def of_original(reward: Reward) -> Reward:
     """Return a reward that sees the prompts as they were before they were expanded."""
 
@@ -348,7 +544,7 @@ def load_panel(config: Config, tolerance: Tolerance) -> Panel:
 
     from burnish.rewards.clip import Clip
 
-    clip = Clip.load(guard.diversity) if guard.diversity else None
+    clip = Clip.load(guard.diversity, key="guard.diversity") if guard.diversity else None
     return Panel(load_rewards(guard.panel, "guard.panel"), clip, guard.kl > 0, tolerance)
 
 

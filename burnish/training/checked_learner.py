@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from torch import Tensor
 from burnish.checked import LIKELY_SLIP, name_of, own_names
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.learners import Learner
+from burnish.training.metrics import plain_number
 from burnish.types import describe_value
+from burnish.user_code import call_user
 
 RESERVED = ("generator", "expander")
 
@@ -73,7 +76,7 @@ def _has(learner: Any, method: str) -> bool:
 
 
 class CheckedLearner(Learner):
-    """A user's learner: methods that it does not have do what `Learner` does.
+    """A user's learner: methods that it does not have do what `Learner` does; it gets copies.
 
     Args:
         learner: the object.
@@ -90,13 +93,13 @@ class CheckedLearner(Learner):
         Raises:
             ValueError: they are no mapping from texts to what JSON can hold.
         """
-        metrics = self.learner.learn(batch, credit)
+        metrics = self._call("learn", deepcopy(batch), deepcopy(credit))
         if not isinstance(metrics, Mapping):
             raise ValueError(
                 f"{self.name}.learn returned {describe_value(metrics)}; return a dict of metrics"
             )
 
-        plain = {str(key): _plain(value) for key, value in metrics.items()}
+        plain = {str(key): plain_number(value) for key, value in metrics.items()}
         try:
             json.dumps(plain)
         except (TypeError, ValueError) as error:
@@ -115,7 +118,7 @@ class CheckedLearner(Learner):
         if not hasattr(self.learner, "state"):
             return {}
 
-        state = self.learner.state()
+        state = self._call("state")
         if not isinstance(state, Mapping) or not all(
             isinstance(tensor, Tensor) for tensor in state.values()
         ):
@@ -131,7 +134,7 @@ class CheckedLearner(Learner):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore its state, if it keeps one."""
         if hasattr(self.learner, "load_state"):
-            self.learner.load_state(state)
+            self._call("load_state", state)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return the context in which its weights are averaged, if it has one."""
@@ -143,15 +146,12 @@ class CheckedLearner(Learner):
     def reset(self, state: Mapping[str, Tensor] | None) -> None:
         """Let it go back, if it can."""
         if hasattr(self.learner, "reset"):
-            self.learner.reset(state)
+            self._call("reset", state)
 
     def export(self, folder: Path) -> None:
         """Let it export itself, if it can."""
         if hasattr(self.learner, "export"):
-            self.learner.export(folder)
+            self._call("export", folder)
 
-
-def _plain(value: Any) -> Any:
-    """Return a number for a tensor or an array of one number; anything else as it is."""
-    one_number = isinstance(value, Tensor) and value.numel() == 1
-    return value.item() if one_number or type(value).__module__ == "numpy" else value
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return call_user(f"{self.name}.{method}", getattr(self.learner, method), *arguments)

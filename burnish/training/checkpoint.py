@@ -1,24 +1,23 @@
 """Checkpoints: everything needed to go on as if a run had never stopped. No pickle.
 
     checkpoints/000012/tensors.safetensors    each learner's weights, average and optimizer
-    checkpoints/000012/state.json             the iteration, what the parts remember, and the
-                                              SHA-256 of the tensors
+    checkpoints/000012/state.json             the iteration, what the parts remember, where the run
+                                              comes from, and the SHA-256 of the tensors
 
 A checkpoint is written into a temporary folder, flushed to the disk and renamed, so one that can be
-seen is intact; the digest shows when it was damaged later. Nothing random is stored: every
-iteration derives its random numbers from (seed, iteration), see `seeds`.
+seen is intact; digests of both files show when it was damaged or edited later. Nothing random is
+stored: every iteration derives its random numbers from (seed, iteration), see `seeds`.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
-import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from burnish.annotations import complaint
 from burnish.errors import os_error_context, type_and_message
-from burnish.runs import dumps, write
+from burnish.files import (
+    dumps,
+    flush,
+    json_object,
+    make_folder,
+    read_text,
+    remove_folder,
+    replace,
+    sha256,
+    sync_folder,
+    write,
+)
+from burnish.run_files import StateFile
 
 FORMAT = 2
 
@@ -45,6 +57,7 @@ class State:
     iteration: int  # iterations that are done
     learners: dict[str, dict[str, Tensor]]  # by name, what `Learner.state` returned
     memory: dict[str, Any] = field(default_factory=dict)  # by part, JSON: advantage, curriculum
+    origin: dict[str, Any] = field(default_factory=dict)  # see `training.origin`; {}: not known
 
 
 def save(folder: Path, state: State, keep: int = 2, spared: int = 0) -> Path:
@@ -68,38 +81,55 @@ def save(folder: Path, state: State, keep: int = 2, spared: int = 0) -> Path:
     try:
         with tensor_error_context(final):
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            digest = _write_tensors(temporary / "tensors.safetensors", state)
+            make_folder(temporary)
             about = {
                 "format": FORMAT,
                 "iteration": state.iteration,
-                "sha256": digest,
+                "sha256": _write_tensors(temporary / "tensors.safetensors", state),
                 "learners": list(state.learners),
                 "memory": state.memory,
+                "origin": state.origin,
                 "torch": str(torch.__version__),
             }
-            write(temporary / "state.json", dumps(about, indent=1))
+            digest = {"digest": _text_digest(about)}
+            write(temporary / "state.json", dumps(about | digest, indent=1))
+            sync_folder(temporary)
             # only a damaged one can be there: it was not resumed from
             shutil.rmtree(final, ignore_errors=True)
-            os.replace(temporary, final)
+            replace(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
-    # One with a higher number is damaged, or it would have been resumed from: it must not push out
-    # an intact one.
-    older = [path for path in _numbered(folder) if int(path.name) <= state.iteration]
-    for path in older[:-keep]:
-        if int(path.name) != spared:
-            shutil.rmtree(path, ignore_errors=True)
-
+    prune(folder, state.iteration, keep, spared)
     return final
 
 
+def prune(folder: Path, iteration: int, keep: int, spared: int = 0) -> None:
+    """Delete the checkpoints before the `keep` newest up to `iteration`, but for `spared`."""
+    # One with a higher number is damaged, or it would have been resumed from: it must not push out
+    # an intact one.
+    older = [path for path in _numbered(folder) if int(path.name) <= iteration]
+    for path in older[:-keep]:
+        if int(path.name) != spared:
+            remove_folder(path)
+
+
 def forget(folder: Path, iteration: int) -> None:
-    """Delete the checkpoints after `iteration`."""
-    for path in _numbered(folder):
+    """Delete the checkpoints after `iteration`, the newest first."""
+    for path in reversed(_numbered(folder)):
         if int(path.name) > iteration:
-            shutil.rmtree(path)
+            remove_folder(path)
+
+
+def newest(folder: Path) -> dict[str, Any]:
+    """Return the state.json of the newest checkpoint that has one; {} if there is none.
+
+    Its tensors are not read.
+    """
+    for path in reversed(_numbered(folder)):
+        with suppress(ValueError, OSError):
+            return _read_state(path)
+    return {}
 
 
 def restore(folder: Path) -> State | None:
@@ -112,12 +142,14 @@ def restore(folder: Path) -> State | None:
     """
     checkpoints = _numbered(folder)
     other_versions = 0
+    faults: list[str] = []
 
     for path in reversed(checkpoints):
         try:
             return read(path)
         except (ValueError, OSError) as error:
             other_versions += isinstance(error, OtherVersionError)
+            faults.append(str(error))
             warnings.warn(f"{error}; it is skipped", stacklevel=2)
 
     if checkpoints and other_versions == len(checkpoints):
@@ -127,8 +159,8 @@ def restore(folder: Path) -> State | None:
         )
     if checkpoints:
         raise ValueError(
-            f"{folder}: none of its {len(checkpoints)} checkpoints is intact; train again with "
-            "another --out"
+            f"{folder}: none of its {len(checkpoints)} checkpoints is intact ({faults[0]}); train "
+            "again with another --out"
         )
     return None
 
@@ -140,28 +172,43 @@ def read(path: Path) -> State:
         ValueError: it is damaged or something else.
     """
     try:
-        about = json.loads((path / "state.json").read_text("utf-8"))
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            raise OtherVersionError(f"{path}: not a checkpoint of this version of Burnish")
-        if _digest(path / "tensors.safetensors") != about["sha256"]:
+        about = _read_state(path)
+        if wrong := complaint(about, StateFile, ""):
+            raise ValueError(f"{path}: not an intact checkpoint: in state.json {wrong}")
+        if sha256(path / "tensors.safetensors") != about["sha256"]:
             raise ValueError(f"{path}: damaged: its tensors are not what was written")
 
         tensors = load_file(path / "tensors.safetensors")
         return State(
-            iteration=int(about["iteration"]),
+            iteration=about["iteration"],
             learners={name: under(f"{name}/", tensors) for name in about["learners"]},
             memory=dict(about["memory"]),
+            origin=dict(about.get("origin", {})),
         )
-    except (
-        OSError,
-        SafetensorError,
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        KeyError,
-        TypeError,
-    ) as error:
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
         reason = type_and_message(error)
         raise ValueError(f"{path}: not an intact checkpoint ({reason})") from error
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return the state.json in a checkpoint's folder, as it was written.
+
+    Raises:
+        ValueError: it is of another version, or was changed since.
+    """
+    text = read_text(path / "state.json")
+    about = json_object(text, f"{path}: its state.json", "it is damaged")
+    if about.get("format") != FORMAT:
+        raise OtherVersionError(f"{path}: not a checkpoint of this version of Burnish")
+
+    digest = about.pop("digest", None)
+    if digest is not None and digest != _text_digest(about):
+        raise ValueError(f"{path}: damaged: its state.json is not what was written")
+
+    iteration = about.get("iteration")
+    if type(iteration) is not int or iteration != int(path.name):
+        raise ValueError(f"{path}: damaged: its state.json is of iteration {iteration}")
+    return about
 
 
 def is_intact(path: Path) -> bool:
@@ -180,8 +227,8 @@ def tensor_error_context(path: Path) -> Iterator[None]:
         try:
             yield
         except SafetensorError as error:
-            full = "os error 28" in str(error) or "No space" in str(error)
-            raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+            number = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error)) from error
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -240,20 +287,20 @@ def _write_tensors(path: Path, state: State) -> str:
     }
     save_file(tensors, path)
     with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-    return _digest(path)
+        flush(file)
+    return sha256(path)
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _text_digest(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(dumps(about).encode()).hexdigest()
 
 
 def _numbered(folder: Path) -> list[Path]:
     """Return the checkpoints by rising iteration."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and path.name.isascii() and path.name.isdigit()
+    )

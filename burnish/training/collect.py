@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,14 +18,15 @@ from torch import Tensor
 
 from burnish.diffusion.sampler import Sampler, join_trajectories
 from burnish.prompts.expander import Expansions
-from burnish.rewards import score
 from burnish.seeds import generator
-from burnish.training.assembly import Parts
+from burnish.stages import advance, stage
 from burnish.training.batch import RolloutBatch
 from burnish.training.expansion import expand_prompts
 from burnish.training.job import Job
 from burnish.training.prompt_sampling import sample_prompts, target_rewards
+from burnish.training.scoring import Scoring, join_scores
 from burnish.types import Prompt, Scores, Trajectory
+from burnish.user_code import call_hook, own_prompts, own_scores
 
 
 @dataclass(frozen=True)
@@ -124,29 +124,26 @@ def rollout_and_score(
     noise = generator(job.config.seed, iteration, "noise", job.world.rank)
     keep_x0_pred = bool(job.config.batch.baseline)
     trajectories: list[Trajectory] = []
-    futures: list[Future[tuple[Scores, float]]] = []
     sampled: list[Tensor] = []
-    thread = ThreadPoolExecutor(1)
 
-    try:
-        for rows in torch.arange(len(group)).split(job.config.batch.sample_batch):
-            job.poll()
-            chunk = [prompts[row] for row in rows.tolist()]
-            trajectory, images = sampler.sample(
-                parts.policy, chunk, group[rows], noise, keep_x0_pred
-            )
-            trajectories.append(trajectory)
-            futures.append(thread.submit(timed_score, parts, images, chunk))
-            if on_images is not None:
-                sampled.append(images)
+    detail = f"{len(group)} images of iteration {iteration}"
 
-            for future in futures:
-                if future.done():
-                    future.result()  # a reward that failed is reported now, not after all chunks
+    with Scoring(job) as scoring:
+        with stage("sampling", detail, len(group), routine=iteration > 1):
+            for rows in torch.arange(len(group)).split(job.config.batch.sample_batch):
+                job.poll()
+                chunk = [prompts[row] for row in rows.tolist()]
+                trajectory, images = sampler.sample(
+                    parts.policy, chunk, group[rows], noise, keep_x0_pred
+                )
+                trajectories.append(trajectory)
+                scoring.submit(images, chunk)
+                if on_images is not None:
+                    sampled.append(images)
+                advance(len(rows))
 
-        results = [future.result() for future in futures]
-    finally:
-        thread.shutdown(cancel_futures=True)  # after a failure no other chunk is scored
+        with stage("scoring", detail, routine=True):
+            results = scoring.results()
 
     trajectory = join_trajectories(trajectories)
     if not trajectory.logp.isfinite().all():
@@ -157,23 +154,15 @@ def rollout_and_score(
 
     scores = join_scores([scores for scores, _ in results], target_rewards(job, len(prompts)))
     if on_images is not None:
-        images = torch.cat(sampled)
-        on_images(
-            SampledImages(iteration, images, prompts, scores, job.world.rank, job.world.trackers)
+        images = torch.cat(sampled)  # a copy, as the prompts and scores are
+        shown = SampledImages(
+            iteration,
+            images,
+            own_prompts(prompts),
+            own_scores(scores),
+            job.world.rank,
+            job.world.tracking.trackers,
         )
+        call_hook("on_images", on_images, shown)
 
     return trajectory, scores, sum(seconds for _, seconds in results)
-
-
-def timed_score(parts: Parts, images: Tensor, prompts: list[Prompt]) -> tuple[Scores, float]:
-    """Return the scores of a chunk and the seconds they took."""
-    started = time.perf_counter()
-    scores = score(parts.rewards, images, prompts, parts.tolerance)
-    return scores, time.perf_counter() - started
-
-
-def join_scores(chunks: list[Scores], target_reward: Tensor | None) -> Scores:
-    """Return the scores of several chunks as one."""
-    problems = tuple(problem for chunk in chunks for problem in chunk.problems)
-    parts = torch.cat([chunk.parts for chunk in chunks])
-    return Scores(parts, chunks[0].names, problems, target_reward)

@@ -1,6 +1,6 @@
 """Credit: from the rewards of all processes' images to the advantage of each of this process's.
 
-gather -> checks -> advantages -> selection -> what the record says about them
+gather -> advantages -> selection -> what the record says about them
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.config import Config
 from burnish.rl.pareto import ParetoAdvantage
 from burnish.seeds import seed_of
 from burnish.training.assembly import Parts
@@ -19,48 +18,16 @@ from burnish.training.reward_stats import describe, missing_rewards
 from burnish.types import Scores
 from burnish.world import World
 
+FIRST_ITERATIONS = 3
+"""Iterations without anything to learn after which a run ends; in a single one it may be chance."""
+
 SCALE_BUCKET = 0.05
 """Control scales that differ by less than about this share what is remembered of a prompt."""
 
 
-class ScoreChecks:
-    """Ends a run from whose rewards nothing can be learned."""
-
-    def __init__(self, config: Config, parts: Parts) -> None:
-        self.patience = config.scoring.patience
-        # a curriculum may begin where every image succeeds, so equal rewards are allowed then
-        self.expects_spread = not parts.curriculum.varies
-        self.empty_iterations = 0  # in a row: without one image that has all its rewards
-
-    def check(self, scores: Scores, iteration: int) -> None:
-        """Check the rewards of an iteration's images, those of all processes.
-
-        Raises:
-            ValueError: a reward is the same for all images of the first iteration.
-            RuntimeError: too many iterations in a row had no image with all its rewards.
-        """
-        self.empty_iterations = 0 if scores.valid.any() else self.empty_iterations + 1
-        if iteration == 1 and self.expects_spread:
-            self.check_spread(scores)
-
-        if self.empty_iterations >= self.patience:
-            raise RuntimeError(
-                f"no image of the last {self.empty_iterations} iterations got its rewards "
-                f"({'; '.join(scores.problems)}); fix the reward, then go on with --resume"
-            )
-
-    def check_spread(self, scores: Scores) -> None:
-        """Refuse a reward that is the same for every image.
-
-        In a later iteration it may mean that all images succeed.
-        """
-        scored = scores.parts[scores.valid]
-        if len(scored) > 1 and bool((scored == scored[0]).all()):
-            raise ValueError(
-                f"reward '{', '.join(scores.names)}' gave {scored[0].tolist()} to all "
-                f"{len(scored)} images of the first iteration, so there is nothing to learn from; "
-                "try it alone with burnish.check_reward"
-            )
+def first_iterations(iterations: int) -> int:
+    """Return after how many of a run's iterations without anything to learn it ends."""
+    return max(2, min(FIRST_ITERATIONS, iterations))
 
 
 def gather_scores(scores: Scores, world: World) -> Scores:

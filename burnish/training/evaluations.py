@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from burnish.evaluation.guard import GuardDecision, decide, remember
 from burnish.evaluation.paired import (
@@ -13,10 +14,12 @@ from burnish.evaluation.paired import (
     load_evaluation,
     save_evaluation,
 )
+from burnish.files import dumps, write
 from burnish.prompts.identifiers import with_template
-from burnish.runs import dumps, write
+from burnish.runs import guard_verdict
+from burnish.stages import stage
 from burnish.training import checkpoint
-from burnish.training.assembly import Parts
+from burnish.training.assembly import EvaluationParts
 from burnish.training.job import Job
 from burnish.training.learners import averaged
 from burnish.training.resume import export
@@ -34,9 +37,15 @@ def evaluate_initial(job: Job, done: int) -> Evaluations | None:
     if settings.images_per_prompt == 0:
         return None
     if stored := load_evaluation(path):
+        check_same_prompts(stored, job.parts, path)
         return stored
 
     if done:
+        if job.config.guard.action != "none":
+            raise FileNotFoundError(
+                f"{path} is missing, so the guard has nothing to compare with; put it back, or set "
+                'guard.action = "none"'
+            )
         warnings.warn(f"{path} is missing, so there is nothing to compare with", stacklevel=3)
         return None
 
@@ -47,11 +56,27 @@ def evaluate_initial(job: Job, done: int) -> Evaluations | None:
         job.config.batch.sample_batch,
         job.world,
         job.poll,
+        when="before training",
     )
     if job.world.main:
         save_evaluation(path, evaluations)
 
     return evaluations
+
+
+def check_same_prompts(stored: Evaluations, parts: EvaluationParts, path: Path) -> None:
+    """Refuse to go on where later evaluations would have other prompts than the stored one.
+
+    Raises:
+        ValueError: they would; the message names the set and the file.
+    """
+    for name, prompts in parts.evaluation_prompts.items():
+        texts = [prompt.text for prompt in prompts]
+        if name in stored and stored[name].prompts != texts:
+            raise ValueError(
+                f"{path} has other {name} prompts than this configuration gives now: put the "
+                "prompts and evaluation.max_prompts back as they were, or start a new --out"
+            )
 
 
 def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
@@ -74,6 +99,7 @@ def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
                 job.world,
                 job.poll,
                 job.parts.template,
+                f"after iteration {iteration}",
             )
         if job.world.main:
             save_evaluation(path, evaluations)
@@ -81,16 +107,19 @@ def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
     if job.world.main:
         comparison = compare(initial, evaluations, job.parts.weights)
         write(job.run.evaluation, dumps(comparison, indent=1))
+        if missing:
+            job.world.tracking.evaluation(comparison, job.run.evaluation, iteration)
 
 
 def evaluate_all(
-    parts: Parts,
+    parts: EvaluationParts,
     images_per_prompt: int,
     seed: int,
     chunk: int,
     world: World | None = None,
     poll: Callable[[], None] = lambda: None,
     template: str = "{}",
+    when: str = "",
 ) -> Evaluations:
     """Return the evaluations on the training prompts and, if there are any, the unseen ones.
 
@@ -102,25 +131,40 @@ def evaluate_all(
         world: processes that share the work.
         poll: called before each chunk; may raise to stop.
         template: put around the prompts' texts.
+        when: the evaluation is made, for who watches.
     """
-    return {
-        name: evaluate(
-            parts.policy,
-            parts.sampler,
-            with_template(prompts, template),
-            parts.rewards,
-            judge=parts.judge,
-            tolerance=parts.tolerance,
-            panel=parts.panel,
-            expander=parts.expander,
-            images_per_prompt=images_per_prompt,
-            seed=seed,
-            chunk=chunk,
-            world=world,
-            poll=poll,
-        )
-        for name, prompts in parts.evaluation_prompts.items()
-    }
+    sets = parts.evaluation_prompts
+    counts = " + ".join(
+        f"{_share(len(prompts), parts.listed.get(name, 0))} {name}"
+        for name, prompts in sets.items()
+    )
+    total = images_per_prompt * sum(map(len, sets.values()))
+    detail = f"{counts} prompts x {images_per_prompt} = {total} images"
+
+    with stage(f"evaluation {when}", detail, total):
+        return {
+            name: evaluate(
+                parts.policy,
+                parts.sampler,
+                with_template(prompts, template),
+                parts.rewards,
+                judge=parts.judge,
+                tolerance=parts.tolerance,
+                panel=parts.panel,
+                expander=parts.expander,
+                images_per_prompt=images_per_prompt,
+                seed=seed,
+                chunk=chunk,
+                world=world,
+                poll=poll,
+            )
+            for name, prompts in sets.items()
+        }
+
+
+def _share(count: int, listed: int) -> str:
+    """Return a number of prompts, with that of the list from which they were taken."""
+    return f"{count:,} of {listed:,}" if listed > count else f"{count}"
 
 
 def check_guard(job: Job, initial: Evaluations, iteration: int) -> bool:
@@ -145,7 +189,8 @@ def check_guard(job: Job, initial: Evaluations, iteration: int) -> bool:
     if action == "rollback":
         roll_back(job, initial, decision.best)
     if job.world.main:
-        remember(job.run, decision, action)
+        verdict = guard_verdict(remember(job.run, decision, action))
+        job.world.tracking.text("guard", verdict, job.run.guard, iteration)
     return True
 
 
@@ -167,13 +212,13 @@ def roll_back(job: Job, initial: Evaluations, iteration: int) -> None:
 
     comparison = compare(initial, evaluations, job.parts.weights)
     write(job.run.evaluation, dumps(comparison, indent=1))
-    export(job)
+    export(job, iteration)
     checkpoint.forget(job.run.checkpoints, iteration)
 
 
 def _warn(job: Job, decision: GuardDecision) -> None:
     if job.world.main:
         reasons = "; ".join(decision.reasons)
-        warnings.warn(
-            f"over-optimisation after iteration {decision.iteration}: {reasons}", stacklevel=4
-        )
+        verdict = f"over-optimisation after iteration {decision.iteration}: {reasons}"
+        job.world.tracking.text("guard", verdict, job.run.evaluation, decision.iteration)
+        warnings.warn(verdict, stacklevel=4)

@@ -12,6 +12,7 @@ from burnish.training.checked_learner import checked_learners
 from burnish.training.learners import ExpanderLearner, GeneratorLearner, Learner
 from burnish.training.optimizer import adamw
 from burnish.training.requirements import check_minibatches
+from burnish.user_code import call_hook
 from burnish.world import World
 
 
@@ -45,7 +46,11 @@ def prepare(
     """
 
     def poll() -> None:
-        if world.any(stop is not None and stop()):
+        if world.any(stop is not None and call_hook("stop", stop)):
+            raise Stopped
+
+    def poll_alone() -> None:  # while this process waits, the others cannot be asked
+        if stop is not None and call_hook("stop", stop):
             raise Stopped
 
     if config.batch.prompts % world.count:
@@ -55,14 +60,15 @@ def prepare(
         )
 
     overrides = overrides or Overrides()
+    given_learners = checked_learners(overrides.learners)
     adamw(config.optimizer)  # says so at once if the library for 8 bits is missing
-    parts = assemble(config, world.device(config.model.device), overrides)
+    parts = assemble(config, world.device(config.model.device), overrides, poll_alone)
 
     check_minibatches(config, parts.objective, world.count)
 
     learners: dict[str, Learner] = {"generator": GeneratorLearner(config, world, parts)}
     if parts.expander is not None:
         learners["expander"] = ExpanderLearner(config, world, parts.expander)
-    learners |= checked_learners(overrides.learners)
+    learners |= given_learners
 
     return Job(config, run, world, parts, learners, poll)

@@ -20,6 +20,7 @@ from torch import Tensor
 from burnish.config import Config
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
+from burnish.stages import stage
 from burnish.training.assembly import Parts
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.expansion import expander_metrics, expander_update, text_advantages
@@ -121,7 +122,9 @@ class GeneratorLearner(UpdaterLearner):
 
     def learn(self, batch: RolloutBatch, credit: Credit) -> dict[str, Any]:
         """Take the optimizer steps of an iteration; return the means of what they measured."""
-        return self.updates.run(batch, credit)
+        steps = self.updates.config.batch.minibatches * self.updates.config.batch.epochs
+        with stage("training", f"{steps} optimizer steps", steps, routine=True):
+            return self.updates.run(batch, credit)
 
     def export(self, folder: Path) -> None:
         """Write the LoRA (or network) in diffusers' format, and identifiers that are tokens."""

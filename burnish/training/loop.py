@@ -19,11 +19,14 @@ from burnish.runs import Record, Run
 from burnish.seeds import seed_globals
 from burnish.training.assembly import Overrides
 from burnish.training.collect import Collector, OnImages
-from burnish.training.credit import ScoreChecks, assign_credit, gather_scores
-from burnish.training.job import Stopped, prepare
+from burnish.training.credit import gather_scores
+from burnish.training.job import prepare
 from burnish.training.metrics import with_metrics
 from burnish.training.record import Recorder
 from burnish.training.resume import check_not_guarded, check_unchanged, restore
+from burnish.training.score_checks import ScoreChecks
+from burnish.training.shown import shown
+from burnish.user_code import check_signature
 from burnish.world import World, join_world
 
 
@@ -32,10 +35,12 @@ def train(
     out: str | Path,
     *,
     resume: bool = False,
-    on_record: Callable[[Record], None] | None = None,
+    accept_changes: bool = False,
+    on_record: Callable[[Record], object] | None = None,
     stop: Callable[[], bool] | None = None,
     overrides: Overrides | None = None,
     on_images: OnImages | None = None,
+    progress: bool = True,
 ) -> Path:
     """Fine-tune as `config` says and leave everything in the run directory `out`; return it.
 
@@ -46,14 +51,18 @@ def train(
         config: from `burnish.load_config`.
         out: a new folder, or with `resume` the folder of a run.
         resume: go on with the run in `out` from its newest checkpoint.
+        accept_changes: with `resume`, also if the configuration, a file that it names, the log or
+            the number of processes is not what it was.
         on_record: called in the main process with each iteration's record, which is also a line of
-            RUN/log.jsonl.
+            RUN/log.jsonl. A dict of numbers that it returns joins the record.
         stop: called often; once it returns True, a running update phase is finished, the run saved,
             and `train` returns.
         overrides: objects in place of what `config` names: a policy, rewards, a function that draws
-            prompts, further learners.
+            prompts, an objective, an advantage, ..., and further learners.
         on_images: called in each process with its own images of each iteration before anything is
             learned from them.
+        progress: print what the run is doing: a live table in a terminal, otherwise (a notebook, a
+            file) a line for each stage and iteration.
 
     Raises:
         ValueError, OSError, RuntimeError: one sentence that says what is wrong and what to do.
@@ -64,22 +73,24 @@ def train(
         >>> overrides = Overrides(rewards={"redness": redness})                    # doctest: +SKIP
         >>> train(config, "runs/red", overrides=overrides)                         # doctest: +SKIP
     """
+    check_hooks(on_record, stop, on_images)
     overrides = overrides or Overrides()
     config = overrides.apply_to(config)
     trackers = Path(config.run.tracker_folder or out)
     world = join_world(config.run.trackers, trackers, config.model.device)
+    is_new = not Path(out).exists()
     run = open_run(out, world, resume)
 
-    with run.lock() if world.main else nullcontext():
+    with run.lock(is_new) if world.main else nullcontext(), shown(progress, config, run, world):
         if resume:
-            check_unchanged(config, run)
+            check_unchanged(config, run, world, accept_changes)
             check_not_guarded(run)
 
         seed_globals(config.seed, "weights")
         job = prepare(config, run, world, stop, overrides)
-        done = restore(job) if resume else 0
+        done = restore(job, accept_changes) if resume else 0
         collector = Collector(job, on_images)
-        checks = ScoreChecks(config, job.parts)
+        checks = ScoreChecks(job, done)
         recorder = Recorder(job, done, on_record)
 
         try:
@@ -91,7 +102,7 @@ def train(
                 scores = gather_scores(batch.scores, world)
                 checks.check(scores, iteration)
                 recorder.begin_updates()
-                credit = assign_credit(job.parts, batch, scores, world)
+                credit = checks.assign_credit(batch, scores, world)
 
                 metrics: dict[str, Any] = {}
                 for name, learner in job.learners.items():
@@ -102,14 +113,32 @@ def train(
                     break
 
             recorder.end()
-        except Exception as error:
-            recorder.save_after_failure()
-            if not isinstance(error, Stopped):
-                raise
+        except BaseException as error:  # Ctrl+C too: what is done is saved
+            recorder.end_early(error)
 
         world.end()
 
     return run.folder
+
+
+def check_hooks(
+    on_record: Callable[[Record], object] | None,
+    stop: Callable[[], bool] | None,
+    on_images: OnImages | None,
+) -> None:
+    """Refuse functions that could not be called as they will be.
+
+    Raises:
+        ValueError: one takes other arguments, or is no function.
+    """
+    hooks: list[tuple[str, Any, tuple[str, ...]]] = [
+        ("on_record", on_record, ("record",)),
+        ("stop", stop, ()),
+        ("on_images", on_images, ("sampled",)),
+    ]
+    for name, function, called_with in hooks:
+        if function is not None:
+            check_signature(name, function, called_with)
 
 
 def open_run(out: str | Path, world: World, resume: bool) -> Run:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from burnish.checked import RECORD_KEYS
 
 
@@ -40,6 +42,33 @@ def summary(updates: list[dict[str, float]]) -> dict[str, float]:
     if "ratio_deviation" in updates[0]:
         means["ratio_deviation"] = updates[0]["ratio_deviation"]
     return means
+
+
+def own_numbers(returned: object, record: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers by name that `on_record` returned; {} if it returned something else.
+
+    Raises:
+        ValueError: the record has such a name already, or a value is no number.
+    """
+    if not isinstance(returned, Mapping):
+        return {}
+
+    numbers = {str(name): plain_number(value) for name, value in returned.items()}
+    for name, value in numbers.items():
+        if name in record or name in RECORD_KEYS:
+            raise ValueError(f'on_record: the record has "{name}" already; rename this number')
+        if not isinstance(value, (int, float)):
+            raise ValueError(
+                f"on_record returned {name} = {value!r}; return numbers by name, or nothing"
+            )
+    return numbers
+
+
+def plain_number(value: Any) -> Any:
+    """Return a number for a tensor or an array of one number; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value.item() if value.numel() == 1 else value
+    return value.item() if type(value).__module__ == "numpy" and value.size == 1 else value
 
 
 def with_metrics(

@@ -50,8 +50,8 @@ def _eight_bit() -> Callable[..., torch.optim.Optimizer]:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise ValueError(
-            "optimizer.eight_bit needs the package bitsandbytes: pip install "
-            '"burnish[eight-bit]", or set it to false'
+            "optimizer.eight_bit needs the package bitsandbytes: pip install bitsandbytes, or set "
+            "it to false"
         ) from error
 
     kind: Callable[..., torch.optim.Optimizer] = AdamW8bit

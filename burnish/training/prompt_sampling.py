@@ -15,6 +15,7 @@ from burnish.prompts import identifiers
 from burnish.seeds import generator, seed_of
 from burnish.training.job import Job
 from burnish.types import Prompt
+from burnish.user_code import call_user
 
 
 def sample_prompt_numbers(job: Job, iteration: int) -> Tensor:
@@ -54,7 +55,9 @@ def sample_prompts(job: Job, iteration: int) -> tuple[list[Prompt], Tensor]:
         prompts = [job.parts.prompts[number] for number in group.tolist()]
     else:
         count = job.config.batch.prompts // job.world.count
-        drawn = checked_prompts(source(count), name_of(source), count)
+        name = name_of(source)
+        returned = call_user(f"the prompt function {name}", source, count)
+        drawn = checked_prompts(returned, name, count)
         prompts = [prompt for prompt in drawn for _ in range(images_per_prompt)]
         numbers = torch.tensor([seed_of("prompt", prompt.text) for prompt in drawn])
         group = numbers.repeat_interleave(images_per_prompt)

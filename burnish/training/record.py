@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
 from burnish import config as configuration
-from burnish.runs import Record, write
+from burnish.errors import type_and_message
+from burnish.files import dumps, write
+from burnish.runs import Record, Run, tidy
+from burnish.stages import tell_record
 from burnish.training import resume
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.evaluations import (
@@ -21,8 +25,12 @@ from burnish.training.evaluations import (
     evaluate_initial,
     evaluate_now,
 )
-from burnish.training.job import Job
+from burnish.training.job import Job, Stopped
+from burnish.training.metrics import own_numbers
+from burnish.training.origin import origin_of
+from burnish.training.reward_stats import gains
 from burnish.training.samples import draw_identifier_grid, draw_samples
+from burnish.user_code import call_hook
 
 
 class Recorder:
@@ -31,11 +39,12 @@ class Recorder:
     Args:
         job: the run.
         done: iterations that an earlier start has finished.
-        on_record: called in the main process with each iteration's record.
+        on_record: called in the main process with each iteration's record; numbers by name that it
+            returns join the record.
     """
 
     def __init__(
-        self, job: Job, done: int, on_record: Callable[[Record], None] | None = None
+        self, job: Job, done: int, on_record: Callable[[Record], object] | None = None
     ) -> None:
         self.job = job
         self.done = done
@@ -43,6 +52,7 @@ class Recorder:
         self.consistent = True  # the weights and memories are those after `done` iterations
         self.ended_by_guard = False
         self.initial: Evaluations | None = None
+        self.origin = origin_of(job.config, job.world, job.parts)  # before a file changes
         self._started = 0.0  # when the updates of the iteration began
 
     def start(self) -> range:
@@ -56,11 +66,13 @@ class Recorder:
         run = self.job.run
 
         if self.job.world.main:
-            write(run.config, configuration.dump(config))
+            tidy(run)
+            write(run.config, configuration.dump(config, run.folder))
+            write(run.origin, dumps(self.origin, indent=1))
             run.forget(self.done)
+            resume.make_up(self.job, self.done)
 
-        project = config.run.tracker_project
-        self.job.world.track(asdict(config), project, config.run.tracker_options)
+        self.job.world.tracking.start(run, asdict(config), self.done)
         self.initial = evaluate_initial(self.job, self.done)
         if self.done == 0:
             draw_samples(self.job, 0)
@@ -87,12 +99,16 @@ class Recorder:
             job.run.append(record)
         self.done = iteration
         self.consistent = True
-        job.world.log(record)
 
-        if self.saves_after(iteration):
-            resume.save(job, iteration)
+        tell_record(record)
         if self.on_record is not None and job.world.main:
-            self.on_record(record)
+            returned = call_hook("on_record", self.on_record, deepcopy(record))
+            record = with_own_numbers(job.run, record, returned)
+
+        # a checkpoint says what the log was, so numbers of the user's join it before
+        if self.saves_after(iteration):
+            resume.save(job, iteration, self.origin)
+        job.world.tracking.log(record, iteration)
 
         job.poll()
         self.review(iteration)
@@ -105,7 +121,7 @@ class Recorder:
         if sample_every and iteration % sample_every == 0:
             draw_samples(job, iteration)
 
-        if self.initial and (self.is_due(iteration) or iteration == job.config.iterations):
+        if self.initial and (self.is_due(iteration) or iteration >= job.config.iterations):
             evaluate_now(job, self.initial, iteration)
             self.ended_by_guard = check_guard(job, self.initial, iteration)
 
@@ -113,10 +129,18 @@ class Recorder:
         self, batch: RolloutBatch, credit: Credit, metrics: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Return the record of an iteration: a line of RUN/log.jsonl."""
+        credited = dict(credit.metrics)
+        if self.initial:
+            changes = gains(batch.scores, batch.prompts, self.initial["train"], self.job.world)
+            credited["rewards"] = {
+                name: {**values, **changes.get(name, {})}
+                for name, values in credited["rewards"].items()
+            }
+
         return {
             "iteration": batch.iteration,
             "images": self.job.world.count * len(batch.prompts),
-            **credit.metrics,
+            **credited,
             **metrics,
             "seconds_sampling": batch.seconds_sampling,
             "seconds_scoring": batch.seconds_scoring,
@@ -144,11 +168,40 @@ class Recorder:
 
         draw_samples(job, self.done)
         draw_identifier_grid(job, self.done)
-        missing = job.world.any(not job.run.evaluation_file(self.done).exists())
-        if self.initial and missing:
+        if self.initial:
             evaluate_now(job, self.initial, self.done)
 
-    def save_after_failure(self) -> None:
-        """Save what is done after a failure, if the weights are those after an iteration."""
+    def end_early(self, error: BaseException) -> None:
+        """Save what is done, if the weights are those after an iteration; then raise the error.
+
+        A stop that was requested is none. Code that ends programs must not end this one as if all
+        were well.
+
+        Raises:
+            RuntimeError: user code called `sys.exit`.
+        """
         if self.consistent:
-            resume.save(self.job, self.done)
+            resume.save(self.job, self.done, self.origin)
+
+        if isinstance(error, (SystemExit, GeneratorExit)):
+            raise RuntimeError(
+                f"{type_and_message(error)} was raised in iteration {self.done + 1}, which would "
+                "have ended the program without a word; take the call of sys.exit out of your code"
+            ) from error
+        if not isinstance(error, Stopped):
+            raise error
+
+
+def with_own_numbers(run: Run, record: dict[str, Any], returned: object) -> dict[str, Any]:
+    """Return the last record with the numbers that `on_record` returned, also in the log.
+
+    Raises:
+        ValueError: it returned something else than numbers, or a name that the record has.
+    """
+    added = own_numbers(returned, record)
+    if not added:
+        return record
+
+    record = {**record, **added}
+    run.append(record, amend=True)
+    return record

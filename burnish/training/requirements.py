@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from burnish.config import Config
+from dataclasses import asdict
+
+from burnish import catalog, references
+from burnish.config import Config, images_compared
+from burnish.diffusion.loading import choose_device
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.types import Advantage, Objective
+
+
+def check_devices(config: Config, device: str = "") -> None:
+    """Refuse a device of the model or of a reward that this machine does not have.
+
+    `device` stands in for the model's.
+    """
+    choose_device(device or config.model.device)
+    for part in references.parts(asdict(config)):
+        name = part.table.get("device")
+        if isinstance(name, str) and not catalog.is_code(part.kind, part.table["use"]):
+            choose_device(name, f"{part.where}.device")
 
 
 def check_identifiers(config: Config) -> None:
@@ -57,11 +73,6 @@ def check_transitions(
         )
 
 
-def images_compared(config: Config) -> int:
-    """Return how many images of a prompt share a target reward, and so are compared."""
-    return config.batch.images_per_prompt // config.identifier_count
-
-
 def check_minibatches(config: Config, objective: Objective, processes: int) -> None:
     """Refuse more minibatches than one process has images, or prompts where these stay whole."""
     prompts = config.batch.prompts // processes
@@ -111,16 +122,6 @@ def check_advantage(config: Config, objective: Objective, advantage: Advantage) 
             "advantage 'pareto' leaves images out, but batch.baseline and objective 'rebel' give "
             "every image something to learn; set batch.baseline = '' and objective.use = "
             '"clipped"'
-        )
-
-
-def check_compared_images(config: Config, advantage: Advantage) -> None:
-    """Refuse one image of a prompt where the advantage compares them."""
-    if advantage.compares_images and images_compared(config) < 2:
-        each = " for each identifier" if config.identifier_count > 1 else ""
-        raise ValueError(
-            f"advantage '{config.advantage['use']}' compares the images of a prompt, and there is "
-            f'only one{each}; raise batch.images_per_prompt, or set advantage.use = "batch"'
         )
 
 

@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, fields
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
 
 from burnish import config as configuration
-from burnish.config import Config, RunConfig
+from burnish.config import Config
+from burnish.errors import type_and_message
 from burnish.evaluation.guard import decide
 from burnish.evaluation.paired import load_evaluation
-from burnish.runs import Run
+from burnish.run_files import GuardFile, read_json
+from burnish.runs import Run, clear, log_digest
+from burnish.stages import stage
 from burnish.training import checkpoint
 from burnish.training.checkpoint import tensor_error_context
+from burnish.training.export import write_export
 from burnish.training.job import Job
 from burnish.training.learners import averaged
+from burnish.training.origin import changes, decides_evaluations, origin_of
+from burnish.world import World
 
-# What may differ from the first start on resume: how long, how fast and what is kept, but not what
-# is learned.
-MAY_CHANGE: dict[str, tuple[str, ...]] = {
-    "iterations": (),
-    "run": tuple(field.name for field in fields(RunConfig)),
-    "model": ("device", "gradient_checkpointing"),
-    "batch": ("sample_batch", "train_batch"),
-    "evaluation": ("every",),
-    "scoring": ("retries", "timeout", "missing", "patience"),
-    "guard": ("action", "kl", "drop", "patience"),
-}
+FIXED = ("model", "expander.model", "expander.train", "expander.rank", "guard.action")
+"""Keys that --accept-changes does not help: the checkpoint's weights are of another shape."""
 
-GUARD_MAY_BECOME = {
-    "none": ("none",),  # nothing was measured that it could watch
-    "warn": ("none", "warn", "stop"),  # the checkpoint that it would go back to may be gone
-    "stop": ("none", "warn", "stop"),
-    "rollback": ("none", "warn", "stop", "rollback"),
-}
-"""The actions that a run's guard may have on resume, by the one it had."""
+MOST_NAMED = 5  # changes in a message
+ACCEPT = "--accept-changes (in Python accept_changes=True)"
 
 
-def save(job: Job, iteration: int) -> None:
-    """Write a checkpoint after `iteration`, and the weights in formats of other programs."""
+def save(job: Job, iteration: int, origin: Mapping[str, Any]) -> None:
+    """Write a checkpoint after `iteration`, and the weights in formats of other programs.
+
+    Args:
+        job: the run.
+        iteration: that is done.
+        origin: where the run comes from, as it was when this process began.
+    """
     path = job.run.checkpoints / f"{iteration:06d}"
     if not job.world.main or iteration == 0 or checkpoint.is_intact(path):
         return
@@ -50,28 +51,57 @@ def save(job: Job, iteration: int) -> None:
             "advantage": parts.advantage.state_dict(),
             "curriculum": parts.curriculum.state_dict(),
         },
+        origin={**origin, "log": log_digest(job.run, iteration)},
     )
     spared = best_iteration(job, iteration)
-    checkpoint.save(job.run.checkpoints, state, job.config.run.keep, spared)
-    export(job)
+    routine = iteration < job.config.iterations
+    with stage("saving", f"checkpoint after iteration {iteration}", routine=routine):
+        checkpoint.save(job.run.checkpoints, state, job.config.run.keep, spared)
+        export(job, iteration)
 
 
-def export(job: Job) -> None:
-    """Write what the learners have learned, averaged if there is an average, to RUN/adapter."""
-    with averaged(job.learners), tensor_error_context(job.run.adapter):
+def make_up(job: Job, done: int) -> None:
+    """Do what was due after the checkpoint of iteration `done`, and may not have been done."""
+    if done:
+        spared = best_iteration(job, done)
+        checkpoint.prune(job.run.checkpoints, done, job.config.run.keep, spared)
+        export(job, done)
+
+
+def export(job: Job, iteration: int) -> None:
+    """Write what the learners have learned, averaged if there is an average, to RUN/adapter.
+
+    RUN/adapter.json comes last, so that an adapter that is not complete can be told.
+    """
+    folder = job.run.adapter
+    with averaged(job.learners), tensor_error_context(folder):
         for learner in job.learners.values():
-            learner.export(job.run.adapter)
+            learner.export(folder)
+        write_export(job.run, iteration)
 
 
-def restore(job: Job) -> int:
+def restore(job: Job, accept_changes: bool = False) -> int:
     """Put the newest checkpoint into the job; return the iterations that are done, or 0.
 
+    Args:
+        job: the run.
+        accept_changes: go on although what was trained with is not what there is now.
+
     Raises:
-        ValueError: the checkpoint does not fit the configuration, or none is intact.
+        ValueError: the checkpoint does not fit the configuration or the run's files, or none is
+            intact.
     """
     state = checkpoint.restore(job.run.checkpoints)
+    origin = origin_of(job.config, job.world, job.parts)
     if state is None:
+        start_over(job, origin)
         return 0
+
+    changed = check_origin(
+        job.run, state.origin or _origin_on_disk(job.run), origin, accept_changes
+    )
+    if not accept_changes:
+        check_log(job.run, state)
 
     if state.learners.keys() != job.learners.keys():
         raise ValueError(
@@ -87,12 +117,54 @@ def restore(job: Job) -> int:
             f"{job.run.checkpoints} does not fit the configuration: {error}"
         ) from error
 
-    if memory := state.memory.get("advantage"):
-        job.parts.advantage.load_state_dict(memory)
-    if memory := state.memory.get("curriculum"):
-        job.parts.curriculum.load_state_dict(memory)
+    for name, part in (("advantage", job.parts.advantage), ("curriculum", job.parts.curriculum)):
+        if memory := state.memory.get(name):
+            try:
+                part.load_state_dict(memory)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ValueError(
+                    f"{job.run.checkpoints}: what the {name} remembers cannot be restored "
+                    f"({type_and_message(error)}); delete the newest checkpoint"
+                ) from error
 
+    if decides_evaluations(changed):
+        drop_evaluations(job)
     return state.iteration
+
+
+def start_over(job: Job, origin: Mapping[str, Any]) -> None:
+    """Remove what an unfinished first iteration has left, if it was of another origin."""
+    run = job.run
+    if job.world.main:
+        stored = read_json(run.origin, dict[str, Any], "delete it") if run.origin.is_file() else {}
+        if not stored or changes(stored, origin):
+            clear(run)
+        shutil.rmtree(run.samples, ignore_errors=True)  # quickly drawn, in another layout perhaps
+
+    job.world.any(False)  # nobody reads before that
+
+
+def drop_evaluations(job: Job) -> None:
+    """Remove the evaluations of what has changed since.
+
+    Raises:
+        ValueError: the guard needs them.
+    """
+    if job.config.guard.action != "none":
+        raise ValueError(
+            f"{job.run.folder}: the guard compares with the evaluation before training, which is "
+            'not of these rewards and prompts; set guard.action = "none"'
+        )
+
+    if job.world.main and job.run.evaluation_file(0).exists():
+        warnings.warn(
+            f"{job.run.folder}: its evaluations are of what was before the change and are removed; "
+            f"afterwards compare with burnish evaluate {job.run.folder}",
+            stacklevel=3,
+        )
+        shutil.rmtree(job.run.evaluation_file(0).parent)
+        job.run.evaluation.unlink(missing_ok=True)
+    job.world.any(False)
 
 
 def best_iteration(job: Job, iteration: int) -> int:
@@ -115,7 +187,7 @@ def check_not_guarded(run: Run) -> None:
     if not run.guard.exists():
         return
 
-    about = json.loads(run.guard.read_text("utf-8"))
+    about = read_json(run.guard, GuardFile, "delete it, and the guard decides again")
     raise ValueError(
         f"{run.folder}: the guard ended this run after iteration {about['iteration']} "
         f"({'; '.join(about['reasons'])}); to go on all the same, delete {run.guard} and set "
@@ -123,34 +195,67 @@ def check_not_guarded(run: Run) -> None:
     )
 
 
-def check_unchanged(config: Config, run: Run) -> None:
+def check_unchanged(config: Config, run: Run, world: World, accept_changes: bool = False) -> None:
     """Refuse to go on with a run under another configuration, beyond what may change.
 
+    Compared is what the newest checkpoint says; without one nothing was learned, and all may
+    change.
+
     Raises:
-        ValueError: a key differs; the message names all that do.
+        ValueError: a key, a file or the number of processes differs; the message names it.
     """
-    old = asdict(configuration.load(run.config))
-    new = asdict(config)
-    changed = []
+    if about := checkpoint.newest(run.checkpoints):
+        old = about.get("origin") or _origin_on_disk(run)
+        check_origin(run, old, origin_of(config, world), accept_changes)
 
-    for section, value in new.items():
-        if isinstance(value, dict):
-            keys = {**value, **old[section]}
-            changed += [
-                f"{section}.{key}"
-                for key in keys
-                if value.get(key) != old[section].get(key)
-                and key not in MAY_CHANGE.get(section, ())
-            ]
-        elif value != old[section] and section not in MAY_CHANGE:
-            changed.append(section)
 
-    before = old["guard"]["action"]
-    if config.guard.action not in GUARD_MAY_BECOME[before]:
-        changed.append("guard.action")
+def check_origin(
+    run: Run, old: Mapping[str, Any], new: Mapping[str, Any], accept_changes: bool
+) -> dict[str, str]:
+    """Return what has changed since a checkpoint, if that is accepted.
 
-    if changed:
-        raise ValueError(
-            f"{run.folder} was trained with another {', '.join(changed)}; leave that as it was, or "
-            f'start a new --out with model.adapter = "{run.adapter}"'
-        )
+    Raises:
+        ValueError: it is not accepted, or cannot be.
+    """
+    changed = changes(old, new)
+    fixed = [
+        name
+        for name, remark in changed.items()
+        if not remark.startswith("the file") and any(f"{name}.".startswith(f"{f}.") for f in FIXED)
+    ]
+    if not changed or (accept_changes and not fixed):
+        return changed
+
+    names = list(changed)[:MOST_NAMED]
+    more = f" and {len(changed) - len(names)} more" if len(changed) > len(names) else ""
+    remarks = "; ".join(f"{name}: {changed[name]}" for name in names)
+    accept = "" if fixed else f"go on with what there is now by {ACCEPT}, "
+    raise ValueError(
+        f"{run.folder} was trained with another {', '.join(names)}{more}; leave that as it was "
+        f"({remarks}), {accept}or start a new --out with "
+        f'model.adapter = "{run.adapter}"'
+    )
+
+
+def check_log(run: Run, state: checkpoint.State) -> None:
+    """Refuse a log that is not what it was when a checkpoint was written.
+
+    Raises:
+        ValueError: lines are missing or were changed.
+    """
+    done = state.iteration
+    rows = [record["iteration"] for record in run.records() if record["iteration"] <= done]
+    written = state.origin.get("log")
+    if written == log_digest(run, done) or (written is None and rows == [*range(1, done + 1)]):
+        return
+
+    missing = f"it has {len(rows)} of {done} lines" if len(rows) < done else "lines have changed"
+    raise ValueError(
+        f"{run.log} is not what it was after iteration {done}: {missing}; put the file back, or go "
+        f"on with it as it is by {ACCEPT}"
+    )
+
+
+def _origin_on_disk(run: Run) -> dict[str, Any]:
+    """Return what is known of a run whose checkpoints do not say where it comes from."""
+    return {"config": asdict(configuration.load(run.config, purpose="compare"))}

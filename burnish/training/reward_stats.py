@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from burnish.types import Scores
+from burnish.evaluation.paired import Evaluation
+from burnish.types import Prompt, Scores
+from burnish.world import World
 
 
 def describe(scores: Scores, group: Tensor) -> dict[str, dict[str, float]]:
@@ -37,6 +40,59 @@ def describe(scores: Scores, group: Tensor) -> dict[str, dict[str, float]]:
             described[name]["targeted"] = float(targeted.mean())
 
     return described
+
+
+def gains(
+    scores: Scores, prompts: Sequence[Prompt], initial: Evaluation, world: World
+) -> dict[str, dict[str, float]]:
+    """Return each reward's change since before training, over the images of all processes.
+
+    Each image is compared with its prompt's mean in the evaluation before training, so that which
+    prompts an iteration draws does not move the curve. Images of other prompts are left out.
+
+    Args:
+        scores: of this process's images.
+        prompts: of these images.
+        initial: the evaluation before training, which has the same rewards.
+        world: the processes.
+
+    Returns:
+        `gain`, `gain_std` and `gain_images` (how many images are compared) by reward; {} of a
+        reward without any.
+    """
+    tables = [_prompt_means(initial, name) for name in scores.names]
+    means = torch.tensor(
+        [[_mean_of(prompt, table) for table in tables] for prompt in prompts], dtype=torch.float64
+    )
+    changes = world.gather(scores.parts - means)
+    found = {}
+
+    for name, column in zip(scores.names, changes.T, strict=True):
+        known = column[column.isfinite()]
+        if len(known):
+            spread = float(known.std(correction=0))
+            found[name] = {"gain": float(known.mean()), "gain_std": spread}
+            found[name]["gain_images"] = len(known)
+
+    return found
+
+
+def _prompt_means(initial: Evaluation, name: str) -> dict[str, float]:
+    """Return the mean of a reward before training by the prompt's text; NaN where missing."""
+    values = torch.tensor(initial.reward(name), dtype=torch.float64)
+    rows: dict[str, list[float]] = {}
+    by_prompt = values.view(-1, initial.images_per_prompt)
+    for text, row in zip(initial.prompts, by_prompt.tolist(), strict=True):
+        rows.setdefault(text, []).extend(row)
+
+    return {
+        text: float(torch.tensor(row, dtype=torch.float64).nanmean()) for text, row in rows.items()
+    }
+
+
+def _mean_of(prompt: Prompt, means: Mapping[str, float]) -> float:
+    """Return a prompt's mean, or that of the prompt that it was expanded from."""
+    return means.get(prompt.text, means.get(prompt.original, math.nan))
 
 
 def missing_rewards(scores: Scores) -> dict[str, Any]:

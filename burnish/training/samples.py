@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from burnish.files import dumps, write
 from burnish.images import image_grid
 from burnish.prompts import identifiers
 from burnish.prompts.expander import expand_in_chunks
-from burnish.runs import dumps, write
 from burnish.seeds import generator
+from burnish.stages import stage
 from burnish.training.job import Job
 from burnish.training.learners import averaged
 from burnish.types import Prompt
@@ -26,7 +27,9 @@ def draw_samples(job: Job, iteration: int) -> None:
 
     prompts = spread_prompts(job.parts.prompts, settings.sample_prompts)
     template = job.parts.template if iteration else "{}"
-    with averaged(job.learners):
+    detail = f"{len(prompts)} images after iteration {iteration}"
+    routine = iteration not in (0, job.config.iterations)
+    with stage("sample grid", detail, len(prompts), routine), averaged(job.learners):
         images = sample_images(job, identifiers.with_template(prompts, template))
 
     png, columns = image_grid(images)
@@ -34,6 +37,7 @@ def draw_samples(job: Job, iteration: int) -> None:
     layout = {"texts": texts, "columns": columns, "size": images.shape[-1]}
     write(job.run.samples / "prompts.json", dumps(layout))
     write(path, png)
+    job.world.tracking.image("samples", path, iteration)
 
 
 def draw_identifier_grid(job: Job, iteration: int) -> None:
@@ -53,7 +57,8 @@ def draw_identifier_grid(job: Job, iteration: int) -> None:
     after = config.sampler.identifiers_after
     templates = [identifiers.template([index], after) for index in range(len(names))]
 
-    with averaged(job.learners):
+    total = count * (1 + len(names))
+    with stage("grid of identifiers", f"{total} images", total), averaged(job.learners):
         images = [
             sample_images(job, identifiers.with_template(prompts, template))
             for template in (job.parts.template, *templates)
@@ -64,6 +69,7 @@ def draw_identifier_grid(job: Job, iteration: int) -> None:
     layout = {"texts": texts, "rewards": ["all", *names], "columns": columns}
     write(path.with_suffix(".json"), dumps(layout))
     write(path, png)
+    job.world.tracking.image("samples/identifiers", path, iteration)
 
 
 def sample_images(job: Job, prompts: list[Prompt]) -> Tensor:

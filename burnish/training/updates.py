@@ -15,9 +15,11 @@ from torch import Tensor
 from burnish.config import Config
 from burnish.diffusion.process import ForwardProcess, ReverseProcess
 from burnish.seeds import generator
+from burnish.stages import advance
 from burnish.training.assembly import Parts
 from burnish.training.baseline import Pairs, x0_baseline
 from burnish.training.batch import Credit, RolloutBatch
+from burnish.training.credit import first_iterations
 from burnish.training.metrics import merged_metrics, summary
 from burnish.training.weights import WeightUpdater
 from burnish.types import Process, Trajectory
@@ -32,6 +34,8 @@ class GeneratorUpdates:
         self.world = world
         self.parts = parts
         self.weights = weights
+        self.still_iterations = 0  # with advantages, but a gradient of exactly 0
+        self.has_gradient = False  # some gradient was not 0
 
     def run(self, batch: RolloutBatch, credit: Credit) -> dict[str, float]:
         """Learn from an iteration's images; return the means of the updates' metrics."""
@@ -52,8 +56,28 @@ class GeneratorUpdates:
             self.set_learning_rate(batch.iteration, number)
             first = number == 0
             updates.append(self.update(process, adv, credit.valid, batch.group, minibatch, first))
+            advance()
 
-        return metrics | summary(updates)
+        means = summary(updates)
+        self.check_gradient(means["grad_norm"], credit)
+        return metrics | means
+
+    def check_gradient(self, norm: float, credit: Credit) -> None:
+        """Refuse first iterations in which images have advantages, but the weights no gradient.
+
+        Raises:
+            RuntimeError: from the start every gradient was exactly 0.
+        """
+        self.has_gradient = self.has_gradient or norm != 0
+        self.still_iterations += norm == 0 and credit.metrics.get("zero_advantage", 0) < 1
+        if not self.has_gradient and self.still_iterations >= first_iterations(
+            self.config.iterations
+        ):
+            raise RuntimeError(
+                f"the gradient of the first {self.still_iterations} iterations is exactly 0, so "
+                f"nothing is learned: objective {self.config.objective['use']} gives none, or what "
+                "is trained has no part in the image"
+            )
 
     def pairs(self, iteration: int, adv: Tensor) -> list[Pairs]:
         """Return the (image, transition) pairs of each optimizer step of an iteration."""

@@ -1,19 +1,5 @@
 """The zoo: small models in the package; with them every algorithm runs on a laptop CPU, end to end.
 
-    zoo:emoji-sd         a Stable Diffusion pipeline about emoji, 64x64 pixels, v-prediction
-    zoo:emoji-lcm        the same, distilled into a latent consistency model: images in one to eight
-                         network calls
-    zoo:emoji-qr         a ControlNet for both that draws a QR code into their images
-    zoo:emoji-clip       the CLIP model that the generators read prompts with; as a reward
-    zoo:emoji-aesthetic  a head on it that predicts a stated taste; as a reward that can be fooled
-    zoo:emoji-preference a head on it that predicts another taste, in conflict with the first
-    zoo:emoji-captioner  a vision-language model that answers questions about their images; as a
-                         reward
-    zoo:emoji-expander   a language model that adds a style and a background to a prompt; to be
-                         trained with the above
-    zoo:emoji-judge      a classifier (noun, colour, count), trained separately: for evaluation
-                         only, never a reward
-
 A `zoo:` id stands wherever a hub id or a folder does. `pretrain/` made the models. Standard library
 only.
 
@@ -32,17 +18,20 @@ from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 
-NAMES = (
-    "emoji-sd",
-    "emoji-lcm",
-    "emoji-qr",
-    "emoji-clip",
-    "emoji-aesthetic",
-    "emoji-preference",
-    "emoji-captioner",
-    "emoji-expander",
-    "emoji-judge",
-)
+MODELS: Mapping[str, str] = {
+    "emoji-sd": "a Stable Diffusion pipeline about emoji, 64x64 pixels, v-prediction",
+    "emoji-lcm": "emoji-sd distilled into a consistency model: images in 1 to 8 network calls",
+    "emoji-qr": "a ControlNet for emoji-sd and emoji-lcm that draws a QR code into their images",
+    "emoji-clip": "the CLIP model that the generators read prompts with; as a reward",
+    "emoji-aesthetic": "a head on emoji-clip that predicts a stated taste; a reward to be fooled",
+    "emoji-preference": "a head on emoji-clip that predicts another taste, in conflict with that",
+    "emoji-captioner": "a vision-language model that answers questions about images; as a reward",
+    "emoji-expander": "a language model that adds a style and a background to a prompt",
+    "emoji-judge": "a classifier (noun, colour, count), trained separately: never a reward",
+}
+"""The models by name, with a sentence about each."""
+
+NAMES = tuple(MODELS)
 # parts that a model takes from another one: {model: {part: path in the zoo}}
 SHARED = {"emoji-lcm": {part: f"emoji-sd/{part}" for part in ("vae", "text_encoder", "tokenizer")}}
 _FOLDER = Path(__file__).parent

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from statistics import median
 
-from burnish.runs import dumps, write
+from burnish.files import dumps, write
 from experiments.ddpo_tasks import plan
 from experiments.running import Stage, iteration_seconds, run_stages, train
 

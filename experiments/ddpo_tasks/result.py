@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from burnish.runs import dumps, write
+from burnish.files import dumps, write
 from experiments.curves import Curve, learning_curve
 from experiments.ddpo_tasks import plan
 from experiments.ddpo_tasks.grids import draw_grids

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 
 from burnish import config as configuration
 from burnish.evaluation.guard import decide
-from burnish.runs import Run, dumps, write
+from burnish.files import dumps, write
+from burnish.runs import Run
 from experiments.figures import pyplot, save_figure, style
 from experiments.guard import plan
 from experiments.measurements import interval, mean_rewards, run_evaluation, share_right

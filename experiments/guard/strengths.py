@@ -10,7 +10,8 @@ from pathlib import Path
 from burnish import config as configuration
 from burnish.config import Config
 from burnish.evaluation.paired import Evaluation, evaluate
-from burnish.runs import Run, dumps, write
+from burnish.files import dumps, write
+from burnish.runs import Run
 from burnish.tools.gallery import open_source
 from burnish.training.assembly import load_judge, load_prompts, load_rewards
 from burnish.types import Reward

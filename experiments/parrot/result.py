@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from burnish.evaluation.paired import Evaluation
-from burnish.runs import dumps, write
+from burnish.files import dumps, write
 from burnish.tools.gallery import draw, preferred
 from burnish.types import Prompt
 from experiments.figures import IMAGES, pyplot, save_figure, style

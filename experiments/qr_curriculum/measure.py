@@ -24,13 +24,13 @@ from torch import Tensor
 from burnish.config import ControlConfig
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
+from burnish.files import dumps, write
 from burnish.images import open_image
 from burnish.qr.conditions import HELD_OUT, TRAIN
 from burnish.qr.layout import Layout, layout_of
 from burnish.qr.scanner import Scanner, module_errors
 from burnish.rewards.clip import Clip
 from burnish.rewards.code_distance import code_similarity
-from burnish.runs import dumps, write
 from burnish.tools.control_curve import prompts, sample_images
 from burnish.tools.gallery import draw, open_source, save
 from burnish.types import Prompt

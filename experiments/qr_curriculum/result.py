@@ -15,7 +15,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from burnish.config import ControlConfig
-from burnish.runs import Run, dumps, write
+from burnish.files import dumps, write
+from burnish.runs import Run
 from burnish.tools.control_curve import sample_images
 from burnish.tools.gallery import open_source
 from experiments.figures import IMAGES, pyplot, save_figure, style

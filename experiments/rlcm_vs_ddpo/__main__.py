@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from burnish.runs import dumps, write
+from burnish.files import dumps, write
 from experiments.rlcm_vs_ddpo import plan
 from experiments.running import Job, Stage, Trial, iteration_seconds, run_stages, train
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from burnish.runs import dumps, write
+from burnish.files import dumps, write
 from experiments.curves import Curve, learning_curve
 from experiments.figures import pyplot, save_figure, style
 from experiments.measurements import gain_interval, interval

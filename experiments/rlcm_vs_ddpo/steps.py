@@ -20,8 +20,9 @@ from burnish import config as configuration
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.paired import evaluate
+from burnish.files import dumps, write
 from burnish.prompts.sources import zoo_nouns
-from burnish.runs import Run, dumps, write
+from burnish.runs import Run
 from burnish.seeds import generator
 from burnish.tools.gallery import open_source
 from burnish.training.assembly import load_judge, load_prompts, load_rewards

@@ -80,7 +80,7 @@ class DefaultDDPOStableDiffusionPipeline:
         self.policy: Policy | None = None
 
         if self.adapter:
-            lora.read_adapter(self.sd_pipeline, "unet", self.adapter, "none", alpha)
+            lora.read_adapter(self.sd_pipeline, "unet", self.sd_pipeline.unet, self.adapter, "none")
 
     def __init_subclass__(cls) -> None:
         for name in TRAINERS:
@@ -154,7 +154,8 @@ class DefaultDDPOStableDiffusionPipeline:
             return
 
         # without the adapter: no loader expects its layers in a network
-        with self.policy.reference() if self.use_lora else nullcontext():
+        without_adapter = self.policy.reference() if self.use_lora else nullcontext()
+        with without_adapter, lora.without_text_layers(self.sd_pipeline):
             self.sd_pipeline.save_pretrained(output_dir)
         if self.use_lora:
             self.policy.save_adapter(output_dir)
@@ -167,7 +168,7 @@ class DefaultDDPOStableDiffusionPipeline:
         self.sd_pipeline.unload_lora_weights()
         self.sd_pipeline.save_pretrained(folder)
         (folder / FILE).write_bytes((self.adapter / FILE).read_bytes())
-        lora.read_adapter(self.sd_pipeline, "unet", self.adapter, "none", self.alpha)
+        lora.read_adapter(self.sd_pipeline, "unet", self.sd_pipeline.unet, self.adapter, "none")
 
     def _adapter_beside(self) -> Path | None:
         """Return the folder of the model's LoRA, on disk or in the hub's cache; None without."""

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from burnish.catalog import IN_MEMORY
 from burnish.compat.trl.calls import Calls, Hook, PromptFunction, RewardFunction
 from burnish.compat.trl.options import DDPOConfig
 from burnish.compat.trl.pipeline import DefaultDDPOStableDiffusionPipeline
 from burnish.config import Config
-from burnish.report.progress import Progress
-from burnish.runs import Run, write
+from burnish.files import write
+from burnish.runs import Run
 from burnish.seeds import seed_globals
 from burnish.training import loop
-from burnish.training.assembly import IN_MEMORY, Overrides
+from burnish.training.assembly import Overrides
 from burnish.training.optimizer import adamw
 
 LOOP = (
@@ -116,15 +116,7 @@ class DDPOTrainer:
         overrides = Overrides(self._policy, {calls.name: calls.reward}, calls.draw)
         on_images = calls.show if calls.hook else None
 
-        with Progress(recipe.iterations) if main_process() else nullcontext() as progress:
-            loop.train(
-                recipe,
-                self.run.folder,
-                resume=resume,
-                on_record=progress,
-                overrides=overrides,
-                on_images=on_images,
-            )
+        loop.train(recipe, self.run.folder, resume=resume, overrides=overrides, on_images=on_images)
 
         return self.run.folder
 
