@@ -19,7 +19,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
 
-from burnish.diffusion.schedule import Consistency, VariancePreserving, read_schedule
+from burnish.diffusion.schedule import Schedule, read_schedule
 from pretrain import loop
 from pretrain.unet import PROMPTS, batches, load, pool_arguments, scheduler
 
@@ -42,7 +42,7 @@ def student_of(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
     return student
 
 
-def solve(schedule: VariancePreserving, x: Tensor, x0_pred: Tensor, t: Tensor, s: Tensor) -> Tensor:
+def solve(schedule: Schedule, x: Tensor, x0_pred: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """Return the deterministic DDIM step from time `t` (B,) to `s` (B,)."""
     level_t = schedule.level(t, x.device)
     level_s = schedule.level(s, x.device)
@@ -57,8 +57,8 @@ class Distillation:
     pipe: LatentConsistencyModelPipeline
     teacher: UNet2DConditionModel
     target: UNet2DConditionModel
-    diffusion: VariancePreserving
-    consistency: Consistency
+    diffusion: Schedule
+    consistency: Schedule
     null_states: Tensor  # text states of the empty prompt (1, tokens, width)
 
     @property
