@@ -23,6 +23,7 @@ from burnish.diffusion.schedule import Schedule, read_schedule
 from pretrain import loop
 from pretrain.unet import PROMPTS, batches, load, pool_arguments, scheduler
 
+TIMESTEPS = 1000  # of the diffusion model's training
 SOLVER = 50  # steps of the teacher's solver
 WEIGHTS = (2.0, 8.0)  # range of the guidance weight, as diffusers counts it
 TARGET = 0.95  # decay of the averaged network that gives the targets
@@ -88,7 +89,7 @@ class Distillation:
         Between t and s is one guided step of the teacher.
         """
         x0, states = batch
-        stride = len(self.diffusion.alpha) // SOLVER
+        stride = TIMESTEPS // SOLVER
         t = torch.randint(1, SOLVER + 1, (len(x0),)) * stride - 1
         s = (t - stride).clamp(min=0)
         level = self.diffusion.level(t, x0.device)
