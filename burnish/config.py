@@ -767,9 +767,9 @@ def check_noise(kernel: Kernel, objective: Objective) -> None:
     """Refuse a kernel without noise where the objective learns from transitions."""
     if kernel.deterministic and objective.process != "forward":
         raise ValueError(
-            "sampler.kernel.eta must be > 0: without noise a transition has no probability, and a "
-            "policy gradient nothing to learn from; only the objectives 'rwr' and 'awm' can do "
-            "without"
+            "sampler.kernel.eta must be > 0, and the kernel not 'ode': without noise a transition "
+            "has no probability, and a policy gradient nothing to learn from; only the objectives "
+            "'rwr' and 'awm' can do without"
         )
 
 

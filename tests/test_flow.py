@@ -179,9 +179,9 @@ def test_churn_raises_the_noise_then_steps_without(states: tuple[Tensor, ...]) -
     # EDM, with y = x / alpha = x0 + k noise: k is raised to (1 + gamma) k by fresh noise z, and
     # the step without noise leads from there to the next k
     k, k_next = T / (1 - T), S / (1 - S)
-    kept = k / ((1 + gamma) * k)
+    share = k / ((1 + gamma) * k)
     fresh = ((1 + gamma) ** 2 * k**2 - k**2).sqrt() / ((1 + gamma) * k)
-    torch.testing.assert_close(found.mean, (1 - S) * (x0 + k_next * kept * noise))
+    torch.testing.assert_close(found.mean, (1 - S) * (x0 + k_next * share * noise))
     torch.testing.assert_close(found.std, (1 - S) * k_next * fresh)
 
 
@@ -239,8 +239,8 @@ def test_marginals_are_kept_exactly(kernel: Marginal) -> None:
         zero = kernel(start.alpha * x0, x0, start, end)
         one = kernel(start.alpha * x0 + start.sigma, x0, start, end)
         assert zero.mean.item() == pytest.approx(end.alpha.item() * 0.5)
-        kept = (one.mean - zero.mean).item()
-        assert kept**2 + one.std.item() ** 2 == pytest.approx(end.sigma.item() ** 2, abs=1e-12)
+        share = (one.mean - zero.mean).item()
+        assert share**2 + one.std.item() ** 2 == pytest.approx(end.sigma.item() ** 2, abs=1e-12)
 
 
 @pytest.mark.parametrize("kernel", SMALL_STEPS, ids=lambda kernel: type(kernel).__name__)

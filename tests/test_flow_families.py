@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from conftest import generator, perturb
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from burnish import config as configuration
 from burnish.diffusion.guidance import CFG, NoGuidance
 from burnish.diffusion.kernels import CPS, ODE
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
+from burnish.runs import Run
+from burnish.training.loop import train
 from burnish.types import Prompt, Trajectory
 
 PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]
@@ -89,3 +93,57 @@ def test_the_stock_pipeline_draws_the_same_with_the_exported_adapter(
     before = latents(model, stock(model), 4.0, 3)
     torch.testing.assert_close(traj.latent, expected, rtol=0, atol=1e-5)
     assert (expected - before).abs().max() > 1e-3
+
+
+def settings(model: Path, **sampler: Any) -> dict[str, Any]:
+    return {
+        "iterations": 2,
+        "model": {"id": str(model)},
+        "sampler": {"steps": 4, "guidance": {"use": "cfg", "weight": 3.0}, **sampler},
+        "batch": {"prompts": 2, "images_per_prompt": 2, "minibatches": 2},
+        "evaluation": {"images_per_prompt": 1},
+        "run": {"sample_every": 0},
+    }
+
+
+@pytest.mark.parametrize(
+    "kernel", ["cps", "precise", "churn", "renoise", "flow_grpo", "dance_grpo"]
+)
+def test_a_run_learns_from_its_transitions(
+    model: Path, kernel: str, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = write_recipe(**settings(model, kernel={"use": kernel}))
+    run = Run(train(configuration.load(recipe), tmp_path / "run", progress=False))
+    records = run.records()
+    assert len(records) == 2 and all(record["grad_norm"] > 0 for record in records)
+    assert all(record["ratio_deviation"] < 1e-4 for record in records)
+    expected = latents(model, stock(model, run.adapter), 3.0, 4)
+    assert (expected - latents(model, stock(model), 3.0, 4)).abs().max() > 0
+
+
+def test_without_noise_the_forward_process_learns(
+    model: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = write_recipe(**settings(model, kernel={"use": "ode"}))
+    changes = ["objective.use=awm", "advantage.use=group"]
+    run = Run(train(configuration.load(recipe, changes), tmp_path / "run", progress=False))
+    assert all(record["grad_norm"] > 0 for record in run.records())
+    with pytest.raises(ValueError, match="without noise a transition has no probability"):
+        configuration.load(recipe)
+
+
+def test_kernels_of_other_models_are_refused(
+    model: Path, tiny_sd1: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    for folder, kernel, message in (
+        (
+            model,
+            "ddim",
+            "kernel 'ddim' needs a diffusion model, and .* is a flow; use kernel 'cps'",
+        ),
+        (model, "lcm", "kernel 'lcm' needs a consistency model"),
+        (tiny_sd1, "flow_grpo", "kernel 'flow_grpo' needs a flow model"),
+    ):
+        recipe = write_recipe(**settings(folder, kernel={"use": kernel}))
+        with pytest.raises(ValueError, match=message):
+            train(configuration.load(recipe), tmp_path / "run", progress=False)

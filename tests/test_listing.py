@@ -32,8 +32,9 @@ def test_a_snippet_is_accepted_and_has_every_argument(kind: str, name: str) -> N
     if kind == "reward":
         tree["rewards"] += pasted.pop("rewards")
         tree["rewards"][-1]["name"] = "pasted"
-    if kind == "advantage":
-        tree["objective"] = {"use": "rwr"}  # fits those that imitate, too
+    if kind == "advantage" or name == "ode":
+        # fits those that imitate, too, and a sampler without noise
+        tree["objective"] = {"use": "rwr"}
     for section, table in pasted.items():
         tree[section] = table if "use" in table else {**tree[section], **table}
 

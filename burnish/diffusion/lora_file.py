@@ -34,7 +34,7 @@ from burnish.errors import first_line
 
 FILE = "pytorch_lora_weights.safetensors"
 
-PARTS = ("unet", "text_encoder", "text_encoder_2", "controlnet")
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "controlnet")
 KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 
 SPELLINGS = tuple(
