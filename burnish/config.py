@@ -127,6 +127,22 @@ class ControlConfig:
 
 
 @dataclass(frozen=True)
+class WindowConfig:
+    """The window of stochastic transitions: all others of a training image follow the ODE.
+
+    Only the window is learned from. Evaluations and sample grids then follow the ODE throughout.
+    """
+
+    size: int = 0  # stochastic transitions, side by side; 0: all are, and there is no window
+    first: int = 1  # the first transition that may lie in it; they count from 1
+    last: int = 0  # the last one that may; 0: the last with noise (see batch.least_noise)
+    # "random": drawn anew (Flow-GRPO-Fast); "sliding": it begins at `first`, moves on by one, and
+    # goes back when it has come to `last` (MixGRPO); "fixed": it stays at `first`
+    placement: str = "random"
+    every: int = 1  # iterations from one place to the next
+
+
+@dataclass(frozen=True)
 class SamplerConfig:
     """The sampler: how an image is drawn from noise."""
 
@@ -138,6 +154,10 @@ class SamplerConfig:
     # how the network is called with and without the prompt; part of the policy
     guidance: Table = field(default_factory=lambda: {"use": "cfg", "weight": 5.0})
     control: ControlConfig = field(default_factory=ControlConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
+    # the training images of a prompt (with identifiers, of each reward) start from the same noise;
+    # what the ODE makes of it before a window is computed once
+    shared_noise: bool = False
     # "words" or "tokens": "<reward 2>" before a prompt makes the second reward its target; "": none
     identifiers: str = ""
     # behind the prompt: a text encoder that reads from left to right, as CLIP's, then reads the
@@ -560,6 +580,15 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         '"controlnet", "both", or "" for the model\'s own',
     ),
     ("sampler.steps", lambda n: n >= 1, "at least 1 network call"),
+    ("sampler.window.size", lambda n: n >= 0, "0 (all transitions are stochastic) or more"),
+    ("sampler.window.first", lambda n: n >= 1, "at least 1, the first transition"),
+    ("sampler.window.last", lambda n: n >= 0, "0 (the last with noise) or a transition's number"),
+    (
+        "sampler.window.placement",
+        lambda s: s in ("random", "sliding", "fixed"),
+        '"random", "sliding" or "fixed"',
+    ),
+    ("sampler.window.every", lambda n: n >= 1, "at least 1 iteration"),
     (
         "sampler.identifiers",
         lambda s: s in ("", "words", "tokens"),
@@ -721,6 +750,9 @@ def _check_parts(config: Config) -> None:
         check_compared_images(config, advantage)
     if kernel is not None and objective is not None:
         check_noise(kernel, objective)
+        check_shared_noise(config, kernel)
+        check_window(config, objective)
+        check_guard_kl(config, kernel)
 
 
 def _built(kind: str, table: Table, where: str) -> Any:
@@ -770,6 +802,34 @@ def check_noise(kernel: Kernel, objective: Objective) -> None:
             "sampler.kernel.eta must be > 0, and the kernel not 'ode': without noise a transition "
             "has no probability, and a policy gradient nothing to learn from; only the objectives "
             "'rwr' and 'awm' can do without"
+        )
+
+
+def check_shared_noise(config: Config, kernel: Kernel) -> None:
+    """Refuse one start for all images of a prompt where they would be the same image."""
+    if config.sampler.shared_noise and kernel.deterministic and not config.expander.model:
+        raise ValueError(
+            "sampler.shared_noise with a kernel without noise makes all images of a prompt the "
+            "same; leave it out, or take another kernel"
+        )
+
+
+def check_window(config: Config, objective: Objective) -> None:
+    """Refuse a window where nothing is learned from transitions."""
+    if config.sampler.window.size and objective.process == "forward":
+        raise ValueError(
+            "sampler.window chooses the transitions that are learned from, but this objective "
+            "learns from the finished images; set sampler.window.size = 0"
+        )
+
+
+def check_guard_kl(config: Config, kernel: Kernel) -> None:
+    """Refuse a budget of the KL where an evaluation has no transition with noise."""
+    noiseless = kernel.deterministic or config.sampler.window.size > 0
+    if noiseless and config.guard.kl and config.guard.action != "none":
+        raise ValueError(
+            "guard.kl is measured on transitions with noise, and evaluations have none with "
+            "sampler.window or a kernel without noise; set guard.kl = 0 and watch something else"
         )
 
 

@@ -6,13 +6,15 @@ rounding. Trajectories are kept in float32 for the same reason: rounded to half 
 states would lie off their own densities by many clip ranges.
 
 T counts the transitions whose noise reaches the image. A last transition without noise (a schedule
-that ends in the data itself) is made, but it is no action: nothing is learned from it.
+that ends in the data itself) is made, but it is no action: nothing is learned from it. With a
+window (see `window`) T is its size, and the transitions before and after it are the ODE's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from burnish.diffusion import kernels
 from burnish.diffusion.control import CONTROL_KEYS, add_control
 from burnish.diffusion.guidance import ORIGINAL_PREFIX
 from burnish.diffusion.policy import Policy
+from burnish.diffusion.window import SharedStarts
 from burnish.stages import advance
 from burnish.types import Cond, Gaussian, Guidance, Kernel, Prompt, Replay, Trajectory
 
@@ -35,16 +38,24 @@ class Sampler:
         steps: the number of network calls.
         guidance: the way in which the network is called.
         control: how closely a ControlNet is followed, for a model that has one.
+        window: the numbers of the transitions that are the kernel's, from 0; all others are the
+            ODE's. None: all are the kernel's; `range(0)`: none is.
     """
 
     kernel: Kernel
     steps: int
     guidance: Guidance
     control: ControlConfig = field(default_factory=ControlConfig)
+    window: range | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"sampler.steps must be at least 1, not {self.steps}")
+        if self.window and self.window != range(self.steps)[self.window.start : self.window.stop]:
+            raise ValueError(
+                f"the window {self.window} is not one of transitions side by side in {self.steps} "
+                "steps"
+            )
 
     def encode(self, policy: Policy, prompts: Sequence[Prompt]) -> Cond:
         """Return the prompts as the network reads them under this guidance, one row a prompt.
@@ -79,7 +90,7 @@ class Sampler:
         return policy.schedule.times(self.steps)
 
     def transitions(self, policy: Policy, least_noise: float = 0.0) -> int:
-        """Return the number of transitions, from the first on, with noise to learn from.
+        """Return the number of transitions, from the first stored one on, with noise to learn from.
 
         By default that is all T of a trajectory.
 
@@ -95,7 +106,8 @@ class Sampler:
         Raises:
             ValueError: no transition has noise, or only some before the last have.
         """
-        count = _count_noisy_transitions(self, policy)
+        noisy = _noisy_transitions(self, policy)
+        count = len(noisy)
 
         if count == 0:
             remedy = " or a larger sampler.kernel.eta"
@@ -111,7 +123,8 @@ class Sampler:
             )
 
         if least_noise:
-            noisy_enough = _transition_stds(self, policy)[:count] >= least_noise
+            stds = _transition_stds(self, policy)[noisy.start : noisy.stop]
+            noisy_enough = stds >= least_noise
             count = int(noisy_enough.cumprod(0).sum())
 
             if count == 0:
@@ -129,6 +142,7 @@ class Sampler:
         group: Tensor,
         generator: torch.Generator,
         keep_x0_pred: bool = False,
+        starts: SharedStarts | None = None,
     ) -> Trajectory:
         """Return the trajectories of one image a row of `cond` (B rows), sampled at once.
 
@@ -139,45 +153,48 @@ class Sampler:
             policy: the weights to sample with.
             cond: B prompts, encoded by `encode`.
             group: (B,) the prompt's number of each image.
-            generator: of the CPU; all noise comes from it.
+            generator: of the CPU; all noise comes from it, but for that of `starts`.
             keep_x0_pred: keep the x0 that the network predicted before each transition.
+            starts: those that the images of a group have in common; None: each has its own.
         """
         times = self.times(policy)
-        count = _count_noisy_transitions(self, policy)
+        noisy = _noisy_transitions(self, policy)
         rows = len(group)
         cond = add_control(cond, self.control, times)
+        ends = self if self.window is None else replace(self, kernel=kernels.ODE())
 
-        x = policy.noise(rows, generator)
-        states = x.new_empty(rows, count + 1, *policy.latent_shape)
-        logp = x.new_empty(rows, count)
-        states[:, 0] = x
-        x0_preds = None
-
-        if keep_x0_pred:
-            x0_preds = states.new_empty(rows, count, *policy.latent_shape)
+        def to_window(x: Tensor, cond: Cond) -> Tensor:
+            return _without_noise(ends, policy, x, cond, times[: noisy.start + 1])
 
         with policy.merged():
-            for i in range(self.steps):
+            if starts is None:
+                x = to_window(policy.noise(rows, generator), cond)
+            else:
+                x = starts.states(policy, group, cond, to_window)
+
+            states = x.new_empty(rows, len(noisy) + 1, *policy.latent_shape)
+            logp = x.new_empty(rows, len(noisy))
+            x0_preds = torch.empty_like(states[:, 1:]) if keep_x0_pred else None
+            states[:, 0] = x
+
+            for j, i in enumerate(noisy):
                 t = times[i].expand(rows)
                 s = times[i + 1].expand(rows)
                 transition, x0 = self._transition(policy, x, t, s, cond)
-
-                if i >= count:
-                    x = transition.mean
-                    continue
-
                 x = kernels.sample(transition, generator)
-                states[:, i + 1] = x
-                logp[:, i] = kernels.log_prob(transition, x)
+                states[:, j + 1] = x
+                logp[:, j] = kernels.log_prob(transition, x)
 
                 if x0_preds is not None:
-                    x0_preds[:, i] = x0
+                    x0_preds[:, j] = x0
+
+            x = _without_noise(ends, policy, x, cond, times[noisy.stop :])
 
         # kept on the CPU: 256 trajectories of Stable Diffusion at 50 steps are 0.9 GB, and a replay
         # needs a few transitions
         return Trajectory(
             x=states.cpu(),
-            t=times[: count + 1],
+            t=times[noisy.start : noisy.stop + 1],
             logp=logp.cpu(),
             latent=x,
             cond=cond,
@@ -192,6 +209,7 @@ class Sampler:
         group: Tensor,
         generator: torch.Generator,
         keep_x0_pred: bool = False,
+        starts: SharedStarts | None = None,
     ) -> tuple[Trajectory, Tensor]:
         """Return the trajectories of B prompts and their images (B, 3, H, W), sampled at once.
 
@@ -199,11 +217,12 @@ class Sampler:
             policy: the weights to sample with.
             prompts: one an image.
             group: (B,) the prompt's number of each image.
-            generator: of the CPU; all noise comes from it.
+            generator: of the CPU; all noise comes from it, but for that of `starts`.
             keep_x0_pred: keep the x0 that the network predicted before each transition.
+            starts: those that the images of a group have in common; None: each has its own.
         """
         cond = self.encode(policy, prompts)
-        trajectory = self.rollout(policy, cond, group, generator, keep_x0_pred)
+        trajectory = self.rollout(policy, cond, group, generator, keep_x0_pred, starts)
         return trajectory, policy.decode(trajectory.latent)
 
     def images(
@@ -341,22 +360,49 @@ def _transition_stds(sampler: Sampler, policy: Policy) -> Tensor:
     return sampler.kernel(zeros, zeros, level_t, level_s).std.flatten()
 
 
-def _count_noisy_transitions(sampler: Sampler, policy: Policy) -> int:
-    """Return T: all transitions have noise, all but the last, or none.
+def _noisy_transitions(sampler: Sampler, policy: Policy) -> range:
+    """Return the T transitions with noise: the window's, or else all, all but the last, or none.
 
     Raises:
-        ValueError: another number of transitions has noise.
+        ValueError: others have noise, or one of the window has none.
     """
     noisy = _transition_stds(sampler, policy) > kernels.LEAST_STD
-    count = int(noisy.sum())
+    window = sampler.window
+    if window is not None:
+        if not bool(noisy[window.start : window.stop].all()):
+            raise ValueError(
+                f"a transition of the window {window} has no noise: move it, or use a larger "
+                "sampler.kernel.eta"
+            )
+        return window
 
+    count = int(noisy.sum())
     if count and (not bool(noisy[:count].all()) or count < sampler.steps - 1):
         raise ValueError(
             f"only {count} of {sampler.steps} transitions have noise: use more sampler.steps or "
             "a larger sampler.kernel.eta"
         )
 
-    return count
+    return range(count)
+
+
+def _without_noise(
+    sampler: Sampler, policy: Policy, x: Tensor, cond: Cond, times: Tensor
+) -> Tensor:
+    """Return the states (B, *latent) that the transitions' means lead to from `x`, along `times`.
+
+    Args:
+        sampler: makes the transitions.
+        policy: the weights to sample with.
+        x: (B, *latent) the states at the first time.
+        cond: B encoded prompts.
+        times: (n + 1,) for n transitions.
+    """
+    for t, s in pairwise(times):
+        transition, _ = sampler._transition(policy, x, t.expand(len(x)), s.expand(len(x)), cond)
+        x = transition.mean
+
+    return x
 
 
 def _mean_square(error: Tensor) -> Tensor:

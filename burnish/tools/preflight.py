@@ -20,6 +20,7 @@ from torch import Tensor
 
 from burnish.config import Config, images_compared
 from burnish.diffusion.sampler import Sampler
+from burnish.diffusion.window import window_places
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander, Expansions
 from burnish.rewards import score
@@ -31,7 +32,7 @@ from burnish.stages import stage
 from burnish.training.assembly import Parts
 from burnish.training.baseline import x0_baseline
 from burnish.training.batch import RolloutBatch
-from burnish.training.collect import iteration_sampler
+from burnish.training.iteration_sampler import iteration_sampler, iteration_starts, window_room
 from burnish.training.job import Job, prepare
 from burnish.training.learners import GeneratorLearner
 from burnish.training.updates import transition_count
@@ -92,6 +93,9 @@ class Rehearsal:
             torch.cuda.reset_peak_memory_stats(parts.policy.device)
 
         sampler = iteration_sampler(self.job, 1)
+        if sampler.window is not None:
+            yield check_window(self.config, sampler.window, window_room(self.job))
+
         prompts, group = chunk_prompts(self.config, parts)
         prompts = identifiers.with_template(prompts, parts.template)
 
@@ -140,9 +144,10 @@ class Rehearsal:
         """Return the trajectories and images of a chunk."""
         started = time.perf_counter()
         noise = generator(self.config.seed, "preflight")
+        starts = iteration_starts(self.job, 1)
         baseline = bool(self.config.batch.baseline)
         with stage("sampling", f"{len(prompts)} images"):
-            sampled = sampler.sample(self.parts.policy, prompts, group, noise, baseline)
+            sampled = sampler.sample(self.parts.policy, prompts, group, noise, baseline, starts)
         self.seconds.sampling = self.since(started) / len(prompts)
         return sampled
 
@@ -346,6 +351,25 @@ def check_length(parts: Parts) -> Finding:
 
     remedy = 'sampler.identifiers = "tokens" takes less room'
     return Finding("warning", f"{text}: its end is cut off", remedy)
+
+
+def check_window(config: Config, window: range, room: int) -> Finding:
+    """Say which transitions are stochastic, and how far the window comes in this run."""
+    settings = config.sampler.window
+    steps = config.sampler.steps
+    text = (
+        f"transitions {window.start + 1} to {window.stop} of {steps} are stochastic and trained in "
+        "the first iteration"
+    )
+    if settings.placement == "random":
+        last = settings.last or room
+        return Finding("ok", f"{text}, others of {settings.first} to {last} later")
+    if settings.placement == "fixed":
+        return Finding("ok", f"{text}, and in all others")
+
+    changes = (config.iterations - 1) // settings.every
+    farthest = min(changes, window_places(settings, room) - 1)
+    return Finding("ok", f"{text}; the window comes to {window.stop + farthest} in this run")
 
 
 # While a chunk is sampled, scored and trained ---------------------------------------------------

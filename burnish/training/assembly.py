@@ -22,7 +22,10 @@ from burnish.config import (
     check_compared_images,
     check_curriculum,
     check_expander,
+    check_guard_kl,
     check_noise,
+    check_shared_noise,
+    check_window,
     reward_arguments,
     reward_names,
 )
@@ -222,6 +225,9 @@ def assemble(
     curriculum = load_curriculum(config, overrides)
     sampler = load_sampler(config, overrides)
     check_noise(sampler.kernel, objective)
+    check_shared_noise(config, sampler.kernel)
+    check_window(config, objective)
+    check_guard_kl(config, sampler.kernel)
     needs_reference = objective.kl > 0 or config.guard.kl > 0
     with stage("loading", f"model {config.model.id}"):
         policy = overrides.policy or load_policy(config, device, reference=needs_reference)
@@ -387,11 +393,15 @@ def thinned(prompts: list[Prompt], most: int) -> list[Prompt]:
 
 
 def load_sampler(config: Config, overrides: Overrides | None = None) -> Sampler:
-    """Return the sampler: kernel, steps, guidance and control."""
+    """Return the sampler: kernel, steps, guidance and control.
+
+    With a window it follows the ODE: so it is evaluated, and the window is an iteration's.
+    """
     overrides = overrides or Overrides()
     kernel = overrides.build("kernel", config.sampler.kernel, "sampler.kernel")
     guidance = overrides.build("guidance", config.sampler.guidance, "sampler.guidance")
-    return Sampler(kernel, config.sampler.steps, guidance, config.sampler.control)
+    window = range(0) if config.sampler.window.size else None
+    return Sampler(kernel, config.sampler.steps, guidance, config.sampler.control, window)
 
 
 def load_curriculum(config: Config, overrides: Overrides) -> Curriculum:

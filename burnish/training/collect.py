@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from burnish.seeds import generator
 from burnish.stages import advance, stage
 from burnish.training.batch import RolloutBatch
 from burnish.training.expansion import expand_prompts
+from burnish.training.iteration_sampler import iteration_sampler, iteration_starts
 from burnish.training.job import Job
 from burnish.training.prompt_sampling import sample_prompts, target_rewards
 from burnish.training.scoring import Scoring, join_scores
@@ -86,21 +87,6 @@ class Collector:
         return expand_prompts(job.parts.expander, prompts, job.config, stream)
 
 
-def iteration_sampler(job: Job, iteration: int) -> Sampler:
-    """Return the sampler of an iteration, at the curriculum's control scale.
-
-    Evaluations and sample grids stay at `sampler.control.scale`.
-    """
-    parts = job.parts
-    if not parts.curriculum.varies:
-        return parts.sampler
-
-    progress = (iteration - 1) / max(1, job.config.iterations - 1)
-    stream = generator(job.config.seed, iteration, "curriculum")
-    scale = parts.curriculum(progress, stream)
-    return replace(parts.sampler, control=replace(parts.sampler.control, scale=scale))
-
-
 def rollout_and_score(
     job: Job,
     sampler: Sampler,
@@ -122,6 +108,7 @@ def rollout_and_score(
     """
     parts = job.parts
     noise = generator(job.config.seed, iteration, "noise", job.world.rank)
+    starts = iteration_starts(job, iteration)
     keep_x0_pred = bool(job.config.batch.baseline)
     trajectories: list[Trajectory] = []
     sampled: list[Tensor] = []
@@ -134,7 +121,7 @@ def rollout_and_score(
                 job.poll()
                 chunk = [prompts[row] for row in rows.tolist()]
                 trajectory, images = sampler.sample(
-                    parts.policy, chunk, group[rows], noise, keep_x0_pred
+                    parts.policy, chunk, group[rows], noise, keep_x0_pred, starts
                 )
                 trajectories.append(trajectory)
                 scoring.submit(images, chunk)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from burnish import catalog, references
 from burnish.config import Config, images_compared
 from burnish.diffusion.loading import choose_device
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
+from burnish.diffusion.window import window_places
 from burnish.types import Advantage, Objective
 
 
@@ -53,7 +54,12 @@ def check_transitions(
         check_forward(config, policy)
         return
 
-    transitions = sampler.transitions(policy, config.batch.least_noise)
+    transitions = replace(sampler, window=None).transitions(policy, config.batch.least_noise)
+    window = config.sampler.window
+    if window.size:
+        window_places(window, transitions)
+        transitions = window.size
+
     if config.batch.baseline and config.batch.images_per_prompt < 2:
         raise ValueError(
             "batch.baseline compares the images of a prompt; set batch.images_per_prompt to 4 or "

@@ -205,7 +205,8 @@ def transition_count(config: Config, parts: Parts) -> int:
     """Return how many transitions an image has to learn from."""
     if parts.objective.process == "forward":
         return config.batch.transitions or config.sampler.steps
-    return parts.sampler.transitions(parts.policy, config.batch.least_noise)
+    window = config.sampler.window.size
+    return window or parts.sampler.transitions(parts.policy, config.batch.least_noise)
 
 
 def minibatches(
