@@ -31,10 +31,10 @@ from burnish.stages import stage
 from burnish.training.assembly import Parts
 from burnish.training.baseline import x0_baseline
 from burnish.training.batch import RolloutBatch
-from burnish.training.collect import iteration_sampler
+from burnish.training.collect import iteration_sampler, keeps_predictions
+from burnish.training.forward import needs_reference, transition_count
 from burnish.training.job import Job, prepare
 from burnish.training.learners import GeneratorLearner
-from burnish.training.updates import transition_count
 from burnish.types import Prompt, Replay, Scores, Trajectory
 from burnish.world import World
 
@@ -140,9 +140,9 @@ class Rehearsal:
         """Return the trajectories and images of a chunk."""
         started = time.perf_counter()
         noise = generator(self.config.seed, "preflight")
-        baseline = bool(self.config.batch.baseline)
+        keep = keeps_predictions(self.config, self.parts.objective)
         with stage("sampling", f"{len(prompts)} images"):
-            sampled = sampler.sample(self.parts.policy, prompts, group, noise, baseline)
+            sampled = sampler.sample(self.parts.policy, prompts, group, noise, keep)
         self.seconds.sampling = self.since(started) / len(prompts)
         return sampled
 
@@ -167,7 +167,7 @@ class Rehearsal:
 
         started = time.perf_counter()
         with stage("training", f"{pairs} transitions"):
-            replay = process.replay(images, transitions, reference=parts.objective.kl > 0)
+            replay = process.replay(images, transitions, needs_reference(parts.objective))
             if parts.policy.trainable:
                 parts.objective(replay, torch.ones(pairs)).value.backward()
 

@@ -222,7 +222,7 @@ def assemble(
     curriculum = load_curriculum(config, overrides)
     sampler = load_sampler(config, overrides)
     check_noise(sampler.kernel, objective)
-    needs_reference = objective.kl > 0 or config.guard.kl > 0
+    needs_reference = objective.kl > 0 or objective.compares_with_reference or config.guard.kl > 0
     with stage("loading", f"model {config.model.id}"):
         policy = overrides.policy or load_policy(config, device, reference=needs_reference)
     check_policy(config, policy)
