@@ -14,6 +14,7 @@ import json
 import math
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from itertools import islice
@@ -223,6 +224,22 @@ def check_tensor(
     return tensor.bool() if boolean else tensor
 
 
+def check_targets(value: Any, shape: tuple[int, int], name: str) -> Tensor:
+    """Return the targets (b,) of images, or (b, T) of their transitions, float64 on the CPU.
+
+    Args:
+        value: what a user's function returned.
+        shape: (b, T).
+        name: of the function, for messages.
+
+    Raises:
+        ValueError: it is something else; the message begins with `name`.
+    """
+    if isinstance(value, Tensor) and tuple(value.shape) == shape:
+        return check_tensor(value.flatten(), (shape[0] * shape[1],), name).view(shape)
+    return check_tensor(value, shape[:1], name)
+
+
 def check_loss(loss: Any, name: str) -> Loss:
     """Return the loss, if it is a `Loss` with one finite number that has a gradient.
 
@@ -395,11 +412,19 @@ class CheckedGuidance(Checked, Guidance):
             ValueError: it raises, or returns something of another shape, or what is not finite
                 though the network's output is.
         """
+        return self._output("__call__", raw, x, t, cond, null)
+
+    def unguided(self, raw: Network, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Return its output for the prompts alone: the network's, if it has no method for it."""
+        if not hasattr(self.part, "unguided"):
+            return super().unguided(raw, x, t, cond)
+        return self._output("unguided", raw, x, t, cond)
+
+    def _output(self, method: str, raw: Network, x: Tensor, t: Tensor, *conds: Cond) -> Tensor:
         network = _WatchedNetwork(raw)
         try:
-            out = self._call(
-                "__call__", network, x.clone(), t.clone(), _cloned(cond), _cloned(null)
-            )
+            given = [_cloned(cond) for cond in conds]
+            out = self._call(method, network, x.clone(), t.clone(), *given)
         except ValueError:
             if network.error is not None:
                 raise network.error from None
@@ -519,13 +544,13 @@ class CheckedObjective(Checked, Objective):
             )
 
     def targets(self, change: Tensor, adv: Tensor, group: Tensor, transitions: int) -> Tensor:
-        """Return its targets (b,).
+        """Return its targets (b,) or (b, T).
 
         Raises:
             ValueError: it raises, or returns something else.
         """
         targets = self._call("targets", change.clone(), adv.clone(), group.clone(), transitions)
-        return check_tensor(targets, (len(adv),), f"{self.name}.targets").to(adv)
+        return check_targets(targets, (len(adv), change.shape[1]), f"{self.name}.targets").to(adv)
 
 
 @_with_attributes_of(Curriculum)
@@ -571,15 +596,15 @@ WRAPPERS: dict[str, tuple[Any, type]] = {
 }
 
 
+def tensors_of(replay: Replay) -> dict[str, Tensor]:
+    """Return the tensors of a replay by name."""
+    return {name: value for name, value in vars(replay).items() if isinstance(value, Tensor)}
+
+
 def _own_replay(replay: Replay) -> Replay:
     """Return a replay whose tensors are copies; gradients go through to the original's."""
-    return Replay(
-        replay.logp.clone(),
-        replay.logp_old.clone(),
-        replay.dims,
-        None if replay.logp_ref is None else replay.logp_ref.clone(),
-        None if replay.kl is None else replay.kl.clone(),
-    )
+    copies: dict[str, Any] = {name: value.clone() for name, value in tensors_of(replay).items()}
+    return replace(replay, **copies)
 
 
 # The attributes ---------------------------------------------------------------------------------

@@ -208,6 +208,43 @@ class BatchConfig:
 
 
 @dataclass(frozen=True)
+class ForwardConfig:
+    """The finished images noised again, for objectives on the forward process.
+
+    All images of a prompt are noised to the same times with the same noise, and the times of an
+    image are spread evenly over their range, so that images are compared under equal conditions.
+    """
+
+    # ask the network as the sampler does; false: for the prompt alone, which takes half the time
+    guided: bool = False
+    # what a prediction's error is measured in, which weighs the times: "output" (whatever the
+    # network predicts), "velocity" (the error of x0 over sigma), "noise" (that times alpha), "x0"
+    error: str = "output"
+    # the times: "uniform", "steps" (the sampler's own), "logit_normal" (more in the middle), or
+    # "noisy" (in proportion to the time)
+    times: str = "uniform"
+    # the part of the times that is used: 0 is the image, 1 is noise
+    range: list[float] = field(default_factory=lambda: [0.0, 1.0])
+    # what objective.kl pulls to: the "reference" before training, the "guided_reference" as the
+    # sampler asks it, the moving "average" (optimizer.ema), or the denoising of "images" that the
+    # reference draws of the same prompts
+    anchor: str = "reference"
+
+
+@dataclass(frozen=True)
+class OldPolicyConfig:
+    """The policy that samples and that objectives compare with, as it lags behind the weights.
+
+    After iteration i it keeps k = min(decay, rise (i - after)), at least 0, of itself and takes the
+    rest of the weights that learn. By default it is these at the start of each iteration.
+    """
+
+    decay: float = 0.0  # the largest k; 0: no lag
+    rise: float = 0.001  # of k in an iteration
+    after: int = 0  # iterations without a lag
+
+
+@dataclass(frozen=True)
 class ExpanderConfig:
     """A language model that adds details to each prompt, and learns which of them please.
 
@@ -323,6 +360,8 @@ class Config:
     advantage: Table = field(default_factory=lambda: {"use": "group"})
     # the loss, from log-probabilities and advantages
     objective: Table = field(default_factory=lambda: {"use": "clipped"})
+    forward: ForwardConfig = field(default_factory=ForwardConfig)
+    old_policy: OldPolicyConfig = field(default_factory=OldPolicyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -611,6 +650,29 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("scoring.timeout", lambda x: x >= 0, "0 (none) or more seconds"),
     ("scoring.missing", lambda s: s in ("stop", "mask"), '"stop" or "mask"'),
     ("scoring.patience", lambda n: n >= 1, "at least 1"),
+    (
+        "forward.error",
+        lambda s: s in ("output", "velocity", "noise", "x0"),
+        '"output", "velocity", "noise" or "x0"',
+    ),
+    (
+        "forward.times",
+        lambda s: s in ("uniform", "steps", "logit_normal", "noisy"),
+        '"uniform", "steps", "logit_normal" or "noisy"',
+    ),
+    (
+        "forward.range",
+        lambda r: len(r) == 2 and 0 <= r[0] < r[1] <= 1,
+        "two numbers, 0 <= first < second <= 1",
+    ),
+    (
+        "forward.anchor",
+        lambda s: s in ("reference", "guided_reference", "average", "images"),
+        '"reference", "guided_reference", "average" or "images"',
+    ),
+    ("old_policy.decay", lambda x: 0 <= x < 1, "at least 0 (no lag) and less than 1"),
+    ("old_policy.rise", lambda x: x > 0, "more than 0"),
+    ("old_policy.after", lambda n: n >= 0, "0 or more iterations"),
     ("optimizer.lr", lambda x: x >= 0, "0 or more (0 changes nothing: a control)"),
     ("optimizer.warmup", lambda n: n >= 0, "0 (none) or more"),
     ("optimizer.final_lr", lambda x: 0 <= x <= 1, "between 0 and 1"),
@@ -800,8 +862,8 @@ def check_noise(kernel: Kernel, objective: Objective) -> None:
     if kernel.deterministic and objective.process != "forward":
         raise ValueError(
             "sampler.kernel.eta must be > 0, and the kernel not 'ode': without noise a transition "
-            "has no probability, and a policy gradient nothing to learn from; only the objectives "
-            "'rwr' and 'awm' can do without"
+            "has no probability, and a policy gradient nothing to learn from; only objectives on "
+            "the forward process (rwr, awm, rvm, ram, nft, dgpo) can do without"
         )
 
 

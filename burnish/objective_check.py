@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from burnish.checked import check_loss, check_tensor, checked_part, name_of
+from burnish.checked import check_loss, check_targets, checked_part, name_of, tensors_of
 from burnish.errors import type_and_message
 from burnish.types import Replay
 
@@ -50,8 +50,8 @@ def check_objective(objective: Any, pairs: int = 6) -> list[str]:
         loss.value.backward()
         if part.compares_images:
             group = torch.arange(pairs) // 2
-            targets = part.targets(torch.zeros(pairs), adv.clone(), group, 3)
-            check_tensor(targets, (pairs,), f"objective {name}.targets")
+            targets = part.targets(torch.zeros(pairs, 3), adv.clone(), group, 3)
+            check_targets(targets, (pairs, 3), f"objective {name}.targets")
     except Exception as error:
         return [type_and_message(error)]
 
@@ -73,9 +73,16 @@ def _made_up(part: Any, pairs: int) -> tuple[Replay, Tensor]:
     if part.imitates:
         adv = adv.abs()
 
-    if part.kl > 0:
-        return Replay(logp, old, DIMS, logp_ref=old.clone(), kl=0.1 * (logp - old).square()), adv
-    return Replay(logp, old, DIMS), adv
+    replay = Replay(logp, old, DIMS)
+    if part.process == "reverse":
+        replay = replace(replay, std=torch.full((pairs, 1), 0.5))
+    if part.uses_old_prediction:
+        replay = replace(replay, kl_old=DIMS / 2 * (logp - old).square())
+    if part.mixtures:
+        replay = replace(replay, mixture_errors=torch.full((pairs, len(part.mixtures)), 0.1))
+    if part.kl > 0 or part.compares_with_reference:
+        replay = replace(replay, logp_ref=old.clone(), kl=0.1 * (logp - old).square())
+    return replay, adv
 
 
 @torch.no_grad()
@@ -84,13 +91,9 @@ def _writes_into_its_input(objective: Any, part: Any, pairs: int) -> bool:
     replay, adv = _made_up(part, pairs)
     before, adv_before = _made_up(part, pairs)
     objective(replay, adv)
-    pairs_of_tensors = [(before.logp, replay.logp), (before.logp_old, replay.logp_old)]
-    pairs_of_tensors.append((adv_before, adv))
-    if before.logp_ref is not None and replay.logp_ref is not None:
-        pairs_of_tensors.append((before.logp_ref, replay.logp_ref))
-    if before.kl is not None and replay.kl is not None:
-        pairs_of_tensors.append((before.kl, replay.kl))
-    return not all(torch.equal(old, new) for old, new in pairs_of_tensors)
+    after = tensors_of(replay)
+    unchanged = [torch.equal(value, after[name]) for name, value in tensors_of(before).items()]
+    return not (all(unchanged) and torch.equal(adv_before, adv))
 
 
 def _gradient_findings(gradient: Tensor | None) -> list[str]:
@@ -120,7 +123,7 @@ def _mean_findings(part: Any, replay: Replay, adv: Tensor) -> list[str]:
 @torch.no_grad()
 def _ratio_findings(part: Any, replay: Replay, adv: Tensor) -> list[str]:
     """Look whether `logp_old` is read without `uses_ratio`."""
-    if part.uses_ratio:
+    if part.uses_ratio or part.uses_old_prediction:
         return []
 
     other = replace(replay, logp_old=replay.logp_old + 1)
@@ -136,10 +139,5 @@ def _ratio_findings(part: Any, replay: Replay, adv: Tensor) -> list[str]:
 
 def _rows(replay: Replay, rows: slice) -> Replay:
     """Return some of the pairs of a replay."""
-    return Replay(
-        replay.logp[rows],
-        replay.logp_old[rows],
-        replay.dims,
-        None if replay.logp_ref is None else replay.logp_ref[rows],
-        None if replay.kl is None else replay.kl[rows],
-    )
+    chosen: dict[str, Any] = {name: value[rows] for name, value in tensors_of(replay).items()}
+    return replace(replay, **chosen)

@@ -105,16 +105,23 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Replay:
-    """The log-probabilities of stored transitions under the current weights.
+    """Pairs (image, transition) under the current weights, which objectives learn from.
 
-    The loop replays b (image, transition) pairs as a column, so k is 1.
+    On the reverse process a pair is a transition that was sampled, and l its log-density. On the
+    forward process it is an image noised again, -l the mean squared error of the prediction, and a
+    KL half the squared distance of two predictions. The old policy is the one that sampled. The
+    loop replays b pairs as a column, so k is 1.
     """
 
-    logp: Tensor  # (b, k) mean log-density per latent dimension, with gradient
-    logp_old: Tensor  # (b, k) the same under the weights that sampled
+    logp: Tensor  # (b, k) l, a mean over the latent's dimensions, with gradient
+    logp_old: Tensor  # (b, k) the same under the old policy
     dims: int  # scalars in one latent: logp * dims is in nats per image and transition
     logp_ref: Tensor | None = None  # (b, k) the same under the reference weights
-    kl: Tensor | None = None  # (b, k) KL to the reference, nats per image and transition
+    kl: Tensor | None = None  # (b, k) KL to the reference or anchor, nats a pair, with gradient
+    kl_old: Tensor | None = None  # (b, k) KL to the old policy, nats a pair, with gradient
+    std: Tensor | None = None  # (b, k) of the transition; None on the forward process
+    # (b, mixtures) mean absolute errors of the mixtures that the objective asked for, no gradient
+    mixture_errors: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -188,6 +195,10 @@ class Guidance(Protocol):
         """Return the guided output (B, *latent); `null` is the empty prompt for B rows."""
         ...
 
+    def unguided(self, raw: Network, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Return the output (B, *latent) for the prompts alone, as networks are pretrained."""
+        return raw(x, t, cond)
+
 
 class Advantage(Protocol):
     """The measure of how much better than expected each image was."""
@@ -242,8 +253,17 @@ class Objective(Protocol):
     compares_images: bool = False
     """It replaces the advantages of images by `targets`, and needs all their transitions."""
 
+    compares_with_reference: bool = False
+    """What `targets` is given is the change from the reference, not from the old policy."""
+
     uses_ratio: bool = False
     """It reads `logp_old`, which is otherwise a copy of `logp` on the forward process."""
+
+    uses_old_prediction: bool = False
+    """It reads `kl_old`, so the old policy's predictions are kept."""
+
+    mixtures: tuple[float, ...] = ()
+    """Mixtures (1 - c) old + c current of predictions whose `mixture_errors` it reads."""
 
     clip: float = 1.64
     """The clip range, nats per image and transition; `burnish check` compares rounding to it."""
@@ -256,13 +276,17 @@ class Objective(Protocol):
         ...
 
     def targets(self, change: Tensor, adv: Tensor, group: Tensor, transitions: int) -> Tensor:
-        """Return what replaces the advantages (b,); called only where it `compares_images`.
+        """Return what replaces the advantages; called only where it `compares_images`.
 
         Args:
-            change: (b,) the change of each image's log-probability, summed over its transitions.
+            change: (b, T) the change of the log-probability of each image's transitions; 0 of
+                those that are not in the minibatch.
             adv: (b,) advantages.
             group: (b,) prompts.
-            transitions: of one image.
+            transitions: of one image in the minibatch.
+
+        Returns:
+            (b,), or (b, T) with one for each transition.
         """
         return adv
 
@@ -306,6 +330,6 @@ class Process(Protocol):
         Args:
             images: (b,) rows of the batch.
             transitions: (b,) one for each image.
-            reference: add those under the reference weights.
+            reference: add `logp_ref` and `kl`.
         """
         ...

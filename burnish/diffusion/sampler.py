@@ -260,7 +260,8 @@ class Sampler:
     ) -> Replay:
         """Return the log-densities of stored transitions under the current weights.
 
-        They have a gradient, and are computed as one flat batch.
+        They have a gradient, and are computed as one flat batch. Where the trajectory has kept what
+        was predicted, the KL to the old policy is there too.
 
         Args:
             policy: the current weights.
@@ -282,61 +283,23 @@ class Sampler:
 
         current, _ = self._transition(policy, x_t, t, s, cond)
         logp = kernels.log_prob(current, x_s).view(shape)
+        replay = Replay(logp, logp_old, dims, std=current.std.view(shape))
+
+        if trajectory.x0_pred is not None:
+            x0_old = trajectory.x0_pred[i, j].to(policy.device)
+            level_t = policy.schedule.level(t, policy.device)
+            level_s = policy.schedule.level(s, policy.device)
+            old = self.kernel(x_t, x0_old, level_t, level_s)
+            replay = replace(replay, kl_old=kernels.kl(current, old).view(shape))
 
         if not reference:
-            return Replay(logp, logp_old, dims)
+            return replay
 
         with torch.no_grad(), policy.reference():
             before, _ = self._transition(policy, x_t, t, s, cond)
 
         logp_ref = kernels.log_prob(before, x_s).view(shape)
-        kl = kernels.kl(current, before).view(shape)
-        return Replay(logp, logp_old, dims, logp_ref, kl)
-
-    def renoise(
-        self,
-        policy: Policy,
-        cond: Cond,
-        clean: Tensor,
-        t: Tensor,
-        noise: Tensor,
-        reference: bool = False,
-    ) -> Replay:
-        """Return how well the current weights denoise `clean` noised to `t`: a forward replay.
-
-        Each entry is (b, 1). In place of a log-density stands minus the mean squared error per
-        dimension of what the network was trained to predict (epsilon, v or the sample), guidance
-        included; `logp_old` is the same number without gradient, and `kl` half the squared
-        distance of that prediction to the reference's, summed over the dimensions.
-
-        Args:
-            policy: the current weights.
-            cond: b encoded prompts.
-            clean: (b, *latent) finished latents, float32.
-            t: (b,) int64 training timesteps, on the CPU.
-            noise: (b, *latent) standard normal.
-            reference: also use the weights before training, for `logp_ref` and `kl`.
-        """
-        clean = clean.to(policy.device)
-        noise = noise.to(policy.device)
-        cond = {name: value.to(policy.device) for name, value in cond.items()}
-        level = policy.schedule.level(t, policy.device)
-        scale = policy.schedule.error_scale(level)
-        dims = clean[0].numel()
-
-        x = (level.alpha * clean + level.sigma * noise).float()
-        x0_pred = policy.predict(x, t, cond, self.guidance)
-        logp = -_mean_square(scale * (x0_pred - clean))
-
-        if not reference:
-            return Replay(logp, logp.detach(), dims)
-
-        with torch.no_grad(), policy.reference():
-            x0_ref = policy.predict(x, t, cond, self.guidance)
-
-        logp_ref = -_mean_square(scale * (x0_ref - clean))
-        kl = _mean_square(scale * (x0_pred - x0_ref)) * dims / 2
-        return Replay(logp, logp.detach(), dims, logp_ref, kl)
+        return replace(replay, logp_ref=logp_ref, kl=kernels.kl(current, before).view(shape))
 
     def _transition(
         self, policy: Policy, x: Tensor, t: Tensor, s: Tensor, cond: Cond
@@ -403,11 +366,6 @@ def _without_noise(
         x = transition.mean
 
     return x
-
-
-def _mean_square(error: Tensor) -> Tensor:
-    """Return the mean square (b, 1) float32 of each row of (b, *latent)."""
-    return error.square().flatten(1).mean(1, keepdim=True).float()
 
 
 def join_trajectories(parts: Sequence[Trajectory]) -> Trajectory:

@@ -71,8 +71,11 @@ class Schedule(Protocol):
         """
         ...
 
-    def draw_time(self, generator: torch.Generator) -> Tensor:
-        """Return a time (), drawn evenly from all that the model was trained on."""
+    def time_at(self, share: Tensor) -> Tensor:
+        """Return the times (B,) below or at which a `share` (B,) in (0, 1] of all times lies.
+
+        All times are those that the model was trained on, from the least noisy one on.
+        """
         ...
 
     def level(self, t: Tensor, device: torch.device | str = "cpu") -> Level:
@@ -214,9 +217,9 @@ class VariancePreserving(Schedule):
         last = max(int(grid[-1]) - count // steps, FINAL)
         return torch.cat([grid, grid.new_tensor([last])])
 
-    def draw_time(self, generator: torch.Generator) -> Tensor:
-        """Return a training timestep () int64."""
-        return torch.randint(len(self.alpha), (), generator=generator)
+    def time_at(self, share: Tensor) -> Tensor:
+        """Return training timesteps (B,) int64."""
+        return (share * len(self.alpha)).ceil().long() - 1
 
     def level(self, t: Tensor, device: torch.device | str = "cpu") -> Level:
         """Return the noise levels at times `t` (B,), which may hold FINAL; each (B, 1, 1, 1)."""
@@ -283,6 +286,15 @@ class Consistency(VariancePreserving):
         lcm.set_timesteps(steps)
         return torch.cat([lcm.timesteps.cpu(), torch.tensor([FINAL])])
 
+    def time_at(self, share: Tensor) -> Tensor:
+        """Return timesteps (B,) int64 of the distillation."""
+        distilled = self.config.original_inference_steps
+        return (share * distilled).ceil().long() * (len(self.alpha) // distilled) - 1
+
+    def error_scale(self, level: Level) -> Tensor:
+        """Return 1: f is what the network was distilled to."""
+        return torch.ones_like(level.sigma)
+
     def x0(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
         """Return the consistency function f (B, *latent), at least float32."""
         x0 = super().x0(x, t, out)
@@ -313,9 +325,9 @@ class Flow(Schedule):
 
         return self.grid(steps).double()
 
-    def draw_time(self, generator: torch.Generator) -> Tensor:
-        """Return a time () float64 in (0, 1]."""
-        return 1 - torch.rand((), generator=generator, dtype=torch.float64)
+    def time_at(self, share: Tensor) -> Tensor:
+        """Return the times (B,) float64."""
+        return share.double()
 
     def level(self, t: Tensor, device: torch.device | str = "cpu") -> Level:
         """Return the noise levels at times `t` (B,); each (B, 1, 1, 1)."""

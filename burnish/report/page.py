@@ -130,7 +130,7 @@ FORWARD_NOTES = {
 }
 """The meaning of these charts where an objective learns from images noised again."""
 
-FORWARD = ("awm",)
+FORWARD = ("awm", "dgpo")
 """Built-in objectives that have a ratio on the forward process."""
 
 

@@ -5,35 +5,31 @@ log-density per latent dimension, l_old the same under the weights that sampled,
 advantage and rho = exp(l - l_old):
 
     reinforce   -A * l                                          (DDPO-SF, arXiv 2305.13301)
-    clipped     max(-A * rho, -A * clip(rho, 1 - c, 1 + c))     (DDPO-IS: PPO, arXiv 1707.06347)
+    clipped     max(-A * rho, -A * clip(rho, 1 - c, 1 + c))     (DDPO-IS: PPO, arXiv 1707.06347;
+                normalised, GRPO-Guard's, arXiv 2510.22319)
+    dppo        -A * rho, but 0 where the KL to the old policy is above its limit and rho moves the
+                way A pushes                                    (Flow-DPPO, arXiv 2606.11025)
     rebel       (k (S_i - S_j) - (A_i - A_j))^2, the mean over all pairs i, j of a prompt's images,
                 with S the sum of l - l_old over an image's transitions
                                                                 (REBEL, arXiv 2404.16767; RLCM's
                                                                  code)
 
-Two more learn from the forward process (`process = "forward"`): the finished images are noised
-again, and l is minus the mean squared error of the network's prediction (see `Sampler.renoise`).
-No transition needs a likelihood, any sampler will do:
-
-    rwr         -w * l with weights w >= 0: imitation of the better images
-                                                                (RWR, DDPO section 4.1)
-    awm         clipped, as above, with this l: the evidence lower bound stands in for the
-                likelihood                                      (AWM, arXiv 2509.25050)
+Those on the forward process are in `rl.forward_objectives`.
 
 All but rebel may add kl * KL(policy || reference) / D. Dividing by the latent's D dimensions puts
 it in the unit of l, so that the coefficients of Flow-GRPO (arXiv 2505.05470) mean the same here;
-the record shows it in nats. Metrics of every objective but rwr, which has `denoising_error`:
+the record shows it in nats. Metrics of every objective with a ratio:
 
     ratio_deviation   max |rho - 1|: 0 up to rounding before the first update of an iteration
     approx_kl         mean of 0.5 * (D * (l - l_old))^2, the KL to the sampling weights in nats per
                       image and transition
+    kl_old            that KL itself, where the objective knows it
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -52,12 +48,12 @@ class Reinforce(Objective):
     kl: float = 0.0
 
     def __post_init__(self) -> None:
-        _check("kl", self.kl, self.kl >= 0)
+        check_setting("kl", self.kl, self.kl >= 0)
 
     def __call__(self, replay: Replay, adv: Tensor) -> Loss:
         """Return the loss for advantages (b,)."""
-        value = -(_column(adv, replay) * replay.logp).mean()
-        return Loss(value + _penalty(self.kl, replay), _metrics(replay))
+        value = -(column(adv, replay) * replay.logp).mean()
+        return Loss(value + penalty(self.kl, replay), replay_metrics(replay))
 
 
 @dataclass(frozen=True)
@@ -68,29 +64,52 @@ class Clipped(Objective):
         clip: in nats per image and transition, c = clip / D: the published 1e-4 at D = 16384 is
             1.64, and 1.64 is the same trust region at every latent size (see `kernels.log_prob`).
         kl: coefficient of the KL to the reference.
+        normalise: GRPO-Guard's ratio. With x the old mean + std z and d how far the mean has moved,
+            l - l_old = mean(z d) / std - mean(d^2) / (2 std^2): below 0 on average, and the wider
+            the smaller the std. Normalised it is mean(z d), centred and alike at all times.
     """
 
     clip: float = 1.64
     kl: float = 0.0
+    normalise: bool = False
     uses_ratio = True
 
     def __post_init__(self) -> None:
-        _check("clip", self.clip, self.clip > 0)
-        _check("kl", self.kl, self.kl >= 0)
+        check_setting("clip", self.clip, self.clip > 0)
+        check_setting("kl", self.kl, self.kl >= 0)
+
+    @property
+    def uses_old_prediction(self) -> bool:  # type: ignore[override]
+        """True where the ratio is normalised."""
+        return self.normalise
 
     def __call__(self, replay: Replay, adv: Tensor) -> Loss:
         """Return the loss for advantages (b,)."""
-        ratio = (replay.logp - replay.logp_old).exp()
+        ratio = self.log_ratio(replay).exp()
         c = self.clip / replay.dims
-        a = _column(adv, replay)
+        a = column(adv, replay)
 
         # the larger of the two losses: a transition that already went too far the right way gets no
         # gradient, but one that went the wrong way always does
         value = torch.maximum(-a * ratio, -a * ratio.clamp(1 - c, 1 + c)).mean()
         outside = ((ratio.detach() - 1).abs() > c).double().mean()
-        metrics = {**_metrics(replay), "clip_fraction": float(outside)}
+        metrics = {**replay_metrics(replay), "clip_fraction": float(outside)}
 
-        return Loss(value + _penalty(self.kl, replay), metrics)
+        return Loss(value + penalty(self.kl, replay), metrics)
+
+    def log_ratio(self, replay: Replay) -> Tensor:
+        """Return the logarithm (b, k) of the ratio that is clipped.
+
+        Raises:
+            ValueError: it is to be normalised, but the replay is not of Gaussian transitions.
+        """
+        change = replay.logp - replay.logp_old
+        if not self.normalise:
+            return change
+        if replay.std is None:
+            raise ValueError("objective.normalise needs sampled transitions, with a std")
+
+        return replay.std * (change + old_divergence(replay) / replay.dims)
 
 
 @dataclass(frozen=True)
@@ -120,7 +139,7 @@ class Rebel(Objective):
         """Return what replaces the advantages, (b,).
 
         Args:
-            change: (b,) S of each image.
+            change: (b, T) whose sum over an image's transitions is S.
             adv: (b,) advantages.
             group: (b,) prompts.
             transitions: of one image.
@@ -135,7 +154,7 @@ class Rebel(Objective):
                 "or more"
             )
 
-        error = self.rate * change - adv
+        error = self.rate * change.sum(1) - adv
         mean = error.new_zeros(len(count)).index_add_(0, index, error) / count
         n = count[index]
 
@@ -144,78 +163,74 @@ class Rebel(Objective):
 
     def __call__(self, replay: Replay, adv: Tensor) -> Loss:
         """Return the loss, with in `adv` (b,) what `targets` made of the advantages."""
-        return Loss(-(_column(adv, replay) * replay.logp).mean(), _metrics(replay))
+        return Loss(-(column(adv, replay) * replay.logp).mean(), replay_metrics(replay))
 
 
 @dataclass(frozen=True)
-class RWR(Objective):
-    """Weighted denoising, for advantages that give weights (softmax, top_fraction).
+class DPPO(Objective):
+    """Importance sampling with a divergence in place of the clip (Flow-DPPO, arXiv 2606.11025).
 
-    It is made for many updates a batch.
+    A ratio is one sample of how far a transition's distribution has moved; between Gaussians the
+    divergence itself is known. A pair whose transition has gone beyond it, the way its advantage
+    pushes, gets no gradient any more.
 
     Attributes:
-        data: "latent" denoises the latents that were sampled; "encoded", as in DDPO's code, those
-            that the autoencoder makes of the decoded images, drawn once an iteration: what a data
-            set of images would hold.
+        divergence: the largest KL to the old policy, in nats per image and transition: the
+            published 1e-5, a mean over D = 65536 dimensions, is 0.66.
         kl: coefficient of the KL to the reference.
     """
 
-    data: Literal["latent", "encoded"] = "latent"
+    divergence: float = 0.66
     kl: float = 0.0
-    process = "forward"
-    imitates = True
+    uses_ratio = True
+    uses_old_prediction = True
 
     def __post_init__(self) -> None:
-        if self.data not in ("latent", "encoded"):
-            raise ValueError(f'objective.data must be "latent" or "encoded", not "{self.data}"')
-        _check("kl", self.kl, self.kl >= 0)
+        check_setting("divergence", self.divergence, self.divergence > 0)
+        check_setting("kl", self.kl, self.kl >= 0)
 
     def __call__(self, replay: Replay, adv: Tensor) -> Loss:
-        """Return the loss for weights (b,) >= 0.
+        """Return the loss for advantages (b,).
 
         Raises:
-            ValueError: there is a negative weight.
+            ValueError: the replay has no KL to the old policy.
         """
-        if bool((adv < 0).any()):
-            raise ValueError(
-                "objective 'rwr' imitates, so it needs weights: set advantage.use to softmax or "
-                "top_fraction"
-            )
+        a = column(adv, replay)
+        ratio = (replay.logp - replay.logp_old).exp()
+        far = old_divergence(replay).detach() >= self.divergence
+        masked = far & (a * (ratio.detach() - 1) > 0)
 
-        value = -(_column(adv, replay) * replay.logp).mean()
-        metrics = {"denoising_error": float(-replay.logp.detach().double().mean())}
+        value = -(a * torch.where(masked, 0.0, ratio)).mean()
+        metrics = {
+            **replay_metrics(replay),
+            "kl_old": float(old_divergence(replay).detach().mean()),
+            "clip_fraction": float(masked.double().mean()),
+        }
+        return Loss(value + penalty(self.kl, replay), metrics)
 
-        if replay.kl is not None:
-            metrics["kl"] = float(replay.kl.detach().mean())
 
-        return Loss(value + _penalty(self.kl, replay), metrics)
+def check_setting(name: str, value: float, good: bool) -> None:
+    """Refuse an objective's number that is not `good`.
 
-
-@dataclass(frozen=True)
-class AWM(Clipped):
-    """Policy gradient on the forward process: `clipped` with minus the denoising error as l.
-
-    Attributes:
-        clip: the largest change of that error times D; the published 1e-5 at D = 65536 is 0.66.
-        kl: coefficient of the KL to the reference.
+    Raises:
+        ValueError: the message names the setting.
     """
-
-    clip: float = 0.66
-    process = "forward"
-
-
-def _check(name: str, value: float, good: bool) -> None:
     if not (good and math.isfinite(value)):
-        bound = "> 0" if name == "clip" else ">= 0"
+        bound = ">= 0" if name == "kl" else "> 0"
         raise ValueError(f"objective.{name} must be {bound}, not {value}")
 
 
-def _column(adv: Tensor, replay: Replay) -> Tensor:
+def column(adv: Tensor, replay: Replay) -> Tensor:
     """Return advantages as a column (b, 1) beside the log-densities."""
     return adv.to(replay.logp.device, replay.logp.dtype)[:, None]
 
 
-def _penalty(coefficient: float, replay: Replay) -> Tensor | float:
+def penalty(coefficient: float, replay: Replay) -> Tensor | float:
+    """Return what the KL adds to a loss.
+
+    Raises:
+        ValueError: there is none in the replay.
+    """
     if coefficient == 0:
         return 0.0
     if replay.kl is None:
@@ -223,8 +238,20 @@ def _penalty(coefficient: float, replay: Replay) -> Tensor | float:
     return coefficient * replay.kl.mean() / replay.dims
 
 
+def old_divergence(replay: Replay) -> Tensor:
+    """Return the KL (b, k) to the old policy.
+
+    Raises:
+        ValueError: the replay has none.
+    """
+    if replay.kl_old is None:
+        raise ValueError("this objective needs a replay with kl_old: set uses_old_prediction")
+    return replay.kl_old
+
+
 @torch.no_grad()
-def _metrics(replay: Replay) -> dict[str, float]:
+def replay_metrics(replay: Replay) -> dict[str, float]:
+    """Return the metrics that objectives with a ratio have in common."""
     change = replay.logp - replay.logp_old
     metrics = {
         "ratio_deviation": float(change.expm1().abs().max()),

@@ -32,10 +32,11 @@ from burnish.stages import stage
 from burnish.training.assembly import Parts
 from burnish.training.baseline import x0_baseline
 from burnish.training.batch import RolloutBatch
+from burnish.training.collect import keeps_predictions
+from burnish.training.forward import needs_reference, transition_count
 from burnish.training.iteration_sampler import iteration_sampler, iteration_starts, window_room
 from burnish.training.job import Job, prepare
 from burnish.training.learners import GeneratorLearner
-from burnish.training.updates import transition_count
 from burnish.types import Prompt, Replay, Scores, Trajectory
 from burnish.world import World
 
@@ -145,9 +146,9 @@ class Rehearsal:
         started = time.perf_counter()
         noise = generator(self.config.seed, "preflight")
         starts = iteration_starts(self.job, 1)
-        baseline = bool(self.config.batch.baseline)
+        keep = keeps_predictions(self.config, self.parts.objective)
         with stage("sampling", f"{len(prompts)} images"):
-            sampled = sampler.sample(self.parts.policy, prompts, group, noise, baseline, starts)
+            sampled = sampler.sample(self.parts.policy, prompts, group, noise, keep, starts)
         self.seconds.sampling = self.since(started) / len(prompts)
         return sampled
 
@@ -172,7 +173,7 @@ class Rehearsal:
 
         started = time.perf_counter()
         with stage("training", f"{pairs} transitions"):
-            replay = process.replay(images, transitions, reference=parts.objective.kl > 0)
+            replay = process.replay(images, transitions, needs_reference(parts.objective))
             if parts.policy.trainable:
                 parts.objective(replay, torch.ones(pairs)).value.backward()
 

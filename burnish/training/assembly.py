@@ -228,7 +228,7 @@ def assemble(
     check_shared_noise(config, sampler.kernel)
     check_window(config, objective)
     check_guard_kl(config, sampler.kernel)
-    needs_reference = objective.kl > 0 or config.guard.kl > 0
+    needs_reference = objective.kl > 0 or objective.compares_with_reference or config.guard.kl > 0
     with stage("loading", f"model {config.model.id}"):
         policy = overrides.policy or load_policy(config, device, reference=needs_reference)
     check_policy(config, policy)

@@ -1,4 +1,8 @@
-"""The moving average of trained weights (EMA), which is what is evaluated and exported."""
+"""Copies of trained weights that lag behind them.
+
+The moving average (EMA) is what is evaluated and exported; the old policy is what samples and what
+objectives compare with.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from burnish.config import OldPolicyConfig
 from burnish.training.checkpoint import prefixed, under
 
 
@@ -46,6 +51,87 @@ class NoAverage:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned; it leaves the averaged weights in the network."""
+
+
+class OldPolicy:
+    """The policy that samples where it does not lag: the weights themselves; it keeps nothing."""
+
+    lags = False
+
+    def step(self, iteration: int) -> None:
+        """Take in the weights after an iteration's updates."""
+
+    def restart(self) -> None:
+        """Begin again from the weights as they are."""
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Return a context in which the network has the weights that sample."""
+        yield
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint needs, as tensors by name."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned; it may leave other weights in the network."""
+
+
+class LaggingPolicy(OldPolicy):
+    """An old policy that takes in a part of the weights after each iteration (DiffusionNFT).
+
+    Args:
+        network: whose weights learn.
+        settings: how much it keeps of itself, iteration by iteration.
+    """
+
+    lags = True
+
+    def __init__(self, network: Trainable, settings: OldPolicyConfig) -> None:
+        self.network = network
+        self.settings = settings
+        self.restart()
+
+    def decay(self, iteration: int) -> float:
+        """Return the part that it keeps of itself after an iteration, the first being 1."""
+        risen = self.settings.rise * (iteration - self.settings.after)
+        return max(0.0, min(self.settings.decay, risen))
+
+    @torch.no_grad()
+    def step(self, iteration: int) -> None:
+        """Take in the weights after an iteration's updates."""
+        current = [parameter.detach() for parameter in self.network.trainable]
+        torch._foreach_lerp_(self.weights, current, 1 - self.decay(iteration))
+
+    def restart(self) -> None:
+        """Begin again from the weights as they are."""
+        self.weights = [parameter.detach().clone() for parameter in self.network.trainable]
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """Return a context in which the network has the weights that sample."""
+        current = [parameter.detach().clone() for parameter in self.network.trainable]
+        self._copy(self.weights)
+        try:
+            yield
+        finally:
+            self._copy(current)
+
+    @torch.no_grad()
+    def _copy(self, weights: list[Tensor]) -> None:
+        for parameter, value in zip(self.network.trainable, weights, strict=True):
+            parameter.copy_(value)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return its weights, named as the network's."""
+        with self.applied():
+            return prefixed("old", self.network.state())
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned; it leaves the old weights in the network."""
+        self.network.load_state(under("old.", state))
+        self.restart()
 
 
 class MovingAverage(NoAverage):

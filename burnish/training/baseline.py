@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from burnish.diffusion.process import Pairs
 from burnish.rewards import score
 from burnish.rl.advantages import per_transition
 from burnish.training.assembly import Parts
 from burnish.training.batch import RolloutBatch
-
-Pairs = tuple[Tensor, Tensor]
-"""(image, transition) pairs of one minibatch: two int64 tensors of one length."""
 
 
 def x0_baseline(

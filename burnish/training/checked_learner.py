@@ -143,6 +143,13 @@ class CheckedLearner(Learner):
             return context
         return super().averaged()
 
+    def sampling(self) -> AbstractContextManager[None]:
+        """Return the context in which its weights are those that sample, if it has one."""
+        if hasattr(self.learner, "sampling"):
+            context: AbstractContextManager[None] = self.learner.sampling()
+            return context
+        return super().sampling()
+
     def reset(self, state: Mapping[str, Tensor] | None) -> None:
         """Let it go back, if it can."""
         if hasattr(self.learner, "reset"):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from burnish.config import Config
 from burnish.diffusion.sampler import Sampler, join_trajectories
 from burnish.prompts.expander import Expansions
 from burnish.seeds import generator
@@ -24,9 +25,10 @@ from burnish.training.batch import RolloutBatch
 from burnish.training.expansion import expand_prompts
 from burnish.training.iteration_sampler import iteration_sampler, iteration_starts
 from burnish.training.job import Job
+from burnish.training.learners import sampling
 from burnish.training.prompt_sampling import sample_prompts, target_rewards
 from burnish.training.scoring import Scoring, join_scores
-from burnish.types import Prompt, Scores, Trajectory
+from burnish.types import Objective, Prompt, Scores, Trajectory
 from burnish.user_code import call_hook, own_prompts, own_scores
 
 
@@ -59,9 +61,11 @@ class Collector:
         prompts, expansions = self.expand(prompts, iteration)
         sampler = iteration_sampler(self.job, iteration)
 
-        trajectory, scores, seconds = rollout_and_score(
-            self.job, sampler, prompts, group, iteration, self.on_images
-        )
+        with sampling(self.job.learners):
+            trajectory, scores, seconds = rollout_and_score(
+                self.job, sampler, prompts, group, iteration, self.on_images
+            )
+
         varies = self.job.parts.curriculum.varies
         return RolloutBatch(
             iteration=iteration,
@@ -87,6 +91,13 @@ class Collector:
         return expand_prompts(job.parts.expander, prompts, job.config, stream)
 
 
+def keeps_predictions(config: Config, objective: Objective) -> bool:
+    """Return whether what is predicted before each transition is needed after sampling."""
+    if config.batch.baseline:
+        return True
+    return objective.process == "reverse" and objective.uses_old_prediction
+
+
 def rollout_and_score(
     job: Job,
     sampler: Sampler,
@@ -109,7 +120,7 @@ def rollout_and_score(
     parts = job.parts
     noise = generator(job.config.seed, iteration, "noise", job.world.rank)
     starts = iteration_starts(job, iteration)
-    keep_x0_pred = bool(job.config.batch.baseline)
+    keep_x0_pred = keeps_predictions(job.config, parts.objective)
     trajectories: list[Trajectory] = []
     sampled: list[Tensor] = []
 

@@ -65,6 +65,10 @@ class Learner(Protocol):
         """Return a context in which the weights are their moving average, if there is one."""
         return nullcontext()
 
+    def sampling(self) -> AbstractContextManager[None]:
+        """Return a context in which the weights are those that sample an iteration's images."""
+        return nullcontext()
+
     def reset(self, state: Mapping[str, Tensor] | None) -> None:
         """Go back to the (averaged) weights of a checkpoint, or to those before training.
 
@@ -100,6 +104,10 @@ class UpdaterLearner(Learner):
         """Return a context in which the network has its averaged weights, if there are any."""
         return self.weights.average.applied()
 
+    def sampling(self) -> AbstractContextManager[None]:
+        """Return a context in which the network has the weights of the old policy."""
+        return self.weights.old_policy.applied()
+
     def reset(self, state: Mapping[str, Tensor] | None) -> None:
         """Go back to the weights of a checkpoint, or to those before training."""
         if self.weights.network.trainable:
@@ -117,14 +125,17 @@ class GeneratorLearner(UpdaterLearner):
         half = config.model.dtype == "float16"
         scaler = torch.amp.GradScaler(parts.policy.device.type, enabled=half)
         optimizer = adamw(config.optimizer)(parts.policy.trainable)
-        self.weights = WeightUpdater(parts.policy, config, optimizer, scaler)
+        self.weights = WeightUpdater(parts.policy, config, optimizer, scaler, config.old_policy)
         self.updates = GeneratorUpdates(config, world, parts, self.weights)
 
     def learn(self, batch: RolloutBatch, credit: Credit) -> dict[str, Any]:
         """Take the optimizer steps of an iteration; return the means of what they measured."""
         steps = self.updates.config.batch.minibatches * self.updates.config.batch.epochs
         with stage("training", f"{steps} optimizer steps", steps, routine=True):
-            return self.updates.run(batch, credit)
+            metrics = self.updates.run(batch, credit)
+
+        self.weights.old_policy.step(batch.iteration)
+        return metrics
 
     def export(self, folder: Path) -> None:
         """Write the LoRA (or network) in diffusers' format, and identifiers that are tokens."""
@@ -174,4 +185,13 @@ def averaged(learners: Mapping[str, Learner]) -> Iterator[None]:
     with ExitStack() as stack:
         for learner in learners.values():
             stack.enter_context(learner.averaged())
+        yield
+
+
+@contextmanager
+def sampling(learners: Mapping[str, Learner]) -> Iterator[None]:
+    """Return a context in which all learners have the weights that sample an iteration."""
+    with ExitStack() as stack:
+        for learner in learners.values():
+            stack.enter_context(learner.sampling())
         yield

@@ -51,7 +51,7 @@ def check_transitions(
     check_kernel(config, policy, sampler)
     check_advantage(config, objective, advantage)
     if objective.process == "forward":
-        check_forward(config, policy)
+        check_forward(config, policy, objective)
         return
 
     transitions = replace(sampler, window=None).transitions(policy, config.batch.least_noise)
@@ -131,14 +131,30 @@ def check_advantage(config: Config, objective: Objective, advantage: Advantage) 
         )
 
 
-def check_forward(config: Config, policy: Policy) -> None:
-    """Refuse a forward process for a consistency model, or with the x0 baseline."""
-    if policy.schedule.consistency or config.batch.baseline:
+def check_forward(config: Config, policy: Policy, objective: Objective) -> None:
+    """Refuse what an objective on the forward process cannot do."""
+    if config.batch.baseline:
         raise ValueError(
-            "an objective on the forward process noises finished images again: it cannot train a "
-            "consistency model, and has no transitions to preview; take objective 'clipped', or "
-            "set batch.baseline = ''"
+            "an objective on the forward process noises finished images again, so it has no "
+            "transitions to preview; set batch.baseline = ''"
         )
+    if policy.schedule.consistency and objective.imitates:
+        raise ValueError(
+            "objective 'rwr' cannot train a consistency model: imitation teaches it the mean of "
+            "all images that a noised one may come from, which is a blur, where it has to give "
+            "one of them; take 'ram', 'nft' or 'clipped'"
+        )
+    if config.forward.anchor == "average" and objective.kl > 0 and not config.optimizer.ema:
+        raise ValueError(
+            'forward.anchor = "average" needs a moving average: set optimizer.ema, such as 0.9'
+        )
+    if config.forward.anchor == "images" and objective.compares_with_reference:
+        raise ValueError(
+            "this objective compares images with what the reference makes of them; set "
+            'forward.anchor = "reference"'
+        )
+    if objective.compares_images:
+        check_image_comparison(config, config.batch.transitions)
 
 
 def check_image_comparison(config: Config, transitions: int) -> None:

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from burnish.config import Config
-from burnish.diffusion.process import ForwardProcess, ReverseProcess
+from burnish.diffusion.process import Pairs, ReverseProcess
 from burnish.seeds import generator
 from burnish.stages import advance
 from burnish.training.assembly import Parts
-from burnish.training.baseline import Pairs, x0_baseline
+from burnish.training.baseline import x0_baseline
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.credit import first_iterations
+from burnish.training.forward import ForwardProcesses, training_calls, transition_count
 from burnish.training.metrics import merged_metrics, summary
 from burnish.training.weights import WeightUpdater
 from burnish.types import Process, Trajectory
@@ -34,6 +35,7 @@ class GeneratorUpdates:
         self.world = world
         self.parts = parts
         self.weights = weights
+        self.forward = ForwardProcesses(config, world, parts, weights)
         self.still_iterations = 0  # with advantages, but a gradient of exactly 0
         self.has_gradient = False  # some gradient was not 0
 
@@ -54,7 +56,7 @@ class GeneratorUpdates:
         updates = []
         for number, minibatch in enumerate(pairs):
             self.set_learning_rate(batch.iteration, number)
-            first = number == 0
+            first = number == 0 and not self.weights.old_policy.lags
             updates.append(self.update(process, adv, credit.valid, batch.group, minibatch, first))
             advance()
 
@@ -91,25 +93,11 @@ class GeneratorUpdates:
         """Return what the objective learns from: sampled transitions, or images noised again."""
         policy = self.parts.policy
         objective = self.parts.objective
-        chunk = self.config.batch.sample_batch
-        seed = self.config.seed
-        rank = self.world.rank
 
         if objective.process == "reverse":
             return ReverseProcess(policy, self.parts.sampler, trajectory)
 
-        latent = trajectory.latent.float().cpu()
-        if objective.data == "encoded":
-            stream = generator(seed, iteration, "encode", rank)
-            images = (policy.decode(latents) for latents in trajectory.latent.split(chunk))
-            latent = torch.cat([policy.embed(decoded, stream).cpu() for decoded in images])
-
-        key = (seed, iteration, "renoise", rank)
-        process = ForwardProcess(policy, self.parts.sampler, trajectory, latent, key)
-        # with a single minibatch the weights have not changed since sampling
-        if objective.uses_ratio and len(pairs) > 1:
-            return process.remembering(pairs, chunk)
-        return process
+        return self.forward.process(trajectory, pairs, iteration)
 
     def set_learning_rate(self, iteration: int, number: int) -> None:
         """Give the optimizer the rate of an iteration's update `number`, the first being 0."""
@@ -136,7 +124,7 @@ class GeneratorUpdates:
             valid: (B,) bool, the images that have all their rewards.
             group: (B,) same number = same prompt.
             pairs: to learn from.
-            first: of its iteration, so that the weights are still those that sampled.
+            first: the weights are still those that sampled.
         """
         objective = self.parts.objective
         needs_reference = objective.kl > 0
@@ -148,12 +136,8 @@ class GeneratorUpdates:
         if self.parts.advantage.selects and not needs_reference:
             images, transitions = with_advantage(adv, images, transitions)
 
-        pieces = math.ceil(len(images) / self.config.batch.train_batch)
         metrics: dict[str, float] = {}
-
-        for rows, columns in zip(
-            images.tensor_split(pieces), transitions.tensor_split(pieces), strict=True
-        ):
+        for rows, columns in training_calls((images, transitions), self.config.batch.train_batch):
             replay = process.replay(rows, columns, reference=needs_reference)
             pair_adv = adv[rows] if adv.dim() == 1 else adv[rows, columns]
             loss = objective(replay, pair_adv)
@@ -171,42 +155,35 @@ class GeneratorUpdates:
     def image_targets(
         self, process: Process, adv: Tensor, valid: Tensor, group: Tensor, pairs: Pairs, first: bool
     ) -> Tensor:
-        """Return what an objective that compares images makes of their advantages (B,).
+        """Return what an objective that compares images makes of their advantages.
+
+        They are (B,), or (B, T) with one for each transition.
 
         Only `valid` images are compared, and only where a prompt has two of them.
         """
+        objective = self.parts.objective
         images, transitions = pairs
-        chunk = self.config.batch.train_batch
-        change = torch.zeros_like(adv)
+        change = adv.new_zeros(len(adv), int(transitions.max()) + 1)
 
         # before the first update nothing has changed
-        if not first:
+        if not first or objective.compares_with_reference:
             with torch.no_grad():
-                for rows, columns in zip(
-                    images.split(chunk), transitions.split(chunk), strict=True
-                ):
-                    replay = process.replay(rows, columns)
-                    change.index_add_(0, rows, (replay.logp - replay.logp_old)[:, 0].to(adv))
+                for rows, columns in training_calls(pairs, self.config.batch.train_batch):
+                    replay = process.replay(rows, columns, objective.compares_with_reference)
+                    before = replay.logp_ref if replay.logp_ref is not None else replay.logp_old
+                    change[rows, columns] = (replay.logp - before)[:, 0].to(change)
 
         chosen = images.unique()
         rows = chosen[valid[chosen]]
         rows = rows[(group[rows][:, None] == group[rows]).sum(1) > 1]
-        targets = torch.zeros_like(adv)
+        if not len(rows):
+            return torch.zeros_like(adv)
 
-        if len(rows):
-            count = len(images) // len(chosen)
-            compared = self.parts.objective.targets(change[rows], adv[rows], group[rows], count)
-            targets[rows] = compared * (len(chosen) / len(rows))
-
+        count = len(images) // len(chosen)
+        compared = objective.targets(change[rows], adv[rows], group[rows], count)
+        targets = adv.new_zeros(len(adv), *compared.shape[1:])
+        targets[rows] = compared.to(targets) * (len(chosen) / len(rows))
         return targets
-
-
-def transition_count(config: Config, parts: Parts) -> int:
-    """Return how many transitions an image has to learn from."""
-    if parts.objective.process == "forward":
-        return config.batch.transitions or config.sampler.steps
-    window = config.sampler.window.size
-    return window or parts.sampler.transitions(parts.policy, config.batch.least_noise)
 
 
 def minibatches(

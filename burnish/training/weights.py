@@ -1,4 +1,4 @@
-"""Trained weights with what belongs to them: optimizer, moving average, the state at the start."""
+"""Trained weights with what belongs to them: optimizer, average, old policy, state at the start."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from burnish.config import Config
-from burnish.training.average import MovingAverage, NoAverage, Trainable
+from burnish.config import Config, OldPolicyConfig
+from burnish.training.average import (
+    LaggingPolicy,
+    MovingAverage,
+    NoAverage,
+    OldPolicy,
+    Trainable,
+)
 from burnish.training.checkpoint import load_optimizer, optimizer_tensors, prefixed, under
 from burnish.world import World
 
@@ -21,6 +27,7 @@ class WeightUpdater:
         config: optimizer.ema and guard.action of it are used.
         optimizer: of these weights.
         scaler: of half-precision gradients, where there is one.
+        old_policy: how the policy that samples lags behind; None: it does not.
     """
 
     def __init__(
@@ -29,6 +36,7 @@ class WeightUpdater:
         config: Config,
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler | None = None,
+        old_policy: OldPolicyConfig | None = None,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
@@ -38,6 +46,10 @@ class WeightUpdater:
         self.average = NoAverage()
         if config.optimizer.ema and network.trainable:
             self.average = MovingAverage(network, config.optimizer.ema)
+
+        self.old_policy = OldPolicy()
+        if old_policy and old_policy.decay and network.trainable:
+            self.old_policy = LaggingPolicy(network, old_policy)
 
     def step(self, world: World, not_finite: str) -> float:
         """Take an optimizer step with the gradients of all processes; return their norm.
@@ -66,7 +78,7 @@ class WeightUpdater:
         """Return weights, optimizer, moving average and loss scaling as tensors by name."""
         tensors = prefixed("weights", self.network.state())
         tensors |= prefixed("optimizer", optimizer_tensors(self.optimizer))
-        tensors |= self.average.state()
+        tensors |= self.average.state() | self.old_policy.state()
 
         scaling = self.scaler.state_dict()
         tensors |= {
@@ -78,6 +90,7 @@ class WeightUpdater:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned."""
         self.average.load_state(state)
+        self.old_policy.load_state(state)
         self.network.load_state(under("weights.", state))
         load_optimizer(self.optimizer, under("optimizer.", state))
 
@@ -103,6 +116,7 @@ class WeightUpdater:
 
         self.network.load_state(weights)
         self.average.restart()
+        self.old_policy.restart()
 
 
 def evaluated_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -76,6 +76,7 @@ POLICY_GRADIENT = (*FEW_STEPS, "batch.transitions=0", "batch.least_noise=0.1")
 IMITATION = (
     *FEW_STEPS,
     "objective.use=rwr",
+    "forward.guided=true",
     "batch.prompts=16",
     "batch.transitions=4",
     "optimizer.warmup=4",
@@ -118,7 +119,12 @@ ARMS: dict[str, Arm] = {
         "demo",
         64,
         5e-3,
-        (*FEW_STEPS, 'objective={use="awm",clip=5.0}', "batch.transitions=4"),
+        (
+            *FEW_STEPS,
+            'objective={use="awm",clip=5.0}',
+            "forward.guided=true",
+            "batch.transitions=4",
+        ),
         ("compressibility",),
     ),
     "rlcm": Arm("emoji-lcm-compressibility", 64, 4e-3),
