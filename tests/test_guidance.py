@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from burnish.diffusion.guidance import CFG, NoGuidance
-from burnish.types import Cond
+from burnish.checked import checked_part
+from burnish.diffusion.guidance import (
+    CFG,
+    DualGuidance,
+    EmbeddedDualGuidance,
+    EmbeddedGuidance,
+    NoGuidance,
+    Unguided,
+)
+from burnish.types import Cond, Guidance
 
 
 class Network:
@@ -65,3 +75,48 @@ def test_cfg_combines_half_precision_in_float32() -> None:
 def test_weight_must_be_a_number() -> None:
     with pytest.raises(ValueError, match="guidance.weight"):
         CFG(float("nan"))
+
+
+@pytest.mark.parametrize(
+    "guidance", [NoGuidance(), CFG(5.0), CFG(0.0), DualGuidance(3.0, 2.0)], ids=repr
+)
+def test_unguided_is_the_prompt_alone(guidance: Guidance) -> None:
+    network = Network()
+    cond = {**COND, "original.text": COND["text"] + 1} if guidance.needs_original else COND
+    out = Unguided(guidance)(network, X, T, cond, NULL)
+    assert torch.equal(out, Network()(X, T, COND))
+    assert network.rows == [3]
+
+
+@pytest.mark.parametrize(
+    ("guidance", "weight"),
+    [(EmbeddedGuidance(6.0), 6.0), (EmbeddedDualGuidance(4.0, 1.0), 5.0)],
+    ids=["embedded", "embedded_dual"],
+)
+def test_a_network_with_a_weight_input_keeps_it_unguided(guidance: Guidance, weight: float) -> None:
+    seen: list[Cond] = []
+
+    def network(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        seen.append(cond)
+        return x
+
+    cond = {**COND, "original.text": COND["text"] + 1} if guidance.needs_original else COND
+    Unguided(guidance)(network, X, T, cond, NULL)
+    (only,) = seen
+    assert torch.equal(only["text"], COND["text"])
+    assert only["guidance"].tolist() == [weight] * 3
+
+
+def test_a_users_guidance_may_say_what_unguided_means() -> None:
+    class Mine:
+        def __call__(self, raw: Any, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
+            return 2 * raw(x, t, cond)
+
+    class Both(Mine):
+        def unguided(self, raw: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+            return 3 * raw(x, t, cond)
+
+    once = Network()(X, T, COND)
+    plain = Unguided(checked_part("guidance", Mine(), "mine"))(Network(), X, T, COND, NULL)
+    own = Unguided(checked_part("guidance", Both(), "both"))(Network(), X, T, COND, NULL)
+    assert torch.equal(plain, once) and torch.equal(own, 3 * once)

@@ -81,6 +81,30 @@ def test_a_problem_that_would_waste_hours(
     assert problem.remedy
 
 
+@pytest.mark.parametrize(
+    ("overrides", "kept"),
+    [
+        (["objective.use=nft", "batch.minibatches=2"], "predictions of the old policy take"),
+        (["objective.use=nft", "old_policy.decay=0.5"], "predictions of the old policy take"),
+        (["objective.use=ram"], "predictions of the anchor take"),
+        (
+            ["objective.use=ram", "batch.minibatches=2"],
+            "predictions of the old policy and the anchor take",
+        ),
+        (["objective.use=dppo"], "predictions of the old policy take"),
+        (["objective.use=rvm", "batch.minibatches=2"], ""),
+        (["objective.use=nft"], ""),
+    ],
+)
+def test_what_is_kept_of_predictions_is_said(
+    rehearse: Rehearse, overrides: list[str], kept: str
+) -> None:
+    findings = rehearse("batch.minibatches=1", *overrides)
+    assert problems(findings) == []
+    said = [finding.text for finding in findings if "predictions of" in finding.text]
+    assert len(said) == bool(kept) and all(text.startswith(kept) for text in said)
+
+
 def test_an_x0_baseline_that_explains_something_and_nothing(rehearse: Rehearse) -> None:
     texts = [finding.text for finding in rehearse("batch.baseline=x0_preview")]
     assert any("of the advantages' variance is explained" in text for text in texts)

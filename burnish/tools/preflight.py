@@ -48,6 +48,7 @@ SLOW_TRACKER = 10  # iterations until a running mean is used
 MOST_TRUNCATED = 0.5  # of expansions that the generator has no room for
 MOST_DEVIATION = 0.5  # nats between a text as it was drawn and as it is replayed
 MIB = 1 << 20
+MUCH_KEPT = 4096 * MIB  # of predictions, before that is worth a warning
 
 Level = Literal["ok", "warning", "error"]
 
@@ -136,6 +137,7 @@ class Rehearsal:
         else:
             yield check_ratio(self.config, parts, sampler, trajectory)
 
+        yield from check_predictions(self.config, parts)
         yield check_memory(parts)
         yield check_time(self.config, parts, self.seconds)
 
@@ -528,6 +530,33 @@ def check_memory(parts: Parts) -> Finding:
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return Finding("ok", f"{peak / MIB:,.0f} MiB of memory at most")
+
+
+def check_predictions(config: Config, parts: Parts) -> Iterator[Finding]:
+    """Check how much is kept of what the old policy and the anchor predict in an iteration."""
+    objective = parts.objective
+    batch = config.batch
+    old = objective.uses_old_prediction or objective.uses_ratio
+    kept = []
+
+    if objective.process == "reverse":
+        kept += ["the old policy"] * keeps_predictions(config, objective)
+    else:
+        drifts = batch.minibatches * batch.epochs > 1 or config.old_policy.decay > 0
+        kept += ["the old policy"] * (old and drifts)
+        kept += ["the anchor"] * (needs_reference(objective) and config.forward.anchor != "images")
+    if not kept:
+        return
+
+    images = batch.prompts * batch.images_per_prompt
+    pairs = images * transition_count(config, parts) * batch.epochs
+    size = 4 * pairs * math.prod(parts.policy.latent_shape) * len(kept)
+    text = f"predictions of {' and '.join(kept)} take {size / MIB:,.0f} MiB in each iteration"
+    if size <= MUCH_KEPT:
+        yield Finding("ok", text)
+    else:
+        remedy = "lower batch.transitions or batch.epochs, if the machine has no more"
+        yield Finding("warning", f"{text}, outside of the GPU", remedy)
 
 
 def check_time(config: Config, parts: Parts, seconds: Seconds) -> Finding:
