@@ -45,7 +45,7 @@ class IterationGate:
             cpu_seconds=cpu_seconds,
             **parts,
             reward=next(iter(record["rewards"].values()))["mean"],
-            ratio_deviation=record["ratio_deviation"],
+            ratio_deviation=record.get("ratio_deviation", 0.0),
         )
         self.next()
 

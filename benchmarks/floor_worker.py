@@ -1,11 +1,11 @@
-"""The network alone: the cost of an iteration if nothing but the UNet had to be computed.
+"""The network alone: the cost of an iteration if nothing but it had to be computed.
 
-{"do": "start", "model", "rank"}       and "weight", if the network takes the guidance weight
-                                       as an input
+{"do": "start", "model", "rank"}       and "guidance", the table of a configuration, if that is not
+                                       classifier-free guidance
 {"do": "forward", "images", "batch"}   -> {"seconds", ...}  sampling: calls without gradient,
                                        the adapter merged
 {"do": "backward", "images", "batch"}  -> {"seconds", ...}  replay: calls with gradient for the
-                                       adapter
+                                       adapter; "guided" false: for the prompts alone
 
 `images` counts guided calls, `batch` how many of them go into one call, with twice as many texts
 unless the network takes the weight. The network is the one that Burnish trains, with the kernels it
@@ -15,51 +15,69 @@ chooses; no sampler, loss, decoder, reward or optimizer.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 
 from benchmarks.workers import RequestStream
+from burnish import catalog
+from burnish.diffusion.families import family_of
+from burnish.diffusion.guidance import CFG, Unguided
 from burnish.diffusion.policy import Policy
-from burnish.types import Prompt
+from burnish.types import Guidance, Prompt
 
 
-def forward(policy: Policy, images: int, batch: int, weight: float | None = None) -> float:
-    """Return the seconds of the calls without gradient."""
-    x, t, text, embedding = inputs(policy, batch, weight)
-    started = time.perf_counter()
+class Floor:
+    """A policy's network, called as its guidance calls it.
 
-    with torch.no_grad(), policy.merged():
+    Args:
+        policy: that Burnish trains.
+        guidance: of the calls.
+    """
+
+    def __init__(self, policy: Policy, guidance: Guidance) -> None:
+        self.policy = policy
+        self.guidance = guidance
+        self.family = family_of(type(policy.pipe).__name__)
+
+    def forward(self, images: int, batch: int) -> float:
+        """Return the seconds of the calls without gradient."""
+        call = self.inputs(batch, self.guidance)
+        started = time.perf_counter()
+
+        with torch.no_grad(), self.policy.merged():
+            for _ in range(images // batch):
+                self.call(*call)
+
+        return time.perf_counter() - started
+
+    def backward(self, images: int, batch: int, guided: bool = True) -> float:
+        """Return the seconds of the calls with their gradients."""
+        call = self.inputs(batch, self.guidance if guided else Unguided(self.guidance))
+        started = time.perf_counter()
+
         for _ in range(images // batch):
-            policy.pipe.unet(x, t, text, timestep_cond=embedding, return_dict=False)
+            self.call(*call).sum().backward()
 
-    return time.perf_counter() - started
+        return time.perf_counter() - started
 
+    def call(self, *inputs: Any) -> torch.Tensor:
+        """Return the network's output."""
+        return self.family.call(self.policy.pipe, *inputs)
 
-def backward(policy: Policy, images: int, batch: int, weight: float | None = None) -> float:
-    """Return the seconds of the calls with their gradients."""
-    x, t, text, embedding = inputs(policy, batch, weight)
-    started = time.perf_counter()
+    def inputs(self, batch: int, guidance: Guidance) -> list[Any]:
+        """Return x, t and the condition with which the guidance calls the network."""
+        made: list[Any] = []
 
-    for _ in range(images // batch):
-        outputs = policy.pipe.unet(x, t, text, timestep_cond=embedding, return_dict=False)
-        outputs[0].sum().backward()
+        def network(*inputs: Any) -> torch.Tensor:
+            made[:] = inputs
+            return torch.zeros(len(inputs[2]["text"]), *self.policy.latent_shape)
 
-    return time.perf_counter() - started
-
-
-def inputs(policy: Policy, batch: int, weight: float | None) -> tuple[torch.Tensor | None, ...]:
-    """Return x, t, text, and the embedded weight of `batch` guided calls."""
-    x = torch.randn(batch, *policy.latent_shape)
-    t = torch.randint(1000, (batch,))
-    prompts = [Prompt("a cat")] * batch
-
-    if weight is None:
-        return x, t, policy.encode([Prompt("")] * batch + prompts)["text"], None
-
-    width = policy.pipe.unet.config.time_cond_proj_dim
-    weights = torch.full((batch,), weight - 1)
-    embedding = policy.pipe.get_guidance_scale_embedding(weights, embedding_dim=width)
-    return x, t, policy.encode(prompts)["text"], embedding
+        x = torch.randn(batch, *self.policy.latent_shape)
+        t = self.policy.schedule.time_at(torch.full((batch,), 0.5))
+        cond = self.policy.encode([Prompt("a cat")] * batch)
+        guidance(network, x, t, cond, self.policy.null(batch))
+        return made
 
 
 def main() -> None:
@@ -69,12 +87,14 @@ def main() -> None:
     stream.send()
     rank = settings["rank"]
     policy = Policy.load(settings["model"], rank=rank, alpha=rank, device="cpu")
-    calls = {"forward": forward, "backward": backward}
+    table = settings.get("guidance")
+    floor = Floor(policy, catalog.build("guidance", table) if table else CFG(3.0))
+    calls = {"forward": floor.forward, "backward": floor.backward}
 
     while (request := stream.receive())["do"] != "end":
         started = time.process_time()
-        call = calls[request["do"]]
-        seconds = call(policy, request["images"], request["batch"], settings.get("weight"))
+        call = calls[request.pop("do")]
+        seconds = call(**request)
         stream.send(seconds=seconds, cpu_seconds=time.process_time() - started)
 
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import consistency, reward, speed
+from benchmarks import iterations, reward, speed
 from benchmarks.speed import Benchmark, model_folder
 from benchmarks.workers import ROOT
 
@@ -21,11 +21,13 @@ ROWS = (
     ("ratio_time_to_reward", "TRL's time to the same reward / Burnish's", "{:.2f} x", ">= 3"),
     ("lcm_iteration_s", "RLCM: an iteration of 64 images, 4 calls, s", "{:.2f}", "<= 4"),
     ("lcm_ratio_floor", "the same / network alone", "{:.2f} x", "<= 1.10"),
+    ("forward_ratio_floor", "forward objective / network alone", "{:.2f} x", "<= 1.10"),
+    ("flow_ratio_floor", "flow model / network alone", "{:.2f} x", "<= 1.10"),
     ("peak_mb", "Burnish, peak memory, MB", "{:.0f}", ""),
     ("trl_peak_mb", "TRL, peak memory, MB", "{:.0f}", ""),
 )
 
-PARTS = ("speed", "lcm", "reward")
+PARTS = ("speed", *iterations.CASES, "reward")
 
 
 def main() -> None:
@@ -61,9 +63,10 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         print(f"whole iterations at {best} ...", flush=True)
         result.update(speed.compare(benchmark, best))
 
-    if "lcm" in options.only:
-        print("iterations of the consistency model ...", flush=True)
-        result.update(consistency.measure(work, rounds=3 if options.quick else 6))
+    for name in iterations.CASES:
+        if name in options.only:
+            print(f"iterations, {name} ...", flush=True)
+            result.update(iterations.measure(name, work, rounds=3 if options.quick else 6))
 
     if "reward" in options.only:
         print("time to the same reward ...", flush=True)
