@@ -24,6 +24,7 @@ if (
 import pytest
 import tomli_w
 import torch
+from tiny_flow_models import tiny_sd3, tiny_sd3_without_t5  # noqa: F401 (fixtures)
 
 from burnish import trust
 from burnish.runs import Run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import generator, perturb
 from diffusers import DiffusionPipeline
+from tiny_flow_models import build_sd3
 from torch import Tensor
 
 from burnish import config as configuration
@@ -25,10 +27,18 @@ PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dog
 TEXTS = [prompt.text for prompt in PROMPTS]
 GROUP = torch.tensor([0, 0, 1, 1])
 # what each stock pipeline is called with, at a guidance weight w of ours
-CALLS = {"tiny_z_image": lambda w: {"guidance_scale": w - 1, "height": 32, "width": 32}}
+CALLS = {
+    "tiny_z_image": lambda w: {"guidance_scale": w - 1},
+    "tiny_sd3": lambda w: {"guidance_scale": w, "max_sequence_length": 40},
+    "tiny_sd3_without_t5": lambda w: {"guidance_scale": w},  # and the shift by size
+}
 
 
-@pytest.fixture(params=list(CALLS))
+MODELS = [name for name in CALLS if name != "tiny_sd3_without_t5"]
+KERNELS = ("cps", "precise", "churn", "renoise", "flow_grpo", "dance_grpo")
+
+
+@pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> Path:
     folder: Path = request.getfixturevalue(request.param)
     return folder
@@ -39,7 +49,12 @@ def roll(policy: Policy, sampler: Sampler) -> Trajectory:
 
 
 def stock(model: Path, adapter: Path | None = None) -> Any:
-    pipe = DiffusionPipeline.from_pretrained(model)
+    lacking = {
+        name: None
+        for name, value in DiffusionPipeline.load_config(model).items()
+        if value == [None, None]
+    }
+    pipe = DiffusionPipeline.from_pretrained(model, **lacking)
     pipe.set_progress_bar_config(disable=True)
     if adapter is not None:
         pipe.load_lora_weights(adapter)
@@ -53,13 +68,14 @@ def latents(model: Path, pipe: Any, weight: float, steps: int) -> Tensor:
         num_inference_steps=steps,
         generator=generator(3),
         output_type="latent",
+        height=32,
+        width=32,
         **CALLS[model.name](weight),
     ).images
     return result
 
 
-@pytest.mark.parametrize("weight", [1.0, 4.0])
-@pytest.mark.parametrize("steps", [1, 3, 8])
+@pytest.mark.parametrize(("steps", "weight"), [(1, 4.0), (3, 1.0), (8, 4.0)])
 def test_sampling_without_noise_is_the_stock_pipelines(
     model: Path, steps: int, weight: float
 ) -> None:
@@ -107,7 +123,9 @@ def settings(model: Path, **sampler: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "kernel", ["cps", "precise", "churn", "renoise", "flow_grpo", "dance_grpo"]
+    ("model", "kernel"),
+    [*((MODELS[0], kernel) for kernel in KERNELS), *((model, "cps") for model in MODELS[1:])],
+    indirect=["model"],
 )
 def test_a_run_learns_from_its_transitions(
     model: Path, kernel: str, write_recipe: Callable[..., Path], tmp_path: Path
@@ -147,3 +165,36 @@ def test_kernels_of_other_models_are_refused(
         recipe = write_recipe(**settings(folder, kernel={"use": kernel}))
         with pytest.raises(ValueError, match=message):
             train(configuration.load(recipe), tmp_path / "run", progress=False)
+
+
+def test_sd3_does_without_t5(tiny_sd3_without_t5: Path) -> None:
+    policy = Policy.load(tiny_sd3_without_t5)
+    traj = roll(policy, Sampler(ODE(), 3, CFG(4.0)))
+    expected = latents(tiny_sd3_without_t5, stock(tiny_sd3_without_t5), 4.0, 3)
+    torch.testing.assert_close(traj.latent, expected, rtol=0, atol=1e-5)
+    fixed = Policy.load(build_sd3(with_t5=False))
+    assert not torch.allclose(policy.schedule.times(3), fixed.schedule.times(3), atol=0.1)
+
+
+def test_sd3_needs_its_clip_encoders() -> None:
+    pipe = build_sd3()
+    pipe.text_encoder_2 = None
+    with pytest.raises(ValueError, match="this StableDiffusion3Pipeline has no text_encoder_2"):
+        Policy.load(pipe).encode(PROMPTS)
+
+
+def test_a_prompt_that_clip_cuts_is_read_by_t5() -> None:
+    policy = Policy.load(build_sd3())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        policy.encode([Prompt("a fox beside a blue guitar")])  # 26 letters; CLIP reads 24 tokens
+
+    with pytest.warns(UserWarning, match=r'reads \(40 tokens\).*"cdefgh ijk"'):
+        policy.encode([Prompt("abcdefgh " * 5 + "ijk")])
+
+
+def test_sd3_has_a_largest_size(tiny_sd3: Path) -> None:
+    assert Policy.load(tiny_sd3, size=96).latent_shape == (4, 24, 24)
+    for size, message in ((104, "at most 96 pixels"), (36, "a multiple of 8 pixels")):
+        with pytest.raises(ValueError, match=f"model.size = {size}: .* {message}"):
+            Policy.load(tiny_sd3, size=size)

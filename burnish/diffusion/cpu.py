@@ -121,13 +121,17 @@ def optimize_for_cpu(network: Any, latent_shape: tuple[int, ...]) -> None:
     if network.device.type != "cpu":
         return
 
-    network.to(memory_format=torch.channels_last)
+    if all(weight.dim() < 5 for weight in network.parameters()):  # no convolutions of videos
+        network.to(memory_format=torch.channels_last)
     for layer in network.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = FastLinear  # the same parameters under the same names
 
     few_tokens = latent_shape[-1] * latent_shape[-2] <= MAX_ATTENTION_TOKENS
     if few_tokens and hasattr(network, "set_attn_processor"):
-        from diffusers.models.attention_processor import AttnProcessor
+        from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
-        network.set_attn_processor(PlainAttnProcessor(AttnProcessor()))
+        # transformers of flows have attention of other kinds
+        usual = (AttnProcessor, AttnProcessor2_0)
+        if all(isinstance(one, usual) for one in network.attn_processors.values()):
+            network.set_attn_processor(PlainAttnProcessor(AttnProcessor()))

@@ -15,11 +15,13 @@ from burnish.diffusion.control import control_strength
 from burnish.diffusion.family import (
     CONTROLNET,
     Family,
+    check_size,
     decode_vae,
     embed_vae,
     repeated_for_texts,
 )
 from burnish.diffusion.flow_families import Z_IMAGE
+from burnish.diffusion.sd3 import SD3
 from burnish.types import Cond
 
 
@@ -119,12 +121,7 @@ def _resize_unet(pipe: Any, size: int) -> None:
         ValueError: the UNet cannot halve such latents once for each of its blocks but the last.
     """
     halvings = len(pipe.unet.config.block_out_channels) - 1
-    unit = pipe.vae_scale_factor * 2**halvings
-    if size % unit:
-        raise ValueError(
-            f"model.size = {size}: this model's images have sides of a multiple of {unit} pixels"
-        )
-
+    check_size(size, pipe.vae_scale_factor * 2**halvings)
     pipe.unet.register_to_config(sample_size=size // pipe.vae_scale_factor)
 
 
@@ -218,6 +215,7 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionXLPipeline": SDXL,  # and the models with the same pipeline: Turbo, SSD-1B
     "StableDiffusionControlNetPipeline": replace(SD, call=_call_sd_control, controlnet_pipeline=""),
     "StableDiffusionXLControlNetPipeline": replace(SDXL, controlnet_pipeline=""),
+    "StableDiffusion3Pipeline": SD3,  # Stable Diffusion 3 and 3.5, medium and large
     "ZImagePipeline": Z_IMAGE,  # Z-Image and Z-Image-Turbo
 }
 """By the name of the diffusers pipeline."""

@@ -39,6 +39,10 @@ def _no_grid(pipe: Any) -> None:
     return None
 
 
+def _as_its_tokenizers(pipe: Any) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class Family:
     """The differences between architectures; `pipe` is always the diffusers pipeline."""
@@ -78,6 +82,9 @@ class Family:
 
     grid: Callable[[Any], Grid | None] = _no_grid
     """(pipe) -> the sampling times of a flow; None: its scheduler's."""
+
+    text_tokens: Callable[[Any], int] = _as_its_tokenizers
+    """(pipe) -> the tokens of a text that are read at most; 0: as many as its tokenizers say."""
 
     controlnet_pipeline: str = ""
     """The diffusers pipeline with the same parts and a ControlNet beside them; "": none."""
@@ -135,6 +142,24 @@ def latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | 
     shift = like.new_tensor(config.latents_mean).view(1, -1, 1, 1)
     std = like.new_tensor(config.latents_std).view(1, -1, 1, 1)
     return shift, config.scaling_factor / std
+
+
+def check_size(size: int, unit: int, largest: int = 0) -> None:
+    """Raise ValueError if a model has no images with sides of `size` pixels.
+
+    Args:
+        size: of the sides.
+        unit: pixels of which a side has a multiple.
+        largest: side of an image; 0: any.
+    """
+    if size % unit:
+        raise ValueError(
+            f"model.size = {size}: this model's images have sides of a multiple of {unit} pixels"
+        )
+    if largest and size > largest:
+        raise ValueError(
+            f"model.size = {size}: this model's images have sides of at most {largest} pixels"
+        )
 
 
 def repeated_for_texts(x: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:

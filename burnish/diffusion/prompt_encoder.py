@@ -26,13 +26,7 @@ class PromptEncoder:
         self._family = family
         self._states: dict[str, Cond] = {}
         self._null: Cond = {}
-        self._warnings = PromptWarnings(
-            [
-                part
-                for name, part in pipe.components.items()
-                if name.startswith("tokenizer") and part is not None
-            ]
-        )
+        self._warnings = PromptWarnings(_tokenizers(pipe), length=family.text_tokens(pipe))
 
     def encode(self, texts: Sequence[str]) -> Cond:
         """Return the states of the texts, one row a text.
@@ -76,3 +70,13 @@ class PromptEncoder:
             self.check([text])
             self._states[text] = self._family.encode(self._pipe, [text])
         return self._states[text]
+
+
+def _tokenizers(pipe: Any) -> list[Any]:
+    """Return the tokenizers of the text encoders that a pipeline has."""
+    parts = {name: part for name, part in pipe.components.items() if part is not None}
+    return [
+        part
+        for name, part in parts.items()
+        if name.startswith("tokenizer") and name.replace("tokenizer", "text_encoder") in parts
+    ]

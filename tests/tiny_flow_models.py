@@ -1,0 +1,123 @@
+"""Complete pipelines of flow models with random weights: Stable Diffusion 3, FLUX.1, Qwen-Image.
+
+Latents are 4x8x8, images 32x32. T5 and Qwen read prompts letter by letter.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+def _vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+        scaling_factor=1.5305,
+        shift_factor=0.0609,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).eval()
+
+
+def _t5_tokenizer(tokens: int) -> Any:
+    """Return a tokenizer of letters that reads so many of them."""
+    from transformers import T5Tokenizer
+
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    special = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")]
+    pieces = [*special, *((letter, -2.0) for letter in ("▁", *letters))]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=tokens)
+
+
+def _t5(tokenizer: Any, width: int) -> Any:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=4,
+        d_ff=16,
+        num_layers=1,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return T5EncoderModel(config).eval()
+
+
+def _clip(projected: bool, **changes: Any) -> Any:
+    from conftest import _text_config
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return kind(_text_config(num_hidden_layers=2, **changes)).eval()
+
+
+def build_sd3(with_t5: bool = True, **changes: Any) -> Any:
+    """Return a new tiny Stable Diffusion 3.5; `changes` go into the scheduler's configuration.
+
+    Its first block attends twice, as 3.5 medium's do.
+    """
+    from conftest import _tokenizer
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+
+    tokenizer = _t5_tokenizer(40)
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        transformer = SD3Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            caption_projection_dim=16,
+            pooled_projection_dim=14,
+            pos_embed_max_size=12,
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
+        )
+        return StableDiffusion3Pipeline(
+            transformer=transformer.eval(),
+            scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **changes}),
+            vae=_vae(),
+            text_encoder=_clip(True, projection_dim=8),
+            tokenizer=_tokenizer(),
+            text_encoder_2=_clip(True, hidden_size=12, projection_dim=6, hidden_act="gelu"),
+            tokenizer_2=_tokenizer(pad_token="!"),
+            text_encoder_3=_t5(tokenizer, 24) if with_t5 else None,
+            tokenizer_3=tokenizer if with_t5 else None,
+        )
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Stable Diffusion 3.5. Shared: do not write into it."""
+    return _saved(build_sd3(), tmp_path_factory, "tiny_sd3")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_without_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Stable Diffusion 3.5 with CLIP alone, and a shift by size. Shared."""
+    pipe = build_sd3(with_t5=False, use_dynamic_shifting=True, base_image_seq_len=4)
+    return _saved(pipe, tmp_path_factory, "tiny_sd3_without_t5")
+
+
+def _saved(pipe: Any, tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    folder = tmp_path_factory.mktemp("models") / name
+    pipe.save_pretrained(folder)
+    return folder
