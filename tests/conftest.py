@@ -24,7 +24,12 @@ if (
 import pytest
 import tomli_w
 import torch
-from tiny_flow_models import tiny_sd3, tiny_sd3_without_t5  # noqa: F401 (fixtures)
+from tiny_flow_models import (  # noqa: F401 (fixtures)
+    tiny_flux_dev,
+    tiny_flux_schnell,
+    tiny_sd3,
+    tiny_sd3_without_t5,
+)
 
 from burnish import trust
 from burnish.runs import Run

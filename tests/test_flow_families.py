@@ -11,17 +11,17 @@ import pytest
 import torch
 from conftest import generator, perturb
 from diffusers import DiffusionPipeline
-from tiny_flow_models import build_sd3
+from tiny_flow_models import build_flux, build_sd3
 from torch import Tensor
 
 from burnish import config as configuration
-from burnish.diffusion.guidance import CFG, NoGuidance
+from burnish.diffusion.guidance import CFG, EmbeddedGuidance, NoGuidance
 from burnish.diffusion.kernels import CPS, ODE
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.runs import Run
 from burnish.training.loop import train
-from burnish.types import Prompt, Trajectory
+from burnish.types import Guidance, Prompt, Trajectory
 
 PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]
 TEXTS = [prompt.text for prompt in PROMPTS]
@@ -31,7 +31,14 @@ CALLS = {
     "tiny_z_image": lambda w: {"guidance_scale": w - 1},
     "tiny_sd3": lambda w: {"guidance_scale": w, "max_sequence_length": 40},
     "tiny_sd3_without_t5": lambda w: {"guidance_scale": w},  # and the shift by size
+    "tiny_flux_dev": lambda w: {"guidance_scale": w, "max_sequence_length": 40},
+    "tiny_flux_schnell": lambda w: {
+        "true_cfg_scale": w,
+        "negative_prompt": [""] * 4,
+        "max_sequence_length": 40,
+    },
 }
+TAKE_THE_WEIGHT = ("tiny_flux_dev",)
 
 
 MODELS = [name for name in CALLS if name != "tiny_sd3_without_t5"]
@@ -42,6 +49,16 @@ KERNELS = ("cps", "precise", "churn", "renoise", "flow_grpo", "dance_grpo")
 def model(request: pytest.FixtureRequest) -> Path:
     folder: Path = request.getfixturevalue(request.param)
     return folder
+
+
+def load(model: Path, **changes: Any) -> Policy:
+    return Policy.load(model, size=32, **changes)
+
+
+def guided(model: Path, weight: float) -> Guidance:
+    if model.name in TAKE_THE_WEIGHT:
+        return EmbeddedGuidance(weight)
+    return NoGuidance() if weight == 1 else CFG(weight)
 
 
 def roll(policy: Policy, sampler: Sampler) -> Trajectory:
@@ -62,12 +79,12 @@ def stock(model: Path, adapter: Path | None = None) -> Any:
     return pipe
 
 
-def latents(model: Path, pipe: Any, weight: float, steps: int) -> Tensor:
+def draw(model: Path, pipe: Any, weight: float, steps: int, output: str) -> Tensor:
     result: Tensor = pipe(
         list(TEXTS),
         num_inference_steps=steps,
         generator=generator(3),
-        output_type="latent",
+        output_type=output,
         height=32,
         width=32,
         **CALLS[model.name](weight),
@@ -75,21 +92,36 @@ def latents(model: Path, pipe: Any, weight: float, steps: int) -> Tensor:
     return result
 
 
+def latents(model: Path, pipe: Any, weight: float, steps: int) -> Tensor:
+    result = draw(model, pipe, weight, steps, "latent")
+    if result.dim() == 3:
+        result = pipe._unpack_latents(result, 32, 32, pipe.vae_scale_factor)
+    return result.view(4, -1, 8, 8)
+
+
 @pytest.mark.parametrize(("steps", "weight"), [(1, 4.0), (3, 1.0), (8, 4.0)])
 def test_sampling_without_noise_is_the_stock_pipelines(
     model: Path, steps: int, weight: float
 ) -> None:
-    policy = Policy.load(model)
-    guidance = NoGuidance() if weight == 1 else CFG(weight)
-    traj = roll(policy, Sampler(ODE(), steps, guidance))
+    policy = load(model)
+    traj = roll(policy, Sampler(ODE(), steps, guided(model, weight)))
     expected = latents(model, stock(model), weight, steps)
     torch.testing.assert_close(traj.latent, expected, rtol=0, atol=1e-5)
 
 
+def test_images_are_decoded_as_by_the_stock_pipelines(model: Path) -> None:
+    policy = load(model)
+    traj = roll(policy, Sampler(ODE(), 2, guided(model, 4.0)))
+    expected = draw(model, stock(model), 4.0, 2, "pt")
+    images = policy.decode(traj.latent)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
+    assert policy.embed(images, generator()).shape == traj.latent.shape
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_ratio_is_one_before_training(model: Path, dtype: str) -> None:
-    policy = Policy.load(model, dtype=dtype)
-    sampler = Sampler(CPS(), 4, CFG(3.0))
+    policy = load(model, dtype=dtype)
+    sampler = Sampler(CPS(), 4, guided(model, 3.0))
     traj = roll(policy, sampler)
     assert traj.logp.shape == (4, 3), "the last transition of a flow has no noise"
 
@@ -101,10 +133,10 @@ def test_the_ratio_is_one_before_training(model: Path, dtype: str) -> None:
 def test_the_stock_pipeline_draws_the_same_with_the_exported_adapter(
     model: Path, tmp_path: Path
 ) -> None:
-    policy = Policy.load(model, rank=4, alpha=8)
+    policy = load(model, rank=4, alpha=8)
     perturb(policy, 0.1)
     policy.save_adapter(tmp_path)
-    traj = roll(policy, Sampler(ODE(), 3, CFG(4.0)))
+    traj = roll(policy, Sampler(ODE(), 3, guided(model, 4.0)))
     expected = latents(model, stock(model, tmp_path), 4.0, 3)
     before = latents(model, stock(model), 4.0, 3)
     torch.testing.assert_close(traj.latent, expected, rtol=0, atol=1e-5)
@@ -112,10 +144,11 @@ def test_the_stock_pipeline_draws_the_same_with_the_exported_adapter(
 
 
 def settings(model: Path, **sampler: Any) -> dict[str, Any]:
+    guidance = "embedded" if model.name in TAKE_THE_WEIGHT else "cfg"
     return {
         "iterations": 2,
-        "model": {"id": str(model)},
-        "sampler": {"steps": 4, "guidance": {"use": "cfg", "weight": 3.0}, **sampler},
+        "model": {"id": str(model), "size": 32},
+        "sampler": {"steps": 4, "guidance": {"use": guidance, "weight": 3.0}, **sampler},
         "batch": {"prompts": 2, "images_per_prompt": 2, "minibatches": 2},
         "evaluation": {"images_per_prompt": 1},
         "run": {"sample_every": 0},
@@ -198,3 +231,21 @@ def test_sd3_has_a_largest_size(tiny_sd3: Path) -> None:
     for size, message in ((104, "at most 96 pixels"), (36, "a multiple of 8 pixels")):
         with pytest.raises(ValueError, match=f"model.size = {size}: .* {message}"):
             Policy.load(tiny_sd3, size=size)
+
+
+def test_flux_takes_its_weight_as_an_input_or_not_at_all(
+    tiny_flux_dev: Path, tiny_flux_schnell: Path
+) -> None:
+    dev, schnell = load(tiny_flux_dev), load(tiny_flux_schnell)
+    assert dev.takes_weight and not schnell.takes_weight
+    with pytest.raises(ValueError, match="takes its guidance weight as an input: use .*embedded"):
+        roll(dev, Sampler(ODE(), 2, CFG(4.0)))
+    with pytest.raises(ValueError, match="no input for a guidance weight"):
+        roll(schnell, Sampler(ODE(), 2, EmbeddedGuidance(4.0)))
+
+
+def test_schnell_reads_fewer_words_than_dev() -> None:
+    for dev, tokens in ((True, 512), (False, 256)):
+        pipe = build_flux(dev)
+        pipe.tokenizer_2.model_max_length = 1000
+        assert load(pipe).encode(PROMPTS)["text"].shape[1] == tokens

@@ -104,6 +104,50 @@ def build_sd3(with_t5: bool = True, **changes: Any) -> Any:
         )
 
 
+def build_flux(dev: bool) -> Any:
+    """Return a new tiny FLUX.1: dev, with its weight of guidance and shift by size, or schnell."""
+    from conftest import _tokenizer
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    tokenizer = _t5_tokenizer(40)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        transformer = FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=12,
+            pooled_projection_dim=8,
+            guidance_embeds=dev,
+            axes_dims_rope=(4, 2, 2),
+        )
+        return FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                shift=3.0 if dev else 1.0, use_dynamic_shifting=dev, base_image_seq_len=4
+            ),
+            vae=_vae(),
+            text_encoder=_clip(False),
+            tokenizer=_tokenizer(),
+            text_encoder_2=_t5(tokenizer, 12),
+            tokenizer_2=tokenizer,
+            transformer=transformer.eval(),
+        )
+
+
+@pytest.fixture(scope="session")
+def tiny_flux_dev(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny FLUX.1 dev. Shared: do not write into it."""
+    return _saved(build_flux(dev=True), tmp_path_factory, "tiny_flux_dev")
+
+
+@pytest.fixture(scope="session")
+def tiny_flux_schnell(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny FLUX.1 schnell. Shared: do not write into it."""
+    return _saved(build_flux(dev=False), tmp_path_factory, "tiny_flux_schnell")
+
+
 @pytest.fixture(scope="session")
 def tiny_sd3(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny Stable Diffusion 3.5. Shared: do not write into it."""

@@ -18,9 +18,11 @@ from burnish.diffusion.family import (
     check_size,
     decode_vae,
     embed_vae,
+    embedded_weight,
     repeated_for_texts,
 )
 from burnish.diffusion.flow_families import Z_IMAGE
+from burnish.diffusion.flux import FLUX
 from burnish.diffusion.sd3 import SD3
 from burnish.types import Cond
 
@@ -83,17 +85,7 @@ def _embedded_weight(pipe: Any, x: Tensor, cond: Cond) -> Tensor | None:
     One row a row of `x`.
     """
     width = _weight_width_unet(pipe)
-    weight = cond.get("guidance")
-
-    if width is None and weight is not None:
-        raise ValueError(
-            "this network has no input for a guidance weight, so guidance 'embedded' cannot be "
-            "used: take 'cfg' or 'none'"
-        )
-    if width is not None and weight is None:
-        raise ValueError(
-            "this network takes its guidance weight as an input: use guidance 'embedded'"
-        )
+    weight = embedded_weight(cond, has_input=width is not None)
     if weight is None:
         return None
 
@@ -215,6 +207,7 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionXLPipeline": SDXL,  # and the models with the same pipeline: Turbo, SSD-1B
     "StableDiffusionControlNetPipeline": replace(SD, call=_call_sd_control, controlnet_pipeline=""),
     "StableDiffusionXLControlNetPipeline": replace(SDXL, controlnet_pipeline=""),
+    "FluxPipeline": FLUX,  # FLUX.1 dev, schnell, and what is made from them
     "StableDiffusion3Pipeline": SD3,  # Stable Diffusion 3 and 3.5, medium and large
     "ZImagePipeline": Z_IMAGE,  # Z-Image and Z-Image-Turbo
 }

@@ -78,7 +78,10 @@ class Family:
     """(pipe, size) -> None: from now on its images have sides of `size` pixels."""
 
     weight_width: Callable[[Any], int | None]
-    """(pipe) -> the width of the network's input for a guidance weight; None: it has none."""
+    """(pipe) -> the width of the network's input for a guidance weight; None: it has none.
+
+    It is 1 where the input is the weight itself.
+    """
 
     grid: Callable[[Any], Grid | None] = _no_grid
     """(pipe) -> the sampling times of a flow; None: its scheduler's."""
@@ -160,6 +163,27 @@ def check_size(size: int, unit: int, largest: int = 0) -> None:
         raise ValueError(
             f"model.size = {size}: this model's images have sides of at most {largest} pixels"
         )
+
+
+def embedded_weight(cond: Cond, has_input: bool) -> Tensor | None:
+    """Return the weight of guidance `embedded`, one a row; None for a network without this input.
+
+    Raises:
+        ValueError: the guidance is not the one that this network takes.
+    """
+    weight = cond.get("guidance")
+
+    if not has_input and weight is not None:
+        raise ValueError(
+            "this network has no input for a guidance weight, so guidance 'embedded' cannot be "
+            "used: take 'cfg' or 'none'"
+        )
+    if has_input and weight is None:
+        raise ValueError(
+            "this network takes its guidance weight as an input: use guidance 'embedded'"
+        )
+
+    return weight
 
 
 def repeated_for_texts(x: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:
