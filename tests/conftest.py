@@ -27,6 +27,7 @@ import torch
 from tiny_flow_models import (  # noqa: F401 (fixtures)
     tiny_flux_dev,
     tiny_flux_schnell,
+    tiny_qwen_image,
     tiny_sd3,
     tiny_sd3_without_t5,
 )

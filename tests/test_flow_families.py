@@ -37,6 +37,7 @@ CALLS = {
         "negative_prompt": [""] * 4,
         "max_sequence_length": 40,
     },
+    "tiny_qwen_image": lambda w: {"true_cfg_scale": w, "negative_prompt": [" "] * 4},
 }
 TAKE_THE_WEIGHT = ("tiny_flux_dev",)
 
@@ -99,7 +100,7 @@ def latents(model: Path, pipe: Any, weight: float, steps: int) -> Tensor:
     return result.view(4, -1, 8, 8)
 
 
-@pytest.mark.parametrize(("steps", "weight"), [(1, 4.0), (3, 1.0), (8, 4.0)])
+@pytest.mark.parametrize(("steps", "weight"), [(2, 4.0), (3, 1.0), (8, 4.0)])
 def test_sampling_without_noise_is_the_stock_pipelines(
     model: Path, steps: int, weight: float
 ) -> None:
@@ -249,3 +250,19 @@ def test_schnell_reads_fewer_words_than_dev() -> None:
         pipe = build_flux(dev)
         pipe.tokenizer_2.model_max_length = 1000
         assert load(pipe).encode(PROMPTS)["text"].shape[1] == tokens
+
+
+def test_qwen_image_needs_two_steps(tiny_qwen_image: Path) -> None:
+    with pytest.raises(ValueError, match="sampler.steps must be at least 2 for this model"):
+        roll(load(tiny_qwen_image), Sampler(ODE(), 1, NoGuidance()))
+
+
+def test_qwen_image_does_not_depend_on_the_padding_of_other_prompts(tiny_qwen_image: Path) -> None:
+    policy = load(tiny_qwen_image)
+    x, t = policy.noise(2, generator()), torch.tensor([0.7, 0.7], dtype=torch.float64)
+    cond = policy.encode([Prompt("a cat"), Prompt("two dogs in a field at night")])
+    first = {name: value[:1] for name, value in cond.items()}
+    alone = policy.predict(x[:1], t[:1], first, NoGuidance())
+    together = policy.predict(x, t, cond, NoGuidance())
+    torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-5)
+    assert (together[1:] - alone).abs().max() > 1e-3

@@ -424,11 +424,11 @@ def test_damaged_or_foreign_models(tiny_pipeline: Path, tmp_path: Path) -> None:
 
     assert "\n" not in str(caught.value)
     index = folder / "model_index.json"
-    index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '"FluxPipeline"'))
+    index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '"AuraFlowPipeline"'))
 
     with pytest.raises(
         ValueError,
-        match="FluxPipeline are not supported yet; supported: LatentConsistencyModelPipeline, ",
+        match="AuraFlowPipeline are not supported yet; supported: .*LatentConsistencyModelPipeline, ",
     ):
         Policy.load(folder)
 

@@ -104,6 +104,85 @@ def build_sd3(with_t5: bool = True, **changes: Any) -> Any:
         )
 
 
+def build_qwen_image() -> Any:
+    """Return a new tiny Qwen-Image, with an autoencoder of videos."""
+    from conftest import _qwen_tokenizer
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+
+    tokenizer = _qwen_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(8)
+        transformer = QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=8,
+            axes_dims_rope=(4, 2, 2),
+        )
+        vae = AutoencoderKLQwenImage(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 2, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False, True],
+            latents_mean=[0.5, -0.7, 0.1, -0.2],
+            latents_std=[2.0, 1.5, 0.7, 1.2],
+        )
+        return QwenImagePipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(
+                use_dynamic_shifting=True,
+                base_image_seq_len=4,
+                max_image_seq_len=64,
+                max_shift=0.9,
+                shift_terminal=0.02,
+            ),
+            vae=vae.eval(),
+            text_encoder=_qwen_vl(tokenizer),
+            tokenizer=tokenizer,
+            transformer=transformer.eval(),
+        )
+
+
+def _qwen_vl(tokenizer: Any) -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 0]},
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 8,
+        "fullatt_block_indexes": [0],
+    }
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Qwen-Image. Shared: do not write into it."""
+    return _saved(build_qwen_image(), tmp_path_factory, "tiny_qwen_image")
+
+
 def build_flux(dev: bool) -> Any:
     """Return a new tiny FLUX.1: dev, with its weight of guidance and shift by size, or schnell."""
     from conftest import _tokenizer

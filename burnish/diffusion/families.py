@@ -18,11 +18,11 @@ from burnish.diffusion.family import (
     check_size,
     decode_vae,
     embed_vae,
-    embedded_weight,
     repeated_for_texts,
 )
 from burnish.diffusion.flow_families import Z_IMAGE
 from burnish.diffusion.flux import FLUX
+from burnish.diffusion.qwen_image import QWEN_IMAGE
 from burnish.diffusion.sd3 import SD3
 from burnish.types import Cond
 
@@ -85,7 +85,7 @@ def _embedded_weight(pipe: Any, x: Tensor, cond: Cond) -> Tensor | None:
     One row a row of `x`.
     """
     width = _weight_width_unet(pipe)
-    weight = embedded_weight(cond, has_input=width is not None)
+    weight = cond.get("guidance")
     if weight is None:
         return None
 
@@ -208,6 +208,7 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionControlNetPipeline": replace(SD, call=_call_sd_control, controlnet_pipeline=""),
     "StableDiffusionXLControlNetPipeline": replace(SDXL, controlnet_pipeline=""),
     "FluxPipeline": FLUX,  # FLUX.1 dev, schnell, and what is made from them
+    "QwenImagePipeline": QWEN_IMAGE,
     "StableDiffusion3Pipeline": SD3,  # Stable Diffusion 3 and 3.5, medium and large
     "ZImagePipeline": Z_IMAGE,  # Z-Image and Z-Image-Turbo
 }

@@ -35,6 +35,10 @@ From 64 on, diffusers' upsampling copies its input into another layout.
 """
 
 
+def _no_weight_input(pipe: Any) -> None:
+    return None
+
+
 def _no_grid(pipe: Any) -> None:
     return None
 
@@ -77,7 +81,7 @@ class Family:
     resize: Callable[[Any, int], None]
     """(pipe, size) -> None: from now on its images have sides of `size` pixels."""
 
-    weight_width: Callable[[Any], int | None]
+    weight_width: Callable[[Any], int | None] = _no_weight_input
     """(pipe) -> the width of the network's input for a guidance weight; None: it has none.
 
     It is 1 where the input is the weight itself.
@@ -88,6 +92,9 @@ class Family:
 
     text_tokens: Callable[[Any], int] = _as_its_tokenizers
     """(pipe) -> the tokens of a text that are read at most; 0: as many as its tokenizers say."""
+
+    after_guidance: Callable[[Tensor, Tensor], Tensor] | None = None
+    """(guided output, the prompt's output) -> the output that is used; None: the guided one."""
 
     controlnet_pipeline: str = ""
     """The diffusers pipeline with the same parts and a ControlNet beside them; "": none."""
@@ -108,24 +115,49 @@ def networks(pipe: Any) -> list[nn.Module]:
     return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
 
 
-def decode_vae(pipe: Any, latent: Tensor) -> Tensor:
-    """Return images (B, 3, H, W) float32 in [0, 1] of latents."""
+def decode_vae(pipe: Any, latent: Tensor, frames: bool = False) -> Tensor:
+    """Return images (B, 3, H, W) float32 in [0, 1] of latents.
+
+    Args:
+        pipe: the diffusers pipeline.
+        latent: (B, *latent).
+        frames: True for an autoencoder of videos: each image is one frame.
+    """
     vae = pipe.vae
     latent = latent.to(pipe.vae.device, torch.float32)
     shift, spread = latent_statistics(vae, latent)
-    image = vae.decode((latent / spread + shift).to(vae.dtype), return_dict=False)[0].float()
+    latent = (latent / spread + shift).to(vae.dtype)
+
+    if frames:
+        image = vae.decode(latent.unsqueeze(2), return_dict=False)[0].squeeze(2).float()
+    else:
+        image = vae.decode(latent, return_dict=False)[0].float()
+
     return (image / 2 + 0.5).clamp(0, 1)
 
 
-def embed_vae(pipe: Any, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return latents float32 of images (B, 3, H, W) in [0, 1], drawn from the posterior."""
+def embed_vae(
+    pipe: Any, images: Tensor, generator: torch.Generator, frames: bool = False
+) -> Tensor:
+    """Return latents float32 of images (B, 3, H, W) in [0, 1], drawn from the posterior.
+
+    Args:
+        pipe: the diffusers pipeline.
+        images: (B, 3, H, W).
+        generator: of the CPU.
+        frames: True for an autoencoder of videos: each image is one frame.
+    """
     vae = pipe.vae
     scaled = (images * 2 - 1).to(vae.device, vae.dtype)
     large = scaled[0, 0].numel() > 64 * LARGE_LATENT
+    if frames:
+        scaled = scaled.unsqueeze(2)
     chunks = scaled.split(1 if large else SMALL_IMAGES_AT_ONCE)
     posteriors = [vae.encode(chunk).latent_dist for chunk in chunks]
     mean = torch.cat([posterior.mean.float() for posterior in posteriors])
     std = torch.cat([posterior.std.float() for posterior in posteriors])
+    if frames:
+        mean, std = mean.squeeze(2), std.squeeze(2)
 
     # noise from the CPU: the same on every device
     latent = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
@@ -144,7 +176,7 @@ def latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | 
 
     shift = like.new_tensor(config.latents_mean).view(1, -1, 1, 1)
     std = like.new_tensor(config.latents_std).view(1, -1, 1, 1)
-    return shift, config.scaling_factor / std
+    return shift, config.get("scaling_factor", 1.0) / std
 
 
 def check_size(size: int, unit: int, largest: int = 0) -> None:
@@ -163,27 +195,6 @@ def check_size(size: int, unit: int, largest: int = 0) -> None:
         raise ValueError(
             f"model.size = {size}: this model's images have sides of at most {largest} pixels"
         )
-
-
-def embedded_weight(cond: Cond, has_input: bool) -> Tensor | None:
-    """Return the weight of guidance `embedded`, one a row; None for a network without this input.
-
-    Raises:
-        ValueError: the guidance is not the one that this network takes.
-    """
-    weight = cond.get("guidance")
-
-    if not has_input and weight is not None:
-        raise ValueError(
-            "this network has no input for a guidance weight, so guidance 'embedded' cannot be "
-            "used: take 'cfg' or 'none'"
-        )
-    if has_input and weight is None:
-        raise ValueError(
-            "this network takes its guidance weight as an input: use guidance 'embedded'"
-        )
-
-    return weight
 
 
 def repeated_for_texts(x: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from burnish.diffusion.family import check_size
+from burnish.diffusion.schedule import Grid, flow_grid
+
 
 def pack(latent: Tensor) -> Tensor:
     """Return latents (B, C, h, w) as tokens (B, h / 2 * w / 2, 4 C), each a patch of 2 x 2."""
@@ -52,11 +55,6 @@ def shift_by_length(pipe: Any, tokens: int) -> float:
     return mu
 
 
-def even_sigmas(steps: int) -> NDArray[np.float64]:
-    """Return the times (steps,) from 1 to 1 / steps that are shifted in FLUX and Qwen-Image."""
-    return np.linspace(1.0, 1 / steps, steps)
-
-
 def check_parts(pipe: Any, *names: str) -> None:
     """Raise ValueError if the pipeline lacks a part that encodes texts."""
     for name in names:
@@ -65,3 +63,31 @@ def check_parts(pipe: Any, *names: str) -> None:
                 f"this {type(pipe).__name__} has no {name}, without which its prompts cannot be "
                 "encoded: load it with this part"
             )
+
+
+def packed_shape(pipe: Any) -> tuple[int, ...]:
+    """Return the shape (C, h, w) of latents that the network takes packed."""
+    return (pipe.transformer.config.in_channels // 4, *latent_sides(pipe))
+
+
+def resize_packed(pipe: Any, size: int) -> None:
+    """Make the images' sides `size` pixels.
+
+    Raises:
+        ValueError: such latents cannot be packed.
+    """
+    check_size(size, 2 * pipe.vae_scale_factor)
+    pipe.default_sample_size = size // pipe.vae_scale_factor
+
+
+def packed_grid(pipe: Any) -> Grid:
+    """Return the times of FLUX and Qwen-Image: even ones down to 1 / steps, shifted, and 0."""
+
+    def mu(steps: int) -> float:
+        height, width = latent_sides(pipe)
+        return shift_by_length(pipe, height * width // 4)
+
+    def sigmas(steps: int) -> NDArray[np.float64]:
+        return np.linspace(1.0, 1 / steps, steps)
+
+    return flow_grid(pipe.scheduler, mu=mu, sigmas=sigmas)

@@ -10,24 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from burnish.diffusion.family import (
-    Family,
-    check_size,
-    decode_vae,
-    embed_vae,
-    embedded_weight,
-    repeated_for_texts,
-)
+from burnish.diffusion.family import Family, decode_vae, embed_vae, repeated_for_texts
 from burnish.diffusion.flow_parts import (
     check_parts,
-    even_sigmas,
-    latent_sides,
     pack,
+    packed_grid,
+    packed_shape,
+    resize_packed,
     rounded_time,
-    shift_by_length,
     unpack,
 )
-from burnish.diffusion.schedule import Grid, flow_grid
 from burnish.types import Cond
 
 DEV_TOKENS = 512
@@ -62,7 +54,6 @@ def _null(pipe: Any) -> Cond:
 
 def _call(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
     x, t = repeated_for_texts(x, t, cond)
-    weight = embedded_weight(cond, has_input=_weight_width(pipe) is not None)
     height, width = x.shape[2:]
     text = cond["text"].to(x.dtype)
     places = pipe._prepare_latent_image_ids(len(x), height // 2, width // 2, x.device, x.dtype)
@@ -74,7 +65,7 @@ def _call(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         rounded_time(t, x.dtype),
         places,
         x.new_zeros(text.shape[1], 3),  # the words have no places
-        weight,
+        cond.get("guidance"),
         return_dict=False,
     )[0]
     return unpack(out, height, width)
@@ -84,23 +75,6 @@ def _weight_width(pipe: Any) -> int | None:
     return 1 if pipe.transformer.config.guidance_embeds else None
 
 
-def _grid(pipe: Any) -> Grid:
-    def mu(steps: int) -> float:
-        height, width = latent_sides(pipe)
-        return shift_by_length(pipe, height * width // 4)
-
-    return flow_grid(pipe.scheduler, mu=mu, sigmas=even_sigmas)
-
-
-def _latent_shape(pipe: Any) -> tuple[int, ...]:
-    return (pipe.transformer.config.in_channels // 4, *latent_sides(pipe))
-
-
-def _resize(pipe: Any, size: int) -> None:
-    check_size(size, 2 * pipe.vae_scale_factor)
-    pipe.default_sample_size = size // pipe.vae_scale_factor
-
-
 FLUX = Family(
     network="transformer",
     encode=_encode,
@@ -108,9 +82,9 @@ FLUX = Family(
     call=_call,
     decode=decode_vae,
     embed=embed_vae,
-    latent_shape=_latent_shape,
-    resize=_resize,
+    latent_shape=packed_shape,
+    resize=resize_packed,
     weight_width=_weight_width,
-    grid=_grid,
+    grid=packed_grid,
     text_tokens=_text_tokens,
 )

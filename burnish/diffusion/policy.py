@@ -275,10 +275,16 @@ class Policy(TrainableWeights):
             t: (B,) their times, int64, on the CPU.
             cond: B encoded prompts.
             guidance: the way in which the network is called.
+
+        Raises:
+            ValueError: it is not the one that this network takes.
         """
+        outputs: list[Tensor] = []
 
         def raw(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-            return self._family.call(self.pipe, x.to(self.dtype), t, cond)
+            _check_weight(cond, self.takes_weight)
+            outputs.append(self._family.call(self.pipe, x.to(self.dtype), t, cond))
+            return outputs[-1]
 
         # encoded outside of autocast, like every other prompt
         null = self.null(len(x), guidance.negative)
@@ -287,6 +293,10 @@ class Policy(TrainableWeights):
 
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             out = guidance(raw, x, t.to(self.device, non_blocking=True), cond, null)
+
+        if self._family.after_guidance is not None and out is not outputs[-1]:
+            prompt_out = outputs[-1][-len(x) :]  # the prompts are the last rows of a call
+            out = self._family.after_guidance(out, prompt_out)
 
         return self.schedule.x0(x, t, out)
 
@@ -324,6 +334,19 @@ class Policy(TrainableWeights):
             generator: of the CPU; the draw comes from it.
         """
         return self._family.embed(self.pipe, images, generator)
+
+
+def _check_weight(cond: Cond, takes_weight: bool) -> None:
+    """Raise ValueError if a network lacks its guidance weight, or gets one without use for it."""
+    if "guidance" in cond and not takes_weight:
+        raise ValueError(
+            "this network has no input for a guidance weight, so guidance 'embedded' cannot be "
+            "used: take 'cfg' or 'none'"
+        )
+    if "guidance" not in cond and takes_weight:
+        raise ValueError(
+            "this network takes its guidance weight as an input: use guidance 'embedded'"
+        )
 
 
 def _check_settings(train: str, rank: int, alpha: float, dtype: str, decode_at_once: int) -> None:

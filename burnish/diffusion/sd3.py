@@ -72,10 +72,6 @@ def _resize(pipe: Any, size: int) -> None:
     pipe.default_sample_size = size // pipe.vae_scale_factor
 
 
-def _no_weight_input(pipe: Any) -> None:
-    return None
-
-
 SD3 = Family(
     network="transformer",
     encode=_encode,
@@ -85,7 +81,6 @@ SD3 = Family(
     embed=embed_vae,
     latent_shape=_latent_shape,
     resize=_resize,
-    weight_width=_no_weight_input,
     grid=_grid,
     text_tokens=_text_tokens,
 )
