@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import generator, perturb
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file, save_file
 from tiny_flow_models import build_flux, build_sd3
 from torch import Tensor
 
@@ -19,7 +20,9 @@ from burnish.diffusion.guidance import CFG, EmbeddedGuidance, NoGuidance
 from burnish.diffusion.kernels import CPS, ODE
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
+from burnish.prompts import identifiers
 from burnish.runs import Run
+from burnish.tools.gallery import open_source
 from burnish.training.loop import train
 from burnish.types import Guidance, Prompt, Trajectory
 
@@ -266,3 +269,90 @@ def test_qwen_image_does_not_depend_on_the_padding_of_other_prompts(tiny_qwen_im
     together = policy.predict(x, t, cond, NoGuidance())
     torch.testing.assert_close(together[:1], alone, rtol=0, atol=1e-5)
     assert (together[1:] - alone).abs().max() > 1e-3
+
+
+def write_lora(model: Path, file: Path, names: Callable[[str], str] = str) -> dict[str, Tensor]:
+    """Write random layers of the transformer, and of what else diffusers loads layers for."""
+    pipe = stock(model)
+    draw = generator(5)
+    tensors = {}
+
+    for part in pipe._lora_loadable_modules:
+        for name, layer in getattr(pipe, part).named_modules():
+            if name.endswith(("to_q", "to_k", "to_v", "to_out.0", ".q_proj")):
+                prefix = names(f"{part}.{name}")
+                down = torch.randn(4, layer.in_features, generator=draw)
+                up = torch.randn(layer.out_features, 4, generator=draw)
+                tensors |= {f"{prefix}.lora_A.weight": down, f"{prefix}.lora_B.weight": up * 0.3}
+
+    file.parent.mkdir(exist_ok=True)
+    save_file(tensors, file)
+    return tensors
+
+
+@pytest.mark.parametrize("key", ["adapter", "fused_lora"])
+def test_a_lora_with_text_layers_counts_as_a_whole(model: Path, key: str, tmp_path: Path) -> None:
+    file = tmp_path / "lora" / "pytorch_lora_weights.safetensors"
+    tensors = write_lora(model, file)
+    policy = load(model, **{key: file})
+    traj = roll(policy, Sampler(ODE(), 2, guided(model, 4.0)))
+    expected = latents(model, stock(model, file.parent), 4.0, 2)
+    torch.testing.assert_close(traj.latent, expected, rtol=0, atol=1e-5)
+
+    if key == "adapter":
+        policy.save_adapter(tmp_path / "again")
+        again = load_file(tmp_path / "again" / "pytorch_lora_weights.safetensors")
+        assert len(again) == len(tensors)
+        expected = latents(model, stock(model, tmp_path / "again"), 4.0, 2)
+        torch.testing.assert_close(traj.latent, expected, rtol=0, atol=1e-5)
+
+
+def test_comfyuis_prefix_of_a_lora_is_known(tiny_qwen_image: Path, tmp_path: Path) -> None:
+    write_lora(tiny_qwen_image, tmp_path / "a" / "a.safetensors")
+    write_lora(
+        tiny_qwen_image,
+        tmp_path / "b" / "b.safetensors",
+        lambda name: name.replace("transformer.", "diffusion_model."),
+    )
+    plain = load(tiny_qwen_image, adapter=tmp_path / "a").state()
+    comfy = load(tiny_qwen_image, adapter=tmp_path / "b").state()
+    torch.testing.assert_close(comfy, plain)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("lora_unet_double_blocks_0_img_attn_proj", "kohya's names, which are read .* UNet only"),
+        ("text_encoder_2.encoder.block.0.layer.0.SelfAttention.q", "belongs to the text_encoder_2"),
+        ("double_blocks.0.img_attn.proj", "no layer transformer.double_blocks.0.img_attn.proj"),
+    ],
+)
+def test_a_lora_that_is_not_read_is_refused(
+    tiny_flux_dev: Path, layer: str, message: str, tmp_path: Path
+) -> None:
+    ends = ("lora_down", "lora_up") if layer.startswith("lora_") else ("lora_A", "lora_B")
+    tensors = {
+        f"{layer}.{ends[0]}.weight": torch.zeros(4, 12),
+        f"{layer}.{ends[1]}.weight": torch.zeros(8, 4),
+    }
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load(tiny_flux_dev, fused_lora=tmp_path / "a.safetensors")
+
+
+def test_all_text_encoders_get_a_token_for_an_identifier() -> None:
+    pipe = build_sd3()
+    identifiers.add_tokens(pipe, rewards=2)
+    for number in ("", "_2", "_3"):
+        tokenizer = getattr(pipe, f"tokenizer{number}")
+        table = getattr(pipe, f"text_encoder{number}").get_input_embeddings().weight
+        tokens = tokenizer.convert_tokens_to_ids([identifiers.identifier(i) for i in range(2)])
+        assert min(tokens) >= tokenizer.vocab_size and max(tokens) < len(table)
+
+
+def test_a_model_is_drawn_without_noise(model: Path) -> None:
+    policy, sampler = open_source(str(model))
+    assert sampler.kernel == ODE() and sampler.steps == 28
+    policy.resize(32)
+    drawn = sampler.images(policy, PROMPTS[:1], generator())
+    assert drawn.shape == (1, 3, 32, 32)
