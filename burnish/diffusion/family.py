@@ -1,7 +1,7 @@
 """A family: what differs between architectures, as a record of small functions.
 
-The families themselves are in `families` and `flow_families`. Everything else in the library sees a
-network only as "x0 given (x, t, cond)".
+The families themselves are in `families`, `flow_families`, `sd3`, `flux` and `qwen_image`.
+Everything else in the library sees a network only as "x0 given (x, t, cond)".
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ From 64 on, diffusers' upsampling copies its input into another layout.
 """
 
 
-def _no_weight_input(pipe: Any) -> None:
-    return None
-
-
 def _no_grid(pipe: Any) -> None:
     return None
 
 
 def _as_its_tokenizers(pipe: Any) -> int:
     return 0
+
+
+def no_weight_input(pipe: Any) -> None:
+    """Return None: the network has no input for a guidance weight."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Family:
     resize: Callable[[Any, int], None]
     """(pipe, size) -> None: from now on its images have sides of `size` pixels."""
 
-    weight_width: Callable[[Any], int | None] = _no_weight_input
+    weight_width: Callable[[Any], int | None] = no_weight_input
     """(pipe) -> the width of the network's input for a guidance weight; None: it has none.
 
     It is 1 where the input is the weight itself.
@@ -171,8 +171,8 @@ def latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | 
     Some models of the SDXL kind have them by channel; flow models have a shift for all.
     """
     config = vae.config
-    if config.latents_mean is None or config.latents_std is None:
-        return config.shift_factor or 0.0, config.scaling_factor
+    if config.get("latents_mean") is None or config.get("latents_std") is None:
+        return config.get("shift_factor") or 0.0, config.scaling_factor
 
     shift = like.new_tensor(config.latents_mean).view(1, -1, 1, 1)
     std = like.new_tensor(config.latents_std).view(1, -1, 1, 1)

@@ -78,10 +78,6 @@ def _resize_z_image(pipe: Any, size: int) -> None:
     pipe.transformer.register_to_config(sample_size=size // pipe.vae_scale_factor)
 
 
-def _no_weight_input(pipe: Any) -> None:
-    return None
-
-
 Z_IMAGE = Family(
     network="transformer",
     encode=_encode_z_image,
@@ -91,7 +87,6 @@ Z_IMAGE = Family(
     embed=embed_vae,
     latent_shape=_latent_shape_z_image,
     resize=_resize_z_image,
-    weight_width=_no_weight_input,
     grid=_grid_z_image,
     text_tokens=_text_tokens,
 )
