@@ -21,11 +21,33 @@ from burnish.runs import Run
 from burnish.training.loop import train
 from burnish.types import Prompt, Trajectory
 
+
+def normalised_patches(pipe: Any, latents: Tensor) -> Tensor:
+    """Return FLUX.2's latents (B, 4 C, h / 2, w / 2), normalised, of its pipeline's result."""
+    rows, channels, height, width = latents.shape
+    patches = latents.view(rows, channels, height // 2, 2, width // 2, 2)
+    patches = patches.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+    statistics = pipe.vae.bn
+    spread = (statistics.running_var + pipe.vae.config.batch_norm_eps).sqrt()
+    return (patches - statistics.running_mean.view(1, -1, 1, 1)) / spread.view(1, -1, 1, 1)
+
+
 PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]
 TEXTS = [prompt.text for prompt in PROMPTS]
 GROUP = torch.tensor([0, 0, 1, 1])
 # what each stock pipeline is called with, at a guidance weight w of ours
-CALLS = {"tiny_z_image": lambda w: {"guidance_scale": w - 1, "height": 32, "width": 32}}
+CALLS = {
+    "tiny_z_image": lambda w: {"guidance_scale": w - 1, "height": 32, "width": 32},
+    "tiny_klein": lambda w: {"guidance_scale": w, "height": 32, "width": 32},
+    "tiny_sana": lambda w: {
+        "guidance_scale": w,
+        "height": 32,
+        "width": 32,
+        "use_resolution_binning": False,
+    },
+}
+# the latents that a stock pipeline returns, as networks take them; others return these
+NETWORK_LATENTS = {"tiny_klein": normalised_patches}
 
 
 @pytest.fixture(params=list(CALLS))
@@ -49,13 +71,14 @@ def stock(model: Path, adapter: Path | None = None) -> Any:
 
 def latents(model: Path, pipe: Any, weight: float, steps: int) -> Tensor:
     result: Tensor = pipe(
-        list(TEXTS),
+        prompt=list(TEXTS),
         num_inference_steps=steps,
         generator=generator(3),
         output_type="latent",
         **CALLS[model.name](weight),
     ).images
-    return result
+    as_network = NETWORK_LATENTS.get(model.name)
+    return as_network(pipe, result) if as_network else result
 
 
 @pytest.mark.parametrize("weight", [1.0, 4.0])

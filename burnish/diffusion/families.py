@@ -15,11 +15,14 @@ from burnish.diffusion.control import control_strength
 from burnish.diffusion.family import (
     CONTROLNET,
     Family,
+    check_size,
     decode_vae,
     embed_vae,
     repeated_for_texts,
 )
 from burnish.diffusion.flow_families import Z_IMAGE
+from burnish.diffusion.flux2 import KLEIN
+from burnish.diffusion.sana import SANA
 from burnish.types import Cond
 
 
@@ -120,11 +123,7 @@ def _resize_unet(pipe: Any, size: int) -> None:
     """
     halvings = len(pipe.unet.config.block_out_channels) - 1
     unit = pipe.vae_scale_factor * 2**halvings
-    if size % unit:
-        raise ValueError(
-            f"model.size = {size}: this model's images have sides of a multiple of {unit} pixels"
-        )
-
+    check_size(size, unit)
     pipe.unet.register_to_config(sample_size=size // pipe.vae_scale_factor)
 
 
@@ -219,6 +218,8 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionControlNetPipeline": replace(SD, call=_call_sd_control, controlnet_pipeline=""),
     "StableDiffusionXLControlNetPipeline": replace(SDXL, controlnet_pipeline=""),
     "ZImagePipeline": Z_IMAGE,  # Z-Image and Z-Image-Turbo
+    "Flux2KleinPipeline": KLEIN,  # FLUX.2 [klein], base and distilled
+    "SanaPipeline": SANA,  # Sana 1.0 and 1.5
 }
 """By the name of the diffusers pipeline."""
 

@@ -1,7 +1,7 @@
 """A family: what differs between architectures, as a record of small functions.
 
-The families themselves are in `families` and `flow_families`. Everything else in the library sees a
-network only as "x0 given (x, t, cond)".
+The families themselves are in `families`, `flow_families`, `flux2` and `sana`. Everything else in
+the library sees a network only as "x0 given (x, t, cond)".
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from burnish.types import Cond
 CONTROLNET = "controlnet"
 """The pipeline's attribute with the ControlNet."""
 
-LARGE_LATENT = 32 * 32
-"""Latent pixels beyond which an autoencoder is given one image at a time.
+LARGE_IMAGE = 256 * 256
+"""Pixels beyond which an autoencoder is given one image at a time.
 
 Several large images together gain no speed, and each takes a gigabyte at 512 pixels. An autoencoder
 is never given a part of an image, as diffusers' tiling would: every tile is normalised by its own
@@ -37,6 +37,15 @@ From 64 on, diffusers' upsampling copies its input into another layout.
 
 def _no_grid(pipe: Any) -> None:
     return None
+
+
+def _vae_scale(pipe: Any) -> int:
+    side: int = pipe.vae_scale_factor
+    return side
+
+
+def no_weight_input(pipe: Any) -> None:
+    """Return None: the network has no input for a guidance weight."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,12 @@ class Family:
     grid: Callable[[Any], Grid | None] = _no_grid
     """(pipe) -> the sampling times of a flow; None: its scheduler's."""
 
+    negative: Callable[[Any, str], Cond] | None = None
+    """(pipe, text) -> the states of a negative prompt, one row; None: as `encode` has them."""
+
+    latent_pixel: Callable[[Any], int] = _vae_scale
+    """(pipe) -> the side in pixels of the part of an image that one latent pixel stands for."""
+
     controlnet_pipeline: str = ""
     """The diffusers pipeline with the same parts and a ControlNet beside them; "": none."""
 
@@ -93,6 +108,18 @@ class Family:
         return getattr(pipe, self.network)
 
 
+def check_size(size: int, unit: int) -> None:
+    """Refuse images whose sides, `size` pixels, are no multiple of `unit`.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if size % unit:
+        raise ValueError(
+            f"model.size = {size}: this model's images have sides of a multiple of {unit} pixels"
+        )
+
+
 def networks(pipe: Any) -> list[nn.Module]:
     """Return all parts of the pipeline that have weights."""
     return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
@@ -103,24 +130,32 @@ def decode_vae(pipe: Any, latent: Tensor) -> Tensor:
     vae = pipe.vae
     latent = latent.to(pipe.vae.device, torch.float32)
     shift, spread = latent_statistics(vae, latent)
-    image = vae.decode((latent / spread + shift).to(vae.dtype), return_dict=False)[0].float()
-    return (image / 2 + 0.5).clamp(0, 1)
+    return to_images(vae.decode((latent / spread + shift).to(vae.dtype), return_dict=False)[0])
+
+
+def to_images(decoded: Tensor) -> Tensor:
+    """Return images (B, 3, H, W) float32 in [0, 1] of an autoencoder's output, about [-1, 1]."""
+    return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
 
 def embed_vae(pipe: Any, images: Tensor, generator: torch.Generator) -> Tensor:
     """Return latents float32 of images (B, 3, H, W) in [0, 1], drawn from the posterior."""
-    vae = pipe.vae
+    latent = draw_posterior(pipe.vae, images, generator)
+    shift, spread = latent_statistics(pipe.vae, latent)
+    return (latent - shift) * spread
+
+
+def draw_posterior(vae: Any, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the autoencoder's latents float32 of images (B, 3, H, W) in [0, 1], as drawn."""
     scaled = (images * 2 - 1).to(vae.device, vae.dtype)
-    large = scaled[0, 0].numel() > 64 * LARGE_LATENT
+    large = scaled[0, 0].numel() > LARGE_IMAGE
     chunks = scaled.split(1 if large else SMALL_IMAGES_AT_ONCE)
     posteriors = [vae.encode(chunk).latent_dist for chunk in chunks]
     mean = torch.cat([posterior.mean.float() for posterior in posteriors])
     std = torch.cat([posterior.std.float() for posterior in posteriors])
 
     # noise from the CPU: the same on every device
-    latent = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
-    shift, spread = latent_statistics(vae, latent)
-    return (latent - shift) * spread
+    return mean + std * torch.randn(mean.shape, generator=generator).to(mean)
 
 
 def latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
@@ -129,8 +164,8 @@ def latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | 
     Some models of the SDXL kind have them by channel; flow models have a shift for all.
     """
     config = vae.config
-    if config.latents_mean is None or config.latents_std is None:
-        return config.shift_factor or 0.0, config.scaling_factor
+    if config.get("latents_mean") is None or config.get("latents_std") is None:
+        return config.get("shift_factor") or 0.0, config.scaling_factor
 
     shift = like.new_tensor(config.latents_mean).view(1, -1, 1, 1)
     std = like.new_tensor(config.latents_std).view(1, -1, 1, 1)

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from burnish.diffusion.family import Family, decode_vae, embed_vae, repeated_for_texts
+from burnish.diffusion.family import (
+    Family,
+    check_size,
+    decode_vae,
+    embed_vae,
+    no_weight_input,
+    repeated_for_texts,
+)
 from burnish.diffusion.schedule import Grid, flow_grid
 from burnish.types import Cond
 
@@ -85,16 +92,8 @@ def _latent_shape_z_image(pipe: Any) -> tuple[int, ...]:
 
 def _resize_z_image(pipe: Any, size: int) -> None:
     unit = 2 * pipe.vae_scale_factor
-    if size % unit:
-        raise ValueError(
-            f"model.size = {size}: this model's images have sides of a multiple of {unit} pixels"
-        )
-
+    check_size(size, unit)
     pipe.transformer.register_to_config(sample_size=size // pipe.vae_scale_factor)
-
-
-def _no_weight_input(pipe: Any) -> None:
-    return None
 
 
 Z_IMAGE = Family(
@@ -106,6 +105,6 @@ Z_IMAGE = Family(
     embed=embed_vae,
     latent_shape=_latent_shape_z_image,
     resize=_resize_z_image,
-    weight_width=_no_weight_input,
+    weight_width=no_weight_input,
     grid=_grid_z_image,
 )
