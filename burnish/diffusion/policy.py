@@ -58,7 +58,8 @@ class Policy(TrainableWeights):
         device: where the network computes.
         dtype: the precision it computes in.
         train: "lora", "full" or "none".
-        prompt_encoder: its text encoders, with what they returned; `check` warns of cut prompts.
+        prompt_encoder: its text encoders, with what they returned; `check` warns of cut prompts,
+            `free` takes the text encoders out of memory.
         takes_weight: True if the network has an input for the guidance weight ("embedded").
     """
 
@@ -214,14 +215,18 @@ class Policy(TrainableWeights):
     def set_lora_scale(self, strength: float) -> None:
         """Multiply the adapter's effect, for sampling; see `TrainableWeights`."""
         super().set_lora_scale(strength)
-        self.prompt_encoder.clear()
+        if not self.prompt_encoder.freed:  # then no layer of a text encoder has changed
+            self.prompt_encoder.clear()
 
     def resize(self, size: int) -> None:
         """Make the sides of the images `size` pixels from now on.
 
         Raises:
-            ValueError: the model has no images of that size.
+            ValueError: the model has no images of that size, or its text encoders are freed.
         """
+        if self.prompt_encoder.freed:
+            raise ValueError("prompts were encoded for images of one size: resize before")
+
         self._family.resize(self.pipe, size)
         self.latent_shape = self._family.latent_shape(self.pipe)
         # the size of an image may be a part of what is remembered of a prompt
