@@ -133,7 +133,15 @@ HUB = [
 CONTROLLED = [name for name in HUB if configuration.load(name).model.controlnet]
 EXPANDED = [name for name in HUB if configuration.load(name).expander.model]
 OTHERS = [name for name in HUB if name not in (*CONTROLLED, *EXPANDED)]
-TINY = {"sd15": "tiny_sd1", "lcm": "tiny_lcm", "sd21": "tiny_sd2", "sdxl": "tiny_sdxl"}
+TINY = {
+    "sd15": "tiny_sd1",
+    "lcm": "tiny_lcm",
+    "sd21": "tiny_sd2",
+    "sdxl": "tiny_sdxl",
+    "klein": "tiny_klein_distilled",
+    "zimage": "tiny_z_image",
+    "sana": "tiny_sana",
+}
 """A model of the same architecture, by the first word of a recipe's name."""
 
 
@@ -148,6 +156,7 @@ def test_recipes_hold_on_a_tiny_model_of_their_architecture(
         "batch.train_batch=3",
         "batch.transitions=0",
         "sampler.steps=4",
+        "model.size=0",
     )
     here = (f"model.id={model}", "model.device=cpu", "model.dtype=float32", "model.variant=''")
     config = configuration.load(name, [*here, *small])
