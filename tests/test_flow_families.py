@@ -26,6 +26,17 @@ from burnish.tools.gallery import open_source
 from burnish.training.loop import train
 from burnish.types import Guidance, Prompt, Trajectory
 
+
+def normalised_patches(pipe: Any, latents: Tensor) -> Tensor:
+    """Return FLUX.2's latents (B, 4 C, h / 2, w / 2), normalised, of its pipeline's result."""
+    rows, channels, height, width = latents.shape
+    patches = latents.view(rows, channels, height // 2, 2, width // 2, 2)
+    patches = patches.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+    statistics = pipe.vae.bn
+    spread = (statistics.running_var + pipe.vae.config.batch_norm_eps).sqrt()
+    return (patches - statistics.running_mean.view(1, -1, 1, 1)) / spread.view(1, -1, 1, 1)
+
+
 PROMPTS = [Prompt("a cat"), Prompt("a cat"), Prompt("two dogs"), Prompt("two dogs")]
 TEXTS = [prompt.text for prompt in PROMPTS]
 GROUP = torch.tensor([0, 0, 1, 1])
@@ -40,8 +51,12 @@ CALLS = {
         "negative_prompt": [""] * 4,
         "max_sequence_length": 40,
     },
+    "tiny_klein": lambda w: {"guidance_scale": w},
+    "tiny_sana": lambda w: {"guidance_scale": w, "use_resolution_binning": False},
     "tiny_qwen_image": lambda w: {"true_cfg_scale": w, "negative_prompt": [" "] * 4},
 }
+# the latents that a stock pipeline returns, as networks take them; others return these
+NETWORK_LATENTS = {"tiny_klein": normalised_patches}
 TAKE_THE_WEIGHT = ("tiny_flux_dev",)
 
 
@@ -85,7 +100,7 @@ def stock(model: Path, adapter: Path | None = None) -> Any:
 
 def draw(model: Path, pipe: Any, weight: float, steps: int, output: str) -> Tensor:
     result: Tensor = pipe(
-        list(TEXTS),
+        prompt=list(TEXTS),
         num_inference_steps=steps,
         generator=generator(3),
         output_type=output,
@@ -99,8 +114,11 @@ def draw(model: Path, pipe: Any, weight: float, steps: int, output: str) -> Tens
 def latents(model: Path, pipe: Any, weight: float, steps: int) -> Tensor:
     result = draw(model, pipe, weight, steps, "latent")
     if result.dim() == 3:
-        result = pipe._unpack_latents(result, 32, 32, pipe.vae_scale_factor)
-    return result.view(4, -1, 8, 8)
+        unpacked: Tensor = pipe._unpack_latents(result, 32, 32, pipe.vae_scale_factor)
+        return unpacked.view(4, -1, 8, 8)
+
+    as_network = NETWORK_LATENTS.get(model.name)
+    return as_network(pipe, result) if as_network else result
 
 
 @pytest.mark.parametrize(("steps", "weight"), [(2, 4.0), (3, 1.0), (8, 4.0)])

@@ -149,7 +149,7 @@ def test_the_number_of_images_decoded_at_once(
         return decode(x, **settings)
 
     monkeypatch.setattr(policy.pipe.vae, "decode", counted)
-    monkeypatch.setattr("burnish.diffusion.policy.LARGE_LATENT", 63 if large else 64)
+    monkeypatch.setattr("burnish.diffusion.policy.LARGE_IMAGE", 1023 if large else 1024)
     torch.testing.assert_close(policy.decode(latent), (together / 2 + 0.5).clamp(0, 1))
     assert rows == expected
 

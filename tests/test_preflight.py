@@ -141,6 +141,9 @@ TINY = {
     "sd35": "tiny_sd3",
     "flux": "tiny_flux_dev",
     "qwen": "tiny_qwen_image",
+    "klein": "tiny_klein_distilled",
+    "zimage": "tiny_z_image",
+    "sana": "tiny_sana",
 }
 """A model of the same architecture, by the first word of a recipe's name."""
 

@@ -106,7 +106,7 @@ def build_sd3(with_t5: bool = True, **changes: Any) -> Any:
 
 def build_qwen_image() -> Any:
     """Return a new tiny Qwen-Image, with an autoencoder of videos."""
-    from conftest import _qwen_tokenizer
+    from conftest import qwen_tokenizer
     from diffusers import (
         AutoencoderKLQwenImage,
         FlowMatchEulerDiscreteScheduler,
@@ -114,7 +114,7 @@ def build_qwen_image() -> Any:
         QwenImageTransformer2DModel,
     )
 
-    tokenizer = _qwen_tokenizer()
+    tokenizer = qwen_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(8)
         transformer = QwenImageTransformer2DModel(

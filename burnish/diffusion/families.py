@@ -22,7 +22,9 @@ from burnish.diffusion.family import (
 )
 from burnish.diffusion.flow_families import Z_IMAGE
 from burnish.diffusion.flux import FLUX
+from burnish.diffusion.flux2 import KLEIN
 from burnish.diffusion.qwen_image import QWEN_IMAGE
+from burnish.diffusion.sana import SANA
 from burnish.diffusion.sd3 import SD3
 from burnish.types import Cond
 
@@ -211,6 +213,8 @@ FAMILIES: dict[str, Family] = {
     "QwenImagePipeline": QWEN_IMAGE,
     "StableDiffusion3Pipeline": SD3,  # Stable Diffusion 3 and 3.5, medium and large
     "ZImagePipeline": Z_IMAGE,  # Z-Image and Z-Image-Turbo
+    "Flux2KleinPipeline": KLEIN,  # FLUX.2 [klein], base and distilled
+    "SanaPipeline": SANA,  # Sana 1.0 and 1.5
 }
 """By the name of the diffusers pipeline."""
 

@@ -1,7 +1,7 @@
 """A family: what differs between architectures, as a record of small functions.
 
-The families themselves are in `families`, `flow_families`, `sd3`, `flux` and `qwen_image`.
-Everything else in the library sees a network only as "x0 given (x, t, cond)".
+The families themselves are in `families`, `flow_families`, `sd3`, `flux`, `flux2`, `qwen_image` and
+`sana`. Everything else in the library sees a network only as "x0 given (x, t, cond)".
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from burnish.types import Cond
 CONTROLNET = "controlnet"
 """The pipeline's attribute with the ControlNet."""
 
-LARGE_LATENT = 32 * 32
-"""Latent pixels beyond which an autoencoder is given one image at a time.
+LARGE_IMAGE = 256 * 256
+"""Pixels beyond which an autoencoder is given one image at a time.
 
 Several large images together gain no speed, and each takes a gigabyte at 512 pixels. An autoencoder
 is never given a part of an image, as diffusers' tiling would: every tile is normalised by its own
@@ -41,6 +41,11 @@ def _no_grid(pipe: Any) -> None:
 
 def _as_its_tokenizers(pipe: Any) -> int:
     return 0
+
+
+def _vae_scale(pipe: Any) -> int:
+    side: int = pipe.vae_scale_factor
+    return side
 
 
 def no_weight_input(pipe: Any) -> None:
@@ -96,6 +101,12 @@ class Family:
     after_guidance: Callable[[Tensor, Tensor], Tensor] | None = None
     """(guided output, the prompt's output) -> the output that is used; None: the guided one."""
 
+    negative: Callable[[Any, str], Cond] | None = None
+    """(pipe, text) -> the states of a negative prompt, one row; None: as `encode` has them."""
+
+    latent_pixel: Callable[[Any], int] = _vae_scale
+    """(pipe) -> the side in pixels of the part of an image that one latent pixel stands for."""
+
     controlnet_pipeline: str = ""
     """The diffusers pipeline with the same parts and a ControlNet beside them; "": none."""
 
@@ -129,11 +140,13 @@ def decode_vae(pipe: Any, latent: Tensor, frames: bool = False) -> Tensor:
     latent = (latent / spread + shift).to(vae.dtype)
 
     if frames:
-        image = vae.decode(latent.unsqueeze(2), return_dict=False)[0].squeeze(2).float()
-    else:
-        image = vae.decode(latent, return_dict=False)[0].float()
+        return to_images(vae.decode(latent.unsqueeze(2), return_dict=False)[0].squeeze(2))
+    return to_images(vae.decode(latent, return_dict=False)[0])
 
-    return (image / 2 + 0.5).clamp(0, 1)
+
+def to_images(decoded: Tensor) -> Tensor:
+    """Return images (B, 3, H, W) float32 in [0, 1] of an autoencoder's output, about [-1, 1]."""
+    return (decoded.float() / 2 + 0.5).clamp(0, 1)
 
 
 def embed_vae(
@@ -147,9 +160,17 @@ def embed_vae(
         generator: of the CPU.
         frames: True for an autoencoder of videos: each image is one frame.
     """
-    vae = pipe.vae
+    latent = draw_posterior(pipe.vae, images, generator, frames)
+    shift, spread = latent_statistics(pipe.vae, latent)
+    return (latent - shift) * spread
+
+
+def draw_posterior(
+    vae: Any, images: Tensor, generator: torch.Generator, frames: bool = False
+) -> Tensor:
+    """Return the autoencoder's latents float32 of images (B, 3, H, W) in [0, 1], as drawn."""
     scaled = (images * 2 - 1).to(vae.device, vae.dtype)
-    large = scaled[0, 0].numel() > 64 * LARGE_LATENT
+    large = scaled[0, 0].numel() > LARGE_IMAGE
     if frames:
         scaled = scaled.unsqueeze(2)
     chunks = scaled.split(1 if large else SMALL_IMAGES_AT_ONCE)
@@ -160,9 +181,7 @@ def embed_vae(
         mean, std = mean.squeeze(2), std.squeeze(2)
 
     # noise from the CPU: the same on every device
-    latent = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
-    shift, spread = latent_statistics(vae, latent)
-    return (latent - shift) * spread
+    return mean + std * torch.randn(mean.shape, generator=generator).to(mean)
 
 
 def latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:

@@ -139,7 +139,7 @@ def longest_prompt(pipe: Any, prompts: Iterable[Prompt]) -> tuple[int, int]:
 
     Identifiers and the prompt's two end tokens count.
     """
-    tokenizer, _ = next(iter(_text_encoders(pipe).values()))
+    tokenizer = getattr(pipe, "tokenizer", None) or pipe.tokenizer_2
     texts = [prompt.generator_text for prompt in prompts]
     return max(len(tokenizer(text).input_ids) for text in texts), tokenizer.model_max_length
 
