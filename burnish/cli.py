@@ -83,12 +83,14 @@ Steps = Annotated[
     typer.Option(
         min=0,
         help=(
-            "Network calls an image. [dim]0: the run's, else 50, or 4 of a consistency model[/dim]"
+            "Network calls an image. [dim]0: the run's, else 50, 28 of a flow, 4 of a consistency "
+            "model[/dim]"
         ),
     ),
 ]
 Guidance = Annotated[
-    float, typer.Option(help="Guidance weight. [dim]below 0: the run's, else 5[/dim]")
+    float,
+    typer.Option(help="Guidance weight. [dim]below 0: the run's, else as the model likes[/dim]"),
 ]
 Before = Annotated[bool, typer.Option("--before", help="The run's model before training.")]
 Strength = Annotated[

@@ -92,6 +92,9 @@ class ModelConfig:
     gradient_checkpointing: bool = False  # less memory in training, about a third more time
     # images decoded at once: memory and speed only; 0: one above 256 pixels, otherwise 32
     decode_at_once: int = 0
+    # encode each prompt of the run once, then take the text encoders out of memory: for a list of
+    # prompts, without an expander
+    free_text_encoder: bool = False
     revision: str = ""  # of a hub id: branch, tag or commit
     variant: str = ""  # of a hub id: weight files' variant, such as "fp16"
     # "lcm": sample with an LCMScheduler, as an LCM-LoRA needs; "": as the model comes

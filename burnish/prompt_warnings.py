@@ -40,10 +40,11 @@ class PromptWarnings:
         Args:
             tokenizers: one a text encoder.
             reader: the name of the text encoders, for messages.
-            length: the tokens that they read; 0: as each tokenizer says.
+            length: the tokens that they read at most; 0: as each tokenizer says.
             signs: warn of signs for weights too.
         """
-        self._lengths = [length or int(one.model_max_length) for one in tokenizers]
+        lengths = [int(one.model_max_length) for one in tokenizers]
+        self._lengths = [min(length or one, one) for one in lengths]
         self._tokenizers = tokenizers
         self._reader = reader
         self._signs = signs
@@ -71,7 +72,7 @@ class PromptWarnings:
             self._warn(
                 "cut",
                 f"{_how_many(len(cut), len(new))} longer than {self._reader} reads "
-                f'({self._lengths[0]} tokens): of "{_short(text)}" it does not '
+                f'({max(self._lengths)} tokens): of "{_short(text)}" it does not '
                 f'read "{_short(words)}"',
             )
         if same:
@@ -91,19 +92,24 @@ class PromptWarnings:
             )
 
     def _read(self, text: str) -> tuple[tuple[int, ...], str]:
-        """Return the tokens that are read of a text, and the words that are cut off."""
+        """Return the tokens that are read of a text, and the words that every tokenizer cuts off.
+
+        Where one has room for more than another, the text is read by the former.
+        """
         read: list[int] = []
-        words = ""
+        cut: list[str] = []
 
         for tokenizer, length in zip(self._tokenizers, self._lengths, strict=True):
             ids = tokenizer(text, verbose=False).input_ids
             room = length - 1
+            words = ""
             if len(ids) > room + 1:
-                words = words or tokenizer.decode(ids[room:-1]).strip() or text
+                words = tokenizer.decode(ids[room:-1]).strip() or text
                 ids = [*ids[:room], ids[-1]]
+            cut.append(words)
             read += ids
 
-        return tuple(read), words
+        return tuple(read), min(cut, key=len)
 
     def _warn(self, kind: str, message: str) -> None:
         if kind not in self._warned:

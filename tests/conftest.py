@@ -24,6 +24,19 @@ if (
 import pytest
 import tomli_w
 import torch
+from tiny_flow_models import (  # noqa: F401 (fixtures)
+    tiny_flux_dev,
+    tiny_flux_schnell,
+    tiny_qwen_image,
+    tiny_sd3,
+    tiny_sd3_without_t5,
+)
+from tiny_klein_sana import (  # noqa: F401
+    tiny_klein,
+    tiny_klein_distilled,
+    tiny_sana,
+    tiny_sana_solver,
+)
 
 from burnish import trust
 from burnish.runs import Run
@@ -307,7 +320,7 @@ def build_z_image() -> object:
     )
     from transformers import Qwen3Config, Qwen3Model
 
-    tokenizer = _qwen_tokenizer()
+    tokenizer = qwen_tokenizer()
 
     with torch.random.fork_rng():
         torch.manual_seed(5)
@@ -354,7 +367,7 @@ def build_z_image() -> object:
     )
 
 
-def _qwen_tokenizer() -> object:
+def qwen_tokenizer() -> object:
     """Return a tokenizer of bytes with a chat template."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Tokenizer

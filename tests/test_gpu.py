@@ -64,7 +64,15 @@ HUB = {
 WITH_CONTROLNET = [name for name, recipe in HUB.items() if recipe.model.controlnet]
 WITH_EXPANDER = [name for name, recipe in HUB.items() if recipe.expander.model]
 PLAIN = [name for name in HUB if name not in (*WITH_CONTROLNET, *WITH_EXPANDER)]
-TINY = {"sd15": "tiny_sd1", "lcm": "tiny_lcm", "sd21": "tiny_sd2", "sdxl": "tiny_sdxl"}
+TINY = {
+    "sd15": "tiny_sd1",
+    "lcm": "tiny_lcm",
+    "sd21": "tiny_sd2",
+    "sdxl": "tiny_sdxl",
+    "klein": "tiny_klein_distilled",
+    "zimage": "tiny_z_image",
+    "sana": "tiny_sana",
+}
 """A model of the same architecture, by the first word of a recipe's name."""
 
 SetTf32 = Callable[[bool], None]
@@ -440,6 +448,7 @@ def check(recipe: str, device: str, *changes: str) -> None:
     small = (
         f"model.device={device}",
         "model.variant=''",
+        "model.size=0",
         "sampler.steps=4",
         "batch.sample_batch=4",
         "batch.train_batch=4",

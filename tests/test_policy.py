@@ -149,7 +149,7 @@ def test_the_number_of_images_decoded_at_once(
         return decode(x, **settings)
 
     monkeypatch.setattr(policy.pipe.vae, "decode", counted)
-    monkeypatch.setattr("burnish.diffusion.policy.LARGE_LATENT", 63 if large else 64)
+    monkeypatch.setattr("burnish.diffusion.policy.LARGE_IMAGE", 1023 if large else 1024)
     torch.testing.assert_close(policy.decode(latent), (together / 2 + 0.5).clamp(0, 1))
     assert rows == expected
 
@@ -424,11 +424,11 @@ def test_damaged_or_foreign_models(tiny_pipeline: Path, tmp_path: Path) -> None:
 
     assert "\n" not in str(caught.value)
     index = folder / "model_index.json"
-    index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '"FluxPipeline"'))
+    index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '"AuraFlowPipeline"'))
 
     with pytest.raises(
         ValueError,
-        match="FluxPipeline are not supported yet; supported: LatentConsistencyModelPipeline, ",
+        match="AuraFlowPipeline are not supported yet; .*LatentConsistencyModelPipeline, ",
     ):
         Policy.load(folder)
 

@@ -157,7 +157,18 @@ HUB = [
 CONTROLLED = [name for name in HUB if configuration.load(name).model.controlnet]
 EXPANDED = [name for name in HUB if configuration.load(name).expander.model]
 OTHERS = [name for name in HUB if name not in (*CONTROLLED, *EXPANDED)]
-TINY = {"sd15": "tiny_sd1", "lcm": "tiny_lcm", "sd21": "tiny_sd2", "sdxl": "tiny_sdxl"}
+TINY = {
+    "sd15": "tiny_sd1",
+    "lcm": "tiny_lcm",
+    "sd21": "tiny_sd2",
+    "sdxl": "tiny_sdxl",
+    "sd35": "tiny_sd3",
+    "flux": "tiny_flux_dev",
+    "qwen": "tiny_qwen_image",
+    "klein": "tiny_klein_distilled",
+    "zimage": "tiny_z_image",
+    "sana": "tiny_sana",
+}
 """A model of the same architecture, by the first word of a recipe's name."""
 
 
@@ -173,7 +184,13 @@ def test_recipes_hold_on_a_tiny_model_of_their_architecture(
         "batch.transitions=0",
         "sampler.steps=4",
     )
-    here = (f"model.id={model}", "model.device=cpu", "model.dtype=float32", "model.variant=''")
+    here = (
+        f"model.id={model}",
+        "model.device=cpu",
+        "model.dtype=float32",
+        "model.variant=''",
+        "model.size=32",
+    )
     config = configuration.load(name, [*here, *small])
 
     if config.rewards[0]["use"] not in ("compressibility", "incompressibility"):

@@ -5,8 +5,8 @@ linear layers    on AMD's processors as 1x1 convolutions: torch multiplies float
                  the results are equal up to rounding
 convolutions     in channels-last layout: no copies between them and attention, and no slow
                  upsampling
-attention        plain matrix products: the fused kernel is slow for few tokens, above all in the
-                 backward pass
+attention        of UNets: plain matrix products, because the fused kernel is slow for few tokens,
+                 above all in the backward pass
 """
 
 from __future__ import annotations
@@ -121,13 +121,23 @@ def optimize_for_cpu(network: Any, latent_shape: tuple[int, ...]) -> None:
     if network.device.type != "cpu":
         return
 
-    network.to(memory_format=torch.channels_last)
+    if all(weight.dim() < 5 for weight in network.parameters()):  # no convolutions of videos
+        network.to(memory_format=torch.channels_last)
     for layer in network.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = FastLinear  # the same parameters under the same names
 
     few_tokens = latent_shape[-1] * latent_shape[-2] <= MAX_ATTENTION_TOKENS
-    if few_tokens and hasattr(network, "set_attn_processor"):
+    if few_tokens and _has_plain_attention(network):
         from diffusers.models.attention_processor import AttnProcessor
 
         network.set_attn_processor(PlainAttnProcessor(AttnProcessor()))
+
+
+def _has_plain_attention(network: Any) -> bool:
+    """Return True for attention as UNets have it; transformers have processors of their own."""
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+    processors = getattr(network, "attn_processors", {}).values()
+    plain = (AttnProcessor, AttnProcessor2_0, PlainAttnProcessor)
+    return bool(processors) and all(isinstance(processor, plain) for processor in processors)

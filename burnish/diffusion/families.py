@@ -15,11 +15,17 @@ from burnish.diffusion.control import control_strength
 from burnish.diffusion.family import (
     CONTROLNET,
     Family,
+    check_size,
     decode_vae,
     embed_vae,
     repeated_for_texts,
 )
 from burnish.diffusion.flow_families import Z_IMAGE
+from burnish.diffusion.flux import FLUX
+from burnish.diffusion.flux2 import KLEIN
+from burnish.diffusion.qwen_image import QWEN_IMAGE
+from burnish.diffusion.sana import SANA
+from burnish.diffusion.sd3 import SD3
 from burnish.types import Cond
 
 
@@ -82,16 +88,6 @@ def _embedded_weight(pipe: Any, x: Tensor, cond: Cond) -> Tensor | None:
     """
     width = _weight_width_unet(pipe)
     weight = cond.get("guidance")
-
-    if width is None and weight is not None:
-        raise ValueError(
-            "this network has no input for a guidance weight, so guidance 'embedded' cannot be "
-            "used: take 'cfg' or 'none'"
-        )
-    if width is not None and weight is None:
-        raise ValueError(
-            "this network takes its guidance weight as an input: use guidance 'embedded'"
-        )
     if weight is None:
         return None
 
@@ -119,12 +115,7 @@ def _resize_unet(pipe: Any, size: int) -> None:
         ValueError: the UNet cannot halve such latents once for each of its blocks but the last.
     """
     halvings = len(pipe.unet.config.block_out_channels) - 1
-    unit = pipe.vae_scale_factor * 2**halvings
-    if size % unit:
-        raise ValueError(
-            f"model.size = {size}: this model's images have sides of a multiple of {unit} pixels"
-        )
-
+    check_size(size, pipe.vae_scale_factor * 2**halvings)
     pipe.unet.register_to_config(sample_size=size // pipe.vae_scale_factor)
 
 
@@ -218,7 +209,12 @@ FAMILIES: dict[str, Family] = {
     "StableDiffusionXLPipeline": SDXL,  # and the models with the same pipeline: Turbo, SSD-1B
     "StableDiffusionControlNetPipeline": replace(SD, call=_call_sd_control, controlnet_pipeline=""),
     "StableDiffusionXLControlNetPipeline": replace(SDXL, controlnet_pipeline=""),
+    "FluxPipeline": FLUX,  # FLUX.1 dev, schnell, and what is made from them
+    "QwenImagePipeline": QWEN_IMAGE,
+    "StableDiffusion3Pipeline": SD3,  # Stable Diffusion 3 and 3.5, medium and large
     "ZImagePipeline": Z_IMAGE,  # Z-Image and Z-Image-Turbo
+    "Flux2KleinPipeline": KLEIN,  # FLUX.2 [klein], base and distilled
+    "SanaPipeline": SANA,  # Sana 1.0 and 1.5
 }
 """By the name of the diffusers pipeline."""
 

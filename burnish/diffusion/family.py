@@ -1,7 +1,7 @@
 """A family: what differs between architectures, as a record of small functions.
 
-The families themselves are in `families` and `flow_families`. Everything else in the library sees a
-network only as "x0 given (x, t, cond)".
+The families themselves are in `families`, `flow_families`, `sd3`, `flux`, `flux2`, `qwen_image` and
+`sana`. Everything else in the library sees a network only as "x0 given (x, t, cond)".
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from burnish.types import Cond
 CONTROLNET = "controlnet"
 """The pipeline's attribute with the ControlNet."""
 
-LARGE_LATENT = 32 * 32
-"""Latent pixels beyond which an autoencoder is given one image at a time.
+LARGE_IMAGE = 256 * 256
+"""Pixels beyond which an autoencoder is given one image at a time.
 
 Several large images together gain no speed, and each takes a gigabyte at 512 pixels. An autoencoder
 is never given a part of an image, as diffusers' tiling would: every tile is normalised by its own
@@ -37,6 +37,19 @@ From 64 on, diffusers' upsampling copies its input into another layout.
 
 def _no_grid(pipe: Any) -> None:
     return None
+
+
+def _as_its_tokenizers(pipe: Any) -> int:
+    return 0
+
+
+def _vae_scale(pipe: Any) -> int:
+    side: int = pipe.vae_scale_factor
+    return side
+
+
+def no_weight_input(pipe: Any) -> None:
+    """Return None: the network has no input for a guidance weight."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +86,26 @@ class Family:
     resize: Callable[[Any, int], None]
     """(pipe, size) -> None: from now on its images have sides of `size` pixels."""
 
-    weight_width: Callable[[Any], int | None]
-    """(pipe) -> the width of the network's input for a guidance weight; None: it has none."""
+    weight_width: Callable[[Any], int | None] = no_weight_input
+    """(pipe) -> the width of the network's input for a guidance weight; None: it has none.
+
+    It is 1 where the input is the weight itself.
+    """
 
     grid: Callable[[Any], Grid | None] = _no_grid
     """(pipe) -> the sampling times of a flow; None: its scheduler's."""
+
+    text_tokens: Callable[[Any], int] = _as_its_tokenizers
+    """(pipe) -> the tokens of a text that are read at most; 0: as many as its tokenizers say."""
+
+    after_guidance: Callable[[Tensor, Tensor], Tensor] | None = None
+    """(guided output, the prompt's output) -> the output that is used; None: the guided one."""
+
+    negative: Callable[[Any, str], Cond] | None = None
+    """(pipe, text) -> the states of a negative prompt, one row; None: as `encode` has them."""
+
+    latent_pixel: Callable[[Any], int] = _vae_scale
+    """(pipe) -> the side in pixels of the part of an image that one latent pixel stands for."""
 
     controlnet_pipeline: str = ""
     """The diffusers pipeline with the same parts and a ControlNet beside them; "": none."""
@@ -98,29 +126,62 @@ def networks(pipe: Any) -> list[nn.Module]:
     return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
 
 
-def decode_vae(pipe: Any, latent: Tensor) -> Tensor:
-    """Return images (B, 3, H, W) float32 in [0, 1] of latents."""
+def decode_vae(pipe: Any, latent: Tensor, frames: bool = False) -> Tensor:
+    """Return images (B, 3, H, W) float32 in [0, 1] of latents.
+
+    Args:
+        pipe: the diffusers pipeline.
+        latent: (B, *latent).
+        frames: True for an autoencoder of videos: each image is one frame.
+    """
     vae = pipe.vae
     latent = latent.to(pipe.vae.device, torch.float32)
     shift, spread = latent_statistics(vae, latent)
-    image = vae.decode((latent / spread + shift).to(vae.dtype), return_dict=False)[0].float()
-    return (image / 2 + 0.5).clamp(0, 1)
+    latent = (latent / spread + shift).to(vae.dtype)
+
+    if frames:
+        return to_images(vae.decode(latent.unsqueeze(2), return_dict=False)[0].squeeze(2))
+    return to_images(vae.decode(latent, return_dict=False)[0])
 
 
-def embed_vae(pipe: Any, images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return latents float32 of images (B, 3, H, W) in [0, 1], drawn from the posterior."""
-    vae = pipe.vae
+def to_images(decoded: Tensor) -> Tensor:
+    """Return images (B, 3, H, W) float32 in [0, 1] of an autoencoder's output, about [-1, 1]."""
+    return (decoded.float() / 2 + 0.5).clamp(0, 1)
+
+
+def embed_vae(
+    pipe: Any, images: Tensor, generator: torch.Generator, frames: bool = False
+) -> Tensor:
+    """Return latents float32 of images (B, 3, H, W) in [0, 1], drawn from the posterior.
+
+    Args:
+        pipe: the diffusers pipeline.
+        images: (B, 3, H, W).
+        generator: of the CPU.
+        frames: True for an autoencoder of videos: each image is one frame.
+    """
+    latent = draw_posterior(pipe.vae, images, generator, frames)
+    shift, spread = latent_statistics(pipe.vae, latent)
+    return (latent - shift) * spread
+
+
+def draw_posterior(
+    vae: Any, images: Tensor, generator: torch.Generator, frames: bool = False
+) -> Tensor:
+    """Return the autoencoder's latents float32 of images (B, 3, H, W) in [0, 1], as drawn."""
     scaled = (images * 2 - 1).to(vae.device, vae.dtype)
-    large = scaled[0, 0].numel() > 64 * LARGE_LATENT
+    large = scaled[0, 0].numel() > LARGE_IMAGE
+    if frames:
+        scaled = scaled.unsqueeze(2)
     chunks = scaled.split(1 if large else SMALL_IMAGES_AT_ONCE)
     posteriors = [vae.encode(chunk).latent_dist for chunk in chunks]
     mean = torch.cat([posterior.mean.float() for posterior in posteriors])
     std = torch.cat([posterior.std.float() for posterior in posteriors])
+    if frames:
+        mean, std = mean.squeeze(2), std.squeeze(2)
 
     # noise from the CPU: the same on every device
-    latent = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
-    shift, spread = latent_statistics(vae, latent)
-    return (latent - shift) * spread
+    return mean + std * torch.randn(mean.shape, generator=generator).to(mean)
 
 
 def latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
@@ -129,12 +190,30 @@ def latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | 
     Some models of the SDXL kind have them by channel; flow models have a shift for all.
     """
     config = vae.config
-    if config.latents_mean is None or config.latents_std is None:
-        return config.shift_factor or 0.0, config.scaling_factor
+    if config.get("latents_mean") is None or config.get("latents_std") is None:
+        return config.get("shift_factor") or 0.0, config.scaling_factor
 
     shift = like.new_tensor(config.latents_mean).view(1, -1, 1, 1)
     std = like.new_tensor(config.latents_std).view(1, -1, 1, 1)
-    return shift, config.scaling_factor / std
+    return shift, config.get("scaling_factor", 1.0) / std
+
+
+def check_size(size: int, unit: int, largest: int = 0) -> None:
+    """Raise ValueError if a model has no images with sides of `size` pixels.
+
+    Args:
+        size: of the sides.
+        unit: pixels of which a side has a multiple.
+        largest: side of an image; 0: any.
+    """
+    if size % unit:
+        raise ValueError(
+            f"model.size = {size}: this model's images have sides of a multiple of {unit} pixels"
+        )
+    if largest and size > largest:
+        raise ValueError(
+            f"model.size = {size}: this model's images have sides of at most {largest} pixels"
+        )
 
 
 def repeated_for_texts(x: Tensor, t: Tensor, cond: Cond) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from burnish.diffusion.family import Family, decode_vae, embed_vae, repeated_for_texts
+from burnish.diffusion.family import Family, check_size, decode_vae, embed_vae, repeated_for_texts
+from burnish.diffusion.flow_parts import shift_by_length
 from burnish.diffusion.schedule import Grid, flow_grid
 from burnish.types import Cond
 
@@ -55,22 +56,11 @@ def _call_z_image(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
 
 
 def _grid_z_image(pipe: Any) -> Grid:
-    from diffusers.pipelines.z_image.pipeline_z_image import (
-        calculate_shift,
-        get_default_z_image_sigmas,
-    )
+    from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 
     def mu(steps: int) -> float:
-        config = pipe.scheduler.config
         _, height, width = _latent_shape_z_image(pipe)
-        shift: float = calculate_shift(
-            height * width // 4,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
-        return shift
+        return shift_by_length(pipe, height * width // 4)
 
     return flow_grid(pipe.scheduler, mu=mu, sigmas=get_default_z_image_sigmas)
 
@@ -84,17 +74,8 @@ def _latent_shape_z_image(pipe: Any) -> tuple[int, ...]:
 
 
 def _resize_z_image(pipe: Any, size: int) -> None:
-    unit = 2 * pipe.vae_scale_factor
-    if size % unit:
-        raise ValueError(
-            f"model.size = {size}: this model's images have sides of a multiple of {unit} pixels"
-        )
-
+    check_size(size, 2 * pipe.vae_scale_factor)
     pipe.transformer.register_to_config(sample_size=size // pipe.vae_scale_factor)
-
-
-def _no_weight_input(pipe: Any) -> None:
-    return None
 
 
 Z_IMAGE = Family(
@@ -106,6 +87,6 @@ Z_IMAGE = Family(
     embed=embed_vae,
     latent_shape=_latent_shape_z_image,
     resize=_resize_z_image,
-    weight_width=_no_weight_input,
     grid=_grid_z_image,
+    text_tokens=_text_tokens,
 )

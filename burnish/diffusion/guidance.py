@@ -4,7 +4,8 @@ A guidance is called with (raw, x, t, cond, null) and returns the network's outp
 cond)` is the bare network, and `null` the condition of the empty prompt, or of a negative one,
 with as many rows. `raw` takes k times as many rows of `cond` as of `x` and `t`, returns the
 outputs for `x` and `t` repeated k times, and computes what these outputs share only once (see
-`shared_trunk`).
+`shared_trunk`). The prompt's rows are the last ones of a call: some families scale what is guided
+to the norm of the network's output for them.
 
 Sampling and training go through the same call: DDPO (arXiv 2305.13301, section 4) found that
 training only the conditional half lets the two drift apart until the guidance weight no longer

@@ -32,6 +32,7 @@ REQUIRED_FILES = {
     "feature_extractor": "preprocessor_config.json",
     "tokenizer": "tokenizer.json vocab.json spiece.model",
     "tokenizer_2": "tokenizer.json vocab.json spiece.model",
+    "tokenizer_3": "tokenizer.json vocab.json spiece.model",
 }
 """Parts without weights, and the files of which each needs one."""
 
@@ -128,10 +129,13 @@ def load_pipeline(
         _check_parts(folder, index, variant)
         dtypes = {family.network: network_dtype or dtype}
 
-        settings: dict[str, Any] = {}
+        # a part that the folder was saved without, such as T5
+        settings: dict[str, Any] = {
+            name: None for name, value in index.items() if value == [None, None]
+        }
         # black images from the checker would be rewarded for their compressibility
         if "safety_checker" in index:
-            settings = {"safety_checker": None, "requires_safety_checker": False}
+            settings |= {"safety_checker": None, "requires_safety_checker": False}
 
         from diffusers import DiffusionPipeline
 

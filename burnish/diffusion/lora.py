@@ -388,7 +388,7 @@ def merge_lora(pipe: Any, source: str | Path) -> None:
         tensors = lora_file.read_lora(pipe, file, family_of(type(pipe).__name__).network)
         with _without_missing_part_warning():
             pipe.load_lora_weights(tensors)
-        pipe.fuse_lora()
+        pipe.fuse_lora(components=pipe._lora_loadable_modules)  # text encoders too
         pipe.unload_lora_weights()
     # damaged file, other architecture: the libraries below raise anything
     except Exception as error:

@@ -34,13 +34,21 @@ from burnish.errors import first_line
 
 FILE = "pytorch_lora_weights.safetensors"
 
-PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "controlnet")
+PARTS = (
+    "unet",
+    "transformer",
+    "text_encoder",
+    "text_encoder_2",
+    "text_encoder_3",
+    "controlnet",
+)
 KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 
 SPELLINGS = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
         (r"^base_model\.model\.", ""),
+        (r"^diffusion_model\.", ""),
         (r"\.processor\.", "."),
         (r"^(text_encoder.*)\.to_([qkv])_lora\.", r"\1.\2_proj.lora."),
         (r"^(text_encoder.*)\.to_out_lora\.", r"\1.out_proj.lora."),
@@ -81,6 +89,7 @@ def read_lora(pipe: Any, path: Path, part: str) -> dict[str, Tensor]:
         if not has_alphas:
             tensors = _with_metadata(tensors, read_metadata(path, header, raw), part)
         check_layers(tensors, pipe.components)
+        _check_loadable(pipe, tensors, part)
     except Exception as error:  # a damaged file makes the libraries below raise anything
         raise ValueError(f"the LoRA {path} cannot be used: {first_line(error)}") from error
 
@@ -351,8 +360,15 @@ def _from_kohya(pipe: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return kohya's tensors under diffusers' names.
 
     Raises:
-        ValueError: diffusers drops one of them.
+        ValueError: diffusers drops one of them, or has other names for this kind of model.
     """
+    if not hasattr(pipe, "unet"):
+        raise ValueError(
+            "it has kohya's names, which are read here for models with a UNet only: merge it into "
+            "a copy of the model by diffusers (pipe.load_lora_weights, pipe.fuse_lora, "
+            "pipe.unload_lora_weights, pipe.save_pretrained)"
+        )
+
     converted, _ = pipe.lora_state_dict(dict(tensors), unet_config=pipe.unet.config)
     used = {id(value) for value in converted.values()}
 
@@ -361,6 +377,19 @@ def _from_kohya(pipe: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"its tensor {name} is used by nobody")
 
     return dict(converted)
+
+
+def _check_loadable(pipe: Any, tensors: Mapping[str, Tensor], trained: str) -> None:
+    """Raise ValueError for a tensor of a part into which diffusers loads no LoRA."""
+    loadable = {trained, *pipe._lora_loadable_modules}
+
+    for name in tensors:
+        part = name.partition(".")[0]
+        if part not in loadable:
+            raise ValueError(
+                f"its tensor {name} belongs to the {part}, into which diffusers loads no LoRA for "
+                f"a {type(pipe).__name__}: save it without this part"
+            )
 
 
 def _check_pairs(tensors: Mapping[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ from burnish.diffusion.control import CONTROL_KEYS, control_images
 from burnish.diffusion.families import family_of
 from burnish.diffusion.family import (
     CONTROLNET,
-    LARGE_LATENT,
+    LARGE_IMAGE,
     SMALL_IMAGES_AT_ONCE,
     Family,
     networks,
@@ -52,12 +52,14 @@ class Policy(TrainableWeights):
         schedule: its noise schedule.
         has_controlnet: True if it has a ControlNet, so that prompts need a control image.
         latent_shape: (C, h, w).
+        latent_pixel: the side in pixels of what one latent pixel stands for.
         trainable: the parameters that learn, float32; empty with `train="none"`.
         named_trainable: the same by name.
         device: where the network computes.
         dtype: the precision it computes in.
         train: "lora", "full" or "none".
-        prompt_encoder: its text encoders, with what they returned; `check` warns of cut prompts.
+        prompt_encoder: its text encoders, with what they returned; `check` warns of cut prompts,
+            `free` takes the text encoders out of memory.
         takes_weight: True if the network has an input for the guidance weight ("embedded").
     """
 
@@ -89,6 +91,7 @@ class Policy(TrainableWeights):
         self.dtype = dtype
         self.schedule: Schedule = read_schedule(pipe.scheduler, family.grid(pipe))
         self.latent_shape = family.latent_shape(pipe)
+        self.latent_pixel = family.latent_pixel(pipe)
         self.takes_weight = family.weight_width(pipe) is not None
         self.has_controlnet = hasattr(pipe, CONTROLNET)
         self.device = family.network_of(pipe).device
@@ -212,14 +215,18 @@ class Policy(TrainableWeights):
     def set_lora_scale(self, strength: float) -> None:
         """Multiply the adapter's effect, for sampling; see `TrainableWeights`."""
         super().set_lora_scale(strength)
-        self.prompt_encoder.clear()
+        if not self.prompt_encoder.freed:  # then no layer of a text encoder has changed
+            self.prompt_encoder.clear()
 
     def resize(self, size: int) -> None:
         """Make the sides of the images `size` pixels from now on.
 
         Raises:
-            ValueError: the model has no images of that size.
+            ValueError: the model has no images of that size, or its text encoders are freed.
         """
+        if self.prompt_encoder.freed:
+            raise ValueError("prompts were encoded for images of one size: resize before")
+
         self._family.resize(self.pipe, size)
         self.latent_shape = self._family.latent_shape(self.pipe)
         # the size of an image may be a part of what is remembered of a prompt
@@ -242,8 +249,8 @@ class Policy(TrainableWeights):
 
         if self.has_controlnet:
             _, height, width = self.latent_shape
-            scale = self.pipe.vae_scale_factor
-            images = control_images(prompts, height * scale, width * scale)
+            side = self.latent_pixel
+            images = control_images(prompts, height * side, width * side)
             cond["control"] = images.to(self.device)
 
         return cond
@@ -275,10 +282,16 @@ class Policy(TrainableWeights):
             t: (B,) their times, int64, on the CPU.
             cond: B encoded prompts.
             guidance: the way in which the network is called.
+
+        Raises:
+            ValueError: it is not the one that this network takes.
         """
+        outputs: list[Tensor] = []
 
         def raw(x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-            return self._family.call(self.pipe, x.to(self.dtype), t, cond)
+            _check_weight(cond, self.takes_weight)
+            outputs.append(self._family.call(self.pipe, x.to(self.dtype), t, cond))
+            return outputs[-1]
 
         # encoded outside of autocast, like every other prompt
         null = self.null(len(x), guidance.negative)
@@ -287,6 +300,10 @@ class Policy(TrainableWeights):
 
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             out = guidance(raw, x, t.to(self.device, non_blocking=True), cond, null)
+
+        if self._family.after_guidance is not None and out is not outputs[-1]:
+            prompt_out = outputs[-1][-len(x) :]  # the prompts are the last rows of a call
+            out = self._family.after_guidance(out, prompt_out)
 
         return self.schedule.x0(x, t, out)
 
@@ -300,7 +317,8 @@ class Policy(TrainableWeights):
         Raises:
             RuntimeError: they are not finite; as black images they would please many a reward.
         """
-        at_once = 1 if latent[0, 0].numel() > LARGE_LATENT else SMALL_IMAGES_AT_ONCE
+        pixels = latent[0, 0].numel() * self.latent_pixel**2
+        at_once = 1 if pixels > LARGE_IMAGE else SMALL_IMAGES_AT_ONCE
         chunks = latent.split(self._decode_at_once or at_once)
         images = torch.cat([self._family.decode(self.pipe, chunk) for chunk in chunks])
 
@@ -324,6 +342,19 @@ class Policy(TrainableWeights):
             generator: of the CPU; the draw comes from it.
         """
         return self._family.embed(self.pipe, images, generator)
+
+
+def _check_weight(cond: Cond, takes_weight: bool) -> None:
+    """Raise ValueError if a network lacks its guidance weight, or gets one without use for it."""
+    if "guidance" in cond and not takes_weight:
+        raise ValueError(
+            "this network has no input for a guidance weight, so guidance 'embedded' cannot be "
+            "used: take 'cfg' or 'none'"
+        )
+    if "guidance" not in cond and takes_weight:
+        raise ValueError(
+            "this network takes its guidance weight as an input: use guidance 'embedded'"
+        )
 
 
 def _check_settings(train: str, rank: int, alpha: float, dtype: str, decode_at_once: int) -> None:

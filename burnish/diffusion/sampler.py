@@ -190,14 +190,14 @@ class Sampler:
 
             x = _without_noise(ends, policy, x, cond, times[noisy.stop :])
 
-        # kept on the CPU: 256 trajectories of Stable Diffusion at 50 steps are 0.9 GB, and a replay
-        # needs a few transitions
+        # kept on the CPU: 256 trajectories of Stable Diffusion at 50 steps are 0.9 GB, the text
+        # states of FLUX.2 for as many 2 GB, and a replay needs a few transitions
         return Trajectory(
             x=states.cpu(),
             t=times[noisy.start : noisy.stop + 1],
             logp=logp.cpu(),
             latent=x,
-            cond=cond,
+            cond={name: value.cpu() for name, value in cond.items()},
             group=group,
             x0_pred=None if x0_preds is None else x0_preds.cpu(),
         )

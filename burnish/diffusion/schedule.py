@@ -21,7 +21,8 @@ consistency function
 with s = 0.5 and k the scheduler's `timestep_scaling`; after its last call comes f itself, without
 noise.
 
-`Flow` (rectified flow, arXiv 2209.03003), recognised by its `FlowMatchEulerDiscreteScheduler`:
+`Flow` (rectified flow, arXiv 2209.03003), recognised by its `FlowMatchEulerDiscreteScheduler`, or
+by a solver with `use_flow_sigmas` (DPM-Solver, UniPC), of which it has the times, not the steps:
 times are numbers between 0, the image, and 1, noise; alpha = 1 - t, sigma = t, and the network
 predicts the velocity
 
@@ -106,7 +107,8 @@ def read_schedule(scheduler: Any, grid: Grid | None = None) -> Schedule:
     """Return the schedule of a diffusers scheduler.
 
     Any scheduler that DDIM can stand in for gives DDIM's, rebuilt with the same configuration;
-    LCM's gives that of a consistency model, and Euler's flow scheduler that of a flow.
+    LCM's gives that of a consistency model, and Euler's flow scheduler, or a solver with
+    `use_flow_sigmas`, that of a flow.
 
     Args:
         scheduler: of the pipeline.
@@ -120,6 +122,8 @@ def read_schedule(scheduler: Any, grid: Grid | None = None) -> Schedule:
 
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return Flow(grid or flow_grid(scheduler))
+    if scheduler.config.get("use_flow_sigmas"):
+        return Flow(_solver_grid(scheduler))
     if isinstance(scheduler, LCMScheduler):
         return _read_tables(Consistency, LCMScheduler, scheduler)
     if hasattr(scheduler, "alphas_cumprod"):
@@ -132,6 +136,18 @@ def read_schedule(scheduler: Any, grid: Grid | None = None) -> Schedule:
         "flows: only diffusion models (epsilon, v or sample prediction) and flows can be sampled "
         "here"
     )
+
+
+def _solver_grid(scheduler: Any) -> Grid:
+    """Return the times of a diffusers solver that was made for noise levels of flows."""
+    config = scheduler.config
+    if config.prediction_type != "flow_prediction" or config.get("use_dynamic_shifting"):
+        raise ValueError(
+            f"the scheduler {type(scheduler).__name__} has use_flow_sigmas with prediction_type "
+            f"{config.prediction_type!r} or use_dynamic_shifting: set "
+            "pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=...) and save the pipeline anew"
+        )
+    return flow_grid(scheduler)
 
 
 def _read_tables(
@@ -348,12 +364,18 @@ def flow_grid(scheduler: Any, **options: Any) -> Grid:
     """Return the times of a diffusers flow scheduler, with its shift.
 
     Args:
-        scheduler: Euler's for flows.
+        scheduler: Euler's for flows, or a solver with `use_flow_sigmas`.
         options: further arguments of its `set_timesteps`, or functions of the number of steps
             that return them: `mu`, `sigmas`.
     """
 
     def grid(steps: int) -> Tensor:
+        if steps == 1 and scheduler.config.shift_terminal:
+            raise ValueError(
+                "sampler.steps must be at least 2 for this model, not 1: its scheduler stretches "
+                "the times so that the last call is at shift_terminal"
+            )
+
         own = type(scheduler).from_config(scheduler.config)
         values = {name: get(steps) if callable(get) else get for name, get in options.items()}
         own.set_timesteps(steps, **values)

@@ -119,7 +119,7 @@ def save_tokens(pipe: Any, rewards: int, folder: Path) -> None:
     """Write each token as a textual inversion for diffusers' `pipe.load_textual_inversion`.
 
     `folder/reward-1.safetensors` is the first one's embedding in `text_encoder`,
-    `reward-1-2.safetensors` that in `text_encoder_2`.
+    `reward-1-2.safetensors` that in `text_encoder_2`, and so on.
     """
     from safetensors.torch import save_file
 
@@ -139,7 +139,7 @@ def longest_prompt(pipe: Any, prompts: Iterable[Prompt]) -> tuple[int, int]:
 
     Identifiers and the prompt's two end tokens count.
     """
-    tokenizer, _ = next(iter(_text_encoders(pipe).values()))
+    tokenizer = getattr(pipe, "tokenizer", None) or pipe.tokenizer_2
     texts = [prompt.generator_text for prompt in prompts]
     return max(len(tokenizer(text).input_ids) for text in texts), tokenizer.model_max_length
 
@@ -152,7 +152,10 @@ def fits(pipe: Any, prompt: Prompt) -> bool:
 
 def _text_encoders(pipe: Any) -> dict[str, tuple[Any, Any]]:
     """Return the pipeline's (tokenizer, text encoder) pairs, by the ending of their files."""
-    names = {"": ("tokenizer", "text_encoder"), "-2": ("tokenizer_2", "text_encoder_2")}
+    names = {
+        ending: (f"tokenizer{number}", f"text_encoder{number}")
+        for ending, number in (("", ""), ("-2", "_2"), ("-3", "_3"))
+    }
     pairs = {
         ending: (getattr(pipe, tokenizer, None), getattr(pipe, encoder, None))
         for ending, (tokenizer, encoder) in names.items()

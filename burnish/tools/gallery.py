@@ -14,7 +14,7 @@ from burnish import config as configuration
 from burnish.catalog import nearest
 from burnish.config import Config, reward_names
 from burnish.diffusion.guidance import CFG, DualGuidance, EmbeddedDualGuidance, EmbeddedGuidance
-from burnish.diffusion.kernels import DDIM, LCM
+from burnish.diffusion.kernels import DDIM, LCM, ODE
 from burnish.diffusion.loading import present_device
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
@@ -47,9 +47,10 @@ def open_source(
 
     Args:
         source: a run directory, `zoo:NAME`, a model folder or a hub id.
-        steps: network calls an image; 0 takes the run's, or 50, or 4 of a consistency model.
+        steps: network calls an image; 0 takes the run's, or 50, 28 of a flow, 4 of a consistency
+            model.
         guidance: its weight, if the model is guided; negative takes the run's, or 5 (1.5 of an
-            LCM-LoRA).
+            LCM-LoRA, 4.5 of a flow, or 3.5 where that is an input).
         before: a run's model before it was trained.
         strength: of a run's adapter, from 0 (as before training) to 1 (as trained); beyond 1 it is
             exaggerated.
@@ -125,18 +126,21 @@ def _open_model(
     with stage("loading", f"model {source}"):
         policy = Policy.load(source, controlnet=controlnet, train="none")
     consistency = policy.schedule.consistency
+    flow = not policy.schedule.variance_preserving
 
     if policy.takes_weight:
-        weight = 5.0 if guidance < 0 else guidance
-        guided: Guidance = EmbeddedGuidance(weight)
+        default = 3.5 if flow else 5.0
+        guided: Guidance = EmbeddedGuidance(default if guidance < 0 else guidance)
     else:
         # a consistency model without that input has learned guidance already, and tolerates
         # only a little more on top
-        default = 1.5 if consistency else 5.0
+        default = 1.5 if consistency else 4.5 if flow else 5.0
         guided = CFG(default if guidance < 0 else guidance)
 
     if consistency:
         return policy, Sampler(LCM(), steps or 4, guided)
+    if flow:
+        return policy, Sampler(ODE(), steps or 28, guided)
     return policy, Sampler(DDIM(), steps or 50, guided)
 
 

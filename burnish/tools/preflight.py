@@ -274,6 +274,10 @@ def check_prompts(config: Config, parts: Parts) -> Iterator[Finding]:
     if config.sampler.identifiers:
         yield check_length(parts)
 
+    if config.model.free_text_encoder:
+        count = len(parts.policy.prompt_encoder)
+        yield Finding("ok", f"{count} prompts are encoded, and the text encoders out of memory")
+
     prompt_sets = [parts.prompts, *parts.evaluation_prompts.values()]
     prompts = [prompt for prompt_set in prompt_sets for prompt in prompt_set]
     needs_original = parts.sampler.guidance.needs_original and parts.expander is None

@@ -112,7 +112,7 @@ def choose_canvas(policy: Policy, prompt: Prompt, size: int = 0) -> Layout:
     Raises:
         ValueError: the payload fits no canvas, or not the one that is wanted.
     """
-    latent_pixel = policy.pipe.vae_scale_factor
+    latent_pixel = policy.latent_pixel
     first = max(TINY, latent_pixel * max(policy.latent_shape[-2:]))
 
     for side in () if size else range(first, 2 * first, 8):

@@ -42,6 +42,7 @@ from burnish.seeds import generator
 from burnish.stages import stage
 from burnish.training.requirements import (
     check_devices,
+    check_free_text_encoder,
     check_identifiers,
     check_transitions,
 )
@@ -216,6 +217,7 @@ def assemble(
     overrides = overrides or Overrides()
     check_expander(config)
     check_identifiers(config)
+    check_free_text_encoder(config, listed=overrides.source is None)
     check_devices(config, device)
     prompts = [] if overrides.source else load_prompts(config.prompts, "prompts")
     evaluation_prompts = load_evaluation_prompts(config, prompts)
@@ -235,6 +237,7 @@ def assemble(
     add_identifiers(config, policy)
     check_transitions(config, policy, sampler, objective, advantage)
     check_compared_images(config, advantage)
+    free_text_encoders(config, policy, sampler, prompts, evaluation_prompts)
     rewards = given_rewards(overrides)
     shared = _shared(config, policy, sampler, evaluation_prompts, rewards, poll)
     known = [*prompts, *chain.from_iterable(evaluation_prompts.values())]
@@ -261,6 +264,7 @@ def assemble_evaluation(config: Config) -> EvaluationParts:
     """
     check_expander(config)
     check_identifiers(config)
+    check_free_text_encoder(config)
     device = present_device(config.model.device)
     check_devices(config, device)
     prompts = [] if config.evaluation.prompts else load_prompts(config.prompts, "prompts")
@@ -269,6 +273,7 @@ def assemble_evaluation(config: Config) -> EvaluationParts:
     reference = config.guard.action != "none" and config.guard.kl > 0
     with stage("loading", f"model {config.model.id}"):
         policy = load_policy(config, device, reference=reference)
+    free_text_encoders(config, policy, sampler, [], evaluation_prompts)
     return _shared(config, policy, sampler, evaluation_prompts)
 
 
@@ -448,6 +453,43 @@ def load_policy(
     )
     add_identifiers(config, policy)
     return policy
+
+
+def free_text_encoders(
+    config: Config,
+    policy: Policy,
+    sampler: Sampler,
+    prompts: list[Prompt],
+    evaluation_prompts: Mapping[str, list[Prompt]],
+) -> None:
+    """Encode every prompt of a run and free the text encoders, if the configuration says so.
+
+    Args:
+        config: of the run.
+        policy: whose text encoders they are.
+        sampler: its guidance may read a negative prompt, and prompts before expansion.
+        prompts: trained on.
+        evaluation_prompts: by set, before they are thinned.
+
+    Raises:
+        ValueError: the policy's text encoders cannot be freed.
+    """
+    if not config.model.free_text_encoder:
+        return
+
+    most = config.evaluation.max_prompts
+    known = [*prompts, *chain.from_iterable(thinned(s, most) for s in evaluation_prompts.values())]
+    rewards = range(len(config.rewards) if config.sampler.identifiers else 0)
+    drawn = list(known)
+    for targets in ([], rewards, *([reward] for reward in rewards)):
+        template = identifiers.template(targets, config.sampler.identifiers_after)
+        drawn += identifiers.with_template(known, template)
+    if sampler.guidance.needs_original:
+        drawn += [prompt.unexpanded() for prompt in known]
+
+    texts = list(dict.fromkeys(prompt.generator_text for prompt in drawn))
+    with stage("encoding", f"{len(texts)} prompts", len(texts)):
+        policy.prompt_encoder.free(texts, ("", sampler.guidance.negative))
 
 
 def check_policy(config: Config, policy: Policy) -> None:

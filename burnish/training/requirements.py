@@ -44,6 +44,25 @@ def check_identifiers(config: Config) -> None:
         )
 
 
+def check_free_text_encoder(config: Config, listed: bool = True) -> None:
+    """Refuse to free the text encoders of a run that needs them to its end.
+
+    Args:
+        config: of the run.
+        listed: its prompts are a list; False: a function draws them.
+    """
+    reason = ""
+    if config.expander.model:
+        reason = "an expander (expander.model) writes new prompts"
+    elif config.sampler.identifiers == "tokens":
+        reason = 'sampler.identifiers = "tokens" are words of a text encoder that are saved'
+    elif not listed:
+        reason = "the prompts are drawn by a function, and are no list that can be encoded before"
+
+    if reason and config.model.free_text_encoder:
+        raise ValueError(f"model.free_text_encoder = true, but {reason}; set it to false")
+
+
 def check_transitions(
     config: Config, policy: Policy, sampler: Sampler, objective: Objective, advantage: Advantage
 ) -> None:
