@@ -91,6 +91,9 @@ class Family:
     negative: Callable[[Any, str], Cond] | None = None
     """(pipe, text) -> the states of a negative prompt, one row; None: as `encode` has them."""
 
+    text_tokens: int = 0
+    """Tokens of a prompt that are read, at most; 0: as many as its tokenizer says."""
+
     latent_pixel: Callable[[Any], int] = _vae_scale
     """(pipe) -> the side in pixels of the part of an image that one latent pixel stands for."""
 
@@ -106,6 +109,11 @@ class Family:
     def network_of(self, pipe: Any) -> Any:
         """Return the pipeline's network that is trained."""
         return getattr(pipe, self.network)
+
+    def text_length(self, tokenizer: Any) -> int:
+        """Return the tokens of a prompt that are read, those of its ends included."""
+        length = int(tokenizer.model_max_length)
+        return min(length, self.text_tokens) if self.text_tokens else length
 
 
 def check_size(size: int, unit: int) -> None:

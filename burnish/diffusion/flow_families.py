@@ -107,4 +107,5 @@ Z_IMAGE = Family(
     resize=_resize_z_image,
     weight_width=no_weight_input,
     grid=_grid_z_image,
+    text_tokens=MOST_TOKENS - 8,  # the chat around it takes eight
 )

@@ -128,4 +128,5 @@ KLEIN = Family(
     resize=_resize,
     weight_width=no_weight_input,
     grid=_grid,
+    text_tokens=500,  # of 512, of which the chat around it takes a dozen
 )

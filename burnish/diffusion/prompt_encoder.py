@@ -41,13 +41,13 @@ class PromptEncoder:
         self._family = family
         self._states: dict[str, Cond] = {}
         self._negatives: dict[str, Cond] = {}
-        self._warnings = PromptWarnings(
-            [
-                part
-                for name, part in pipe.components.items()
-                if name.startswith("tokenizer") and part is not None
-            ]
-        )
+        tokenizers = [
+            part
+            for name, part in pipe.components.items()
+            if name.startswith("tokenizer") and part is not None
+        ]
+        length = family.text_length(tokenizers[0]) if family.text_tokens else 0
+        self._warnings = PromptWarnings(tokenizers, length=length)
 
     def encode(self, texts: Sequence[str]) -> Cond:
         """Return the states of the texts, one row a text.

@@ -93,4 +93,5 @@ SANA = Family(
     latent_shape=_latent_shape,
     resize=_resize,
     weight_width=no_weight_input,
+    text_tokens=299,  # the instruction around it takes one of 300
 )
