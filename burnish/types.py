@@ -97,7 +97,7 @@ class Trajectory:
     t: Tensor  # (T+1,) their times (training timesteps); the last may be -1: the data itself
     logp: Tensor  # (B, T) mean log-density per latent dimension under the sampling weights
     latent: Tensor  # (B, *latent) the finished latent, which is decoded
-    cond: Cond
+    cond: Cond  # B rows, on the CPU
     group: Tensor  # (B,) same number = same prompt; groups are contiguous
     # (B, T, *latent) the predicted x0 before each transition, if it is kept
     x0_pred: Tensor | None = None

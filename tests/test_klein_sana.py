@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.diffusion.schedule import Flow, read_schedule
 from burnish.runs import Run
+from burnish.tools.gallery import open_source
 from burnish.training.loop import train
 from burnish.types import Guidance, Prompt
 
@@ -223,3 +225,44 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
         policy.decode(latent)
         assert rows == [3, 1, 1, 1]
         monkeypatch.undo()
+
+
+def test_models_are_drawn_from_as_they_come(tiny_klein: Path, tiny_klein_distilled: Path) -> None:
+    for model, steps, weight, arguments in (
+        (tiny_klein, 50, 5.0, {}),
+        (tiny_klein, 2, 3.0, {"steps": 2, "guidance": 3.0}),
+        (tiny_klein_distilled, 4, 1.0, {}),
+    ):
+        policy, sampler = open_source(str(model), **arguments)
+        assert sampler.steps == steps
+        short = replace(sampler, steps=2)
+        traj, _ = short.sample(policy, PROMPTS, torch.arange(2), generator(3))
+        expected, _ = sample(Policy.load(model), 2, CFG(weight))
+        torch.testing.assert_close(traj.latent, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("build", "tokens"), [(build_klein, 500), (build_sana, 299)])
+def test_words_beyond_what_is_read_are_reported(build: Callable[[], Any], tokens: int) -> None:
+    """Its tokenizer reads more than the pipeline takes of it."""
+    pipe = build()
+    pipe.tokenizer.model_max_length = 1 << 20
+    policy = Policy.load(pipe)
+    count = len(pipe.tokenizer("").input_ids)
+    policy.encode([Prompt("a" * (tokens - count))])
+    with pytest.warns(UserWarning, match=rf"longer than the text encoder reads \({tokens} tokens"):
+        policy.encode([Prompt("a" * (tokens - count + 1))])
+
+
+def test_what_sana_reads_of_a_long_prompt() -> None:
+    """The last letter that is read changes its states, and the next one does not."""
+    policy = Policy.load(build_sana())
+    read = 299 - len(policy.pipe.tokenizer("").input_ids)
+    texts = ["a" * (read - 1) + "b", "a" * read, "a" * read + "b"]
+    with pytest.warns(UserWarning, match="than the text encoder reads|differ only"):
+        states = policy.encode([Prompt(text) for text in texts])["text"]
+    assert not torch.equal(states[0], states[1]) and torch.equal(states[1], states[2])
+
+
+def test_a_flow_is_no_consistency_model(tiny_klein: Path) -> None:
+    with pytest.raises(ValueError, match=r'model.scheduler = "lcm" .* is a flow; leave it out'):
+        Policy.load(tiny_klein, scheduler="lcm")

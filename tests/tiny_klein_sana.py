@@ -154,7 +154,8 @@ def gemma_tokenizer() -> object:
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
     tokens = [*special, "▁", "\n", *letters]
-    return GemmaTokenizer(vocab={token: number for number, token in enumerate(tokens)})
+    vocab = {token: number for number, token in enumerate(tokens)}
+    return GemmaTokenizer(vocab=vocab, add_bos_token=True)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,10 @@ def _text_tokens(pipe: Any) -> int:
     return min(MOST_TOKENS, pipe.tokenizer.model_max_length)
 
 
+def _prompt_tokens(pipe: Any) -> int:
+    return _text_tokens(pipe) - 8  # the chat around a prompt takes eight
+
+
 def _encode_z_image(pipe: Any, texts: list[str]) -> Cond:
     """Return the text states, padded to one length, and how many of them are a prompt's."""
     tokens = _text_tokens(pipe)
@@ -88,5 +92,5 @@ Z_IMAGE = Family(
     latent_shape=_latent_shape_z_image,
     resize=_resize_z_image,
     grid=_grid_z_image,
-    text_tokens=_text_tokens,
+    text_tokens=_prompt_tokens,
 )

@@ -27,8 +27,8 @@ PATCH = 2
 """Sides of a patch, in pixels of the autoencoder's latents."""
 
 
-def _text_tokens(pipe: Any) -> int:
-    return MOST_TOKENS
+def _prompt_tokens(pipe: Any) -> int:
+    return MOST_TOKENS - 12  # the chat around a prompt takes a dozen
 
 
 def _encode(pipe: Any, texts: list[str]) -> Cond:
@@ -131,6 +131,6 @@ KLEIN = Family(
     latent_shape=_latent_shape,
     latent_pixel=_latent_pixel,
     resize=_resize,
-    text_tokens=_text_tokens,
+    text_tokens=_prompt_tokens,
     grid=_grid,
 )

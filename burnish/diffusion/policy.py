@@ -26,7 +26,7 @@ from burnish.diffusion.family import (
 )
 from burnish.diffusion.loading import attach_controlnet, choose_device, load_pipeline
 from burnish.diffusion.prompt_encoder import PromptEncoder
-from burnish.diffusion.schedule import Schedule, read_schedule
+from burnish.diffusion.schedule import Flow, Schedule, read_schedule
 from burnish.diffusion.weights import (
     TrainableWeights,
     copy_weights,
@@ -177,6 +177,11 @@ class Policy(TrainableWeights):
         if scheduler == "lcm":
             from diffusers import LCMScheduler
 
+            if isinstance(read_schedule(pipe.scheduler), Flow):
+                raise ValueError(
+                    f'model.scheduler = "lcm" makes a consistency model of a diffusion model, and '
+                    f"{model} is a flow; leave it out"
+                )
             pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
 
         if fused_lora is not None:

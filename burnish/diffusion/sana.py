@@ -26,8 +26,8 @@ TEXT_TOKENS = 300
 """Tokens of a prompt at most, as the pipeline has it; the instruction is counted apart."""
 
 
-def _text_tokens(pipe: Any) -> int:
-    return TEXT_TOKENS
+def _prompt_tokens(pipe: Any) -> int:
+    return TEXT_TOKENS - 1  # the instruction around a prompt takes one
 
 
 def _encode(pipe: Any, texts: list[str]) -> Cond:
@@ -98,5 +98,5 @@ SANA = Family(
     embed=_embed,
     latent_shape=_latent_shape,
     resize=_resize,
-    text_tokens=_text_tokens,
+    text_tokens=_prompt_tokens,
 )

@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from burnish.diffusion.families import family_of
 from burnish.files import publishing
 from burnish.seeds import generator
 from burnish.types import Prompt
@@ -141,7 +142,9 @@ def longest_prompt(pipe: Any, prompts: Iterable[Prompt]) -> tuple[int, int]:
     """
     tokenizer = getattr(pipe, "tokenizer", None) or pipe.tokenizer_2
     texts = [prompt.generator_text for prompt in prompts]
-    return max(len(tokenizer(text).input_ids) for text in texts), tokenizer.model_max_length
+    most = int(tokenizer.model_max_length)
+    length = min(family_of(type(pipe).__name__).text_tokens(pipe) or most, most)
+    return max(len(tokenizer(text).input_ids) for text in texts), length
 
 
 def fits(pipe: Any, prompt: Prompt) -> bool:

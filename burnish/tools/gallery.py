@@ -13,7 +13,13 @@ from torch import Tensor
 from burnish import config as configuration
 from burnish.catalog import nearest
 from burnish.config import Config, reward_names
-from burnish.diffusion.guidance import CFG, DualGuidance, EmbeddedDualGuidance, EmbeddedGuidance
+from burnish.diffusion.guidance import (
+    CFG,
+    DualGuidance,
+    EmbeddedDualGuidance,
+    EmbeddedGuidance,
+    NoGuidance,
+)
 from burnish.diffusion.kernels import DDIM, LCM, ODE
 from burnish.diffusion.loading import present_device
 from burnish.diffusion.policy import Policy
@@ -48,7 +54,7 @@ def open_source(
     Args:
         source: a run directory, `zoo:NAME`, a model folder or a hub id.
         steps: network calls an image; 0 takes the run's, or 50, 28 of a flow, 4 of a consistency
-            model.
+            model or of one that says that it is distilled.
         guidance: its weight, if the model is guided; negative takes the run's, or 5 (1.5 of an
             LCM-LoRA, 4.5 of a flow, or 3.5 where that is an input).
         before: a run's model before it was trained.
@@ -139,6 +145,8 @@ def _open_model(
 
     if consistency:
         return policy, Sampler(LCM(), steps or 4, guided)
+    if policy.pipe.config.get("is_distilled"):
+        return policy, Sampler(ODE(), steps or 4, NoGuidance() if guidance < 0 else guided)
     if flow:
         return policy, Sampler(ODE(), steps or 28, guided)
     return policy, Sampler(DDIM(), steps or 50, guided)

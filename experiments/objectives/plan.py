@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from experiments.running import Trial
-
 SEEDS = (0, 1, 2)
 ANIMALS = {
     "prompts": ["cat", "dog", "fox", "bear", "horse", "lion", "frog", "pig"],
@@ -95,9 +93,94 @@ def forward(rate: float, objective: str, *changes: str) -> Arm:
     return Arm(rate, 4, 1, (f"objective={objective}", "batch.transitions=4", *changes))
 
 
-# five calls of the diffusion model: its images show what the prompt names as often as with ten;
 # three of the five transitions have the noise to learn from
 TRANSITIONS = ("batch.transitions=0", "batch.least_noise=0.1")
+FORWARD = {
+    "awm": forward(5e-3, "{use='awm',clip=5.0}"),
+    "rvm": forward(5e-3, "{use='rvm'}"),
+    "ram": forward(5e-3, "{use='ram',strength=10.0}"),
+    "nft": forward(5e-3, "{use='nft'}"),
+    "dgpo": forward(5e-3, "{use='dgpo'}"),
+}
+"""Arms by objective; the learning rates are those of the diffusion model."""
+
+MODELS: dict[str, Model] = {
+    "emoji-sd": Model(
+        "demo",
+        "ddpo_is",
+        ("sampler.steps=5",),  # its images show what the prompt names as often as with ten
+        {
+            "ddpo_is": policy_gradient(5e-3, *TRANSITIONS, "objective={use='clipped',clip=1.64}"),
+            "dppo": policy_gradient(5e-3, *TRANSITIONS, "objective={use='dppo',divergence=1.0}"),
+            **FORWARD,
+        },
+    ),
+    "emoji-flow": Model(
+        "emoji-flow",
+        "flow_grpo",
+        ("sampler.steps=8",),
+        {
+            "flow_grpo": policy_gradient(
+                2e-3, "sampler.kernel={use='flow_grpo'}", "objective={use='clipped',clip=1.64}"
+            ),
+            "cps": policy_gradient(
+                2e-3, "sampler.kernel={use='cps'}", "objective={use='clipped',clip=1.64}"
+            ),
+            "precise": policy_gradient(
+                2e-3, "sampler.kernel={use='precise'}", "objective={use='clipped',clip=1.64}"
+            ),
+            "dppo": policy_gradient(
+                2e-3, "sampler.kernel={use='precise'}", "objective={use='dppo',divergence=1.0}"
+            ),
+            **{name: FORWARD[name] for name in ("awm", "rvm", "ram", "nft")},
+        },
+    ),
+    "emoji-lcm": Model(
+        "emoji-lcm-compressibility",
+        "rlcm",
+        (),
+        {
+            "rlcm": policy_gradient(4e-3, "batch.transitions=2"),
+            "ram": FORWARD["ram"],
+        },
+    ),
+}
+TASK_NAMES = tuple(f"{model}/{task}" for model in MODELS for task in TASKS)
+
+
+def arms(model: str, task: str) -> tuple[str, ...]:
+    """Return the arms of a model that have figures on a task."""
+    return tuple(name for name, arm in MODELS[model].arms.items() if task in arm.tasks)
+
+
+def jobs() -> list[Trial]:
+    """Return all runs, seed by seed, so that an interrupted experiment has complete seeds."""
+    return [
+        trial(model, task, name, seed)
+        for seed in SEEDS
+        for model in MODELS
+        for task in TASKS
+        for name in arms(model, task)
+    ]
+
+
+def trial(model: str, task: str, name: str, seed: int) -> Trial:
+    """Return the run of an arm on a task with a seed."""
+    settings = MODELS[model]
+    arm = settings.arms[name]
+    longer = SLOW.get(task, 1)
+    changes = (
+        *COMMON,
+        *settings.settings,
+        *TASKS[task],
+        *arm.changes,
+        f"optimizer.lr={arm.rate:g}",
+    )
+    iterations = arm.iterations * longer
+    every = arm.every * longer
+    return Trial(f"{model}/{task}", name, seed, settings.recipe, iterations, every, changes)
+
+
 COLOURS = {
     "ddpo_is": "#333333",
     "flow_grpo": "#333333",
