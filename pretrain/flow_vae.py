@@ -12,6 +12,7 @@ variance.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +112,7 @@ class ConvolutionMuon(torch.optim.Muon):
         matrices = [nn.Parameter(_matrix(kernel.detach())) for kernel in self.kernels]
         super().__init__(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
 
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Take a step with the kernels' gradients."""
         for matrix, kernel in zip(self.param_groups[0]["params"], self.kernels, strict=True):
             assert kernel.grad is not None

@@ -48,7 +48,7 @@ SLOW_TRACKER = 10  # iterations until a running mean is used
 MOST_TRUNCATED = 0.5  # of expansions that the generator has no room for
 MOST_DEVIATION = 0.5  # nats between a text as it was drawn and as it is replayed
 MIB = 1 << 20
-MUCH_KEPT = 4096 * MIB  # of predictions, before that is worth a warning
+MUCH_STORED = 4096 * MIB  # of predictions, before that is worth a warning
 
 Level = Literal["ok", "warning", "error"]
 
@@ -537,26 +537,28 @@ def check_memory(parts: Parts) -> Finding:
 
 
 def check_predictions(config: Config, parts: Parts) -> Iterator[Finding]:
-    """Check how much is kept of what the old policy and the anchor predict in an iteration."""
+    """Check how much is stored of what the old policy and the anchor predict in an iteration."""
     objective = parts.objective
     batch = config.batch
     old = objective.uses_old_prediction or objective.uses_ratio
-    kept = []
+    stored = []
 
     if objective.process == "reverse":
-        kept += ["the old policy"] * keeps_predictions(config, objective)
+        stored += ["the old policy"] * keeps_predictions(config, objective)
     else:
         drifts = batch.minibatches * batch.epochs > 1 or config.old_policy.decay > 0
-        kept += ["the old policy"] * (old and drifts)
-        kept += ["the anchor"] * (needs_reference(objective) and config.forward.anchor != "images")
-    if not kept:
+        stored += ["the old policy"] * (old and drifts)
+        stored += ["the anchor"] * (
+            needs_reference(objective) and config.forward.anchor != "images"
+        )
+    if not stored:
         return
 
     images = batch.prompts * batch.images_per_prompt
     pairs = images * transition_count(config, parts) * batch.epochs
-    size = 4 * pairs * math.prod(parts.policy.latent_shape) * len(kept)
-    text = f"predictions of {' and '.join(kept)} take {size / MIB:,.0f} MiB in each iteration"
-    if size <= MUCH_KEPT:
+    size = 4 * pairs * math.prod(parts.policy.latent_shape) * len(stored)
+    text = f"predictions of {' and '.join(stored)} take {size / MIB:,.0f} MiB in each iteration"
+    if size <= MUCH_STORED:
         yield Finding("ok", text)
     else:
         remedy = "lower batch.transitions or batch.epochs, if the machine has no more"

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from experiments.running import Trial
+
 SEEDS = (0, 1, 2)
 ANIMALS = {
     "prompts": ["cat", "dog", "fox", "bear", "horse", "lion", "frog", "pig"],
