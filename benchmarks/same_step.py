@@ -28,6 +28,7 @@ from burnish.rewards import score
 from burnish.rewards.compressibility import compressibility
 from burnish.runs import Run
 from burnish.training.assembly import Overrides
+from burnish.training.batch import Credit
 from burnish.training.job import Job, prepare
 from burnish.training.learners import GeneratorLearner
 from burnish.types import Prompt, Reward, Trajectory
@@ -65,7 +66,8 @@ def differences(folder: str, out: Path) -> dict[str, float]:
         logp = replay.logp.view_as(trajectory.logp)
 
     valid = torch.ones(count).bool()
-    metrics = learner.updates.update(process, adv, valid, trajectory.group, pairs, first=True)
+    credit = Credit(adv, valid, trajectory.group, counted=valid, loss_scale=1.0)
+    metrics = learner.updates.update(process, credit, pairs, first=True)
     after = policy.state()
 
     def flat(tensors: dict[str, Tensor], prefix: str = "") -> Tensor:

@@ -415,9 +415,13 @@ class CheckedGuidance(Checked, Guidance):
         return self._output("__call__", raw, x, t, cond, null)
 
     def unguided(self, raw: Network, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """Return its output for the prompts alone: the network's, if it has no method for it."""
+        """Return its output for the prompts alone.
+
+        Without a method for it that is the guidance between the prompts and themselves, so that
+        what it tells the network beside the prompt, such as a weight, is not lost.
+        """
         if not hasattr(self.part, "unguided"):
-            return super().unguided(raw, x, t, cond)
+            return self(raw, x, t, cond, cond)
         return self._output("unguided", raw, x, t, cond)
 
     def _output(self, method: str, raw: Network, x: Tensor, t: Tensor, *conds: Cond) -> Tensor:

@@ -230,7 +230,7 @@ class ForwardConfig:
     range: list[float] = field(default_factory=lambda: [0.0, 1.0])
     # what objective.kl pulls to: the "reference" before training, the "guided_reference" as the
     # sampler asks it, the moving "average" (optimizer.ema), or the denoising of "images" that the
-    # reference draws of the same prompts
+    # reference draws of the same prompts, which takes as long as sampling
     anchor: str = "reference"
 
 

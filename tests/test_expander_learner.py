@@ -204,7 +204,8 @@ def test_rewarded_texts_become_likelier_and_without_an_advantage_nothing_changes
         shares.append(float(adv.mean()))
 
         before = expander.state()
-        nothing = Credit(torch.zeros(32), torch.ones(32).bool(), group, 1.0)
+        everything = torch.ones(32).bool()
+        nothing = Credit(torch.zeros(32), everything, group, everything, 1.0)
         assert "grad_norm" not in learner.learn(batch, nothing)
         assert all(torch.equal(before[n], p) for n, p in expander.state().items())
         learner.learn(batch, replace(nothing, advantages=adv))

@@ -27,7 +27,7 @@ from burnish.images import image_grid
 from burnish.rl.objectives import Clipped
 from burnish.runs import Run
 from burnish.training.baseline import x0_baseline
-from burnish.training.batch import RolloutBatch
+from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.collect import Collector
 from burnish.training.credit import loss_scale
 from burnish.training.job import Job, prepare
@@ -491,7 +491,7 @@ def test_images_without_a_score_are_left_out_of_the_update(
     assert_same_tensors(checkpoint_tensors(out, 2), checkpoint_tensors(out, 3))
 
 
-@pytest.mark.parametrize("objective", ["reinforce", "rebel"])
+@pytest.mark.parametrize("objective", ["reinforce", "rebel", "nft", "dgpo"])
 def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(
     recipe: Path, tmp_path: Path, objective: str
 ) -> None:
@@ -500,7 +500,7 @@ def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(
         "batch={prompts=2,images_per_prompt=4,sample_batch=8,train_batch=24,minibatches=1}",
         "advantage={use='group'}",
     ]
-    config = load(recipe, *options, "objective={use='reinforce'}", "optimizer.lr=0")
+    config = load(recipe, *options, f"objective={{use='{objective}'}}", "optimizer.lr=0")
     job, batch, updates = first_batch(config, tmp_path / "job")
     norms = []
 
@@ -510,12 +510,13 @@ def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(
         scores = Scores(masked[rows], batch.scores.names)
         adv = job.parts.advantage(scores, job.parts.weights, batch.group[rows])
         scale = loss_scale(job.parts, adv, scores.valid)
-        adv = torch.zeros(8).index_copy(0, rows, adv * scale)
+        adv = torch.zeros(8).index_copy(0, rows, adv)
 
         pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
         process = updates.process(batch.trajectory, [pairs], 1)
         valid = torch.zeros(8, dtype=torch.bool).index_copy(0, rows, scores.valid)
-        metrics = updates.update(process, adv, valid, batch.group, pairs, first=True)
+        credit = Credit(adv, valid, batch.group, counted=valid, loss_scale=scale)
+        metrics = updates.update(process, credit, pairs, first=True)
         norms.append(metrics["grad_norm"])
 
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
@@ -557,11 +558,11 @@ class CountingProcess:
 
 
 @pytest.mark.parametrize("kl", [0.0, 1e-9])
-@pytest.mark.parametrize("objective", ["reinforce", "awm"])
+@pytest.mark.parametrize("objective", ["reinforce", "awm", "nft", "ram"])
 def test_the_loss_is_the_mean_over_the_front(
     recipe: Path, tmp_path: Path, objective: str, kl: float
 ) -> None:
-    """An update's gradient is that of its front alone, with or without replaying the others."""
+    """An update's gradient is that of its front alone, which alone is replayed."""
     options = [f"objective={{use='{objective}',kl={kl}}}", "optimizer.lr=0"]
     config = load_two_rewards(recipe, tmp_path, *options)
     job, batch, updates = first_batch(config, tmp_path / "job")
@@ -574,20 +575,20 @@ def test_the_loss_is_the_mean_over_the_front(
     assert torch.equal(adv != 0, front)
 
     rows = front.nonzero().flatten()
-    scaled = adv * loss_scale(job.parts, adv, front)
     replayed = []
     norms = []
 
-    for images, advantages in ((torch.arange(16), scaled), (rows, adv)):
+    for images, scale in ((torch.arange(16), loss_scale(job.parts, adv, front)), (rows, 1.0)):
         pairs = images.repeat_interleave(3), torch.arange(3).repeat(len(images))
         process = CountingProcess(updates.process(batch.trajectory, [pairs], 1))
-        metrics = updates.update(process, advantages, scores.valid, batch.group, pairs, True)
+        credit = Credit(adv, scores.valid, batch.group, counted=front, loss_scale=scale)
+        metrics = updates.update(process, credit, pairs, True)
         norms.append(metrics["grad_norm"])
         replayed.append(process.pairs)
 
     assert norms[0] > 0
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)
-    assert replayed[0] == (48 if kl else 3 * len(rows)), "the others are replayed for their KL only"
+    assert replayed == [3 * len(rows)] * 2
 
 
 def test_a_run_takes_the_mean_over_the_front(recipe: Path, tmp_path: Path) -> None:
@@ -602,7 +603,8 @@ def test_a_run_takes_the_mean_over_the_front(recipe: Path, tmp_path: Path) -> No
     pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
     process = updates.process(batch.trajectory, [pairs], 1)
     valid = torch.ones(16).bool()
-    alone = updates.update(process, adv, valid, batch.group, pairs, first=True)
+    credit = Credit(adv, valid, batch.group, counted=valid, loss_scale=1.0)
+    alone = updates.update(process, credit, pairs, first=True)
     assert record["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
 
 

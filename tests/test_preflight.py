@@ -82,7 +82,7 @@ def test_a_problem_that_would_waste_hours(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "kept"),
+    ("overrides", "whose"),
     [
         (["objective.use=nft", "batch.minibatches=2"], "predictions of the old policy take"),
         (["objective.use=nft", "old_policy.decay=0.5"], "predictions of the old policy take"),
@@ -91,18 +91,18 @@ def test_a_problem_that_would_waste_hours(
             ["objective.use=ram", "batch.minibatches=2"],
             "predictions of the old policy and the anchor take",
         ),
-        (["objective.use=dppo"], "predictions of the old policy take"),
+        (["objective.use=dppo"], "predictions of the network take"),
         (["objective.use=rvm", "batch.minibatches=2"], ""),
         (["objective.use=nft"], ""),
     ],
 )
 def test_what_is_kept_of_predictions_is_said(
-    rehearse: Rehearse, overrides: list[str], kept: str
+    rehearse: Rehearse, overrides: list[str], whose: str
 ) -> None:
     findings = rehearse("batch.minibatches=1", *overrides)
     assert problems(findings) == []
-    said = [finding.text for finding in findings if "predictions of" in finding.text]
-    assert len(said) == bool(kept) and all(text.startswith(kept) for text in said)
+    texts = [finding.text for finding in findings if "predictions of" in finding.text]
+    assert len(texts) == bool(whose) and all(text.startswith(whose) for text in texts)
 
 
 def test_an_x0_baseline_that_explains_something_and_nothing(rehearse: Rehearse) -> None:

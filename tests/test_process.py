@@ -203,11 +203,16 @@ def test_anchor_images_are_denoised_in_place_of_the_kl(tiny_pipeline: Path) -> N
     policy = Policy.load(tiny_pipeline)
     trajectory = roll(policy, Sampler(DDIM(), 3, CFG(3.0)))
     drawn: Tensor = torch.randn(trajectory.latent.shape, generator=generator(8))
-    process = replace(forward(policy, trajectory), anchor_images=drawn)
-    replay = process.replay(IMAGES, TRANSITIONS, reference=True)
-    other = replace(process, latent=drawn).replay(IMAGES, TRANSITIONS)
+    process = replace(forward(policy, trajectory), latent=drawn)
+    anchor = process.predictions([(IMAGES, TRANSITIONS)], nullcontext())
+    before = process.replay(IMAGES, TRANSITIONS).logp.detach()
+
+    perturb(policy)
+    other = forward(policy, trajectory)
+    replay = replace(other, anchor_images=drawn, anchor=anchor).replay(IMAGES, TRANSITIONS, True)
+    after = process.replay(IMAGES, TRANSITIONS).logp
     assert replay.kl is not None and replay.kl.requires_grad
-    torch.testing.assert_close(2 * replay.kl / replay.dims, -other.logp)
+    torch.testing.assert_close(2 * replay.kl / replay.dims, before - after)
 
 
 def test_reverse_is_the_samplers_replay(tiny_pipeline: Path) -> None:

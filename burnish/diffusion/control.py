@@ -65,8 +65,8 @@ def control_window(control: ControlConfig, times: Tensor) -> tuple[int, int]:
 
 
 def add_control(cond: Cond, control: ControlConfig, times: Tensor) -> Cond:
-    """Return `cond` with scale and window, if it has a control image."""
-    if "control" not in cond:
+    """Return `cond` with scale and window, if it has a control image and not these already."""
+    if "control" not in cond or "control_scale" in cond:
         return cond
 
     image = cond["control"]

@@ -70,9 +70,11 @@ class ForwardProcess(Process):
             part of their range.
         settings: how images are noised and errors measured.
         mixtures: of the old and the current prediction, see `Replay.mixture_errors`.
+        with_kl_old: give the KL to the old policy.
         old: (B, transitions, *latent) predicted x0 of the old policy; None: the current weights.
         anchor: (B, transitions, *latent) predicted x0 that the KL is the distance to.
-        anchor_images: (B, *latent) latents whose denoising error takes the place of the KL.
+        anchor_images: (B, *latent) latents that the reference drew: the KL is then how much worse
+            than the reference, whose predictions for them are the anchor, the policy denoises them.
     """
 
     policy: Policy
@@ -83,6 +85,7 @@ class ForwardProcess(Process):
     draws: int = 1
     settings: ForwardConfig = field(default_factory=ForwardConfig)
     mixtures: tuple[float, ...] = ()
+    with_kl_old: bool = True
     old: Tensor | None = None
     anchor: Tensor | None = None
     anchor_images: Tensor | None = None
@@ -103,11 +106,13 @@ class ForwardProcess(Process):
         error_old = noised.scale * (old - noised.clean)
         dims = noised.clean[0].numel()
 
+        moved = _mean_square(error - error_old) * dims / 2 if self.with_kl_old else None
+
         replay = Replay(
             logp=-_mean_square(error),
             logp_old=-_mean_square(error_old),
             dims=dims,
-            kl_old=_mean_square(error - error_old) * dims / 2,
+            kl_old=moved,
             mixture_errors=self._mixture_errors(error.detach(), error_old),
         )
         return self._anchored(replay, noised, x0, images, transitions) if reference else replay
@@ -124,15 +129,16 @@ class ForwardProcess(Process):
         self, replay: Replay, noised: Noised, x0: Tensor, images: Tensor, transitions: Tensor
     ) -> Replay:
         """Return a replay with the KL to the anchor."""
-        if self.anchor_images is not None:
-            drawn = self.noised(self.anchor_images, images, transitions)
-            error = drawn.scale * (self.predict(drawn) - drawn.clean)
-            return replace(replay, kl=_mean_square(error) * replay.dims / 2)
-
         if self.anchor is None:
             raise ValueError("a replay with reference=True needs a process with an anchor")
 
         anchor = self.anchor[images, transitions].to(x0)
+        if self.anchor_images is not None:
+            drawn = self.noised(self.anchor_images, images, transitions)
+            error = _mean_square(drawn.scale * (self.predict(drawn) - drawn.clean))
+            reference = _mean_square(drawn.scale * (anchor - drawn.clean))
+            return replace(replay, kl=(error - reference) * replay.dims / 2)
+
         return replace(
             replay,
             logp_ref=-_mean_square(noised.scale * (anchor - noised.clean)),

@@ -55,7 +55,8 @@ DIAGNOSTICS = (
     (
         "Ratio deviation",
         ("ratio_deviation",),
-        "max |ρ − 1| before the first update: more than rounding is a fault",
+        "max |ρ − 1| before the first update: more than rounding is a fault, unless [old_policy] "
+        "lets the policy that samples lag behind",
     ),
     (
         "Clip fraction",
@@ -66,7 +67,7 @@ DIAGNOSTICS = (
     (
         "Denoising error",
         ("denoising_error",),
-        "mean squared error of the network on the imitated images, noised again",
+        "mean squared error of the network's prediction for the images, noised again",
     ),
     (
         "Approximate KL",
@@ -76,7 +77,8 @@ DIAGNOSTICS = (
     (
         "KL to the reference",
         ("kl",),
-        "how far training has moved the model, in nats per image and transition",
+        "how far training has moved the model, in nats per image and transition; or how far it is "
+        "from the forward.anchor that is set",
     ),
     (
         "Explained variance",

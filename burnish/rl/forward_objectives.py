@@ -97,10 +97,19 @@ class AWM(Clipped):
     Attributes:
         clip: the largest change of that error times D; the published 1e-5 at D = 65536 is 0.66.
         kl: coefficient of the KL to the anchor.
+        normalise: is of transitions, so it is refused here.
     """
 
     clip: float = 0.66
     process = "forward"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.normalise:
+            raise ValueError(
+                "objective.normalise is for transitions, whose noise has a size, and 'awm' has "
+                "none; leave it out, or take objective 'clipped'"
+            )
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,8 @@ class RAM(Objective):
     Attributes:
         strength: m, how far an advantage of 1 moves the target: in units of the old policy's error
             where kl = 1. The paper has 100 and 1000 with a learning rate of 3e-4 and no limit of
-            the gradient; the smaller it is, the closer the policy stays to the anchor.
+            the gradient; the smaller it is, the closer the policy stays to the anchor. Its times
+            are forward.times = "noisy", eight of an image.
         kl: coefficient of the KL to the anchor, 1 in the paper.
     """
 
@@ -161,7 +171,10 @@ class NFT(Objective):
         mix: b, the current prediction's part of the mixture; 1 and 0.1 in the paper. The gradient
             does not shrink with it.
         most: A_max; an advantage beyond it counts as it.
-        kl: coefficient of the KL to the anchor; the paper's 1e-4 is twice that here.
+        kl: coefficient of the KL to the anchor.
+
+    The paper measures errors of x0 at the times of the sampler: forward.error = "x0" and
+    forward.times = "steps".
     """
 
     mix: float = 1.0
@@ -207,7 +220,7 @@ class DGPO(Objective):
     Attributes:
         beta: of the preference; the paper has 100, and 10 for PickScore.
         clip: in nats, as of AWM: the published 1e-3 at D = 65536 is 66.
-        kl: coefficient of the KL to the anchor; the paper's 1e-3 is twice that here.
+        kl: coefficient of the KL to the anchor.
     """
 
     beta: float = 100.0

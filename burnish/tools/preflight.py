@@ -33,10 +33,11 @@ from burnish.training.assembly import Parts
 from burnish.training.baseline import x0_baseline
 from burnish.training.batch import RolloutBatch
 from burnish.training.collect import keeps_predictions
-from burnish.training.forward import needs_reference, transition_count
+from burnish.training.forward import transition_count
 from burnish.training.iteration_sampler import iteration_sampler, iteration_starts, window_room
 from burnish.training.job import Job, prepare
 from burnish.training.learners import GeneratorLearner
+from burnish.training.requirements import needs_reference, reads_old
 from burnish.types import Prompt, Replay, Scores, Trajectory
 from burnish.world import World
 
@@ -168,13 +169,22 @@ class Rehearsal:
         learner = self.job.learners["generator"]
         assert isinstance(learner, GeneratorLearner)
 
-        pairs = self.config.batch.train_batch
+        batch = self.config.batch
+        pairs = batch.train_batch
         images = torch.arange(pairs) % len(trajectory.group)
         transitions = torch.arange(pairs) % transition_count(self.config, parts)
-        process = learner.updates.process(trajectory, [(images, transitions)], 1)
+        updates = min(pairs, batch.minibatches * batch.epochs, 2)
+        minibatches = zip(
+            images.tensor_split(updates), transitions.tensor_split(updates), strict=True
+        )
 
         started = time.perf_counter()
         with stage("training", f"{pairs} transitions"):
+            process = learner.updates.process(trajectory, list(minibatches), 1)
+            if parts.objective.compares_images:
+                with torch.no_grad():
+                    process.replay(images, transitions)
+
             replay = process.replay(images, transitions, needs_reference(parts.objective))
             if parts.policy.trainable:
                 parts.objective(replay, torch.ones(pairs)).value.backward()
@@ -294,7 +304,15 @@ def check_on_policy(config: Config, parts: Parts) -> Iterator[Finding]:
     objective = parts.objective
     corrected = objective.uses_ratio or objective.imitates or objective.compares_images
     updates = config.batch.minibatches * config.batch.epochs
-    if objective.process == "forward" or corrected or updates == 1:
+    if objective.process == "forward" or corrected:
+        return
+    if config.old_policy.decay:
+        yield Finding(
+            "warning",
+            "without a ratio nothing corrects for the images being those of an older policy",
+            "leave [old_policy] out, or take objective clipped",
+        )
+    if updates == 1:
         return
 
     yield Finding(
@@ -537,31 +555,30 @@ def check_memory(parts: Parts) -> Finding:
 
 
 def check_predictions(config: Config, parts: Parts) -> Iterator[Finding]:
-    """Check how much is stored of what the old policy and the anchor predict in an iteration."""
+    """Check how much is stored of what the network, or others, predict in an iteration."""
     objective = parts.objective
     batch = config.batch
-    old = objective.uses_old_prediction or objective.uses_ratio
-    stored = []
+    whose = []
 
     if objective.process == "reverse":
-        stored += ["the old policy"] * keeps_predictions(config, objective)
+        count = parts.sampler.transitions(parts.policy)
+        remedy = "lower batch.prompts or sampler.steps, if the machine has no more"
+        whose += ["the network"] * keeps_predictions(config, objective)
     else:
+        count = transition_count(config, parts) * batch.epochs
+        remedy = "lower batch.transitions or batch.epochs, if the machine has no more"
         drifts = batch.minibatches * batch.epochs > 1 or config.old_policy.decay > 0
-        stored += ["the old policy"] * (old and drifts)
-        stored += ["the anchor"] * (
-            needs_reference(objective) and config.forward.anchor != "images"
-        )
-    if not stored:
+        whose += ["the old policy"] * (reads_old(objective) and drifts)
+        whose += ["the anchor"] * needs_reference(objective)
+    if not whose:
         return
 
     images = batch.prompts * batch.images_per_prompt
-    pairs = images * transition_count(config, parts) * batch.epochs
-    size = 4 * pairs * math.prod(parts.policy.latent_shape) * len(stored)
-    text = f"predictions of {' and '.join(stored)} take {size / MIB:,.0f} MiB in each iteration"
+    size = 4 * images * count * math.prod(parts.policy.latent_shape) * len(whose)
+    text = f"predictions of {' and '.join(whose)} take {size / MIB:,.0f} MiB in each iteration"
     if size <= MUCH_STORED:
         yield Finding("ok", text)
     else:
-        remedy = "lower batch.transitions or batch.epochs, if the machine has no more"
         yield Finding("warning", f"{text}, outside of the GPU", remedy)
 
 

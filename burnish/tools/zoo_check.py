@@ -142,8 +142,8 @@ def flow(wanted: Mapping[str, Sequence[Scene]], seed: int) -> dict[str, float]:
     sampler = Sampler(ODE(), FLOW_STEPS, CFG(WEIGHT))
     scenes = Scenes(seed * 1_000_003 + 29, size=128)
     right = {
-        f"flow_{kind}": _judged(_generate_scenes(policy, sampler, asked, seed, kind), asked, kind)
-        for kind, asked in wanted.items()
+        f"flow_{kind}": _judged(_generate_scenes(policy, sampler, drawn, seed, kind), drawn, kind)
+        for kind, drawn in wanted.items()
     }
     seconds = sample_seconds(policy, Sampler(ODE(), 10, CFG(WEIGHT)), 8)
     return {

@@ -45,6 +45,7 @@ from burnish.training.requirements import (
     check_free_text_encoder,
     check_identifiers,
     check_transitions,
+    needs_reference,
 )
 from burnish.types import (
     Advantage,
@@ -230,9 +231,9 @@ def assemble(
     check_shared_noise(config, sampler.kernel)
     check_window(config, objective)
     check_guard_kl(config, sampler.kernel)
-    needs_reference = objective.kl > 0 or objective.compares_with_reference or config.guard.kl > 0
+    reference = needs_reference(objective) or config.guard.kl > 0
     with stage("loading", f"model {config.model.id}"):
-        policy = overrides.policy or load_policy(config, device, reference=needs_reference)
+        policy = overrides.policy or load_policy(config, device, reference=reference)
     check_policy(config, policy)
     add_identifiers(config, policy)
     check_transitions(config, policy, sampler, objective, advantage)

@@ -129,8 +129,11 @@ class LaggingPolicy(OldPolicy):
             return prefixed("old", self.network.state())
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned; it leaves the old weights in the network."""
-        self.network.load_state(under("old.", state))
+        """Restore what `state` returned; it leaves the old weights in the network.
+
+        A state without old weights is of a run whose old policy did not lag: they are the weights.
+        """
+        self.network.load_state(under("old.", state) or under("weights.", state))
         self.restart()
 
 
@@ -176,7 +179,11 @@ class MovingAverage(NoAverage):
         return tensors | {"average_steps": torch.tensor(self.ema.optimization_step)}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned; it leaves the averaged weights in the network."""
-        self.network.load_state(under("average.", state))
+        """Restore what `state` returned; it leaves the averaged weights in the network.
+
+        A state without an average is of a run that had none: it begins from the weights.
+        """
+        self.network.load_state(under("average.", state) or under("weights.", state))
         self.restart()
-        self.ema.load_state_dict({"optimization_step": int(state["average_steps"])})
+        steps = int(state.get("average_steps", torch.tensor(0)))
+        self.ema.load_state_dict({"optimization_step": steps})

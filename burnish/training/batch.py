@@ -34,6 +34,7 @@ class Credit:
     advantages: Tensor  # (B,) float32
     valid: Tensor  # (B,) bool: the images that have all their rewards
     group: Tensor  # (B,) int64: prompts, separated by control scale
-    loss_scale: float  # advantages times this make a loss the mean over the images that count
+    counted: Tensor  # (B,) bool: those that the loss is a mean over, such as a selected front
+    loss_scale: float  # the loss of these times this, over all images, is that mean
     empty: bool = False  # no image of any process has its rewards, so there is nothing to learn
     metrics: Mapping[str, Any] = field(default_factory=dict)  # for the record

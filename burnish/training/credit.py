@@ -73,6 +73,7 @@ def assign_credit(parts: Parts, batch: RolloutBatch, scores: Scores, world: Worl
     return Credit(
         advantages=global_adv[local],
         valid=valid[local],
+        counted=counted[local],
         group=global_group[local],
         loss_scale=loss_scale(parts, global_adv, counted),
         empty=not bool(valid.any()),
@@ -84,8 +85,9 @@ def loss_scale(parts: Parts, adv: Tensor, counted: Tensor) -> float:
     """Return the factor that makes losses means over the images that count.
 
     Those are the `counted` (B,) ones: the valid images, or the front of an advantage that
-    selects. Where images are imitated, those with a weight, because the others are left out of the
-    minibatches. An objective that compares images regresses on the advantages as they are.
+    selects; only they are replayed. Where images are imitated, those with a weight, because the
+    others are left out of the minibatches. An objective that compares images makes up for the
+    others by itself.
 
     Args:
         parts: the objective.

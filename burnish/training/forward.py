@@ -14,8 +14,9 @@ from burnish.config import Config
 from burnish.diffusion.process import ForwardProcess, Pairs
 from burnish.seeds import generator
 from burnish.training.assembly import Parts
+from burnish.training.requirements import needs_reference, reads_old
 from burnish.training.weights import WeightUpdater
-from burnish.types import Objective, Trajectory
+from burnish.types import Trajectory
 from burnish.world import World
 
 
@@ -45,6 +46,7 @@ class ForwardProcesses:
             draws=transition_count(self.config, self.parts),
             settings=self.config.forward,
             mixtures=self.parts.objective.mixtures,
+            with_kl_old=self.parts.objective.uses_old_prediction,
         )
         size = self.config.batch.train_batch
         calls = [call for minibatch in pairs for call in training_calls(minibatch, size)]
@@ -74,7 +76,7 @@ class ForwardProcesses:
         """
         objective = self.parts.objective
         drifts = len(pairs) > 1 or self.weights.old_policy.lags
-        return drifts and (objective.uses_ratio or objective.uses_old_prediction)
+        return drifts and reads_old(objective)
 
     @contextmanager
     def old_weights(self) -> Iterator[None]:
@@ -89,7 +91,9 @@ class ForwardProcesses:
         anchor = self.config.forward.anchor
         if anchor == "images":
             images = self.anchor_images(process.trajectory, iteration)
-            return replace(process, anchor_images=images)
+            drawn = replace(process, latent=images)
+            predicted = drawn.predictions(calls, self.parts.policy.reference())
+            return replace(process, anchor_images=images, anchor=predicted)
 
         weights = self.parts.policy.reference()
         if anchor == "average":
@@ -100,26 +104,21 @@ class ForwardProcesses:
 
     @torch.no_grad()
     def anchor_images(self, trajectory: Trajectory, iteration: int) -> Tensor:
-        """Return latents (B, *latent) that the reference draws: one for all images of a prompt."""
+        """Return latents (B, *latent) that the reference draws for the texts of the images."""
         policy = self.parts.policy
-        group = trajectory.group
-        _, index, count = group.unique_consecutive(return_inverse=True, return_counts=True)
-        first = count.cumsum(0) - count  # of each prompt's images
         noise = generator(self.config.seed, iteration, "anchor", self.world.rank)
         drawn = []
 
         with policy.reference():
-            for rows in first.split(self.config.batch.sample_batch):
-                cond = {name: value[rows] for name, value in trajectory.cond.items()}
-                sampled = self.parts.sampler.rollout(policy, cond, group[rows], noise)
+            for rows in torch.arange(len(trajectory.group)).split(self.config.batch.sample_batch):
+                cond = {
+                    name: value[rows.to(value.device)].to(policy.device)
+                    for name, value in trajectory.cond.items()
+                }
+                sampled = self.parts.sampler.rollout(policy, cond, trajectory.group[rows], noise)
                 drawn.append(sampled.latent.float().cpu())
 
-        return torch.cat(drawn)[index]
-
-
-def needs_reference(objective: Objective) -> bool:
-    """Return whether an objective reads what the reference, or another anchor, predicts."""
-    return objective.kl > 0 or objective.compares_with_reference
+        return torch.cat(drawn)
 
 
 def training_calls(pairs: Pairs, size: int) -> list[Pairs]:

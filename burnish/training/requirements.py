@@ -144,9 +144,9 @@ def check_advantage(config: Config, objective: Objective, advantage: Advantage) 
         )
     if advantage.selects and (config.batch.baseline or objective.compares_images):
         raise ValueError(
-            "advantage 'pareto' leaves images out, but batch.baseline and objective 'rebel' give "
-            "every image something to learn; set batch.baseline = '' and objective.use = "
-            '"clipped"'
+            "advantage 'pareto' leaves images out, but batch.baseline and objectives that compare "
+            "images ('rebel', 'dgpo') give every image something to learn; set "
+            "batch.baseline = '' and objective.use = \"clipped\""
         )
 
 
@@ -163,17 +163,39 @@ def check_forward(config: Config, policy: Policy, objective: Objective) -> None:
             "all images that a noised one may come from, which is a blur, where it has to give "
             "one of them; take 'ram', 'nft' or 'clipped'"
         )
-    if config.forward.anchor == "average" and objective.kl > 0 and not config.optimizer.ema:
+    check_anchor(config, objective)
+    if objective.compares_images:
+        check_image_comparison(config, config.batch.transitions)
+
+
+def needs_reference(objective: Objective) -> bool:
+    """Return whether an objective reads what the reference, or another anchor, predicts."""
+    return objective.kl > 0 or objective.compares_with_reference
+
+
+def reads_old(objective: Objective) -> bool:
+    """Return whether an objective reads what the old policy predicts."""
+    reads_prediction = objective.uses_old_prediction or bool(objective.mixtures)
+    return objective.uses_ratio or reads_prediction
+
+
+def check_anchor(config: Config, objective: Objective) -> None:
+    """Refuse an anchor that is not read, or cannot be what is read."""
+    anchor = config.forward.anchor
+    if anchor != "reference" and not needs_reference(objective):
+        raise ValueError(
+            f'forward.anchor = "{anchor}" has no effect with objective.kl = 0; set objective.kl, '
+            "or leave the anchor out"
+        )
+    if anchor == "average" and not config.optimizer.ema:
         raise ValueError(
             'forward.anchor = "average" needs a moving average: set optimizer.ema, such as 0.9'
         )
-    if config.forward.anchor == "images" and objective.compares_with_reference:
+    if anchor == "images" and objective.compares_with_reference:
         raise ValueError(
             "this objective compares images with what the reference makes of them; set "
             'forward.anchor = "reference"'
         )
-    if objective.compares_images:
-        check_image_comparison(config, config.batch.transitions)
 
 
 def check_image_comparison(config: Config, transitions: int) -> None:

@@ -1,6 +1,6 @@
 """The generator's updates: which (image, transition) pairs are learned from, and in which steps.
 
-credit -> [x0 baseline] -> pairs -> process -> for each minibatch:
+credit -> pairs -> [x0 baseline] -> process -> for each minibatch:
     micro-batches of (replay -> objective -> backward) -> optimizer step
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -41,7 +42,9 @@ class GeneratorUpdates:
 
     def run(self, batch: RolloutBatch, credit: Credit) -> dict[str, float]:
         """Learn from an iteration's images; return the means of the updates' metrics."""
-        adv = credit.advantages * credit.loss_scale
+        # weights of imitation are divided by all images, the KL of imitation is not
+        weights = credit.loss_scale if self.parts.objective.imitates else 1.0
+        adv = credit.advantages * weights
         pairs = self.pairs(batch.iteration, adv)
         if credit.empty or not self.parts.policy.trainable:
             return {}
@@ -52,12 +55,13 @@ class GeneratorUpdates:
                 self.parts, batch, adv, credit.valid, pairs, self.config.batch.sample_batch
             )
 
+        credit = replace(credit, advantages=adv, loss_scale=credit.loss_scale / weights)
         process = self.process(batch.trajectory, pairs, batch.iteration)
         updates = []
         for number, minibatch in enumerate(pairs):
             self.set_learning_rate(batch.iteration, number)
             first = number == 0 and not self.weights.old_policy.lags
-            updates.append(self.update(process, adv, credit.valid, batch.group, minibatch, first))
+            updates.append(self.update(process, credit, minibatch, first))
             advance()
 
         means = summary(updates)
@@ -111,38 +115,34 @@ class GeneratorUpdates:
             group["lr"] = settings.lr * decay * warmup
 
     def update(
-        self, process: Process, adv: Tensor, valid: Tensor, group: Tensor, pairs: Pairs, first: bool
+        self, process: Process, credit: Credit, pairs: Pairs, first: bool
     ) -> dict[str, float]:
         """Take one optimizer step on the mean loss of a minibatch; return its metrics.
 
-        Images outside a selected front add nothing to the sum, only to the number that it is
-        divided by (`loss_scale`), so they are not replayed, unless the KL penalty needs them.
+        Images without all their rewards, or outside a selected front, are not replayed.
 
         Args:
             process: what is replayed.
-            adv: (B,) advantages of the images, or (B, T) of their transitions.
-            valid: (B,) bool, the images that have all their rewards.
-            group: (B,) same number = same prompt.
+            credit: with the advantages (B,) of the images, or (B, T) of their transitions.
             pairs: to learn from.
             first: the weights are still those that sampled.
         """
         objective = self.parts.objective
-        needs_reference = objective.kl > 0
-        images, transitions = pairs
-        total = len(images)
-
+        adv = credit.advantages
         if objective.compares_images:
-            adv = self.image_targets(process, adv, valid, group, pairs, first)
-        if self.parts.advantage.selects and not needs_reference:
-            images, transitions = with_advantage(adv, images, transitions)
+            adv = self.image_targets(process, credit, pairs, first)
 
+        (images, transitions), share = counted_pairs(credit.counted, pairs)
+        scale = share * credit.loss_scale
         metrics: dict[str, float] = {}
+
         for rows, columns in training_calls((images, transitions), self.config.batch.train_batch):
-            replay = process.replay(rows, columns, reference=needs_reference)
+            replay = process.replay(rows, columns, reference=objective.kl > 0)
             pair_adv = adv[rows] if adv.dim() == 1 else adv[rows, columns]
             loss = objective(replay, pair_adv)
-            self.weights.scaler.scale(loss.value * (len(rows) / total)).backward()
-            metrics = merged_metrics(metrics, loss.metrics, len(rows) / len(images))
+            part = len(rows) / len(images)
+            self.weights.scaler.scale(loss.value * (part * scale)).backward()
+            metrics = merged_metrics(metrics, loss.metrics, part)
 
         norm = self.weights.step(
             self.world,
@@ -152,16 +152,15 @@ class GeneratorUpdates:
         rate = self.weights.optimizer.param_groups[0]["lr"]
         return {**metrics, "grad_norm": norm, "lr": rate}
 
-    def image_targets(
-        self, process: Process, adv: Tensor, valid: Tensor, group: Tensor, pairs: Pairs, first: bool
-    ) -> Tensor:
+    def image_targets(self, process: Process, credit: Credit, pairs: Pairs, first: bool) -> Tensor:
         """Return what an objective that compares images makes of their advantages.
 
-        They are (B,), or (B, T) with one for each transition.
-
-        Only `valid` images are compared, and only where a prompt has two of them.
+        They are (B,), or (B, T) with one for each transition. Only images with all their rewards
+        are compared, and only where a prompt has two of them.
         """
         objective = self.parts.objective
+        adv = credit.advantages
+        group = credit.group
         images, transitions = pairs
         change = adv.new_zeros(len(adv), int(transitions.max()) + 1)
 
@@ -174,7 +173,7 @@ class GeneratorUpdates:
                     change[rows, columns] = (replay.logp - before)[:, 0].to(change)
 
         chosen = images.unique()
-        rows = chosen[valid[chosen]]
+        rows = chosen[credit.valid[chosen]]
         rows = rows[(group[rows][:, None] == group[rows]).sum(1) > 1]
         if not len(rows):
             return torch.zeros_like(adv)
@@ -226,8 +225,13 @@ def minibatches(
             yield rows.repeat_interleave(count), chosen[rows].flatten() + epoch * offset
 
 
-def with_advantage(adv: Tensor, images: Tensor, transitions: Tensor) -> Pairs:
-    """Return the pairs whose images have an advantage that is not 0; at least one pair."""
-    useful = adv[images] != 0
-    useful[0] |= not useful.any()  # a minibatch without a pair would have no gradient at all
-    return images[useful], transitions[useful]
+def counted_pairs(counted: Tensor, pairs: Pairs) -> tuple[Pairs, float]:
+    """Return the pairs whose images are `counted` (B,), and their share of all.
+
+    Without one there is still a pair, of share 0, so that the update has a gradient.
+    """
+    images, transitions = pairs
+    useful = counted[images]
+    share = float(useful.double().mean())
+    useful[0] |= not useful.any()
+    return (images[useful], transitions[useful]), share

@@ -123,14 +123,14 @@ def table(gain: dict[str, Any]) -> str:
             for name, row in arms.items():
                 low, high = row["ci95"]
                 judged = f"{row['judge_before']:.0%} → {row['judge']:.0%}"
-                reached = there = "not reached"
+                reached = judged_at = "not reached"
                 if row["images_to_ddpo"] is not None:
                     reached = f"{row['images_to_ddpo']:.0f}, {row['seconds_to_ddpo']:.0f}"
-                    there = f"{row['judge_at_ddpo']:.0%}"
+                    judged_at = f"{row['judge_at_ddpo']:.0%}"
                 lines.append(
                     f"| {model} | {task} | {name} | {row['images']} | {row['mean']:+.3f} "
                     f"[{low:+.3f}, {high:+.3f}] | {row['unseen']:+.3f} | {judged} | {reached} | "
-                    f"{there} |"
+                    f"{judged_at} |"
                 )
 
     return "\n".join(lines)
