@@ -229,7 +229,7 @@ def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch)
 
 def test_models_are_drawn_from_as_they_come(tiny_klein: Path, tiny_klein_distilled: Path) -> None:
     for model, steps, weight, arguments in (
-        (tiny_klein, 50, 5.0, {}),
+        (tiny_klein, 28, 4.5, {}),
         (tiny_klein, 2, 3.0, {"steps": 2, "guidance": 3.0}),
         (tiny_klein_distilled, 4, 1.0, {}),
     ):

@@ -149,7 +149,7 @@ def test_the_curve_is_centred_where_prompts_were_evaluated_and_says_so(run: Path
     [
         ("clipped", ["ratio_deviation", "clip_fraction"], "whose ratio left the clip range"),
         ("awm", ["ratio_deviation", "clip_fraction"], "whose denoising error changed by more"),
-        ("rwr", ["denoising_error"], "imitated images, noised again"),
+        ("rwr", ["denoising_error"], "prediction for the images, noised again"),
     ],
 )
 def test_notes_fit_the_objective(run: Path, objective: str, keys: list[str], words: str) -> None:

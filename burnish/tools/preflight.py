@@ -138,7 +138,7 @@ class Rehearsal:
         else:
             yield check_ratio(self.config, parts, sampler, trajectory)
 
-        yield from check_predictions(self.config, parts)
+        yield from check_predictions(self.config, parts, trajectory)
         yield check_memory(parts)
         yield check_time(self.config, parts, self.seconds)
 
@@ -554,14 +554,14 @@ def check_memory(parts: Parts) -> Finding:
     return Finding("ok", f"{peak / MIB:,.0f} MiB of memory at most")
 
 
-def check_predictions(config: Config, parts: Parts) -> Iterator[Finding]:
+def check_predictions(config: Config, parts: Parts, trajectory: Trajectory) -> Iterator[Finding]:
     """Check how much is stored of what the network, or others, predict in an iteration."""
     objective = parts.objective
     batch = config.batch
     whose = []
 
     if objective.process == "reverse":
-        count = parts.sampler.transitions(parts.policy)
+        count = trajectory.logp.shape[1]
         remedy = "lower batch.prompts or sampler.steps, if the machine has no more"
         whose += ["the network"] * keeps_predictions(config, objective)
     else:
