@@ -35,7 +35,6 @@ CASES = {
     "forward": Case(
         "demo", ("objective={use='ram',kl=0.0}", "batch.baseline=", "batch.minibatches=1")
     ),
-    "flow": Case("emoji-flow"),
 }
 
 

@@ -16,7 +16,6 @@ from diffusers import (
     ControlNetModel,
     LatentConsistencyModelPipeline,
     StableDiffusionPipeline,
-    ZImagePipeline,
 )
 from transformers import (
     AutoModelForCausalLM,
@@ -52,12 +51,6 @@ def export_lcm(build: Path, target: Path) -> None:
 
     for part in SHARED[target.name]:
         shutil.rmtree(target / part)
-
-
-def export_flow(build: Path, target: Path) -> None:
-    """Write the flow model."""
-    pipe = ZImagePipeline.from_pretrained(build / "emoji-flow", dtype=torch.float16)
-    pipe.save_pretrained(target)
 
 
 def export_qr(build: Path, target: Path) -> None:
@@ -138,7 +131,6 @@ MODELS = {
     "emoji-sd": export_sd,
     "emoji-sd/vae": export_decoder,
     "emoji-lcm": export_lcm,
-    "emoji-flow": export_flow,
     "emoji-qr": export_qr,
     "emoji-clip": export_clip,
     "emoji-captioner": export_captioner,
@@ -149,7 +141,6 @@ MODELS = {
 OPTIONAL_JOBS = {
     "emoji-sd/vae": "vae-decoder",
     "emoji-lcm": "lcm",
-    "emoji-flow": "flow",
     "emoji-qr": "controlnet",
     "emoji-captioner": "captioner",
     "emoji-expander": "expander",
