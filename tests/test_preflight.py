@@ -183,6 +183,7 @@ def test_recipes_hold_on_a_tiny_model_of_their_architecture(
         "batch.train_batch=3",
         "batch.transitions=0",
         "sampler.steps=4",
+        "sampler.window.last=0",
     )
     here = (
         f"model.id={model}",
