@@ -371,6 +371,8 @@ def test_all_text_encoders_get_a_token_for_an_identifier() -> None:
 def test_a_model_is_drawn_without_noise(model: Path) -> None:
     policy, sampler = open_source(str(model))
     assert sampler.kernel == ODE() and sampler.steps == 28
+    config = dict(policy.pipe.transformer.config)
     policy.resize(32)
+    assert dict(policy.pipe.transformer.config) == config
     drawn = sampler.images(policy, PROMPTS[:1], generator())
     assert drawn.shape == (1, 3, 32, 32)

@@ -69,6 +69,9 @@ TINY = {
     "lcm": "tiny_lcm",
     "sd21": "tiny_sd2",
     "sdxl": "tiny_sdxl",
+    "sd35": "tiny_sd3",
+    "flux": "tiny_flux_dev",
+    "qwen": "tiny_qwen_image",
     "klein": "tiny_klein_distilled",
     "zimage": "tiny_z_image",
     "sana": "tiny_sana",
@@ -465,7 +468,7 @@ def test_recipes_of_the_hub_on_a_tiny_model(
 ) -> None:
     """Rewards that would download a model are left to their own tests."""
     model = request.getfixturevalue(TINY[recipe.partition("-")[0]])
-    changes = [f"model.id={model}"]
+    changes = [f"model.id={model}", "model.size=32", "sampler.window.last=0"]
     use = HUB[recipe].rewards[0]["use"]
     if use not in ("compressibility", "incompressibility"):
         changes.append('rewards=[{use="compressibility"}]')

@@ -157,6 +157,17 @@ def test_times_of_sanas_own_solver_are_read(tiny_sana_solver: Path) -> None:
     torch.testing.assert_close(sample(policy, 5)[0], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+def test_sanas_own_solver_takes_one_step(tiny_sana_solver: Path) -> None:
+    schedule = Policy.load(tiny_sana_solver).schedule
+    assert len(schedule.times(1)) == 2 and float(schedule.times(1)[1]) == 0
+
+
+def test_sana_is_refused_in_float16(tiny_sana: Path) -> None:
+    with pytest.raises(ValueError, match=r'"float16" overflows .* use "bfloat16" or "float32"'):
+        Policy.load(tiny_sana, dtype="float16")
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -199,8 +210,11 @@ def test_embedded_images_of_sana_are_its_autoencoders() -> None:
 
 
 def test_other_sizes() -> None:
+    """They are no part of the network, whose configuration is written with its weights."""
     for pipe, unit in ((build_klein(), 8), (build_sana(), 4)):
+        config = dict(pipe.transformer.config)
         policy = Policy.load(pipe, size=64)
+        assert dict(pipe.transformer.config) == config
         assert policy.latent_shape[1:] == (64 // unit, 64 // unit)
         assert policy.decode(policy.noise(1, generator())).shape == (1, 3, 64, 64)
         with pytest.raises(ValueError, match=rf"a multiple of {unit} pixels"):

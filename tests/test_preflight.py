@@ -105,6 +105,24 @@ def test_what_is_kept_of_predictions_is_said(
     assert len(texts) == bool(whose) and all(text.startswith(whose) for text in texts)
 
 
+def test_blocks_without_an_adapter_are_told(rehearse: Rehearse, tiny_klein_distilled: Path) -> None:
+    """Those of a single stream have other layers; blocks without attention are no matter."""
+    klein = (
+        f"model.id={tiny_klein_distilled}",
+        "sampler.kernel={use='renoise'}",
+        "sampler.guidance={use='none'}",
+    )
+    found = [finding for finding in rehearse(*klein) if "no adapter" in finding.text]
+    assert [finding.level for finding in found] == ["warning"]
+    assert "in 1 of the network's blocks" in found[0].text
+    assert "single_transformer_blocks.0.attn" in found[0].text
+
+    targets = "model.targets=['to_q','to_qkv_mlp_proj']"
+    full = "model.train=full"
+    for changes in ((*klein, targets), (*klein, full), ()):
+        assert not any("no adapter" in finding.text for finding in rehearse(*changes))
+
+
 def test_an_x0_baseline_that_explains_something_and_nothing(rehearse: Rehearse) -> None:
     texts = [finding.text for finding in rehearse("batch.baseline=x0_preview")]
     assert any("of the advantages' variance is explained" in text for text in texts)
@@ -183,6 +201,7 @@ def test_recipes_hold_on_a_tiny_model_of_their_architecture(
         "batch.train_batch=3",
         "batch.transitions=0",
         "sampler.steps=4",
+        "sampler.window.last=0",
     )
     here = (
         f"model.id={model}",

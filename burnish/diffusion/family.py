@@ -116,6 +116,9 @@ class Family:
     upcast: bool = False
     """The decoder's `force_upcast` means: float32 where float16 was requested."""
 
+    float16: bool = True
+    """The network's sums fit into float16, to which autocast casts every product of matrices."""
+
     def network_of(self, pipe: Any) -> Any:
         """Return the pipeline's network that is trained."""
         return getattr(pipe, self.network)

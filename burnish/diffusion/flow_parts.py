@@ -30,6 +30,16 @@ def rounded_time(t: Tensor, dtype: torch.dtype) -> Tensor:
     return (1000 * t.float()).to(dtype) / 1000
 
 
+def latent_side(pipe: Any) -> int | None:
+    """Return the side of the latents that `set_latent_side` chose; None: it did not."""
+    return getattr(pipe, "burnish_latent_side", None)
+
+
+def set_latent_side(pipe: Any, side: int) -> None:
+    """Note the side of the latents on the pipeline, where no configuration is written from."""
+    pipe.burnish_latent_side = side
+
+
 def latent_sides(pipe: Any) -> tuple[int, int]:
     """Return height and width of the latents of images as large as the pipeline's own default."""
     side: int = pipe.default_sample_size

@@ -31,7 +31,7 @@ SCHNELL_TOKENS = 256
 def _is_schnell(pipe: Any) -> bool:
     """Return True for schnell, the only one whose times are not shifted by the size."""
     has_weight = pipe.transformer.config.guidance_embeds
-    return not (has_weight or pipe.scheduler.config.use_dynamic_shifting)
+    return not (has_weight or pipe.scheduler.config.get("use_dynamic_shifting"))
 
 
 def _text_tokens(pipe: Any) -> int:

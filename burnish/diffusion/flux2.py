@@ -19,7 +19,7 @@ from burnish.diffusion.family import (
     to_images,
 )
 from burnish.diffusion.flow_families import MOST_TOKENS
-from burnish.diffusion.flow_parts import rounded_time
+from burnish.diffusion.flow_parts import latent_side, rounded_time, set_latent_side
 from burnish.diffusion.schedule import Grid, flow_grid
 from burnish.types import Cond
 
@@ -95,16 +95,14 @@ def _latent_pixel(pipe: Any) -> int:
 
 def _latent_shape(pipe: Any) -> tuple[int, ...]:
     """Return the shape for images as large as the autoencoder's, unless they were resized."""
-    side = pipe.transformer.config.get("sample_size") or (
-        pipe.vae.config.sample_size // _latent_pixel(pipe)
-    )
+    side = latent_side(pipe) or pipe.vae.config.sample_size // _latent_pixel(pipe)
     return (pipe.transformer.config.in_channels, side, side)
 
 
 def _resize(pipe: Any, size: int) -> None:
     unit = _latent_pixel(pipe)
     check_size(size, unit)
-    pipe.transformer.register_to_config(sample_size=size // unit)
+    set_latent_side(pipe, size // unit)
 
 
 def _grid(pipe: Any) -> Grid:

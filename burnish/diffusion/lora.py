@@ -109,6 +109,24 @@ def lora_layers(network: nn.Module) -> dict[str, Any]:
     }
 
 
+def attention_without_adapter(network: nn.Module) -> list[str]:
+    """Return the first attention of each of a network's blocks that has one, but no adapter."""
+    names = []
+    lists = {n: part for n, part in network.named_children() if isinstance(part, nn.ModuleList)}
+
+    for name, blocks in lists.items():
+        for number, block in blocks.named_children():
+            attentions = [
+                part
+                for part, module in block.named_modules()
+                if type(module).__name__.endswith("Attention")
+            ]
+            if attentions and not lora_layers(block):
+                names.append(f"{name}.{number}.{attentions[0]}")
+
+    return names
+
+
 def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters that learn, by the names that they have in a network not compiled."""
     return {plain_name(name): p for name, p in network.named_parameters() if p.requires_grad}

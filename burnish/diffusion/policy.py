@@ -170,6 +170,7 @@ class Policy(TrainableWeights):
             variant=variant,
         )
         family = family_of(type(pipe).__name__)
+        _check_float16(pipe, family, dtype)
 
         if size:
             family.resize(pipe, size)
@@ -359,6 +360,15 @@ def _check_weight(cond: Cond, takes_weight: bool) -> None:
     if "guidance" not in cond and takes_weight:
         raise ValueError(
             "this network takes its guidance weight as an input: use guidance 'embedded'"
+        )
+
+
+def _check_float16(pipe: Any, family: Family, dtype: str) -> None:
+    """Raise ValueError if the precision is float16 and the network's sums overflow in it."""
+    if dtype == "float16" and not family.float16:
+        raise ValueError(
+            f'model.dtype = "float16" overflows in the network of a {type(pipe).__name__}; use '
+            '"bfloat16" or "float32"'
         )
 
 

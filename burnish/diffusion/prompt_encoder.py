@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ import torch
 from burnish.diffusion.family import Family
 from burnish.diffusion.lora import lora_layers
 from burnish.diffusion.lora_file import text_encoders
+from burnish.diffusion.memory import free_memory
 from burnish.prompt_warnings import PromptWarnings
 from burnish.stages import advance
 from burnish.types import Cond
@@ -146,14 +145,6 @@ class PromptEncoder:
                 f'the prompt "{text}" was not encoded before the text encoders were freed: set '
                 "model.free_text_encoder = false"
             )
-
-
-def free_memory() -> int | None:
-    """Return the bytes of memory that programs can still take; None where it cannot be read."""
-    meminfo = Path("/proc/meminfo")
-    text = meminfo.read_text("utf-8") if meminfo.exists() else ""
-    match = re.search(r"MemAvailable: *(\d+) kB", text)
-    return int(match[1]) * 1024 if match else None
 
 
 def _size(row: Cond) -> int:

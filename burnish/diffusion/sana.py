@@ -20,6 +20,7 @@ from burnish.diffusion.family import (
     decode_vae,
     repeated_for_texts,
 )
+from burnish.diffusion.flow_parts import latent_side, set_latent_side
 from burnish.types import Cond
 
 TEXT_TOKENS = 300
@@ -79,13 +80,14 @@ def _embed(pipe: Any, images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _latent_shape(pipe: Any) -> tuple[int, ...]:
     config = pipe.transformer.config
-    return (config.in_channels, config.sample_size, config.sample_size)
+    side = latent_side(pipe) or config.sample_size
+    return (config.in_channels, side, side)
 
 
 def _resize(pipe: Any, size: int) -> None:
     unit = pipe.vae_scale_factor * pipe.transformer.config.patch_size
     check_size(size, unit)
-    pipe.transformer.register_to_config(sample_size=size // pipe.vae_scale_factor)
+    set_latent_side(pipe, size // pipe.vae_scale_factor)
 
 
 SANA = Family(
@@ -99,4 +101,5 @@ SANA = Family(
     latent_shape=_latent_shape,
     resize=_resize,
     text_tokens=_prompt_tokens,
+    float16=False,  # linear attention sums over all tokens
 )

@@ -370,7 +370,7 @@ def flow_grid(scheduler: Any, **options: Any) -> Grid:
     """
 
     def grid(steps: int) -> Tensor:
-        if steps == 1 and scheduler.config.shift_terminal:
+        if steps == 1 and scheduler.config.get("shift_terminal"):
             raise ValueError(
                 "sampler.steps must be at least 2 for this model, not 1: its scheduler stretches "
                 "the times so that the last call is at shift_terminal"

@@ -68,6 +68,13 @@ class TrainableWeights:
         self._initial = initial
         self._switch = AdapterSwitch(self._root, self.trainable, initial)
 
+    def attention_without_adapter(self) -> list[str]:
+        """Return an attention of each block that has no adapter; none where there is no LoRA."""
+        if self.train != "lora":
+            return []
+        parts = self._networks.values()
+        return [name for network in parts for name in lora.attention_without_adapter(network)]
+
     def reference(self) -> AbstractContextManager[None]:
         """Return a context in which the network is the one before training.
 

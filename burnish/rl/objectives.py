@@ -17,8 +17,10 @@ advantage and rho = exp(l - l_old):
 Those on the forward process are in `rl.forward_objectives`.
 
 All but rebel may add kl * KL(policy || reference) / D. Dividing by the latent's D dimensions puts
-it in the unit of l, so that the coefficients of Flow-GRPO (arXiv 2505.05470) mean the same here;
-the record shows it in nats. Metrics of every objective with a ratio:
+it in the unit of l; the record shows it in nats. This is the formula of Flow-GRPO (arXiv
+2505.05470). Its authors' code divides the squared distance of the means by 2 g^2 in place of
+2 g^2 |h|, so that of a step h the KL is weaker by |h|: their 0.01 is about 0.001 here with ten
+steps. Metrics of every objective with a ratio:
 
     ratio_deviation   max |rho - 1|: 0 up to rounding before the first update of an iteration, if
                       no old policy lags behind

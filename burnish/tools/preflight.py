@@ -272,6 +272,7 @@ def check_prompts(config: Config, parts: Parts) -> Iterator[Finding]:
     batch = config.batch
     yield check_group_size(config, parts)
     yield from check_on_policy(config, parts)
+    yield from check_adapter(parts)
 
     if isinstance(parts.advantage, ParetoAdvantage):
         compared = images_compared(config)
@@ -296,6 +297,17 @@ def check_prompts(config: Config, parts: Parts) -> Iterator[Finding]:
             "warning",
             "guidance dual, but no prompt has an original: each is its own, at w1 + w2",
             'give prompts an "original" (prompts.use = "jsonl"), or use guidance cfg',
+        )
+
+
+def check_adapter(parts: Parts) -> Iterator[Finding]:
+    """Check that an adapter reaches every block of the network that has attention."""
+    if names := parts.policy.attention_without_adapter():
+        yield Finding(
+            "warning",
+            f"no adapter, so nothing is learned, in {len(names)} of the network's blocks: the "
+            f"first has {names[0]}",
+            "name a layer of theirs in model.targets (docs/models.md)",
         )
 
 
