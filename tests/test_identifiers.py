@@ -350,7 +350,7 @@ def test_a_preference_that_cannot_be_had(recipe: Path, tmp_path: Path, tiny_pipe
         ("batch.images_per_prompt=5", "make batch.images_per_prompt a multiple of 2"),
         ("rewards.1.weight=0", "one has weight 0"),
         ("batch.baseline=x0_preview", "set batch.baseline = ''"),
-        ("objective={use='rebel'}", "objective 'rebel' give every image something"),
+        ("objective={use='rebel'}", "'rebel', 'dgpo'. give every image something"),
     ],
 )
 def test_settings_that_contradict_each_other(recipe: Path, override: str, message: str) -> None:
