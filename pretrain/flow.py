@@ -318,6 +318,7 @@ def build() -> tuple[Qwen2Tokenizer, Flow]:
 
 def main() -> None:
     parser = loop.arguments(__doc__, minutes=100, batch=128, lr=2e-3)
+    parser.add_argument("--warm", type=Path, help="a pipeline whose weights it starts from")
     parser.add_argument("--compile", action="store_true", help="twice as fast; needs a compiler")
     options = parser.parse_args()
     torch.manual_seed(options.seed)
@@ -325,6 +326,11 @@ def main() -> None:
     device = torch.device(options.device)
     words, flow = build()
     print("difference to the pipeline:", check(flow, words), flush=True)
+    if options.warm:
+        pipe = ZImagePipeline.from_pretrained(options.warm, dtype=torch.float32)
+        flow.network.load_state_dict(pipe.transformer.state_dict())
+        flow.text.load_state_dict(pipe.text_encoder.state_dict())
+
     flow.text.layers[-1].requires_grad_(False)
     flow.text.norm.requires_grad_(False)
     flow.to(device)

@@ -53,7 +53,8 @@ def write_shard(path: Path, vae: AutoencoderKL, seed: int, device: torch.device)
         captions += [scene.caption for scene in drawn]
 
     partial = path.with_suffix(".part")
-    save_file({"latents": torch.cat(latents)}, partial, {"captions": json.dumps(captions)})
+    pool = torch.cat(latents).contiguous()
+    save_file({"latents": pool}, partial, {"captions": json.dumps(captions)})
     os.replace(partial, path)
 
 
@@ -75,6 +76,10 @@ def read_pool(folder: Path) -> tuple[Tensor, list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=int, default=60)
+    parser.add_argument("--first", type=int, default=0, help="shard to begin with")
+    parser.add_argument(
+        "--every", type=int, default=1, help="one shard in so many: one process each"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--build", type=Path, default=Path("build"))
     options = parser.parse_args()
@@ -85,7 +90,7 @@ def main() -> None:
     folder = options.build / "flow-pool"
     folder.mkdir(parents=True, exist_ok=True)
 
-    for number in range(options.shards):
+    for number in range(options.first, options.shards, options.every):
         path = folder / f"{number:03}.safetensors"
         if not path.exists():
             write_shard(path, vae, 10_000 + number, device)
