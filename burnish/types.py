@@ -254,7 +254,7 @@ class Objective(Protocol):
     """It replaces the advantages of images by `targets`, and needs all their transitions."""
 
     compares_with_reference: bool = False
-    """What `targets` is given is the change from the reference, not from the old policy."""
+    """The change that `targets` is given is that from the reference, not from the old policy."""
 
     uses_ratio: bool = False
     """It reads `logp_old`, which is otherwise a copy of `logp` on the forward process."""

@@ -79,16 +79,11 @@ class DDIM(Kernel):
             level_t: one level a row.
             level_s: one level a row, less noisy than t.
         """
-        dtype = torch.promote_types(x_t.dtype, torch.float32)
         signal = (level_t.alpha / level_s.alpha) ** 2
         std = self.eta * level_s.sigma / level_t.sigma * (1 - signal).clamp(min=0).sqrt()
 
-        # the mean as a sum of x_t and x0: eps is never formed
-        weight_x_t = (level_s.sigma**2 - std**2).clamp(min=0).sqrt() / level_t.sigma
-        weight_x0 = level_s.alpha - weight_x_t * level_t.alpha
-        mean = weight_x0.to(dtype) * x0.to(dtype) + weight_x_t.to(dtype) * x_t.to(dtype)
-
-        return Gaussian(mean, std.to(dtype))
+        noise = (level_s.sigma**2 - std**2).clamp(min=0).sqrt()
+        return _keeping(noise, std, x_t, x0, level_t, level_s)
 
 
 @dataclass(frozen=True)
@@ -123,16 +118,10 @@ class Marginal(Kernel):
             level_t: one level a row.
             level_s: one level a row, less noisy than t.
         """
-        dtype = torch.promote_types(x_t.dtype, torch.float32)
         rho = self.rho(level_t, level_s)
         std = level_s.sigma * (1 - rho**2).clamp(min=0).sqrt()
 
-        # the mean as a sum of x_t and x0: eps is never formed
-        weight_x_t = level_s.sigma * rho / level_t.sigma
-        weight_x0 = level_s.alpha - weight_x_t * level_t.alpha
-        mean = weight_x0.to(dtype) * x0.to(dtype) + weight_x_t.to(dtype) * x_t.to(dtype)
-
-        return Gaussian(mean, std.to(dtype))
+        return _keeping(level_s.sigma * rho, std, x_t, x0, level_t, level_s)
 
 
 @dataclass(frozen=True)
@@ -281,6 +270,20 @@ class DanceGRPO(EulerMaruyama):
     def diffusion(self, t: Tensor, s: Tensor) -> Tensor:
         """Return eta at every time."""
         return torch.full_like(t, self.eta)
+
+
+def _keeping(
+    noise: Tensor, std: Tensor, x_t: Tensor, x0: Tensor, level_t: Level, level_s: Level
+) -> Gaussian:
+    """Return N(alpha_s x0 + noise eps, std), where eps is the noise in x_t.
+
+    The mean is a sum of x_t and x0, so eps = (x_t - alpha_t x0) / sigma_t is never formed.
+    """
+    dtype = torch.promote_types(x_t.dtype, torch.float32)
+    weight_x_t = noise / level_t.sigma
+    weight_x0 = level_s.alpha - weight_x_t * level_t.alpha
+    mean = weight_x0.to(dtype) * x0.to(dtype) + weight_x_t.to(dtype) * x_t.to(dtype)
+    return Gaussian(mean, std.to(dtype))
 
 
 def sample(gaussian: Gaussian, generator: torch.Generator) -> Tensor:

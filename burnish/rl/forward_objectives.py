@@ -21,12 +21,13 @@ All are functions of five numbers of a noised image, because the error of a mixt
 
     e of (1 - c) old + c current  =  (1 - c) e_old + c e - c (1 - c) d_old
 
-All may add kl / 2 d of the distance d to an anchor (`forward.anchor`), in RAM with kl = 1. Metrics
-of those
-without a ratio:
+but for the mean absolute errors of NFT. All may add kl / 2 d of the distance d to an anchor
+(`forward.anchor`), in RAM with kl = 1. `forward` also says what errors are measured in, and at
+which times. Metrics of those without a ratio:
 
     denoising_error   mean of e
-    kl_old            mean of D / 2 d_old, in nats per noised image; 0 before the first update
+    kl_old            mean of D / 2 d_old, in nats per noised image, of those that read d_old; 0
+                      before the first update, unless the old policy lags
 """
 
 from __future__ import annotations
