@@ -35,6 +35,9 @@ CASES = {
     "forward": Case(
         "demo", ("objective={use='ram',kl=0.0}", "batch.baseline=", "batch.minibatches=1")
     ),
+    "flow": Case(
+        "emoji-flow", ("objective={use='ram',strength=10.0,kl=0.0}", "batch.minibatches=1")
+    ),
 }
 
 

@@ -22,6 +22,7 @@ ROWS = (
     ("lcm_iteration_s", "RLCM: an iteration of 64 images, 4 calls, s", "{:.2f}", "<= 4"),
     ("lcm_ratio_floor", "the same / network alone", "{:.2f} x", "<= 1.10"),
     ("forward_ratio_floor", "forward objective / network alone", "{:.2f} x", "<= 1.10"),
+    ("flow_ratio_floor", "flow model / network alone", "{:.2f} x", "<= 1.10"),
     ("peak_mb", "Burnish, peak memory, MB", "{:.0f}", ""),
     ("trl_peak_mb", "TRL, peak memory, MB", "{:.0f}", ""),
 )

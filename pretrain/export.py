@@ -16,6 +16,7 @@ from diffusers import (
     ControlNetModel,
     LatentConsistencyModelPipeline,
     StableDiffusionPipeline,
+    ZImagePipeline,
 )
 from transformers import (
     AutoModelForCausalLM,
@@ -51,6 +52,12 @@ def export_lcm(build: Path, target: Path) -> None:
 
     for part in SHARED[target.name]:
         shutil.rmtree(target / part)
+
+
+def export_flow(build: Path, target: Path) -> None:
+    """Write the flow model."""
+    pipe = ZImagePipeline.from_pretrained(build / "emoji-flow", dtype=torch.float16)
+    pipe.save_pretrained(target)
 
 
 def export_qr(build: Path, target: Path) -> None:
@@ -113,6 +120,13 @@ def read_as_float32(config: Path) -> None:
     config.write_text(text.replace('"dtype": "float16"', '"dtype": "float32"'))
 
 
+def forget_folder(config: Path) -> None:
+    """Remove the folder that a model was trained in from the configuration that diffusers wrote."""
+    content = json.loads(config.read_text())
+    if content.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(content, indent=2) + "\n")
+
+
 def spread_vocabulary(folder: Path) -> None:
     """Write the vocabulary of a byte-pair encoding in the two files that transformers 4 reads.
 
@@ -131,6 +145,7 @@ MODELS = {
     "emoji-sd": export_sd,
     "emoji-sd/vae": export_decoder,
     "emoji-lcm": export_lcm,
+    "emoji-flow": export_flow,
     "emoji-qr": export_qr,
     "emoji-clip": export_clip,
     "emoji-captioner": export_captioner,
@@ -141,6 +156,7 @@ MODELS = {
 OPTIONAL_JOBS = {
     "emoji-sd/vae": "vae-decoder",
     "emoji-lcm": "lcm",
+    "emoji-flow": "flow",
     "emoji-qr": "controlnet",
     "emoji-captioner": "captioner",
     "emoji-expander": "expander",
@@ -170,6 +186,9 @@ def main() -> None:
 
         for file in target.rglob("config.json"):
             read_as_float32(file)
+            forget_folder(file)
+        for file in target.rglob("model_index.json"):
+            forget_folder(file)
         for file in target.rglob("tokenizer.json"):
             spread_vocabulary(file.parent)
 

@@ -86,9 +86,11 @@ class Source:
 
 
 def sources(folder: Path = PACKAGE) -> list[Source]:
-    """Return a folder's files, parsed."""
+    """Return a folder's files, parsed, but for those of hidden folders (virtual environments)."""
     parsed = []
     for path in sorted(folder.rglob("*.py")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
         text = path.read_text("utf-8")
         parsed.append(Source(path, ast.parse(text), text.splitlines()))
     return parsed

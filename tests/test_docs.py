@@ -40,7 +40,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_readme_is_short_and_in_order() -> None:
     """At most 600 words: a sentence, the image, the two commands, Python, six bullets, links."""
     assert len(README.split()) <= 600
-    order = ["fine-tunes image generators", "docs/images/demo.png", "make demo", "make test"]
+    order = ["fine-tunes image generators", "docs/images/flow.png", "make demo", "make test"]
     order += ["```python", "## What it does", "## Read on"]
     places = [README.index(text) for text in order]
     assert places == sorted(places)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from burnish import config as configuration
 from experiments.ddpo_tasks import plan as tasks
 from experiments.guard import plan as guard
+from experiments.objectives import plan as objectives
+from experiments.objectives.outcome import outcome
 from experiments.parrot import plan as parrot
 from experiments.qr_curriculum import plan as codes
 from experiments.qr_curriculum.measure import at_rate
@@ -32,6 +35,50 @@ def test_every_planned_run_has_the_numbers_of_its_arm(job: Trial) -> None:
     assert arm.iterations % arm.every == 0, "the last evaluation is after the last iteration"
     assert config.seed == job.seed and config.evaluation.judge
     assert config.rewards[0]["use"] == {"alignment": "clip_similarity"}.get(job.task, job.task)
+
+
+@pytest.mark.parametrize("job", objectives.jobs(), ids=lambda job: job.name)
+def test_every_objective_learns_from_as_many_images_an_iteration(job: Trial) -> None:
+    config = configuration.load(job.recipe, job.changes())
+    assert config.batch.prompts * config.batch.images_per_prompt == objectives.IMAGES
+    assert not config.batch.baseline and config.evaluation.judge
+    assert job.iterations % job.every == 0, "the last evaluation is after the last iteration"
+
+    baseline = objectives.MODELS[job.task.split("/")[0]].baseline
+    assert job.iterations <= objectives.trial(*job.task.split("/"), baseline, job.seed).iterations
+
+
+def evaluations(*gains: float, images: int = 64, spread: float = 0.01) -> list[dict[str, Any]]:
+    """Return a curve of two seeds whose gains lie `spread` around these."""
+    splits = [
+        {
+            "gain": gain,
+            "ci95": [gain - spread, gain + spread],
+            "by_seed": [gain - spread, gain + spread],
+            "judge": 1 - i / 10,
+        }
+        for i, gain in enumerate(gains)
+    ]
+    return [
+        {"images": i * images, "seconds": 2.0 * i, "train": split, "unseen": split}
+        for i, split in enumerate(splits)
+    ]
+
+
+def test_a_gain_is_reached_at_a_whole_evaluation() -> None:
+    baseline = evaluations(0, 0.1, 0.3, images=256)
+    row = outcome(evaluations(0, 0.29, 0.35, 0.6), baseline)
+    reached = row["images_to_ddpo"], row["seconds_to_ddpo"], row["judge_at_ddpo"]
+    assert reached == (128, 4.0, 0.8)
+    assert row["images_to_ddpo_by_seed"] == [128, 128] and row["images"] == 192
+    assert outcome(baseline, baseline)["images_to_ddpo"] == 512
+    assert outcome(evaluations(0, 0.1, 0.2), baseline)["images_to_ddpo"] is None
+
+
+def test_a_baseline_that_gained_nothing_is_no_target() -> None:
+    for flat in (evaluations(0, 0.005), evaluations(0, -0.2)):
+        row = outcome(evaluations(0, 0.1), flat)
+        assert row["images_to_ddpo"] is None and row["judge_at_ddpo"] is None
 
 
 @pytest.mark.parametrize("job", tasks.jobs(), ids=lambda job: job.name)

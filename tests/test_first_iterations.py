@@ -37,6 +37,7 @@ COMMON = (
 RECIPES: dict[str, tuple[str, ...]] = {
     "demo": (),
     "emoji-caption": (),
+    "emoji-flow": (),
     "emoji-guard": (),
     "emoji-lcm-aesthetic": (),
     "emoji-lcm-compressibility": (),

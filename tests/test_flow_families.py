@@ -376,3 +376,32 @@ def test_a_model_is_drawn_without_noise(model: Path) -> None:
     assert dict(policy.pipe.transformer.config) == config
     drawn = sampler.images(policy, PROMPTS[:1], generator())
     assert drawn.shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model"),
+    [
+        ("sd35-pickscore-ram", "tiny_sd3"),
+        ("klein-pickscore-ram", "tiny_klein"),
+        ("zimage-pickscore-ram", "tiny_z_image"),
+    ],
+)
+def test_a_recipe_of_first_choice_learns_on_a_tiny_model(
+    recipe: str, model: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    changes = [
+        "iterations=2",
+        f"model.id={request.getfixturevalue(model)}",
+        "model.size=32",
+        "model.device=cpu",
+        "sampler.steps=3",
+        'rewards=[{use="compressibility"}]',
+        "batch.prompts=2",
+        "batch.images_per_prompt=2",
+        "evaluation.images_per_prompt=0",
+        "run.sample_every=0",
+    ]
+    run = Run(train(configuration.load(recipe, changes), tmp_path / "run", progress=False))
+    records = run.records()
+    assert len(records) == 2 and all(record["grad_norm"] > 0 for record in records)
+    assert records[1]["kl"] > 0, "the anchor is the untrained model"

@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from burnish import zoo
-from burnish.diffusion.guidance import CFG, EmbeddedGuidance
-from burnish.diffusion.kernels import DDIM, LCM
+from burnish.diffusion.guidance import CFG, EmbeddedGuidance, NoGuidance
+from burnish.diffusion.kernels import DDIM, LCM, ODE
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.rewards.aesthetic import aesthetic
@@ -112,10 +112,12 @@ def test_stock_libraries_load_them() -> None:
     assert clip(**inputs).logits_per_image.shape == (8, 8)
 
 
-@pytest.mark.parametrize("name", ["emoji-sd", "emoji-lcm"])
+@pytest.mark.parametrize(
+    ("name", "size"), [("emoji-sd", 64), ("emoji-lcm", 64), ("emoji-flow", 128)]
+)
 @pytest.mark.parametrize("adapted", [False, True])
 def test_generators_load_in_stock_diffusers_without_arguments(
-    tmp_path: Path, name: str, adapted: bool
+    tmp_path: Path, name: str, size: int, adapted: bool
 ) -> None:
     pipe = DiffusionPipeline.from_pretrained(zoo.path(name))
     pipe.set_progress_bar_config(disable=True)
@@ -124,7 +126,10 @@ def test_generators_load_in_stock_diffusers_without_arguments(
         Policy.load(f"zoo:{name}", device="cpu").save_adapter(tmp_path)
         pipe.load_lora_weights(tmp_path)
 
-    assert pipe("a cat", num_inference_steps=1, output_type="pt").images.shape == (1, 3, 64, 64)
+    # a pipeline draws at the size that its network was made for; Z-Image's default is 1024 pixels
+    size_of = {"height": size, "width": size} if name == "emoji-flow" else {}
+    images = pipe("a cat", num_inference_steps=2, output_type="pt", **size_of).images
+    assert images.shape == (1, 3, size, size)
 
 
 def test_the_controlnet_loads_in_stock_diffusers_without_arguments() -> None:
@@ -170,6 +175,12 @@ def test_every_configuration_of_the_zoo_says_float32() -> None:
     assert len(files) > 8 and not [file for file in files if "float16" in file.read_text()]
 
 
+def test_no_configuration_of_the_zoo_names_a_folder() -> None:
+    root = zoo.path("emoji-sd").parent
+    files = [*root.rglob("config.json"), *root.rglob("model_index.json")]
+    assert not [file for file in files if "_name_or_path" in file.read_text()]
+
+
 def test_the_lines_of_the_readme_load_the_demo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,7 +207,7 @@ def test_the_generator_reads_the_clip_text_tower() -> None:
 
 
 def test_the_models_are_small(policy: Policy) -> None:
-    assert zoo.weights_mb() <= 55
+    assert zoo.weights_mb() <= 85
     text = policy.encode([Prompt("a cat")])["text"]
     counter = FlopCounterMode(display=False)
 
@@ -204,6 +215,18 @@ def test_the_models_are_small(policy: Policy) -> None:
         policy.pipe.unet(torch.zeros(1, 4, 16, 16), torch.tensor([1]), text)
 
     assert 0.5e9 < counter.get_total_flops() <= 0.7e9
+
+
+def test_a_call_of_the_flow_model_costs_at_most_a_gigaflop() -> None:
+    policy = Policy.load("zoo:emoji-flow", train="none", device="cpu")
+    text = policy.encode([Prompt("a cat and a guitar on a purple background")])
+    policy.null(1)  # encoded once, like the prompt
+    counter = FlopCounterMode(display=False)
+
+    with counter, torch.no_grad():
+        policy.predict(policy.noise(1, torch.Generator()), torch.tensor([0.5]), text, NoGuidance())
+
+    assert 0.5e9 < counter.get_total_flops() <= 1.0e9
 
 
 def test_the_check_measures_the_models(policy: Policy) -> None:
@@ -263,6 +286,19 @@ def test_the_generator_draws_its_prompts(policy: Policy) -> None:
     right = judge.load()(images, prompts).float().mean()
     wrong = judge.load()(images, prompts[1:] + prompts[:1]).float().mean()
     assert right >= 0.85 > 0.1 >= wrong
+
+
+def test_the_flow_model_draws_its_prompts_in_eight_calls() -> None:
+    policy = Policy.load("zoo:emoji-flow", train="none", device="cpu")
+    prompts = [Prompt(article(noun)) for noun in nouns()[::4]]
+    generator = torch.Generator().manual_seed(0)
+    images = check.generate(policy, Sampler(ODE(), 8, CFG(check.WEIGHT)), prompts, generator)
+    assert images.shape == (len(prompts), 3, 128, 128)
+
+    right = judge.load()(images, prompts).float().mean()
+    wrong = judge.load()(images, prompts[1:] + prompts[:1]).float().mean()
+    assert right >= 0.75 > 0.1 >= wrong
+    assert check.vae_psnr(policy, Scenes(80, size=128), 32) >= 26.5
 
 
 @pytest.fixture(scope="module")

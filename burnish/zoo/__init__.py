@@ -21,6 +21,7 @@ from pathlib import Path
 MODELS: Mapping[str, str] = {
     "emoji-sd": "a Stable Diffusion pipeline about emoji, 64x64 pixels, v-prediction",
     "emoji-lcm": "emoji-sd distilled into a consistency model: images in 1 to 8 network calls",
+    "emoji-flow": "a Z-Image pipeline about emoji, 128x128 pixels: a flow model",
     "emoji-qr": "a ControlNet for emoji-sd and emoji-lcm that draws a QR code into their images",
     "emoji-clip": "the CLIP model that the generators read prompts with; as a reward",
     "emoji-aesthetic": "a head on emoji-clip that predicts a stated taste; a reward to be fooled",
