@@ -20,11 +20,16 @@ from burnish.training.loop import train
 
 
 class IterationGate:
-    """Both callbacks of `train`: after each iteration, and for the decision to stop."""
+    """Both callbacks of `train`: after each iteration, and for the decision to stop.
+
+    The answer is sent when `train` asks whether to stop, for then a checkpoint that was due is
+    written; writing it is not in the iteration's seconds.
+    """
 
     def __init__(self, stream: RequestStream) -> None:
         self.stream = stream
         self.request: dict[str, Any] = stream.receive()
+        self.answer: dict[str, Any] = {}
 
     def next(self) -> None:
         """Wait for a request, then start the clock."""
@@ -33,24 +38,28 @@ class IterationGate:
         self._cpu_started = time.process_time()
 
     def __call__(self, record: Record) -> None:
-        """Answer with the iteration's times and wait for the next request."""
+        """Keep the iteration's times as the answer."""
         seconds = time.perf_counter() - self._started
         cpu_seconds = time.process_time() - self._cpu_started
         parts = {"sampling": record["seconds_sampling"], "training": record["seconds_training"]}
         if record["iteration"] == 1:
             seconds = sum(parts.values())
 
-        self.stream.send(
-            seconds=seconds,
-            cpu_seconds=cpu_seconds,
+        self.answer = {
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
             **parts,
-            reward=next(iter(record["rewards"].values()))["mean"],
-            ratio_deviation=record.get("ratio_deviation", 0.0),
-        )
-        self.next()
+            "reward": next(iter(record["rewards"].values()))["mean"],
+            "ratio_deviation": record.get("ratio_deviation", 0.0),
+        }
 
     def stop(self) -> bool:
-        """Return True if the request is not for another iteration."""
+        """Answer if an iteration is finished; return True if no other one is requested."""
+        if self.answer:
+            self.stream.send(**self.answer)
+            self.answer = {}
+            self.next()
+
         return self.request["do"] != "iterate"
 
 
