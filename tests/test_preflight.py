@@ -186,8 +186,9 @@ TINY = {
     "klein": "tiny_klein_distilled",
     "zimage": "tiny_z_image",
     "sana": "tiny_sana",
+    "klein-pickscore-ram": "tiny_klein",  # the base model, which guidance goes with
 }
-"""A model of the same architecture, by the first word of a recipe's name."""
+"""A model of the same architecture, by a recipe's name or its first word."""
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -195,7 +196,7 @@ def test_recipes_hold_on_a_tiny_model_of_their_architecture(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     """All but their size is rehearsed; rewards that would download a model have their own tests."""
-    model = request.getfixturevalue(TINY[name.partition("-")[0]])
+    model = request.getfixturevalue(TINY.get(name) or TINY[name.partition("-")[0]])
     small = (
         "batch.sample_batch=4",
         "batch.train_batch=3",
