@@ -49,6 +49,27 @@ GPU_TESTS_ON = os.environ.get("BURNISH_GPU_TESTS_ON", "cuda")
 """The device of the tests marked `gpu`; "cpu" runs their code where there is no CUDA device."""
 
 
+TINY_MODELS = {
+    "sd15": "tiny_sd1",
+    "lcm": "tiny_lcm",
+    "sd21": "tiny_sd2",
+    "sdxl": "tiny_sdxl",
+    "sd35": "tiny_sd3",
+    "flux": "tiny_flux_dev",
+    "qwen": "tiny_qwen_image",
+    "klein": "tiny_klein_distilled",
+    "zimage": "tiny_z_image",
+    "sana": "tiny_sana",
+    "klein-pickscore-ram": "tiny_klein",  # the base model, which guidance goes with
+}
+"""The fixture of a model of the same architecture, by a recipe's name or its first word."""
+
+
+def tiny_model(recipe: str) -> str:
+    """Return the name of the fixture with a tiny model of a hub recipe's architecture."""
+    return TINY_MODELS.get(recipe) or TINY_MODELS[recipe.partition("-")[0]]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked `gpu` where there is no CUDA device, unless they are to run without."""
     if torch.cuda.is_available() or GPU_TESTS_ON == "cpu":

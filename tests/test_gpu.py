@@ -25,7 +25,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import pytest
 import torch
-from conftest import build_pipeline, build_sdxl, generator, log, perturb
+from conftest import build_pipeline, build_sdxl, generator, log, perturb, tiny_model
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -64,19 +64,7 @@ HUB = {
 WITH_CONTROLNET = [name for name, recipe in HUB.items() if recipe.model.controlnet]
 WITH_EXPANDER = [name for name, recipe in HUB.items() if recipe.expander.model]
 PLAIN = [name for name in HUB if name not in (*WITH_CONTROLNET, *WITH_EXPANDER)]
-TINY = {
-    "sd15": "tiny_sd1",
-    "lcm": "tiny_lcm",
-    "sd21": "tiny_sd2",
-    "sdxl": "tiny_sdxl",
-    "sd35": "tiny_sd3",
-    "flux": "tiny_flux_dev",
-    "qwen": "tiny_qwen_image",
-    "klein": "tiny_klein_distilled",
-    "zimage": "tiny_z_image",
-    "sana": "tiny_sana",
-}
-"""A model of the same architecture, by the first word of a recipe's name."""
+
 
 SetTf32 = Callable[[bool], None]
 
@@ -467,7 +455,7 @@ def test_recipes_of_the_hub_on_a_tiny_model(
     recipe: str, device: str, request: pytest.FixtureRequest
 ) -> None:
     """Rewards that would download a model are left to their own tests."""
-    model = request.getfixturevalue(TINY[recipe.partition("-")[0]])
+    model = request.getfixturevalue(tiny_model(recipe))
     changes = [f"model.id={model}", "model.size=32", "sampler.window.last=0"]
     use = HUB[recipe].rewards[0]["use"]
     if use not in ("compressibility", "incompressibility"):

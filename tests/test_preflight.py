@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import tiny_model
 from PIL import Image
 
 from burnish import config as configuration
@@ -175,20 +176,6 @@ HUB = [
 CONTROLLED = [name for name in HUB if configuration.load(name).model.controlnet]
 EXPANDED = [name for name in HUB if configuration.load(name).expander.model]
 OTHERS = [name for name in HUB if name not in (*CONTROLLED, *EXPANDED)]
-TINY = {
-    "sd15": "tiny_sd1",
-    "lcm": "tiny_lcm",
-    "sd21": "tiny_sd2",
-    "sdxl": "tiny_sdxl",
-    "sd35": "tiny_sd3",
-    "flux": "tiny_flux_dev",
-    "qwen": "tiny_qwen_image",
-    "klein": "tiny_klein_distilled",
-    "zimage": "tiny_z_image",
-    "sana": "tiny_sana",
-    "klein-pickscore-ram": "tiny_klein",  # the base model, which guidance goes with
-}
-"""A model of the same architecture, by a recipe's name or its first word."""
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -196,7 +183,7 @@ def test_recipes_hold_on_a_tiny_model_of_their_architecture(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     """All but their size is rehearsed; rewards that would download a model have their own tests."""
-    model = request.getfixturevalue(TINY.get(name) or TINY[name.partition("-")[0]])
+    model = request.getfixturevalue(tiny_model(name))
     small = (
         "batch.sample_batch=4",
         "batch.train_batch=3",
