@@ -77,9 +77,13 @@ class World:
         return Tracking(self.accelerator if self.main else None)
 
     def end(self) -> None:
-        """Close the trackers, and part from the other processes."""
+        """Close the trackers, and part from the other processes.
+
+        They part together: the first one keeps the store that the others are still connected to.
+        """
         if self.accelerator is not None:
             self.tracking.end()
+            self.accelerator.wait_for_everyone()
             self.accelerator.end_training()
 
 
