@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from experiments.noun_pairs import noun_pairs
 from experiments.running import Trial
 
 SEEDS = (0, 1, 2)
@@ -19,16 +20,6 @@ eleven times.
 RATES = {"caption": 0.4}
 """Factors of the learning rates: images of pairs degrade sooner than those of one animal."""
 
-
-def pairs(section: str) -> str:
-    """Return the prompts of the caption task, as a setting of a section."""
-    animals, objects = PAIRS[section]
-    return (
-        f'{section}={{use="template",text="a {{animal}} and a {{object}}",'
-        f"animal={animals},object={objects}}}"
-    )
-
-
 TASKS: dict[str, tuple[str, ...]] = {
     "compressibility": (),
     "incompressibility": ("rewards.0.use=incompressibility",),
@@ -36,7 +27,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "caption": (
         'rewards=[{use="caption",model="zoo:emoji-captioner",encoder="zoo:emoji-clip",batch=64,'
         'reference="{animal} {object}"}]',
-        *map(pairs, PAIRS),
+        *noun_pairs(PAIRS),
         "evaluation.images_per_prompt=8",
     ),
 }

@@ -1,4 +1,4 @@
-"""Which objective learns fastest, on three models and three tasks. Resumable.
+"""Compare how fast objectives learn, on three models and three tasks. Resumable.
 
     python -m experiments.objectives                  # everything: some hours on two cores
     python -m experiments.objectives --only report    # figure and result.json of existing runs

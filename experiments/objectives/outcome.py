@@ -1,4 +1,4 @@
-"""What an arm needs to reach the gain at which its baseline ended.
+"""The images and seconds in which an arm reaches the gain at which its baseline ended.
 
 It is reached at the first evaluation that is not below it: whole iterations, whatever lies between
 them. Where the baseline gained nothing that is certain, there is nothing to reach.

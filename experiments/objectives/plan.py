@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from experiments.noun_pairs import noun_pairs
 from experiments.running import Trial
 
 SEEDS = (0, 1, 2)
@@ -19,22 +20,12 @@ PAIRS = {  # animals and objects: prompts that are trained on, and prompts that 
     "evaluation.unseen": (["pig", "lion", "frog", "horse"], ["violin", "apple", "bus", "key"]),
 }
 
-
-def pairs(section: str) -> str:
-    """Return the pairs of nouns of the alignment task, as a setting of a section."""
-    animals, objects = PAIRS[section]
-    return (
-        f'{section}={{use="template",text="a {{animal}} and a {{object}}",'
-        f"animal={animals},object={objects}}}"
-    )
-
-
 TASKS: dict[str, tuple[str, ...]] = {
     "compressibility": ("rewards.0.use=compressibility",),
     "aesthetic": ('rewards=[{use="aesthetic",model="zoo:emoji-clip",head="zoo:emoji-aesthetic"}]',),
     "alignment": (
         'rewards=[{use="clip_similarity",model="zoo:emoji-clip"}]',
-        *map(pairs, PAIRS),
+        *noun_pairs(PAIRS),
         "evaluation.images_per_prompt=4",
     ),
 }
