@@ -34,6 +34,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "compressibility": "burnish.rewards.compressibility:compressibility",
         "incompressibility": "burnish.rewards.compressibility:incompressibility",
         "clip_similarity": "burnish.rewards.clip:clip_similarity",
+        "clip_contrast": "burnish.rewards.clip_contrast:clip_contrast",
+        "clip_retrieval": "burnish.rewards.clip_contrast:clip_retrieval",
         "aesthetic": "burnish.rewards.aesthetic:aesthetic",
         "preference": "burnish.rewards.preference:preference",
         "sentiment": "burnish.rewards.sentiment:sentiment",

@@ -164,11 +164,11 @@ def _named(where: str, kind: str, table: Any) -> Iterator[NamedPart]:
         return
 
     yield NamedPart(where, kind, table)
-    if kind == "prompts" and catalog.is_own(kind, table.get("use")):
-        # a source of the catalog may take its texts from another source
+    if kind in ("prompts", "reward") and catalog.is_own(kind, table.get("use")):
+        # a source or reward of the catalog may take its texts from a source
         for key, value in table.items():
             if isinstance(value, dict) and "use" in value:
-                yield from _named(f"{where}.{key}", kind, value)
+                yield from _named(f"{where}.{key}", "prompts", value)
 
 
 def _section_paths(tree: Mapping[str, Any], schema: Any, where: str) -> Iterator[NamedPath]:

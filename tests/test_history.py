@@ -32,6 +32,8 @@ NOUNS = ("cat", "dog", "wolf", "car", "tree", "guitar", "fox", "ant on a red hil
 REWARDS: dict[str, dict[str, Any]] = {
     "aesthetic": {"model": CLIP, "head": "zoo:emoji-aesthetic"},
     "caption": {"model": CAPTIONER, "encoder": CLIP, "layer": 1},
+    "clip_contrast": {"model": CLIP, "others": ["a cat", "a dog", "a pear"]},
+    "clip_retrieval": {"model": CLIP, "others": ["a cat", "a dog", "a pear"]},
     "clip_similarity": {"model": CLIP},
     "code_distance": {"model": CLIP},
     "compressibility": {},

@@ -82,6 +82,7 @@ WINGS: dict[str, set[str]] = {
         "errors",
         "redaction",
         "user_code",
+        "catalog",
         "images",
         "pretrained",
         "prompt_warnings",

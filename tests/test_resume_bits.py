@@ -42,6 +42,8 @@ TEXTS = ["a cat", "two dogs", "a red car and a wolf", "an ant", "a tree on a blu
 REWARDS: dict[str, dict[str, Any]] = {
     "aesthetic": {"model": CLIP, "head": "zoo:emoji-aesthetic"},
     "caption": {"model": "zoo:emoji-captioner", "encoder": CLIP, "layer": 1},
+    "clip_contrast": {"model": CLIP, "others": ["a cat", "a dog", "a pear"]},
+    "clip_retrieval": {"model": CLIP, "others": ["a cat", "a dog", "a pear"]},
     "clip_similarity": {"model": CLIP},
     "code_distance": {"model": CLIP},
     "compressibility": {},

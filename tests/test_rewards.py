@@ -454,6 +454,8 @@ def test_every_listed_reward_passes_the_check(
         },
         "remote": {"url": server.url},
         "clip_similarity": {"model": str(tiny_clip)},
+        "clip_contrast": {"model": str(tiny_clip), "others": ["a cat", "a dog", "ball"]},
+        "clip_retrieval": {"model": str(tiny_clip), "others": ["a cat", "a dog", "ball"]},
         "picture_similarity": {"model": str(tiny_clip)},
         "code_distance": {"model": str(tiny_clip)},
         "aesthetic": {

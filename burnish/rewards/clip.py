@@ -11,7 +11,7 @@ rescaled twice.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -27,11 +27,14 @@ from burnish.prompt_warnings import PromptWarnings
 from burnish.rewards.isolated import isolated
 from burnish.types import Prompt, Reward
 
+Compared = Literal["text", "original"]
+"""The text of a prompt that images are compared with."""
+
 
 def clip_similarity(
     model: ModelPath = "openai/clip-vit-large-patch14",
     device: DeviceName = "auto",
-    of: Literal["text", "original"] = "text",
+    of: Compared = "text",
 ) -> Reward:
     """Reward the cosine similarity of each image with its own prompt under a CLIP model.
 
@@ -52,7 +55,7 @@ def clip_similarity(
     return cosine(Clip.load(model), device, of)
 
 
-def cosine(clip: Clip, device: str = "auto", of: Literal["text", "original"] = "text") -> Reward:
+def cosine(clip: Clip, device: str = "auto", of: Compared = "text") -> Reward:
     """Reward the cosine similarity of each image with its own prompt.
 
     Args:
@@ -60,20 +63,33 @@ def cosine(clip: Clip, device: str = "auto", of: Literal["text", "original"] = "
         device: `auto` takes the device of the images.
         of: the prompt's "text" or its "original".
     """
-    embeddings: dict[str, Tensor] = {}  # the text tower is frozen: each text passes it once
+    embed_texts = remembering(clip)
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         clip.move_to(device, images)
-        texts = [prompt.original if of == "original" else prompt.text for prompt in prompts]
-        new_texts = sorted(set(texts) - embeddings.keys())
+        texts = embed_texts(compared_texts(prompts, of))
+        return (clip.images(images) * texts).sum(-1)
 
+    return reward
+
+
+def compared_texts(prompts: Sequence[Prompt], of: Compared) -> list[str]:
+    """Return the text of each prompt that its images are compared with."""
+    return [prompt.original if of == "original" else prompt.text for prompt in prompts]
+
+
+def remembering(clip: Clip) -> Callable[[Sequence[str]], Tensor]:
+    """Return `clip.texts` with a memory: the tower is frozen, so each text passes it once."""
+    embeddings: dict[str, Tensor] = {}
+
+    def texts(wanted: Sequence[str]) -> Tensor:
+        new_texts = sorted(set(wanted) - embeddings.keys())
         if new_texts:
             embeddings.update(zip(new_texts, clip.texts(new_texts), strict=True))
 
-        embedded = torch.stack([embeddings[text] for text in texts])
-        return (clip.images(images) * embedded).sum(-1)
+        return torch.stack([embeddings[text] for text in wanted])
 
-    return reward
+    return texts
 
 
 @dataclass(frozen=True)

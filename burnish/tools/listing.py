@@ -38,6 +38,8 @@ HEADS: Mapping[str, str] = {
 """The heads of a kind's tables in a recipe, if they are not the kind in brackets."""
 
 EXAMPLES: Mapping[str, Mapping[str, Any]] = {
+    "clip_contrast": {"others": ["a cat", "a dog", "a car"]},
+    "clip_retrieval": {"others": ["a cat", "a dog", "a car"]},
     "remote": {"url": "http://127.0.0.1:8000/score"},
     "linear": {"first": 1.4, "last": 0.8},
     "cosine": {"first": 1.4, "last": 0.8},
