@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from burnish.terminal import adapt_streams, say
+from burnish.zoo import QR_CONTROLNET
 
 if TYPE_CHECKING:
     from burnish.diffusion.policy import Policy
@@ -124,7 +125,7 @@ ControlNet = Annotated[
     typer.Option(
         help=(
             "The ControlNet of a model that is no run. "
-            "[dim]default: zoo:emoji-qr for the zoo's models[/dim]"
+            f"[dim]default: {QR_CONTROLNET} for the zoo's models[/dim]"
         )
     ),
 ]
@@ -629,7 +630,7 @@ def zoo_check(
 
     print(table(measured))
     print()
-    print("zoo:emoji-qr by control scale:")
+    print(f"{QR_CONTROLNET} by control scale:")
     print(control_curve.table(points))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,19 @@ def test_random_payloads_are_seeded_and_different() -> None:
     assert set("".join(drawn(random=10, length=3, alphabet="102"))) <= set("012")
 
 
+def test_a_pattern_surrounds_the_random_characters_by_turns() -> None:
+    patterns = ["https://example.org/{}", "HTTP://{}.DE"]
+    links = drawn(random=9, pattern=patterns, length=4)
+    assert links == drawn(random=20, pattern=patterns, length=4)[:9]
+    assert [link.startswith("https://example.org/") for link in links] == [True, False] * 4 + [True]
+    assert all(re.fullmatch(r"https://example\.org/[A-Z0-9]{4}", link) for link in links[::2])
+    assert all(re.fullmatch(r"HTTP://[A-Z0-9]{4}\.DE", link) for link in links[1::2])
+
+    unseen = drawn(random=9, pattern=patterns, part="unseen")
+    assert all(map(is_unseen, unseen)) and not any(map(is_unseen, links))
+    assert drawn(random=5, pattern="{}") == drawn(random=5)
+
+
 def test_training_payloads_are_never_unseen() -> None:
     """With so few payloads that two random sets of them would overlap."""
     trained = {seed: set(drawn(random=400, seed=seed, length=2)) for seed in range(3)}
@@ -96,6 +110,9 @@ def test_training_payloads_are_never_unseen() -> None:
             r"there is no \{noun\}; take one of text, payload",
         ),
         ({"random": 3, "part": "test"}, 'part = \'test\': take "train" or "unseen"'),
+        ({"random": 3, "pattern": "https://example.org"}, r"pattern = .*: write \{\} once"),
+        ({"random": 3, "pattern": ["{}", "{}/{}"]}, r"pattern = .*: write \{\} once"),
+        ({"random": 3, "pattern": []}, r"pattern = \[\]: write \{\} once"),
         ({"random": -1}, "take at least one payload"),
         ({"random": 3, "alphabet": "AAB"}, "different characters"),
         (

@@ -18,7 +18,7 @@ from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.images import open_image
-from burnish.qr.decoders import independent
+from burnish.qr.decoders import decoder, independent
 from burnish.qr.layout import fit
 from burnish.qr.phone import Phone
 from burnish.qr.scanner import Scanner
@@ -219,6 +219,31 @@ def test_phone_is_what_independent_readers_read(monkeypatch: pytest.MonkeyPatch)
     assert Phone(["zxing"]).reads(image, "HELLO", 4, micro=False) is None
     assert "no independent reader is installed: pyzbar (pip install" in Phone(["zxing"]).note()
     assert "every reader took part" in Phone(["zxing", "pyzbar", "opencv"]).note()
+
+
+def test_each_independent_reader_says_what_it_reads_in_the_plain_image(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OpenCV as it is; a ZBar that is not installed."""
+
+    def installed(name: str) -> Callable[[Any], list[str]]:
+        if name == "pyzbar":
+            raise ValueError("not installed")
+        return decoder(name)
+
+    monkeypatch.setattr("burnish.qr.phone.decoder", installed)
+    link, other = fit("https://example.org", 128), fit("https://example.com", 128)
+    code = link.draw()
+    blank = torch.ones(3, 128, 128)
+    images = torch.stack([code, blank, code])
+    found = Phone(["zxing"]).plain(images, [link, link, other])
+    assert found.keys() == {"opencv", "pyzbar"} and found["pyzbar"] is None
+    assert found["opencv"] is not None and found["opencv"].tolist() == [True, False, False]
+
+    micro = fit("AB12C", 64)
+    monkeypatch.setattr("burnish.qr.phone.decoder", lambda name: lambda pixels: ["AB12C"])
+    for reader in Phone(["zxing"]).plain(micro.draw()[None], [micro]).values():
+        assert reader is not None and reader.tolist() == [False]
 
 
 def test_the_first_command_that_anybody_types(

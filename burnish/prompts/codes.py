@@ -4,6 +4,7 @@
     use = "qr"
     texts = {use = "zoo_nouns", split = "animals"}      # or a list
     random = 200                     # or payloads = [...], or payloads = "payloads.txt"
+    pattern = "https://example.org/{}"                  # a link with random characters
     base = "bases/{noun}.png"        # the image that each should resemble
 
 Random payloads are sorted into two parts by a hash of each, a quarter of them into "unseen": what
@@ -48,6 +49,7 @@ def qr(
     seed: int = 0,
     length: Count = 5,
     alphabet: str = CAPITALS,
+    pattern: list[str] | str = "{}",
     part: Literal["train", "unseen"] = "train",
     combine: Literal["", "all", "turns"] = "",
     base: FilePath = "",
@@ -61,8 +63,10 @@ def qr(
         payloads: a list, or a text file with one a line.
         random: the number of random payloads, all different, to take instead.
         seed: of the random ones.
-        length: of each, in characters.
+        length: of each, in characters; those of the pattern are not counted.
         alphabet: the characters they are made of.
+        pattern: what a random payload says, with {} for its random characters; of several, each
+            payload has one, by turns.
         part: "train" or "unseen": the part of all random payloads to draw from.
         combine: "all" for every text with every payload; "turns" for as many prompts as the longer
             of the two has, both taken by turns; by default "all" up to 256 pairs, else "turns".
@@ -87,7 +91,7 @@ def qr(
     prompts = catalog.build("prompts", catalog.prompts_table(texts), "prompts.texts")
 
     if payloads is None:
-        contents: Sequence[str] = _random_payloads(random, seed, length, alphabet, part)
+        contents: Sequence[str] = _random_payloads(random, seed, length, alphabet, pattern, part)
     else:
         contents = _given_payloads(payloads)
 
@@ -139,7 +143,15 @@ def _given_payloads(payloads: list | str) -> Sequence[str]:
     return payloads
 
 
-def _random_payloads(count: int, seed: int, length: int, alphabet: str, part: str) -> list[str]:
+def _random_payloads(
+    count: int, seed: int, length: int, alphabet: str, pattern: list[str] | str, part: str
+) -> list[str]:
+    patterns = [pattern] if isinstance(pattern, str) else pattern
+    if not patterns or any(one.count("{}") != 1 for one in patterns):
+        raise ValueError(
+            f"prompts: pattern = {pattern!r}: write {{}} once in each, where the random characters "
+            'go, as in "https://example.org/{}"'
+        )
     if part not in ("train", "unseen"):
         raise ValueError(f'prompts: part = {part!r}: take "train" or "unseen"')
     if count < 1 or length < 1 or len(set(alphabet)) != len(alphabet) or not alphabet:
@@ -159,7 +171,8 @@ def _random_payloads(count: int, seed: int, length: int, alphabet: str, part: st
 
     for _ in range(20 * count + 1000):
         # random() alone is promised to give the same numbers under every version of Python
-        payload = "".join(alphabet[int(source.random() * len(alphabet))] for _ in range(length))
+        characters = (alphabet[int(source.random() * len(alphabet))] for _ in range(length))
+        payload = patterns[len(drawn) % len(patterns)].replace("{}", "".join(characters))
         if is_unseen(payload) == (part == "unseen"):
             drawn[payload] = None
         if len(drawn) == count:

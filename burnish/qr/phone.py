@@ -4,6 +4,8 @@ An image that one library chose or rewarded may please that library alone, and a
 So the verdict is left to the libraries that did neither: under every condition one of them reads
 exactly the payload, in the image as it is or softened as a camera sees it. Micro QR never has the
 verdict: OpenCV, ZBar and the cameras of most phones do not know it.
+
+`Phone.plain` asks less: does each of these readers, by itself, read the image as it is?
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
+from burnish.images import eight_bit
 from burnish.qr.conditions import CONDITIONS, soften
 from burnish.qr.decoders import INSTALL, Decoder, decoder, independent
-from burnish.qr.layout import TINY
+from burnish.qr.layout import TINY, Layout
 
 MICRO_NOTE = (
     f"Micro QR: most phone cameras do not read it; an ordinary code takes {TINY} px or more"
@@ -62,6 +67,28 @@ class Phone:
             return None
 
         return all(self._reads_under(name, image, payload, module) for name in CONDITIONS)
+
+    def plain(self, images: Tensor, layouts: Sequence[Layout]) -> dict[str, Tensor | None]:
+        """Return which images each reader reads as they are, neither changed nor softened.
+
+        Args:
+            images: (B, 3, side, side) in [0, 1].
+            layouts: B codes.
+
+        Returns:
+            (B,) bool by the reader's name, False for Micro QR; None of a reader that is not
+            installed, see `note`.
+        """
+        grey = [np.asarray(Image.fromarray(pixels).convert("L")) for pixels in eight_bit(images)]
+        pairs = list(zip(grey, layouts, strict=True))
+        found = {
+            name: torch.tensor(
+                [not code.micro and code.payload in read(pixels) for pixels, code in pairs],
+                dtype=torch.bool,
+            )
+            for name, read in self._read.items()
+        }
+        return {**found, **dict.fromkeys(self.missing)}
 
     def _reads_under(self, condition: str, image: Image.Image, payload: str, module: float) -> bool:
         changed = CONDITIONS[condition](image, module)

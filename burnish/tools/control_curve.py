@@ -42,10 +42,22 @@ class Point:
     clip_code: float  # cosine of the image and the bare code
 
 
-def prompts(nouns: Sequence[str], count: int, seed: int = 0) -> list[Prompt]:
-    """Return `count` prompts "a {noun}" by turns, each with an unseen payload of its own."""
+def prompts(
+    nouns: Sequence[str], count: int, seed: int = 0, pattern: list[str] | str = "{}"
+) -> list[Prompt]:
+    """Return `count` prompts "a {noun}" by turns, each with an unseen payload of its own.
+
+    Args:
+        nouns: in this order.
+        count: of the prompts.
+        seed: of the payloads.
+        pattern: of the payloads, as of the prompt source qr.
+    """
     texts = {"use": "template", "text": "a {noun}", "noun": list(nouns)}
-    return qr_prompts(texts, random=count, seed=seed, part="unseen", combine="turns")[:count]
+    coded = qr_prompts(
+        texts, random=count, seed=seed, pattern=pattern, part="unseen", combine="turns"
+    )
+    return coded[:count]
 
 
 def curve(

@@ -26,6 +26,7 @@ from burnish.seeds import generator
 from burnish.tools.gallery import CHUNK, open_source
 from burnish.trust import Trust
 from burnish.types import Prompt
+from burnish.zoo import QR_CONTROLNET
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def open_controlled(
         FileNotFoundError, ValueError: there is no such thing, or it has no ControlNet.
     """
     if source.startswith("zoo:"):
-        controlnet = controlnet or "zoo:emoji-qr"
+        controlnet = controlnet or QR_CONTROLNET
 
     policy, sampler = open_source(
         source, steps=steps, guidance=guidance, controlnet=controlnet, trust=trust

@@ -56,6 +56,7 @@ from burnish.tools.control_curve import Point, curve
 from burnish.tools.control_curve import prompts as qr_prompts
 from burnish.tools.gallery import open_source
 from burnish.types import Prompt
+from burnish.zoo import QR_CONTROLNET
 from burnish.zoo import judge as judging
 from burnish.zoo import questions as asking
 from burnish.zoo.scenes import NUMBERS, Scene, Scenes, nouns, vocabulary
@@ -326,7 +327,7 @@ def _captions(noun: str) -> set[str]:
 
 def control(count: int, seed: int) -> list[Point]:
     """Return the ControlNet's curve over its control scale, of `count` prompts with payloads."""
-    policy, sampler = open_source("zoo:emoji-lcm", controlnet="zoo:emoji-qr")
+    policy, sampler = open_source("zoo:emoji-lcm", controlnet=QR_CONTROLNET)
     prompts = qr_prompts(nouns(), count, seed)
     return curve(policy, sampler, prompts, Clip.load("zoo:emoji-clip"), seed=seed)
 

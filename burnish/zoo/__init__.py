@@ -32,6 +32,9 @@ MODELS: Mapping[str, str] = {
 }
 """The models by name, with a sentence about each."""
 
+QR_CONTROLNET = "zoo:emoji-qr"
+"""The ControlNet that the zoo's generators draw codes with."""
+
 NAMES = tuple(MODELS)
 # parts that a model takes from another one: {model: {part: path in the zoo}}
 SHARED = {"emoji-lcm": {part: f"emoji-sd/{part}" for part in ("vae", "text_encoder", "tokenizer")}}
