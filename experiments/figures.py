@@ -25,8 +25,8 @@ def style(axes: Iterable[Axes], grid: bool = True) -> None:
             axis.grid(alpha=0.2)
 
 
-def save_figure(figure: Figure, name: str) -> None:
-    """Write a figure into the docs' images."""
-    IMAGES.mkdir(parents=True, exist_ok=True)
+def save_figure(figure: Figure, name: str, folder: Path = IMAGES) -> None:
+    """Write a figure into the docs' images, or into another folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
-    figure.savefig(IMAGES / name, dpi=110)
+    figure.savefig(folder / name, dpi=110)

@@ -77,7 +77,11 @@ def run_folder(task: str, arm: str, seed: int) -> str:
 
 
 def run_stages(
-    doc: str | None, out: str, stages: Mapping[str, Stage], tasks: Sequence[str] = ()
+    doc: str | None,
+    out: str,
+    stages: Mapping[str, Stage],
+    tasks: Sequence[str] = (),
+    quick: bool = False,
 ) -> None:
     """Run an experiment's command line: all its stages in order, or one of them.
 
@@ -86,6 +90,7 @@ def run_stages(
         out: the default folder of the runs.
         stages: by name; each gets the options.
         tasks: choices of --task, if there is such an option.
+        quick: there is an option --quick; its runs go into a folder of their own by default.
     """
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -101,7 +106,15 @@ def run_stages(
             "--task", action="append", choices=tuple(tasks), help="train these only"
         )
 
+    if quick:
+        parser.add_argument(
+            "--quick", action="store_true", help="a tiny budget: does everything run?"
+        )
+
     options = parser.parse_args()
+    if quick and options.quick and options.out == Path(out):
+        options.out = Path(f"{out}_quick")
+
     for name, stage in stages.items():
         if options.only in (None, name):
             stage(options)

@@ -8,13 +8,21 @@ from typing import Any
 import pytest
 
 from burnish import config as configuration
+from burnish import zoo
+from burnish.prompts.codes import is_unseen
+from burnish.qr.layout import layout_of
 from experiments.ddpo_tasks import plan as tasks
 from experiments.guard import plan as guard
 from experiments.objectives import plan as objectives
 from experiments.objectives.outcome import outcome
 from experiments.parrot import plan as parrot
 from experiments.qr_curriculum import plan as codes
-from experiments.qr_curriculum.measure import at_rate
+from experiments.qr_curriculum.measure import (
+    at_rate,
+    at_scale,
+    measured_prompts,
+    start_scales,
+)
 from experiments.rlcm_vs_ddpo import plan
 from experiments.running import Trial
 from experiments.time_to_target import compare, time_to_target
@@ -142,16 +150,64 @@ def test_parrot_measures_trained_arms() -> None:
     }
 
 
-@pytest.mark.parametrize("job", codes.jobs(Path("out")), ids=lambda job: job.name)
+SCALES = codes.Scales(first=1.2, starts={"low": 0.7, "middle": 0.9})
+
+
+@pytest.mark.parametrize("job", codes.jobs(Path("out"), SCALES), ids=lambda job: job.name)
 def test_codes_are_measured_where_no_training_was(job: Trial) -> None:
     config = configuration.load(job.recipe, job.changes())
+    assert config.model.size == codes.SIZE and config.model.controlnet == zoo.QR_CONTROLNET
     assert config.evaluation.prompts["part"] == "unseen" and "part" not in config.prompts
-    assert config.sampler.control.scale == codes.SCALE == config.curriculum.get("last", codes.SCALE)
+
+    scale = SCALES.starts[job.task]
+    steps = config.curriculum.get("values", [])
+    assert config.sampler.control.scale == scale
+    assert bool(steps) == (job.arm != "none")
+    assert not steps or (steps[0], steps[-1]) == (SCALES.first, scale)
+    assert steps.count(scale) * 2 == len(steps) and steps == sorted(steps, reverse=True)
+    assert job.arm == "control" or len(steps) <= config.iterations
+
     names = set(configuration.reward_names(config.rewards))
-    similarities = {"clip_similarity", "picture_similarity"} & names
-    assert bool(config.curriculum) == (job.arm != "no_curriculum")
-    assert len(similarities) == (0 if job.arm == "no_clip" else 2)
+    about_pictures = {"clip_contrast", "picture_similarity"} & names
+    assert len(about_pictures) == (0 if job.arm == "no_picture" else 2)
+    assert not names & {"clip_retrieval", "judge"}, "what is measured is in no reward"
     assert (config.optimizer.lr == 0) == (job.arm == "control")
+
+
+@pytest.mark.parametrize("objective", codes.OBJECTIVES)
+def test_codes_may_be_learned_by_any_of_the_objectives(
+    objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codes, "OBJECTIVE", objective)
+    for budget in (codes.FULL, codes.QUICK):
+        for job in codes.jobs(Path("out"), SCALES, budget):
+            assert configuration.load(job.recipe, job.changes()).objective["use"] == objective
+
+
+def test_the_links_of_the_measurement_are_ordinary_codes_of_the_unseen_part() -> None:
+    coded = measured_prompts()
+    layouts = [layout_of(prompt, codes.SIZE) for prompt in coded]
+    assert {layout.version for layout in layouts} == {1, 2}
+    assert all(is_unseen(layout.payload) for layout in layouts)
+    assert len(coded) == 3 * 61 and len(measured_prompts(codes.QUICK)) == 6
+
+
+def test_the_recipe_draws_codes_with_the_zoos_controlnet() -> None:
+    config = configuration.load(codes.RECIPE)
+    assert (config.model.controlnet, config.model.size) == (zoo.QR_CONTROLNET, codes.SIZE)
+    assert config.prompts["pattern"] == config.evaluation.prompts["pattern"] == codes.PATTERNS
+
+
+def test_runs_start_where_as_many_are_read_as_planned() -> None:
+    """Of a straight line from nothing at 0 to everything at 1; a missing reader changes nothing."""
+    start = {
+        "0": {"strict": 0.0, "opencv": float("nan")},
+        "1": {"strict": 1.0, "opencv": float("nan")},
+    }
+    scales = start_scales(start)
+    wanted = {name: one.read for name, one in codes.STARTS.items()}
+    assert scales == codes.Scales(codes.FIRST_READ, wanted)
+    assert at_scale(start, 0.3)["strict"] == pytest.approx(0.3)
 
 
 def test_the_reference_lies_between_scales() -> None:

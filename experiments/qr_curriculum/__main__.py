@@ -2,11 +2,12 @@
 
     python -m experiments.qr_curriculum                  # everything
     python -m experiments.qr_curriculum --only report    # figures and result.json of existing runs
+    python -m experiments.qr_curriculum --quick          # all of it on a tiny budget, in minutes
 
-`bases`: an image of every noun, drawn without a code. `train`: every run of `plan.py`, through
-`burnish train`. `measure`: the ControlNet before training at many control scales, and every run
-at the low one, on nouns and payloads that no training saw. `report`: `result.json`, the figure
-and a grid of images.
+`bases`: an image of every noun, drawn without a code. `start`: the ControlNet before training at
+many control scales, on nouns and links that no training saw; it says at which scales runs start.
+`train`: every run of `plan.py`, through `burnish train`. `measure`: every run, at the scale of its
+start. `report`: `result.json`, the figure and a grid of images; with --quick they stay in --out.
 """
 
 from __future__ import annotations
@@ -24,30 +25,42 @@ def bases(options: argparse.Namespace) -> None:
     draw_bases(options.out / plan.BASES)
 
 
+def start(options: argparse.Namespace) -> None:
+    """Measure the ControlNet before training."""
+    from experiments.qr_curriculum.measure import measure_start
+
+    measure_start(options.out, plan.budget(options.quick))
+
+
 def train_all(options: argparse.Namespace) -> None:
     """Train every run of the plan."""
-    train(plan.jobs(options.out), options.out, options.parallel)
+    from experiments.qr_curriculum.measure import load_start, start_scales
+
+    scales = start_scales(load_start(options.out))
+    jobs = plan.jobs(options.out, scales, plan.budget(options.quick))
+    train(jobs, options.out, options.parallel)
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Measure scan rates and similarities, before and after."""
-    from experiments.qr_curriculum.measure import measure_all
+    """Measure scan rates and similarities after training."""
+    from experiments.qr_curriculum.measure import measure_runs
 
-    measure_all(options.out)
+    measure_runs(options.out, plan.budget(options.quick))
 
 
 def report(options: argparse.Namespace) -> None:
     """Write the results and draw the figures."""
     from experiments.qr_curriculum import result
 
-    result.report(options.out)
+    result.report(options.out, plan.budget(options.quick))
 
 
 if __name__ == "__main__":
     stages: dict[str, Stage] = {
         "bases": bases,
+        "start": start,
         "train": train_all,
         "measure": measure,
         "report": report,
     }
-    run_stages(__doc__, "runs/qr_curriculum", stages)
+    run_stages(__doc__, "runs/qr_curriculum", stages, quick=True)

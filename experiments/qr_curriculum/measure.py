@@ -1,54 +1,69 @@
-"""Scan rates and similarities of images of nouns, with payloads, that no training saw.
+"""Scan rates and similarities of images of nouns, with links, that no training saw.
 
     python -m experiments.qr_curriculum.measure RUN      # after the experiment's stage `bases`
 
 RUN is any run of `burnish train`. An image is `strict` if zxing reads its payload under all
 fifteen conditions; `trained` and `held_out` need only the eight conditions that the reward
 knows and the seven that it does not; `other` all fifteen by another binarizer of zxing (global
-histogram) than the reward's. `clip_text` compares with the prompt, `clip_other` with the other
-nouns' prompts, `clip_image` with the noun's base image, `clip_code` with the bare code;
-`judged` is the share in which the embedded judge finds the noun of the prompt.
+histogram) than the reward's. `opencv` and `pyzbar`, which no reward uses, read the plain image;
+null where the library is missing. `clip_text` compares with the prompt, `clip_other` with the other
+nouns' prompts, `contrast` is the first less the second; `clip_image` compares with the noun's base
+image, `clip_code` with the bare code. `retrieval_top1` and `retrieval_top5` are the shares in which
+the prompt is the nearest, or among the five nearest, of those of all 106 nouns; `judged` is the
+share in which the embedded judge finds the noun of the prompt.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from burnish import config as configuration
 from burnish.config import ControlConfig
+from burnish.diffusion.loading import present_device
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.files import dumps, write
 from burnish.images import open_image
 from burnish.qr.conditions import HELD_OUT, TRAIN
 from burnish.qr.layout import Layout, layout_of
+from burnish.qr.phone import Phone
 from burnish.qr.scanner import Scanner, module_errors
-from burnish.rewards.clip import Clip
+from burnish.rewards.clip import Clip, cosine
+from burnish.rewards.clip_contrast import clip_contrast, clip_retrieval
 from burnish.rewards.code_distance import code_similarity
 from burnish.tools.control_curve import prompts, sample_images
 from burnish.tools.gallery import draw, open_source, save
+from burnish.training.assembly import load_policy, load_sampler
 from burnish.types import Prompt
-from burnish.zoo import judge
+from burnish.zoo import QR_CONTROLNET, judge
 from burnish.zoo.scenes import nouns, vocabulary
 from experiments.qr_curriculum import plan
 
 CLIP = "zoo:emoji-clip"
+ALL_NOUNS = {"use": "zoo_nouns", "split": "all"}
+READERS = Phone(["zxing"])  # that take no part in training
 SEED = 880_002  # of payloads and noise: neither training nor tuning saw it
 
 Numbers = dict[str, float]
-"""Means over the images, by the names in this module's description."""
+"""Means over the images, by the names in this module's description; NaN where not known."""
 
 
-def measured_prompts(seed: int = SEED) -> list[Prompt]:
-    """Return every noun that is no animal `plan.EACH` times, with payloads of the unseen part."""
+def measured_prompts(budget: plan.Budget = plan.FULL, seed: int = SEED) -> list[Prompt]:
+    """Return nouns that are no animals, each `each` times, with links of the unseen part."""
     unseen = vocabulary()["objects"]
-    return prompts(unseen, plan.EACH * len(unseen), seed=seed)
+    if budget.nouns:
+        unseen = unseen[:: len(unseen) // budget.nouns][: budget.nouns]
+
+    return prompts(unseen, budget.each * len(unseen), seed=seed, pattern=plan.PATTERNS)
 
 
 def draw_bases(folder: Path) -> None:
@@ -64,35 +79,54 @@ def draw_bases(folder: Path) -> None:
         save(draw(policy, sampler, [text], 1), [text], 1, folder / f"{noun}.png")
 
 
-def measure_all(out: Path) -> None:
-    """Write the missing measurements.
+def measure_start(out: Path, budget: plan.Budget) -> None:
+    """Write `start.json`: the ControlNet before training at every scale, if it is missing."""
+    target = out / "start.json"
+    if target.exists():
+        return
 
-    `start.json` has the ControlNet before training at every scale, and `measured.json` beside
-    every run that run.
-    """
-    jobs = plan.jobs(out)
-    start = out / "start.json"
+    policy, sampler = open_before()
+    by_scale = {
+        f"{scale:g}": measure(policy, sampler, scale, out, budget) for scale in budget.scales
+    }
+    write(target, dumps(by_scale, indent=1))
+    print(f"{target}: written", flush=True)
 
-    if not start.exists():
-        policy, sampler = open_source(str(out / jobs[0].name), before=True)
-        by_scale = {f"{scale:g}": measure(policy, sampler, scale, out) for scale in plan.SCALES}
-        write(start, dumps(by_scale, indent=1))
-        print(f"{start}: written", flush=True)
 
-    for job in jobs:
+def open_before() -> tuple[Policy, Sampler]:
+    """Return the ControlNet before training, and the sampler of the recipe."""
+    settings = (f"model.size={plan.SIZE}", f'model.controlnet="{QR_CONTROLNET}"')
+    config = configuration.load(plan.RECIPE, settings)
+    device = present_device("auto")
+    return load_policy(config, device), load_sampler(config)
+
+
+def measure_runs(out: Path, budget: plan.Budget) -> None:
+    """Write `measured.json` beside every run where it is missing."""
+    scales = start_scales(load_start(out))
+
+    for job in plan.jobs(out, scales, budget):
         target = out / job.name / "measured.json"
         if not target.exists():
-            numbers = measure(*open_source(str(out / job.name)), plan.SCALE, out)
+            scale = scales.starts[job.task]
+            numbers = measure(*open_source(str(out / job.name)), scale, out, budget)
             write(target, dumps(numbers, indent=1))
             print(f"{job.name}: {json.loads(target.read_text())}", flush=True)
 
 
-def measure(policy: Policy, sampler: Sampler, scale: float, out: Path, seed: int = SEED) -> Numbers:
+def measure(
+    policy: Policy,
+    sampler: Sampler,
+    scale: float,
+    out: Path,
+    budget: plan.Budget = plan.FULL,
+    seed: int = SEED,
+) -> Numbers:
     """Return all numbers of one policy at one control scale.
 
     Prompts, payloads and noise are the same for all policies.
     """
-    coded = measured_prompts(seed)
+    coded = measured_prompts(budget, seed)
     images = sample_images(policy, replace(sampler, control=ControlConfig(scale)), coded, seed)
     return measure_images(images, coded, out / plan.BASES)
 
@@ -103,6 +137,7 @@ def measure_images(images: Tensor, coded: Sequence[Prompt], bases: Path) -> Numb
     layouts = [layout_of(prompt, images.shape[-1]) for prompt in coded]
     columns = {
         **_scan_columns(images, layouts),
+        **_reader_columns(images, layouts),
         **_similarity_columns(clip, images, coded, bases),
         "clip_code": code_similarity(clip, images, layouts),
         "judged": judge.load()(images, coded),
@@ -126,21 +161,59 @@ def _scan_columns(images: Tensor, layouts: list[Layout]) -> dict[str, Tensor]:
     }
 
 
+def _reader_columns(images: Tensor, layouts: list[Layout]) -> dict[str, Tensor]:
+    unknown = torch.full((len(images),), torch.nan)
+    columns = READERS.plain(images, layouts)
+    return {name: unknown if column is None else column for name, column in columns.items()}
+
+
 def _similarity_columns(
     clip: Clip, images: Tensor, coded: Sequence[Prompt], bases: Path
 ) -> dict[str, Tensor]:
+    own = cosine(clip)(images, coded)
+    contrast = clip_contrast(ALL_NOUNS, CLIP)(images, coded)
     image_nouns = [str(prompt.metadata["noun"]) for prompt in coded]
-    embedded = clip.images(images)
-    # every image with every prompt
-    similarity = embedded @ clip.texts([prompt.text for prompt in coded]).T
-    different = torch.tensor([[one != other for other in image_nouns] for one in image_nouns])
     base = clip.images(torch.stack([open_image(bases / f"{noun}.png") for noun in image_nouns]))
 
     return {
-        "clip_text": similarity.diagonal(),
-        "clip_other": (similarity * different).sum(1) / different.sum(1),
-        "clip_image": (embedded * base).sum(1),
+        "clip_text": own,
+        "clip_other": own - contrast,
+        "contrast": contrast,
+        "clip_image": (clip.images(images) * base).sum(1),
+        "retrieval_top1": clip_retrieval(ALL_NOUNS, 1, CLIP)(images, coded),
+        "retrieval_top5": clip_retrieval(ALL_NOUNS, 5, CLIP)(images, coded),
     }
+
+
+def load_start(out: Path) -> dict[str, Numbers]:
+    """Return the ControlNet's numbers before training by control scale."""
+    file = out / "start.json"
+    if not file.exists():
+        raise SystemExit(f"{file} is missing: run the stage `start` first")
+
+    start: dict[str, dict[str, float | None]] = json.loads(file.read_text())
+    return {scale: _with_nan(numbers) for scale, numbers in start.items()}
+
+
+def load_measured(out: Path, name: str) -> Numbers:
+    """Return the numbers of a run."""
+    return _with_nan(json.loads((out / name / "measured.json").read_text()))
+
+
+def _with_nan(numbers: Mapping[str, float | None]) -> Numbers:
+    return {key: nan if value is None else value for key, value in numbers.items()}
+
+
+def start_scales(start: dict[str, Numbers]) -> plan.Scales:
+    """Return the control scales at which runs start and are measured, from the stated shares."""
+
+    def scale(read: float) -> float:
+        return round(at_rate(start, read)["scale"], 3)
+
+    return plan.Scales(
+        first=scale(plan.FIRST_READ),
+        starts={name: scale(one.read) for name, one in plan.STARTS.items()},
+    )
 
 
 def at_rate(start: dict[str, Numbers], rate: float) -> Numbers:
@@ -165,8 +238,18 @@ def at_rate(start: dict[str, Numbers], rate: float) -> Numbers:
             return numbers | {"scale": scales[low] + part * (scales[high] - scales[low])}
 
     raise SystemExit(
-        f"the ControlNet before training is nowhere read in {rate:.0%}: add scales to plan.SCALES"
+        f"the ControlNet before training is nowhere read in {rate:.0%}: add scales to the budget "
+        "in plan.py"
     )
+
+
+def at_scale(start: dict[str, Numbers], scale: float) -> Numbers:
+    """Return the ControlNet before training at a control scale, interpolated."""
+    scales = sorted(map(float, start))
+    return {
+        key: float(np.interp(scale, scales, [start[f"{one:g}"][key] for one in scales]))
+        for key in start[f"{scales[0]:g}"]
+    }
 
 
 def main() -> None:
@@ -175,6 +258,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="a run of burnish train")
+    parser.add_argument("--scale", type=float, help="of the control; by default the run's")
     parser.add_argument("--seed", type=int, default=SEED, help="of payloads and noise")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/qr_curriculum"), help="the experiment's folder"
@@ -182,7 +266,8 @@ def main() -> None:
     options = parser.parse_args()
 
     policy, sampler = open_source(options.run)
-    numbers = measure(policy, sampler, plan.SCALE, options.out, options.seed)
+    scale = sampler.control.scale if options.scale is None else options.scale
+    numbers = measure(policy, sampler, scale, options.out, seed=options.seed)
     print(dumps(numbers, indent=1))
 
 

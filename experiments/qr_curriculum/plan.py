@@ -1,65 +1,189 @@
-"""The plan: the embedded QR ControlNet, with and without a curriculum, and without image rewards.
+"""The plan: the embedded QR ControlNet at 128 px, from two starts, with and without a curriculum.
 
-Training draws images of the animals with payloads of one part. The measurements are on the other
-nouns with payloads of the other part, at one control scale at which the ControlNet, as it was
-pretrained, is read in about a fifth of the cases.
+Training draws images of the animals with links of one part. The measurements are on the other nouns
+with links of the other part, at the control scale of the start, which is where the ControlNet, as
+it was pretrained, is read in a stated share of the images (`Start.read`): seldom, so that there is
+little to learn from without a curriculum, or in about a fifth.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from burnish.zoo import QR_CONTROLNET
 from experiments.running import Trial
 
 SEEDS = (3, 4, 5)  # tuning looked at 0, 1 and 2
 RECIPE = "emoji-qr"
-TASK = "codes"
+SIZE = 128  # px: an ordinary QR code fits
+# links of codes of version 2 and of version 1
+PATTERNS = ["https://example.org/{}", "HTTP://{}.ORG"]
 BASES = "bases"  # folder of the base images, below the experiment's
-ITERATIONS = 50
-EVERY = 25
-SCALE = 1.1  # at which everything is measured, and at which the curriculum ends
-# of the curve of the ControlNet before training
-SCALES = (0.0, 0.4, 0.8, 1.0, 1.1, 1.2, 1.3, 1.4, 1.6, 2.0)
-REACHED = 0.8  # the share of images read that training is to reach
-EACH = 3  # images of a noun that are measured
+REACHED = 0.8  # the share of images read that training is to reach, and at which the reference lies
+OBJECTIVE = "clipped"  # one of `OBJECTIVES`, of every arm
+# of a curriculum's first scale: the share of images that are read there before training
+FIRST_READ = 0.6
+
+
+@dataclass(frozen=True)
+class Start:
+    """A control scale at which runs are measured, and at which their curriculum ends.
+
+    Attributes:
+        read: the share of images that are read there before training.
+        steps: different control scales of its curriculum, for as many iterations each.
+        arms: those that start there.
+    """
+
+    read: float
+    steps: int
+    arms: tuple[str, ...]
+
+
+HEADLINE = "middle"
+STARTS: Mapping[str, Start] = {
+    "low": Start(0.035, 6, ("curriculum", "none", "control")),
+    HEADLINE: Start(0.2, 4, ("curriculum", "none", "no_picture", "control")),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is drawn, trained and measured.
+
+    Attributes:
+        seeds: of the runs.
+        iterations: of a run, at least as many as a curriculum has steps.
+        every: iterations between two evaluations.
+        each: images of a noun that are measured.
+        nouns: that are measured, spread over all unseen ones; 0: all.
+        scales: at which the ControlNet before training is measured.
+        settings: further changes of the recipe.
+    """
+
+    seeds: tuple[int, ...]
+    iterations: int
+    every: int
+    each: int
+    nouns: int
+    scales: tuple[float, ...]
+    settings: tuple[str, ...] = ()
+
+
+FULL = Budget(
+    seeds=SEEDS,
+    iterations=60,
+    every=20,
+    each=3,
+    nouns=0,
+    scales=(0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 1.6, 2.0),
+)
+QUICK = Budget(
+    seeds=SEEDS[:1],
+    iterations=2,
+    every=2,
+    each=1,
+    nouns=6,
+    scales=(0.0, 0.6, 2.0),
+    settings=(
+        "batch.prompts=2",
+        "batch.images_per_prompt=2",
+        "batch.sample_batch=4",
+        "batch.minibatches=1",
+        "evaluation.max_prompts=4",
+        "run.sample_every=0",
+    ),
+)
+"""Everything runs in minutes, and no number means anything."""
+
+OBJECTIVES: Mapping[str, tuple[str, ...]] = {
+    "clipped": (),  # the recipe's, on transitions
+    # on images noised again, four times each
+    "rvm": ("objective={use='rvm'}", "batch.transitions=4", "batch.minibatches=4"),
+    "ram": ("objective={use='ram',strength=10.0}", "batch.transitions=4", "batch.minibatches=4"),
+    "dgpo": ("objective={use='dgpo'}", "batch.transitions=4", "batch.minibatches=4"),
+}
+
 SCAN = '{use="qr_scan",module_weight=0.0}'
 MODULES = '{use="qr_modules",by_area=true,weight=0.3}'
-PROMPT = '{use="clip_similarity",model="zoo:emoji-clip",weight=0.3}'
+OTHERS = '{use="zoo_nouns",split="animals"}'
+CONTRAST = f'{{use="clip_contrast",model="zoo:emoji-clip",others={OTHERS},weight=0.4}}'
 BASE = '{use="picture_similarity",model="zoo:emoji-clip",weight=0.3}'
-ALL_REWARDS = f"rewards=[{SCAN},{MODULES},{PROMPT},{BASE}]"
-ARMS: dict[str, tuple[str, ...]] = {
+ALL_REWARDS = f"rewards=[{SCAN},{MODULES},{CONTRAST},{BASE}]"
+ARMS: Mapping[str, tuple[str, ...]] = {
     "curriculum": (ALL_REWARDS,),
-    # at the low scale at once
-    "no_curriculum": (ALL_REWARDS, "curriculum={}"),
-    # no reward for the image
-    "no_clip": (f"rewards=[{SCAN},{MODULES}]",),
+    # at the start's scale at once
+    "none": (ALL_REWARDS, "curriculum={}"),
+    # no reward for the picture
+    "no_picture": (f"rewards=[{SCAN},{MODULES}]",),
     "control": (ALL_REWARDS, "optimizer.lr=0"),
 }
 
 
-def seeds(arm: str) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class Scales:
+    """The control scales of all runs, read off the ControlNet before training.
+
+    Attributes:
+        first: at which every curriculum begins.
+        starts: of each start.
+    """
+
+    first: float
+    starts: Mapping[str, float]
+
+
+def budget(quick: bool) -> Budget:
+    """Return the full budget, or the one that only shows that everything runs."""
+    return QUICK if quick else FULL
+
+
+def seeds(arm: str, budget: Budget = FULL) -> tuple[int, ...]:
     """Return an arm's seeds; the control, which changes no weight, has one."""
-    return SEEDS[:1] if arm == "control" else SEEDS
+    return budget.seeds[:1] if arm == "control" else budget.seeds
 
 
-def jobs(out: Path) -> list[Trial]:
-    """Return all runs, seed by seed; the control's is short."""
+def jobs(out: Path, scales: Scales, budget: Budget = FULL) -> list[Trial]:
+    """Return all runs, seed by seed; the controls' are short."""
+    return [
+        trial(out, scales, budget, start, arm, seed)
+        for seed in budget.seeds
+        for start in STARTS
+        for arm in STARTS[start].arms
+        if seed in seeds(arm, budget)
+    ]
+
+
+def trial(out: Path, scales: Scales, budget: Budget, start: str, arm: str, seed: int) -> Trial:
+    """Return the run of an arm from a start with a seed."""
     base = out.absolute() / BASES / "{noun}.png"
-    common = (
+    values = curriculum(scales.first, scales.starts[start], STARTS[start].steps)
+    settings = (
+        "model.device=auto",
+        f"model.size={SIZE}",
+        f'model.controlnet="{QR_CONTROLNET}"',
+        f"prompts.pattern={PATTERNS}",
+        f"evaluation.prompts.pattern={PATTERNS}",
         f'prompts.base="{base}"',
         f'evaluation.prompts.base="{base}"',
-        f"sampler.control.scale={SCALE}",
-        f"curriculum.last={SCALE}",
+        "guard.action=none",  # what it would watch is measured afterwards
+        f"sampler.control.scale={scales.starts[start]}",
+        f'curriculum={{use="steps",values={values}}}',
+        *OBJECTIVES[OBJECTIVE],
+        *ARMS[arm],
+        *budget.settings,
     )
-    trials = []
+    short = arm == "control"
+    iterations, every = (2, 2) if short else (budget.iterations, budget.every)
+    return Trial(start, arm, seed, RECIPE, iterations, every, settings)
 
-    for seed in SEEDS:
-        for name, changes in ARMS.items():
-            if seed not in seeds(name):
-                continue
 
-            settings = (*common, *changes)
-            iterations, every = (2, 2) if name == "control" else (ITERATIONS, EVERY)
-            trials.append(Trial(TASK, name, seed, RECIPE, iterations, every, settings))
+def curriculum(first: float, last: float, steps: int) -> list[float]:
+    """Return the control scales of a curriculum, evenly from the first to the last.
 
-    return trials
+    The last one lasts for as long as all others, because a run is judged there.
+    """
+    falling = [first + (last - first) * step / steps for step in range(steps)]
+    return [round(scale, 3) for scale in [*falling, *[last] * steps]]

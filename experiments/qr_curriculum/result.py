@@ -1,12 +1,13 @@
 """From the runs to `result.json`, the figure and the grid of images.
 
 Intervals are over the seeds alone: smallest and largest of three. The trade-off before training is
-interpolated between the control scales that were measured.
+interpolated between the control scales that were measured. The numbers on top of `result.json` are
+those of `plan.HEADLINE`, of the arm with a curriculum; `starts` has every start and arm.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,63 +23,123 @@ from burnish.tools.gallery import open_source
 from experiments.figures import IMAGES, pyplot, save_figure, style
 from experiments.image_rows import image_rows
 from experiments.qr_curriculum import plan
-from experiments.qr_curriculum.measure import SEED, Numbers, at_rate, measured_prompts
+from experiments.qr_curriculum.measure import (
+    READERS,
+    SEED,
+    Numbers,
+    at_rate,
+    at_scale,
+    load_measured,
+    load_start,
+    measured_prompts,
+    open_before,
+    start_scales,
+)
 from experiments.running import run_folder
 
 FOLDER = Path(__file__).parent
 COLOURS = {
     "curriculum": "#b4501e",
-    "no_curriculum": "#3060b0",
-    "no_clip": "#6a51a3",
+    "none": "#3060b0",
+    "no_picture": "#6a51a3",
     "control": "#888888",
 }
-SIMILARITIES = ("clip_text", "clip_other", "clip_image", "clip_code", "judged")
-# of the table; the others are similarities
-SHARES = ("strict", "held_out", "other", "judged")
+MARKERS = {"low": "^", plan.HEADLINE: "o"}
 HEADINGS = {
     "strict": "read",
     "held_out": "held-out conditions",
     "other": "other binarizer",
+    "opencv": "OpenCV",
+    "pyzbar": "ZBar",
+    "retrieval_top1": "noun first of 106",
+    "retrieval_top5": "among first five",
+    "contrast": "own less others",
     "clip_text": "to prompt",
     "clip_other": "to other prompts",
     "clip_image": "to base",
     "clip_code": "to code",
     "judged": "judged right",
 }
+# of the table; the others are similarities
+SHARES = (
+    "strict",
+    "held_out",
+    "other",
+    "opencv",
+    "pyzbar",
+    "retrieval_top1",
+    "retrieval_top5",
+    "judged",
+)
+COMPARED = tuple(key for key in HEADINGS if key not in ("strict", "other"))
 GRID_COLUMNS = 10  # images in a row of the grid
 
+Arms = dict[str, list[Numbers]]
+"""The numbers of each seed, by arm."""
 
-def report(out: Path) -> None:
-    """Write the results, draw the figures and print the table."""
-    start: dict[str, Numbers] = json.loads((out / "start.json").read_text())
-    ends = {name: [_measured(out, name, seed) for seed in plan.seeds(name)] for name in plan.ARMS}
-    before = start[f"{plan.SCALE:g}"]
+
+def report(out: Path, budget: plan.Budget) -> None:
+    """Write the results, draw the figures and print the tables.
+
+    Those of the quick budget, which mean nothing, stay in the experiment's folder.
+    """
+    start = load_start(out)
+    scales = start_scales(start)
     reference = at_rate(start, plan.REACHED)
-    curriculum = ends["curriculum"]
+    ends = {name: _load_arms(out, name, budget) for name in plan.STARTS}
+    before = {name: at_scale(start, scale) for name, scale in scales.starts.items()}
 
-    scans = {f"scan_{key}": value for key, value in _over_seeds(curriculum, "strict").items()}
+    by_start = {
+        name: _start_result(scales.starts[name], before[name], reference, ends[name])
+        for name in plan.STARTS
+    }
     result: dict[str, Any] = {
-        "seeds": list(plan.SEEDS),
-        "scale": plan.SCALE,
-        "scan_before": before["strict"],
-        **scans,
-        "held_out": _compare(before, reference, curriculum, "held_out"),
-        "other_binarizer": _compare(before, reference, curriculum, "other"),
-        **{key: _compare(before, reference, curriculum, key) for key in SIMILARITIES},
+        "seeds": list(budget.seeds),
+        "size": plan.SIZE,
+        "objective": plan.OBJECTIVE,
+        **by_start[plan.HEADLINE],
         "reference_scale": reference["scale"],
-        "ablations": {name: _ablation(ends[name]) for name in plan.ARMS if name != "curriculum"},
+        "curriculum_first": scales.first,
+        "independent_readers": READERS.note(),
+        "starts": by_start,
         "start": start,
     }
-    write(FOLDER / "result.json", dumps(result, indent=1) + "\n")
-    draw_figure(out, start, ends)
-    draw_grid(out, reference["scale"])
-    print(table(before, reference, ends))
+    full = budget == plan.FULL
+    images = IMAGES if full else out
+    write((FOLDER if full else out) / "result.json", dumps(result, indent=1) + "\n")
+    draw_figure(out, images, start, ends, budget)
+    draw_grid(out, images, scales, reference["scale"], budget)
+
+    for name in plan.STARTS:
+        print(f"\nstart: {name}\n")
+        print(table(scales.starts[name], before[name], reference, ends[name]))
 
 
-def _measured(out: Path, name: str, seed: int) -> Numbers:
-    file = out / run_folder(plan.TASK, name, seed) / "measured.json"
-    numbers: Numbers = json.loads(file.read_text())
-    return numbers
+def _load_arms(out: Path, start: str, budget: plan.Budget) -> Arms:
+    return {
+        arm: [load_measured(out, run_folder(start, arm, seed)) for seed in plan.seeds(arm, budget)]
+        for arm in plan.STARTS[start].arms
+    }
+
+
+def _start_result(
+    scale: float, interpolated: Numbers, reference: Numbers, ends: Arms
+) -> dict[str, Any]:
+    """Return the results of one start.
+
+    What was before is the control's, which has learned nothing, at that very scale.
+    """
+    before = ends["control"][0] if "control" in ends else interpolated
+    curriculum = ends["curriculum"]
+    scans = {f"scan_{key}": value for key, value in _over_seeds(curriculum, "strict").items()}
+    return {
+        "scale": scale,
+        "scan_before": before["strict"],
+        **scans,
+        "other_binarizer": _compare(before, reference, curriculum, "other"),
+        **{key: _compare(before, reference, curriculum, key) for key in COMPARED},
+        "ablations": {name: _ablation(ends[name]) for name in ends if name != "curriculum"},
+    }
 
 
 def _over_seeds(ends: list[Numbers], key: str) -> dict[str, Any]:
@@ -91,15 +152,14 @@ def _compare(before: Numbers, reference: Numbers, ends: list[Numbers], key: str)
 
 
 def _ablation(ends: list[Numbers]) -> dict[str, Any]:
-    keys = ("strict", "held_out", "other", *SIMILARITIES)
-    means = {key: float(np.mean([end[key] for end in ends])) for key in keys}
+    means = {key: float(np.mean([end[key] for end in ends])) for key in HEADINGS}
     return {**means, "strict_by_seed": [end["strict"] for end in ends]}
 
 
-def table(before: Numbers, reference: Numbers, ends: dict[str, list[Numbers]]) -> str:
-    """Return the outcome as the Markdown table of the docs."""
+def table(scale: float, before: Numbers, reference: Numbers, ends: Arms) -> str:
+    """Return the outcome of one start as the Markdown table of the docs."""
     rows = {
-        f"before, scale {plan.SCALE:g}": [before],
+        f"before, scale {scale:.2f}": [before],
         f"before, scale {reference['scale']:.2f}": [reference],
         **ends,
     }
@@ -121,88 +181,101 @@ def _cell(key: str, values: list[float]) -> str:
     return f"{mean} ({min(values):{digits}} to {max(values):{digits}})"
 
 
-def draw_figure(out: Path, start: dict[str, Numbers], ends: dict[str, list[Numbers]]) -> None:
-    """Draw the trade-offs, every run as a point, and training, iteration by iteration."""
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(14, 4.2))
-    _draw_trade_off(left, start, ends, "clip_image", "similarity to base image")
-    _draw_trade_off(middle, start, ends, "clip_text", "to prompt")
-    _draw_training(right, out)
+def draw_figure(
+    out: Path,
+    images: Path,
+    start: dict[str, Numbers],
+    ends: Mapping[str, Arms],
+    budget: plan.Budget,
+) -> None:
+    """Draw the trade-offs, every run as a point, and the training of each start."""
+    figure, axes = pyplot.subplots(1, 4, figsize=(18, 4.2))
+    left, second, *training = axes
+    _draw_trade_off(left, start, ends, "retrieval_top5", "noun among first five of 106")
+    _draw_trade_off(second, start, ends, "contrast", "similarity: own less other prompts")
+    for axis, name in zip(training, plan.STARTS, strict=True):
+        _draw_training(axis, out, name, budget)
 
-    style((left, middle, right))
-    left.legend(frameon=False, fontsize=8)
-    right.legend(frameon=False, fontsize=8)
-    save_figure(figure, "qr_curriculum.png")
+    style(axes)
+    for axis in (left, *training):
+        axis.legend(frameon=False, fontsize=8)
+    save_figure(figure, "qr_curriculum.png", images)
 
 
 def _draw_trade_off(
-    axis: Axes, start: dict[str, Numbers], ends: dict[str, list[Numbers]], key: str, label: str
+    axis: Axes, start: dict[str, Numbers], ends: Mapping[str, Arms], key: str, label: str
 ) -> None:
     rates = [numbers["strict"] for numbers in start.values()]
-    similarities = [numbers[key] for numbers in start.values()]
+    values = [numbers[key] for numbers in start.values()]
     before = "before training, by control scale"
-    axis.plot(rates, similarities, color="#333333", marker=".", label=before)
+    axis.plot(rates, values, color="#333333", marker=".", label=before)
 
-    for scale, rate, similarity in zip(start, rates, similarities, strict=True):
-        point = (rate, similarity)
+    for scale, rate, value in zip(start, rates, values, strict=True):
+        point = (rate, value)
         axis.annotate(scale, point, xytext=(3, 3), textcoords="offset points", fontsize=7)
 
-    for name, seeds in ends.items():
-        x = [numbers["strict"] for numbers in seeds]
-        y = [numbers[key] for numbers in seeds]
-        axis.scatter(x, y, color=COLOURS[name], label=name)
+    for name, arms in ends.items():
+        for arm, seeds in arms.items():
+            x = [numbers["strict"] for numbers in seeds]
+            y = [numbers[key] for numbers in seeds]
+            label_of_arm = f"{arm}, start {name}"
+            axis.scatter(x, y, color=COLOURS[arm], marker=MARKERS[name], label=label_of_arm)
 
     axis.set(xlabel="read under every condition", ylabel=label, xlim=(-0.03, 1.03))
 
 
-def _draw_training(axis: Axes, out: Path) -> None:
-    for name in plan.ARMS:
-        runs = [Run(out / run_folder(plan.TASK, name, seed)) for seed in plan.seeds(name)]
+def _draw_training(axis: Axes, out: Path, start: str, budget: plan.Budget) -> None:
+    arms = [arm for arm in plan.STARTS[start].arms if arm != "control"]
+    for arm in arms:
+        runs = [Run(out / run_folder(start, arm, seed)) for seed in plan.seeds(arm, budget)]
         read = np.array(
             [[record["rewards"]["qr_scan"]["mean"] for record in run.records()] for run in runs]
         )
         iterations = np.arange(1, read.shape[1] + 1)
         low = read.min(0)
         high = read.max(0)
-        axis.plot(iterations, read.mean(0), color=COLOURS[name], label=name)
-        axis.fill_between(iterations, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+        axis.plot(iterations, read.mean(0), color=COLOURS[arm], label=arm)
+        axis.fill_between(iterations, low, high, color=COLOURS[arm], alpha=0.15, linewidth=0)
 
-    records = Run(out / run_folder(plan.TASK, "curriculum", plan.SEEDS[0])).records()
+    records = Run(out / run_folder(start, "curriculum", budget.seeds[0])).records()
     scales = [record["control_scale"] for record in records]
-    axis.plot(
+    axis.step(
         range(1, len(scales) + 1),
         scales,
-        color="#b4501e",
+        where="mid",
+        color=COLOURS["curriculum"],
         linestyle=":",
         label="control scale of curriculum",
     )
     label = "share of conditions that read, in training"
-    axis.set(xlabel="iteration", ylabel=label, ylim=(0, None))
+    axis.set(title=f"start: {start}", xlabel="iteration", ylabel=label, ylim=(0, None))
 
 
-def draw_grid(out: Path, reference: float) -> None:
-    """Draw the same prompts, payloads and noise, before training and after each arm, first seed."""
-    coded = measured_prompts()
+def draw_grid(
+    out: Path, images: Path, scales: plan.Scales, reference: float, budget: plan.Budget
+) -> None:
+    """Draw the same prompts, links and noise, before training and after each arm, first seed."""
+    coded = measured_prompts(budget)
     coded = coded[:: max(1, len(coded) // GRID_COLUMNS)][:GRID_COLUMNS]
-    runs = {
-        name: str(out / run_folder(plan.TASK, name, plan.SEEDS[0]))
-        for name in plan.ARMS
-        if name != "control"
-    }
-    first = next(iter(runs.values()))
+    drawn = {}
+    policy, sampler = open_before()
+    low, middle = (scales.starts[name] for name in plan.STARTS)
 
-    # name of the row -> run, whether it is drawn as before training, and the control scale
-    rows = {
-        "no code": (first, True, 0.0),
-        f"before, {plan.SCALE:g}": (first, True, plan.SCALE),
-        f"before, {reference:.2f}": (first, True, reference),
-        **{f"{name}, {plan.SCALE:g}": (run, False, plan.SCALE) for name, run in runs.items()},
-    }
-    images = {}
+    for name, scale in {
+        "no code": 0.0,
+        f"before, {low:.2f}": low,
+        f"before, {middle:.2f}": middle,
+        f"before, {reference:.2f}": reference,
+    }.items():
+        controlled = replace(sampler, control=ControlConfig(scale))
+        drawn[name] = sample_images(policy, controlled, coded, SEED)
 
-    for name, (run, before, scale) in rows.items():
-        policy, sampler = open_source(run, before=before)
-        images[name] = sample_images(
-            policy, replace(sampler, control=ControlConfig(scale)), coded, SEED
-        )
+    for start, scale in scales.starts.items():
+        for arm in plan.STARTS[start].arms:
+            if arm != "control":
+                run = str(out / run_folder(start, arm, budget.seeds[0]))
+                policy, sampler = open_source(run)
+                controlled = replace(sampler, control=ControlConfig(scale))
+                drawn[f"{arm}, {scale:.2f}"] = sample_images(policy, controlled, coded, SEED)
 
-    image_rows(images).save(IMAGES / "qr_curriculum_grid.png")
+    image_rows(drawn).save(images / "qr_curriculum_grid.png")
