@@ -9,7 +9,7 @@ from torch import Tensor
 
 from burnish.images import eight_bit
 
-# px of an image, and of the names
+# px of an image, unless it is larger, and of the names
 SIDE = 96
 MARGIN = 150
 
@@ -17,14 +17,15 @@ MARGIN = 150
 def image_rows(rows: Mapping[str, Tensor]) -> Image.Image:
     """Return one image with a row for each name's (n, 3, H, W) images in [0, 1]."""
     longest = max(len(images) for images in rows.values())
-    sheet = Image.new("RGB", (MARGIN + longest * SIDE, len(rows) * SIDE), "white")
+    side = max(SIDE, *(images.shape[-1] for images in rows.values()))
+    sheet = Image.new("RGB", (MARGIN + longest * side, len(rows) * side), "white")
     canvas = ImageDraw.Draw(sheet)
 
     for row, (name, images) in enumerate(rows.items()):
-        canvas.text((4, row * SIDE + SIDE // 2), name, fill="black")
+        canvas.text((4, row * side + side // 2), name, fill="black")
 
         for column, pixels in enumerate(eight_bit(images)):
-            tile = Image.fromarray(pixels).resize((SIDE, SIDE))
-            sheet.paste(tile, (MARGIN + column * SIDE, row * SIDE))
+            tile = Image.fromarray(pixels).resize((side, side))
+            sheet.paste(tile, (MARGIN + column * side, row * side))
 
     return sheet

@@ -19,7 +19,6 @@ from experiments.parrot import plan as parrot
 from experiments.qr_curriculum import plan as codes
 from experiments.qr_curriculum.measure import (
     at_rate,
-    at_scale,
     measured_prompts,
     start_scales,
 )
@@ -207,7 +206,6 @@ def test_runs_start_where_as_many_are_read_as_planned() -> None:
     scales = start_scales(start)
     wanted = {name: one.read for name, one in codes.STARTS.items()}
     assert scales == codes.Scales(codes.FIRST_READ, wanted)
-    assert at_scale(start, 0.3)["strict"] == pytest.approx(0.3)
 
 
 def test_the_reference_lies_between_scales() -> None:

@@ -34,9 +34,9 @@ def start(options: argparse.Namespace) -> None:
 
 def train_all(options: argparse.Namespace) -> None:
     """Train every run of the plan."""
-    from experiments.qr_curriculum.measure import load_start, start_scales
+    from experiments.qr_curriculum.measure import load_numbers, start_scales
 
-    scales = start_scales(load_start(options.out))
+    scales = start_scales(load_numbers(options.out / "start.json"))
     jobs = plan.jobs(options.out, scales, plan.budget(options.quick))
     train(jobs, options.out, options.parallel)
 

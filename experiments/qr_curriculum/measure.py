@@ -22,7 +22,6 @@ from dataclasses import replace
 from math import nan
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,11 +84,16 @@ def measure_start(out: Path, budget: plan.Budget) -> None:
     if target.exists():
         return
 
+    _write_before(target, {f"{scale:g}": scale for scale in budget.scales}, out, budget)
+
+
+def _write_before(
+    target: Path, scales: Mapping[str, float], out: Path, budget: plan.Budget
+) -> None:
+    """Write the numbers of the ControlNet before training at control scales with names."""
     policy, sampler = open_before()
-    by_scale = {
-        f"{scale:g}": measure(policy, sampler, scale, out, budget) for scale in budget.scales
-    }
-    write(target, dumps(by_scale, indent=1))
+    numbers = {name: measure(policy, sampler, scale, out, budget) for name, scale in scales.items()}
+    write(target, dumps(numbers, indent=1))
     print(f"{target}: written", flush=True)
 
 
@@ -102,8 +106,11 @@ def open_before() -> tuple[Policy, Sampler]:
 
 
 def measure_runs(out: Path, budget: plan.Budget) -> None:
-    """Write `measured.json` beside every run where it is missing."""
-    scales = start_scales(load_start(out))
+    """Write what is missing: `measured.json` beside every run, `before.json` for all starts."""
+    scales = start_scales(load_numbers(out / "start.json"))
+    before = out / "before.json"
+    if not before.exists():
+        _write_before(before, scales.starts, out, budget)
 
     for job in plan.jobs(out, scales, budget):
         target = out / job.name / "measured.json"
@@ -185,14 +192,13 @@ def _similarity_columns(
     }
 
 
-def load_start(out: Path) -> dict[str, Numbers]:
-    """Return the ControlNet's numbers before training by control scale."""
-    file = out / "start.json"
+def load_numbers(file: Path) -> dict[str, Numbers]:
+    """Return the numbers of the ControlNet before training, by control scale or start."""
     if not file.exists():
-        raise SystemExit(f"{file} is missing: run the stage `start` first")
+        raise SystemExit(f"{file} is missing: run the stages `start` and `measure` first")
 
-    start: dict[str, dict[str, float | None]] = json.loads(file.read_text())
-    return {scale: _with_nan(numbers) for scale, numbers in start.items()}
+    by_name: dict[str, dict[str, float | None]] = json.loads(file.read_text())
+    return {name: _with_nan(numbers) for name, numbers in by_name.items()}
 
 
 def load_measured(out: Path, name: str) -> Numbers:
@@ -241,15 +247,6 @@ def at_rate(start: dict[str, Numbers], rate: float) -> Numbers:
         f"the ControlNet before training is nowhere read in {rate:.0%}: add scales to the budget "
         "in plan.py"
     )
-
-
-def at_scale(start: dict[str, Numbers], scale: float) -> Numbers:
-    """Return the ControlNet before training at a control scale, interpolated."""
-    scales = sorted(map(float, start))
-    return {
-        key: float(np.interp(scale, scales, [start[f"{one:g}"][key] for one in scales]))
-        for key in start[f"{scales[0]:g}"]
-    }
 
 
 def main() -> None:

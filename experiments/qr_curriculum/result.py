@@ -28,9 +28,8 @@ from experiments.qr_curriculum.measure import (
     SEED,
     Numbers,
     at_rate,
-    at_scale,
     load_measured,
-    load_start,
+    load_numbers,
     measured_prompts,
     open_before,
     start_scales,
@@ -83,11 +82,11 @@ def report(out: Path, budget: plan.Budget) -> None:
 
     Those of the quick budget, which mean nothing, stay in the experiment's folder.
     """
-    start = load_start(out)
+    start = load_numbers(out / "start.json")
+    before = load_numbers(out / "before.json")
     scales = start_scales(start)
     reference = at_rate(start, plan.REACHED)
     ends = {name: _load_arms(out, name, budget) for name in plan.STARTS}
-    before = {name: at_scale(start, scale) for name, scale in scales.starts.items()}
 
     by_start = {
         name: _start_result(scales.starts[name], before[name], reference, ends[name])
@@ -122,14 +121,8 @@ def _load_arms(out: Path, start: str, budget: plan.Budget) -> Arms:
     }
 
 
-def _start_result(
-    scale: float, interpolated: Numbers, reference: Numbers, ends: Arms
-) -> dict[str, Any]:
-    """Return the results of one start.
-
-    What was before is the control's, which has learned nothing, at that very scale.
-    """
-    before = ends["control"][0] if "control" in ends else interpolated
+def _start_result(scale: float, before: Numbers, reference: Numbers, ends: Arms) -> dict[str, Any]:
+    """Return the results of one start, which is at a control scale."""
     curriculum = ends["curriculum"]
     scans = {f"scan_{key}": value for key, value in _over_seeds(curriculum, "strict").items()}
     return {
