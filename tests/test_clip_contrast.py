@@ -131,7 +131,7 @@ def test_wrong_arguments_are_named(table: dict[str, Any], message: str) -> None:
 
 def test_a_prompt_that_has_no_others_is_named() -> None:
     reward = clip_contrast(["a cat"], CLIP)
-    with pytest.raises(ValueError, match="the prompt 'a cat' has only 0 others"):
+    with pytest.raises(ValueError, match="the prompt 'a cat' is compared with no other one"):
         reward(torch.rand(1, 3, 64, 64), [Prompt("a cat")])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ from burnish.prompts.codes import is_unseen
 from burnish.qr.layout import layout_of
 from burnish.rewards.clip import Clip
 from burnish.tools.control_curve import curve, prompts, table
+from burnish.zoo import QR_CONTROLNET
+from burnish.zoo.scenes import article, nouns
+
+NOUNS = [article(noun) for noun in nouns()]
 
 
 def test_prompts_have_payloads_that_no_training_uses() -> None:
@@ -43,7 +48,7 @@ def test_the_curve(
 
     monkeypatch.setattr(policy, "decode", decode)
     clip = Clip.load("zoo:emoji-clip")
-    none, half, full = curve(policy, sampler, coded, clip, scales=(0.0, 1.0, 2.0))
+    none, half, full = curve(policy, sampler, coded, clip, NOUNS, scales=(0.0, 1.0, 2.0))
     assert none.clip_image == pytest.approx(1)
     assert (none.strict, none.read) == (0, 0)
     assert none.modules < half.modules <= full.modules == 1
@@ -52,18 +57,25 @@ def test_the_curve(
     assert none.clip_code < full.clip_code
     assert full.clip_image < 1
 
+    # of Micro QR
+    assert full.opencv == full.pyzbar == 0 or None in (full.opencv, full.pyzbar)
+
     assert "strict" in table([none])
     assert len(table([none, half]).splitlines()) == 3
+    assert table([replace(none, pyzbar=None)]).splitlines()[1].split()[4] == "-"
 
 
 def test_the_embedded_controlnet_trades_images_for_codes() -> None:
-    policy = Policy.load("zoo:emoji-lcm", controlnet="zoo:emoji-qr", train="none")
-    coded = prompts(["cat", "dog", "fox", "car"], 16)
+    policy = Policy.load("zoo:emoji-lcm", controlnet=QR_CONTROLNET, size=128, train="none")
+    coded = prompts(["cat", "dog", "fox", "car"], 12, pattern="https://example.org/{}")
     sampler = Sampler(LCM(), 4, EmbeddedGuidance(4.0))
     clip = Clip.load("zoo:emoji-clip")
-    none, half, full = curve(policy, sampler, coded, clip, scales=(0.0, 1.0, 2.0))
+    none, half, full = curve(policy, sampler, coded, clip, NOUNS, scales=(0.0, 1.0, 2.0))
     assert none.read == 0
     assert full.strict >= 0.8
     assert none.read < half.read < full.read
     assert none.clip_text > half.clip_text > full.clip_text
+    assert none.top5 > full.top5 and none.contrast > half.contrast > full.contrast
+    assert full.opencv is None or none.opencv == 0 < 0.5 <= full.opencv
+    assert full.pyzbar is None or none.pyzbar == 0 < 0.5 <= full.pyzbar
     assert full.clip_code > half.clip_code > none.clip_code

@@ -36,6 +36,9 @@ from burnish.annotations import Count, DeviceName, ModelPath
 from burnish.rewards.clip import Clip, Compared, compared_texts, remembering
 from burnish.types import Prompt, Reward
 
+Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(own (B,), to_others (B, N), is_other (B, N)) -> (B,), as `contrast`."""
+
 
 def clip_contrast(
     others: list[str] | dict[str, Any],
@@ -57,7 +60,9 @@ def clip_contrast(
         ValueError: there are no other prompts, or the model cannot be found or is not a CLIP model;
             later, a prompt that is the only one of `others`.
     """
-    return _comparison("clip_contrast", others, model, device, of, contrast)
+    _check_of(of, "clip_contrast")
+    texts = _other_texts(others, "clip_contrast")
+    return compare_with(Clip.load(model), texts, contrast, device, of)
 
 
 def clip_retrieval(
@@ -85,13 +90,18 @@ def clip_retrieval(
         ValueError: `top` is not above 0, or all prompts together are so few that every image would
             get 1; the model cannot be found or is not a CLIP model.
     """
+    _check_of(of, "clip_retrieval")
     if top < 1:
         raise ValueError(f"rewards: clip_retrieval.top must be 1 or more, not {top}")
 
-    def retrieved(own: Tensor, to_others: Tensor, is_other: Tensor) -> Tensor:
-        return (rank(own, to_others, is_other) <= top).float().where(own.isfinite(), torch.nan)
+    texts = _other_texts(others, "clip_retrieval")
+    if len(texts) < top:
+        raise ValueError(
+            f"rewards: clip_retrieval compares with {len(texts)} other prompts, so that every "
+            f"image would be among the {top} nearest; give it more in others, or a lower top"
+        )
 
-    return _comparison("clip_retrieval", others, model, device, of, retrieved, least=top)
+    return compare_with(Clip.load(model), texts, retrieved(top), device, of)
 
 
 def contrast(own: Tensor, to_others: Tensor, is_other: Tensor) -> Tensor:
@@ -116,50 +126,43 @@ def rank(own: Tensor, to_others: Tensor, is_other: Tensor) -> Tensor:
     return 1 + ((to_others >= own[:, None]) & is_other).sum(1)
 
 
-def _comparison(
-    name: str,
-    others: list[str] | dict[str, Any],
-    model: str,
-    device: str,
-    of: Compared,
-    measure: Callable[[Tensor, Tensor, Tensor], Tensor],
-    least: int = 1,
+def retrieved(top: int) -> Measure:
+    """Return the measure that is 1 where the own prompt is among the `top` nearest, else 0."""
+
+    def measure(own: Tensor, to_others: Tensor, is_other: Tensor) -> Tensor:
+        return (rank(own, to_others, is_other) <= top).float().where(own.isfinite(), torch.nan)
+
+    return measure
+
+
+def compare_with(
+    clip: Clip,
+    others: Sequence[str],
+    measure: Measure,
+    device: str = "auto",
+    of: Compared = "text",
 ) -> Reward:
-    """Return the reward that measures each image's similarities.
+    """Reward a measure of each image's similarities to its own prompt and to others.
 
     Args:
-        name: of the reward.
-        others: as of the rewards.
-        model: as of the rewards.
-        device: as of the rewards.
-        of: as of the rewards.
-        measure: of the similarities, as `contrast`.
-        least: prompts besides its own that each image must be compared with.
+        clip: the model.
+        others: the other prompts; what comes twice counts once.
+        measure: as `contrast`, or what `retrieved` returns.
+        device: `auto` takes the device of the images.
+        of: the own prompt's "text" or its "original".
     """
-    if of not in ("text", "original"):
-        raise ValueError(f'{name}.of must be "text" or "original", not "{of}"')
-
-    listed = catalog.build("prompts", catalog.prompts_table(others), f"{name}.others")
-    other_texts = list(dict.fromkeys(prompt.text for prompt in listed))
-    if len(other_texts) < least:
-        raise ValueError(
-            f"rewards: {name} compares with {len(other_texts)} other prompts, so that every image "
-            f"would be among the {least} nearest; give it more in others, or a lower top"
-        )
-
-    clip = Clip.load(model)
     embed_texts = remembering(clip)
+    other_texts = list(dict.fromkeys(others))
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         clip.move_to(device, images)
         texts = compared_texts(prompts, of)
         is_other = torch.tensor([[other != text for other in other_texts] for text in texts])
 
-        if (is_other.sum(1) < least).any():
-            row = int((is_other.sum(1) < least).nonzero()[0])
+        if not is_other.any(1).all():
+            text = texts[int(is_other.any(1).int().argmin())]
             raise ValueError(
-                f"{name}: the prompt '{texts[row]}' has only {int(is_other[row].sum())} others to "
-                f"be compared with; give at least {least} beside it in others"
+                f"the prompt '{text}' is compared with no other one; give more prompts in others"
             )
 
         embedded = clip.images(images)
@@ -167,3 +170,14 @@ def _comparison(
         return measure(own, embedded @ embed_texts(other_texts).T, is_other)
 
     return reward
+
+
+def _other_texts(others: list[str] | dict[str, Any], name: str) -> list[str]:
+    """Return the texts of the other prompts of a reward, each once."""
+    listed = catalog.build("prompts", catalog.prompts_table(others), f"{name}.others")
+    return list(dict.fromkeys(prompt.text for prompt in listed))
+
+
+def _check_of(of: str, name: str) -> None:
+    if of not in ("text", "original"):
+        raise ValueError(f'{name}.of must be "text" or "original", not "{of}"')

@@ -1,14 +1,14 @@
 """The trade-off of a QR ControlNet between readable codes and images, by control scale.
 
 For every scale, over the same prompts, payloads and noise: the fraction of images that are read,
-and their similarity to the prompt, to the same image without control, and to the bare code. The
-payloads are of the part that no training draws.
+their similarity to the prompt, alone and beside other prompts, to the same image without control,
+and to the bare code. The payloads are of the part that no training draws.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.prompts.codes import qr as qr_prompts
 from burnish.qr.layout import layout_of
+from burnish.qr.phone import Phone
 from burnish.qr.scanner import Scanner, module_errors
-from burnish.rewards.clip import Clip
+from burnish.rewards.clip import Clip, cosine
+from burnish.rewards.clip_contrast import compare_with, contrast, retrieved
 from burnish.rewards.code_distance import code_similarity
 from burnish.seeds import generator
 from burnish.stages import stage
@@ -36,7 +38,11 @@ class Point:
     scale: float
     strict: float  # fraction read under every condition
     read: float  # fraction of (image, condition) pairs that are read
+    opencv: float | None  # fraction that OpenCV reads as they are; None: it is not installed
+    pyzbar: float | None  # fraction that ZBar reads so
     modules: float  # fraction of modules on the right side
+    top5: float  # fraction whose prompt is among the five nearest of all
+    contrast: float  # cosine of image and prompt, less its mean to other prompts
     clip_text: float  # cosine of image and prompt
     clip_image: float  # cosine of the image and the one that the same noise gives without control
     clip_code: float  # cosine of the image and the bare code
@@ -65,6 +71,7 @@ def curve(
     sampler: Sampler,
     prompts: Sequence[Prompt],
     clip: Clip,
+    others: Sequence[str],
     *,
     scales: Sequence[float] = SCALES,
     conditions: str = "all",
@@ -77,15 +84,19 @@ def curve(
         sampler: how images are sampled; its control scale is replaced.
         prompts: with payloads.
         clip: for the similarities.
+        others: at least five prompts to compare with.
         scales: of the control.
         conditions: under which the codes are read; see `burnish.qr.conditions`.
         seed: of the noise.
     """
     without_control = replace(sampler, control=ControlConfig(0.0))
     uncontrolled = sample_images(policy, without_control, prompts, seed, "none")
-    text_embeddings = clip.texts([prompt.text for prompt in prompts])
+    to_prompt = cosine(clip)
+    less_others = compare_with(clip, others, contrast)
+    among_first = compare_with(clip, others, retrieved(5))
     base_embeddings = clip.images(uncontrolled)
     scanner = Scanner(conditions=conditions)
+    phone = Phone(scanner.decoders)
     layouts = [layout_of(prompt, uncontrolled.shape[-1]) for prompt in prompts]
     points = []
 
@@ -93,16 +104,20 @@ def curve(
         controlled = replace(sampler, control=ControlConfig(scale))
         images = sample_images(policy, controlled, prompts, seed, f"{scale:g}")
         readings = scanner.measure(images, layouts)
-        embeddings = clip.images(images)
+        plain = {name: _share(read) for name, read in phone.plain(images, layouts).items()}
 
         points.append(
             Point(
                 scale,
                 strict=float(readings.strict.double().mean()),
                 read=float(readings.fraction.mean()),
+                opencv=plain["opencv"],
+                pyzbar=plain["pyzbar"],
                 modules=float(1 - module_errors(images, layouts).mean()),
-                clip_text=float((embeddings * text_embeddings).sum(1).mean()),
-                clip_image=float((embeddings * base_embeddings).sum(1).mean()),
+                top5=float(among_first(images, prompts).mean()),
+                contrast=float(less_others(images, prompts).mean()),
+                clip_text=float(to_prompt(images, prompts).mean()),
+                clip_image=float((clip.images(images) * base_embeddings).sum(1).mean()),
                 clip_code=float(code_similarity(clip, images, layouts).mean()),
             )
         )
@@ -133,9 +148,18 @@ def sample_images(
     return torch.cat(images)
 
 
+def _share(read: Tensor | None) -> float | None:
+    return None if read is None else float(read.double().mean())
+
+
 def table(points: Sequence[Point]) -> str:
-    """Return the points as a table of plain text."""
-    names = ("scale", "strict", "read", "modules", "clip_text", "clip_image", "clip_code")
+    """Return the points as a table of plain text; a dash stands for what is not known."""
+    names = [field.name for field in fields(Point)]
     rows = ["  ".join(f"{name:>10}" for name in names)]
-    rows += ["  ".join(f"{getattr(point, name):>10.3f}" for name in names) for point in points]
+
+    for point in points:
+        values = (getattr(point, name) for name in names)
+        cells = (f"{'-':>10}" if value is None else f"{value:>10.3f}" for value in values)
+        rows.append("  ".join(cells))
+
     return "\n".join(rows)

@@ -48,6 +48,8 @@ from burnish.diffusion.kernels import DDIM, LCM, ODE
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.prompts.expander import Expander
+from burnish.prompts.sources import zoo_nouns
+from burnish.qr.layout import TINY
 from burnish.rewards.clip import Clip
 from burnish.rewards.vlm import Local
 from burnish.seeds import generator
@@ -326,10 +328,16 @@ def _captions(noun: str) -> set[str]:
 
 
 def control(count: int, seed: int) -> list[Point]:
-    """Return the ControlNet's curve over its control scale, of `count` prompts with payloads."""
+    """Return the ControlNet's curve over its control scale, of `count` prompts with links.
+
+    They are ordinary QR codes, on the smallest canvas that takes them.
+    """
     policy, sampler = open_source("zoo:emoji-lcm", controlnet=QR_CONTROLNET)
-    prompts = qr_prompts(nouns(), count, seed)
-    return curve(policy, sampler, prompts, Clip.load("zoo:emoji-clip"), seed=seed)
+    policy.resize(TINY)
+    prompts = qr_prompts(nouns(), count, seed, "https://example.org/{}")
+    others = [prompt.text for prompt in zoo_nouns("all")]
+    clip = Clip.load("zoo:emoji-clip")
+    return curve(policy, sampler, prompts, clip, others, seed=seed)
 
 
 def named(caption: str) -> set[str]:

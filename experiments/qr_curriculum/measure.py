@@ -32,12 +32,13 @@ from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.files import dumps, write
 from burnish.images import open_image
+from burnish.prompts.sources import zoo_nouns
 from burnish.qr.conditions import HELD_OUT, TRAIN
 from burnish.qr.layout import Layout, layout_of
 from burnish.qr.phone import Phone
 from burnish.qr.scanner import Scanner, module_errors
 from burnish.rewards.clip import Clip, cosine
-from burnish.rewards.clip_contrast import clip_contrast, clip_retrieval
+from burnish.rewards.clip_contrast import compare_with, contrast, retrieved
 from burnish.rewards.code_distance import code_similarity
 from burnish.tools.control_curve import prompts, sample_images
 from burnish.tools.gallery import draw, open_source, save
@@ -48,7 +49,6 @@ from burnish.zoo.scenes import nouns, vocabulary
 from experiments.qr_curriculum import plan
 
 CLIP = "zoo:emoji-clip"
-ALL_NOUNS = {"use": "zoo_nouns", "split": "all"}
 READERS = Phone(["zxing"])  # that take no part in training
 SEED = 880_002  # of payloads and noise: neither training nor tuning saw it
 
@@ -177,18 +177,19 @@ def _reader_columns(images: Tensor, layouts: list[Layout]) -> dict[str, Tensor]:
 def _similarity_columns(
     clip: Clip, images: Tensor, coded: Sequence[Prompt], bases: Path
 ) -> dict[str, Tensor]:
+    others = [prompt.text for prompt in zoo_nouns("all")]
     own = cosine(clip)(images, coded)
-    contrast = clip_contrast(ALL_NOUNS, CLIP)(images, coded)
+    less_others = compare_with(clip, others, contrast)(images, coded)
     image_nouns = [str(prompt.metadata["noun"]) for prompt in coded]
     base = clip.images(torch.stack([open_image(bases / f"{noun}.png") for noun in image_nouns]))
 
     return {
         "clip_text": own,
-        "clip_other": own - contrast,
-        "contrast": contrast,
+        "clip_other": own - less_others,
+        "contrast": less_others,
         "clip_image": (clip.images(images) * base).sum(1),
-        "retrieval_top1": clip_retrieval(ALL_NOUNS, 1, CLIP)(images, coded),
-        "retrieval_top5": clip_retrieval(ALL_NOUNS, 5, CLIP)(images, coded),
+        "retrieval_top1": compare_with(clip, others, retrieved(1))(images, coded),
+        "retrieval_top5": compare_with(clip, others, retrieved(5))(images, coded),
     }
 
 
