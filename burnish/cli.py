@@ -141,7 +141,12 @@ CanvasSize = Annotated[
 ]
 ControlScale = Annotated[
     float,
-    typer.Option(help="Control scale of the code. [dim]below 0: the run's, else 1[/dim]"),
+    typer.Option(
+        help=(
+            "Control scale of the code. [dim]below 0: the run's, else from a low one up until "
+            "images are read[/dim]"
+        )
+    ),
 ]
 Decoders = Annotated[
     list[str] | None,
@@ -423,7 +428,7 @@ def qr(
     Or read one with --verify. Exit code 1: no image is read.
 
       burnish qr https://example.org --prompt "a cat" --out codes
-      burnish qr HELLO --prompt "a cat" --size 64 --model runs/qr --n 8 --out codes
+      burnish qr https://example.org --prompt "a cat" --model runs/qr --n 8 --out codes
       burnish qr HELLO --prompt "a garden" --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
         --controlnet monster-labs/control_v1p_sd15_qrcode_monster --scale 1.4
       burnish qr --verify art.png
@@ -447,7 +452,12 @@ def qr(
     quiet()
     from burnish.qr.phone import Phone
     from burnish.qr.scanner import Scanner
-    from burnish.tools.qr_search import choose_canvas, deciding_decoders, open_controlled
+    from burnish.tools.qr_search import (
+        choose_canvas,
+        deciding_decoders,
+        open_controlled,
+        scale_step,
+    )
     from burnish.types import Prompt
 
     scanner = Scanner(decoders, "all")
@@ -462,7 +472,8 @@ def qr(
     )
     prompted = Prompt(prompt, {"payload": payload})
     layout = choose_canvas(policy, prompted, size)
-    result = search_codes(policy, sampler, prompted, scanner, phone, n, tries, seed)
+    step = scale_step(model, scale)
+    result = search_codes(policy, sampler, prompted, scanner, phone, n, tries, seed, step)
     show_codes(result, layout, phone, out, as_json)
 
 
@@ -475,6 +486,7 @@ def search_codes(
     count: int,
     tries: int,
     seed: int,
+    step: float,
 ) -> Search:
     """Return `count` images that are read, with a progress bar on stderr meanwhile."""
     from rich.console import Console
@@ -496,6 +508,7 @@ def search_codes(
             count=count,
             tries=tries,
             seed=seed,
+            step=step,
             phone=phone,
             on_try=on_try,
         )
@@ -517,6 +530,7 @@ def show_codes(result: Search, layout: Layout, phone: Phone, out: Path, as_json:
             "tries": result.tries,
             "passed": result.passed,
             "read": result.read,
+            "scales": result.scales,
             "phone": verdicts,
             "phone_note": phone.note(layout.micro),
             "files": [str(path) for path in paths],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,11 @@ from burnish.tools.qr_search import (
     deciding_decoders,
     open_controlled,
     save,
+    scale_step,
     search,
 )
 from burnish.types import Prompt
+from burnish.zoo import QR_SCALE
 
 CODE = fit("AB12C", 64).draw()
 PROMPT = Prompt("a cat", {"payload": "AB12C"})
@@ -75,6 +78,42 @@ def test_images_that_are_read_are_kept(controlled: tuple[Policy, Sampler], tmp_p
     assert [found.attempt for found in few.images] == [5] and few.tries == 7
     none_read = search(*controlled, PROMPT, Scanner(), count=1, tries=4)
     assert (none_read.images, none_read.tries, none_read.payload) == ([], 4, "")
+
+
+def test_the_control_scale_rises_while_nothing_is_read(
+    controlled: tuple[Policy, Sampler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes of which the first two batches have none; then it stays."""
+    policy, sampler = controlled
+    scales: list[float] = []
+    draw = Sampler.images
+
+    def images(self: Sampler, *arguments: Any) -> Tensor:
+        scales.append(self.control.scale)
+        drawn = draw(self, *arguments)
+        return drawn if len(scales) > 2 else torch.ones_like(drawn)
+
+    monkeypatch.setattr(Sampler, "images", images)
+    low = replace(sampler, control=replace(sampler.control, scale=0.7))
+    result = search(policy, low, PROMPT, Scanner(), count=5, tries=100, step=0.1)
+    assert scales == pytest.approx([0.7, 0.8, 0.9, 0.9])
+    assert result.scales == pytest.approx((0.7, 0.9)) and len(result.images) == 5
+
+    scales.clear()
+    monkeypatch.setattr(policy, "decode", lambda latent: torch.ones(len(latent), 3, 64, 64))
+    high = replace(sampler, control=replace(sampler.control, scale=1.95))
+    for step, wanted in ((0.1, [1.95, 2.0, 2.0]), (0.0, [1.95, 1.95, 1.95])):
+        search(policy, high, PROMPT, Scanner(), count=1, tries=48, step=step)
+        assert scales[-3:] == pytest.approx(wanted)
+
+
+def test_only_a_scale_that_nobody_chose_rises(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert scale_step("zoo:emoji-lcm", -1.0) > 0 == scale_step("zoo:emoji-lcm", 0.9)
+    (tmp_path / "run").mkdir()
+    write_recipe().rename(tmp_path / "run" / "config.toml")
+    assert scale_step(str(tmp_path / "run"), -1.0) == 0
 
 
 def test_a_folder_that_is_a_file(controlled: tuple[Policy, Sampler], tmp_path: Path) -> None:
@@ -121,7 +160,10 @@ def test_the_command(
     code, out, _ = run(capsys, "qr", "AB12C", *options)
     assert code == 0 and "3 of 16 tries are read under every condition" in out
     assert "2 kept, they say 'AB12C'" in out
-    assert "code M2-M on 64 px; phone: Micro QR: most phone cameras do not read it" in out
+    assert (
+        "code M2-M on 64 px, control scale 1; phone: Micro QR: most phone cameras do not read it"
+        in out
+    )
     assert opened[0] == ("m", ""), "a run has its own ControlNet"
 
     code, out, _ = run(capsys, "qr", "AB12C", *options, "--json", "--controlnet", "c")
@@ -249,10 +291,11 @@ def test_each_independent_reader_says_what_it_reads_in_the_plain_image(
 def test_the_first_command_that_anybody_types(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--prompt", "a cat", "--out", str(tmp_path), "--n", "1", "--tries", "1", "--json"]
+    options = ["--prompt", "a cat", "--out", str(tmp_path), "--n", "1", "--json"]
     code, out, _ = run(capsys, "qr", "https://example.org", *options)
     content = json.loads(out)
     assert code == 0 and (content["code"], content["size"]) == ("2-Q", 128)
+    assert content["scales"][0] == QR_SCALE
     verdict = verify(Path(content["files"][0]))
     assert verdict.payload == "https://example.org" and verdict.strict
     assert verdict.phone == content["phone"][0]

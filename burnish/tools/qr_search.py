@@ -1,7 +1,8 @@
 """Search for images that are QR codes and are read under every condition.
 
 Every image that a user gets has been read back, so the number of tries is part of the result: it
-says how good the model and its control scale are at this payload.
+says how good the model and its control scale are at this payload. Without a wish for a scale the
+search begins at a low one, at which an image shows its prompt, and rises while nothing is read.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from burnish.seeds import generator
 from burnish.tools.gallery import CHUNK, open_source
 from burnish.trust import Trust
 from burnish.types import Prompt
-from burnish.zoo import QR_CONTROLNET
+from burnish.zoo import QR_CONTROLNET, QR_SCALE
+
+STEP = 0.1  # by which the control scale rises after a batch in which no image is read
+LARGEST_SCALE = 2.0  # to which it rises: there, little is left but the code
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Search:
     passed: int  # tries that are read under every condition, kept or not
     read: int  # tries that some decoder reads under some condition, kept or not
     payload: str  # as the decoders read it back; "" if nothing was kept
+    scales: tuple[float, float]  # control scale of the first tries and of the last
 
 
 def open_controlled(
@@ -66,7 +71,8 @@ def open_controlled(
             models have theirs.
         steps: network calls an image; 0 takes the run's, or 50, or 4 of a consistency model.
         guidance: its weight; negative takes the run's, or 5 (1.5 of an LCM-LoRA).
-        scale: of the control; negative takes the run's, or 1.
+        scale: of the control; negative takes the run's, or that from which `search` may rise: 1, of
+            the zoo's ControlNet `burnish.zoo.QR_SCALE`.
         trust: whether to import the code that a run names for its sampler; see `config.load`.
 
     Raises:
@@ -74,6 +80,8 @@ def open_controlled(
     """
     if source.startswith("zoo:"):
         controlnet = controlnet or QR_CONTROLNET
+    if controlnet == QR_CONTROLNET and scale < 0:
+        scale = QR_SCALE
 
     policy, sampler = open_source(
         source, steps=steps, guidance=guidance, controlnet=controlnet, trust=trust
@@ -94,6 +102,16 @@ def open_controlled(
         sampler = replace(sampler, control=replace(sampler.control, scale=scale))
 
     return policy, sampler
+
+
+def scale_step(source: str, scale: float) -> float:
+    """Return by how much a search raises the control scale while nothing is read; 0: never.
+
+    Args:
+        source: a run directory, which has a scale of its own, or any other model.
+        scale: that the user wants; negative: none.
+    """
+    return 0.0 if scale >= 0 or Run(Path(source)).exists() else STEP
 
 
 def choose_canvas(policy: Policy, prompt: Prompt, size: int = 0) -> Layout:
@@ -159,6 +177,7 @@ def search(
     count: int,
     tries: int,
     seed: int = 0,
+    step: float = 0.0,
     phone: Phone | None = None,
     on_try: Callable[[int, int], None] = lambda sampled, found: None,
 ) -> Search:
@@ -174,6 +193,8 @@ def search(
         count: of images to find.
         tries: the images to sample at most.
         seed: of the noise.
+        step: added to the control scale after a batch in which no image is read under every
+            condition, up to `LARGEST_SCALE`.
         phone: gives the verdict `phone` on what is kept; by default the readers of other libraries
             than the scanner's.
         on_try: called after each batch with the numbers of images sampled and found so far.
@@ -186,10 +207,13 @@ def search(
     passed = 0
     read = 0
     sampled = 0
+    first_scale = scale = next_scale = sampler.control.scale
 
     while sampled < tries and len(readable) < count:
+        scale = next_scale
+        controlled = replace(sampler, control=replace(sampler.control, scale=scale))
         noise = generator(seed, "art", sampled)
-        images = sampler.images(policy, [prompt] * CHUNK, noise, CHUNK)[: tries - sampled]
+        images = controlled.images(policy, [prompt] * CHUNK, noise, CHUNK)[: tries - sampled]
 
         layout = layout_of(prompt, images.shape[-1])
         readings = scanner.measure(images, [layout] * len(images))
@@ -202,15 +226,19 @@ def search(
                 verdict = phone.reads(grey, layout.payload, layout.module, layout.micro)
                 readable.append(FoundImage(images[row], sampled + row + 1, verdict))
 
+        if not readings.strict.any():
+            next_scale = max(scale, min(LARGEST_SCALE, scale + step))
+
         sampled += len(images)
         on_try(sampled, len(readable))
 
     # a strict reading is an exact one
-    return Search(readable, sampled, passed, read, layout.payload if readable else "")
+    payload = layout.payload if readable else ""
+    return Search(readable, sampled, passed, read, payload, (first_scale, scale))
 
 
 def summary(result: Search, layout: Layout, phone: Phone) -> str:
-    """Return two lines about a search: how many images are read, and by whom."""
+    """Return two lines about a search: how many images are read, at which scale, and by whom."""
     outcome = "raise --scale or --tries"
     if result.images:
         outcome = f"{len(result.images)} kept, they say {result.payload!r}"
@@ -219,10 +247,14 @@ def summary(result: Search, layout: Layout, phone: Phone) -> str:
     known = verdicts and not layout.micro and None not in verdicts
     counted = f"{verdicts.count(True)} of {len(verdicts)} " if known else ""
 
+    first, last = (f"{scale:.3g}" for scale in result.scales)
+    scales = first if first == last else f"{first} to {last}"
+
     return (
         f"{result.passed} of {result.tries} tries are read under every condition, "
         f"{result.read} under some; {outcome}\n"
-        f"code {layout.designator} on {layout.side} px; phone: {counted}{phone.note(layout.micro)}"
+        f"code {layout.designator} on {layout.side} px, control scale {scales}; "
+        f"phone: {counted}{phone.note(layout.micro)}"
     )
 
 

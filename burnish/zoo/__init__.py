@@ -35,6 +35,10 @@ MODELS: Mapping[str, str] = {
 QR_CONTROLNET = "zoo:emoji-qr"
 """The ControlNet that the zoo's generators draw codes with."""
 
+QR_SCALE = 0.6
+"""Its control scale from which `burnish qr` rises: few images are read there, but all show things.
+"""
+
 NAMES = tuple(MODELS)
 # parts that a model takes from another one: {model: {part: path in the zoo}}
 SHARED = {"emoji-lcm": {part: f"emoji-sd/{part}" for part in ("vae", "text_encoder", "tokenizer")}}
