@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from burnish.terminal import adapt_streams, say
-from burnish.zoo import QR_CONTROLNET
+from burnish.zoo import QR_CONTROLNET, QR_GENERATOR
 
 if TYPE_CHECKING:
     from burnish.diffusion.policy import Policy
@@ -403,7 +403,7 @@ def qr(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the image shows.")] = "",
     model: Annotated[
         str, typer.Option(help="A run with a ControlNet, zoo:NAME, a folder or a hub id.")
-    ] = "zoo:emoji-lcm",
+    ] = QR_GENERATOR,
     controlnet: ControlNet = "",
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Images to find.")] = 4,
     tries: Annotated[int, typer.Option(min=1, help="Images to sample at most.")] = 64,

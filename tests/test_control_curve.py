@@ -17,7 +17,7 @@ from burnish.prompts.codes import is_unseen
 from burnish.qr.layout import layout_of
 from burnish.rewards.clip import Clip
 from burnish.tools.control_curve import curve, prompts, table
-from burnish.zoo import QR_CONTROLNET
+from burnish.zoo import QR_CONTROLNET, QR_GENERATOR
 from burnish.zoo.scenes import article, nouns
 
 NOUNS = [article(noun) for noun in nouns()]
@@ -66,7 +66,7 @@ def test_the_curve(
 
 
 def test_the_embedded_controlnet_trades_images_for_codes() -> None:
-    policy = Policy.load("zoo:emoji-lcm", controlnet=QR_CONTROLNET, size=128, train="none")
+    policy = Policy.load(QR_GENERATOR, controlnet=QR_CONTROLNET, size=128, train="none")
     coded = prompts(["cat", "dog", "fox", "car"], 12, pattern="https://example.org/{}")
     sampler = Sampler(LCM(), 4, EmbeddedGuidance(4.0))
     clip = Clip.load("zoo:emoji-clip")

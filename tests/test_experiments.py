@@ -193,7 +193,8 @@ def test_the_links_of_the_measurement_are_ordinary_codes_of_the_unseen_part() ->
 
 def test_the_recipe_draws_codes_with_the_zoos_controlnet() -> None:
     config = configuration.load(codes.RECIPE)
-    assert (config.model.controlnet, config.model.size) == (zoo.QR_CONTROLNET, codes.SIZE)
+    models = (config.model.id, config.model.controlnet)
+    assert models == (zoo.QR_GENERATOR, zoo.QR_CONTROLNET) and config.model.size == codes.SIZE
     assert config.prompts["pattern"] == config.evaluation.prompts["pattern"] == codes.PATTERNS
 
 

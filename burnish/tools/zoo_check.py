@@ -58,7 +58,7 @@ from burnish.tools.control_curve import Point, curve
 from burnish.tools.control_curve import prompts as qr_prompts
 from burnish.tools.gallery import open_source
 from burnish.types import Prompt
-from burnish.zoo import QR_CONTROLNET
+from burnish.zoo import QR_CONTROLNET, QR_GENERATOR
 from burnish.zoo import judge as judging
 from burnish.zoo import questions as asking
 from burnish.zoo.scenes import NUMBERS, Scene, Scenes, nouns, vocabulary
@@ -332,7 +332,7 @@ def control(count: int, seed: int) -> list[Point]:
 
     They are ordinary QR codes, on the smallest canvas that takes them.
     """
-    policy, sampler = open_source("zoo:emoji-lcm", controlnet=QR_CONTROLNET)
+    policy, sampler = open_source(QR_GENERATOR, controlnet=QR_CONTROLNET)
     policy.resize(TINY)
     prompts = qr_prompts(nouns(), count, seed, "https://example.org/{}")
     others = [prompt.text for prompt in zoo_nouns("all")]

@@ -32,6 +32,9 @@ MODELS: Mapping[str, str] = {
 }
 """The models by name, with a sentence about each."""
 
+QR_GENERATOR = "zoo:emoji-lcm"
+"""The generator that draws images with codes, where none is named."""
+
 QR_CONTROLNET = "zoo:emoji-qr"
 """The ControlNet that the zoo's generators draw codes with."""
 

@@ -44,7 +44,7 @@ from burnish.tools.control_curve import prompts, sample_images
 from burnish.tools.gallery import draw, open_source, save
 from burnish.training.assembly import load_policy, load_sampler
 from burnish.types import Prompt
-from burnish.zoo import QR_CONTROLNET, judge
+from burnish.zoo import QR_GENERATOR, judge
 from burnish.zoo.scenes import nouns, vocabulary
 from experiments.qr_curriculum import plan
 
@@ -72,7 +72,7 @@ def draw_bases(folder: Path) -> None:
     if not missing:
         return
 
-    policy, sampler = open_source("zoo:emoji-lcm")
+    policy, sampler = open_source(QR_GENERATOR)
     for noun in missing:
         text = f"a {noun}"
         save(draw(policy, sampler, [text], 1), [text], 1, folder / f"{noun}.png")
@@ -99,8 +99,7 @@ def _write_before(
 
 def open_before() -> tuple[Policy, Sampler]:
     """Return the ControlNet before training, and the sampler of the recipe."""
-    settings = (f"model.size={plan.SIZE}", f'model.controlnet="{QR_CONTROLNET}"')
-    config = configuration.load(plan.RECIPE, settings)
+    config = configuration.load(plan.RECIPE, plan.MODEL)
     device = present_device("auto")
     return load_policy(config, device), load_sampler(config)
 

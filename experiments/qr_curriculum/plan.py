@@ -12,12 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from burnish.zoo import QR_CONTROLNET
+from burnish.zoo import QR_CONTROLNET, QR_GENERATOR
 from experiments.running import Trial
 
 SEEDS = (3, 4, 5)  # tuning looked at 0, 1 and 2
 RECIPE = "emoji-qr"
 SIZE = 128  # px: an ordinary QR code fits
+MODEL = (
+    f'model.id="{QR_GENERATOR}"',
+    f'model.controlnet="{QR_CONTROLNET}"',
+    f"model.size={SIZE}",
+    "model.device=auto",
+)
 # links of codes of version 2 and of version 1
 PATTERNS = ["https://example.org/{}", "HTTP://{}.ORG"]
 BASES = "bases"  # folder of the base images, below the experiment's
@@ -161,9 +167,7 @@ def trial(out: Path, scales: Scales, budget: Budget, start: str, arm: str, seed:
     base = out.absolute() / BASES / "{noun}.png"
     values = curriculum(scales.first, scales.starts[start], STARTS[start].steps)
     settings = (
-        "model.device=auto",
-        f"model.size={SIZE}",
-        f'model.controlnet="{QR_CONTROLNET}"',
+        *MODEL,
         f"prompts.pattern={PATTERNS}",
         f"evaluation.prompts.pattern={PATTERNS}",
         f'prompts.base="{base}"',
