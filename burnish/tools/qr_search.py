@@ -29,7 +29,7 @@ from burnish.trust import Trust
 from burnish.types import Prompt
 from burnish.zoo import QR_CONTROLNET, QR_SCALE
 
-STEP = 0.1  # by which the control scale rises after a batch in which no image is read
+STEP = 0.2  # by which the control scale rises after a batch in which no image is read
 LARGEST_SCALE = 2.0  # to which it rises: there, little is left but the code
 
 
