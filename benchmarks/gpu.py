@@ -65,7 +65,7 @@ class Processes:
         context: Any = multiprocessing.get_context(self.method)
         process = context.Process(target=gpu_worker.answer, args=(do, task, file, self.log))
         process.start()
-        process.join(seconds)
+        process.join(max(seconds, 0))
         late = process.is_alive()
         if late:
             process.kill()
@@ -98,6 +98,7 @@ def main() -> None:
     options = arguments()
     os.environ.update(ENVIRONMENT)
     log = options.out.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
     log.unlink(missing_ok=True)
 
     with tempfile.TemporaryDirectory(dir=options.scratch or scratch()) as work:
@@ -131,11 +132,11 @@ def run_model(processes: Processes, task: Task, share: float, left: float) -> di
     longest = min(left, 1.5 * share)
     processes.say(f"{task.model}: {share:.0f} s, at most {longest:.0f}")
     result = processes.call("build", task, longest)
-    told(processes, task.model, "built", result)
+    say_end(processes, task.model, "built", result)
 
     if "error" not in result:
         result |= processes.call("measure", task, longest - (time.monotonic() - started))
-        told(processes, task.model, "measured", result)
+        say_end(processes, task.model, "measured", result)
         result["runs_within"] = {}
         for gib in CAPS:
             seconds = share - (time.monotonic() - started)
@@ -163,7 +164,7 @@ def within(processes: Processes, task: Task, seconds: float) -> dict[str, Any]:
     return {"runs": "no" if found.pop("out_of_memory", False) else "?", **found}
 
 
-def told(processes: Processes, name: str, done: str, result: dict[str, Any]) -> None:
+def say_end(processes: Processes, name: str, done: str, result: dict[str, Any]) -> None:
     """Print how a step ended."""
     processes.say(f"{name}: {result.get('error', done)}")
 
@@ -213,8 +214,9 @@ def show(result: dict[str, Any]) -> None:
         "training": ("training_s", "{:.2f}"),
         "network": ("network_s", "{:.2f}"),
         "ratio": ("ratio_network", "{:.2f}"),
-        "allocated, GiB": ("peak_allocated_gib", "{:.1f}"),
-        "reserved": ("peak_reserved_gib", "{:.1f}"),
+        "start, GiB": ("start_allocated_gib", "{:.1f}"),
+        "iteration, GiB": ("allocated_gib", "{:.1f}"),
+        "reserved": ("reserved_gib", "{:.1f}"),
     }
     table = Table(
         "model", *columns, "runs in", title=f"{result['device']}, {result['seconds']:.0f} s"

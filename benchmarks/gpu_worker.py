@@ -9,7 +9,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -103,19 +102,7 @@ class Task:
         if short:
             changes += [*SHORT, *case.short]
         place = [f"model.id={self.folder}", f"model.device={self.device}"]
-        config = configuration.load(case.recipe, [*changes, *place])
-
-        if config.optimizer.eight_bit and not find_spec("bitsandbytes"):
-            return replace(config, optimizer=replace(config.optimizer, eight_bit=False))
-        return config
-
-    def dtype(self) -> torch.dtype:
-        """Return the precision of the weights in the files."""
-        return DTYPES[configuration.load(CASES[self.model].recipe, self.precision()).model.dtype]
-
-    def precision(self) -> list[str]:
-        """Return the changes of the recipe's precision."""
-        return ["model.dtype=float32"] if self.tiny else []
+        return configuration.load(case.recipe, [*changes, *place])
 
 
 class Answer:
@@ -190,7 +177,8 @@ def build(task: Task, values: Answer) -> None:
     """Write the model's folder."""
     shape = gpu_models.shape_of(task.model, task.tiny)
     started = time.perf_counter()
-    gpu_models.build(shape, task.folder, task.device, task.dtype())
+    dtype = DTYPES[task.config(short=False).model.dtype]
+    gpu_models.build(shape, task.folder, task.device, dtype)
     values.add(
         seconds_build=time.perf_counter() - started,
         parameters=gpu_models.parameters(shape),
@@ -204,17 +192,16 @@ def measure(task: Task, values: Answer) -> None:
     policy = load_policy(config)
     values.add(
         seconds_load=time.perf_counter() - started,
-        settings=settings(config),
+        settings=settings(config, policy),
     )
     values.say("loaded")
 
     calls = NetworkCalls(policy)
     iterate(task, task.config(short=True), calls, "warm-up")
-    values.add(**{f"{key}_short": value for key, value in memory(task).items()})
+    values.add(**{f"start_{key}": value for key, value in memory(task).items()})
     values.say("warm")
+    forget_peak(task)
     calls.counts.clear()
-    if task.device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
 
     record = iterate(task, config, calls, "iteration")
     seconds = record["seconds_sampling"] + record["seconds_training"]
@@ -257,15 +244,14 @@ CALLS: dict[str, Any] = {
 }
 
 
-def settings(config: Config) -> dict[str, Any]:
+def settings(config: Config, policy: Policy) -> dict[str, Any]:
     """Return what the speed depends on."""
     batch = config.batch
     return {
-        "size": config.model.size,
+        "size": policy.latent_shape[-1] * policy.latent_pixel,
         "dtype": config.model.dtype,
         "rank": config.model.rank,
         "gradient_checkpointing": config.model.gradient_checkpointing,
-        "eight_bit": config.optimizer.eight_bit,
         "objective": config.objective["use"],
         "steps": config.sampler.steps,
         "sample_batch": batch.sample_batch,
@@ -280,9 +266,16 @@ def memory(task: Task) -> dict[str, float]:
     if task.device == "cpu":
         return {}
     return {
-        "peak_allocated_gib": torch.cuda.max_memory_allocated() / GIB,
-        "peak_reserved_gib": torch.cuda.max_memory_reserved() / GIB,
+        "allocated_gib": torch.cuda.max_memory_allocated() / GIB,
+        "reserved_gib": torch.cuda.max_memory_reserved() / GIB,
     }
+
+
+def forget_peak(task: Task) -> None:
+    """Let `memory` begin anew, with what is held now."""
+    if task.device != "cpu":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def iterate(task: Task, config: Config, calls: NetworkCalls, name: str) -> dict[str, Any]:
