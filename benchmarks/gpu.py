@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
@@ -170,7 +171,11 @@ def say_end(processes: Processes, name: str, done: str, result: dict[str, Any]) 
 
 
 def preload(options: argparse.Namespace) -> None:
-    """Import what all processes need, once."""
+    """Import what all processes need, once.
+
+    bitsandbytes is hidden from them: its import starts CUDA, which does not survive a fork.
+    """
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
     import peft  # noqa: F401
 
     for name in options.models:
