@@ -127,22 +127,33 @@ def disturb(x: Tensor) -> Tensor:
 
     Images of a generator are never as clean as a sprite.
     """
-    noisy = torch.rand(len(x), 1, 1, 1) < 0.5
-    noise = 0.08 * torch.rand(len(x), 1, 1, 1) * torch.randn_like(x)
+
+    def uniform() -> Tensor:
+        return torch.rand(len(x), 1, 1, 1, device=x.device)
+
+    def normal() -> Tensor:
+        return torch.randn(len(x), 1, 1, 1, device=x.device)
+
+    noisy = uniform() < 0.5
+    noise = 0.08 * uniform() * torch.randn_like(x)
     x = torch.where(noisy, x + noise, x)
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.3, blurred, x)
+    x = torch.where(uniform() < 0.3, blurred, x)
 
-    return x * (1 + 0.1 * torch.randn(len(x), 1, 1, 1)) + 0.05 * torch.randn(len(x), 1, 1, 1)
+    return x * (1 + 0.1 * normal()) + 0.05 * normal()
 
 
-def disturb_latents(vae: AutoencoderKL, x: Tensor, every: int) -> None:
-    """Pass one in `every` images through the autoencoder with noisy latents, in place."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        z = vae.encode(x[::every]).latent_dist.mean
-        noise = 0.15 * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)
+@torch.no_grad()
+def disturb_latents(vae: AutoencoderKL, x: Tensor, every: int, first: int = 0) -> None:
+    """Pass one in `every` images, from `first` on, through the autoencoder with noisy latents.
+
+    They are changed in place.
+    """
+    with torch.autocast(x.device.type, torch.bfloat16):
+        z = vae.encode(x[first::every]).latent_dist.mean
+        noise = 0.15 * torch.rand(len(z), 1, 1, 1, device=z.device) * torch.randn_like(z)
         z = z + noise / vae.config.scaling_factor
-        x[::every] = vae.decode(z).sample.float()
+        x[first::every] = vae.decode(z).sample.float()
 
 
 def batches(

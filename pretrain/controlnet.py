@@ -1,23 +1,22 @@
-"""`zoo:emoji-qr`: a ControlNet for the generator that draws Micro QR codes into its images.
+"""`zoo:emoji-qr` and `zoo:emoji-qr-128`: ControlNets that draw codes into a generator's images.
 
-`python -m pretrain.controlnet --minutes 18`. Behaves as the public QR ControlNets do: at a high
-scale the image is the code, at a low one it still shows the prompt. So each image that it learns
-from is a scene mixed with a code,
-
-    (1 - share) scene + share code,    share = scale / 2
-
-and the ControlNet's output is multiplied with that very scale, drawn evenly from 0 to 2, while it
-learns. The generator is frozen; the loss is its own (v-prediction, one caption in ten dropped).
+`python -m pretrain.controlnet --minutes 18`. They behave as the public QR ControlNets do: the
+higher the scale, the better an image can be read as the code. Each image that they learn from is a
+scene whose modules were moved in luminance alone (`pretrain.shading`) by share = scale / 2, and the
+ControlNet's output is multiplied with that very scale, drawn evenly from 0 to 2, while it learns.
+The generator is frozen; the loss is its own (v-prediction, one caption in ten dropped). Scenes of
+64 px have Micro QR codes, those of 128 px (`--size 128`) QR codes of versions 1 and 2.
 """
 
 from __future__ import annotations
 
-import random
+import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     ControlNetModel,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
@@ -26,102 +25,84 @@ from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor
 
-from burnish.prompts.codes import qr
-from burnish.qr.layout import layout_of
 from burnish.zoo.scenes import SIZE, Scenes
 from pretrain import loop
 from pretrain.data import ZOO
+from pretrain.shading import codes, shaded
 from pretrain.unet import DROP, PROMPTS, add_noise, encode_captions, encode_scenes, scheduler
 
-LARGEST = 2.0  # scale at which an image is the bare code
+LARGEST = 2.0  # scale at which modules are as dark and as light as can be
 # channels on the way from an image to its latents' size: two halvings, as in the autoencoder
 EMBEDDING = (16, 32, 64)
-CHUNK = 250  # scenes drawn and encoded at once
+KINDS = {"single": 0.8, "count": 0.1, "pair": 0.1}  # shares of scenes
 Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def codes(count: int, seed: int) -> Tensor:
-    """Return the control images (count, SIZE, SIZE) uint8 of as many random payloads.
+def scenes(count: int, seed: int, size: int) -> tuple[Tensor, list[str]]:
+    """Return scenes (count, 3, size, size) uint8 with their captions.
 
-    None of the payloads is of the unseen part.
+    Four in five show a single thing, as the prompts of the experiment do.
     """
-    prompts = qr(["a code"], random=count, seed=seed)
-    layouts = [layout_of(prompt, SIZE) for prompt in prompts]
-    return torch.stack([(layout.draw()[0] * 255).to(torch.uint8) for layout in layouts])
+    source = Scenes(seed, size=size)
+    images: list[Tensor] = []
+    captions: list[str] = []
 
+    for kind, share in KINDS.items():
+        drawn, shown = source.draw(int(count * share), kind)
+        images.append(drawn.permute(0, 3, 1, 2))
+        captions += [scene.caption for scene in shown]
 
-@torch.no_grad()
-def encode_pool(
-    vae: AutoencoderKL, control_images: Tensor, seed: int, device: torch.device
-) -> tuple[Tensor, Tensor, list[str]]:
-    """Return scenes, each mixed with one of the n `control_images`.
-
-    Four in five scenes show a single thing, as the prompts of the experiment do.
-
-    Returns:
-        Scaled latents (n, 4, 16, 16) float16, scales (n,) and captions.
-    """
-    scenes = Scenes(seed)
-    rng = random.Random(seed)
-    latents = []
-    scales = []
-    captions = []
-
-    for start in range(0, len(control_images), CHUNK):
-        kind = rng.choices(["single", "count", "pair"], [0.8, 0.1, 0.1])[0]
-        images, drawn = scenes.draw(CHUNK, kind)
-        generator = torch.Generator().manual_seed(seed * 1000 + start)
-        scale = torch.rand(CHUNK, generator=generator) * LARGEST
-        share = (scale / LARGEST).view(-1, 1, 1, 1)
-        code = control_images[start : start + CHUNK, None].float() / 255
-        mixed = (1 - share) * images.permute(0, 3, 1, 2).float() / 255 + share * code
-
-        latents.append(encode_scenes(vae, mixed * 2 - 1, device))
-        scales.append(scale)
-        captions += [scene.caption for scene in drawn]
-
-    return torch.cat(latents), torch.cat(scales), captions
+    return torch.cat(images), captions
 
 
 def batches(
-    pipe: StableDiffusionPipeline, pool: int, size: int, device: torch.device
+    pipe: StableDiffusionPipeline, options: argparse.Namespace, device: torch.device
 ) -> Callable[[int], Iterator[Batch]]:
-    """Return a function of a seed to endless batches of mixed images.
+    """Return a function of a seed to endless batches of scenes with codes in them.
 
-    A batch is latents (B, 4, 16, 16), text states, codes (B, 3, SIZE, SIZE) in [0, 1] and scales
-    (B,).
+    Scene, code and scale are drawn anew each time. A batch is latents (B, 4, size / 4, size / 4),
+    text states, codes (B, 3, size, size) in [0, 1] and scales (B,).
     """
 
+    @torch.no_grad()
     def endless(seed: int) -> Iterator[Batch]:
         _, processes = loop.rank()
-        count = pool // processes // CHUNK * CHUNK
-        control_images = codes(count, seed)
-        latents, scales, captions = encode_pool(pipe.vae, control_images, seed, device)
+        count = options.pool // processes
+        images, captions = scenes(count, seed, options.size)
+        images = images.to(device)
+        control_images = codes(options.codes, seed, options.size)[:, None].to(device)
         states, caption_rows = encode_captions(pipe.tokenizer, pipe.text_encoder, captions, device)
-        generator = torch.Generator().manual_seed(seed)
-        print(f"{count} latents, {len(states)} captions", flush=True)
+        caption_rows = caption_rows.to(device)
+        generator = torch.Generator(device).manual_seed(seed)
+        draw = partial(torch.rand, generator=generator, device=device)
+        print(f"{len(images)} scenes, {len(states)} captions", flush=True)
 
         while True:
-            rows = torch.randint(count, (size,), generator=generator)
-            dropped = torch.rand(size, generator=generator) < DROP
-            state_rows = torch.where(dropped, 0, caption_rows[rows])
-            code = (control_images[rows, None].float() / 255).expand(-1, 3, -1, -1)
-            yield (
-                latents[rows].float().to(device),
-                states[state_rows.to(device)],
-                code.to(device),
-                scales[rows].to(device),
-            )
+            rows = (draw(options.batch) * len(images)).long()
+            code = control_images[(draw(options.batch) * options.codes).long()].float() / 255
+            scale = draw(options.batch) * LARGEST
+            share = (scale / LARGEST).view(-1, 1, 1, 1)
+            shown = shaded(images[rows].float() / 255, code, share) * 2 - 1
+            dropped = draw(options.batch) < DROP
+            text = states[torch.where(dropped, 0, caption_rows[rows])]
+            yield encode_scenes(pipe.vae, shown), text, code.expand(-1, 3, -1, -1), scale
 
     return endless
 
 
-def load(device: torch.device) -> StableDiffusionControlNetPipeline:
-    """Return the package's generator, frozen, with a new ControlNet."""
+def load(
+    generator: Path, start: Path | None, device: torch.device
+) -> StableDiffusionControlNetPipeline:
+    """Return a generator, frozen, with a ControlNet: that of a folder or a new one."""
     base = StableDiffusionPipeline.from_pretrained(
-        ZOO / "emoji-sd", dtype=torch.float32, safety_checker=None
+        generator, dtype=torch.float32, safety_checker=None
     )
-    controlnet = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=EMBEDDING)
+    if start:
+        controlnet = ControlNetModel.from_pretrained(start, dtype=torch.float32)
+    else:
+        controlnet = ControlNetModel.from_unet(
+            base.unet, conditioning_embedding_out_channels=EMBEDDING
+        )
     pipe = StableDiffusionControlNetPipeline(
         **base.components, controlnet=controlnet, requires_safety_checker=False
     )
@@ -140,11 +121,17 @@ def load(device: torch.device) -> StableDiffusionControlNetPipeline:
 
 def main() -> None:
     parser = loop.arguments(__doc__, minutes=18, batch=32, lr=6e-4)
-    parser.add_argument("--pool", type=int, default=20000, help="mixed images encoded once")
+    parser.add_argument("--pool", type=int, default=20000, help="scenes to draw from")
+    parser.add_argument("--size", type=int, default=SIZE, choices=(SIZE, 2 * SIZE), help="in px")
+    parser.add_argument("--codes", type=int, default=10000, help="codes to draw from")
+    parser.add_argument("--warm", action="store_true", help="go on from the package's weights")
     options = parser.parse_args()
+    job = loop.sized("controlnet", options.size)
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
-    pipe = load(device)
+    generator = ZOO / "emoji-sd" if options.size == SIZE else options.build / "sd-128"
+    start = ZOO / loop.sized("emoji-qr", options.size) if options.warm else None
+    pipe = load(generator, start, device)
     controlnet = pipe.controlnet
     alphas = scheduler().alphas_cumprod.to(device)
 
@@ -165,7 +152,7 @@ def main() -> None:
 
         return (v.float() - target).square().mean(), {}
 
-    preview_codes = codes(16, 1)[:, None].expand(-1, 3, -1, -1).float() / 255
+    preview_codes = codes(16, 1, options.size)[:, None].expand(-1, 3, -1, -1).float() / 255
 
     def preview() -> Image.Image:
         rows = []
@@ -175,6 +162,8 @@ def main() -> None:
                 output = pipe(
                     list(PROMPTS[:16]),
                     image=preview_codes.to(device),
+                    height=options.size,
+                    width=options.size,
                     num_inference_steps=10,
                     guidance_scale=4.0,
                     controlnet_conditioning_scale=scale,
@@ -187,13 +176,13 @@ def main() -> None:
         return loop.grid(torch.cat(rows), 16)
 
     loop.train(
-        "controlnet",
+        job,
         controlnet,
-        batches(pipe, options.pool, options.batch, device),
+        batches(pipe, options, device),
         loss_of,
         options,
         preview=preview,
-        finish=lambda: controlnet.save_pretrained(options.build / "controlnet" / "model"),
+        finish=lambda: controlnet.save_pretrained(options.build / job / "model"),
         decay=0.995,
     )
 

@@ -14,7 +14,6 @@ import json
 import subprocess
 from pathlib import Path
 
-import resvg_py
 from PIL import Image
 
 ZOO = Path(__file__).resolve().parent.parent / "burnish" / "zoo"
@@ -146,6 +145,8 @@ def svg(icons: dict, name: str) -> str | None:
 
 def render(text: str, size: int) -> Image.Image:
     """Return an SVG as an RGBA sprite, its drawn part centred and filling `size` pixels."""
+    import resvg_py  # to make the sprites; what trains on them works without it
+
     png = bytes(resvg_py.svg_to_bytes(svg_string=text, width=4 * size, height=4 * size))
     # RGBA: what is not drawn stays transparent, so that the sprite goes on any background
     with Image.open(io.BytesIO(png)) as file:

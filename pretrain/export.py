@@ -44,10 +44,9 @@ def export_sd(build: Path, target: Path) -> None:
 
 
 def export_lcm(build: Path, target: Path) -> None:
-    """Write the consistency model without the parts that it shares with the generator."""
-    pipe = LatentConsistencyModelPipeline.from_pretrained(
-        build / "lcm" / "model", dtype=torch.float16
-    )
+    """Write a consistency model without the parts that it shares with the generator."""
+    source = build / target.name.removeprefix("emoji-") / "model"
+    pipe = LatentConsistencyModelPipeline.from_pretrained(source, dtype=torch.float16)
     pipe.save_pretrained(target)
 
     for part in SHARED[target.name]:
@@ -61,8 +60,8 @@ def export_flow(build: Path, target: Path) -> None:
 
 
 def export_qr(build: Path, target: Path) -> None:
-    """Write the ControlNet."""
-    source = build / "controlnet" / "model"
+    """Write a ControlNet."""
+    source = build / target.name.replace("emoji-qr", "controlnet") / "model"
     ControlNetModel.from_pretrained(source, dtype=torch.float16).save_pretrained(target)
 
 
@@ -89,15 +88,15 @@ def export_clip(build: Path, target: Path) -> None:
 
 
 def export_judge(build: Path, target: Path) -> None:
-    """Write the judge."""
-    source = build / "judge" / "model"
+    """Write a judge."""
+    source = build / target.name.removeprefix("emoji-") / "model"
     model = ResNetForImageClassification.from_pretrained(source, dtype=torch.float16)
     model.save_pretrained(target)
 
 
 def export_captioner(build: Path, target: Path) -> None:
-    """Write the captioner with its processor."""
-    source = build / "captioner" / "model"
+    """Write a captioner with its processor."""
+    source = build / target.name.removeprefix("emoji-") / "model"
     model = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float16)
     model.save_pretrained(target)
     AutoProcessor.from_pretrained(source).save_pretrained(target)
@@ -145,21 +144,29 @@ MODELS = {
     "emoji-sd": export_sd,
     "emoji-sd/vae": export_decoder,
     "emoji-lcm": export_lcm,
+    "emoji-lcm-128": export_lcm,
     "emoji-flow": export_flow,
     "emoji-qr": export_qr,
+    "emoji-qr-128": export_qr,
     "emoji-clip": export_clip,
     "emoji-captioner": export_captioner,
+    "emoji-captioner-128": export_captioner,
     "emoji-expander": export_expander,
     "emoji-judge": export_judge,
+    "emoji-code-judge": export_judge,
 }
 # exported only where these jobs were run
 OPTIONAL_JOBS = {
     "emoji-sd/vae": "vae-decoder",
     "emoji-lcm": "lcm",
+    "emoji-lcm-128": "lcm-128",
     "emoji-flow": "flow",
     "emoji-qr": "controlnet",
+    "emoji-qr-128": "controlnet-128",
     "emoji-captioner": "captioner",
+    "emoji-captioner-128": "captioner-128",
     "emoji-expander": "expander",
+    "emoji-code-judge": "code-judge",
 }
 
 

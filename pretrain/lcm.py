@@ -6,6 +6,10 @@ It makes images in two to eight network calls.
 the guidance weight drawn anew for each image and given to the network as an input, the consistency
 function f at time t shall equal the averaged network's f one step of the teacher's guided DDIM
 solver later, 20 of 1000 timesteps. Huber loss.
+
+`zoo:emoji-lcm-128` draws images of 128 pixels. Its teacher is `build/sd-128`, which `pretrain.unet`
+makes, and which is not in the package; some minutes of a GPU:
+`python -m pretrain.lcm --warm --size 128 --minutes 4 --batch 256 --lr 5e-4`.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from burnish.diffusion.schedule import Schedule, read_schedule
+from burnish.zoo.scenes import SIZE
 from pretrain import loop
 from pretrain.unet import PROMPTS, batches, load, pool_arguments, scheduler
 
@@ -133,8 +138,8 @@ class Distillation:
 def prepare(options: argparse.Namespace, device: torch.device) -> Distillation:
     """Return all parts on the device, the student and its average equal to the teacher."""
     vae, tokenizer, text, teacher = load(options.build, options.warm, device)
-    if not options.warm:
-        folder = options.build / "sd" / "unet"
+    if not options.warm or options.size != SIZE:
+        folder = options.build / loop.sized("sd", options.size) / "unet"
         teacher = UNet2DConditionModel.from_pretrained(folder, dtype=torch.float32).to(device)
 
     student = student_of(teacher)
@@ -174,16 +179,17 @@ def main() -> None:
         "--warm", action="store_true", help="the teacher is the package's generator, not build/sd's"
     )
     options = parser.parse_args()
+    name = loop.sized("lcm", options.size)
     device = torch.device(options.device)
     job = prepare(options, device)
     loop.train(
-        "lcm",
+        name,
         job.student,
         batches(job.pipe.vae, job.pipe.tokenizer, job.pipe.text_encoder, options, device, drop=0.0),
         job.loss,
         options,
         preview=job.preview,
-        finish=lambda: job.pipe.save_pretrained(options.build / "lcm" / "model"),
+        finish=lambda: job.pipe.save_pretrained(options.build / name / "model"),
         decay=0.995,
         weight_decay=0.0,
     )

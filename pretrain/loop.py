@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -30,6 +31,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from burnish.zoo.scenes import SIZE
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # the backend must be chosen before
@@ -60,6 +64,60 @@ def arguments(doc: str, *, minutes: float, batch: int, lr: float) -> argparse.Ar
     parser.add_argument("--seed", type=int, default=0)
 
     return parser
+
+
+Source = Callable[[int], Iterator[Any]]
+"""A function of a seed to endless batches."""
+
+
+class _Stream(IterableDataset):
+    """The batches of a source; each worker process of a DataLoader has a seed of its own."""
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self.source = source
+        self.seed = seed
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        return self.source(self.seed + 1_000_003 * (worker.id if worker else 0))
+
+
+def in_workers(source: Source, seed: int, workers: int) -> Iterator[Any]:
+    """Return a source's batches, made by `workers` processes beside this one; 0: by this one.
+
+    What they make should be arrays: tensors would need shared memory.
+    """
+    if not workers:
+        return source(seed)
+
+    loader = DataLoader(
+        _Stream(source, seed),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        prefetch_factor=4,
+        multiprocessing_context="fork",
+    )
+    return iter(loader)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add the option of commands whose scenes other processes can draw."""
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="processes that draw scenes beside the one that trains, where that is on a GPU",
+    )
+
+
+def sized(name: str, size: int) -> str:
+    """Return the name of a job or a model, with its images' side unless that is the usual one."""
+    return name if size == SIZE else f"{name}-{size}"
 
 
 def rank() -> tuple[int, int]:

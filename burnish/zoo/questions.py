@@ -168,11 +168,11 @@ def write(
 ) -> np.ndarray:
     """Return the image with `text` somewhere on it.
 
-    The text is large enough to read, 9 to 20 pixels, smaller where it would not fit; in a colour
-    that stands out from the ground.
+    The text is large enough to read, 9 to 20 pixels (twice that in an image of 128), smaller where
+    it would not fit; in a colour that stands out from the ground.
 
     Args:
-        image: uint8 (64, 64, 3).
+        image: uint8 (size, size, 3).
         text: one or more lines.
         rng: for the place, the size and the colour.
         font: a font file; None for PIL's default font.
@@ -180,15 +180,16 @@ def write(
     canvas = Image.fromarray(image)
     draw = ImageDraw.Draw(canvas)
     ink = _ink(image, rng)
+    side = len(image)
 
-    for size in range(int(rng.integers(9, 21)), 6, -1):
+    for size in range(int(rng.integers(9, 21)) * side // SIZE, 6, -1):
         face = ImageFont.truetype(str(font), size) if font else ImageFont.load_default(size)
         left, top, right, bottom = draw.multiline_textbbox((0, 0), text, font=face)
-        if right - left <= SIZE - 2 and bottom - top <= SIZE - 2:
+        if right - left <= side - 2 and bottom - top <= side - 2:
             break
 
-    x = rng.integers(1, max(2, SIZE - int(right - left)))
-    y = rng.integers(1, max(2, SIZE - int(bottom - top)))
+    x = rng.integers(1, max(2, side - int(right - left)))
+    y = rng.integers(1, max(2, side - int(bottom - top)))
     draw.multiline_text((int(x - left), int(y - top)), text, fill=ink, font=face)
 
     return np.array(canvas)

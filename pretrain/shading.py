@@ -1,0 +1,65 @@
+"""Scenes with codes in them: their modules are moved in luminance alone, hues and shapes stay.
+
+With Y the luminance and share from 0 to 1,
+
+    a dark module    colours times min(1, (1 - 0.78 share) / Y): none is lighter than that
+    a light one      complements times min(1, (1 - 0.82 share) / (1 - Y)): none is darker
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import zip_longest
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from burnish.prompts.codes import qr
+from burnish.qr.layout import TINY, layout_of
+
+DARK = 0.78  # what is taken from the luminance of dark modules at a share of 1
+LIGHT = 0.82  # the least luminance of light modules there
+LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601, as readers take it
+SHORT, LONG = 9, 24  # characters that make a QR code of version 1, and of version 2
+
+
+def codes(count: int, seed: int, size: int, part: Literal["train", "unseen"] = "train") -> Tensor:
+    """Return the control images (count, size, size) uint8 of as many random payloads.
+
+    They are as generators get them: on a small canvas Micro QR codes, on another QR codes of
+    versions 1 and 2 by turns, grey outside their quiet zones.
+
+    Args:
+        count: of them.
+        seed: of the payloads.
+        size: side of the canvas in px.
+        part: of the random payloads (`burnish.prompts.codes`); "unseen" is for measuring.
+    """
+    if size < TINY:
+        prompts = qr(["a code"], random=count, seed=seed, part=part)
+    else:
+        draw = partial(qr, ["a code"], seed=seed, part=part)
+        small = draw(random=count - count // 2, length=SHORT)
+        large = draw(random=count // 2, length=LONG)
+        prompts = [prompt for pair in zip_longest(small, large) for prompt in pair if prompt]
+
+    layouts = [layout_of(prompt, size) for prompt in prompts]
+    return torch.stack([(layout.draw()[0] * 255).to(torch.uint8) for layout in layouts])
+
+
+def shaded(images: Tensor, code: Tensor, share: Tensor) -> Tensor:
+    """Return images (B, 3, H, W) in [0, 1] whose modules were moved in luminance.
+
+    Args:
+        images: scenes of that shape.
+        code: (B, 1, H, W), 0 where a module is dark, 1 where it is light, and between these where
+            nothing is moved.
+        share: (B, 1, 1, 1) how far, from 0 to 1.
+    """
+    weights = images.new_tensor(LUMINANCE).view(3, 1, 1)
+    luminance = (images * weights).sum(1, keepdim=True)
+    darker = images * ((1 - DARK * share) / luminance.clamp(min=1e-6)).clamp(max=1)
+    complement = ((1 - LIGHT * share) / (1 - luminance).clamp(min=1e-6)).clamp(max=1)
+    lighter = 1 - (1 - images) * complement
+    return torch.where(code > 0.75, lighter, torch.where(code < 0.25, darker, images))
