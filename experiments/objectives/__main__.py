@@ -42,7 +42,7 @@ def measure_time(options: argparse.Namespace) -> None:
             name: (settings.recipe, plan.trial(model, "compressibility", name, 0).settings)
             for name in settings.arms
         }
-        seconds = iteration_seconds(arms, options.out / model, rounds=2, iterations=4)
+        seconds = iteration_seconds(arms, options.out / model, rounds=2, iterations=3)
         measured[model] = {name: median(each) for name, each in seconds.items()}
         write(target, dumps(measured, indent=1))
 
