@@ -50,6 +50,9 @@ DEEPEST = 16
 MOST_IMAGES = 1_000_000
 """Images of an iteration, or of a prompt in an evaluation: more would never be finished."""
 
+JUDGES = ("zoo:emoji-judge", "zoo:emoji-code-judge")
+"""The classifiers that `evaluation.judge` may name."""
+
 
 class RewardKeys(TypedDict, total=False):
     """The keys of a reward's table beside `use` and its arguments."""
@@ -301,7 +304,9 @@ class EvaluationConfig:
     # always the same ones; 0: all
     max_prompts: int = 64
     seed: int = 1234  # of the noise
-    judge: str = ""  # "zoo:emoji-judge": does the image show its prompt; "": none
+    # "zoo:emoji-judge": does the image show its prompt? "zoo:emoji-code-judge": also under a code;
+    # "": none
+    judge: str = ""
 
 
 @dataclass(frozen=True)
@@ -707,8 +712,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("evaluation.seed", lambda n: 0 <= n < 2**31, "between 0 and 2147483647"),
     (
         "evaluation.judge",
-        lambda s: s in ("", "zoo:emoji-judge"),
-        '"zoo:emoji-judge", or "" for none',
+        lambda s: s in ("", *JUDGES),
+        " or ".join(f'"{name}"' for name in JUDGES) + ', or "" for none',
     ),
     (
         "guard.action",

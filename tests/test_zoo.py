@@ -113,7 +113,8 @@ def test_stock_libraries_load_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("emoji-sd", 64), ("emoji-lcm", 64), ("emoji-flow", 128)]
+    ("name", "size"),
+    [("emoji-sd", 64), ("emoji-lcm", 64), ("emoji-lcm-128", 128), ("emoji-flow", 128)],
 )
 @pytest.mark.parametrize("adapted", [False, True])
 def test_generators_load_in_stock_diffusers_without_arguments(
@@ -207,7 +208,7 @@ def test_the_generator_reads_the_clip_text_tower() -> None:
 
 
 def test_the_models_are_small(policy: Policy) -> None:
-    assert zoo.weights_mb() <= 85
+    assert zoo.weights_mb() <= 93  # a package index takes files of 100 MB
     text = policy.encode([Prompt("a cat")])["text"]
     counter = FlopCounterMode(display=False)
 

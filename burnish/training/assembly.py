@@ -607,4 +607,4 @@ def load_judge(config: Config) -> Judge | None:
         return None
     from burnish.zoo import judge
 
-    return judge.load()
+    return judge.load(config.evaluation.judge)

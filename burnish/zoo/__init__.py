@@ -21,30 +21,37 @@ from pathlib import Path
 MODELS: Mapping[str, str] = {
     "emoji-sd": "a Stable Diffusion pipeline about emoji, 64x64 pixels, v-prediction",
     "emoji-lcm": "emoji-sd distilled into a consistency model: images in 1 to 8 network calls",
+    "emoji-lcm-128": "the same for images of 128x128 pixels",
     "emoji-flow": "a Z-Image pipeline about emoji, 128x128 pixels: a flow model",
-    "emoji-qr": "a ControlNet for emoji-sd and emoji-lcm that draws a QR code into their images",
+    "emoji-qr": "a ControlNet for emoji-sd and emoji-lcm that draws a Micro QR code into images",
+    "emoji-qr-128": "a ControlNet for emoji-lcm-128 that draws an ordinary QR code into images",
     "emoji-clip": "the CLIP model that the generators read prompts with; as a reward",
     "emoji-aesthetic": "a head on emoji-clip that predicts a stated taste; a reward to be fooled",
     "emoji-preference": "a head on emoji-clip that predicts another taste, in conflict with that",
     "emoji-captioner": "a vision-language model that answers questions about images; as a reward",
+    "emoji-captioner-128": "the captioner at 128x128 pixels, which notices letters in an image",
     "emoji-expander": "a language model that adds a style and a background to a prompt",
     "emoji-judge": "a classifier (noun, colour, count), trained separately: never a reward",
+    "emoji-code-judge": "a judge that sees nouns under QR codes too: never a reward",
 }
 """The models by name, with a sentence about each."""
 
-QR_GENERATOR = "zoo:emoji-lcm"
+QR_GENERATOR = "zoo:emoji-lcm-128"
 """The generator that draws images with codes, where none is named."""
 
-QR_CONTROLNET = "zoo:emoji-qr"
+QR_CONTROLNET = "zoo:emoji-qr-128"
 """The ControlNet that the zoo's generators draw codes with."""
 
-QR_SCALE = 0.6
+QR_SCALE = 1.2
 """Its control scale from which `burnish qr` rises: few images are read there, but all show things.
 """
 
 NAMES = tuple(MODELS)
 # parts that a model takes from another one: {model: {part: path in the zoo}}
-SHARED = {"emoji-lcm": {part: f"emoji-sd/{part}" for part in ("vae", "text_encoder", "tokenizer")}}
+SHARED = {
+    name: {part: f"emoji-sd/{part}" for part in ("vae", "text_encoder", "tokenizer")}
+    for name in ("emoji-lcm", "emoji-lcm-128")
+}
 _FOLDER = Path(__file__).parent
 
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from transformers import ResNetForImageClassification
 
+from burnish import zoo
 from burnish.types import Prompt
-from burnish.zoo.scenes import Scene, nouns, vocabulary
+from burnish.zoo.scenes import SIZE, Scene, nouns, vocabulary
 
 CHUNK = 256
 NUMBERS = {"two": 2, "three": 3}
@@ -81,6 +82,13 @@ def split(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return logits[:, :noun_count], logits[:, noun_count:colour_end], logits[:, colour_end:]
 
 
+def reduced(images: Tensor) -> Tensor:
+    """Return images (B, 3, H, W) at the 64 pixels that a judge sees."""
+    if images.shape[-2:] == (SIZE, SIZE):
+        return images
+    return torch.nn.functional.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True)
+
+
 class Judge:
     """`judge(images, prompts)` returns row by row whether an image shows its prompt."""
 
@@ -97,9 +105,7 @@ class Judge:
         logits = []
 
         for x in images.to(device, torch.float32).split(CHUNK):
-            if x.shape[-2:] != (64, 64):
-                x = torch.nn.functional.interpolate(x, (64, 64), mode="bilinear", antialias=True)
-            logits.append(self.model(x * 2 - 1).logits.float().cpu())
+            logits.append(self.model(reduced(x) * 2 - 1).logits.float().cpu())
 
         noun, colour, count = split(torch.cat(logits))
         return Verdict(noun, colour.argmax(1), count.argmax(1) + 1)
@@ -127,13 +133,14 @@ class Judge:
 
 
 @cache
-def load(folder: str | Path | None = None, device: str = "cpu") -> Judge:
-    """Return the embedded judge, or one from `folder`.
+def load(model: str | Path = "zoo:emoji-judge", device: str = "cpu") -> Judge:
+    """Return a judge of the zoo, or one from a folder.
 
     Raises:
+        ValueError: the zoo has no model of that name.
         FileNotFoundError: there is no judge in the folder.
     """
-    path = Path(folder) if folder else Path(__file__).parent / "emoji-judge"
+    path = Path(zoo.resolve(str(model)))
     if not (path / "config.json").exists():
         raise FileNotFoundError(
             f"{path} holds no judge (config.json is missing): "

@@ -49,6 +49,7 @@ from burnish.zoo.scenes import nouns, vocabulary
 from experiments.qr_curriculum import plan
 
 CLIP = "zoo:emoji-clip"
+JUDGE = "zoo:emoji-code-judge"  # sees nouns under codes, and is in no reward
 READERS = Phone(["zxing"])  # that take no part in training
 SEED = 880_002  # of payloads and noise: neither training nor tuning saw it
 
@@ -146,7 +147,7 @@ def measure_images(images: Tensor, coded: Sequence[Prompt], bases: Path) -> Numb
         **_reader_columns(images, layouts),
         **_similarity_columns(clip, images, coded, bases),
         "clip_code": code_similarity(clip, images, layouts),
-        "judged": judge.load()(images, coded),
+        "judged": judge.load(JUDGE)(images, coded),
     }
     return {name: float(column.double().mean()) for name, column in columns.items()}
 

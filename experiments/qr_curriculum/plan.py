@@ -84,7 +84,7 @@ FULL = Budget(
     every=20,
     each=3,
     nouns=0,
-    scales=(0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4, 1.6, 2.0),
+    scales=(0.0, 0.4, 0.8, 1.0, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 2.0, 2.2),
 )
 QUICK = Budget(
     seeds=SEEDS[:1],
@@ -92,7 +92,7 @@ QUICK = Budget(
     every=2,
     each=1,
     nouns=6,
-    scales=(0.0, 0.6, 2.0),
+    scales=(0.0, 1.0, 2.4),
     settings=(
         "batch.prompts=2",
         "batch.images_per_prompt=2",
