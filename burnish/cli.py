@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from burnish.terminal import adapt_streams, say
-from burnish.zoo import QR_CONTROLNET, QR_GENERATOR
+from burnish.zoo import MICRO_QR_CONTROLNET, MICRO_QR_GENERATOR, QR_CONTROLNET, QR_GENERATOR
 
 if TYPE_CHECKING:
     from burnish.diffusion.policy import Policy
@@ -125,7 +125,8 @@ ControlNet = Annotated[
     typer.Option(
         help=(
             "The ControlNet of a model that is no run. "
-            f"[dim]default: {QR_CONTROLNET} for the zoo's models[/dim]"
+            f"[dim]default: {QR_CONTROLNET} for {QR_GENERATOR}, {MICRO_QR_CONTROLNET} for "
+            "the zoo's other models[/dim]"
         )
     ),
 ]
@@ -402,8 +403,12 @@ def qr(
     ] = "",
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the image shows.")] = "",
     model: Annotated[
-        str, typer.Option(help="A run with a ControlNet, zoo:NAME, a folder or a hub id.")
-    ] = QR_GENERATOR,
+        str,
+        typer.Option(
+            help="A run with a ControlNet, zoo:NAME, a folder or a hub id. "
+            f"[dim]default: {QR_GENERATOR}; below 128 px {MICRO_QR_GENERATOR}[/dim]"
+        ),
+    ] = "",
     controlnet: ControlNet = "",
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Images to find.")] = 4,
     tries: Annotated[int, typer.Option(min=1, help="Images to sample at most.")] = 64,
@@ -450,6 +455,7 @@ def qr(
         )
 
     quiet()
+    from burnish.qr.layout import TINY
     from burnish.qr.phone import Phone
     from burnish.qr.scanner import Scanner
     from burnish.tools.qr_search import (
@@ -460,6 +466,7 @@ def qr(
     )
     from burnish.types import Prompt
 
+    model = model or (MICRO_QR_GENERATOR if 0 < size < TINY else QR_GENERATOR)
     scanner = Scanner(decoders, "all")
     phone = Phone(deciding_decoders(model, decoders))
     policy, sampler = open_controlled(

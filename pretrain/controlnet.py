@@ -1,11 +1,12 @@
 """`zoo:emoji-qr` and `zoo:emoji-qr-128`: ControlNets that draw codes into a generator's images.
 
-`python -m pretrain.controlnet --minutes 18`. They behave as the public QR ControlNets do: the
-higher the scale, the better an image can be read as the code. Each image that they learn from is a
-scene whose modules were moved in luminance alone (`pretrain.shading`) by share = scale / 2, and the
-ControlNet's output is multiplied with that very scale, drawn evenly from 0 to 2, while it learns.
-The generator is frozen; the loss is its own (v-prediction, one caption in ten dropped). Scenes of
-64 px have Micro QR codes, those of 128 px (`--size 128`) QR codes of versions 1 and 2.
+`python -m pretrain.controlnet` (`--size 128`; docs/zoo.md has the options). They behave as the
+public QR ControlNets do: the higher the scale, the better an image can be read as the code. Each
+image that they learn from is a scene whose modules were moved in luminance alone
+(`pretrain.shading`) by share = scale / 2, and the ControlNet's output is multiplied with that very
+scale, drawn evenly from 0 to 2, while it learns. The generator is frozen; the loss is its own
+(v-prediction, one caption in ten dropped). Scenes of 64 px have Micro QR codes, those of 128 px QR
+codes of versions 1 and 2.
 """
 
 from __future__ import annotations

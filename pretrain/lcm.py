@@ -9,7 +9,7 @@ solver later, 20 of 1000 timesteps. Huber loss.
 
 `zoo:emoji-lcm-128` draws images of 128 pixels. Its teacher is `build/sd-128`, which `pretrain.unet`
 makes, and which is not in the package; some minutes of a GPU:
-`python -m pretrain.lcm --warm --size 128 --minutes 4 --batch 256 --lr 5e-4`.
+`python -m pretrain.lcm --warm --size 128 --minutes 3.2 --batch 256 --lr 5e-4`.
 """
 
 from __future__ import annotations

@@ -9,10 +9,9 @@ or less transparent. It works on whole batches, on the device that they are on.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,18 +21,22 @@ from torch import Tensor
 from burnish.zoo.questions import NUMBERS
 from burnish.zoo.scenes import SIZE, nouns, vocabulary
 
-_FOLDER = Path(matplotlib.get_data_path(), "fonts", "ttf")
-FONTS = sorted(
-    file
-    for pattern in ("DejaVuS*[!y].ttf", "STIXGeneral*.ttf", "cm[rbst][!y]*10.ttf")
-    for file in _FOLDER.glob(pattern)
-)
+FONTS = ("DejaVuS*[!y].ttf", "STIXGeneral*.ttf", "cm[rbst][!y]*10.ttf")  # of matplotlib
 SMALLEST = {64: 9, 128: 12}  # px of a letter, by the side of the image
 BENT = 0.5  # share of images whose strokes are bent, and so on
 WORN = 0.3
 BLURRED = 0.35
 LEAST = 0.5  # of a stroke that remains; where it would be less, it stays as it was
 VISIBLE = 0.22  # the least difference that ink makes to its ground, in the channel where it is most
+
+
+@cache
+def font_files() -> list[Path]:
+    """Return the files of all fonts that words are written in."""
+    import matplotlib
+
+    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    return sorted(file for pattern in FONTS for file in folder.glob(pattern))
 
 
 def random_text(rng: np.random.Generator) -> str:
@@ -68,7 +71,8 @@ def letters(text: str, size: int, rng: np.random.Generator) -> np.ndarray:
     Its letters are 9 px to 60 % of the side high (12 in a square of 128 px), less where it would
     not fit.
     """
-    font = FONTS[int(rng.integers(len(FONTS)))]
+    fonts = font_files()
+    font = fonts[int(rng.integers(len(fonts)))]
     smallest = SMALLEST[size]
     largest = smallest + rng.random() ** 2 * (size * 0.6 - smallest)
     jump = rng.random() < 0.25

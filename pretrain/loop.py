@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 import torch.distributed as dist
 from PIL import Image
@@ -34,9 +33,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from burnish.zoo.scenes import SIZE
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # the backend must be chosen before
 
 RECORD_EVERY = 100  # steps between two points of the curve
 WARM_UP = 0.02  # share of the time in which the learning rate rises
@@ -414,6 +410,11 @@ def draw_curve(points: list[dict[str, float]], path: Path) -> None:
     keys = [key for key in points[-1] if key not in ("step", "minutes")]
     if not keys:
         return
+
+    import matplotlib  # only who trains needs it
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # the backend must be chosen before
 
     figure, axes = pyplot.subplots(1, len(keys), figsize=(4 * len(keys), 3), squeeze=False)
     for axis, key in zip(axes[0], keys, strict=True):

@@ -9,12 +9,13 @@ import pytest
 
 from burnish import config as configuration
 from burnish import zoo
+from burnish.evaluation.paired import Evaluation
 from burnish.prompts.codes import is_unseen
 from burnish.qr.layout import layout_of
 from experiments.ddpo_tasks import plan as tasks
 from experiments.guard import plan as guard
 from experiments.objectives import plan as objectives
-from experiments.objectives.outcome import outcome
+from experiments.objectives.outcome import outcome, right_by_prompt
 from experiments.parrot import plan as parrot
 from experiments.qr_curriculum import plan as codes
 from experiments.qr_curriculum.measure import (
@@ -86,6 +87,13 @@ def test_a_baseline_that_gained_nothing_is_no_target() -> None:
     for flat in (evaluations(0, 0.005), evaluations(0, -0.2)):
         row = outcome(evaluations(0, 0.1), flat)
         assert row["images_to_ddpo"] is None and row["judge_at_ddpo"] is None
+
+
+def test_what_the_judge_sees_is_counted_prompt_by_prompt() -> None:
+    judged = [True, True, False, True, False, False]
+    rewards = [[0.0]] * 6
+    images = Evaluation(["a cat", "a dog"], 3, 0, 6, ["compressibility"], rewards, judged)
+    assert right_by_prompt(images) == pytest.approx([2 / 3, 1 / 3])
 
 
 @pytest.mark.parametrize("job", tasks.jobs(), ids=lambda job: job.name)

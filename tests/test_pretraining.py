@@ -12,9 +12,6 @@ from PIL import Image
 
 from burnish.zoo import judge as judging
 from burnish.zoo.scenes import Scenes
-
-pytest.importorskip("matplotlib", reason="the pretrain extra")
-
 from pretrain import captioner, lettering, loop
 from pretrain import judge as judge_training
 from pretrain.shading import codes, shaded
@@ -89,11 +86,13 @@ def test_a_part_of_the_judges_scenes_gets_codes() -> None:
     assert changed == pytest.approx(judge_training.CODED, abs=0.08)
 
 
-def test_the_judge_is_measured_under_codes() -> None:
-    plain = judging.load("zoo:emoji-judge")
-    (row,) = judge_training.under_codes([plain], 64, 48)
-    assert row[0] >= 0.95
-    assert row[-1] < 0.3 < row[1]
+@pytest.mark.parametrize("size", [64, 128])
+def test_one_judge_sees_nouns_under_codes_and_the_other_does_not(size: int) -> None:
+    judges = [judging.load(f"zoo:emoji-{name}") for name in ("judge", "code-judge")]
+    plain, coded = judge_training.under_codes(judges, size, 48)
+    assert min(plain[0], coded[0]) >= 0.95
+    assert plain[-1] < 0.3 < plain[1]
+    assert min(coded) >= 0.9
 
     with pytest.raises(ValueError, match="the zoo has no 'emoji-juge'"):
         judging.load("zoo:emoji-juge")
@@ -101,6 +100,7 @@ def test_the_judge_is_measured_under_codes() -> None:
 
 @pytest.mark.parametrize("size", [64, 128])
 def test_letters_lie_in_the_image_and_can_be_seen(size: int) -> None:
+    pytest.importorskip("matplotlib", reason="its fonts")
     rng = np.random.default_rng(0)
     texts = ["three cats", "2", "hippopotamuses", "a\nb"] * 8
     strokes = np.stack([lettering.letters(text, size, rng) for text in texts])

@@ -136,10 +136,14 @@ def test_models_without_a_controlnet_are_an_error(
     assert open_controlled(str(tiny_pipeline), str(tiny_controlnet))[1].control.scale == 1.0
 
 
-def test_embedded_models_draw_codes_with_the_embedded_controlnet() -> None:
-    policy, sampler = open_controlled("zoo:emoji-lcm", scale=2.0)
+@pytest.mark.parametrize("model", ["zoo:emoji-lcm", "zoo:emoji-lcm-128"])
+def test_embedded_models_draw_codes_with_their_embedded_controlnet(model: str) -> None:
+    policy, sampler = open_controlled(model, scale=2.0)
     result = search(policy, sampler, PROMPT, Scanner(), count=1, tries=16)
     assert sampler.steps == 4 and result.payload == "AB12C"
+    assert policy.pipe.controlnet.config["_name_or_path"].endswith(
+        model.replace("zoo:emoji-lcm", "emoji-qr")
+    )
 
 
 def test_the_command(

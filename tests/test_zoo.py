@@ -16,7 +16,7 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
 )
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModel,
@@ -36,6 +36,7 @@ from burnish.diffusion.kernels import DDIM, LCM, ODE
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.rewards.aesthetic import aesthetic
+from burnish.rewards.vlm import Local
 from burnish.tools import zoo_check as check
 from burnish.types import Prompt
 from burnish.zoo import judge
@@ -234,6 +235,34 @@ def test_the_check_measures_the_models(policy: Policy) -> None:
     # few scenes: floors against a regression, a little under the goals in check.GOALS
     assert 26.5 <= check.vae_psnr(policy, Scenes(77), 128) <= 40
     assert 0.85 <= check.clip_top1(Scenes(78), 256) <= 1
+
+
+def test_the_larger_captioner_notices_letters() -> None:
+    reader = Local.load("zoo:emoji-captioner-128", "cpu")
+    plain = Scenes(5, size=128).draw(16, "single")[0]
+    written = []
+    for image in plain.numpy():
+        picture = Image.fromarray(image)
+        font = ImageFont.load_default(32)
+        ImageDraw.Draw(picture).text((24, 48), "three", (200, 0, 60), font)
+        written.append(np.asarray(picture))
+
+    images = torch.cat([plain, torch.from_numpy(np.stack(written))]).permute(0, 3, 1, 2) / 255
+    answers = reader(images, ["is there any text in this image?"] * 32)
+    assert answers[:16].count("yes") <= 2
+    assert answers[16:].count("yes") >= 10
+
+
+def test_the_larger_consistency_model_draws_its_prompts() -> None:
+    policy = Policy.load("zoo:emoji-lcm-128", train="none", device="cpu")
+    prompts = [Prompt(article(noun)) for noun in nouns()[::8]]
+    sampler = Sampler(LCM(), 4, EmbeddedGuidance(check.WEIGHT))
+    images = check.generate(policy, sampler, prompts, torch.Generator().manual_seed(0))
+    assert images.shape == (len(prompts), 3, 128, 128)
+
+    right = judge.load()(images, prompts).float().mean()
+    wrong = judge.load()(images, prompts[1:] + prompts[:1]).float().mean()
+    assert right >= 0.85 > 0.1 >= wrong
 
 
 def test_the_captioner_names_things() -> None:

@@ -130,6 +130,14 @@ def retrieved(top: int) -> Measure:
     """Return the measure that is 1 where the own prompt is among the `top` nearest, else 0."""
 
     def measure(own: Tensor, to_others: Tensor, is_other: Tensor) -> Tensor:
+        fewest = int(is_other.sum(1).min())
+        if fewest < top:
+            raise ValueError(
+                f"rewards: clip_retrieval compares an image with {fewest} prompts beside its own, "
+                f"so that it would always be among the {top} nearest; give it more in others, or "
+                "a lower top"
+            )
+
         return (rank(own, to_others, is_other) <= top).float().where(own.isfinite(), torch.nan)
 
     return measure

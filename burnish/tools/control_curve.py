@@ -84,7 +84,7 @@ def curve(
         sampler: how images are sampled; its control scale is replaced.
         prompts: with payloads.
         clip: for the similarities.
-        others: at least five prompts to compare with.
+        others: at least five prompts beside those of the images, to compare with.
         scales: of the control.
         conditions: under which the codes are read; see `burnish.qr.conditions`.
         seed: of the noise.

@@ -27,7 +27,7 @@ from burnish.seeds import generator
 from burnish.tools.gallery import CHUNK, open_source
 from burnish.trust import Trust
 from burnish.types import Prompt
-from burnish.zoo import QR_CONTROLNET, QR_SCALE
+from burnish.zoo import MICRO_QR_CONTROLNET, QR_CONTROLNET, QR_GENERATOR, QR_SCALE
 
 STEP = 0.2  # by which the control scale rises after a batch in which no image is read
 LARGEST_SCALE = 2.0  # to which it rises: there, little is left but the code
@@ -72,15 +72,17 @@ def open_controlled(
         steps: network calls an image; 0 takes the run's, or 50, or 4 of a consistency model.
         guidance: its weight; negative takes the run's, or 5 (1.5 of an LCM-LoRA).
         scale: of the control; negative takes the run's, or that from which `search` may rise: 1, of
-            the zoo's ControlNet `burnish.zoo.QR_SCALE`.
+            the zoo's ControlNets `burnish.zoo.QR_SCALE`.
         trust: whether to import the code that a run names for its sampler; see `config.load`.
 
     Raises:
         FileNotFoundError, ValueError: there is no such thing, or it has no ControlNet.
     """
     if source.startswith("zoo:"):
-        controlnet = controlnet or QR_CONTROLNET
-    if controlnet == QR_CONTROLNET and scale < 0:
+        controlnet = controlnet or (
+            QR_CONTROLNET if source == QR_GENERATOR else MICRO_QR_CONTROLNET
+        )
+    if controlnet in (QR_CONTROLNET, MICRO_QR_CONTROLNET) and scale < 0:
         scale = QR_SCALE
 
     policy, sampler = open_source(

@@ -40,10 +40,16 @@ QR_GENERATOR = "zoo:emoji-lcm-128"
 """The generator that draws images with codes, where none is named."""
 
 QR_CONTROLNET = "zoo:emoji-qr-128"
-"""The ControlNet that the zoo's generators draw codes with."""
+"""The ControlNet that it draws them with."""
+
+MICRO_QR_GENERATOR, MICRO_QR_CONTROLNET = "zoo:emoji-lcm", "zoo:emoji-qr"
+"""The same for canvases that are too small for an ordinary QR code; and the ControlNet of every
+generator that was made for 64 px.
+"""
 
 QR_SCALE = 1.2
-"""Its control scale from which `burnish qr` rises: few images are read there, but all show things.
+"""The control scale from which `burnish qr` rises with either: few images are read there, but all
+show things.
 """
 
 NAMES = tuple(MODELS)

@@ -133,18 +133,18 @@ class Judge:
 
 
 @cache
-def load(model: str | Path = "zoo:emoji-judge", device: str = "cpu") -> Judge:
+def load(model: str = "zoo:emoji-judge", device: str = "cpu") -> Judge:
     """Return a judge of the zoo, or one from a folder.
 
     Raises:
         ValueError: the zoo has no model of that name.
         FileNotFoundError: there is no judge in the folder.
     """
-    path = Path(zoo.resolve(str(model)))
+    path = Path(zoo.resolve(model))
     if not (path / "config.json").exists():
         raise FileNotFoundError(
             f"{path} holds no judge (config.json is missing): "
-            "reinstall burnish or run pretrain.judge"
+            "reinstall burnish or run pretrain.judge (--codes)"
         )
 
     return Judge(ResNetForImageClassification.from_pretrained(path).float().to(device))

@@ -6,8 +6,10 @@ them. Where the baseline gained nothing that is certain, there is nothing to rea
 
 from __future__ import annotations
 
+from statistics import mean
 from typing import Any
 
+from burnish.evaluation.paired import Evaluation
 from experiments.curves import Curve
 
 
@@ -22,6 +24,13 @@ def target_of(baseline: Curve) -> float | None:
     """Return the gain at which a baseline ended; None if its interval includes 0 or less."""
     end = baseline[-1]["train"]
     return end["gain"] if end["ci95"][0] > 0 else None
+
+
+def right_by_prompt(evaluation: Evaluation) -> list[float]:
+    """Return the share of each prompt's images that the judge found right."""
+    judged = evaluation.measures()["judge"]
+    each = len(judged) // len(evaluation.prompts)
+    return [mean(judged[start : start + each]) for start in range(0, len(judged), each)]
 
 
 def outcome(curve: Curve, baseline: Curve) -> dict[str, Any]:

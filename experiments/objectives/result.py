@@ -15,9 +15,9 @@ import numpy as np
 from burnish.files import dumps, write
 from experiments.curves import Curve, learning_curve
 from experiments.figures import pyplot, save_figure, style
-from experiments.measurements import gain_interval
+from experiments.measurements import gain_interval, load_evaluations
 from experiments.objectives import plan
-from experiments.objectives.outcome import outcome
+from experiments.objectives.outcome import outcome, right_by_prompt
 
 FOLDER = Path(__file__).parent
 SPLITS = ("train", "unseen")
@@ -41,6 +41,18 @@ def arm_curve(out: Path, model: str, task: str, name: str, seconds: float) -> Cu
     return learning_curve(out, job.task, name, plan.SEEDS, iterations, costs, statistics)
 
 
+def judge_change(out: Path, model: str, task: str, name: str) -> dict[str, Any]:
+    """Return by how much the share that is judged right changed over an arm's runs, paired."""
+    job = plan.trial(model, task, name, plan.SEEDS[0])
+
+    def shares(iteration: int) -> np.ndarray:  # (seeds, prompts)
+        evaluations = load_evaluations(out, job.task, name, plan.SEEDS, iteration)
+        return np.array([right_by_prompt(each["train"]) for each in evaluations])
+
+    changes = shares(job.iterations) - shares(0)
+    return {"judge_change": float(changes.mean()), "judge_change_ci95": gain_interval(changes)}
+
+
 def report(out: Path) -> None:
     """Write the results, draw the figure and print the table."""
     seconds = json.loads((out / "time.json").read_text())
@@ -58,6 +70,7 @@ def report(out: Path) -> None:
         model: {
             task: {
                 name: outcome(curve, arms[plan.MODELS[model].baseline])
+                | judge_change(out, model, task, name)
                 for name, curve in arms.items()
             }
             for task, arms in tasks.items()

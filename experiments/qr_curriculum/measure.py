@@ -10,7 +10,7 @@ null where the library is missing. `clip_text` compares with the prompt, `clip_o
 nouns' prompts, `contrast` is the first less the second; `clip_image` compares with the noun's base
 image, `clip_code` with the bare code. `retrieval_top1` and `retrieval_top5` are the shares in which
 the prompt is the nearest, or among the five nearest, of those of all 106 nouns; `judged` is the
-share in which the embedded judge finds the noun of the prompt.
+share in which `zoo:emoji-code-judge` finds the noun of the prompt.
 """
 
 from __future__ import annotations

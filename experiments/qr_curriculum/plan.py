@@ -61,7 +61,7 @@ class Budget:
 
     Attributes:
         seeds: of the runs.
-        iterations: of a run, at least as many as a curriculum has steps.
+        iterations: of a run, at least as many as a curriculum has steps (but for QUICK).
         every: iterations between two evaluations.
         each: images of a noun that are measured.
         nouns: that are measured, spread over all unseen ones; 0: all.
@@ -92,7 +92,7 @@ QUICK = Budget(
     every=2,
     each=1,
     nouns=6,
-    scales=(0.0, 1.0, 2.4),
+    scales=(0.0, 1.0, 3.0),
     settings=(
         "batch.prompts=2",
         "batch.images_per_prompt=2",
