@@ -242,10 +242,10 @@ def test_the_larger_captioner_notices_letters() -> None:
     plain = Scenes(5, size=128).draw(16, "single")[0]
     written = []
     for image in plain.numpy():
-        picture = Image.fromarray(image)
+        drawn = Image.fromarray(image)
         font = ImageFont.load_default(32)
-        ImageDraw.Draw(picture).text((24, 48), "three", (200, 0, 60), font)
-        written.append(np.asarray(picture))
+        ImageDraw.Draw(drawn).text((24, 48), "three", (200, 0, 60), font)
+        written.append(np.asarray(drawn))
 
     images = torch.cat([plain, torch.from_numpy(np.stack(written))]).permute(0, 3, 1, 2) / 255
     answers = reader(images, ["is there any text in this image?"] * 32)
