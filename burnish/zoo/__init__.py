@@ -47,7 +47,7 @@ MICRO_QR_GENERATOR, MICRO_QR_CONTROLNET = "zoo:emoji-lcm", "zoo:emoji-qr"
 generator that was made for 64 px.
 """
 
-QR_SCALE = 1.2
+QR_SCALE = 1.4
 """The control scale from which `burnish qr` rises with either: few images are read there, but all
 show things.
 """
