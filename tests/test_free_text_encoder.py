@@ -121,7 +121,10 @@ def test_the_check_knows_it(recipe: Callable[..., Path]) -> None:
     )
 
 
-@pytest.mark.parametrize("model", ["tiny_sdxl", "tiny_z_image", "tiny_klein", "tiny_sana"])
+ENCODED = ("sdxl", "sd3", "flux_dev", "qwen_image", "z_image", "klein", "sana")
+
+
+@pytest.mark.parametrize("model", [f"tiny_{name}" for name in ENCODED])
 def test_the_weights_are_freed(model: str, request: pytest.FixtureRequest) -> None:
     pipe = DiffusionPipeline.from_pretrained(request.getfixturevalue(model))
     policy = Policy.load(pipe)

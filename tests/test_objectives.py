@@ -245,10 +245,22 @@ def test_dppo_masks_by_the_divergence() -> None:
 
 def test_a_normalised_ratio_is_the_noise_s_share_of_the_move() -> None:
     """GRPO-Guard, arXiv 2510.22319: log rho = mean(z d), whatever the std."""
-    replay, _, now, old, z = moved(0.2)
+    replay, mean, now, old, z = moved(0.2)
     expected = (z * (now.mean - old.mean)).flatten(1).mean(1)
     torch.testing.assert_close(Clipped(normalise=True).log_ratio(replay)[:, 0], expected)
     assert not torch.allclose(Clipped().log_ratio(replay)[:, 0], expected)
+
+    # its clipped loss, by autograd
+    adv = randn(8, seed=3)
+    ratio = (z * (now.mean - old.mean)).flatten(1).mean(1).exp()
+    c = 0.05
+    surrogate = torch.minimum(adv * ratio, adv * ratio.clamp(1 - c, 1 + c))
+    (wanted,) = torch.autograd.grad(-surrogate.mean(), mean, retain_graph=True)
+    loss = Clipped(clip=c * 18, normalise=True)(replay, adv)
+    (gradient,) = torch.autograd.grad(loss.value, mean)
+    torch.testing.assert_close(gradient, wanted)
+    outside = (ratio - 1).abs() > c
+    assert 0 < int(outside.sum()) < 8
 
 
 @pytest.mark.parametrize("objective", [DPPO(), Clipped(normalise=True)])

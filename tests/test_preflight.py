@@ -106,6 +106,12 @@ def test_what_is_kept_of_predictions_is_said(
     assert len(texts) == bool(whose) and all(text.startswith(whose) for text in texts)
 
 
+def test_the_groups_that_dgpo_needs_are_checked(rehearse: Rehearse) -> None:
+    assert problems(rehearse("objective.use=dgpo", "batch.minibatches=1")) == []
+    with pytest.raises(ValueError, match="compares the images of a prompt"):
+        rehearse("objective.use=dgpo", "batch.minibatches=3")
+
+
 def test_blocks_without_an_adapter_are_told(rehearse: Rehearse, tiny_klein_distilled: Path) -> None:
     """Those of a single stream have other layers; blocks without attention are no matter."""
     klein = (

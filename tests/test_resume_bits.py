@@ -85,6 +85,9 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
             "forward.anchor=images",
         ),
     ),
+    "RAM on a flow model": ("emoji-flow", ()),
+    "DGPO": ("demo", ("batch.baseline=", "batch.transitions=2", "objective={use='dgpo'}")),
+    "normalised ratios": ("demo", ("batch.baseline=", "objective={use='clipped',normalise=true}")),
     "divergence": ("demo", ("batch.baseline=", "objective={use='dppo'}")),
     "guard": (
         "emoji-guard",

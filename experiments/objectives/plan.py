@@ -144,6 +144,7 @@ MODELS: dict[str, Model] = {
             "rlcm": Arm(4e-3, 8, 2, ("batch.transitions=2",)),
             "rvm": forward("rvm", 5e-3, 4),
             "ram": forward("ram", 5e-3, 4),
+            "dgpo": forward("dgpo", 5e-3, 4),
         },
     ),
 }
