@@ -106,7 +106,7 @@ class Task:
 
 
 class Answer:
-    """What is known so far, in a file that is whole whenever the process ends."""
+    """The values known so far, in a file that is whole whenever the process ends."""
 
     def __init__(self, file: Path) -> None:
         self._file = file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from burnish.qr.layout import layout_of
 from experiments.ddpo_tasks import plan as tasks
 from experiments.guard import plan as guard
 from experiments.objectives import plan as objectives
-from experiments.objectives.outcome import outcome, right_by_prompt
+from experiments.objectives.outcome import outcome, right_by_prompt, table
 from experiments.parrot import plan as parrot
 from experiments.qr_curriculum import plan as codes
 from experiments.qr_curriculum.measure import (
@@ -87,6 +88,14 @@ def test_a_baseline_that_gained_nothing_is_no_target() -> None:
     for flat in (evaluations(0, 0.005), evaluations(0, -0.2)):
         row = outcome(evaluations(0, 0.1), flat)
         assert row["images_to_ddpo"] is None and row["judge_at_ddpo"] is None
+
+
+def test_the_page_has_the_tables_of_the_result() -> None:
+    root = Path(__file__).parent.parent
+    gain = json.loads((root / "experiments" / "objectives" / "result.json").read_text())["gain"]
+    page = (root / "docs" / "objectives.md").read_text()
+    for model, tasks_of_model in gain.items():
+        assert table(tasks_of_model, objectives.MODELS[model].baseline) in page
 
 
 def test_what_the_judge_sees_is_counted_prompt_by_prompt() -> None:

@@ -1,4 +1,4 @@
-"""What the embedded models are trained on: scenes with codes or letters, packed questions."""
+"""The training data of the embedded models: scenes with codes or letters, packed questions."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ them. Where the baseline gained nothing that is certain, there is nothing to rea
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
@@ -64,3 +65,36 @@ def outcome(curve: Curve, baseline: Curve) -> dict[str, Any]:
         "judge_at_ddpo": reached and reached["train"]["judge"],
         "images_to_ddpo_by_seed": by_seed,
     }
+
+
+def table(tasks: Mapping[str, Mapping[str, Mapping[str, Any]]], baseline: str) -> str:
+    """Return a model's outcomes, by task and arm, as a Markdown table of docs/objectives.md.
+
+    For pairs the change of what is judged right has its interval, in points.
+    """
+    lines = [
+        "| task | objective | images | gain | unseen | judged right | images, seconds to the gain "
+        f"of `{baseline}` | judged right there |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+
+    for task, arms in tasks.items():
+        for number, (name, row) in enumerate(arms.items()):
+            low, high = row["ci95"]
+            judged = f"{row['judge_before']:.0%} → {row['judge']:.0%}"
+            if task == "alignment":
+                least, most = (f"{100 * end:+.0f}" for end in row["judge_change_ci95"])
+                judged += f" [{least}, {most}]"
+
+            reached, judged_there = f"not within {row['images']}", ""
+            if row["images_to_ddpo"] is not None:
+                reached = f"{row['images_to_ddpo']}, {row['seconds_to_ddpo']:.0f}"
+                judged_there = f"{row['judge_at_ddpo']:.0%}"
+
+            gain = f"{row['mean']:.3f} [{low:.3f}, {high:.3f}]"
+            cells = ["" if number else task, f"`{name}`", str(row["images"]), gain]
+            cells += [f"{row['unseen']:.3f}", judged, reached, judged_there]
+            lines.append("| " + " | ".join(cells) + " |")
+
+    header, rows = lines[:2], lines[2:]
+    return "\n".join([*header, *(row.replace("-", "−").replace("%", " %") for row in rows)])

@@ -17,7 +17,7 @@ from experiments.curves import Curve, learning_curve
 from experiments.figures import pyplot, save_figure, style
 from experiments.measurements import gain_interval, load_evaluations
 from experiments.objectives import plan
-from experiments.objectives.outcome import outcome, right_by_prompt
+from experiments.objectives.outcome import outcome, right_by_prompt, table
 
 FOLDER = Path(__file__).parent
 SPLITS = ("train", "unseen")
@@ -85,33 +85,8 @@ def report(out: Path) -> None:
     write(FOLDER / "result.json", dumps(result, indent=1) + "\n")
     write(FOLDER / "curves.json", dumps(curves) + "\n")
     draw_fronts(curves)
-    print(table(gain))
-
-
-def table(gain: dict[str, Any]) -> str:
-    """Return the outcomes as the Markdown table of the docs."""
-    lines = [
-        "| model | task | objective | images | gain | unseen | judged right | images, seconds to "
-        "the baseline's gain | judged right there |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-
     for model, tasks in gain.items():
-        for task, arms in tasks.items():
-            for name, row in arms.items():
-                low, high = row["ci95"]
-                judged = f"{row['judge_before']:.0%} → {row['judge']:.0%}"
-                reached, judged_at = f"not within {row['images']}", ""
-                if row["images_to_ddpo"] is not None:
-                    reached = f"{row['images_to_ddpo']}, {row['seconds_to_ddpo']:.0f}"
-                    judged_at = f"{row['judge_at_ddpo']:.0%}"
-                lines.append(
-                    f"| {model} | {task} | {name} | {row['images']} | {row['mean']:+.3f} "
-                    f"[{low:+.3f}, {high:+.3f}] | {row['unseen']:+.3f} | {judged} | {reached} | "
-                    f"{judged_at} |"
-                )
-
-    return "\n".join(lines)
+        print(f"\n{model}\n\n{table(tasks, plan.MODELS[model].baseline)}")
 
 
 def draw_fronts(curves: dict[str, dict[str, dict[str, Curve]]]) -> None:

@@ -57,7 +57,7 @@ STARTS: Mapping[str, Start] = {
 
 @dataclass(frozen=True)
 class Budget:
-    """How much is drawn, trained and measured.
+    """The amounts that are drawn, trained and measured.
 
     Attributes:
         seeds: of the runs.
