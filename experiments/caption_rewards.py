@@ -131,9 +131,9 @@ def drawn_images(vlm: Vlm, encoder: Encoder, count: int, seed: int) -> dict[str,
     return {**numbers, "captions name the judge's two likeliest": agreement}
 
 
-def written_numbers(vlm: Vlm, count: int, seed: int) -> dict[str, float]:
-    """Return the numbers of the typographic attack."""
-    scenes = Scenes(20_000_003 + seed)
+def written_numbers(vlm: Vlm, count: int, seed: int, size: int = 64) -> dict[str, float]:
+    """Return the numbers of the typographic attack on scenes of a side of `size` px."""
+    scenes = Scenes(20_000_003 + seed, size=size)
     images, shown = scenes.draw(count, "count")
     attacked = images.clone()
     true = [NUMBERS[scene.count] for scene in shown]

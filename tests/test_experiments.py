@@ -13,6 +13,7 @@ from burnish import zoo
 from burnish.evaluation.paired import Evaluation
 from burnish.prompts.codes import is_unseen
 from burnish.qr.layout import layout_of
+from experiments.counting import plan as counting
 from experiments.ddpo_tasks import plan as tasks
 from experiments.guard import plan as guard
 from experiments.objectives import plan as objectives
@@ -26,24 +27,28 @@ from experiments.qr_curriculum.measure import (
 )
 from experiments.rlcm_vs_ddpo import plan
 from experiments.running import Trial
-from experiments.time_to_target import compare, time_to_target
+from experiments.time_to_target import compare
 
 
 @pytest.mark.parametrize("job", plan.jobs(), ids=lambda job: job.name)
-def test_every_planned_run_has_the_numbers_of_its_arm(job: Trial) -> None:
-    arm = plan.ARMS[job.arm]
-    config = configuration.load(plan.ARMS[job.arm].recipe, job.changes())
+def test_every_arm_draws_as_many_images_an_iteration(job: Trial) -> None:
+    config = configuration.load(job.recipe, job.changes())
     assert config.batch.prompts * config.batch.images_per_prompt == plan.IMAGES
-    assert (config.sampler.steps, config.batch.transitions, config.iterations) == (
-        arm.calls,
-        arm.trained,
-        arm.iterations,
-    )
-    assert bool(config.batch.baseline) == arm.x0_preview and config.batch.epochs == 1
-    assert arm.rows == {"cfg": 2, "embedded": 1}[config.sampler.guidance["use"]]
-    assert arm.iterations % arm.every == 0, "the last evaluation is after the last iteration"
+    assert not config.batch.baseline and config.batch.epochs == 1
+    assert job.iterations % job.every == 0, "the last evaluation is after the last iteration"
     assert config.seed == job.seed and config.evaluation.judge
-    assert config.rewards[0]["use"] == {"alignment": "clip_similarity"}.get(job.task, job.task)
+
+    names = {"alignment": "clip_similarity"}
+    assert config.rewards[0]["use"] == names.get(job.task, job.task)
+    assert config.model.id == ("zoo:emoji-lcm" if job.arm in plan.RLCM else "zoo:emoji-sd")
+
+
+def test_ddpo_as_published_learns_from_all_transitions_of_fifty_calls_with_guidance() -> None:
+    job = plan.trial("aesthetic", "ddpo_published", 0)
+    config = configuration.load(job.recipe, job.changes())
+    assert (config.sampler.steps, config.batch.transitions, config.batch.least_noise) == (50, 0, 0)
+    assert config.sampler.guidance["use"] == "cfg" and config.advantage["use"] == "tracker"
+    assert config.objective["use"] == "clipped"
 
 
 @pytest.mark.parametrize("job", objectives.jobs(), ids=lambda job: job.name)
@@ -137,6 +142,18 @@ def test_the_guard_measures_nothing_of_the_truth(job: guard.Job) -> None:
         assert config.guard.action == "warn" and "truth:Truth" in panel and "truth:taste" in panel
 
     assert config.iterations % config.evaluation.every == 0
+
+
+@pytest.mark.parametrize("job", counting.jobs(), ids=lambda job: job.name)
+def test_counts_are_asked_for_and_judged_apart(job: Trial) -> None:
+    config = configuration.load(job.recipe, job.changes())
+    assert [reward["use"] for reward in config.rewards] == ["question"]
+    assert config.rewards[0]["writing"] == "keep", "a written answer would be paid"
+    assert job.iterations % job.every == 0 and config.seed == job.seed
+
+    guarded = job.arm == "guarded"
+    assert (config.guard.action == "rollback") == guarded == (not config.evaluation.judge)
+    assert ("truth:Text" in str(config.guard.panel)) != guarded
 
 
 @pytest.mark.parametrize("job", parrot.jobs(), ids=lambda job: job.name)
@@ -238,42 +255,44 @@ def test_the_reference_lies_between_scales() -> None:
 
 def test_names_of_runs_differ() -> None:
     names = [job.name for job in plan.jobs()]
-    assert len(set(names)) == len(names) == len(plan.SEEDS) * 8
+    assert len(set(names)) == len(names) == len(plan.SEEDS) * len(plan.TASKS) * len(plan.ARMS)
 
 
-def test_time_to_target() -> None:
-    seconds = [0.0, 10.0, 20.0]
-    values = [1.0, 2.0, 1.5]
-    assert time_to_target(seconds, values, 1.5) == 5 and time_to_target(seconds, values, 2.0) == 10
-    assert (
-        time_to_target(seconds, values, 0.5) == 0 and time_to_target(seconds, values, 2.1) is None
-    )
+def curve(seconds: list[float], values: list[float]) -> list[dict[str, Any]]:
+    """Return a curve whose rewards and gains are `values`."""
+    return [
+        {
+            "seconds": s,
+            "train": {"reward": v, "gain": v, "gain_ci95": [v - 0.1, v + 0.1], "judge": 1 - v / 10},
+            "unseen": {"gain": v / 2},
+        }
+        for s, v in zip(seconds, values, strict=True)
+    ]
 
 
-def test_compare() -> None:
-    def curve(seconds: list[float], values: list[float]) -> list[dict[str, object]]:
-        return [
-            {"seconds": s, "train": {"reward": v, "gain": v}}
-            for s, v in zip(seconds, values, strict=True)
-        ]
+SLOW = curve([0, 100, 200], [0, 1, 2])
 
-    slow = curve([0, 100, 200], [0, 1, 2])
-    assert compare(slow, curve([0, 10, 20], [0, 4, 5]), "gain") == {
+
+def test_a_level_is_reached_after_whole_iterations() -> None:
+    assert compare(SLOW, curve([0, 10, 20], [0, 1.9, 5]), "gain") == {
         "target": 2,
-        "ddpo_seconds": 200,
-        "rlcm_seconds": 5,
-        "ratio": 40,
+        "baseline_seconds": 200,
+        "seconds": 20,
+        "judge": 0.5,
+        "unseen": 2.5,
+        "ratio": 10,
+        "bound": None,
     }
-    assert compare(slow, curve([0, 10], [0, 1.9]), "reward")["ratio"] is None, "never reached"
-    assert compare(slow, curve([0, 10], [3, 4]), "reward")["ratio"] is None, "above it at first"
-    sunk = curve([0, 100], [2, 1])
-    assert compare(sunk, slow, "gain") == {
-        "target": 1,
-        "ddpo_seconds": None,
-        "rlcm_seconds": None,
-        "ratio": None,
-    }
-    risen_and_fallen = curve([0, 100, 200], [0, 3, 1.5])
-    assert compare(risen_and_fallen, slow, "gain")["ddpo_seconds"] == 50, (
-        "the first time it is reached"
-    )
+
+
+def test_a_ratio_that_is_not_known_has_a_bound() -> None:
+    never = compare(SLOW, curve([0, 10, 20], [0, 1, 1.9]), "reward")
+    assert (never["ratio"], never["bound"]) == (None, "< 10.0")
+    at_once = compare(SLOW, curve([0, 10, 20], [3, 4, 5]), "reward")
+    assert (at_once["ratio"], at_once["bound"], at_once["seconds"]) == (None, "> 20.0", 0)
+
+
+def test_a_baseline_that_gained_nothing_surely_has_no_target() -> None:
+    for sunk in (curve([0, 100], [2, -1]), curve([0, 100], [0, 0.05])):
+        found = compare(sunk, SLOW, "gain")
+        assert set(found.values()) == {None}

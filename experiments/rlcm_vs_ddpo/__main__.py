@@ -1,6 +1,6 @@
 """RLCM against DDPO on the embedded models: trains, measures, draws. Resumable.
 
-    python -m experiments.rlcm_vs_ddpo                  # everything: 1.5 hours on two cores
+    python -m experiments.rlcm_vs_ddpo                  # everything: some hours on two cores
     python -m experiments.rlcm_vs_ddpo --only report    # figure and result.json of existing runs
 
 Three stages. `train`: every run of `plan.py`, through `burnish train`, several at once with a
@@ -27,7 +27,7 @@ STEPS_MODULE = "experiments.rlcm_vs_ddpo.steps"
 
 def measure_steps(job: Job, folder: Path) -> None:
     """Measure a trained run with fewer and more network calls an image, in a process of its own."""
-    if not (isinstance(job, Trial) and job.arm in ("ddpo", "rlcm")):
+    if not (isinstance(job, Trial) and job.arm in plan.MEASURED):
         return
     if (folder / "steps.json").exists():
         return

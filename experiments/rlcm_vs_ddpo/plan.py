@@ -1,72 +1,103 @@
-"""The plan: tasks, arms and seeds; each run is a recipe with changes."""
+"""The plan: RLCM, DDPO as it was published, our best DDPO, and an objective on finished images.
+
+Each run is a recipe with changes. Settings of the three last are those of `experiments.objectives`;
+rates and updates an iteration of the others were chosen on seed 10 and incompressibility.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from experiments.objectives import plan as objectives
 from experiments.running import Trial
 
 SEEDS = (0, 1, 2)
-CLIP = ("rewards.0.use=clip_similarity", "rewards.0.model=zoo:emoji-clip")
 TASKS: dict[str, tuple[str, ...]] = {
-    "compressibility": (),
+    "compressibility": objectives.TASKS["compressibility"],
     "incompressibility": ("rewards.0.use=incompressibility",),
-    "alignment": CLIP,
+    "aesthetic": objectives.TASKS["aesthetic"],
+    "alignment": objectives.TASKS["alignment"],  # of pairs
 }
 STEPS = (2, 4, 8)  # network calls of an image after training
-COMMON = ("evaluation.images_per_prompt=1", "run.sample_every=0", "run.checkpoint_every=4")
+IMAGES = objectives.IMAGES  # of an iteration, in every arm
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train."""
+    """One way to train.
+
+    Attributes:
+        recipe: that its runs start from.
+        rate: learning rate.
+        iterations: of 64 images.
+        every: iterations between two evaluations.
+        changes: of the recipe.
+        longer: pairs get the more iterations of `objectives.SLOW`.
+    """
 
     recipe: str
-    calls: int  # network calls of an image while sampling
-    rows: int  # network rows of a call: two with classifier-free guidance
-    trained: int  # transitions of an image that are trained
+    rate: float
     iterations: int
-    every: int  # iterations between two evaluations
-    changes: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = tuple(TASKS)
-    x0_preview: bool = False  # a scored x0 preview is the baseline of each trained transition
-
-    @property
-    def queries(self) -> int:
-        """Scored images for an image of an iteration: itself and its x0 previews."""
-        return 1 + self.x0_preview * self.trained
-
-    @property
-    def network(self) -> int:
-        """Network rows for an image of an iteration, sampling and training together."""
-        return self.rows * (self.calls + self.trained)
+    every: int
+    changes: tuple[str, ...]
+    longer: bool = True
 
 
-def rlcm(calls: int, trained: int, every: int, tasks: tuple[str, ...] = tuple(TASKS)) -> Arm:
+def earlier(model: str, name: str) -> Arm:
+    """Return an arm of `experiments.objectives`."""
+    settings = objectives.MODELS[model]
+    arm = settings.arms[name]
+    changes = (*settings.settings, *arm.changes)
+    return Arm(settings.recipe, arm.rate, arm.iterations, arm.every, changes)
+
+
+def rlcm(calls: int, trained: int, minibatches: int) -> Arm:
     """Return the arm of RLCM with so many network calls an image."""
-    changes = (f"sampler.steps={calls}", f"batch.transitions={trained}")
-    return Arm("emoji-lcm-compressibility", calls, 1, trained, 8, every, changes, tasks)
+    changes = (
+        f"sampler.steps={calls}",
+        f"batch.transitions={trained}",
+        f"batch.minibatches={minibatches}",
+    )
+    return Arm("emoji-lcm-compressibility", 4e-3, 8, 1, changes)
 
 
+PUBLISHED = (
+    "sampler.steps=50",
+    "batch.transitions=0",  # all of them
+    "batch.minibatches=2",
+    "advantage={use='tracker'}",  # of each prompt, over the iterations
+    objectives.CLIPPED,
+)
 ARMS: dict[str, Arm] = {
-    "ddpo": Arm("demo", calls=10, rows=2, trained=4, iterations=12, every=4, x0_preview=True),
-    "rlcm": rlcm(4, 2, 1),
-    "rlcm-2": rlcm(2, 1, 4, ("compressibility",)),
-    "rlcm-8": rlcm(8, 4, 4, ("compressibility",)),
+    "rlcm": rlcm(2, trained=1, minibatches=4),
+    "rlcm_4": rlcm(4, trained=2, minibatches=2),
+    "ddpo_best": earlier("emoji-sd", "ddpo_is"),
+    "forward": earlier("emoji-sd", "dgpo"),
+    # four iterations take eight minutes: more would only show more of it
+    "ddpo_published": Arm("demo", 1e-2, 4, 2, PUBLISHED, longer=False),
 }
-IMAGES = 64  # of an iteration, in every arm
+RLCM = ("rlcm", "rlcm_4")
+MEASURED = (*RLCM, "ddpo_best")
+"""Arms whose runs are measured with other numbers of network calls too."""
+BASELINES = ("ddpo_published", "ddpo_best", "forward")
+"""Arms whose last reward and gain RLCM is to reach sooner."""
 
 
 def jobs() -> list[Trial]:
     """Return all runs, seed by seed, so that an interrupted experiment has complete seeds."""
-    trials = []
+    return [trial(task, name, seed) for seed in SEEDS for task in TASKS for name in ARMS]
 
-    for seed in SEEDS:
-        for name, arm in ARMS.items():
-            for task in arm.tasks:
-                settings = (*COMMON, *TASKS[task], *arm.changes)
-                trials.append(
-                    Trial(task, name, seed, arm.recipe, arm.iterations, arm.every, settings)
-                )
 
-    return trials
+def trial(task: str, name: str, seed: int) -> Trial:
+    """Return the run of an arm on a task with a seed."""
+    arm = ARMS[name]
+    longer = objectives.SLOW.get(task, 1) if arm.longer else 1
+    settings = (
+        *objectives.COMMON,
+        *arm.changes,
+        *TASKS[task],
+        f"optimizer.lr={arm.rate * objectives.RATES.get(task, 1):g}",
+    )
+    return Trial(
+        task, name, seed, arm.recipe, arm.iterations * longer, arm.every * longer, settings
+    )

@@ -27,7 +27,7 @@ from burnish.seeds import generator
 from burnish.tools.gallery import open_source
 from burnish.training.assembly import load_judge, load_prompts, load_rewards
 from experiments.measurements import mean_rewards, share_right
-from experiments.rlcm_vs_ddpo.plan import ARMS, STEPS
+from experiments.rlcm_vs_ddpo.plan import ARMS, MEASURED, STEPS
 
 
 def measure(run: Run) -> None:
@@ -73,8 +73,8 @@ def all_image_seconds() -> dict[str, dict[int, float]]:
     """Return the seconds of an image by arm and number of steps."""
     seconds: dict[str, dict[int, float]] = {}
 
-    for name in ("ddpo", "rlcm"):
-        config = configuration.load(ARMS[name].recipe)
+    for name in MEASURED:
+        config = configuration.load(ARMS[name].recipe, list(ARMS[name].changes))
         policy, _ = open_source(config.model.id)
         weight = config.sampler.guidance["weight"]
         seconds[name] = {}
