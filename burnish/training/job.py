@@ -9,9 +9,15 @@ from burnish.config import Config
 from burnish.runs import Run
 from burnish.training.assembly import Overrides, Parts, assemble
 from burnish.training.checked_learner import checked_learners
-from burnish.training.learners import ExpanderLearner, GeneratorLearner, Learner
+from burnish.training.learners import (
+    ExpanderLearner,
+    GeneratorLearner,
+    IdentifierLearner,
+    Learner,
+)
 from burnish.training.optimizer import adamw
 from burnish.training.requirements import check_minibatches
+from burnish.training.text_gradients import TextGradients
 from burnish.user_code import call_hook
 from burnish.world import World
 
@@ -66,7 +72,14 @@ def prepare(
 
     check_minibatches(config, parts.objective, world.count)
 
-    learners: dict[str, Learner] = {"generator": GeneratorLearner(config, world, parts)}
+    embeddings = parts.embeddings
+    gradients = None if embeddings is None else TextGradients()
+    generator = GeneratorLearner(config, world, parts, gradients)
+    learners: dict[str, Learner] = {"generator": generator}
+    if embeddings is not None and gradients is not None:
+        learners["identifiers"] = IdentifierLearner(
+            config, world, parts.policy, embeddings, gradients
+        )
     if parts.expander is not None:
         learners["expander"] = ExpanderLearner(config, world, parts.expander)
     learners |= given_learners

@@ -1,4 +1,4 @@
-"""Learners: the generator, the prompt expander, or anything else that has their methods.
+"""Learners: generator, identifiers, prompt expander, or anything else that has their methods.
 
 A learner owns its weights, its optimizer, the moving average of its weights and a copy of them as
 they were before training. The loop only has it learn from a batch, give and take its state, lend
@@ -18,13 +18,16 @@ import torch
 from torch import Tensor
 
 from burnish.config import Config
+from burnish.diffusion.policy import Policy
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
+from burnish.prompts.identifier_embeddings import IdentifierEmbeddings
 from burnish.stages import stage
 from burnish.training.assembly import Parts
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.expansion import expander_metrics, expander_update, text_advantages
 from burnish.training.optimizer import adamw
+from burnish.training.text_gradients import TextGradients
 from burnish.training.updates import GeneratorUpdates
 from burnish.training.weights import WeightUpdater
 from burnish.world import World
@@ -117,16 +120,23 @@ class UpdaterLearner(Learner):
 class GeneratorLearner(UpdaterLearner):
     """The image generator: its updates are those of the configured objective."""
 
-    def __init__(self, config: Config, world: World, parts: Parts) -> None:
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        parts: Parts,
+        text_gradients: TextGradients | None = None,
+    ) -> None:
         self.policy = parts.policy
-        self.identifiers = len(parts.rewards) if config.sampler.identifiers == "tokens" else 0
+        has_tokens = config.sampler.identifiers == "tokens" and parts.embeddings is None
+        self.identifiers = len(parts.rewards) if has_tokens else 0
 
         # half-precision gradients of a log-density averaged over 16384 dimensions would vanish
         half = config.model.dtype == "float16"
         scaler = torch.amp.GradScaler(parts.policy.device.type, enabled=half)
         optimizer = adamw(config.optimizer)(parts.policy.trainable)
         self.weights = WeightUpdater(parts.policy, config, optimizer, scaler, config.old_policy)
-        self.updates = GeneratorUpdates(config, world, parts, self.weights)
+        self.updates = GeneratorUpdates(config, world, parts, self.weights, text_gradients)
 
     def learn(self, batch: RolloutBatch, credit: Credit) -> dict[str, Any]:
         """Take the optimizer steps of an iteration; return the means of what they measured."""
@@ -138,11 +148,50 @@ class GeneratorLearner(UpdaterLearner):
         return metrics
 
     def export(self, folder: Path) -> None:
-        """Write the LoRA (or network) in diffusers' format, and identifiers that are tokens."""
+        """Write the LoRA (or network) in diffusers' format, and tokens that do not learn."""
         if self.policy.train != "none":
             self.policy.save_adapter(folder)
         if self.identifiers:
             identifiers.save_tokens(self.policy.pipe, self.identifiers, folder / "identifiers")
+
+
+class IdentifierLearner(UpdaterLearner):
+    """The identifiers' embeddings: one step an iteration, along the generator's text gradients."""
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        policy: Policy,
+        embeddings: IdentifierEmbeddings,
+        text_gradients: TextGradients,
+    ) -> None:
+        self.world = world
+        self.policy = policy
+        self.embeddings = embeddings
+        self.text_gradients = text_gradients
+        self.rewards = len(config.rewards)
+        settings = replace(config.optimizer, lr=config.sampler.identifiers_lr)
+        self.weights = WeightUpdater(embeddings, config, adamw(settings)(embeddings.trainable))
+
+    def learn(self, batch: RolloutBatch, credit: Credit) -> dict[str, Any]:
+        """Take one optimizer step, if the generator's loss depends on the texts."""
+        gradients = self.text_gradients.take()
+        if not self.world.any(bool(gradients)):
+            return {}
+
+        self.embeddings.add_gradient(self.policy.prompt_encoder.states, gradients)
+        norm = self.weights.step(
+            self.world,
+            "the identifiers' gradient is not finite any more; start again with a lower "
+            "sampler.identifiers_lr or optimizer.lr",
+        )
+        return {"grad_norm": norm, "distance": self.embeddings.distance()}
+
+    def export(self, folder: Path) -> None:
+        """Write the embeddings as textual inversions for diffusers into `folder/identifiers`."""
+        self.embeddings.write_tables()
+        identifiers.save_tokens(self.policy.pipe, self.rewards, folder / "identifiers")
 
 
 class ExpanderLearner(UpdaterLearner):
