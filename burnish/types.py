@@ -102,7 +102,7 @@ class Trajectory:
     # (B, T, *latent) the predicted x0 before each transition, if it is kept
     x0_pred: Tensor | None = None
     # (the condition of some images, their rows (b,)) -> the same, as whoever watches it wants it
-    # read: see `training.text_gradients`
+    # read: see `diffusion.text_gradients`
     watch: Callable[[Cond, Tensor], Cond] | None = None
 
     def condition(self, images: Tensor, device: torch.device) -> Cond:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,6 +28,7 @@ from burnish.diffusion import policy as policy_module
 from burnish.diffusion.families import family_of
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.prompt_encoder import PromptEncoder
+from burnish.diffusion.text_gradients import TextGradients
 from burnish.prompts import identifiers
 from burnish.prompts.identifier_embeddings import IdentifierEmbeddings
 from burnish.runs import Run
@@ -40,7 +41,6 @@ from burnish.training.credit import assign_credit
 from burnish.training.job import Job, prepare
 from burnish.training.learners import IdentifierLearner
 from burnish.training.loop import train
-from burnish.training.text_gradients import TextGradients
 from burnish.training.weights import evaluated_weights
 from burnish.types import Prompt, Trajectory
 from burnish.world import World
@@ -131,15 +131,13 @@ def test_the_gradient_is_that_of_the_whole_chain(
     perturb(policy)
     batch, credit = collected(job)
     embeddings = embeddings_of(job)
-    learner: Any = job.learners["identifiers"]
     job.learners["generator"].learn(batch, credit)
-    gradients = learner.text_gradients.take()
-    embeddings.add_gradient(policy.prompt_encoder.states, gradients)
+    embeddings.add_gradient(embeddings.gradients.take())
     (found,) = (p.grad.clone() for p in embeddings.trainable if p.grad is not None)
 
     updates: Any = job.learners["generator"].updates  # type: ignore[attr-defined]
     pairs = updates.pairs(1, credit.advantages)
-    embeddings.write_tables()
+    embeddings.save(tmp_path)  # into the tables too
     ((table, std, tokens),) = open_tables(policy.pipe, 2).values()
     texts = [prompt.generator_text for prompt in batch.prompts]
     states = family_of("StableDiffusionPipeline").encode(policy.pipe, texts)
@@ -169,7 +167,7 @@ BUILDERS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-def test_all_text_encoders_of_all_families(name: str) -> None:
+def test_all_text_encoders_of_all_families(name: str, tmp_path: Path) -> None:
     pipe = BUILDERS[name]()
     family = family_of(type(pipe).__name__)
     for _, encoder in identifiers.text_encoders(pipe).values():
@@ -179,7 +177,7 @@ def test_all_text_encoders_of_all_families(name: str) -> None:
     before = family.encode(pipe, texts[:1])
     embeddings = IdentifierEmbeddings(pipe, 2)
     encoder = PromptEncoder(pipe, family)
-    encoder.follow(embeddings.trainable)
+    encoder.learned = embeddings.trainable
     for key, value in encoder.encode(texts[:1]).items():
         torch.testing.assert_close(value, before[key], msg="they begin as the tokens do")
 
@@ -198,10 +196,10 @@ def test_all_text_encoders_of_all_families(name: str) -> None:
         text: {key: value[row : row + 1] for key, value in weights.items()}
         for row, text in enumerate(texts)
     }
-    embeddings.add_gradient(encoder.states, gradients)
+    embeddings.add_gradient(gradients)
     found = {key: p.grad for key, p in embeddings.named_trainable.items()}
 
-    embeddings.write_tables()
+    embeddings.save(tmp_path)  # into the tables too
     opened = open_tables(pipe, 2)
     for key, value in encoder.encode(texts).items():  # with hooks, as it is remembered
         plain = torch.cat([family.encode(pipe, [text])[key] for text in texts])
@@ -335,53 +333,71 @@ def test_they_learn_alone_and_the_guard_can_go_back(recipe: Path, tmp_path: Path
 def test_two_processes_step_along_the_mean_gradient() -> None:
     """Half of the texts each: their mean gradient is half the sum over all texts."""
     texts = [prompt.generator_text for prompt in prompts_for(2)]
-    parts = []
-    for share in (texts, texts[:2], texts[2:]):
-        pipe: Any = build_pipeline()
-        identifiers.add_tokens(pipe, 2, identifiers.NEAR)
-        embeddings = IdentifierEmbeddings(pipe, 2)
-        encoder = PromptEncoder(pipe, family_of("StableDiffusionPipeline"))
-        gradients = {
-            text: {"text": torch.randn(1, 24, 8, generator=generator(texts.index(text)))}
-            for text in share
-        }
-        parts.append((embeddings, encoder, gradients))
+    shares = (texts[:2], texts[2:])
+    whole, *halves = (differentiated(share, texts) for share in (texts, *shares))
+    grads = [taken_grad(embeddings) for embeddings in (whole, *halves)]
+    torch.testing.assert_close(grads[1] + grads[2], grads[0])
 
-    (whole, encoder, gradients), *halves = parts
-    whole.add_gradient(encoder.states, gradients)
-    (parameter,) = whole.trainable
-    assert parameter.grad is not None
-    for index, (embeddings, encoder, gradients) in enumerate(halves):
-        config = Config(rewards=[{}, {}])
-        collector: Any = SimpleNamespace(take=lambda given=gradients: given)
-        policy: Any = SimpleNamespace(prompt_encoder=encoder)
-        other, other_encoder, other_gradients = halves[1 - index]
-        world = BothProcesses(other, other_encoder, other_gradients)
-        learner = IdentifierLearner(config, world, policy, embeddings, collector)  # type: ignore[arg-type]
-        norm = learner.learn(None, None)["grad_norm"]  # type: ignore[arg-type]
-        assert norm == pytest.approx(float(parameter.grad.norm()) / 2, rel=1e-5)
+    for index, embeddings in enumerate(halves):
+        embeddings.gradients = Given(shares[index], texts)
+        world = Both(other=grads[2 - index])
+        learner = IdentifierLearner(Config(rewards=[{}, {}]), world, embeddings)
+        norm = learner.learn(*NOTHING)["grad_norm"]
+        assert norm == pytest.approx(float(grads[0].norm()) / 2, rel=1e-5)
 
-    states = [embeddings.state()["text_encoder"] for embeddings, _, _ in halves]
-    torch.testing.assert_close(*states)
+    torch.testing.assert_close(*(embeddings.state()["text_encoder"] for embeddings in halves))
 
 
-class BothProcesses:
-    """A world whose other process has other texts."""
+def taken_grad(embeddings: IdentifierEmbeddings) -> Tensor:
+    (parameter,) = embeddings.trainable
+    grad, parameter.grad = parameter.grad, None
+    assert grad is not None
+    return grad
 
-    def __init__(self, embeddings: Any, encoder: Any, gradients: Any) -> None:
-        pipe: Any = build_pipeline()
-        identifiers.add_tokens(pipe, 2, identifiers.NEAR)
-        self.other = IdentifierEmbeddings(pipe, 2)
-        encoder = PromptEncoder(pipe, family_of("StableDiffusionPipeline"))
-        self.other.add_gradient(encoder.states, gradients)
+
+NOTHING: Any = (None, None)
+
+
+def gradients_of(share: list[str], texts: list[str]) -> dict[str, dict[str, Tensor]]:
+    return {
+        text: {"text": torch.randn(1, 24, 8, generator=generator(texts.index(text)))}
+        for text in share
+    }
+
+
+def differentiated(share: list[str], texts: list[str]) -> IdentifierEmbeddings:
+    """The embeddings of a new model, with the gradient of some texts."""
+    pipe: Any = build_pipeline()
+    pipe.text_encoder.requires_grad_(False)
+    identifiers.add_tokens(pipe, 2, identifiers.NEAR)
+    embeddings = IdentifierEmbeddings(pipe, 2)
+    embeddings.add_gradient(gradients_of(share, texts))
+    return embeddings
+
+
+class Given(TextGradients):
+    """The gradients of some texts."""
+
+    def __init__(self, share: list[str], texts: list[str]) -> None:
+        super().__init__()
+        self.given = gradients_of(share, texts)
+
+    def take(self) -> dict[str, Any]:
+        return self.given
+
+
+@dataclass(frozen=True)
+class Both(World):
+    """Two processes, of which the other has a gradient already."""
+
+    other: Any = None
 
     def any(self, flag: bool) -> bool:
         return True
 
-    def average_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
-        for parameter, other in zip(parameters, self.other.trainable, strict=True):
-            assert parameter.grad is not None and other.grad is not None
-            parameter.grad.copy_((parameter.grad + other.grad) / 2)
+    def average_gradients(self, parameters: Any) -> None:
+        (parameter,) = parameters
+        parameter.grad.copy_((parameter.grad + self.other) / 2)
 
 
 def test_gradients_are_summed_by_text_and_steps_that_overflow_are_left_out() -> None:
@@ -389,7 +405,7 @@ def test_gradients_are_summed_by_text_and_steps_that_overflow_are_left_out() -> 
     empty = torch.zeros(4, 1)
     stored = Trajectory(empty, empty, empty, empty, cond, torch.arange(4))
     collector = TextGradients()
-    watched = collector.watch(stored, ["a", "b", "a", "b"])
+    watched = collector.watch(stored, [Prompt(text) for text in "abab"])
 
     def step(images: list[int], factor: float, scale: float) -> None:
         rows = torch.tensor(images)
@@ -409,7 +425,7 @@ def test_gradients_are_summed_by_text_and_steps_that_overflow_are_left_out() -> 
     assert taken["a"]["text"].tolist() == [[1 + 3 + 1 + 6] * 2]
     assert taken["b"]["text"].tolist() == [[2 + 4] * 2]
     assert collector.take() == {}
-    watched = collector.watch(stored, ["a", "b", "a", "b"])
+    watched = collector.watch(stored, [Prompt(text) for text in "abab"])
     step([1], float("inf"), 1.0)
     collector.end_step()
     assert collector.take()["b"]["text"].tolist() == [[torch.inf] * 2], "and the learner says so"

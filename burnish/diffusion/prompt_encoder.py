@@ -33,6 +33,8 @@ class PromptEncoder:
 
     Attributes:
         freed: the text encoders are gone, and what they returned is all there is.
+        learned: parameters of the text encoders that learn: whenever they change, nothing is
+            remembered.
     """
 
     def __init__(self, pipe: Any, family: Family) -> None:
@@ -41,8 +43,8 @@ class PromptEncoder:
         self._family = family
         self._states: dict[str, Cond] = {}
         self._negatives: dict[str, Cond] = {}
-        self._learned: list[Tensor] = []
-        self._seen: list[Tensor] = []  # the same when the states were made
+        self.learned: Sequence[Tensor] = ()
+        self._seen: list[Tensor] = []  # what learns, when the states were made
         self._warnings = PromptWarnings(_tokenizers(pipe), length=family.text_tokens(pipe))
 
     def encode(self, texts: Sequence[str]) -> Cond:
@@ -51,7 +53,11 @@ class PromptEncoder:
         They are encoded one by one, so that a text's states do not depend, in the last bit, on its
         neighbours.
         """
-        self._forget_changed()
+        # compared by value, for moving averages come and go
+        unchanged = [torch.equal(*pair) for pair in zip(self.learned, self._seen, strict=False)]
+        if unchanged.count(True) < len(self.learned):
+            self.clear()
+
         rows = [self._row(text) for text in texts]
 
         most = min(CACHED_TEXTS, CACHED_BYTES // _size(rows[0]))
@@ -69,27 +75,11 @@ class PromptEncoder:
             rows: their number.
             text: a negative prompt; "": the empty text, or what the model was trained with.
         """
-        self._forget_changed()
         if text not in self._negatives:
             self._negatives[text] = self._negative(text)
 
         row = self._negatives[text]
         return {name: value.expand(rows, *value.shape[1:]) for name, value in row.items()}
-
-    @torch.enable_grad()
-    def states(self, text: str) -> Cond:
-        """Return the states of a text, one row, with the gradient of what it learns (`follow`)."""
-        self._check_not_freed(text)
-        return self._family.encode(self._pipe, [text])
-
-    def follow(self, learned: Sequence[Tensor]) -> None:
-        """Encode anew what was remembered, whenever the text encoders' parameters change.
-
-        Args:
-            learned: all of these parameters that do.
-        """
-        self._learned = list(learned)
-        self.clear()
 
     @torch.no_grad()
     def free(self, texts: Iterable[str], negatives: Iterable[str] = ("",)) -> None:
@@ -138,13 +128,7 @@ class PromptEncoder:
         """Forget all states: the text encoder has changed."""
         self._states.clear()
         self._negatives.clear()
-        self._seen = [learned.detach().clone() for learned in self._learned]
-
-    def _forget_changed(self) -> None:
-        """Forget all states if what learns has changed; by values, for averages come and go."""
-        pairs = zip(self._learned, self._seen, strict=True)
-        if not all(torch.equal(learned, seen) for learned, seen in pairs):
-            self.clear()
+        self._seen = [learned.detach().clone() for learned in self.learned]
 
     def __len__(self) -> int:
         return len(self._states)

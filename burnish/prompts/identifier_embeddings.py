@@ -16,15 +16,18 @@ needs one more pass of each text (`add_gradient`), however many images have read
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from burnish.diffusion import lora
-from burnish.prompts.identifiers import identifier, text_encoders, words_spread
+from burnish.diffusion.families import family_of
+from burnish.diffusion.text_gradients import TextGradients
+from burnish.prompts.identifiers import identifier, save_tokens, text_encoders, words_spread
 from burnish.types import Cond
 
 LEAST_STD = 1e-12
@@ -69,6 +72,7 @@ class IdentifierEmbeddings:
         rewards: the number of identifiers.
 
     Attributes:
+        gradients: of the iteration's loss with respect to the text states.
         named_trainable: the deviations (K, width) by text encoder.
         trainable: the same without names.
 
@@ -77,7 +81,9 @@ class IdentifierEmbeddings:
     """
 
     def __init__(self, pipe: Any, rewards: int) -> None:
+        self._pipe = pipe
         self._rows: list[LearnedRows] = []
+        self.gradients = TextGradients()
         self.named_trainable: dict[str, nn.Parameter] = {}
         for ending, (tokenizer, encoder) in text_encoders(pipe).items():
             rows = learned_rows(tokenizer, encoder, rewards)
@@ -109,10 +115,11 @@ class IdentifierEmbeddings:
         lora.copy_state(self.named_trainable, state, "the checkpoint")
 
     @torch.no_grad()
-    def write_tables(self) -> None:
-        """Write the embeddings into the text encoders' tables, which `save_tokens` reads."""
+    def save(self, folder: Path) -> None:
+        """Write the embeddings into the text encoders' tables, and as textual inversions."""
         for rows in self._rows:
             rows.table[rows.tokens] = rows.rows.to(rows.table)
+        save_tokens(self._pipe, len(self._rows[0].tokens), folder)
 
     def distance(self) -> float:
         """Return the root mean square difference of two identifiers, in the words' deviations."""
@@ -120,20 +127,19 @@ class IdentifierEmbeddings:
         squares = torch.cat(pairs).square()
         return float(squares.mean().sqrt()) if len(squares) else 0.0
 
-    def add_gradient(
-        self, encode: Callable[[str], Cond], gradients: Mapping[str, Mapping[str, Tensor]]
-    ) -> None:
+    @torch.enable_grad()
+    def add_gradient(self, gradients: Mapping[str, Cond]) -> None:
         """Add the gradient of a loss to that of the deviations.
 
         Args:
-            encode: returns a text's states, one row, with gradient.
-            gradients: by text, those of the loss with respect to these states, by name.
+            gradients: by text, those of the loss with respect to its states, one row of each.
         """
+        family = family_of(type(self._pipe).__name__)
         totals = [torch.zeros_like(parameter) for parameter in self.trainable]
 
         for text, gradient in gradients.items():
-            states = {name: value for name, value in encode(text).items() if value.requires_grad}
-            known = {name: gradient[name] for name in states if name in gradient}
+            states = family.encode(self._pipe, [text])
+            known = {name: gradient[name] for name in gradient if states[name].requires_grad}
             if not known:
                 continue  # a text without identifiers
 

@@ -582,7 +582,7 @@ def learned_identifiers(config: Config, policy: Policy) -> IdentifierEmbeddings 
         return None
 
     embeddings = IdentifierEmbeddings(policy.pipe, len(config.rewards))
-    policy.prompt_encoder.follow(embeddings.trainable)
+    policy.prompt_encoder.learned = embeddings.trainable
     return embeddings
 
 

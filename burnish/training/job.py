@@ -17,7 +17,6 @@ from burnish.training.learners import (
 )
 from burnish.training.optimizer import adamw
 from burnish.training.requirements import check_minibatches
-from burnish.training.text_gradients import TextGradients
 from burnish.user_code import call_hook
 from burnish.world import World
 
@@ -72,14 +71,9 @@ def prepare(
 
     check_minibatches(config, parts.objective, world.count)
 
-    embeddings = parts.embeddings
-    gradients = None if embeddings is None else TextGradients()
-    generator = GeneratorLearner(config, world, parts, gradients)
-    learners: dict[str, Learner] = {"generator": generator}
-    if embeddings is not None and gradients is not None:
-        learners["identifiers"] = IdentifierLearner(
-            config, world, parts.policy, embeddings, gradients
-        )
+    learners: dict[str, Learner] = {"generator": GeneratorLearner(config, world, parts)}
+    if parts.embeddings is not None:
+        learners["identifiers"] = IdentifierLearner(config, world, parts.embeddings)
     if parts.expander is not None:
         learners["expander"] = ExpanderLearner(config, world, parts.expander)
     learners |= given_learners

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from burnish.config import Config
-from burnish.diffusion.policy import Policy
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
 from burnish.prompts.identifier_embeddings import IdentifierEmbeddings
@@ -27,7 +26,6 @@ from burnish.training.assembly import Parts
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.expansion import expander_metrics, expander_update, text_advantages
 from burnish.training.optimizer import adamw
-from burnish.training.text_gradients import TextGradients
 from burnish.training.updates import GeneratorUpdates
 from burnish.training.weights import WeightUpdater
 from burnish.world import World
@@ -120,13 +118,7 @@ class UpdaterLearner(Learner):
 class GeneratorLearner(UpdaterLearner):
     """The image generator: its updates are those of the configured objective."""
 
-    def __init__(
-        self,
-        config: Config,
-        world: World,
-        parts: Parts,
-        text_gradients: TextGradients | None = None,
-    ) -> None:
+    def __init__(self, config: Config, world: World, parts: Parts) -> None:
         self.policy = parts.policy
         has_tokens = config.sampler.identifiers == "tokens" and parts.embeddings is None
         self.identifiers = len(parts.rewards) if has_tokens else 0
@@ -136,7 +128,7 @@ class GeneratorLearner(UpdaterLearner):
         scaler = torch.amp.GradScaler(parts.policy.device.type, enabled=half)
         optimizer = adamw(config.optimizer)(parts.policy.trainable)
         self.weights = WeightUpdater(parts.policy, config, optimizer, scaler, config.old_policy)
-        self.updates = GeneratorUpdates(config, world, parts, self.weights, text_gradients)
+        self.updates = GeneratorUpdates(config, world, parts, self.weights)
 
     def learn(self, batch: RolloutBatch, credit: Credit) -> dict[str, Any]:
         """Take the optimizer steps of an iteration; return the means of what they measured."""
@@ -156,31 +148,24 @@ class GeneratorLearner(UpdaterLearner):
 
 
 class IdentifierLearner(UpdaterLearner):
-    """The identifiers' embeddings: one step an iteration, along the generator's text gradients."""
+    """The identifiers' embeddings: one step an iteration, after the generator's.
 
-    def __init__(
-        self,
-        config: Config,
-        world: World,
-        policy: Policy,
-        embeddings: IdentifierEmbeddings,
-        text_gradients: TextGradients,
-    ) -> None:
+    Its gradient is that of all the generator's updates of the iteration together.
+    """
+
+    def __init__(self, config: Config, world: World, embeddings: IdentifierEmbeddings) -> None:
         self.world = world
-        self.policy = policy
         self.embeddings = embeddings
-        self.text_gradients = text_gradients
-        self.rewards = len(config.rewards)
         settings = replace(config.optimizer, lr=config.sampler.identifiers_lr)
         self.weights = WeightUpdater(embeddings, config, adamw(settings)(embeddings.trainable))
 
     def learn(self, batch: RolloutBatch, credit: Credit) -> dict[str, Any]:
         """Take one optimizer step, if the generator's loss depends on the texts."""
-        gradients = self.text_gradients.take()
+        gradients = self.embeddings.gradients.take()
         if not self.world.any(bool(gradients)):
             return {}
 
-        self.embeddings.add_gradient(self.policy.prompt_encoder.states, gradients)
+        self.embeddings.add_gradient(gradients)
         norm = self.weights.step(
             self.world,
             "the identifiers' gradient is not finite any more; start again with a lower "
@@ -190,8 +175,7 @@ class IdentifierLearner(UpdaterLearner):
 
     def export(self, folder: Path) -> None:
         """Write the embeddings as textual inversions for diffusers into `folder/identifiers`."""
-        self.embeddings.write_tables()
-        identifiers.save_tokens(self.policy.pipe, self.rewards, folder / "identifiers")
+        self.embeddings.save(folder / "identifiers")
 
 
 class ExpanderLearner(UpdaterLearner):

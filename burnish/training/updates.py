@@ -23,7 +23,6 @@ from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.credit import first_iterations
 from burnish.training.forward import ForwardProcesses, training_calls, transition_count
 from burnish.training.metrics import merged_metrics, summary
-from burnish.training.text_gradients import TextGradients
 from burnish.training.weights import WeightUpdater
 from burnish.types import Process, Trajectory
 from burnish.world import World
@@ -32,19 +31,11 @@ from burnish.world import World
 class GeneratorUpdates:
     """The optimizer steps that a generator takes in an iteration."""
 
-    def __init__(
-        self,
-        config: Config,
-        world: World,
-        parts: Parts,
-        weights: WeightUpdater,
-        text_gradients: TextGradients | None = None,
-    ) -> None:
+    def __init__(self, config: Config, world: World, parts: Parts, weights: WeightUpdater) -> None:
         self.config = config
         self.world = world
         self.parts = parts
         self.weights = weights
-        self.text_gradients = text_gradients  # of learned identifiers, where there are any
         self.forward = ForwardProcesses(config, world, parts, weights)
         self.still_iterations = 0  # with advantages, but a gradient of exactly 0
         self.has_gradient = False  # some gradient was not 0
@@ -55,7 +46,7 @@ class GeneratorUpdates:
         weights = credit.loss_scale if self.parts.objective.imitates else 1.0
         adv = credit.advantages * weights
         pairs = self.pairs(batch.iteration, adv)
-        if credit.empty or not (self.parts.policy.trainable or self.text_gradients):
+        if credit.empty or not (self.parts.policy.trainable or self.parts.embeddings):
             return {}
 
         metrics = {}
@@ -66,10 +57,8 @@ class GeneratorUpdates:
 
         credit = replace(credit, advantages=adv, loss_scale=credit.loss_scale / weights)
         trajectory = batch.trajectory
-        if self.text_gradients:
-            texts = [prompt.generator_text for prompt in batch.prompts]
-            trajectory = self.text_gradients.watch(trajectory, texts)
-
+        if self.parts.embeddings:
+            trajectory = self.parts.embeddings.gradients.watch(trajectory, batch.prompts)
         process = self.process(trajectory, pairs, batch.iteration)
         updates = []
         for number, minibatch in enumerate(pairs):
@@ -159,8 +148,8 @@ class GeneratorUpdates:
             self.weights.scaler.scale(loss.value * (part * scale)).backward()
             metrics = merged_metrics(metrics, loss.metrics, part)
 
-        if self.text_gradients:
-            self.text_gradients.end_step(self.weights.scaler.get_scale())
+        if self.parts.embeddings:
+            self.parts.embeddings.gradients.end_step(self.weights.scaler.get_scale())
         if not self.parts.policy.trainable:
             return metrics
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from burnish.diffusion.control import CONTROL_KEYS
 from burnish.diffusion.guidance import ORIGINAL_PREFIX
-from burnish.types import Cond, Trajectory
+from burnish.types import Cond, Prompt, Trajectory
 
 
 class TextGradients:
@@ -27,13 +27,9 @@ class TextGradients:
         self._sums: Cond = {}  # (texts, ...) at least float32, on the CPU
         self._step: Cond = {}  # the same of the step that is being computed
 
-    def watch(self, trajectory: Trajectory, texts: Sequence[str]) -> Trajectory:
-        """Return a trajectory whose condition leaves its gradients here.
-
-        Args:
-            trajectory: of B images.
-            texts: B, as the text encoders read them.
-        """
+    def watch(self, trajectory: Trajectory, prompts: Sequence[Prompt]) -> Trajectory:
+        """Return a trajectory of B images, with B prompts, that leaves its gradients here."""
+        texts = [prompt.generator_text for prompt in prompts]
         self._texts = list(dict.fromkeys(texts))
         self._numbers = torch.tensor([self._texts.index(text) for text in texts])
         self._sums = {}
