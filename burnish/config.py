@@ -169,6 +169,9 @@ class SamplerConfig:
     # behind the prompt: a text encoder that reads from left to right, as CLIP's, then reads the
     # prompt itself as it would alone
     identifiers_after: bool = False
+    # "tokens" whose embeddings learn too; false: they stay as they were drawn
+    identifiers_learn: bool = False
+    identifiers_lr: float = 0.05  # learning rate, in standard deviations of the words' embeddings
 
 
 @dataclass(frozen=True)
@@ -604,7 +607,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     (
         "model.train",
         lambda s: s in ("lora", "full", "none"),
-        '"lora" or "full" (or "none", if an expander learns)',
+        '"lora" or "full" (or "none", if an expander or identifiers learn)',
     ),
     (
         "model.size",
@@ -641,6 +644,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda s: s in ("", "words", "tokens"),
         '"words", "tokens", or "" for none',
     ),
+    ("sampler.identifiers_lr", lambda x: x >= 0, "0 or more (0 changes nothing: a control)"),
     ("expander.train", lambda s: s in ("lora", "full", "none"), '"lora", "full" or "none"'),
     ("expander.rank", lambda n: n >= 1, "at least 1"),
     ("expander.lr", lambda x: x >= 0, "0 or more (0 changes nothing: a control)"),
@@ -945,10 +949,10 @@ def check_expander(config: Config) -> None:
     images_per_prompt = config.batch.images_per_prompt
     expander_learns = bool(expander.model) and expander.train != "none"
 
-    if config.model.train == "none" and not expander_learns:
+    if config.model.train == "none" and not (expander_learns or config.sampler.identifiers_learn):
         raise ValueError(
             'model.train = "none", so nothing learns: set it to "lora", or let an expander learn '
-            "(expander.model)"
+            "(expander.model) or identifiers (sampler.identifiers_learn)"
         )
     if not expander.model:
         return

@@ -101,6 +101,16 @@ class Trajectory:
     group: Tensor  # (B,) same number = same prompt; groups are contiguous
     # (B, T, *latent) the predicted x0 before each transition, if it is kept
     x0_pred: Tensor | None = None
+    # (the condition of some images, their rows (b,)) -> the same, as whoever watches it wants it
+    # read: see `diffusion.text_gradients`
+    watch: Callable[[Cond, Tensor], Cond] | None = None
+
+    def condition(self, images: Tensor, device: torch.device) -> Cond:
+        """Return the condition of the images in the rows `images` (b,), on a device."""
+        cond = {
+            name: value[images.to(value.device)].to(device) for name, value in self.cond.items()
+        }
+        return cond if self.watch is None else self.watch(cond, images)
 
 
 @dataclass(frozen=True)

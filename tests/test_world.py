@@ -57,7 +57,7 @@ average_gradients = world.World.average_gradients
 def average(self, parameters):
     average_gradients(self, parameters)
     total = sum(float(p.grad.abs().sum()) for p in parameters)
-    open(f"HERE/rank{self.rank}.txt", "w").write(repr(total))
+    open(f"HERE/rank{self.rank}.txt", "a").write(repr(total) + "\\n")
 world.World.average_gradients = average
 train(config.load("HERE/tiny.toml", trust=True), "HERE/two")
 """
@@ -93,17 +93,19 @@ def run_two(script: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rewards", "identifiers"),
-    [(ONE_REWARD, ""), (MANY_REWARDS, "tokens")],
-    ids=["one reward", "many rewards"],
+    [(ONE_REWARD, ""), (MANY_REWARDS, "tokens"), (MANY_REWARDS, "learned tokens")],
+    ids=["one reward", "many rewards", "learned identifiers"],
 )
 def test_two_processes(tiny_pipeline: Path, tmp_path: Path, rewards: str, identifiers: str) -> None:
     (tmp_path / "reward.py").write_text(BRIGHT)
     images = 4 if identifiers else 2
+    learns = identifiers.startswith("learned")
+    tokens = f'identifiers = "{identifiers[-6:]}", identifiers_learn = {str(learns).lower()}'
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(f"""
 iterations = 1
 model = {{ id = "{tiny_pipeline}", device = "cpu" }}
-sampler = {{ steps = 2, identifiers = "{identifiers}", guidance = {{ use = "cfg", weight = 2.0 }} }}
+sampler = {{ steps = 2, {tokens}, guidance = {{ use = "cfg", weight = 2.0 }} }}
 prompts = {{ use = "list", texts = ["a cat", "a dog", "an ox"] }}
 batch = {{ prompts = 2, images_per_prompt = {images}, sample_batch = 2, minibatches = 1 }}
 evaluation = {{ images_per_prompt = 2 }}
@@ -114,9 +116,9 @@ run = {{ sample_every = 0 }}
     script.write_text(SCRIPT.replace("HERE", str(tmp_path)))
     run_two(script)
 
-    gradients = [(tmp_path / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    gradients = [(tmp_path / f"rank{rank}.txt").read_text().split() for rank in (0, 1)]
     assert gradients[0] == gradients[1], "both step along the mean gradient"
-    assert float(gradients[0]) > 0
+    assert len(gradients[0]) == 1 + learns and all(float(norm) > 0 for norm in gradients[0])
 
     two = Run(tmp_path / "two")
     single = Run(train(configuration.load(recipe), tmp_path / "one"))

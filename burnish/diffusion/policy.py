@@ -236,7 +236,7 @@ class Policy(TrainableWeights):
         self._family.resize(self.pipe, size)
         self.latent_shape = self._family.latent_shape(self.pipe)
         # the size of an image may be a part of what is remembered of a prompt
-        self.prompt_encoder = PromptEncoder(self.pipe, self._family)
+        self.prompt_encoder.clear()
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[Prompt]) -> Cond:

@@ -164,10 +164,7 @@ class ForwardProcess(Process):
         t, noise = self.times_and_noises(images, transitions)
         clean = latent[images.to(latent.device)].to(device)
         level = self.policy.schedule.level(t, device)
-        cond = {
-            name: value[images.to(value.device)].to(device)
-            for name, value in self.trajectory.cond.items()
-        }
+        cond = self.trajectory.condition(images, device)
 
         x = (level.alpha * clean + level.sigma * noise.to(device)).float()
         return Noised(x, t, clean, cond, self._scale(level))

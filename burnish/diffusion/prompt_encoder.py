@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from burnish.diffusion.family import Family
 from burnish.diffusion.lora import lora_layers
@@ -32,6 +33,8 @@ class PromptEncoder:
 
     Attributes:
         freed: the text encoders are gone, and what they returned is all there is.
+        learned: parameters of the text encoders that learn: whenever they change, nothing is
+            remembered.
     """
 
     def __init__(self, pipe: Any, family: Family) -> None:
@@ -40,6 +43,8 @@ class PromptEncoder:
         self._family = family
         self._states: dict[str, Cond] = {}
         self._negatives: dict[str, Cond] = {}
+        self.learned: Sequence[Tensor] = ()
+        self._seen: list[Tensor] = []  # what learns, when the states were made
         self._warnings = PromptWarnings(_tokenizers(pipe), length=family.text_tokens(pipe))
 
     def encode(self, texts: Sequence[str]) -> Cond:
@@ -48,6 +53,11 @@ class PromptEncoder:
         They are encoded one by one, so that a text's states do not depend, in the last bit, on its
         neighbours.
         """
+        # compared by value, for moving averages come and go
+        unchanged = [torch.equal(*pair) for pair in zip(self.learned, self._seen, strict=False)]
+        if unchanged.count(True) < len(self.learned):
+            self.clear()
+
         rows = [self._row(text) for text in texts]
 
         most = min(CACHED_TEXTS, CACHED_BYTES // _size(rows[0]))
@@ -118,6 +128,7 @@ class PromptEncoder:
         """Forget all states: the text encoder has changed."""
         self._states.clear()
         self._negatives.clear()
+        self._seen = [learned.detach().clone() for learned in self.learned]
 
     def __len__(self) -> int:
         return len(self._states)

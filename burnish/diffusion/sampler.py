@@ -278,7 +278,7 @@ class Sampler:
         x_t = trajectory.x[i, j].to(policy.device)
         x_s = trajectory.x[i, j + 1].to(policy.device)
         logp_old = trajectory.logp[i, j].to(policy.device).view(shape)
-        cond = {name: value[i].to(policy.device) for name, value in trajectory.cond.items()}
+        cond = trajectory.condition(i, policy.device)
         dims = x_t[0].numel()
 
         current, _ = self._transition(policy, x_t, t, s, cond)

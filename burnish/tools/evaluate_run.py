@@ -55,6 +55,8 @@ def evaluate_run(run: Run, images: int = 0, *, trust: Trust = False) -> dict[str
             before = evaluate_all(parts, count, seed, chunk, when="before training")
 
         parts.policy.load_state(evaluated_weights(state.learners["generator"]))
+        if parts.embeddings is not None:
+            parts.embeddings.load_state(evaluated_weights(state.learners["identifiers"]))
         if parts.expander is not None:
             parts.expander.load_state(evaluated_weights(state.learners["expander"]))
 

@@ -31,7 +31,7 @@ from burnish.prompts.expander import Expander, expand_in_chunks
 from burnish.runs import Run
 from burnish.seeds import generator
 from burnish.stages import stage
-from burnish.training.assembly import load_expander, load_policy, load_sampler
+from burnish.training.assembly import add_identifiers, load_expander, load_policy, load_sampler
 from burnish.training.export import exported_iteration
 from burnish.trust import Trust
 from burnish.types import Guidance, Prompt
@@ -114,6 +114,8 @@ def _open_run(
     device = present_device(config.model.device)
     with stage("loading", f"model {config.model.id}"):
         policy = load_policy(config, device, adapter="" if untrained else str(run.adapter))
+    if not before:
+        add_identifiers(config, policy, str(run.adapter))
 
     if strength != 1:
         policy.set_lora_scale(strength)

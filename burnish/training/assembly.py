@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -35,6 +36,7 @@ from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.held_out import Panel
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
+from burnish.prompts.identifier_embeddings import IdentifierEmbeddings
 from burnish.prompts.imitation import imitate, read_pairs
 from burnish.rewards.tolerance import Tolerance, keep_waiting
 from burnish.rl.curriculum import ConstantCurriculum
@@ -181,6 +183,7 @@ class EvaluationParts:
     panel: Panel  # held-out measures
     evaluation_prompts: dict[str, list[Prompt]]  # "train" and, if there are any, "unseen"
     listed: Mapping[str, int] = field(default_factory=dict)  # prompts of each set before thinning
+    embeddings: IdentifierEmbeddings | None = None  # of reward identifiers, if they learn
     expander: Expander | None = None  # rewrites what the generator reads
     template: str = "{}"  # all reward identifiers: put around the prompts of evaluations
 
@@ -235,7 +238,7 @@ def assemble(
     with stage("loading", f"model {config.model.id}"):
         policy = overrides.policy or load_policy(config, device, reference=reference)
     check_policy(config, policy)
-    add_identifiers(config, policy)
+    add_identifiers(config, policy, config.model.adapter)
     check_transitions(config, policy, sampler, objective, advantage)
     check_compared_images(config, advantage)
     free_text_encoders(config, policy, sampler, prompts, evaluation_prompts)
@@ -309,6 +312,7 @@ def _shared(
             for name, prompt_set in evaluation_prompts.items()
         },
         listed={name: len(prompt_set) for name, prompt_set in evaluation_prompts.items()},
+        embeddings=learned_identifiers(config, policy),
         expander=load_expander(config, policy),
         template=identifiers.template(identified, config.sampler.identifiers_after),
     )
@@ -452,7 +456,7 @@ def load_policy(
         adapter=adapter or model.adapter or None,
         reference=model.train == "full" and reference,
     )
-    add_identifiers(config, policy)
+    add_identifiers(config, policy, adapter or model.adapter)
     return policy
 
 
@@ -549,10 +553,37 @@ def load_expander(config: Config, policy: Policy, adapter: str = "") -> Expander
     return expander
 
 
-def add_identifiers(config: Config, policy: Policy) -> None:
-    """Add the rewards' identifiers to the model's tokens, if they are tokens."""
-    if config.sampler.identifiers == "tokens":
-        identifiers.add_tokens(policy.pipe, len(config.rewards))
+def add_identifiers(config: Config, policy: Policy, adapter: str = "") -> None:
+    """Add the rewards' identifiers to the model's tokens, if they are tokens.
+
+    Args:
+        config: of the run.
+        policy: with the model.
+        adapter: a folder such as RUN/adapter, whose embeddings they have, if there are any.
+    """
+    settings = config.sampler
+    if settings.identifiers != "tokens":
+        return
+
+    distance = identifiers.NEAR if settings.identifiers_learn else identifiers.FAR
+    identifiers.add_tokens(policy.pipe, len(config.rewards), distance)
+    if adapter:
+        folder = Path(adapter) / "identifiers"
+        identifiers.load_tokens(policy.pipe, len(config.rewards), folder)
+
+
+def learned_identifiers(config: Config, policy: Policy) -> IdentifierEmbeddings | None:
+    """Return the identifiers' embeddings as parameters, if they learn.
+
+    Raises:
+        ValueError: the model's text encoders are gone.
+    """
+    if not config.sampler.identifiers_learn:
+        return None
+
+    embeddings = IdentifierEmbeddings(policy.pipe, len(config.rewards))
+    policy.prompt_encoder.learned = embeddings.trainable
+    return embeddings
 
 
 def load_rewards(tables: Sequence[Table], where: str) -> dict[str, Reward]:

@@ -20,7 +20,7 @@ from burnish.training.metrics import plain_number
 from burnish.types import describe_value
 from burnish.user_code import call_user
 
-RESERVED = ("generator", "expander")
+RESERVED = ("generator", "identifiers", "expander")
 
 
 def checked_learners(learners: Mapping[str, Any]) -> dict[str, Learner]:

@@ -111,10 +111,7 @@ class ForwardProcesses:
 
         with policy.reference():
             for rows in torch.arange(len(trajectory.group)).split(self.config.batch.sample_batch):
-                cond = {
-                    name: value[rows.to(value.device)].to(policy.device)
-                    for name, value in trajectory.cond.items()
-                }
+                cond = trajectory.condition(rows, policy.device)
                 sampled = self.parts.sampler.rollout(policy, cond, trajectory.group[rows], noise)
                 drawn.append(sampled.latent.float().cpu())
 

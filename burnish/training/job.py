@@ -9,7 +9,12 @@ from burnish.config import Config
 from burnish.runs import Run
 from burnish.training.assembly import Overrides, Parts, assemble
 from burnish.training.checked_learner import checked_learners
-from burnish.training.learners import ExpanderLearner, GeneratorLearner, Learner
+from burnish.training.learners import (
+    ExpanderLearner,
+    GeneratorLearner,
+    IdentifierLearner,
+    Learner,
+)
 from burnish.training.optimizer import adamw
 from burnish.training.requirements import check_minibatches
 from burnish.user_code import call_hook
@@ -67,6 +72,8 @@ def prepare(
     check_minibatches(config, parts.objective, world.count)
 
     learners: dict[str, Learner] = {"generator": GeneratorLearner(config, world, parts)}
+    if parts.embeddings is not None:
+        learners["identifiers"] = IdentifierLearner(config, world, parts.embeddings)
     if parts.expander is not None:
         learners["expander"] = ExpanderLearner(config, world, parts.expander)
     learners |= given_learners

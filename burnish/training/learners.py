@@ -1,4 +1,4 @@
-"""Learners: the generator, the prompt expander, or anything else that has their methods.
+"""Learners: generator, identifiers, prompt expander, or anything else that has their methods.
 
 A learner owns its weights, its optimizer, the moving average of its weights and a copy of them as
 they were before training. The loop only has it learn from a batch, give and take its state, lend
@@ -20,6 +20,7 @@ from torch import Tensor
 from burnish.config import Config
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
+from burnish.prompts.identifier_embeddings import IdentifierEmbeddings
 from burnish.stages import stage
 from burnish.training.assembly import Parts
 from burnish.training.batch import Credit, RolloutBatch
@@ -119,7 +120,8 @@ class GeneratorLearner(UpdaterLearner):
 
     def __init__(self, config: Config, world: World, parts: Parts) -> None:
         self.policy = parts.policy
-        self.identifiers = len(parts.rewards) if config.sampler.identifiers == "tokens" else 0
+        has_tokens = config.sampler.identifiers == "tokens" and parts.embeddings is None
+        self.identifiers = len(parts.rewards) if has_tokens else 0
 
         # half-precision gradients of a log-density averaged over 16384 dimensions would vanish
         half = config.model.dtype == "float16"
@@ -138,11 +140,42 @@ class GeneratorLearner(UpdaterLearner):
         return metrics
 
     def export(self, folder: Path) -> None:
-        """Write the LoRA (or network) in diffusers' format, and identifiers that are tokens."""
+        """Write the LoRA (or network) in diffusers' format, and tokens that do not learn."""
         if self.policy.train != "none":
             self.policy.save_adapter(folder)
         if self.identifiers:
             identifiers.save_tokens(self.policy.pipe, self.identifiers, folder / "identifiers")
+
+
+class IdentifierLearner(UpdaterLearner):
+    """The identifiers' embeddings: one step an iteration, after the generator's.
+
+    Its gradient is that of all the generator's updates of the iteration together.
+    """
+
+    def __init__(self, config: Config, world: World, embeddings: IdentifierEmbeddings) -> None:
+        self.world = world
+        self.embeddings = embeddings
+        settings = replace(config.optimizer, lr=config.sampler.identifiers_lr)
+        self.weights = WeightUpdater(embeddings, config, adamw(settings)(embeddings.trainable))
+
+    def learn(self, batch: RolloutBatch, credit: Credit) -> dict[str, Any]:
+        """Take one optimizer step, if the generator's loss depends on the texts."""
+        gradients = self.embeddings.gradients.take()
+        if not self.world.any(bool(gradients)):
+            return {}
+
+        self.embeddings.add_gradient(gradients)
+        norm = self.weights.step(
+            self.world,
+            "the identifiers' gradient is not finite any more; start again with a lower "
+            "sampler.identifiers_lr or optimizer.lr",
+        )
+        return {"grad_norm": norm, "distance": self.embeddings.distance()}
+
+    def export(self, folder: Path) -> None:
+        """Write the embeddings as textual inversions for diffusers into `folder/identifiers`."""
+        self.embeddings.save(folder / "identifiers")
 
 
 class ExpanderLearner(UpdaterLearner):

@@ -30,6 +30,8 @@ def check_identifiers(config: Config) -> None:
     count = len(config.rewards)
     images = config.batch.images_per_prompt
 
+    if config.sampler.identifiers_learn:
+        check_learned_identifiers(config)
     if not config.sampler.identifiers:
         return
     if images % count:
@@ -41,6 +43,20 @@ def check_identifiers(config: Config) -> None:
         raise ValueError(
             "sampler.identifiers makes each reward a target alone, and one has weight 0; give it "
             "another, or move it to guard.panel"
+        )
+
+
+def check_learned_identifiers(config: Config) -> None:
+    """Refuse to train the embeddings of identifiers that are no tokens, or without loss scaling."""
+    if config.sampler.identifiers != "tokens":
+        raise ValueError(
+            "sampler.identifiers_learn trains one token for each reward: set "
+            'sampler.identifiers = "tokens", or leave it out'
+        )
+    if config.model.train == "none" and config.model.dtype == "float16":
+        raise ValueError(
+            'sampler.identifiers_learn alone, with model.train = "none", has gradients that '
+            'model.dtype = "float16" rounds to 0; set it to "bfloat16" or "float32"'
         )
 
 

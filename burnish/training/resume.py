@@ -24,7 +24,14 @@ from burnish.training.learners import averaged
 from burnish.training.origin import changes, decides_evaluations, origin_of
 from burnish.world import World
 
-FIXED = ("model", "expander.model", "expander.train", "expander.rank", "guard.action")
+FIXED = (
+    "model",
+    "sampler.identifiers_learn",
+    "expander.model",
+    "expander.train",
+    "expander.rank",
+    "guard.action",
+)
 """Keys that --accept-changes does not help: the checkpoint's weights are of another shape."""
 
 MOST_NAMED = 5  # changes in a message

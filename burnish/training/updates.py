@@ -46,7 +46,7 @@ class GeneratorUpdates:
         weights = credit.loss_scale if self.parts.objective.imitates else 1.0
         adv = credit.advantages * weights
         pairs = self.pairs(batch.iteration, adv)
-        if credit.empty or not self.parts.policy.trainable:
+        if credit.empty or not (self.parts.policy.trainable or self.parts.embeddings):
             return {}
 
         metrics = {}
@@ -56,7 +56,10 @@ class GeneratorUpdates:
             )
 
         credit = replace(credit, advantages=adv, loss_scale=credit.loss_scale / weights)
-        process = self.process(batch.trajectory, pairs, batch.iteration)
+        trajectory = batch.trajectory
+        if self.parts.embeddings:
+            trajectory = self.parts.embeddings.gradients.watch(trajectory, batch.prompts)
+        process = self.process(trajectory, pairs, batch.iteration)
         updates = []
         for number, minibatch in enumerate(pairs):
             self.set_learning_rate(batch.iteration, number)
@@ -65,7 +68,8 @@ class GeneratorUpdates:
             advance()
 
         means = summary(updates)
-        self.check_gradient(means["grad_norm"], credit)
+        if self.parts.policy.trainable:
+            self.check_gradient(means["grad_norm"], credit)
         return metrics | means
 
     def check_gradient(self, norm: float, credit: Credit) -> None:
@@ -143,6 +147,11 @@ class GeneratorUpdates:
             part = len(rows) / len(images)
             self.weights.scaler.scale(loss.value * (part * scale)).backward()
             metrics = merged_metrics(metrics, loss.metrics, part)
+
+        if self.parts.embeddings:
+            self.parts.embeddings.gradients.end_step(self.weights.scaler.get_scale())
+        if not self.parts.policy.trainable:
+            return metrics
 
         norm = self.weights.step(
             self.world,
