@@ -7,13 +7,14 @@ from typing import Any
 
 from experiments.parrot import plan
 
+NUMBERS = ", ".join(f"{weight:g}" for weight in plan.SUM_WEIGHTS)
 LABELS: Mapping[str, str] = {
     "base": "before training",
     **{f"only_{name}": f"{name} alone" for name in plan.REWARDS},
     "ws1": "WS1, raw sum 0.7, 0.1, 0.1, 0.1",
     "ws2": "WS2, raw sum 0.25 each",
     "normalised": "normalised sum",
-    "normalised_balanced": "normalised sum, weights 1.5, 1, 2.5, 1.5",
+    "normalised_balanced": f"normalised sum, weights {NUMBERS}",
     "front": "Pareto front alone, no identifiers",
     "pareto": "Pareto selection, no identifiers",
     "no_expander": "Parrot without expander",
@@ -29,7 +30,7 @@ LABELS: Mapping[str, str] = {
 SELECTIONS: Mapping[str, str] = {
     "pareto": "Pareto front",
     "sum": "largest sums",
-    "balanced_sum": "largest sums, weights 1.5, 1, 2.5, 1.5",
+    "balanced_sum": f"largest sums, weights {NUMBERS}",
 }
 
 
