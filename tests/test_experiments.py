@@ -7,18 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from burnish import catalog, zoo
 from burnish import config as configuration
-from burnish import zoo
 from burnish.evaluation.paired import Evaluation
 from burnish.prompts.codes import is_unseen
 from burnish.qr.layout import layout_of
+from burnish.zoo.judge import parse
 from experiments.counting import plan as counting
 from experiments.ddpo_tasks import plan as tasks
 from experiments.guard import plan as guard
 from experiments.objectives import plan as objectives
 from experiments.objectives.outcome import outcome, right_by_prompt, table
 from experiments.parrot import plan as parrot
+from experiments.parrot.prompts import SETS, by_kind, texts
+from experiments.parrot.simulate import front, largest_sum, standardised
+from experiments.parrot.tables import LABELS, TABLES
 from experiments.qr_curriculum import plan as codes
 from experiments.qr_curriculum.measure import (
     at_rate,
@@ -156,31 +161,89 @@ def test_counts_are_asked_for_and_judged_apart(job: Trial) -> None:
     assert ("truth:Text" in str(config.guard.panel)) != guarded
 
 
-@pytest.mark.parametrize("job", parrot.jobs(), ids=lambda job: job.name)
-def test_every_arm_of_parrot_scores_as_many_images_with_the_same_rewards(job: Trial) -> None:
-    config = configuration.load(job.recipe, job.changes())
-    assert (
-        config.batch.prompts * config.batch.images_per_prompt * config.iterations == parrot.QUERIES
-    )
-    assert tuple(configuration.reward_names(config.rewards)) == parrot.REWARDS
-    advantage = "pareto"
-    if job.arm.startswith(("only", "ws")):
-        advantage = "weighted"
-    elif job.arm == "normalised":
-        advantage = "group"
+@pytest.mark.parametrize("budget", [parrot.FULL, parrot.QUICK], ids=["full", "quick"])
+def test_every_arm_of_parrot_scores_as_many_images_with_the_same_rewards(
+    budget: parrot.Budget,
+) -> None:
+    for job in parrot.jobs(budget):
+        config = configuration.load(job.recipe, job.changes())
+        images = config.batch.prompts * config.batch.images_per_prompt * config.iterations
+        assert images == budget.queries or job.arm == "control"
+        assert tuple(configuration.reward_names(config.rewards)) == parrot.REWARDS
+        assert bool(config.expander.model) == (job.arm in ("parrot", "expander_only"))
+        identifiers = job.arm in ("parrot", "no_expander", "control")
+        assert bool(config.sampler.identifiers) == identifiers
+        assert (config.optimizer.lr == 0) == (job.arm == "control")
 
-    assert config.advantage["use"] == advantage
-    assert bool(config.expander.model) == (job.arm in ("parrot", "expander_only"))
-    assert bool(config.sampler.identifiers) == (job.arm in ("parrot", "no_expander"))
+        selects = job.arm in ("front", "pareto", "expander_only") or identifiers
+        assert (config.advantage["use"] == "pareto") == selects
+        assert catalog.build("objective", config.objective, "objective").process == "forward"
+        assert config.prompts["texts"] == texts("train")
 
 
 def test_parrot_measures_trained_arms() -> None:
     arms = parrot.ARMS.values()
-    assert {arm.generator for arm in arms} | {arm.expander for arm in arms} <= {
-        *parrot.TRAINED,
-        "",
-        "before",
-    }
+    known = {*parrot.TRAINED, "", "before"}
+    assert {arm.generator for arm in arms} | {arm.expander for arm in arms} == known
+    assert set(LABELS) == set(parrot.ARMS)
+
+    runs = {job.arm for job in parrot.jobs(parrot.QUICK)} | {"", "before"}
+    quick = [parrot.ARMS[name] for name in parrot.arms(parrot.QUICK)]
+    assert {arm.generator for arm in quick} | {arm.expander for arm in quick} == runs
+
+
+def test_the_sets_of_parrots_prompts_share_no_noun_and_the_judge_reads_each() -> None:
+    nouns = {name: {*words.animals, *words.objects} for name, words in SETS.items()}
+    assert len(set.union(*nouns.values())) == sum(map(len, nouns.values()))
+
+    for name in SETS:
+        kinds = by_kind(name)
+        assert {kind: len(each) for kind, each in kinds.items()} == {
+            "pairs": 24,
+            "colours": 12,
+            "counts": 12,
+        }
+        for kind, each in kinds.items():
+            scenes = [parse(text) for text in each]
+            assert all(scene is not None and set(scene.nouns) <= nouns[name] for scene in scenes)
+            counted = [scene.count > 1 for scene in scenes if scene]
+            coloured = [bool(scene.colour) for scene in scenes if scene]
+            assert set(counted) == {kind == "counts"} and set(coloured) == {kind != "pairs"}
+
+        on_colours = " ".join(kinds["colours"])
+        assert all(noun in on_colours for noun in nouns[name]), "each noun has a background"
+
+
+def test_the_search_sees_nothing_that_is_reported() -> None:
+    reported = {*texts("train"), *texts("unseen")}
+    for job in parrot.search_jobs():
+        config = configuration.load(job.recipe, job.changes())
+        assert config.seed not in parrot.SEEDS and job.seed == config.seed
+        for table_of_prompts in (config.prompts, config.evaluation.prompts):
+            assert not reported & set(table_of_prompts["texts"])
+
+
+def test_selections_of_a_pool_whose_front_is_known() -> None:
+    """Of four images two are on the front: the best by the sum, and one with the best alignment."""
+    images = torch.tensor(
+        [[3.0, 3, 2, 3], [0, 0, 3, 0], [2, 2, 1, 2], [1, 1, 0, 1]], dtype=torch.float64
+    )
+    z = standardised(images)
+    assert front(z).tolist() == [True, True, False, False]
+    assert largest_sum((1, 1, 1, 1))(z).tolist() == [True, False, True, False]
+    assert largest_sum((1, 1, 9, 1))(z).tolist() == [True, True, False, False]
+    torch.testing.assert_close(z.mean(0), torch.zeros(4, dtype=torch.float64))
+    torch.testing.assert_close(z.square().mean(0), torch.ones(4, dtype=torch.float64))
+
+
+def test_the_page_on_parrot_has_the_tables_of_the_result() -> None:
+    root = Path(__file__).parent.parent
+    result = json.loads((root / "experiments" / "parrot" / "result.json").read_text())
+    page = (root / "docs" / "parrot.md").read_text()
+    if "steering" not in result:
+        pytest.skip("the numbers on the page are those of the earlier experiment")
+    for parrot_table in TABLES:
+        assert parrot_table(result) in page
 
 
 SCALES = codes.Scales(first=1.2, starts={"low": 0.7, "middle": 0.9})

@@ -152,6 +152,42 @@ def test_an_image_with_a_target_reward_is_judged_by_that_one_alone(kind: str) ->
         torch.testing.assert_close(adv[target == k], alone[target == k])
 
 
+def test_avoided_images_keep_what_is_below_zero_and_the_front_what_is_above() -> None:
+    parts = rewards(3)
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    plain = GroupAdvantage()(scores(parts), weights, GROUP).tolist()
+    front = brute(parts.tolist(), GROUP.tolist())
+
+    advantage = ParetoAdvantage(dominated="avoided")
+    adv = advantage(scores(parts), weights, GROUP)
+    expected = [max(a, 0) if best else min(a, 0) for a, best in zip(plain, front, strict=True)]
+    assert adv.tolist() == expected and min(expected) < 0 < max(expected)
+    both = zip(plain, front, strict=True)
+    assert {(a > 0, best) for a, best in both if a} == set(
+        itertools.product([False, True], repeat=2)
+    )
+    assert ParetoAdvantage().selects and not advantage.selects
+
+
+@pytest.mark.parametrize("others", [0.0, 0.25, 1.0])
+def test_rewards_that_are_not_the_target_keep_a_part_of_their_weights(others: float) -> None:
+    parts = rewards(3, ties=False)
+    weights = torch.tensor([1.0, 2.0, 4.0])
+    target = torch.arange(40) // 8 % 3
+    adv = ParetoAdvantage(others=others)(scores(parts, target), weights, GROUP)
+    raw = ParetoAdvantage(others=others, standardise=False)(scores(parts, target), weights, GROUP)
+    front = brute(parts.tolist(), GROUP.tolist())
+
+    for i in range(40):
+        rows = parts[i // 8 * 8 :][:8]
+        z = (parts[i] - rows.mean(0)) / rows.std(0, correction=0)
+        own = [float(w) * (1 if k == target[i] else others) for k, w in enumerate(weights)]
+        summed = sum(w * float(value) for w, value in zip(own, z, strict=True)) / math.hypot(*own)
+        added = sum(w * float(value) for w, value in zip(own, parts[i], strict=True))
+        assert adv[i].item() == pytest.approx(summed if front[i] else 0.0, abs=1e-6)
+        assert raw[i].item() == pytest.approx(added if front[i] else 0.0, abs=1e-6)
+
+
 def test_weighted_adds_first_and_lets_the_largest_spread_win() -> None:
     parts = rewards(2, ties=False) * torch.tensor([100.0, 1.0])
     weights = torch.tensor([1.0, 2.0])
@@ -220,5 +256,11 @@ def test_settings_out_of_range() -> None:
 
     with pytest.raises(ValueError, match="advantage.clip"):
         ParetoAdvantage(clip=0)
+    with pytest.raises(ValueError, match='dominated must be "ignored" or "avoided", not "kept"'):
+        ParetoAdvantage(dominated="kept")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="advantage.others must lie in"):
+        ParetoAdvantage(others=1.5)
+    with pytest.raises(ValueError, match="raw rewards have none"):
+        ParetoAdvantage(dominated="avoided", standardise=False)
     with pytest.raises(ValueError, match="2 reward weights were given for 3"):
         ParetoAdvantage()(scores(rewards(3)), torch.ones(2), GROUP)

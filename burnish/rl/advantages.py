@@ -266,24 +266,28 @@ def per_transition(adv: Tensor, x0_rewards: Tensor, weights: Tensor, group: Tens
     return result.float()
 
 
-def weights_per_image(weights: Tensor, scores: Scores) -> Tensor:
-    """Return the weight of each reward for each image, (B, K) float64 from (K,).
+def weights_per_image(weights: Tensor, scores: Scores, others: float = 0.0) -> Tensor:
+    """Return the weight of each reward for each image, (B, K) float64.
 
-    An image with a target reward has weight 0 for all others.
+    Args:
+        weights: (K,), or (B, K) of each image.
+        scores: of the images.
+        others: the part of its weight that a reward keeps for images with another target.
 
     Raises:
         ValueError: there are more or fewer weights than rewards.
     """
-    if len(weights) != scores.parts.shape[1]:
+    if weights.shape[-1] != scores.parts.shape[1]:
         raise ValueError(
-            f"{len(weights)} reward weights were given for {scores.parts.shape[1]} rewards"
+            f"{weights.shape[-1]} reward weights were given for {scores.parts.shape[1]} rewards"
         )
 
     rows = weights.detach().cpu().double().expand(scores.parts.shape)
     if scores.target_reward is None:
         return rows
 
-    return rows * torch.nn.functional.one_hot(scores.target_reward.cpu(), len(weights))
+    target = torch.nn.functional.one_hot(scores.target_reward.cpu(), rows.shape[1])
+    return rows * (others + (1 - others) * target)
 
 
 def weighted_sum(scores: Scores, weights: Tensor) -> Tensor:

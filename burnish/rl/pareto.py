@@ -10,6 +10,12 @@ A weighted sum may be raised by giving up one reward for another; an image that 
 another beside it that is no worse in any reward. A batch of the paper, images of a single prompt
 with a single identifier, is here the images of one number in `group`.
 
+Two settings go beyond the paper. `dominated = "avoided"` learns from what is not selected too, with
+A the advantage of `group`: max(A, 0) for an image of P, min(A, 0) for any other. Images that
+sum and selection judge alike are what is left: nothing that is selected is pushed away, nothing
+that is dominated is imitated. `others` is the part of their weights that rewards keep which are not
+an image's target, so that no image is asked to please one reward at any cost.
+
 How much this selects depends on how many images are compared. Of N images with K independent
 rewards the expected fraction a(N, K) / N is on the front, a(N, K) = sum over m <= N of
 a(m, K - 1) / m and a(N, 1) = 1: for K = 4 it is 73 % of 8, 46 % of 32 and 17 % of 256. Rewards that
@@ -18,10 +24,19 @@ agree leave fewer, rewards in conflict more.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from burnish.rl.advantages import GroupAdvantage, checked_within, weighted_sum, z_scores
+from burnish.rl.advantages import (
+    GroupAdvantage,
+    checked_within,
+    weighted_sum,
+    weights_per_image,
+    z_scores,
+)
 from burnish.types import Scores
 
 
@@ -35,16 +50,43 @@ class ParetoAdvantage(GroupAdvantage):
         standardise: False gives the paper's weight, the raw reward. It imitates every image of the
             front, so rewards must be positive; `clip` does not limit it.
         clip: advantages are limited to [-clip, clip].
+        dominated: "ignored": dominated images are not learned from, as in the paper; "avoided":
+            they keep a negative advantage, and the front keeps a positive one.
+        others: with identifiers, the part of its weight, from 0 (the paper) to 1, that a reward
+            keeps for images with another target.
     """
 
-    selects = True
-    """The loss is the mean over the images of `front`, and the others need no replay."""
-
-    def __init__(self, within: str = "prompt", standardise: bool = True, clip: float = 5.0) -> None:
+    def __init__(
+        self,
+        within: str = "prompt",
+        standardise: bool = True,
+        clip: float = 5.0,
+        dominated: Literal["ignored", "avoided"] = "ignored",
+        others: float = 0.0,
+    ) -> None:
         super().__init__(clip)
+        if dominated not in ("ignored", "avoided"):
+            raise ValueError(
+                f'advantage.dominated must be "ignored" or "avoided", not "{dominated}"'
+            )
+        if not 0 <= others <= 1:
+            raise ValueError(f"advantage.others must lie in [0, 1], not {others}")
+        if dominated == "avoided" and not standardise:
+            raise ValueError(
+                'advantage.dominated = "avoided" needs advantages below 0, and raw rewards have '
+                "none; set advantage.standardise = true"
+            )
+
         self.within = checked_within(within)
         self.standardise = standardise
         self.compares_images = standardise or within == "prompt"
+        self.dominated = dominated
+        self.others = others
+
+    @property
+    def selects(self) -> bool:  # type: ignore[override]
+        """The loss is the mean over the images of `front`, and the others need no replay."""
+        return self.dominated == "ignored"
 
     def front(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """Return the images that none dominates, (B,) bool; never those with a missing reward.
@@ -59,12 +101,18 @@ class ParetoAdvantage(GroupAdvantage):
 
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """Return the advantages, (B,) float32."""
-        if self.standardise:
-            adv = super().__call__(scores, weights, group)
-        else:
-            adv = weighted_sum(scores, weights).float()
+        own_weights = weights_per_image(weights, scores, self.others)
+        front = self.front(scores, weights, group)
+        scores = replace(scores, target_reward=None)  # the weights say it all
 
-        return torch.where(self.front(scores, weights, group), adv, 0.0)
+        if self.standardise:
+            adv = super().__call__(scores, own_weights, group)
+        else:
+            adv = weighted_sum(scores, own_weights).float()
+
+        if self.selects:
+            return torch.where(front, adv, 0.0)
+        return torch.where(front, adv.clamp(min=0), adv.clamp(max=0))
 
 
 def nondominated(values: Tensor, group: Tensor) -> Tensor:

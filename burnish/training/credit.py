@@ -60,7 +60,8 @@ def assign_credit(parts: Parts, batch: RolloutBatch, scores: Scores, world: Worl
 
     selects = parts.advantage.selects
     if selects or len(scores.names) > 1:
-        selection = parts.advantage if selects else ParetoAdvantage()
+        has_front = selects or isinstance(parts.advantage, ParetoAdvantage)
+        selection = parts.advantage if has_front else ParetoAdvantage()
         front = selection.front(scores, parts.weights, global_group)
         counted = front if selects else valid
         if len(scores.names) > 1:

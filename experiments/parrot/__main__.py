@@ -1,11 +1,15 @@
 """Parrot and its parts against weighted sums, on four rewards and the embedded models. Resumable.
 
-    python -m experiments.parrot                  # everything
+    python -m experiments.parrot                  # everything: three and a half hours of one thread
     python -m experiments.parrot --only report    # figure and result.json of existing runs
+    python -m experiments.parrot --quick          # all of it on a tiny budget, in two minutes
+    python -m experiments.parrot --only search    # the runs that settings were chosen by
 
-`train`: every run of `plan.py`, through `burnish train`. `measure`: two images of every
-animal and one of every other noun, for every arm the same noise. `report`: `result.json`, the
-figure and a grid of images.
+`train`: every run of `plan.py`, through `burnish train`. `measure`: images of every training prompt
+and of every unseen one, for every arm the same noise; and with the identifier of one reward alone.
+`simulate`: the rewards of a pool of images, from which selections are compared. `report`:
+`result.json`, the figure and a grid of images; with --quick they stay in --out. `search`: on a seed
+and prompts that are not reported; only when it is asked for.
 """
 
 from __future__ import annotations
@@ -18,23 +22,48 @@ from experiments.running import Stage, run_stages, train
 
 def train_all(options: argparse.Namespace) -> None:
     """Train every run of the plan."""
-    train(plan.jobs(), options.out, options.parallel)
+    train(plan.jobs(plan.budget(options.quick)), options.out, options.parallel)
 
 
 def measure(options: argparse.Namespace) -> None:
     """Measure the images of every arm."""
     from experiments.parrot.measure import measure_all
 
-    measure_all(options.out)
+    measure_all(options.out, plan.budget(options.quick))
+
+
+def simulate(options: argparse.Namespace) -> None:
+    """Draw the pool of images that selections are compared on."""
+    from experiments.parrot.simulate import draw_pool
+
+    draw_pool(options.out, plan.budget(options.quick))
 
 
 def report(options: argparse.Namespace) -> None:
     """Write the results and draw the figures."""
     from experiments.parrot import result
 
-    result.report(options.out)
+    result.report(options.out, plan.budget(options.quick))
+
+
+def search(options: argparse.Namespace) -> None:
+    """Train the runs of the search, and print what each has gained."""
+    from experiments.parrot.search import print_gains
+
+    if options.only != "search":
+        return
+
+    jobs = plan.search_jobs(plan.budget(options.quick))
+    train(jobs, options.out, options.parallel)
+    print_gains(options.out, jobs)
 
 
 if __name__ == "__main__":
-    stages: dict[str, Stage] = {"train": train_all, "measure": measure, "report": report}
-    run_stages(__doc__, "runs/parrot", stages)
+    stages: dict[str, Stage] = {
+        "search": search,
+        "train": train_all,
+        "measure": measure,
+        "simulate": simulate,
+        "report": report,
+    }
+    run_stages(__doc__, "runs/parrot", stages, quick=True)

@@ -1,25 +1,87 @@
-"""The plan: Parrot and its parts, sums of rewards, and rewards alone; and how each is measured."""
+"""The plan: Parrot and its parts, sums of rewards, and rewards alone; and how each is measured.
+
+All arms learn from as many images of the same prompts, by the same objective, a forward one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from experiments.parrot.prompts import texts
 from experiments.running import Trial
 
 SEEDS = (0, 1, 2)
 RECIPE = "emoji-parrot"
 TASK = "runs"
-IMAGES = 64
-ITERATIONS = 16
-QUERIES = IMAGES * ITERATIONS
-EACH = 2  # images of a prompt that are measured
 REWARDS = ("aesthetic", "preference", "alignment", "sentiment")
 # weights of the original prompt and of the expanded one; together those of training
 DUAL = (3.25, 0.75)
 
-PLAIN = ('sampler.identifiers=""', 'expander.model=""')
-SUM = (*PLAIN, 'advantage={use="weighted"}')
+LEARN = False
+"""Whether the embeddings of the identifiers learn."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The amounts that are drawn, trained and measured.
+
+    Attributes:
+        seeds: of the runs.
+        prompts: that an iteration draws.
+        images: of each of them.
+        iterations: of a run.
+        measured: prompts of a set that are measured, spread over all; 0: all.
+        each: images of a training prompt that are measured.
+        each_unseen: images of an unseen one.
+        pool_prompts: of the simulation.
+        pool_images: of each of them.
+        left_out: runs that there are none of.
+    """
+
+    seeds: tuple[int, ...]
+    prompts: int
+    images: int
+    iterations: int
+    measured: int
+    each: int
+    each_unseen: int
+    pool_prompts: int
+    pool_images: int
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def queries(self) -> int:
+        """The scored images of a run."""
+        return self.prompts * self.images * self.iterations
+
+
+FULL = Budget(
+    seeds=SEEDS,
+    prompts=4,
+    images=16,
+    iterations=64,
+    measured=0,
+    each=3,
+    each_unseen=2,
+    pool_prompts=8,
+    pool_images=256,
+)
+QUICK = Budget(
+    seeds=SEEDS[:1],
+    prompts=2,
+    images=8,
+    iterations=1,
+    measured=4,
+    each=1,
+    each_unseen=1,
+    pool_prompts=2,
+    pool_images=16,
+    # of runs that differ in numbers alone, one is enough
+    left_out=("only_aesthetic", "only_preference", "only_sentiment", "ws2", "normalised", "front"),
+)
+"""Everything runs in two minutes, and no number means anything."""
 
 
 def weights(values: Sequence[float]) -> tuple[str, ...]:
@@ -27,18 +89,55 @@ def weights(values: Sequence[float]) -> tuple[str, ...]:
     return tuple(f"rewards.{index}.weight={value}" for index, value in enumerate(values))
 
 
-TRAINED: dict[str, tuple[str, ...]] = {
+# two noised copies of an image: the anchor and the old policy make each as dear as three of rvm
+OBJECTIVE = ("objective={use='ram',strength=10.0}", "batch.transitions=2", "batch.minibatches=4")
+RATE = 4e-3
+# Of z-scores. On the search's prompts alignment opposes sentiment (correlation -0.2 within a
+# prompt) and aesthetic (-0.1). Gains in these four after 512 images: -0.03, 0.02, 0.14 and 0.04
+# with weights 1, 1, 5, 1 at half the rate; 0.20, 0.02, -0.04 and 0.09 with 1.5, 1, 2.5, 1.5. The
+# sum with the weights below correlates by 0.25, 0.45, 0.76 and 0.23 with them.
+SUM_WEIGHTS = (1.5, 1.5, 3.5, 1.5)
+EQUAL = weights([1.0] * 4)
+BALANCED = weights(SUM_WEIGHTS)
+
+PLAIN = ('sampler.identifiers=""', 'expander.model=""')
+RAW_SUM = (*PLAIN, "advantage={use='weighted'}")
+Z_SUM = (*PLAIN, "advantage={use='group'}")
+SELECTED = "advantage={use='pareto',within='batch',dominated='avoided',others=0.3}"
+"""Pareto selection of Parrot's arms."""
+
+IDENTIFIERS = (
+    "sampler.identifiers=tokens",
+    *(("sampler.identifiers_learn=true", "sampler.identifiers_lr=1e-2") if LEARN else ()),
+)
+WITHOUT_EXPANDER = (*IDENTIFIERS, 'expander.model=""', SELECTED, *BALANCED)
+
+TRAINED: Mapping[str, tuple[str, ...]] = {
     **{
-        f"only_{name}": (*SUM, *weights([float(name == other) for other in REWARDS]))
+        f"only_{name}": (*Z_SUM, *weights([float(name == other) for other in REWARDS]))
         for name in REWARDS
     },
-    "ws1": (*SUM, *weights([0.7, 0.1, 0.1, 0.1])),
-    "ws2": (*SUM, *weights([0.25] * 4)),
-    "normalised": (*PLAIN, 'advantage={use="group"}', *weights([1.0] * 4)),
-    "no_expander": ('expander.model=""',),
-    "expander_only": ('model.train="none"', 'sampler.identifiers=""', "expander.expansions=8"),
-    "parrot": (),
+    "ws1": (*RAW_SUM, *weights([0.7, 0.1, 0.1, 0.1])),
+    "ws2": (*RAW_SUM, *weights([0.25] * 4)),
+    "normalised": (*Z_SUM, *EQUAL),
+    "normalised_balanced": (*Z_SUM, *BALANCED),
+    # the paper's selection, without identifiers: what is dominated is left out
+    "front": (*PLAIN, "advantage={use='pareto',within='batch'}", *BALANCED),
+    "pareto": (*PLAIN, SELECTED, *BALANCED),
+    "no_expander": WITHOUT_EXPANDER,
+    "expander_only": (
+        'model.train="none"',
+        'sampler.identifiers=""',
+        "expander.expansions=8",
+        SELECTED,
+        *BALANCED,
+    ),
+    "parrot": (*IDENTIFIERS, SELECTED, *BALANCED),
+    # what identifiers cost a generator that learns nothing
+    "control": (*WITHOUT_EXPANDER, "optimizer.lr=0", *(("sampler.identifiers_lr=0",) * LEARN)),
 }
+SUMS = ("ws1", "ws2", "normalised", "normalised_balanced")
+CONTROL_ITERATIONS = 2
 
 
 @dataclass(frozen=True)
@@ -50,13 +149,9 @@ class Arm:
     dual: bool = False  # guidance centred on the original prompt
 
 
-ARMS: dict[str, Arm] = {
+ARMS: Mapping[str, Arm] = {
     "base": Arm(),
-    **{
-        name: Arm(name)
-        for name in ("only_aesthetic", "only_preference", "only_alignment", "only_sentiment")
-    },
-    **{name: Arm(name) for name in ("ws1", "ws2", "normalised", "no_expander")},
+    **{name: Arm(name) for name in TRAINED if name not in ("expander_only", "parrot")},
     "expander_untrained": Arm(expander="before"),
     "expander_only": Arm(expander="expander_only"),
     "expander_only_dual": Arm(expander="expander_only", dual=True),
@@ -67,14 +162,98 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def jobs() -> list[Trial]:
+def budget(quick: bool) -> Budget:
+    """Return the full budget, or the one that only shows that everything runs."""
+    return QUICK if quick else FULL
+
+
+def arms(budget: Budget = FULL) -> tuple[str, ...]:
+    """Return the arms that a budget has the runs of."""
+    return tuple(
+        name
+        for name, arm in ARMS.items()
+        if not {arm.generator, arm.expander} & set(budget.left_out)
+    )
+
+
+def seeds(name: str, budget: Budget = FULL) -> tuple[int, ...]:
+    """Return the seeds of a run; the control, which changes no weight, has one."""
+    return budget.seeds[:1] if name == "control" else budget.seeds
+
+
+def iterations(name: str, budget: Budget = FULL) -> int:
+    """Return the iterations of a run; the control's are few."""
+    return min(CONTROL_ITERATIONS, budget.iterations) if name == "control" else budget.iterations
+
+
+def listed(section: str, name: str) -> str:
+    """Return the setting that gives a section the prompts of a set."""
+    return f'{section}={{use="list",texts={json.dumps(texts(name))}}}'
+
+
+def jobs(budget: Budget = FULL) -> list[Trial]:
     """Return all runs, seed by seed, Parrot's own first."""
+    return [
+        trial(name, seed, budget)
+        for seed in budget.seeds
+        for name in reversed(tuple(TRAINED))
+        if name not in budget.left_out and seed in seeds(name, budget)
+    ]
+
+
+def trial(name: str, seed: int, budget: Budget = FULL) -> Trial:
+    """Return a run of the plan."""
     # the measurements are made after training, with the same noise for all arms: a run's own
     # evaluation only shows that it ended
-    evaluation = ('evaluation.prompts={use="list",texts=["a cat"]}', "evaluation.unseen={}")
-    common = (*evaluation, "run.sample_every=0", "run.checkpoint_every=2")
+    settings = (
+        listed("prompts", "train"),
+        'evaluation.prompts={use="list",texts=["a cat"]}',
+        "evaluation.unseen={}",
+        "run.sample_every=0",
+        "run.checkpoint_every=4",
+        f"batch.prompts={budget.prompts}",
+        f"batch.images_per_prompt={budget.images}",
+        f"optimizer.lr={RATE}",
+        *OBJECTIVE,
+        *TRAINED[name],
+    )
+    count = iterations(name, budget)
+    return Trial(TASK, name, seed, RECIPE, count, count, settings)
+
+
+SEARCH_SEED = 10
+SEARCH_ITERATIONS = 24
+SEARCHED: Mapping[str, tuple[str, ...]] = {
+    "chosen": TRAINED["normalised_balanced"],
+    "rvm": (*TRAINED["normalised_balanced"], "objective={use='rvm'}", f"optimizer.lr={RATE / 2}"),
+    "alignment_5": (*Z_SUM, *weights([1.0, 1.0, 5.0, 1.0])),
+    "tastes": (*Z_SUM, *weights([1.5, 1.0, 2.5, 1.5])),
+    "no_expander": TRAINED["no_expander"],
+    "parrot": TRAINED["parrot"],
+}
+"""Runs of the search for settings, on prompts and a seed that are not reported."""
+
+
+def search_jobs(budget: Budget = FULL) -> list[Trial]:
+    """Return the runs of the search."""
+    quick = budget is not FULL
+    count = budget.iterations if quick else SEARCH_ITERATIONS
     return [
-        Trial(TASK, name, seed, RECIPE, ITERATIONS, ITERATIONS, (*common, *changes))
-        for seed in SEEDS
-        for name, changes in reversed(TRAINED.items())
+        Trial(
+            "search",
+            name,
+            SEARCH_SEED,
+            RECIPE,
+            count,
+            count,
+            (
+                *trial("normalised", SEARCH_SEED, budget).settings,
+                listed("prompts", "search"),
+                listed("evaluation.prompts", "search"),
+                "evaluation.images_per_prompt=2",
+                f"evaluation.max_prompts={budget.measured or 64}",
+                *changes,
+            ),
+        )
+        for name, changes in SEARCHED.items()
     ]

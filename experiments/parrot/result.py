@@ -2,12 +2,13 @@
 
 Gains are paired: the same prompt and the same noise as the model before training, which has no
 expander. Intervals are rliable's stratified bootstrap over seeds and prompts. The hypervolume is
-that of all images of the animals, in four rewards, each in standard deviations of the model's
-before training and counted from two of them below its mean.
+that of all images of the training prompts, in four rewards, each in standard deviations of the
+model's before training and counted from two of them below its mean. Steering is in these units too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,29 @@ from burnish.types import Prompt
 from experiments.figures import IMAGES, pyplot, save_figure, style
 from experiments.image_rows import image_rows
 from experiments.measurements import gain_interval, require_evaluation, share_right
+from experiments.objectives.outcome import right_by_prompt
 from experiments.parrot import plan
-from experiments.parrot.measure import is_trained, measurement_path, open_arm, preference_path
+from experiments.parrot.measure import (
+    STEERED,
+    arm_seeds,
+    measurement_path,
+    open_arm,
+    steering_path,
+)
+from experiments.parrot.prompts import by_kind
+from experiments.parrot.simulate import LOWEST, load_pool, pool_path, simulate
+from experiments.parrot.tables import TABLES
 from experiments.running import run_folder
 
 FOLDER = Path(__file__).parent
-LOWEST = 2.0  # standard deviations below the mean from which hypervolumes count
-NOUNS = ("cat", "horse", "bear", "fox", "spider", "duck", "lion", "llama")
+SELECTING = ("front", "pareto", "no_expander", "parrot")  # arms that sums are compared with
+GRID_PROMPTS = 8
 GRID_ARMS = (
     "base",
     "ws1",
     "ws2",
     "normalised",
+    "normalised_balanced",
     "no_expander",
     "expander_only",
     "no_original",
@@ -41,32 +53,48 @@ GRID_ARMS = (
 )
 
 
-def report(out: Path) -> None:
-    """Write the results, draw the figures and print the tables."""
+def report(out: Path, budget: plan.Budget) -> None:
+    """Write the results, draw the figures and print the tables.
+
+    Those of the quick budget, which mean nothing, stay in the experiment's folder.
+    """
     base = require_evaluation(out / "measured" / "base.json")
     rewards = reward_array(base["train"])
     mean = rewards.mean((0, 1))
     std = rewards.reshape(-1, rewards.shape[-1]).std(0)
 
-    arms = {name: arm_result(out, name, base, mean, std) for name in plan.ARMS}
-    compared = [name for name in plan.ARMS if "only_" not in name]
+    arms = {name: arm_result(out, name, base, mean, std, budget) for name in plan.arms(budget)}
+    sums = [name for name in plan.SUMS if name in arms]
     result: dict[str, Any] = {
-        "seeds": list(plan.SEEDS),
-        "queries": plan.QUERIES,
+        "seeds": list(budget.seeds),
+        "queries": budget.queries,
         "std": dict(zip(plan.REWARDS, std.tolist(), strict=True)),
         "arms": arms,
-        "dominated_by": [name for name in compared if dominates(arms[name], arms["parrot"])],
+        "dominated_by": [name for name in sums if dominates(arms[name], arms["parrot"])],
+        "sums_that_dominate": {
+            arm: [name for name in sums if dominates(arms[name], arms[arm])]
+            for arm in SELECTING
+            if arm in arms
+        },
+        "highest_hypervolume": max(
+            (name for name in arms if not name.startswith("only_")),
+            key=lambda name: arms[name]["hypervolume"],
+        ),
         "alignment_recovered": alignment_recovered(arms),
-        "prefer": preference_gains(out, base),
+        **steering(out, base, std, budget),
+        "simulation": simulate(load_pool(pool_path(out, budget))),
     }
-    write(FOLDER / "result.json", dumps(result, indent=1) + "\n")
-    draw_gains(arms, std)
-    draw_grid(out)
 
-    print(table(arms, std))
-    for key in ("dominated_by", "alignment_recovered"):
+    full = budget == plan.FULL
+    images = IMAGES if full else out
+    write((FOLDER if full else out) / "result.json", dumps(result, indent=1) + "\n")
+    draw_gains(arms, std, images)
+    draw_grid(out, images, budget)
+
+    for table in TABLES:
+        print(f"{table(result)}\n")
+    for key in ("sums_that_dominate", "highest_hypervolume", "alignment_recovered"):
         print(f"{key}: {result[key]}")
-    print(preference_table(result["prefer"], std))
 
 
 def reward_array(evaluation: Evaluation) -> np.ndarray:
@@ -76,43 +104,70 @@ def reward_array(evaluation: Evaluation) -> np.ndarray:
 
 
 def arm_result(
-    out: Path, name: str, base: dict[str, Evaluation], mean: np.ndarray, std: np.ndarray
+    out: Path,
+    name: str,
+    base: dict[str, Evaluation],
+    mean: np.ndarray,
+    std: np.ndarray,
+    budget: plan.Budget,
 ) -> dict[str, Any]:
     """Return all numbers of an arm; `mean` and `std` are those of the base's rewards."""
-    seeds = plan.SEEDS if is_trained(name) else plan.SEEDS[:1]
-    measured = [require_evaluation(measurement_path(out, name, seed)) for seed in seeds]
+    paths = [measurement_path(out, name, seed) for seed in arm_seeds(name, budget)]
+    measured = [require_evaluation(path) for path in paths]
     rewards = np.stack([reward_array(each["train"]) for each in measured])
 
     gain = gain_by_reward(measured, base, "train")
-    unseen = gain_by_reward(measured, base, "unseen")
     volumes = [hypervolume(each, mean, std) for each in rewards]
-
     return {
         "gain": gain,
-        "unseen": unseen,
+        "unseen": gain_by_reward(measured, base, "unseen"),
         "reward": dict(zip(plan.REWARDS, rewards.mean((0, 1, 2)).tolist(), strict=True)),
         "improved": sum(each["ci95"][0] > 0 for each in gain.values()),
         "hypervolume": float(np.mean(volumes)),
         "hypervolume_by_seed": volumes,
         "judged": float(np.mean([share_right(each["train"]) for each in measured])),
+        "judged_unseen": float(np.mean([share_right(each["unseen"]) for each in measured])),
+        "judged_by_kind": judged_by_kind([each["train"] for each in measured]),
+        "judged_change": judged_change([each["train"] for each in measured], base["train"]),
     }
+
+
+def judged_by_kind(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """Return the share of images that the judge found right, by the kind of prompt."""
+    prompts = evaluations[0].prompts
+    right = np.mean([right_by_prompt(each) for each in evaluations], 0)
+    return {
+        kind: float(right[[text in texts for text in prompts]].mean())
+        for kind, texts in by_kind("train").items()
+    }
+
+
+def judged_change(evaluations: Sequence[Evaluation], before: Evaluation) -> dict[str, Any]:
+    """Return by how much the share that is judged right changed, paired."""
+    right = np.array([right_by_prompt(each) for each in evaluations])
+    return mean_gain(right - np.array(right_by_prompt(before)))
 
 
 def gain_by_reward(
-    measured: list[dict[str, Evaluation]], base: dict[str, Evaluation], split: str
+    measured: Sequence[dict[str, Evaluation]], base: dict[str, Evaluation], split: str
 ) -> dict[str, Any]:
     """Return the mean gain over the base in each reward, with its interval."""
-    before = reward_array(base[split])
-    # (seeds, prompts, rewards)
-    gains = np.stack([(reward_array(each[split]) - before).mean(1) for each in measured])
+    gains = np.moveaxis(paired_gains([each[split] for each in measured], base[split]), -1, 0)
     return {
-        name: {
-            "mean": float(gain.mean()),
-            "ci95": gain_interval(gain),
-            "by_seed": gain.mean(1).tolist(),
-        }
-        for name, gain in zip(plan.REWARDS, np.moveaxis(gains, -1, 0), strict=True)
+        name: {**mean_gain(gain), "by_seed": gain.mean(1).tolist()}
+        for name, gain in zip(plan.REWARDS, gains, strict=True)
     }
+
+
+def paired_gains(evaluations: Sequence[Evaluation], before: Evaluation) -> np.ndarray:
+    """Return the gains of each prompt, (seeds, prompts, rewards)."""
+    start = reward_array(before)
+    return np.stack([(reward_array(each) - start).mean(1) for each in evaluations])
+
+
+def mean_gain(gains: np.ndarray) -> dict[str, Any]:
+    """Return the mean of (seeds, prompts) gains, with its interval."""
+    return {"mean": float(gains.mean()), "ci95": gain_interval(gains)}
 
 
 def hypervolume(rewards: np.ndarray, mean: np.ndarray, std: np.ndarray) -> float:
@@ -121,20 +176,21 @@ def hypervolume(rewards: np.ndarray, mean: np.ndarray, std: np.ndarray) -> float
     return float(moocore.hypervolume(-points, ref=np.zeros(points.shape[1])))
 
 
-def dominates(arm: dict[str, Any], other: dict[str, Any]) -> bool:
+def dominates(arm: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Return True if an arm's mean gains dominate another's."""
     pairs = [(arm["gain"][name]["mean"], other["gain"][name]["mean"]) for name in plan.REWARDS]
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
-def alignment_recovered(arms: dict[str, Any]) -> dict[str, float]:
+def alignment_recovered(arms: Mapping[str, Any]) -> dict[str, float]:
     """Return the share of the alignment lost by expansion that dual guidance brings back.
 
-    That guidance is centred on the original prompt.
+    That guidance is centred on the original prompt. Where expansion costs nothing the share means
+    nothing.
     """
     triples = {
         "expander alone": ("base", "expander_only", "expander_only_dual"),
-        "parrot, against itself without expander": ("no_expander", "no_original", "parrot"),
+        "parrot, against itself without expander": ("no_expansion", "no_original", "parrot"),
     }
     alignment = {name: arm["gain"]["alignment"]["mean"] for name, arm in arms.items()}
     return {
@@ -143,56 +199,46 @@ def alignment_recovered(arms: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def preference_gains(out: Path, base: dict[str, Evaluation]) -> dict[str, dict[str, float]]:
-    """Return the gains of Parrot without expander, first seed, with one reward's identifier."""
-    paths = {name: preference_path(out, name) for name in plan.REWARDS}
-    paths["all"] = measurement_path(out, "no_expander", plan.SEEDS[0])
-    before = reward_array(base["train"])
-    gains = {}
+def steering(
+    out: Path, base: dict[str, Evaluation], std: np.ndarray, budget: plan.Budget
+) -> dict[str, Any]:
+    """Return the gains by asked identifier and reward, and how each column's diagonal stands out.
 
-    for name, path in paths.items():
-        after = reward_array(require_evaluation(path)["train"])
-        gain = (after - before).mean((0, 1))
-        gains[name] = dict(zip(plan.REWARDS, gain.tolist(), strict=True))
-
-    return gains
-
-
-def table(arms: dict[str, Any], std: np.ndarray) -> str:
-    """Return the outcome as the Markdown table of the docs.
-
-    Gains are in standard deviations of a reward among the images before training.
+    Returns:
+        `steering` and `steering_ci95`, a row an identifier and a column a reward, in standard
+        deviations; `diagonal` with, for each reward, the `margin` of asking for it over the best
+        other, paired, and its `ci95`.
     """
-    lines = [
-        f"| arm | {' | '.join(plan.REWARDS)} | improved | hypervolume | judged right |",
-        "|---" * 8 + "|",
-    ]
+    by_identifier = []
+    for name in plan.REWARDS:
+        paths = [steering_path(out, name, seed) for seed in budget.seeds]
+        evaluations = [require_evaluation(path)["train"] for path in paths]
+        by_identifier.append(paired_gains(evaluations, base["train"]) / std)
 
-    for name, arm in arms.items():
-        cells = [
-            f"{gain['mean'] / s:+.2f} [{gain['ci95'][0] / s:+.2f}, {gain['ci95'][1] / s:+.2f}]"
-            for gain, s in zip(arm["gain"].values(), std, strict=True)
-        ]
-        cells += [f"{arm['improved']}", f"{arm['hypervolume']:.0f}", f"{arm['judged']:.0%}"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-
-    return "\n".join(lines)
-
-
-def preference_table(gains: dict[str, dict[str, float]], std: np.ndarray) -> str:
-    """Return the effect of a single target reward, in the same units."""
-    lines = [f"| target reward | {' | '.join(plan.REWARDS)} |", "|---" * 5 + "|"]
-
-    for name, gain in gains.items():
-        cells = [f"{value / s:+.2f}" for value, s in zip(gain.values(), std, strict=True)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-
-    return "\n".join(lines)
+    gains = np.stack(by_identifier)  # (asked, seeds, prompts, rewards)
+    return {
+        "steering": gains.mean((1, 2)).tolist(),
+        "steering_ci95": [
+            [gain_interval(column) for column in np.moveaxis(rows, -1, 0)] for rows in gains
+        ],
+        "diagonal": {
+            name: margin(gains[..., number], number) for number, name in enumerate(plan.REWARDS)
+        },
+    }
 
 
-def draw_gains(arms: dict[str, Any], std: np.ndarray) -> None:
+def margin(gains: np.ndarray, own: int) -> dict[str, Any]:
+    """Return by how much one row of (asked, seeds, prompts) gains exceeds the best other."""
+    means = gains.mean((1, 2))
+    means[own] = -np.inf
+    best = int(means.argmax())
+    over = mean_gain(gains[own] - gains[best])
+    return {"margin": over["mean"], "ci95": over["ci95"], "over": plan.REWARDS[best]}
+
+
+def draw_gains(arms: dict[str, Any], std: np.ndarray, folder: Path) -> None:
     """Draw the gain in every reward, one group of bars an arm."""
-    figure, axis = pyplot.subplots(figsize=(12, 4.2))
+    figure, axis = pyplot.subplots(figsize=(13, 4.2))
     names = [name for name in arms if name != "base"]
 
     for number, reward in enumerate(plan.REWARDS):
@@ -204,32 +250,37 @@ def draw_gains(arms: dict[str, Any], std: np.ndarray) -> None:
             heights,
             0.18,
             label=reward,
-            yerr=[heights - low, high - heights],
+            # percentiles of a bootstrap need not lie around the mean where all gains are the same
+            yerr=[(heights - low).clip(0), (high - heights).clip(0)],
             error_kw={"linewidth": 0.8},
         )
 
-    axis.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=8)
+    axis.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=7)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_ylabel("paired gain, standard deviations before")
     axis.legend(frameon=False, fontsize=8)
     style([axis], grid=False)
-    save_figure(figure, "parrot.png")
+    save_figure(figure, "parrot.png", folder)
 
 
-def draw_grid(out: Path) -> None:
-    """Draw the same nouns and noise for some arms, and for each identifier alone; first seed."""
-    rows = {name: _grid_row(out, name) for name in GRID_ARMS}
-    rows |= {f"asked: {reward}": _grid_row(out, "no_expander", reward) for reward in plan.REWARDS}
-    image_rows(rows).save(IMAGES / "parrot_grid.png")
+def draw_grid(out: Path, folder: Path, budget: plan.Budget) -> None:
+    """Draw the same prompts and noise for some arms, and for each identifier; first seed."""
+    shown = [name for name in GRID_ARMS if name in plan.arms(budget)]
+    rows = {name: _grid_row(out, budget, name) for name in shown}
+    rows |= {f"asked: {name}": _grid_row(out, budget, STEERED, name) for name in plan.REWARDS}
+    image_rows(rows).save(folder / "parrot_grid.png")
 
 
-def _grid_row(out: Path, arm: str, reward: str = "") -> Tensor:
-    seed = plan.SEEDS[0]
+def _grid_row(out: Path, budget: plan.Budget, arm: str, reward: str = "") -> Tensor:
+    seed = budget.seeds[0]
     source = open_arm(out, plan.ARMS[arm], seed)
 
     template = source.template
     if reward:
         template = preferred(str(out / run_folder(plan.TASK, arm, seed)), reward)
 
-    prompts = [Prompt(f"a {noun}", template=template) for noun in NOUNS]
+    # of each kind the first, the second ...
+    kinds = zip(*by_kind("train").values(), strict=False)
+    texts = [text for each in kinds for text in each][:GRID_PROMPTS]
+    prompts = [Prompt(text, template=template) for text in texts]
     return draw(source.policy, source.sampler, prompts, 1, 7, source.expander)
