@@ -165,7 +165,7 @@ def describe_value(value: object) -> str:
 Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]
 """(images (B, 3, H, W) in [0, 1], B prompts) -> (B,), higher is better."""
 
-R = TypeVar("R", bound=Reward)
+R = TypeVar("R", bound=Callable[..., Any])
 
 
 def differentiable(reward: R) -> R:
