@@ -25,6 +25,7 @@ from burnish.rewards import check_reward
 from burnish.rewards.compressibility import compressibility
 from burnish.rl.chain_objectives import FDFO, Latent
 from burnish.runs import Run
+from burnish.tools.preflight import preflight
 from burnish.training.assembly import Overrides
 from burnish.training.chain import differences
 from burnish.training.job import Job, prepare
@@ -359,6 +360,25 @@ def test_micro_batches_change_nothing(recipe: Path, tmp_path: Path) -> None:
         norms.append(log(run)[0]["grad_norm"])
     assert norms[0] > 0
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-4)
+
+
+REWARD = """
+import burnish
+
+@burnish.differentiable
+def dark(images, prompts, scale=1.0):
+    return -scale * images.mean((1, 2, 3))
+"""
+
+
+def test_check_rehearses_a_chain(write_recipe: Callable[..., Path]) -> None:
+    """A function in a file keeps its mark, with arguments of the table too."""
+    reward = {"use": "HERE/reward.py:dark", "scale": 2.0}
+    path = write_recipe(REWARD, rewards=[reward], advantage={"use": "none"})
+    findings = preflight(load(path, [*SMALL, "objective={use='latent'}", "chain.last=2"]))
+    assert [finding.text for finding in findings if finding.level == "error"] == []
+    text = "3 of 3 images have a gradient of the rewards; 2 calls follow it"
+    assert text in [finding.text for finding in findings]
 
 
 # What is refused --------------------------------------------------------------------------------
