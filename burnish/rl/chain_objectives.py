@@ -65,7 +65,9 @@ class FDFO(Objective):
     sampler.shared_noise and two images a prompt.
 
     Attributes:
-        limit: c, by how much rho is to grow or shrink; 0.03 in the paper.
+        limit: c, by how much rho is to grow or shrink; 0.03 in the paper. A prediction then moves
+            by about c / 2 of delta in an iteration: with images that are nearly the same, many
+            iterations of many pairs are needed (in the paper 100 of 432).
         kl: coefficient of the KL to the reference.
     """
 
