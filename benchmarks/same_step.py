@@ -24,6 +24,7 @@ from benchmarks.workers import ROOT
 from benchmarks.workload import PROMPTS, for_old_transformers
 from burnish.compat.trl import DDPOConfig, DefaultDDPOStableDiffusionPipeline
 from burnish.compat.trl.trainer import translated
+from burnish.diffusion.process import ReverseProcess
 from burnish.rewards import score
 from burnish.rewards.compressibility import compressibility
 from burnish.runs import Run
@@ -58,7 +59,7 @@ def differences(folder: str, out: Path) -> dict[str, float]:
     (pairs,) = learner.updates.pairs(1, adv)
     before = policy.state()
     gradients = record_gradients(job, learner)
-    process = learner.updates.process(trajectory, [pairs], 1)
+    process = ReverseProcess(policy, job.parts.sampler, trajectory)
 
     with torch.no_grad():
         every = torch.arange(transitions).repeat(count)

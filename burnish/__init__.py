@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Replay,
         Scores,
         Trajectory,
+        differentiable,
     )
 
 __version__ = "0.1.0"
@@ -67,6 +68,7 @@ __all__ = [
     "Trajectory",
     "check_objective",
     "check_reward",
+    "differentiable",
     "frame",
     "load_config",
     "score",

@@ -55,6 +55,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "sampled": "burnish.rl.curriculum:SampledCurriculum",
     },
     "advantage": {
+        "none": "burnish.rl.advantages:NoAdvantage",
         "batch": "burnish.rl.advantages:BatchAdvantage",
         "group": "burnish.rl.advantages:GroupAdvantage",
         # that same one, by its difference from "weighted"
@@ -76,6 +77,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "ram": "burnish.rl.forward_objectives:RAM",
         "nft": "burnish.rl.forward_objectives:NFT",
         "dgpo": "burnish.rl.forward_objectives:DGPO",
+        "latent": "burnish.rl.chain_objectives:Latent",
+        "fdfo": "burnish.rl.chain_objectives:FDFO",
     },
     "kernel": {
         "ddim": "burnish.diffusion.kernels:DDIM",

@@ -241,6 +241,25 @@ class ForwardConfig:
 
 
 @dataclass(frozen=True)
+class ChainConfig:
+    """The network's calls that drew an image, for objectives on the chain ("latent", "fdfo").
+
+    batch.transitions trains some of these calls, drawn anew each epoch.
+    """
+
+    # calls from the end that are learned from: 1 is the last alone, 0 all of them
+    last: int = 0
+    # of n such calls the first counts 1 / n, the second 2 / n, ...: the mean of a truncation at
+    # random, as AlignProp's
+    ramp: bool = False
+    # where rewards are differentiated: the finished "image", or the "prediction" of each call as if
+    # it were the image (ReFL, with batch.transitions = 1), which costs a decoder call and a score
+    read: str = "image"
+    # bring each reward's gradient to one size, so that weights compare rewards and not units
+    normalise: bool = True
+
+
+@dataclass(frozen=True)
 class OldPolicyConfig:
     """The policy that samples and that objectives compare with, as it lags behind the weights.
 
@@ -372,6 +391,7 @@ class Config:
     # the loss, from log-probabilities and advantages
     objective: Table = field(default_factory=lambda: {"use": "clipped"})
     forward: ForwardConfig = field(default_factory=ForwardConfig)
+    chain: ChainConfig = field(default_factory=ChainConfig)
     old_policy: OldPolicyConfig = field(default_factory=OldPolicyConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -682,6 +702,8 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         lambda s: s in ("reference", "guided_reference", "average", "images"),
         '"reference", "guided_reference", "average" or "images"',
     ),
+    ("chain.last", lambda n: n >= 0, "0 (all calls) or more"),
+    ("chain.read", lambda s: s in ("image", "prediction"), '"image" or "prediction"'),
     ("old_policy.decay", lambda x: 0 <= x < 1, "at least 0 (no lag) and less than 1"),
     ("old_policy.rise", lambda x: x > 0, "more than 0"),
     ("old_policy.after", lambda n: n >= 0, "0 or more iterations"),
@@ -844,6 +866,8 @@ def images_compared(config: Config) -> int:
 def check_compared_images(config: Config, advantage: Advantage) -> None:
     """Refuse a single image where the advantage compares images, or a choice that takes all."""
     name = catalog.shown_name(config.advantage)
+    if advantage.uniform:
+        return
     if advantage.compares_images and images_compared(config) < 2:
         each = " for each identifier" if config.identifier_count > 1 else ""
         raise ValueError(
@@ -871,11 +895,11 @@ def check_compared_images(config: Config, advantage: Advantage) -> None:
 
 def check_noise(kernel: Kernel, objective: Objective) -> None:
     """Refuse a kernel without noise where the objective learns from transitions."""
-    if kernel.deterministic and objective.process != "forward":
+    if kernel.deterministic and objective.process == "reverse":
         raise ValueError(
             "sampler.kernel.eta must be > 0, and the kernel not 'ode': without noise a transition "
             "has no probability, and a policy gradient nothing to learn from; only objectives on "
-            "the forward process (rwr, awm, rvm, ram, nft, dgpo) can do without"
+            "the forward process (rwr, awm, rvm, ram, nft, dgpo) and 'latent' can do without"
         )
 
 
@@ -890,10 +914,10 @@ def check_shared_noise(config: Config, kernel: Kernel) -> None:
 
 def check_window(config: Config, objective: Objective) -> None:
     """Refuse a window where nothing is learned from transitions."""
-    if config.sampler.window.size and objective.process == "forward":
+    if config.sampler.window.size and objective.process != "reverse":
         raise ValueError(
             "sampler.window chooses the transitions that are learned from, but this objective "
-            "learns from the finished images; set sampler.window.size = 0"
+            "learns from the finished images or from all calls; set sampler.window.size = 0"
         )
 
 

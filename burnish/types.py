@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -101,6 +101,8 @@ class Trajectory:
     group: Tensor  # (B,) same number = same prompt; groups are contiguous
     # (B, T, *latent) the predicted x0 before each transition, if it is kept
     x0_pred: Tensor | None = None
+    # (B, n, *latent) the states that the n transitions without noise after these led to, if kept
+    ode: Tensor | None = None
     # (the condition of some images, their rows (b,)) -> the same, as whoever watches it wants it
     # read: see `diffusion.text_gradients`
     watch: Callable[[Cond, Tensor], Cond] | None = None
@@ -119,8 +121,10 @@ class Replay:
 
     On the reverse process a pair is a transition that was sampled, and l its log-density. On the
     forward process it is an image noised again, -l the mean squared error of the prediction, and a
-    KL half the squared distance of two predictions. The old policy is the one that sampled. The
-    loop replays b pairs as a column, so k is 1.
+    KL half the squared distance of two predictions. On the chain it is a call of the network while
+    sampling, l how far the prediction lies in its image's direction, and a KL as on the forward
+    process. The old policy is the one that sampled. The loop replays b pairs as a column, so k
+    is 1.
     """
 
     logp: Tensor  # (b, k) l, a mean over the latent's dimensions, with gradient
@@ -129,7 +133,7 @@ class Replay:
     logp_ref: Tensor | None = None  # (b, k) the same under the reference weights
     kl: Tensor | None = None  # (b, k) KL to the reference or anchor, nats a pair, with gradient
     kl_old: Tensor | None = None  # (b, k) KL to the old policy, nats a pair, with gradient
-    std: Tensor | None = None  # (b, k) of the transition; None on the forward process
+    std: Tensor | None = None  # (b, k) of the transition; on the reverse process only
     # (b, mixtures) mean absolute errors of the mixtures that the objective asked for, no gradient
     mixture_errors: Tensor | None = None
 
@@ -170,6 +174,34 @@ def describe_value(value: object) -> str:
 
 Reward = Callable[[Tensor, Sequence[Prompt]], Tensor]
 """(images (B, 3, H, W) in [0, 1], B prompts) -> (B,), higher is better."""
+
+R = TypeVar("R", bound=Callable[..., Any])
+
+
+def differentiable(reward: R) -> R:
+    """Return a reward marked as one whose values have a gradient to the images.
+
+    It may not leave torch on the way. An object says the same by `differentiable = True` in its
+    class.
+
+    Args:
+        reward: a function of (images, prompts), which is marked.
+
+    Example:
+        >>> @differentiable
+        ... def redness(images, prompts):
+        ...     return images[:, 0].mean((1, 2))
+        >>> is_differentiable(redness)
+        True
+    """
+    reward.differentiable = True  # type: ignore[attr-defined]
+    return reward
+
+
+def is_differentiable(reward: Reward) -> bool:
+    """Return whether a reward says that its values have a gradient to the images."""
+    return getattr(reward, "differentiable", False) is True
+
 
 Judge = Callable[[Tensor, Sequence[Prompt]], Tensor]
 """(images, prompts) -> (B,) bool: whether the image shows its prompt."""
@@ -222,6 +254,9 @@ class Advantage(Protocol):
     selects: bool = False
     """Only the images of `front` are learned from; all others have advantage 0."""
 
+    uniform: bool = False
+    """All images have the same one, for an objective that follows the rewards' gradients."""
+
     min_count: int = 0
     """Rewards of a prompt after which a running mean of it is used; 0: none is kept."""
 
@@ -251,8 +286,14 @@ class Advantage(Protocol):
 class Objective(Protocol):
     """A loss from log-probabilities and advantages."""
 
-    process: Literal["reverse", "forward"] = "reverse"
-    """The transitions that were sampled, or the finished images noised again."""
+    process: Literal["reverse", "forward", "chain"] = "reverse"
+    """The transitions that were sampled, the finished images noised again, or the network's calls.
+
+    On the chain of calls l is how far a prediction lies in its image's `direction`.
+    """
+
+    direction: Literal["gradient", "difference"] = "gradient"
+    """Of the chain: the rewards' gradient, or an image less its prompt's mean image."""
 
     data: Literal["latent", "encoded"] = "latent"
     """Of the forward process: the sampled latents, or those of the decoded images."""
@@ -332,7 +373,7 @@ class Curriculum(Protocol):
 
 
 class Process(Protocol):
-    """The pairs that an objective learns from: transitions, or images noised again."""
+    """The pairs that an objective learns from: transitions, images noised again, or calls."""
 
     def replay(self, images: Tensor, transitions: Tensor, reference: bool = False) -> Replay:
         """Return the log-probabilities (b, 1) of pairs (image, transition).

@@ -13,7 +13,7 @@ import burnish
 PUBLIC = """
 Advantage Config Credit Curriculum Gaussian Guidance Kernel Learner Level Loss Objective Overrides
 Policy Prompt Replay RolloutBatch Run Sampler Scores Trajectory
-check_objective check_reward frame load_config score train
+check_objective check_reward differentiable frame load_config score train
 """.split()
 
 

@@ -38,6 +38,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "demo": (),
     "emoji-caption": (),
     "emoji-flow": (),
+    "emoji-gradient": (),
     "emoji-guard": (),
     "emoji-lcm-aesthetic": (),
     "emoji-lcm-compressibility": (),

@@ -411,9 +411,12 @@ def test_every_objective_runs(
         assert norm > 0
 
 
-@pytest.mark.parametrize("recipe", ["emoji-qr", "emoji-parrot", "emoji-caption", "emoji-rwr"])
+RUN_AN_ITERATION = ("emoji-qr", "emoji-parrot", "emoji-caption", "emoji-rwr", "emoji-gradient")
+
+
+@pytest.mark.parametrize("recipe", RUN_AN_ITERATION)
 def test_recipes_of_the_zoo_run_an_iteration(recipe: str, device: str, tmp_path: Path) -> None:
-    """A ControlNet, an expander with token identifiers, a vision-language reward, and RWR."""
+    """A ControlNet, an expander with token identifiers, a captioner, RWR and a reward gradient."""
     record = first_record(recipe, tmp_path / "run", f"model.device={device}")
     assert record.keys() == expected_record(recipe).keys()
     assert record["images"] == expected_record(recipe)["images"]

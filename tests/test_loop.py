@@ -513,7 +513,7 @@ def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(
         adv = torch.zeros(8).index_copy(0, rows, adv)
 
         pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
-        process = updates.process(batch.trajectory, [pairs], 1)
+        process = updates.process(batch, [pairs])
         valid = torch.zeros(8, dtype=torch.bool).index_copy(0, rows, scores.valid)
         credit = Credit(adv, valid, batch.group, counted=valid, loss_scale=scale)
         metrics = updates.update(process, credit, pairs, first=True)
@@ -580,7 +580,7 @@ def test_the_loss_is_the_mean_over_the_front(
 
     for images, scale in ((torch.arange(16), loss_scale(job.parts, adv, front)), (rows, 1.0)):
         pairs = images.repeat_interleave(3), torch.arange(3).repeat(len(images))
-        process = CountingProcess(updates.process(batch.trajectory, [pairs], 1))
+        process = CountingProcess(updates.process(batch, [pairs]))
         credit = Credit(adv, scores.valid, batch.group, counted=front, loss_scale=scale)
         metrics = updates.update(process, credit, pairs, True)
         norms.append(metrics["grad_norm"])
@@ -601,7 +601,7 @@ def test_a_run_takes_the_mean_over_the_front(recipe: Path, tmp_path: Path) -> No
     front = job.parts.advantage.front(batch.scores, job.parts.weights, batch.group)
     rows = front.nonzero().flatten()
     pairs = rows.repeat_interleave(3), torch.arange(3).repeat(len(rows))
-    process = updates.process(batch.trajectory, [pairs], 1)
+    process = updates.process(batch, [pairs])
     valid = torch.ones(16).bool()
     credit = Credit(adv, valid, batch.group, counted=valid, loss_scale=1.0)
     alone = updates.update(process, credit, pairs, first=True)

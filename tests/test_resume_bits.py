@@ -89,6 +89,15 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "DGPO": ("demo", ("batch.baseline=", "batch.transitions=2", "objective={use='dgpo'}")),
     "normalised ratios": ("demo", ("batch.baseline=", "objective={use='clipped',normalise=true}")),
     "divergence": ("demo", ("batch.baseline=", "objective={use='dppo'}")),
+    "reward gradients": (
+        "emoji-gradient",
+        ("batch.minibatches=2", "objective.kl=0.1", "chain={last=2,ramp=true}"),
+    ),
+    "rewards of predictions": ("emoji-gradient", ("chain={read='prediction',last=2}",)),
+    "finite differences": (
+        "emoji-lcm-aesthetic",
+        ("objective={use='fdfo'}", "sampler.shared_noise=true", "batch.minibatches=2"),
+    ),
     "guard": (
         "emoji-guard",
         (

@@ -313,20 +313,20 @@ class Policy(TrainableWeights):
 
         return self.schedule.x0(x, t, out)
 
-    @torch.no_grad()
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, gradient: bool = False) -> Tensor:
         """Return the images (B, 3, H, W) float32 in [0, 1] of latents (B, *latent).
 
         Args:
             latent: finished latents, as many as there are; they are decoded a few at a time.
+            gradient: keep what the gradient to the latents needs, which is a lot of memory: give
+                no more than `decoded_at_once` of them.
 
         Raises:
             RuntimeError: they are not finite; as black images they would please many a reward.
         """
-        pixels = latent[0, 0].numel() * self.latent_pixel**2
-        at_once = 1 if pixels > LARGE_IMAGE else SMALL_IMAGES_AT_ONCE
-        chunks = latent.split(self._decode_at_once or at_once)
-        images = torch.cat([self._family.decode(self.pipe, chunk) for chunk in chunks])
+        chunks = latent.split(decoded_at_once(self))
+        with torch.set_grad_enabled(gradient):
+            images = torch.cat([self._family.decode(self.pipe, chunk) for chunk in chunks])
 
         if not images.isfinite().all():
             raise RuntimeError(
@@ -348,6 +348,14 @@ class Policy(TrainableWeights):
             generator: of the CPU; the draw comes from it.
         """
         return self._family.embed(self.pipe, images, generator)
+
+
+def decoded_at_once(policy: Policy) -> int:
+    """Return how many images a policy decodes at a time: 1 where they are large."""
+    _, height, width = policy.latent_shape
+    pixels = height * width * policy.latent_pixel**2
+    at_once = 1 if pixels > LARGE_IMAGE else SMALL_IMAGES_AT_ONCE
+    return policy._decode_at_once or at_once
 
 
 def _check_weight(cond: Cond, takes_weight: bool) -> None:

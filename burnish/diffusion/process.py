@@ -10,7 +10,7 @@ a noise, which are the same for all images of a prompt and never stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
@@ -106,11 +106,11 @@ class ForwardProcess(Process):
         error_old = noised.scale * (old - noised.clean)
         dims = noised.clean[0].numel()
 
-        moved = _mean_square(error - error_old) * dims / 2 if self.with_kl_old else None
+        moved = mean_square(error - error_old) * dims / 2 if self.with_kl_old else None
 
         replay = Replay(
-            logp=-_mean_square(error),
-            logp_old=-_mean_square(error_old),
+            logp=-mean_square(error),
+            logp_old=-mean_square(error_old),
             dims=dims,
             kl_old=moved,
             mixture_errors=self._mixture_errors(error.detach(), error_old),
@@ -135,14 +135,14 @@ class ForwardProcess(Process):
         anchor = self.anchor[images, transitions].to(x0)
         if self.anchor_images is not None:
             drawn = self.noised(self.anchor_images, images, transitions)
-            error = _mean_square(drawn.scale * (self.predict(drawn) - drawn.clean))
-            reference = _mean_square(drawn.scale * (anchor - drawn.clean))
+            error = mean_square(drawn.scale * (self.predict(drawn) - drawn.clean))
+            reference = mean_square(drawn.scale * (anchor - drawn.clean))
             return replace(replay, kl=(error - reference) * replay.dims / 2)
 
         return replace(
             replay,
-            logp_ref=-_mean_square(noised.scale * (anchor - noised.clean)),
-            kl=_mean_square(noised.scale * (x0 - anchor)) * replay.dims / 2,
+            logp_ref=-mean_square(noised.scale * (anchor - noised.clean)),
+            kl=mean_square(noised.scale * (x0 - anchor)) * replay.dims / 2,
         )
 
     def predict(self, noised: Noised, guided: bool = False) -> Tensor:
@@ -223,18 +223,34 @@ class ForwardProcess(Process):
             weights: a context in which the policy has these weights.
             guided: as the sampler does, whatever the settings say.
         """
-        pairs = list(pairs)
-        count = 1 + max(int(transitions.max()) for _, transitions in pairs)
-        x0 = torch.empty(len(self.latent), count, *self.latent.shape[1:])
+
+        def predict(images: Tensor, transitions: Tensor) -> Tensor:
+            return self.predict(self.noised(self.latent, images, transitions), guided)
 
         with weights:
-            for images, transitions in pairs:
-                noised = self.noised(self.latent, images, transitions)
-                x0[images, transitions] = self.predict(noised, guided).float().cpu()
-
-        return x0
+            return predictions_of(predict, pairs, self.latent)
 
 
-def _mean_square(error: Tensor) -> Tensor:
+def predictions_of(
+    predict: Callable[[Tensor, Tensor], Tensor], pairs: Iterable[Pairs], latent: Tensor
+) -> Tensor:
+    """Return the x0 (B, transitions, *latent) float32 of pairs, on the CPU; others are left empty.
+
+    Args:
+        predict: (images (b,), transitions (b,)) -> x0 (b, *latent).
+        pairs: of each training call.
+        latent: (B, *latent), for its shape.
+    """
+    pairs = list(pairs)
+    count = 1 + max(int(transitions.max()) for _, transitions in pairs)
+    x0 = torch.empty(len(latent), count, *latent.shape[1:])
+
+    for images, transitions in pairs:
+        x0[images, transitions] = predict(images, transitions).float().cpu()
+
+    return x0
+
+
+def mean_square(error: Tensor) -> Tensor:
     """Return the mean square (b, 1) float32 of each row of (b, *latent)."""
     return error.square().flatten(1).mean(1, keepdim=True).float()

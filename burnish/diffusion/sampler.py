@@ -143,6 +143,7 @@ class Sampler:
         generator: torch.Generator,
         keep_x0_pred: bool = False,
         starts: SharedStarts | None = None,
+        keep_ode: bool = False,
     ) -> Trajectory:
         """Return the trajectories of one image a row of `cond` (B rows), sampled at once.
 
@@ -156,12 +157,14 @@ class Sampler:
             generator: of the CPU; all noise comes from it, but for that of `starts`.
             keep_x0_pred: keep the x0 that the network predicted before each transition.
             starts: those that the images of a group have in common; None: each has its own.
+            keep_ode: keep the states after transitions without noise.
         """
         times = self.times(policy)
         noisy = _noisy_transitions(self, policy)
         rows = len(group)
         cond = add_control(cond, self.control, times)
         ends = self if self.window is None else replace(self, kernel=kernels.ODE())
+        ode: list[Tensor] = []
 
         def to_window(x: Tensor, cond: Cond) -> Tensor:
             return _without_noise(ends, policy, x, cond, times[: noisy.start + 1])
@@ -188,7 +191,8 @@ class Sampler:
                 if x0_preds is not None:
                     x0_preds[:, j] = x0
 
-            x = _without_noise(ends, policy, x, cond, times[noisy.stop :])
+            stored = ode if keep_ode else None
+            x = _without_noise(ends, policy, x, cond, times[noisy.stop :], stored)
 
         # kept on the CPU: 256 trajectories of Stable Diffusion at 50 steps are 0.9 GB, the text
         # states of FLUX.2 for as many 2 GB, and a replay needs a few transitions
@@ -200,6 +204,7 @@ class Sampler:
             cond={name: value.cpu() for name, value in cond.items()},
             group=group,
             x0_pred=None if x0_preds is None else x0_preds.cpu(),
+            ode=torch.stack(ode, 1) if ode else None,
         )
 
     def sample(
@@ -210,6 +215,7 @@ class Sampler:
         generator: torch.Generator,
         keep_x0_pred: bool = False,
         starts: SharedStarts | None = None,
+        keep_ode: bool = False,
     ) -> tuple[Trajectory, Tensor]:
         """Return the trajectories of B prompts and their images (B, 3, H, W), sampled at once.
 
@@ -220,9 +226,10 @@ class Sampler:
             generator: of the CPU; all noise comes from it, but for that of `starts`.
             keep_x0_pred: keep the x0 that the network predicted before each transition.
             starts: those that the images of a group have in common; None: each has its own.
+            keep_ode: keep the states after transitions without noise.
         """
         cond = self.encode(policy, prompts)
-        trajectory = self.rollout(policy, cond, group, generator, keep_x0_pred, starts)
+        trajectory = self.rollout(policy, cond, group, generator, keep_x0_pred, starts, keep_ode)
         return trajectory, policy.decode(trajectory.latent)
 
     def images(
@@ -350,7 +357,12 @@ def _noisy_transitions(sampler: Sampler, policy: Policy) -> range:
 
 
 def _without_noise(
-    sampler: Sampler, policy: Policy, x: Tensor, cond: Cond, times: Tensor
+    sampler: Sampler,
+    policy: Policy,
+    x: Tensor,
+    cond: Cond,
+    times: Tensor,
+    stored: list[Tensor] | None = None,
 ) -> Tensor:
     """Return the states (B, *latent) that the transitions' means lead to from `x`, along `times`.
 
@@ -360,10 +372,13 @@ def _without_noise(
         x: (B, *latent) the states at the first time.
         cond: B encoded prompts.
         times: (n + 1,) for n transitions.
+        stored: gets each of the n states, on the CPU.
     """
     for t, s in pairwise(times):
         transition, _ = sampler._transition(policy, x, t.expand(len(x)), s.expand(len(x)), cond)
         x = transition.mean
+        if stored is not None:
+            stored.append(x.cpu())
 
     return x
 
@@ -371,10 +386,10 @@ def _without_noise(
 def join_trajectories(parts: Sequence[Trajectory]) -> Trajectory:
     """Return the trajectories of several chunks as one; group numbers are kept as they are."""
     first = parts[0]
-    x0_pred = None
 
-    if first.x0_pred is not None:
-        x0_pred = torch.cat([part.x0_pred for part in parts if part.x0_pred is not None])
+    def joined(values: Sequence[Tensor | None]) -> Tensor | None:
+        found = [value for value in values if value is not None]
+        return torch.cat(found) if found else None
 
     return Trajectory(
         x=torch.cat([part.x for part in parts]),
@@ -383,5 +398,6 @@ def join_trajectories(parts: Sequence[Trajectory]) -> Trajectory:
         latent=torch.cat([part.latent for part in parts]),
         cond={name: torch.cat([part.cond[name] for part in parts]) for name in first.cond},
         group=torch.cat([part.group for part in parts]),
-        x0_pred=x0_pred,
+        x0_pred=joined([part.x0_pred for part in parts]),
+        ode=joined([part.ode for part in parts]),
     )

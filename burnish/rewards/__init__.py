@@ -11,7 +11,7 @@ callable.
 
 `score` is the one place where a reward is called during training, so it is the one place where the
 values that it returns are checked. NaN means "no value" for an image; `tolerance` describes how
-such images are handled.
+such images are handled. For objectives that follow a reward's gradient see `gradient`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from burnish.rewards.gradient import MARK, image_gradient
 from burnish.rewards.tolerance import Tolerance
-from burnish.types import Prompt, Reward, Scores
+from burnish.types import Prompt, Reward, Scores, is_differentiable
 from burnish.user_code import check_signature
 
 __all__ = ["STRICT", "Tolerance", "check_reward", "score"]
@@ -78,20 +79,24 @@ def score(
 
 
 def check_reward(
-    reward: Reward, size: int = 64, prompts: Sequence[str | Prompt] | None = None
+    reward: Reward,
+    size: int = 64,
+    prompts: Sequence[str | Prompt] | None = None,
+    gradient: bool = False,
 ) -> list[str]:
     """Try a reward on generated test images and return a list of what is wrong with it.
 
     It tries: other parameters than a reward's, raising, the shape, values that are not finite,
     writing into the input, other values the second time, values that depend on the order of the
     batch or on the other images in it, a batch of one, the same value for every image, or for every
-    image of a prompt.
+    image of a prompt; and of a reward that says that it is differentiable, the gradient.
 
     Args:
         reward: the callable to try.
         size: height and width of the images in pixels.
         prompts: prompts to try it with, for a reward that knows only some texts or reads a
             prompt's metadata.
+        gradient: find also that it is not differentiable, as objective "latent" needs it.
 
     Returns:
         One sentence a finding; an empty list means that nothing was found.
@@ -125,7 +130,24 @@ def check_reward(
     elif _depends_on_the_prompt_alone(values, test_prompts):
         findings.append(PROMPT_ALONE)
 
+    if gradient or is_differentiable(reward):
+        findings += _gradient_findings(reward, images, test_prompts)
     return findings
+
+
+def _gradient_findings(reward: Reward, images: Tensor, prompts: Sequence[Prompt]) -> list[str]:
+    """Return what is wrong with a reward's gradient to the images."""
+    try:
+        found = image_gradient("reward", reward, images, prompts)
+    except ValueError as error:
+        says = is_differentiable(reward)
+        return [str(error) if says else "it is not differentiable, so objective latent refuses it"]
+
+    if not bool(found.any()):
+        return ["its gradient to the images is 0 everywhere, so nothing can be learned from it"]
+    if not is_differentiable(reward):
+        return [f"it is differentiable, but does not say so: {MARK}"]
+    return []
 
 
 def _depends_on_the_prompt_alone(values: Tensor, prompts: Sequence[Prompt]) -> bool:

@@ -25,7 +25,7 @@ from burnish import pretrained
 from burnish.annotations import DeviceName, ModelPath
 from burnish.errors import first_line
 from burnish.rewards.clip import Clip
-from burnish.types import Prompt, Reward
+from burnish.types import Prompt, Reward, differentiable
 
 LAYER = re.compile(r"(?:.*\.)?(\d+)\.(weight|bias)$")
 Layers = list[tuple[Tensor, Tensor]]
@@ -61,6 +61,7 @@ def aesthetic(
             "use the CLIP model that it was fitted on"
         )
 
+    @differentiable
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         clip.move_to(device, images)
         x = clip.images(images)

@@ -25,7 +25,7 @@ from burnish.annotations import DeviceName, ModelPath
 from burnish.errors import first_line
 from burnish.prompt_warnings import PromptWarnings
 from burnish.rewards.isolated import isolated
-from burnish.types import Prompt, Reward
+from burnish.types import Prompt, Reward, differentiable
 
 Compared = Literal["text", "original"]
 """The text of a prompt that images are compared with."""
@@ -65,6 +65,7 @@ def cosine(clip: Clip, device: str = "auto", of: Compared = "text") -> Reward:
     """
     embed_texts = remembering(clip)
 
+    @differentiable
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         clip.move_to(device, images)
         texts = embed_texts(compared_texts(prompts, of))
@@ -153,9 +154,8 @@ class Clip:
         """Move the model to `device`; "auto" stands for the device of `images`."""
         self.model.to(images.device if device == "auto" else device)
 
-    @torch.no_grad()
     def images(self, images: Tensor) -> Tensor:
-        """Return the embeddings of images (B, 3, H, W) in [0, 1], on the model's device.
+        """Return the embeddings of images (B, 3, H, W) in [0, 1], with a gradient if they have one.
 
         Returns:
             (B, D) float32 of length 1, on the CPU; NaN for an image that the model fails on.

@@ -34,7 +34,7 @@ from torch import Tensor
 from burnish import catalog
 from burnish.annotations import Count, DeviceName, ModelPath
 from burnish.rewards.clip import Clip, Compared, compared_texts, remembering
-from burnish.types import Prompt, Reward
+from burnish.types import Prompt, Reward, differentiable
 
 Measure = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(own (B,), to_others (B, N), is_other (B, N)) -> (B,), as `contrast`."""
@@ -62,7 +62,7 @@ def clip_contrast(
     """
     _check_of(of, "clip_contrast")
     texts = _other_texts(others, "clip_contrast")
-    return compare_with(Clip.load(model), texts, contrast, device, of)
+    return differentiable(compare_with(Clip.load(model), texts, contrast, device, of))
 
 
 def clip_retrieval(

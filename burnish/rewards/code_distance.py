@@ -18,7 +18,7 @@ from burnish.annotations import DeviceName, ModelPath
 from burnish.qr.layout import Layout, layout_of
 from burnish.qr.scanner import canvas_side
 from burnish.rewards.clip import Clip
-from burnish.types import Prompt, Reward
+from burnish.types import Prompt, Reward, differentiable
 
 
 def code_distance(
@@ -36,6 +36,7 @@ def code_distance(
     """
     clip = Clip.load(model)
 
+    @differentiable
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         clip.move_to(device, images)
         layouts = [layout_of(prompt, canvas_side(images)) for prompt in prompts]

@@ -19,7 +19,7 @@ from torch import Tensor
 from burnish.annotations import DeviceName, ModelPath
 from burnish.images import open_image
 from burnish.rewards.clip import Clip
-from burnish.types import Prompt, Reward
+from burnish.types import Prompt, Reward, differentiable
 
 
 def picture_similarity(
@@ -43,6 +43,7 @@ def picture_similarity(
     clip = Clip.load(model)
     embeddings: dict[str, Tensor] = {}  # by path: each file passes through the tower once
 
+    @differentiable
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         clip.move_to(device, images)
         embedded = clip.images(images)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from burnish.annotations import DeviceName, ModelPath
 from burnish.rewards.clip import Clip, cosine
-from burnish.types import Prompt, Reward
+from burnish.types import Prompt, Reward, differentiable
 
 PICKSCORE = "yuvalkirstain/PickScore_v1"
 # where a model's tokenizer and image processor are, if its own repository has the weights only
@@ -42,6 +42,7 @@ def preference(
     scale = float(clip.model.logit_scale.exp())
     similarity = cosine(clip, device)
 
+    @differentiable
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return scale * similarity(images, prompts)
 

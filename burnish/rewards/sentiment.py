@@ -22,7 +22,7 @@ from torch import Tensor
 
 from burnish.annotations import DeviceName, ModelPath, Positive
 from burnish.rewards.clip import Clip
-from burnish.types import Prompt, Reward
+from burnish.types import Prompt, Reward, differentiable
 
 CHEERFUL = (
     "a cheerful, happy picture",
@@ -91,6 +91,7 @@ def sentiment(
     texts = [*positive, *negative]
     embeddings: list[Tensor] = []  # the text tower is frozen: the texts pass it once
 
+    @differentiable
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         clip.move_to(device, images)
         if not embeddings:

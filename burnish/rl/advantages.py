@@ -12,8 +12,9 @@ up to variance 1 again and a single reward keeps it. They differ in what "expect
 
 `weighted` is the control of that choice: `group` of one reward, the weighted sum of the raw
 ones, in which the reward with the largest spread wins. `pareto` keeps the advantage of `group`
-for images that no other beats in every reward. Where an image has a target reward
-(`scores.target_reward`, by `identifiers`), the others have weight 0 for it.
+for images that no other beats in every reward. `none` compares nothing and is always 1. Where an
+image has a target reward (`scores.target_reward`, by `identifiers`), the others have weight 0 for
+it.
 
 For an objective that imitates (RWR) there are weights instead, none below 0 and 1 in the mean, of
 the weighted sum R of the raw rewards (DDPO, arXiv 2305.13301, section 4.1):
@@ -46,6 +47,19 @@ from burnish.types import Advantage, Scores
 
 SPREAD = 1e-6
 """Rewards whose std is below this fraction of their magnitude are all equal but for rounding."""
+
+
+class NoAdvantage(Advantage):
+    """The advantage 1 of every image that has its rewards: nothing is compared.
+
+    For an objective that follows the rewards' own gradients.
+    """
+
+    uniform = True
+
+    def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
+        """Return 1 for each image, 0 where a reward is missing, (B,)."""
+        return scores.valid.float()
 
 
 class BatchAdvantage(Advantage):

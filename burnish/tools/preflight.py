@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from burnish.config import Config, images_compared
+from burnish.diffusion.chain import ChainProcess
 from burnish.diffusion.sampler import Sampler
 from burnish.diffusion.window import window_places
 from burnish.prompts import identifiers
@@ -38,7 +39,7 @@ from burnish.training.iteration_sampler import iteration_sampler, iteration_star
 from burnish.training.job import Job, prepare
 from burnish.training.learners import GeneratorLearner
 from burnish.training.requirements import needs_reference, reads_old
-from burnish.types import Prompt, Replay, Scores, Trajectory
+from burnish.types import Process, Prompt, Replay, Scores, Trajectory
 from burnish.world import World
 
 LEAST_IMAGES = 4  # of a prompt, for a group's mean and spread to mean anything
@@ -118,23 +119,25 @@ class Rehearsal:
         if self.config.guard.action != "none":
             yield self.check_guard(sampler, trajectory, images, prompts)
 
+        batch = RolloutBatch(
+            iteration=1,
+            prompts=prompts,
+            expansions=expansions,
+            trajectory=trajectory,
+            scores=scores,
+            group=group,
+            control_scale=None,
+            seconds_sampling=0.0,
+            seconds_scoring=0.0,
+        )
         if self.config.batch.baseline:
-            batch = RolloutBatch(
-                iteration=1,
-                prompts=prompts,
-                expansions=expansions,
-                trajectory=trajectory,
-                scores=scores,
-                group=group,
-                control_scale=None,
-                seconds_sampling=0.0,
-                seconds_scoring=0.0,
-            )
             yield self.check_baseline(batch)
 
-        replay = self.train(trajectory)
+        process, replay = self.train(batch)
         if parts.objective.process == "forward":
             yield check_denoising(replay)
+        elif isinstance(process, ChainProcess):
+            yield check_chain(process, parts)
         else:
             yield check_ratio(self.config, parts, sampler, trajectory)
 
@@ -149,9 +152,11 @@ class Rehearsal:
         started = time.perf_counter()
         noise = generator(self.config.seed, "preflight")
         starts = iteration_starts(self.job, 1)
+        policy = self.parts.policy
         keep = keeps_predictions(self.config, self.parts.objective)
+        keep_ode = self.parts.objective.process == "chain"
         with stage("sampling", f"{len(prompts)} images"):
-            sampled = sampler.sample(self.parts.policy, prompts, group, noise, keep, starts)
+            sampled = sampler.sample(policy, prompts, group, noise, keep, starts, keep_ode)
         self.seconds.sampling = self.since(started) / len(prompts)
         return sampled
 
@@ -163,15 +168,15 @@ class Rehearsal:
         self.seconds.scoring = self.since(started) / len(prompts)
         return scores
 
-    def train(self, trajectory: Trajectory) -> Replay:
-        """Replay and differentiate one micro-batch; return what was replayed."""
+    def train(self, rollout: RolloutBatch) -> tuple[Process, Replay]:
+        """Replay and differentiate one micro-batch; return what was replayed, and the replay."""
         parts = self.parts
         learner = self.job.learners["generator"]
         assert isinstance(learner, GeneratorLearner)
 
         batch = self.config.batch
         pairs = batch.train_batch
-        images = torch.arange(pairs) % len(trajectory.group)
+        images = torch.arange(pairs) % len(rollout.group)
         transitions = torch.arange(pairs) % transition_count(self.config, parts)
         updates = min(pairs, batch.minibatches * batch.epochs, 2)
         minibatches = zip(
@@ -180,7 +185,7 @@ class Rehearsal:
 
         started = time.perf_counter()
         with stage("training", f"{pairs} transitions"):
-            process = learner.updates.process(trajectory, list(minibatches), 1)
+            process = learner.updates.process(rollout, list(minibatches))
             if parts.objective.compares_images:
                 with torch.no_grad():
                     process.replay(images, transitions)
@@ -193,7 +198,7 @@ class Rehearsal:
         for parameter in parts.policy.trainable:
             parameter.grad = None
 
-        return replay
+        return process, replay
 
     def check_baseline(self, batch: RolloutBatch) -> Finding:
         """Check that the x0 predictions before transitions explain what the images score."""
@@ -506,6 +511,20 @@ def check_denoising(replay: Replay) -> Finding:
     if math.isfinite(error):
         return Finding("ok", text)
     return Finding("error", text, "use model.dtype float32 or bfloat16")
+
+
+def check_chain(process: ChainProcess, parts: Parts) -> Finding:
+    """Check that images have a direction to move in, and say by what."""
+    sizes = process.direction.flatten(1).norm(dim=1)
+    count = int((sizes > 0).sum())
+    source = "a gradient of the rewards"
+    remedy = "the gradient is 0: try the reward alone with burnish.check_reward"
+    if parts.objective.direction == "difference":
+        source = "a difference from the others of their prompt"
+        remedy = "the images of a prompt are all the same: take a larger sampler.kernel.gamma"
+
+    text = f"{count} of {len(sizes)} images have {source}; {len(process.factors)} calls follow it"
+    return Finding("ok", text) if count else Finding("error", text, remedy)
 
 
 def check_ratio(config: Config, parts: Parts, sampler: Sampler, trajectory: Trajectory) -> Finding:

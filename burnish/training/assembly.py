@@ -38,6 +38,7 @@ from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
 from burnish.prompts.identifier_embeddings import IdentifierEmbeddings
 from burnish.prompts.imitation import imitate, read_pairs
+from burnish.rewards.gradient import check_differentiable
 from burnish.rewards.tolerance import Tolerance, keep_waiting
 from burnish.rl.curriculum import ConstantCurriculum
 from burnish.seeds import generator
@@ -47,6 +48,7 @@ from burnish.training.requirements import (
     check_free_text_encoder,
     check_identifiers,
     check_transitions,
+    follows_gradient,
     needs_reference,
 )
 from burnish.types import (
@@ -59,6 +61,8 @@ from burnish.types import (
     Prompt,
     Reward,
     describe_value,
+    differentiable,
+    is_differentiable,
 )
 from burnish.user_code import check_signature
 
@@ -244,6 +248,9 @@ def assemble(
     free_text_encoders(config, policy, sampler, prompts, evaluation_prompts)
     rewards = given_rewards(overrides)
     shared = _shared(config, policy, sampler, evaluation_prompts, rewards, poll)
+    if follows_gradient(objective):
+        weighted = zip(shared.rewards, shared.weights.tolist(), strict=True)
+        check_differentiable(shared.rewards, [name for name, weight in weighted if weight == 0])
     known = [*prompts, *chain.from_iterable(evaluation_prompts.values())]
     drawn = identifiers.with_template(known, shared.template)
     policy.prompt_encoder.check([prompt.generator_text for prompt in drawn])
@@ -617,7 +624,7 @@ def of_original(reward: Reward) -> Reward:
     def judged(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         return reward(images, [prompt.unexpanded() for prompt in prompts])
 
-    return judged
+    return differentiable(judged) if is_differentiable(reward) else judged
 
 
 def load_panel(config: Config, tolerance: Tolerance) -> Panel:

@@ -121,6 +121,7 @@ def rollout_and_score(
     noise = generator(job.config.seed, iteration, "noise", job.world.rank)
     starts = iteration_starts(job, iteration)
     keep_x0_pred = keeps_predictions(job.config, parts.objective)
+    keep_ode = parts.objective.process == "chain"
     trajectories: list[Trajectory] = []
     sampled: list[Tensor] = []
 
@@ -132,7 +133,7 @@ def rollout_and_score(
                 job.poll()
                 chunk = [prompts[row] for row in rows.tolist()]
                 trajectory, images = sampler.sample(
-                    parts.policy, chunk, group[rows], noise, keep_x0_pred, starts
+                    parts.policy, chunk, group[rows], noise, keep_x0_pred, starts, keep_ode
                 )
                 trajectories.append(trajectory)
                 scoring.submit(images, chunk)

@@ -129,5 +129,7 @@ def transition_count(config: Config, parts: Parts) -> int:
     """Return how many transitions an image has to learn from."""
     if parts.objective.process == "forward":
         return config.batch.transitions or config.sampler.steps
+    if parts.objective.process == "chain":
+        return config.chain.last or config.sampler.steps
     window = config.sampler.window.size
     return window or parts.sampler.transitions(parts.policy, config.batch.least_noise)

@@ -88,6 +88,9 @@ def check_transitions(
     if objective.process == "forward":
         check_forward(config, policy, objective)
         return
+    if objective.process == "chain":
+        check_chain(config, objective)
+        return
 
     transitions = replace(sampler, window=None).transitions(policy, config.batch.least_noise)
     window = config.sampler.window
@@ -158,6 +161,12 @@ def check_advantage(config: Config, objective: Objective, advantage: Advantage) 
             "objective 'rwr' and the advantages 'softmax' and 'top_fraction' go together: set "
             "objective.use or advantage.use"
         )
+    if advantage.uniform != follows_gradient(objective):
+        raise ValueError(
+            "objective 'latent' follows the rewards' gradients and compares no images, and only it "
+            'does without an advantage: set advantage.use = "none" with it, and no other objective '
+            "with that"
+        )
     if advantage.selects and (config.batch.baseline or objective.compares_images):
         raise ValueError(
             "advantage 'pareto' leaves images out, but batch.baseline and objectives that compare "
@@ -182,6 +191,54 @@ def check_forward(config: Config, policy: Policy, objective: Objective) -> None:
     check_anchor(config, objective)
     if objective.compares_images:
         check_image_comparison(config, config.batch.transitions)
+
+
+def check_chain(config: Config, objective: Objective) -> None:
+    """Refuse what an objective on the chain of calls cannot do."""
+    steps = config.sampler.steps
+    last = config.chain.last or steps
+    if last > steps:
+        raise ValueError(
+            f"chain.last = {last}, but an image takes only {steps} calls (sampler.steps); lower "
+            "it, or take 0 for all"
+        )
+    if config.batch.transitions > last:
+        raise ValueError(
+            f"batch.transitions = {config.batch.transitions}, but only {last} calls are learned "
+            "from (sampler.steps, chain.last); lower it, or take 0 for all"
+        )
+    if config.batch.baseline:
+        raise ValueError(
+            "this objective learns from where images are to move, not from how good a transition "
+            "was; set batch.baseline = ''"
+        )
+    if config.forward.anchor != "reference":
+        raise ValueError(
+            f'forward.anchor = "{config.forward.anchor}" is of images noised again; this objective '
+            'has the anchor "reference" only'
+        )
+    if objective.direction == "difference":
+        check_differences(config)
+
+
+def check_differences(config: Config) -> None:
+    """Refuse images of a prompt that do not differ by a little noise alone."""
+    if not config.sampler.shared_noise or config.batch.images_per_prompt < 2:
+        raise ValueError(
+            "objective 'fdfo' compares images of one prompt that differ by a little noise: set "
+            "sampler.shared_noise = true, batch.images_per_prompt = 2 or more, and "
+            'sampler.kernel = { use = "churn", gamma = 0.0025 }'
+        )
+    if config.chain.read != "image":
+        raise ValueError(
+            f'chain.read = "{config.chain.read}" is of objective latent, which has a gradient to '
+            'read; set it to "image"'
+        )
+
+
+def follows_gradient(objective: Objective) -> bool:
+    """Return whether an objective follows the rewards' gradients, and no advantage."""
+    return objective.process == "chain" and objective.direction == "gradient"
 
 
 def needs_reference(objective: Objective) -> bool:

@@ -20,11 +20,12 @@ from burnish.stages import advance
 from burnish.training.assembly import Parts
 from burnish.training.baseline import x0_baseline
 from burnish.training.batch import Credit, RolloutBatch
+from burnish.training.chain import ChainProcesses
 from burnish.training.credit import first_iterations
 from burnish.training.forward import ForwardProcesses, training_calls, transition_count
 from burnish.training.metrics import merged_metrics, summary
 from burnish.training.weights import WeightUpdater
-from burnish.types import Process, Trajectory
+from burnish.types import Process
 from burnish.world import World
 
 
@@ -37,6 +38,7 @@ class GeneratorUpdates:
         self.parts = parts
         self.weights = weights
         self.forward = ForwardProcesses(config, world, parts, weights)
+        self.chain = ChainProcesses(config, world, parts, self.forward)
         self.still_iterations = 0  # with advantages, but a gradient of exactly 0
         self.has_gradient = False  # some gradient was not 0
 
@@ -56,10 +58,10 @@ class GeneratorUpdates:
             )
 
         credit = replace(credit, advantages=adv, loss_scale=credit.loss_scale / weights)
-        trajectory = batch.trajectory
         if self.parts.embeddings:
-            trajectory = self.parts.embeddings.gradients.watch(trajectory, batch.prompts)
-        process = self.process(trajectory, pairs, batch.iteration)
+            watched = self.parts.embeddings.gradients.watch(batch.trajectory, batch.prompts)
+            batch = replace(batch, trajectory=watched)
+        process = self.process(batch, pairs)
         updates = []
         for number, minibatch in enumerate(pairs):
             self.set_learning_rate(batch.iteration, number)
@@ -97,15 +99,15 @@ class GeneratorUpdates:
             minibatches(self.config, self.parts, len(adv), transitions, iteration, adv, rank)
         )
 
-    def process(self, trajectory: Trajectory, pairs: list[Pairs], iteration: int) -> Process:
-        """Return what the objective learns from: sampled transitions, or images noised again."""
-        policy = self.parts.policy
-        objective = self.parts.objective
+    def process(self, batch: RolloutBatch, pairs: list[Pairs]) -> Process:
+        """Return what the objective learns from: transitions, images noised again, or calls."""
+        kind = self.parts.objective.process
+        if kind == "reverse":
+            return ReverseProcess(self.parts.policy, self.parts.sampler, batch.trajectory)
+        if kind == "chain":
+            return self.chain.process(batch, pairs)
 
-        if objective.process == "reverse":
-            return ReverseProcess(policy, self.parts.sampler, trajectory)
-
-        return self.forward.process(trajectory, pairs, iteration)
+        return self.forward.process(batch.trajectory, pairs, batch.iteration)
 
     def set_learning_rate(self, iteration: int, number: int) -> None:
         """Give the optimizer the rate of an iteration's update `number`, the first being 0."""

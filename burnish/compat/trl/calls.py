@@ -3,6 +3,8 @@
 prompt_function() -> (prompt, metadata)                        once an image
 reward_function(images, prompts, metadata) -> (rewards, info)  once a sampling batch
 image_samples_hook(batches, global_step, tracker)              once an epoch, before training
+
+AlignProp's reward function is called once more, with a gradient, before training.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from burnish.types import Prompt
 
 PromptFunction = Callable[[], tuple[str, Any]]
 RewardFunction = Callable[[Tensor, tuple[str, ...], tuple[Any, ...]], tuple[Any, Any]]
-Hook = Callable[[list[list[Any]], int, Any], Any]
+Hook = Callable[[Any, int, Any], Any]
 
 
 class Calls:
@@ -39,7 +41,7 @@ class Calls:
         self.hook = hook
         self._reward = reward
         self._prompt = prompt
-        self._batch = batch
+        self.batch = batch
         self._info: dict[int, Any] = {}  # by the index of the first prompt
 
     def draw(self, count: int) -> list[Prompt]:
@@ -49,7 +51,7 @@ class Calls:
 
     def reward(self, images: Tensor, prompts: Sequence[Prompt]) -> Any:
         """Return the rewards (B,) of a sampling batch."""
-        answer = self._reward(images, *_columns(prompts))
+        answer = self._reward(images, *columns(prompts))
         if not isinstance(answer, (tuple, list)) or len(answer) != 2:
             raise TypeError(
                 "reward_function must return two things, (rewards, metadata), as in TRL"
@@ -71,9 +73,9 @@ class Calls:
         if self.hook is None or sampled.rank != 0:
             return
 
-        for start in range(0, len(sampled.prompts), self._batch):
-            rows = slice(start, start + self._batch)
-            prompts, metadata = _columns(sampled.prompts[rows])
+        for start in range(0, len(sampled.prompts), self.batch):
+            rows = slice(start, start + self.batch)
+            prompts, metadata = columns(sampled.prompts[rows])
             info = self._info.get(start)
             batches.append([sampled.images[rows], prompts, metadata, rewards[rows], info])
 
@@ -103,7 +105,7 @@ class NoTracker:
         )
 
 
-def _columns(prompts: Sequence[Prompt]) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+def columns(prompts: Sequence[Prompt]) -> tuple[tuple[str, ...], tuple[Any, ...]]:
     """Return the texts and TRL's metadata."""
     return tuple(prompt.text for prompt in prompts), tuple(
         prompt.metadata["metadata"] for prompt in prompts

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from burnish import config as configuration
 from burnish.config import Config, Table
@@ -26,7 +26,13 @@ from burnish.config import Config, Table
 LATENT = 4 * 64 * 64
 """D of Stable Diffusion at 512 pixels."""
 
-PRECISIONS = {"no": "float32", None: "float32", "fp16": "float16", "bf16": "bfloat16"}
+PRECISIONS = {
+    "no": "float32",
+    "none": "float32",
+    None: "float32",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+}
 PROJECT_KEYS = ("project_dir", "logging_dir", "automatic_checkpoint_naming", "total_limit")
 
 
@@ -37,16 +43,10 @@ def option(default: Any, help: str, **more: Any) -> Any:
 
 # Optional, not "| None": HfArgumentParser of every version reads it
 @dataclass
-class DDPOConfig:
-    """TRL's options with TRL's defaults.
+class Options:
+    """The options that TRL's trainers for diffusion models have in common, with TRL's defaults."""
 
-    `to_burnish` translates them; the trainer does so by itself.
-
-    Example:
-        >>> batches = {"sample_num_batches_per_epoch": 4, "train_batch_size": 4}
-        >>> DDPOConfig(sample_batch_size=8, **batches).updates
-        8
-    """
+    method: ClassVar[str] = ""
 
     exp_name: str = option(
         Path(sys.argv[0]).stem if sys.argv[0].endswith(".py") else "",
@@ -81,8 +81,6 @@ class DDPOConfig:
     sample_guidance_scale: float = option(
         5.0, "Weight of classifier-free guidance; 1 or less: none."
     )
-    sample_batch_size: int = option(1, "Images sampled at once in each process.")
-    sample_num_batches_per_epoch: int = option(2, "Sampling batches in an epoch.")
     train_batch_size: int = option(1, "Images trained on at once in each process.")
     train_use_8bit_adam: bool = option(False, "Optimizer state in 8 bits.")
     train_learning_rate: float = option(3e-4, "Learning rate of AdamW.")
@@ -92,6 +90,84 @@ class DDPOConfig:
     train_adam_epsilon: float = option(1e-8, "Adam's epsilon.")
     train_gradient_accumulation_steps: int = option(1, "Training batches in an optimizer step.")
     train_max_grad_norm: float = option(1.0, "Norm that gradients are scaled down to.")
+    negative_prompts: str | None = option("", "The negative prompt of all images.")
+    push_to_hub: bool = option(False, "Only for the script's own use; the trainer ignores it.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all options by name; those inside a table as "table/name"."""
+        options: dict[str, Any] = {}
+
+        for name, value in asdict(self).items():
+            if isinstance(value, dict):
+                options |= {f"{name}/{key}": inner for key, inner in value.items()}
+            else:
+                options[name] = value
+
+        return options
+
+    @property
+    def folder(self) -> Path:
+        """The run directory: PROJECT_DIR/RUN_NAME."""
+        parent = self.project_kwargs.get("project_dir") or self.logdir
+        return Path(parent).expanduser() / (self.run_name or self.exp_name or self.method)
+
+    def tree(
+        self, model: str, prompts: Table, rewards: Sequence[Table], use_lora: bool, **more: Any
+    ) -> dict[str, Any]:
+        """Return the part of the configuration that does not depend on how is learned.
+
+        Args:
+            model: a hub id, a folder or zoo:NAME.
+            prompts: a prompt source.
+            rewards: at least one.
+            use_lora: train an adapter.
+            more: further keys of [model].
+        """
+        train = {"train": "lora" if use_lora else "full", "dtype": PRECISIONS[self.mixed_precision]}
+        device = {"device": "cpu"} if self.accelerator_kwargs.get("cpu") else {}
+        return {
+            "seed": self.seed,
+            "iterations": self.num_epochs,
+            "model": {"id": model, **train, **device, **more},
+            "sampler": _sampler(self),
+            "prompts": prompts,
+            "rewards": list(rewards),
+            "optimizer": _optimizer(self),
+            "evaluation": {"images_per_prompt": 0},  # TRL has none; nor sample grids
+            "run": _run(self),
+        }
+
+    def to_burnish(
+        self,
+        model: str,
+        prompts: Table,
+        rewards: Sequence[Table],
+        *,
+        use_lora: bool = True,
+        latent: int = LATENT,
+        processes: int = 1,
+        **more: Any,
+    ) -> Config:
+        """Return the configuration that means the same, see the methods' own."""
+        raise NotImplementedError
+
+
+@dataclass
+class DDPOConfig(Options):
+    """TRL's options with TRL's defaults.
+
+    `to_burnish` translates them; the trainer does so by itself.
+
+    Example:
+        >>> batches = {"sample_num_batches_per_epoch": 4, "train_batch_size": 4}
+        >>> DDPOConfig(sample_batch_size=8, **batches).updates
+        8
+    """
+
+    method: ClassVar[str] = "ddpo"
+
+    sample_batch_size: int = option(1, "Images sampled at once in each process.")
+    sample_num_batches_per_epoch: int = option(2, "Sampling batches in an epoch.")
     train_num_inner_epochs: int = option(1, "Passes over an epoch's images.")
     train_cfg: bool = option(True, "Guidance while training too.")
     train_adv_clip_max: float = option(5.0, "Largest advantage.")
@@ -112,20 +188,6 @@ class DDPOConfig:
     )
     async_reward_computation: bool = option(False, "Compute rewards in threads.")
     max_workers: int = option(2, "Threads for rewards.")
-    negative_prompts: str = option("", "The negative prompt of all images.")
-    push_to_hub: bool = option(False, "Only for the script's own use; the trainer ignores it.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all options by name; those inside a table as "table/name"."""
-        options: dict[str, Any] = {}
-
-        for name, value in asdict(self).items():
-            if isinstance(value, dict):
-                options |= {f"{name}/{key}": inner for key, inner in value.items()}
-            else:
-                options[name] = value
-
-        return options
 
     @property
     def updates(self) -> int:
@@ -157,12 +219,6 @@ class DDPOConfig:
             )
 
         return images // per_step
-
-    @property
-    def folder(self) -> Path:
-        """The run directory: PROJECT_DIR/RUN_NAME."""
-        parent = self.project_kwargs.get("project_dir") or self.logdir
-        return Path(parent).expanduser() / (self.run_name or self.exp_name or "ddpo")
 
     def to_burnish(
         self,
@@ -196,22 +252,12 @@ class DDPOConfig:
         for sentence in _differences(self):
             warnings.warn(sentence, stacklevel=2)
 
-        train = {"train": "lora" if use_lora else "full", "dtype": PRECISIONS[self.mixed_precision]}
-        device = {"device": "cpu"} if self.accelerator_kwargs.get("cpu") else {}
         return configuration.parse(
             {
-                "seed": self.seed,
-                "iterations": self.num_epochs,
-                "model": {"id": model, **train, **device, **more},
-                "sampler": _sampler(self),
-                "prompts": prompts,
-                "rewards": list(rewards),
+                **self.tree(model, prompts, rewards, use_lora, **more),
                 "advantage": _advantage(self),
                 "objective": {"use": "clipped", "clip": self.train_clip_range * latent},
-                "optimizer": _optimizer(self),
                 "batch": _batch(self, processes),
-                "evaluation": {"images_per_prompt": 0},  # TRL has none; nor sample grids
-                "run": _run(self),
             }
         )
 
@@ -224,7 +270,7 @@ _COUNTS = (
 )
 
 
-def _sampler(config: DDPOConfig) -> Table:
+def _sampler(config: Options) -> Table:
     guidance: Table = {"use": "none"}
 
     if config.sample_guidance_scale > 1:
@@ -249,7 +295,7 @@ def _advantage(config: DDPOConfig) -> Table:
     return {"use": "batch", "clip": clip}
 
 
-def _optimizer(config: DDPOConfig) -> Table:
+def _optimizer(config: Options) -> Table:
     return {
         "lr": config.train_learning_rate,
         "betas": [config.train_adam_beta1, config.train_adam_beta2],
@@ -273,7 +319,7 @@ def _batch(config: DDPOConfig, processes: int) -> Table:
     }
 
 
-def _run(config: DDPOConfig) -> Table:
+def _run(config: Options) -> Table:
     return {
         "checkpoint_every": config.save_freq,
         "keep": config.project_kwargs.get("total_limit") or config.num_checkpoint_limit,
@@ -285,19 +331,30 @@ def _run(config: DDPOConfig) -> Table:
     }
 
 
-def _negative(config: DDPOConfig) -> str:
+def _negative(config: Options) -> str:
     """Return the negative prompt; TRL also takes None, and a list of one."""
     given: Any = config.negative_prompts or ""
     return given if isinstance(given, str) else str(given[0])
 
 
-def _refuse(config: DDPOConfig) -> None:
-    """Raise ValueError for an option that has no counterpart."""
+def refuse_shared(config: Options) -> None:
+    """Raise ValueError for an option of all trainers that has no counterpart."""
     if config.mixed_precision not in PRECISIONS:
         raise ValueError(
             f'mixed_precision = "{config.mixed_precision}"; it must be "fp16", "bf16" or "no"'
         )
+    negative: Any = config.negative_prompts or ""
+    if not isinstance(negative, str) and len(negative) > 1:
+        raise ValueError("negative_prompts has several texts; give one, which all images share")
 
+    for table, known in (("accelerator_kwargs", ("cpu",)), ("project_kwargs", PROJECT_KEYS)):
+        for key in getattr(config, table).keys() - set(known):
+            raise ValueError(f'{table}: "{key}" means nothing here; accepted: {", ".join(known)}')
+
+
+def _refuse(config: DDPOConfig) -> None:
+    """Raise ValueError for an option that has no counterpart."""
+    refuse_shared(config)
     fraction = config.train_timestep_fraction
     if not 0 < fraction <= 1 or config.sample_num_steps * fraction < 1:
         raise ValueError(
@@ -313,12 +370,12 @@ def _refuse(config: DDPOConfig) -> None:
             "or sample without guidance: sample_guidance_scale = 1"
         )
 
-    if not isinstance(config.negative_prompts or "", str) and len(config.negative_prompts) > 1:
-        raise ValueError("negative_prompts has several texts; give one, which all images share")
 
-    for table, known in (("accelerator_kwargs", ("cpu",)), ("project_kwargs", PROJECT_KEYS)):
-        for key in getattr(config, table).keys() - set(known):
-            raise ValueError(f'{table}: "{key}" means nothing here; accepted: {", ".join(known)}')
+def shared_differences(config: Options) -> list[str]:
+    """Return a sentence for each option of all trainers that works differently in Burnish."""
+    if config.sample_guidance_scale <= 1 and _negative(config):
+        return ["negative_prompts: without guidance they have no effect"]
+    return []
 
 
 def _differences(config: DDPOConfig) -> list[str]:
@@ -326,7 +383,7 @@ def _differences(config: DDPOConfig) -> list[str]:
     buffer = config.per_prompt_stat_tracking_buffer_size
     min_count = config.per_prompt_stat_tracking_min_count
     weight = config.sample_guidance_scale
-    sentences = []
+    sentences = shared_differences(config)
 
     if config.async_reward_computation and config.max_workers > 1:
         sentences.append(
@@ -338,8 +395,6 @@ def _differences(config: DDPOConfig) -> list[str]:
             f"sample_guidance_scale = {weight}: TRL samples without guidance below 1 "
             "but trains with it; here none"
         )
-    if weight <= 1 and _negative(config):
-        sentences.append("negative_prompts: without guidance they have no effect")
     if config.per_prompt_stat_tracking and min_count > buffer:
         sentences.append(
             f"per_prompt_stat_tracking: no prompt ever has {min_count} of at most {buffer} "

@@ -123,8 +123,7 @@ class DefaultDDPOStableDiffusionPipeline:
         """
         if self.policy is not None:
             raise ValueError(
-                "this pipeline belongs to another DDPOTrainer already; "
-                "make a new one of the same model"
+                "this pipeline belongs to another trainer already; make a new one of the same model"
             )
 
         if self.adapter:

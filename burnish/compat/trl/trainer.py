@@ -1,4 +1,4 @@
-"""TRL's DDPOTrainer on Burnish's loop.
+"""TRL's trainers on Burnish's loop.
 
 It translates the options, gives the loop the user's functions, and calls `burnish.train`.
 """
@@ -14,7 +14,7 @@ import torch
 
 from burnish.catalog import IN_MEMORY
 from burnish.compat.trl.calls import Calls, Hook, PromptFunction, RewardFunction
-from burnish.compat.trl.options import DDPOConfig
+from burnish.compat.trl.options import DDPOConfig, Options
 from burnish.compat.trl.pipeline import DefaultDDPOStableDiffusionPipeline
 from burnish.config import Config
 from burnish.files import write
@@ -35,37 +35,12 @@ LOOP = (
 """Methods in which TRL's trainer has its loop."""
 
 
-class DDPOTrainer:
-    """A trainer that fine-tunes a pipeline as TRL 0.23.1's trainer of this name does.
-
-    Args:
-        config: the options.
-        reward_function: (images (B, 3, H, W) in [0, 1], B prompts, B metadata) -> (B rewards,
-            anything).
-        prompt_function: () -> (prompt, metadata); called for every image.
-        sd_pipeline: the pipeline to train.
-        image_samples_hook: (batches, global_step, tracker), where a batch is [images, prompts,
-            metadata, rewards, the reward function's second answer]; global_step counts the epochs
-            that are done, as the trackers do.
-
-    Attributes:
-        config, sd_pipeline: as given.
-        recipe: the Burnish configuration that the options mean.
-        run: the run directory: checkpoints, log.jsonl, the adapter; `burnish report` shows it.
-
-    Raises:
-        ValueError, TypeError, FileExistsError: one sentence that says what is wrong with an option.
-
-    Example:
-        >>> config = DDPOConfig(mixed_precision="no")
-        >>> trainer = DDPOTrainer(config, reward, prompt, pipeline)  # doctest: +SKIP
-        >>> trainer.train()  # doctest: +SKIP
-        >>> trainer.save_pretrained("finetuned")  # doctest: +SKIP
-    """
+class Trainer:
+    """The trainer of an `Options`: it differs in how the loop calls a script's functions."""
 
     def __init__(
         self,
-        config: DDPOConfig,
+        config: Options,
         reward_function: RewardFunction,
         prompt_function: PromptFunction,
         sd_pipeline: DefaultDDPOStableDiffusionPipeline,
@@ -80,9 +55,7 @@ class DDPOTrainer:
 
         self.config = config
         self.sd_pipeline = sd_pipeline
-        self._calls = Calls(
-            reward_function, prompt_function, image_samples_hook, config.sample_batch_size
-        )
+        self._calls = self.calls(reward_function, prompt_function, image_samples_hook)
         self.recipe = translated(config, sd_pipeline, self._calls.name)
         self.run = resumed(config.resume_from) if config.resume_from else fresh(config.folder)
         self._epochs = 0  # of earlier calls of `train`
@@ -100,6 +73,10 @@ class DDPOTrainer:
                     f"{cls.__name__}.{name} would never be called, because the loop is "
                     "burnish.train; write an objective or an advantage instead (docs/from-trl.md)"
                 )
+
+    def calls(self, reward: RewardFunction, prompt: PromptFunction, hook: Hook | None) -> Calls:
+        """Return the script's functions as the loop calls them."""
+        raise NotImplementedError
 
     def train(self, epochs: int | None = None) -> Path:
         """Train until `epochs` are done, and return the run directory.
@@ -167,8 +144,43 @@ class DDPOTrainer:
         return str(commit.commit_url)
 
 
+class DDPOTrainer(Trainer):
+    """A trainer that fine-tunes a pipeline as TRL 0.23.1's trainer of this name does.
+
+    Args:
+        config: the options.
+        reward_function: (images (B, 3, H, W) in [0, 1], B prompts, B metadata) -> (B rewards,
+            anything).
+        prompt_function: () -> (prompt, metadata); called for every image.
+        sd_pipeline: the pipeline to train.
+        image_samples_hook: (batches, global_step, tracker), where a batch is [images, prompts,
+            metadata, rewards, the reward function's second answer]; global_step counts the epochs
+            that are done, as the trackers do.
+
+    Attributes:
+        config, sd_pipeline: as given.
+        recipe: the Burnish configuration that the options mean.
+        run: the run directory: checkpoints, log.jsonl, the adapter; `burnish report` shows it.
+
+    Raises:
+        ValueError, TypeError, FileExistsError: one sentence that says what is wrong with an option.
+
+    Example:
+        >>> config = DDPOConfig(mixed_precision="no")
+        >>> trainer = DDPOTrainer(config, reward, prompt, pipeline)  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+        >>> trainer.save_pretrained("finetuned")  # doctest: +SKIP
+    """
+
+    config: DDPOConfig
+
+    def calls(self, reward: RewardFunction, prompt: PromptFunction, hook: Hook | None) -> Calls:
+        """Return the script's functions as the loop calls them."""
+        return Calls(reward, prompt, hook, self.config.sample_batch_size)
+
+
 def translated(
-    config: DDPOConfig, pipeline: DefaultDDPOStableDiffusionPipeline, reward: str
+    config: Options, pipeline: DefaultDDPOStableDiffusionPipeline, reward: str
 ) -> Config:
     """Return the options as a Burnish configuration for this pipeline.
 
