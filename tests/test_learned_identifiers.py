@@ -143,7 +143,8 @@ def test_the_gradient_is_that_of_the_whole_chain(
     states = family_of("StableDiffusionPipeline").encode(policy.pipe, texts)
     stored = batch.trajectory
     torch.testing.assert_close(states["text"].detach(), stored.cond["text"], rtol=1e-9, atol=1e-9)
-    process = updates.process(replace(stored, cond={**stored.cond, **states}), pairs, 1)
+    trajectory = replace(stored, cond={**stored.cond, **states})
+    process = updates.process(replace(batch, trajectory=trajectory), pairs)
     loss = sum(
         job.parts.objective(process.replay(images, columns), credit.advantages[images]).value
         for images, columns in pairs
