@@ -76,6 +76,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "ram": "burnish.rl.forward_objectives:RAM",
         "nft": "burnish.rl.forward_objectives:NFT",
         "dgpo": "burnish.rl.forward_objectives:DGPO",
+        "dpo": "burnish.rl.dpo:DPO",
     },
     "kernel": {
         "ddim": "burnish.diffusion.kernels:DDIM",

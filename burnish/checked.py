@@ -547,6 +547,18 @@ class CheckedObjective(Checked, Objective):
                 "a logarithm at 0"
             )
 
+    def learns_from(self, adv: Tensor, group: Tensor) -> Tensor:
+        """Return the images (b,) bool that its loss is about; all, if it does not say.
+
+        Raises:
+            ValueError: it raises, or returns something else.
+        """
+        if not hasattr(self.part, "learns_from"):
+            return super().learns_from(adv, group)
+
+        chosen = self._call("learns_from", adv.clone(), group.clone())
+        return check_tensor(chosen, (len(adv),), f"{self.name}.learns_from", boolean=True)
+
     def targets(self, change: Tensor, adv: Tensor, group: Tensor, transitions: int) -> Tensor:
         """Return its targets (b,) or (b, T).
 
