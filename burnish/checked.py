@@ -58,7 +58,8 @@ LIKELY_SLIP = 0.8
 """An attribute whose name is at least this similar to one of the protocol may be a slip."""
 
 RECORD_KEYS = frozenset(
-    "iteration images rewards control_scale pareto_front zero_advantage missing problems grad_norm "
+    "iteration images rewards votes control_scale pareto_front zero_advantage missing problems "
+    "grad_norm "
     "lr explained_variance seconds_sampling seconds_scoring seconds_training".split()
 )
 """Keys of a line of log.jsonl that the loop writes itself; a metric must have another name."""

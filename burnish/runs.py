@@ -23,7 +23,7 @@ Standard library only.
     RUN/adapter.json                 the iteration they are of, and the files' digests
     RUN/guard.json                   when and why the guard ended the run, and to which iteration it
                                      went back
-    RUN/questions.jsonl, RUN/questions/, RUN/votes.jsonl
+    RUN/questions.jsonl, RUN/questions/, RUN/votes.jsonl, RUN/rounds.jsonl
                                      the pairs of images that people are asked about, and their
                                      answers, see `votes`
     RUN/trackers.json                the ids under which experiment trackers file the run
@@ -101,6 +101,7 @@ class Run:
     questions = RunPath("questions.jsonl")
     question_images = RunPath("questions")
     votes = RunPath("votes.jsonl")
+    rounds = RunPath("rounds.jsonl")
 
     @staticmethod
     def create(folder: str | os.PathLike[str]) -> Run:

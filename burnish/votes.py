@@ -7,12 +7,14 @@
     RUN/votes.jsonl         one JSON object a vote, in the order in which they were given
         {"question": "000003-00-1f2e3d4c", "answer": "left", "seconds": 1.8}
         {"undo": "000003-00-1f2e3d4c"}      takes back the vote on that question
+    RUN/rounds.jsonl        one JSON object for each iteration that the training has gone on with
+        {"iteration": 3, "questions": "1f2e3d4c5b6a7988", "votes": 37}      after so many lines
 
-The training writes the questions, and whoever asks a person writes the votes by `answer` and
-`undo`; any number of programs may do so at once. Both files only grow. A line is on the disk when
-the function returns that adds it. What a crash leaves of a line is removed before the next one is
-added, and ignored until then. A question with `repeats` shows the images of an earlier one again,
-perhaps with the sides changed. Standard library only.
+The training writes the questions and rounds, and whoever asks a person writes the votes by `answer`
+and `undo`; any number of programs may do so at once. The files only grow. A line is on the disk
+when the function returns that adds it. What a crash leaves of a line is ignored, and removed before
+the next one is added. A question with `repeats` shows the images of an earlier one again, perhaps
+with the sides changed. Standard library only.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NotRequired, TypedDict, get_args
 
-from burnish.annotations import Count, PositiveOrZero, Rule, complaint
+from burnish.annotations import Count, CountOrZero, PositiveOrZero, Rule, complaint
 from burnish.errors import os_error_context
 from burnish.files import decode_row, dumps, flush, json_object, raw_rows, sync_folder, write
 from burnish.runs import Run, try_lock
@@ -66,6 +68,14 @@ class QuestionRow(TypedDict):
     left: ImageName
     right: ImageName
     repeats: NotRequired[str]
+
+
+class RoundRow(TypedDict):
+    """A line of rounds.jsonl."""
+
+    iteration: Count
+    questions: str
+    votes: CountOrZero
 
 
 class VoteRow(TypedDict, total=False):
@@ -108,11 +118,16 @@ def add_image(run: Run, png: bytes) -> str:
         run: the run directory.
         png: the file's bytes.
     """
-    name = f"{hashlib.sha256(png).hexdigest()[:16]}.png"
+    name = image_name(png)
     path = image_path(run, name)
     if not path.is_file():
         write(path, png)
     return name
+
+
+def image_name(png: bytes) -> str:
+    """Return the name of an image for questions by the file's bytes."""
+    return f"{hashlib.sha256(png).hexdigest()[:16]}.png"
 
 
 def make_question(
@@ -161,6 +176,44 @@ def questions(run: Run) -> list[Question]:
 def image_path(run: Run, name: str) -> Path:
     """Return the path of an image of a question by its name."""
     return run.question_images / name
+
+
+def close_round(run: Run, iteration: int, listed: Sequence[Question]) -> int:
+    """Return after how many lines of votes.jsonl an iteration is learned from, and note it.
+
+    What was noted for the same questions counts again, so that a resumed run learns from the same
+    votes.
+
+    Args:
+        run: the run directory.
+        iteration: whose questions were asked.
+        listed: these questions.
+    """
+    digest = hashlib.sha256("/".join(question.id for question in listed).encode()).hexdigest()[:16]
+    for row in _round_rows(run):
+        if (row["iteration"], row["questions"]) == (iteration, digest):
+            return int(row["votes"])
+
+    lines = len(vote_rows(run))
+    with _locked(run.rounds) as file:
+        _add_lines(file, [{"iteration": iteration, "questions": digest, "votes": lines}])
+    return lines
+
+
+def lines_before(run: Run, iteration: int) -> int:
+    """Return how many lines of votes.jsonl the last iteration before one was learned from with.
+
+    Args:
+        run: the run directory.
+        iteration: from 1 on.
+    """
+    earlier = [row for row in _round_rows(run) if row["iteration"] < iteration]
+    last = max((row["iteration"] for row in earlier), default=0)
+    return max((row["votes"] for row in earlier if row["iteration"] == last), default=0)
+
+
+def _round_rows(run: Run) -> list[dict[str, Any]]:
+    return [_checked(run.rounds, row, line, RoundRow) for row, line in _rows(run.rounds)]
 
 
 # Answering --------------------------------------------------------------------------------------
@@ -252,6 +305,27 @@ def votes(run: Run, lines: int | None = None) -> list[Vote]:
         ValueError: a line is no vote; the message names it.
     """
     return standing(vote_rows(run)[:lines])
+
+
+def preferences(run: Run) -> list[tuple[str, str, str]]:
+    """Return the (prompt, preferred image, other image) of each vote for one of two images.
+
+    The images are names, see `image_path`.
+
+    Args:
+        run: the run directory.
+    """
+    by_id = {question.id: question for question in questions(run)}
+    found = []
+
+    for vote in votes(run):
+        question = by_id.get(vote.question)
+        if question is None or vote.answer not in ("left", "right"):
+            continue
+        images = (question.left, question.right)
+        better, worse = images if vote.answer == "left" else images[::-1]
+        found.append((question.prompt, better, worse))
+    return found
 
 
 def vote_rows(run: Run) -> list[dict[str, Any]]:

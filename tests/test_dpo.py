@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from burnish.rl.dpo import DPO, pair_signs
 from burnish.training.batch import Credit
-from burnish.training.updates import images_learned_from, pairs_of
+from burnish.training.image_choice import compared_pairs
 from tests.test_forward_objectives import ADV, GROUP, B, Toy, check, randn
 from tests.test_loop import BRIGHTNESS, first_batch, load
 
@@ -95,9 +95,7 @@ def test_only_the_images_of_pairs_are_replayed(
     credit = Credit(adv, valid, batch.group, counted=valid, loss_scale=1.0)
 
     whole = torch.arange(8).repeat_interleave(3), torch.arange(3).repeat(8)
-    chosen = images_learned_from(updates.parts.objective, credit)
-    assert chosen.nonzero()[:, 0].tolist() == [0, 3, 4, 6]
-    some = pairs_of(chosen, whole)
+    (some,) = compared_pairs(updates.parts.objective, credit, [whole])
     assert some[0].unique().tolist() == [0, 3, 4, 6]
 
     process = updates.process(batch.trajectory, [whole], 1)
@@ -105,7 +103,10 @@ def test_only_the_images_of_pairs_are_replayed(
     assert means[0]["grad_norm"] / 4 * 7 == pytest.approx(means[1]["grad_norm"], rel=1e-4)
 
 
-def test_no_pair_leaves_a_single_image() -> None:
+def test_without_a_pair_a_single_image_is_left() -> None:
     pairs = torch.tensor([3, 3, 1]), torch.tensor([0, 1, 0])
-    images, transitions = pairs_of(torch.zeros(4, dtype=torch.bool), pairs)
+    alike = torch.zeros(4)
+    group = torch.zeros(4).long()
+    credit = Credit(alike, torch.ones(4).bool(), group, torch.ones(4).bool(), 1.0)
+    ((images, transitions),) = compared_pairs(DPO(), credit, [pairs])
     assert (images.tolist(), transitions.tolist()) == ([3, 3], [0, 1])

@@ -22,9 +22,10 @@ from burnish.training.baseline import x0_baseline
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.credit import first_iterations
 from burnish.training.forward import ForwardProcesses, training_calls, transition_count
+from burnish.training.image_choice import compared_pairs, counted_pairs
 from burnish.training.metrics import merged_metrics, summary
 from burnish.training.weights import WeightUpdater
-from burnish.types import Objective, Process, Trajectory
+from burnish.types import Process, Trajectory
 from burnish.world import World
 
 
@@ -49,8 +50,7 @@ class GeneratorUpdates:
         if credit.empty or not self.parts.policy.trainable:
             return {}
         if self.parts.objective.compares_images:
-            chosen = images_learned_from(self.parts.objective, credit)
-            pairs = [pairs_of(chosen, minibatch) for minibatch in pairs]
+            pairs = compared_pairs(self.parts.objective, credit, pairs)
 
         metrics = {}
         if self.config.batch.baseline:
@@ -226,32 +226,3 @@ def minibatches(
         for blocks in order.tensor_split(batch.minibatches):
             rows = (blocks[:, None] * block + torch.arange(block)).flatten()
             yield rows.repeat_interleave(count), chosen[rows].flatten() + epoch * offset
-
-
-def images_learned_from(objective: Objective, credit: Credit) -> Tensor:
-    """Return the images (B,) bool that an objective that compares images learns from."""
-    chosen = torch.zeros_like(credit.valid)
-    valid = credit.valid
-    chosen[valid] = objective.learns_from(credit.advantages[valid], credit.group[valid])
-    return chosen
-
-
-def pairs_of(chosen: Tensor, pairs: Pairs) -> Pairs:
-    """Return the pairs whose images are `chosen` (B,); without one those of a single image."""
-    images, transitions = pairs
-    kept = chosen[images]
-    if not kept.any():
-        kept = images == images[0]
-    return images[kept], transitions[kept]
-
-
-def counted_pairs(counted: Tensor, pairs: Pairs) -> tuple[Pairs, float]:
-    """Return the pairs whose images are `counted` (B,), and their share of all.
-
-    Without one there is still a pair, of share 0, so that the update has a gradient.
-    """
-    images, transitions = pairs
-    useful = counted[images]
-    share = float(useful.double().mean())
-    useful[0] |= not useful.any()
-    return (images[useful], transitions[useful]), share
