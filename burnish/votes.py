@@ -2,13 +2,14 @@
 
     RUN/questions.jsonl     one JSON object a question, in the order in which they were asked
         {"id": "000003-00-1f2e3d4c", "iteration": 3, "prompt": "a fox",
-         "left": "0a1b2c3d4e5f6071.png", "right": "8293a4b5c6d7e8f9.png", "repeats": ""}
+         "left": "0a1b2c3d4e5f6071.png", "right": "8293a4b5c6d7e8f9.png", "repeats": "",
+         "round": "1f2e3d4c5b6a7988"}
     RUN/questions/*.png     the images, each named by the SHA-256 of its bytes
     RUN/votes.jsonl         one JSON object a vote, in the order in which they were given
         {"question": "000003-00-1f2e3d4c", "answer": "left", "seconds": 1.8}
         {"undo": "000003-00-1f2e3d4c"}      takes back the vote on that question
     RUN/rounds.jsonl        one JSON object for each iteration that the training has gone on with
-        {"iteration": 3, "questions": "1f2e3d4c5b6a7988", "votes": 37}      after so many lines
+        {"iteration": 3, "round": "1f2e3d4c5b6a7988", "votes": 37}      after so many lines
 
 The training writes the questions and rounds, and whoever asks a person writes the votes by `answer`
 and `undo`; any number of programs may do so at once. The files only grow. A line is on the disk
@@ -24,7 +25,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NotRequired, TypedDict, get_args
 
@@ -68,13 +69,14 @@ class QuestionRow(TypedDict):
     left: ImageName
     right: ImageName
     repeats: NotRequired[str]
+    round: NotRequired[str]
 
 
 class RoundRow(TypedDict):
     """A line of rounds.jsonl."""
 
     iteration: Count
-    questions: str
+    round: str
     votes: CountOrZero
 
 
@@ -97,6 +99,8 @@ class Question:
     left: str  # names of files, see `image_path`
     right: str
     repeats: str = ""  # the id of the question whose images these are; "": of none
+    # names the questions that were asked together; "" before it is asked
+    round: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -156,10 +160,16 @@ def ask(run: Run, listed: Sequence[Question]) -> None:
         listed: questions of one iteration.
     """
     known = {question.id for question in questions(run)}
-    new = [question for question in listed if question.id not in known]
+    name = round_name(listed)
+    new = [{**asdict(one), "round": name} for one in listed if one.id not in known]
     if new:
         with _locked(run.questions) as file:
-            _add_lines(file, [asdict(question) for question in new])
+            _add_lines(file, new)
+
+
+def round_name(listed: Sequence[Question]) -> str:
+    """Return what questions that are asked together are called, which follows from their ids."""
+    return hashlib.sha256("/".join(one.id for one in listed).encode()).hexdigest()[:16]
 
 
 def questions(run: Run) -> list[Question]:
@@ -189,14 +199,14 @@ def close_round(run: Run, iteration: int, listed: Sequence[Question]) -> int:
         iteration: whose questions were asked.
         listed: these questions.
     """
-    digest = hashlib.sha256("/".join(question.id for question in listed).encode()).hexdigest()[:16]
+    name = round_name(listed)
     for row in _round_rows(run):
-        if (row["iteration"], row["questions"]) == (iteration, digest):
+        if (row["iteration"], row["round"]) == (iteration, name):
             return int(row["votes"])
 
     lines = len(vote_rows(run))
     with _locked(run.rounds) as file:
-        _add_lines(file, [{"iteration": iteration, "questions": digest, "votes": lines}])
+        _add_lines(file, [{"iteration": iteration, "round": name, "votes": lines}])
     return lines
 
 
@@ -241,11 +251,11 @@ def pending(run: Run) -> list[Question]:
     unanswered = [question for question in listed if question.id not in answered]
 
     again = [question for question in unanswered if question.id in taken_back]
-    last = listed[-1].iteration
+    last = (listed[-1].iteration, listed[-1].round)
     return again + [
         question
         for question in unanswered
-        if question.iteration == last and question.id not in taken_back
+        if (question.iteration, question.round) == last and question.id not in taken_back
     ]
 
 

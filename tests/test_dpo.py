@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_forward_objectives import ADV, GROUP, B, Toy, check, randn
+from test_loop import BRIGHTNESS, first_batch, load
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from burnish.rl.dpo import DPO, pair_signs
 from burnish.training.batch import Credit
 from burnish.training.image_choice import compared_pairs
-from tests.test_forward_objectives import ADV, GROUP, B, Toy, check, randn
-from tests.test_loop import BRIGHTNESS, first_batch, load
 
 
 def published(toy: Toy, beta: float) -> Tensor:

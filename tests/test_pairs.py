@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from test_loop import first_batch, load
 
 from burnish import votes
 from burnish.images import fit_image, open_image
@@ -18,7 +19,6 @@ from burnish.runs import Run
 from burnish.seeds import generator
 from burnish.training.loop import train
 from burnish.types import Prompt
-from tests.test_loop import first_batch, load
 
 QUICK = ("evaluation.images_per_prompt=0", "run.sample_every=0")
 

@@ -19,8 +19,8 @@ def run(tmp_path: Path) -> Run:
     images = [votes.add_image(run, bytes([number])) for number in range(6)]
     first = votes.make_question(1, 0, "a fox", images[0], images[1])
     votes.ask(run, [first, votes.make_question(1, 1, "a cat", images[2], images[3])])
-    votes.ask(run, [votes.make_question(2, 0, "a dog", images[4], images[5])])
-    votes.ask(run, [votes.make_question(2, 1, "a fox", images[1], images[0], repeats=first.id)])
+    again = votes.make_question(2, 1, "a fox", images[1], images[0], repeats=first.id)
+    votes.ask(run, [votes.make_question(2, 0, "a dog", images[4], images[5]), again])
     return run
 
 
@@ -104,6 +104,24 @@ def test_a_line_that_a_crash_cut_off_is_ignored_and_then_removed(run: Run) -> No
     run.votes.write_bytes(whole.rstrip())  # an editor took away the last line's end
     votes.answer(run, listed[3].id, "right", 1)
     assert len(votes.votes(run)) == 2
+
+
+def test_questions_of_a_start_that_was_given_up_are_not_pending(run: Run) -> None:
+    listed = votes.questions(run)
+    anew = votes.make_question(2, 0, "a pig", listed[0].left, listed[2].right)
+    votes.ask(run, [anew])
+    assert votes.pending(run) == [anew]
+
+
+def test_what_was_noted_for_a_round_counts_again(run: Run) -> None:
+    listed = votes.questions(run)
+    assert votes.close_round(run, 1, listed[:2]) == 0
+    votes.answer(run, listed[2].id, "left", 1)
+    assert votes.close_round(run, 2, listed[2:]) == 1
+    votes.undo(run)
+    assert votes.close_round(run, 2, listed[2:]) == 1
+    assert votes.close_round(run, 2, listed[3:]) == 2  # other questions, as of another seed
+    assert [votes.lines_before(run, iteration) for iteration in (1, 2, 3)] == [0, 0, 2]
 
 
 def test_questions_are_asked_once(run: Run) -> None:

@@ -97,8 +97,11 @@ def wait_for_votes(job: Job, voting: Round, listed: Sequence[Question]) -> None:
     if job.world.main and voting.reward.voter is not None:
         voting.answer(listed, voting.reward.voter)
 
-    detail = f"{len(listed)} questions of iteration {voting.iteration}"
-    with stage("votes", detail, routine=True):
+    detail = (
+        f"{len(listed)} questions of iteration {voting.iteration} want answers; "
+        f"{job.run.questions} has them"
+    )
+    with stage("votes", detail, routine=voting.iteration > 1):
         while job.world.any(job.world.main and voting.lacks(listed)):
             job.poll()
             time.sleep(PAUSE)
