@@ -17,6 +17,7 @@ from burnish.prompts.pairs import ImagePair, images_of_pairs, pairs, read_image_
 from burnish.rewards.training_only import Chosen
 from burnish.runs import Run
 from burnish.seeds import generator
+from burnish.tools.preflight import preflight
 from burnish.training.loop import train
 from burnish.types import Prompt
 
@@ -193,3 +194,22 @@ def test_what_cannot_be_learned_from_pairs_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         first_batch(load(recipe, *QUICK, override), tmp_path / "job")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        (
+            "prompts=['a cat','a dog']",
+            "rewards=[{use='votes'}]",
+            "scoring.missing=mask",
+            "batch.sample_batch=4",
+        ),
+    ],
+)
+def test_a_run_of_pairs_or_votes_is_checked(recipe: Path, overrides: tuple[str, ...]) -> None:
+    findings = preflight(load(recipe, *QUICK, *overrides))
+    assert [finding for finding in findings if finding.level == "error"] == []
+    named = any("reward chosen: 0 to 1" in finding.text for finding in findings)
+    assert named != bool(overrides)
