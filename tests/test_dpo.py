@@ -12,9 +12,11 @@ from test_loop import BRIGHTNESS, first_batch, load
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from burnish.checked import checked_part
 from burnish.rl.dpo import DPO, pair_signs
 from burnish.training.batch import Credit
 from burnish.training.image_choice import compared_pairs
+from burnish.types import Loss, Replay
 
 
 def published(toy: Toy, beta: float) -> Tensor:
@@ -110,3 +112,30 @@ def test_without_a_pair_a_single_image_is_left() -> None:
     credit = Credit(alike, torch.ones(4).bool(), group, torch.ones(4).bool(), 1.0)
     ((images, transitions),) = compared_pairs(DPO(), credit, [pairs])
     assert (images.tolist(), transitions.tolist()) == ([3, 3], [0, 1])
+
+
+class Mine:
+    """An objective of a user that learns from some images."""
+
+    compares_images = True
+    chosen: object = None
+
+    def targets(self, change: Tensor, adv: Tensor, group: Tensor, transitions: int) -> Tensor:
+        return adv
+
+    def learns_from(self, adv: Tensor, group: Tensor) -> object:
+        return self.chosen
+
+    def __call__(self, replay: Replay, adv: Tensor) -> Loss:
+        return Loss(-(adv[:, None] * replay.logp).mean(), {})
+
+
+def test_the_choice_of_a_users_objective_is_checked() -> None:
+    mine = Mine()
+    part = checked_part("objective", mine, "mine")
+    mine.chosen = torch.tensor([True, False])
+    assert part.learns_from(torch.ones(2), torch.zeros(2)).tolist() == [True, False]
+
+    mine.chosen = torch.tensor([1.0, 0.0])
+    with pytest.raises(ValueError, match=r"mine\.learns_from returned torch.float32"):
+        part.learns_from(torch.ones(2), torch.zeros(2))
