@@ -45,6 +45,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "qr_scan": "burnish.rewards.qr_scan:scan",
         "qr_modules": "burnish.rewards.qr_modules:modules",
         "picture_similarity": "burnish.rewards.picture_similarity:picture_similarity",
+        "taste": "burnish.rewards.taste:taste",
+        "votes": "burnish.rewards.votes:votes",
+        "chosen": "burnish.rewards.training_only:chosen",
         "code_distance": "burnish.rewards.code_distance:code_distance",
     },
     "curriculum": {
@@ -79,6 +82,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "dgpo": "burnish.rl.forward_objectives:DGPO",
         "latent": "burnish.rl.chain_objectives:Latent",
         "fdfo": "burnish.rl.chain_objectives:FDFO",
+        "dpo": "burnish.rl.dpo:DPO",
     },
     "kernel": {
         "ddim": "burnish.diffusion.kernels:DDIM",
@@ -110,6 +114,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "jsonl": "burnish.prompts.sources:jsonl",
         "list": "burnish.prompts.sources:listed",
         "qr": "burnish.prompts.codes:qr",
+        "pairs": "burnish.prompts.pairs:pairs",
     },
 }
 CALLED_WITH: dict[str, tuple[str, ...]] = {

@@ -23,10 +23,14 @@ Standard library only.
     RUN/adapter.json                 the iteration they are of, and the files' digests
     RUN/guard.json                   when and why the guard ended the run, and to which iteration it
                                      went back
+    RUN/questions.jsonl, RUN/questions/, RUN/votes.jsonl, RUN/rounds.jsonl
+                                     the pairs of images that people are asked about, and their
+                                     answers, see `votes`
     RUN/trackers.json                the ids under which experiment trackers file the run
     RUN/lock                         the process that is writing here
 
-Every file is written completely or not at all, see `files`; only the log grows line by line.
+Every file is written completely or not at all, see `files`; only the log, the questions and the
+votes grow line by line.
 """
 
 from __future__ import annotations
@@ -62,7 +66,7 @@ Record = dict[str, Any]
 
 FILES = (
     r"config\.toml|origin\.json|log\.jsonl|evaluation\.json|guard\.json|report\.html|prompts\.json|"
-    r"adapter\.json|trackers\.json|(identifiers-)?\d{6}(\.png|\.json)?"
+    r"adapter\.json|trackers\.json|(identifiers-)?\d{6}(\.png|\.json)?|[0-9a-f]{16}\.png"
 )
 LEFTOVER = re.compile(rf"\.({FILES})(\.\d+)?\.part|\.adapter-\w+")
 """What `files` calls a file or folder of a run before it is complete."""
@@ -94,6 +98,10 @@ class Run:
     origin = RunPath("origin.json")
     trackers = RunPath("trackers.json")
     export = RunPath("adapter.json")
+    questions = RunPath("questions.jsonl")
+    question_images = RunPath("questions")
+    votes = RunPath("votes.jsonl")
+    rounds = RunPath("rounds.jsonl")
 
     @staticmethod
     def create(folder: str | os.PathLike[str]) -> Run:
@@ -215,7 +223,7 @@ class Run:
             file = open(self.folder / "lock", "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
 
         with file:
-            if not _try_lock(file):
+            if not try_lock(file):
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 raise RuntimeError(
@@ -256,7 +264,11 @@ def clear(run: Run) -> None:
 def tidy(run: Run) -> None:
     """Delete what a process that was killed left half written; only what has our names."""
     folders = [run.folder, run.samples, run.checkpoints, run.evaluation_file(0).parent]
-    folders += [run.adapter, *(path for path in run.adapter.glob("*") if path.is_dir())]
+    folders += [
+        run.question_images,
+        run.adapter,
+        *(path for path in run.adapter.glob("*") if path.is_dir()),
+    ]
 
     for folder in folders:
         for path in [path for path in folder.glob(".*") if LEFTOVER.fullmatch(path.name)]:
@@ -293,6 +305,25 @@ def guard_verdict(decision: Mapping[str, Any]) -> str:
     return f"The guard ended the run after iteration {decision['iteration']}{back}: {reasons}"
 
 
+def try_lock(file: IO[Any]) -> bool:
+    """Take the system's lock on an open file; return False if another process has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            # a byte nobody writes: the text before it must stay readable to others
+            file.seek(1 << 30)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+
+    return True
+
+
 def _rows(run: Run) -> list[tuple[Record, bytes]]:
     """Return the (record, line) of each row of the log but for a last one that was cut off."""
     if not run.log.exists():
@@ -320,22 +351,3 @@ def _remove_if_empty(folder: Path) -> None:
         if [path.name for path in folder.iterdir()] == ["lock"]:
             (folder / "lock").unlink()
             folder.rmdir()
-
-
-def _try_lock(file: IO[Any]) -> bool:
-    """Take the system's lock on an open file; return False if another process has it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            # a byte nobody writes: the text before it must stay readable to others
-            file.seek(1 << 30)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-
-    return True

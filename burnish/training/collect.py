@@ -28,6 +28,7 @@ from burnish.training.job import Job
 from burnish.training.learners import sampling
 from burnish.training.prompt_sampling import sample_prompts, target_rewards
 from burnish.training.scoring import Scoring, join_scores
+from burnish.training.voting import metrics_of, reward_of, with_votes
 from burnish.types import Objective, Prompt, Scores, Trajectory
 from burnish.user_code import call_hook, own_prompts, own_scores
 
@@ -77,6 +78,7 @@ class Collector:
             control_scale=sampler.control.scale if varies else None,
             seconds_sampling=time.perf_counter() - started,
             seconds_scoring=seconds,
+            metrics=metrics_of(self.job),
         )
 
     def expand(
@@ -108,7 +110,7 @@ def rollout_and_score(
 ) -> tuple[Trajectory, Scores, float]:
     """Sample an image for each prompt, chunk by chunk, and score it.
 
-    The images are kept only where there is `on_images`.
+    The images are kept only where there is `on_images`, or somebody votes on them.
 
     Returns:
         The trajectories, the scores, and the seconds spent in the rewards.
@@ -124,6 +126,7 @@ def rollout_and_score(
     keep_ode = parts.objective.process == "chain"
     trajectories: list[Trajectory] = []
     sampled: list[Tensor] = []
+    votes = reward_of(job) is not None
 
     detail = f"{len(group)} images of iteration {iteration}"
 
@@ -137,7 +140,7 @@ def rollout_and_score(
                 )
                 trajectories.append(trajectory)
                 scoring.submit(images, chunk)
-                if on_images is not None:
+                if on_images is not None or votes:
                     sampled.append(images)
                 advance(len(rows))
 
@@ -152,6 +155,8 @@ def rollout_and_score(
         )
 
     scores = join_scores([scores for scores, _ in results], target_rewards(job, len(prompts)))
+    if votes:
+        scores = with_votes(job, iteration, torch.cat(sampled), prompts, group, scores)
     if on_images is not None:
         images = torch.cat(sampled)  # a copy, as the prompts and scores are
         shown = SampledImages(
