@@ -119,8 +119,8 @@ class Rehearsal:
         if parts.objective.process == "reverse":
             yield check_log_probs(trajectory)
 
-        if scored_alone(parts.rewards):
-            scores = self.score(images, prompts)
+        scores = self.score(images, prompts)
+        if scores.names:
             yield from check_rewards(scores, group, self.parts)
         if self.config.guard.action != "none":
             yield self.check_guard(sampler, trajectory, images, prompts)
@@ -167,10 +167,13 @@ class Rehearsal:
         return sampled
 
     def score(self, images: Tensor, prompts: list[Prompt]) -> Scores:
-        """Return the scores of a chunk."""
+        """Return the scores of a chunk; without columns where nothing is scored image by image."""
+        rewards = scored_alone(self.parts.rewards)
+        if not rewards:
+            return Scores(torch.zeros(len(prompts), 0), ())
+
         started = time.perf_counter()
         with stage("scoring", f"{len(prompts)} images"):
-            rewards = scored_alone(self.parts.rewards)
             scores = score(rewards, images, prompts, self.parts.tolerance)
         self.seconds.scoring = self.since(started) / len(prompts)
         return scores

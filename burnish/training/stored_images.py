@@ -39,6 +39,7 @@ class StoredImages(Sampler):
         generator: torch.Generator,
         keep_x0_pred: bool = False,
         starts: SharedStarts | None = None,
+        keep_ode: bool = False,
     ) -> tuple[Trajectory, Tensor]:
         """Return trajectories without transitions, and the images (B, 3, H, W).
 
@@ -49,6 +50,7 @@ class StoredImages(Sampler):
             generator: of the CPU; latents are drawn from the autoencoder's posterior.
             keep_x0_pred: not used.
             starts: not used.
+            keep_ode: not used.
 
         Raises:
             ValueError, FileNotFoundError: an image cannot be read; the message names the file.

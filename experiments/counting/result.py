@@ -46,16 +46,16 @@ def last_state(out: Path, seed: int) -> int:
 def report(out: Path) -> None:
     """Write the results, draw the figure and print the table."""
     runs = [Run(out / plan.trial("free", seed).name) for seed in plan.SEEDS]
-    kept = [last_state(out, seed) for seed in plan.SEEDS]
+    last = [last_state(out, seed) for seed in plan.SEEDS]
     states = {
         "before": [0] * len(runs),
-        "guarded": kept,
+        "guarded": last,
         "end": [plan.ITERATIONS] * len(runs),
     }
     result = {
         "seeds": list(plan.SEEDS),
         "written": json.loads((out / "written.json").read_text()),
-        "guarded_until": kept,
+        "guarded_until": last,
         "states": {
             name: {split: statistics(runs, at, split) for split in SPLITS}
             for name, at in states.items()
@@ -63,7 +63,7 @@ def report(out: Path) -> None:
         "curves": [curve(run) for run in runs],
     }
     write(FOLDER / "result.json", dumps(result, indent=1) + "\n")
-    draw_figure(result["curves"], kept)
+    draw_figure(result["curves"], last)
     print(table(result))
 
 
@@ -112,11 +112,11 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw_figure(curves: list[list[dict[str, float]]], kept: list[int]) -> None:
+def draw_figure(curves: list[list[dict[str, float]]], last: list[int]) -> None:
     """Draw each seed's measures over its iterations; a dotted line is where the guard went back."""
     figure, axes = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3), sharey=True)
 
-    for axis, points, best in zip(axes, curves, kept, strict=True):
+    for axis, points, best in zip(axes, curves, last, strict=True):
         x = [point["iteration"] for point in points]
         for name, colour in COLOURS.items():
             axis.plot(x, [point[name] for point in points], color=colour, label=name)
