@@ -325,6 +325,48 @@ def evaluate(
         say(text)
 
 
+@app.command("branch")
+def branch_run(
+    run: RunFolder,
+    iteration: Annotated[
+        int, typer.Argument(metavar="ITERATION", min=1, help="Of one of its checkpoints.")
+    ],
+    out: Annotated[Path, typer.Option(help="The new run directory.")],
+) -> None:
+    """Copy a run as it was after an iteration, to go on from there in another way.
+
+    Without changes the copy goes on as the run itself did, bit for bit.
+
+      burnish branch runs/jpeg 40 --out runs/gentle
+      burnish train runs/gentle/config.toml --resume --out runs/gentle
+    """
+    from burnish.runs import Run
+    from burnish.tools.branch import branch
+
+    new = branch(Run.open(run), iteration, out)
+    say(f"{new.folder} is {run} after iteration {iteration}")
+    say(f"Go on with: burnish train --resume --out {new.folder}")
+
+
+@app.command("rollback")
+def roll_run_back(
+    run: RunFolder,
+    iteration: Annotated[
+        int, typer.Argument(metavar="ITERATION", min=1, help="Of one of its checkpoints.")
+    ],
+) -> None:
+    """Go back to a run's state after an iteration; all that is later is deleted.
+
+    burnish rollback runs/jpeg 40
+    """
+    from burnish.runs import Run
+    from burnish.tools.branch import roll_back
+
+    roll_back(Run.open(run), iteration)
+    say(f"{run} is as it was after iteration {iteration}")
+    say(f"Go on with: burnish train --resume --out {run}")
+
+
 @app.command()
 def report(
     run: RunFolder,

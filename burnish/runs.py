@@ -24,6 +24,9 @@ Standard library only.
     RUN/guard.json                   when and why the guard ended the run, and to which iteration it
                                      went back
     RUN/trackers.json                the ids under which experiment trackers file the run
+    RUN/samples/strength-000012-050.png  the sample grid after 12 iterations with the adapter at
+                                     50 % of its strength, where somebody asked for it
+    RUN/control.json                 what somebody asks of the training, see `run_control`
     RUN/lock                         the process that is writing here
 
 Every file is written completely or not at all, see `files`; only the log grows line by line.
@@ -62,8 +65,11 @@ Record = dict[str, Any]
 
 FILES = (
     r"config\.toml|origin\.json|log\.jsonl|evaluation\.json|guard\.json|report\.html|prompts\.json|"
-    r"adapter\.json|trackers\.json|(identifiers-)?\d{6}(\.png|\.json)?"
+    r"adapter\.json|trackers\.json|control\.json|(identifiers-|strength-)?\d{6}(-\d{3})?(\.png|\.json)?"
 )
+OF_ITERATION = re.compile(r"(?:identifiers-)?(\d+)|strength-(\d+)-\d+", re.ASCII)
+"""The name of a sample grid or an evaluation, without its ending: the iteration is a group."""
+
 LEFTOVER = re.compile(rf"\.({FILES})(\.\d+)?\.part|\.adapter-\w+")
 """What `files` calls a file or folder of a run before it is complete."""
 
@@ -94,6 +100,7 @@ class Run:
     origin = RunPath("origin.json")
     trackers = RunPath("trackers.json")
     export = RunPath("adapter.json")
+    control = RunPath("control.json")
 
     @staticmethod
     def create(folder: str | os.PathLike[str]) -> Run:
@@ -192,8 +199,8 @@ class Run:
 
         for folder in (self.samples, self.evaluation_file(0).parent):
             for path in folder.glob("*[0-9].*"):
-                number = path.stem.removeprefix("identifiers-")
-                if number.isascii() and number.isdigit() and int(number) > iteration:
+                match = OF_ITERATION.fullmatch(path.stem)
+                if match and int(match[1] or match[2]) > iteration:
                     path.unlink()
 
     @contextmanager
