@@ -102,6 +102,17 @@ class GridFile(TypedDict):
     rewards: NotRequired[list[str]]
 
 
+class GroupsFile(TypedDict):
+    """groups/000012.json: what each image of the latest iteration got."""
+
+    iteration: CountOrZero
+    columns: Count
+    texts: list[str]
+    group: list[int]
+    rewards: list[str]
+    parts: list[list[Number]]
+
+
 class StateFile(TypedDict):
     """checkpoints/000012/state.json."""
 

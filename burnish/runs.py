@@ -23,6 +23,8 @@ Standard library only.
     RUN/adapter.json                 the iteration they are of, and the files' digests
     RUN/guard.json                   when and why the guard ended the run, and to which iteration it
                                      went back
+    RUN/groups/                      small images of the latest iteration, with their rewards, and
+                                     of the latest evaluation
     RUN/trackers.json                the ids under which experiment trackers file the run
     RUN/samples/strength-000012-050.png  the sample grid after 12 iterations with the adapter at
                                      50 % of its strength, where somebody asked for it
@@ -65,7 +67,7 @@ Record = dict[str, Any]
 
 FILES = (
     r"config\.toml|origin\.json|log\.jsonl|evaluation\.json|guard\.json|report\.html|prompts\.json|"
-    r"adapter\.json|trackers\.json|control\.json|(identifiers-|strength-)?\d{6}(-\d{3})?(\.png|\.json)?"
+    r"adapter\.json|trackers\.json|control\.json|(identifiers-|strength-|evaluation-)?\d{6}(-\d{3})?(\.png|\.json)?"
 )
 OF_ITERATION = re.compile(r"(?:identifiers-)?(\d+)|strength-(\d+)-\d+", re.ASCII)
 """The name of a sample grid or an evaluation, without its ending: the iteration is a group."""
@@ -95,6 +97,7 @@ class Run:
     samples = RunPath("samples")
     checkpoints = RunPath("checkpoints")
     evaluation = RunPath("evaluation.json")
+    groups = RunPath("groups")
     adapter = RunPath("adapter")
     guard = RunPath("guard.json")
     origin = RunPath("origin.json")
@@ -257,12 +260,13 @@ def clear(run: Run) -> None:
     run.forget(-1)
     for path in (run.log, run.evaluation, run.guard, run.export):
         path.unlink(missing_ok=True)
-    shutil.rmtree(run.adapter, ignore_errors=True)
+    for folder in (run.adapter, run.groups):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def tidy(run: Run) -> None:
     """Delete what a process that was killed left half written; only what has our names."""
-    folders = [run.folder, run.samples, run.checkpoints, run.evaluation_file(0).parent]
+    folders = [run.folder, run.samples, run.checkpoints, run.evaluation_file(0).parent, run.groups]
     folders += [run.adapter, *(path for path in run.adapter.glob("*") if path.is_dir())]
 
     for folder in folders:
@@ -319,6 +323,22 @@ def _record(run: Run, row: int, line: bytes) -> Record:
     if wrong := complaint(record, LogRow, ""):
         raise ValueError(f"{place}: {wrong}; delete this line")
     return record
+
+
+def is_locked(run: Run) -> bool:
+    """Return whether another process holds the run directory.
+
+    The lock is taken for a moment in order to find out, and a process that begins just then is
+    refused: look first whether its owner, whom the file names, can be alive at all.
+    """
+    path = run.folder / "lock"
+    if not path.is_file():
+        return False
+    try:
+        with open(path, "r+", encoding="utf-8", errors="replace") as file:
+            return not _try_lock(file)
+    except OSError:
+        return False
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -71,7 +71,8 @@ def roll_back(run: Run, iteration: int) -> None:
         # first what speaks of the newest state, so that a crash leaves nothing that is wrong
         for path in (run.export, run.evaluation, run.guard):
             path.unlink(missing_ok=True)
-        shutil.rmtree(run.adapter, ignore_errors=True)
+        for folder in (run.adapter, run.groups):
+            shutil.rmtree(folder, ignore_errors=True)
         checkpoint.forget(run.checkpoints, iteration)
         run.forget(iteration)
         sync_folder(run.folder)

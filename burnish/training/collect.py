@@ -28,6 +28,7 @@ from burnish.training.job import Job
 from burnish.training.learners import sampling
 from burnish.training.prompt_sampling import sample_prompts, target_rewards
 from burnish.training.scoring import Scoring, join_scores
+from burnish.training.thumbnails import Thumbnails
 from burnish.types import Objective, Prompt, Scores, Trajectory
 from burnish.user_code import call_hook, own_prompts, own_scores
 
@@ -123,6 +124,7 @@ def rollout_and_score(
     keep_x0_pred = keeps_predictions(job.config, parts.objective)
     trajectories: list[Trajectory] = []
     sampled: list[Tensor] = []
+    thumbnails = Thumbnails(job.config.run.thumbnails if job.world.main else 0)
 
     detail = f"{len(group)} images of iteration {iteration}"
 
@@ -136,6 +138,7 @@ def rollout_and_score(
                 )
                 trajectories.append(trajectory)
                 scoring.submit(images, chunk)
+                thumbnails.add(images)
                 if on_images is not None:
                     sampled.append(images)
                 advance(len(rows))
@@ -151,6 +154,7 @@ def rollout_and_score(
         )
 
     scores = join_scores([scores for scores, _ in results], target_rewards(job, len(prompts)))
+    thumbnails.write_iteration(job.run, iteration, prompts, group, scores)
     if on_images is not None:
         images = torch.cat(sampled)  # a copy, as the prompts and scores are
         shown = SampledImages(
