@@ -416,6 +416,43 @@ def compare_runs(
 
 
 @app.command()
+def studio(
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS", help="The folder that holds the runs.")
+    ] = Path("runs"),
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; another one than this needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8765,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Start and resume runs whose configuration names Python code, which runs then.",
+        ),
+    ] = False,
+) -> None:
+    """Show the runs of a folder in the browser, live: start, watch, stop, compare.
+
+    Needs the extra named studio. Trainings that it starts go on without it.
+
+      burnish studio
+      burnish studio runs --port 9000
+    """
+    try:
+        from burnish.studio.server import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn", "jinja2", "markupsafe"):
+            raise
+        raise RuntimeError(
+            f"the studio needs {error.name}, which is not installed; run: "
+            "pip install 'burnish[studio]'"
+        ) from error
+
+    serve(runs, host, port, allow_code)
+
+
+@app.command()
 def check(recipe: Recipe, change: Changes = None, trust: Trusted = False) -> None:
     """Check a recipe before a long run: the ratio, the reward's spread, memory and time.
 

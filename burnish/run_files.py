@@ -113,6 +113,13 @@ class GroupsFile(TypedDict):
     parts: list[list[Number]]
 
 
+class ThumbnailsFile(TypedDict):
+    """groups/evaluation-000012.json: the layout of the grid beside it."""
+
+    columns: Count
+    count: Count
+
+
 class StateFile(TypedDict):
     """checkpoints/000012/state.json."""
 

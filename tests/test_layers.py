@@ -96,6 +96,20 @@ WINGS: dict[str, set[str]] = {
     "tools": GROUND
     | {"zoo", "rl", "qr", "diffusion", "prompts", "rewards", "evaluation", "training"},
     "compat": GROUND | {"diffusion", "training"},
+    "studio": {
+        "annotations",
+        "catalog",
+        "config",
+        "errors",
+        "files",
+        "redaction",
+        "references",
+        "report",
+        "run_control",
+        "run_files",
+        "runs",
+        "terminal",
+    },
 }
 """The modules that each wing may import from; the command line may import everything."""
 
@@ -148,6 +162,8 @@ WITHOUT_TORCH = (
     "catalog",
     "cli",
     "report",
+    "run_control",
+    "studio",
     "zoo/__init__",
 )
 STANDARD_LIBRARY_ONLY = (

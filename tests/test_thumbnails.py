@@ -48,7 +48,12 @@ def test_they_are_the_images_that_got_these_rewards(
     run = Run(train(load(recipe), tmp_path / "run", on_images=seen.append, progress=False))
 
     names = sorted(path.name for path in run.groups.iterdir())
-    assert names == ["000002.json", "000002.png", "evaluation-000002.png"]
+    assert names == [
+        "000002.json",
+        "000002.png",
+        "evaluation-000002.json",
+        "evaluation-000002.png",
+    ]
     layout = read_json(run.groups / "000002.json", GroupsFile, "")
     assert layout["iteration"] == 2
     assert layout["texts"] == [prompt.text for prompt in seen[-1].prompts]

@@ -174,7 +174,7 @@ def page(run: runs.Run) -> str:
         "tiles": _tiles(records, evaluation),
         "evaluation": join(tables),
         "images": _images(grids),
-        "strips": join([_strips(run, _spread(list(grids), STRIP)), _identifiers(identifier_grid)]),
+        "strips": join([_strips(run, spread(list(grids), STRIP)), _identifiers(identifier_grid)]),
         "rewards": join([reward_charts(records), _fronts(run, config, records)]),
         "diagnostics": join(
             [_expansions(records), diagnostic_charts(records, objective), further_charts(records)]
@@ -559,7 +559,7 @@ def legend(series: Sequence[Series]) -> Html:
 def _grids(run: runs.Run) -> dict[int, Path]:
     """Return the sample grids that go into the page, by iteration."""
     grids = numbered(run.samples, ".png")
-    return {i: grids[i] for i in _spread(list(grids), FRAMES)}
+    return {i: grids[i] for i in spread(list(grids), FRAMES)}
 
 
 def _images(grids: Mapping[int, Path]) -> Html:
@@ -614,7 +614,7 @@ def _strips(run: runs.Run, iterations: Sequence[int]) -> Html:
         return join()
 
     rows = []
-    for index in _spread(range(len(texts)), ROWS):
+    for index in spread(range(len(texts)), ROWS):
         style = crop(index, len(texts), columns)
         cells = [tag("i", class_=f"cell s{i}", style=style) for i in iterations]
         rows.append([texts[index], *cells])
@@ -687,7 +687,7 @@ def _png_size(path: Path) -> tuple[int, int]:
     return int.from_bytes(header[:4], "big") or 1, int.from_bytes(header[4:], "big") or 1
 
 
-def _spread(items: Sequence[int], count: int) -> list[int]:
+def spread(items: Sequence[int], count: int) -> list[int]:
     """Return at most `count` of the items, evenly spread, with the first and the last."""
     if len(items) <= count:
         return list(items)

@@ -3,6 +3,7 @@
     RUN/groups/000012.png               the images of iteration 12, one beside the other
     RUN/groups/000012.json              the prompt, group and rewards of each
     RUN/groups/evaluation-000012.png    the images of the evaluation of the training prompts
+    RUN/groups/evaluation-000012.json   their number, and the columns of the grid
 
 Each takes the place of the one before. They are looked at and never read by a training.
 """
@@ -73,9 +74,12 @@ class Thumbnails:
     def write_evaluation(self, run: Run, iteration: int) -> None:
         """Write the small images of an evaluation of the training prompts."""
         name = f"evaluation-{iteration:06d}"
-        if not self.write(run.groups, name):
+        columns = self.write(run.groups, name)
+        if not columns:
             return
 
+        layout = {"columns": columns, "count": sum(map(len, self.images))}
+        write(run.groups / f"{name}.json", dumps(layout))
         for path in run.groups.glob("evaluation-*"):
             if path.stem != name:
                 path.unlink(missing_ok=True)
