@@ -301,6 +301,7 @@ def test_lights_tell_a_sound_run_from_one_that_is_not() -> None:
     assert [levels(sick)[title] for title in titles] == ["bad", "warning", "bad"]
     assert "Gradient" not in levels(sound) and levels(sick)["Gradient"] == "bad"
     assert "Ratio" not in levels(sick, tree={"old_policy": {"decay": 0.9}})
+    assert levels(sick, tree={"old_policy": {"decay": 0.0}})["Ratio"] == "bad"
     assert levels({"kl": 0.2})["KL"] == "unknown"
 
     reasons = {"iteration": 3, "best": 1, "action": "stop", "reasons": ["it fell"]}

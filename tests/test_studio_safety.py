@@ -194,7 +194,7 @@ def test_texts_of_a_run_are_escaped_everywhere(root: Path, client: TestClient, p
         text = client.get(address).text
         assert "<script>alert" not in text
         assert "&lt;script&gt;" in text
-    assert "Not so" not in client.get(f"/runs/{name}/{page}").text
+    assert "Error:" not in client.get(f"/runs/{name}/{page}").text
 
 
 def test_pages_may_run_and_load_what_is_the_studios_own_only(client: TestClient) -> None:
@@ -328,9 +328,9 @@ def test_a_hostile_run_shows_an_error_card_and_nothing_worse(
     for page in ("curves", "images", "groups", "health", "suspects"):
         answer = client.get(f"/runs/{kind}/{page}")
         assert answer.status_code == 200
-        assert "Not so" in answer.text
+        assert "Error:" in answer.text
     assert client.get(f"/files/{kind}/samples/000001.png").status_code == 404
-    assert "Not so" in client.get(f"/compare?run={kind}&run=one").text
+    assert "Error:" in client.get(f"/compare?run={kind}&run=one").text
     assert not (root.parent / "exploited").exists()
 
 

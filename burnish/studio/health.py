@@ -60,7 +60,7 @@ def lights(
 def _updates(latest: Sequence[Record], tree: Any) -> Iterator[Light]:
     """Yield the lights about the size and soundness of updates."""
     ratio = _mean(latest, "ratio_deviation")
-    if ratio is not None and not _table(tree, "old_policy"):
+    if ratio is not None and not _table(tree, "old_policy").get("decay"):
         fine = ratio <= ROUNDING
         text = (
             "Before the first update the policy that trains is the one that sampled: the ratio is "

@@ -20,6 +20,9 @@ MOST = 12
 LEAST = 0.3
 """The suspicion below which an image is none."""
 
+LOW = 0.5
+"""The mean rank of the held-out measures above which an image is none."""
+
 
 @dataclass(frozen=True)
 class Suspect:
@@ -61,8 +64,9 @@ def suspects(table: Mapping[str, Any], weights: Mapping[str, float]) -> list[Sus
         if total is None or first is None or not known:
             continue
 
-        suspicion = first - sum(known) / len(known)
-        if suspicion >= LEAST:
+        mean = sum(known) / len(known)
+        suspicion = first - mean
+        if suspicion >= LEAST and mean <= LOW:
             values = {name: column[index] for name, column in measures.items()}
             prompt = table["prompts"][index // table["images_per_prompt"]]
             found.append(Suspect(index, prompt, total, values, suspicion))
