@@ -14,6 +14,7 @@ from burnish.studio.studio import Studio
 STATIC = {
     "report.css": "text/css",
     "studio.css": "text/css",
+    "icon.svg": "image/svg+xml",
     "studio.js": "text/javascript",
     "htmx.min.js": "text/javascript",
 }

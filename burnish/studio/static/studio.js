@@ -6,7 +6,7 @@ if (events) {
   let waiting = 0;
   new EventSource(events).addEventListener("changed", () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => document.body.dispatchEvent(new CustomEvent("changed")), 200);
+    waiting = setTimeout(() => document.body.dispatchEvent(new CustomEvent("news")), 200);
   });
 }
 
