@@ -45,6 +45,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "qr_scan": "burnish.rewards.qr_scan:scan",
         "qr_modules": "burnish.rewards.qr_modules:modules",
         "picture_similarity": "burnish.rewards.picture_similarity:picture_similarity",
+        "taste": "burnish.rewards.taste:taste",
+        "votes": "burnish.rewards.votes:votes",
+        "chosen": "burnish.rewards.training_only:chosen",
         "code_distance": "burnish.rewards.code_distance:code_distance",
     },
     "curriculum": {
@@ -76,6 +79,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "ram": "burnish.rl.forward_objectives:RAM",
         "nft": "burnish.rl.forward_objectives:NFT",
         "dgpo": "burnish.rl.forward_objectives:DGPO",
+        "dpo": "burnish.rl.dpo:DPO",
     },
     "kernel": {
         "ddim": "burnish.diffusion.kernels:DDIM",
@@ -107,6 +111,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "jsonl": "burnish.prompts.sources:jsonl",
         "list": "burnish.prompts.sources:listed",
         "qr": "burnish.prompts.codes:qr",
+        "pairs": "burnish.prompts.pairs:pairs",
     },
 }
 CALLED_WITH: dict[str, tuple[str, ...]] = {

@@ -58,7 +58,8 @@ LIKELY_SLIP = 0.8
 """An attribute whose name is at least this similar to one of the protocol may be a slip."""
 
 RECORD_KEYS = frozenset(
-    "iteration images rewards control_scale pareto_front zero_advantage missing problems grad_norm "
+    "iteration images rewards votes control_scale pareto_front zero_advantage missing problems "
+    "grad_norm "
     "lr explained_variance seconds_sampling seconds_scoring seconds_training".split()
 )
 """Keys of a line of log.jsonl that the loop writes itself; a metric must have another name."""
@@ -546,6 +547,18 @@ class CheckedObjective(Checked, Objective):
                 f"{self.name} has a gradient that is not finite, such as that of a square root or "
                 "a logarithm at 0"
             )
+
+    def learns_from(self, adv: Tensor, group: Tensor) -> Tensor:
+        """Return the images (b,) bool that its loss is about; all, if it does not say.
+
+        Raises:
+            ValueError: it raises, or returns something else.
+        """
+        if not hasattr(self.part, "learns_from"):
+            return super().learns_from(adv, group)
+
+        chosen = self._call("learns_from", adv.clone(), group.clone())
+        return check_tensor(chosen, (len(adv),), f"{self.name}.learns_from", boolean=True)
 
     def targets(self, change: Tensor, adv: Tensor, group: Tensor, transitions: int) -> Tensor:
         """Return its targets (b,) or (b, T).

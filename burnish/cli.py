@@ -49,6 +49,10 @@ zoo_app = typer.Typer(
     no_args_is_help=True, help="The embedded models: their names, sizes and quality."
 )
 app.add_typer(zoo_app, name="zoo")
+taste_app = typer.Typer(
+    no_args_is_help=True, help="Your own taste, fitted to pairs of images, as a reward."
+)
+app.add_typer(taste_app, name="taste")
 
 Recipe = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe's name (burnish list) or a TOML file.")
@@ -732,6 +736,44 @@ def zoo_check(
     print()
     print(f"{QR_CONTROLNET} by control scale:")
     print(control_curve.table(points))
+
+
+@taste_app.command("fit")
+def taste_fit(
+    pairs: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PAIRS",
+            help=(
+                "A JSONL file of {prompt, chosen, rejected}, a folder with the folders chosen and "
+                "rejected, or a run with votes."
+            ),
+        ),
+    ],
+    model: Annotated[
+        str, typer.Option(help="The CLIP model whose features are read: zoo:NAME, folder, hub id.")
+    ] = "openai/clip-vit-large-patch14",
+    out: Annotated[Path, typer.Option(help="The file that is written.")] = Path(
+        "taste.safetensors"
+    ),
+    device: Annotated[str, typer.Option(help="Where the model computes.")] = "auto",
+) -> None:
+    """Fit a reward to pairs of images of which you preferred one.
+
+    It says how many pairs it foretells that it had not seen. The file is a reward:
+    use = "taste", head = "taste.safetensors".
+
+      burnish taste fit pairs.jsonl --model zoo:emoji-clip --out taste.safetensors
+      burnish taste fit runs/voted
+    """
+    quiet()
+    from burnish.diffusion.loading import choose_device
+    from burnish.tools.taste import fit_taste
+
+    with watching():
+        fitted = fit_taste(pairs, model, out, str(choose_device(device)))
+    for text in fitted.lines():
+        say(text)
 
 
 @app.callback(invoke_without_command=True)

@@ -875,7 +875,7 @@ def check_noise(kernel: Kernel, objective: Objective) -> None:
         raise ValueError(
             "sampler.kernel.eta must be > 0, and the kernel not 'ode': without noise a transition "
             "has no probability, and a policy gradient nothing to learn from; only objectives on "
-            "the forward process (rwr, awm, rvm, ram, nft, dgpo) can do without"
+            "the forward process (rwr, awm, rvm, ram, nft, dgpo, dpo) can do without"
         )
 
 

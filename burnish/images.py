@@ -120,6 +120,18 @@ def resize_image(image: Tensor, height: int, width: int) -> Tensor:
     return _to_tensor(pixels.resize((width, height), Image.Resampling.LANCZOS))
 
 
+def fit_image(image: Tensor, height: int, width: int) -> Tensor:
+    """Return an image (3, H, W) in another size, cut at two edges where its shape is another."""
+    _, old_height, old_width = image.shape
+    cut_height = min(old_height, max(1, round(old_width * height / width)))
+    cut_width = min(old_width, max(1, round(old_height * width / height)))
+
+    top = (old_height - cut_height) // 2
+    left = (old_width - cut_width) // 2
+    cut = image[:, top : top + cut_height, left : left + cut_width]
+    return resize_image(cut, height, width)
+
+
 def eight_bit(images: Tensor) -> np.ndarray:
     """Return images (B, 3, H, W) in [0, 1] as bytes (B, H, W, 3), rounded as in a file."""
     pixels = images.detach().clamp(0, 1).mul(255).round().to(torch.uint8)

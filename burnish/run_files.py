@@ -25,6 +25,7 @@ class LogRow(TypedDict):
     iteration: CountOrZero
     images: NotRequired[CountOrZero]
     rewards: NotRequired[dict[str, dict[str, Number]]]
+    votes: NotRequired[dict[str, Number]]
     missing: NotRequired[dict[str, CountOrZero]]
     problems: NotRequired[list[str]]
     expander_texts: NotRequired[list[tuple[str, str]]]

@@ -25,13 +25,17 @@ Standard library only.
                                      went back
     RUN/groups/                      small images of the latest iteration, with their rewards, and
                                      of the latest evaluation
+    RUN/questions.jsonl, RUN/questions/, RUN/votes.jsonl, RUN/rounds.jsonl
+                                     the pairs of images that people are asked about, and their
+                                     answers, see `votes`
     RUN/trackers.json                the ids under which experiment trackers file the run
     RUN/samples/strength-000012-050.png  the sample grid after 12 iterations with the adapter at
                                      50 % of its strength, where somebody asked for it
     RUN/control.json                 what somebody asks of the training, see `run_control`
     RUN/lock                         the process that is writing here
 
-Every file is written completely or not at all, see `files`; only the log grows line by line.
+Every file is written completely or not at all, see `files`; only the log, the questions and the
+votes grow line by line.
 """
 
 from __future__ import annotations
@@ -67,7 +71,8 @@ Record = dict[str, Any]
 
 FILES = (
     r"config\.toml|origin\.json|log\.jsonl|evaluation\.json|guard\.json|report\.html|prompts\.json|"
-    r"adapter\.json|trackers\.json|control\.json|(identifiers-|strength-|evaluation-)?\d{6}(-\d{3})?(\.png|\.json)?"
+    r"adapter\.json|trackers\.json|control\.json|[0-9a-f]{16}\.png|"
+    r"(identifiers-|strength-|evaluation-)?\d{6}(-\d{3})?(\.png|\.json)?"
 )
 OF_ITERATION = re.compile(r"(?:identifiers-)?(\d+)|strength-(\d+)-\d+", re.ASCII)
 """The name of a sample grid or an evaluation, without its ending: the iteration is a group."""
@@ -104,6 +109,10 @@ class Run:
     trackers = RunPath("trackers.json")
     export = RunPath("adapter.json")
     control = RunPath("control.json")
+    questions = RunPath("questions.jsonl")
+    question_images = RunPath("questions")
+    votes = RunPath("votes.jsonl")
+    rounds = RunPath("rounds.jsonl")
 
     @staticmethod
     def create(folder: str | os.PathLike[str]) -> Run:
@@ -225,7 +234,7 @@ class Run:
             file = open(self.folder / "lock", "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
 
         with file:
-            if not _try_lock(file):
+            if not try_lock(file):
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 raise RuntimeError(
@@ -267,7 +276,11 @@ def clear(run: Run) -> None:
 def tidy(run: Run) -> None:
     """Delete what a process that was killed left half written; only what has our names."""
     folders = [run.folder, run.samples, run.checkpoints, run.evaluation_file(0).parent, run.groups]
-    folders += [run.adapter, *(path for path in run.adapter.glob("*") if path.is_dir())]
+    folders += [
+        run.question_images,
+        run.adapter,
+        *(path for path in run.adapter.glob("*") if path.is_dir()),
+    ]
 
     for folder in folders:
         for path in [path for path in folder.glob(".*") if LEFTOVER.fullmatch(path.name)]:
@@ -304,6 +317,25 @@ def guard_verdict(decision: Mapping[str, Any]) -> str:
     return f"The guard ended the run after iteration {decision['iteration']}{back}: {reasons}"
 
 
+def try_lock(file: IO[Any]) -> bool:
+    """Take the system's lock on an open file; return False if another process has it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            # a byte nobody writes: the text before it must stay readable to others
+            file.seek(1 << 30)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+
+    return True
+
+
 def _rows(run: Run) -> list[tuple[Record, bytes]]:
     """Return the (record, line) of each row of the log but for a last one that was cut off."""
     if not run.log.exists():
@@ -336,7 +368,7 @@ def is_locked(run: Run) -> bool:
         return False
     try:
         with open(path, "r+", encoding="utf-8", errors="replace") as file:
-            return not _try_lock(file)
+            return not try_lock(file)
     except OSError:
         return False
 
@@ -347,22 +379,3 @@ def _remove_if_empty(folder: Path) -> None:
         if [path.name for path in folder.iterdir()] == ["lock"]:
             (folder / "lock").unlink()
             folder.rmdir()
-
-
-def _try_lock(file: IO[Any]) -> bool:
-    """Take the system's lock on an open file; return False if another process has it."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            # a byte nobody writes: the text before it must stay readable to others
-            file.seek(1 << 30)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-
-    return True

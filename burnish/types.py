@@ -275,6 +275,15 @@ class Objective(Protocol):
         """Return the mean loss over images and transitions; `adv` is (b,)."""
         ...
 
+    def learns_from(self, adv: Tensor, group: Tensor) -> Tensor:
+        """Return the images (b,) bool that the loss is about; called where it `compares_images`.
+
+        Args:
+            adv: (b,) advantages of images that have all their rewards.
+            group: (b,) prompts.
+        """
+        return torch.ones_like(adv, dtype=torch.bool)
+
     def targets(self, change: Tensor, adv: Tensor, group: Tensor, transitions: int) -> Tensor:
         """Return what replaces the advantages; called only where it `compares_images`.
 

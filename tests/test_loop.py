@@ -284,7 +284,7 @@ loop.train(settings, {str(killed)!r}, on_record=report)
     assert_same_files(killed, uninterrupted)
 
 
-FORWARD = ("rwr", "awm", "rvm", "ram", "nft", "dgpo")
+FORWARD = ("rwr", "awm", "rvm", "ram", "nft", "dgpo", "dpo")
 FORWARD_KERNELS = ("ddim", "ode", "lcm")  # whose images they learn from hardly matters
 COMBINATIONS = [
     (objective, kernel)
@@ -491,7 +491,7 @@ def test_images_without_a_score_are_left_out_of_the_update(
     assert_same_tensors(checkpoint_tensors(out, 2), checkpoint_tensors(out, 3))
 
 
-@pytest.mark.parametrize("objective", ["reinforce", "rebel", "nft", "dgpo"])
+@pytest.mark.parametrize("objective", ["reinforce", "rebel", "nft", "dgpo", "dpo"])
 def test_a_masked_image_counts_neither_in_the_sum_nor_in_the_number(
     recipe: Path, tmp_path: Path, objective: str
 ) -> None:

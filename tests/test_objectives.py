@@ -19,7 +19,7 @@ ALL = [
     *(
         catalog.build("objective", {"use": name, **more})
         for name in catalog.BUILTIN["objective"]
-        if name not in ("rebel", "dgpo")
+        if name not in ("rebel", "dgpo", "dpo")
         for more in ({}, {"kl": 0.1})
     ),
     Rebel(),

@@ -87,6 +87,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "RAM on a flow model": ("emoji-flow", ()),
     "DGPO": ("demo", ("batch.baseline=", "batch.transitions=2", "objective={use='dgpo'}")),
+    "DPO": ("demo", ("batch.baseline=", "batch.transitions=2", "objective={use='dpo'}")),
     "normalised ratios": ("demo", ("batch.baseline=", "objective={use='clipped',normalise=true}")),
     "divergence": ("demo", ("batch.baseline=", "objective={use='dppo'}")),
     "guard": (

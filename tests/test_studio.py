@@ -17,6 +17,7 @@ pytest.importorskip("starlette", reason="needs the extra studio: pip install 'bu
 from starlette.testclient import TestClient
 from test_studio_safety import CONFIG, ORIGIN, browser, write_run
 
+from burnish import votes
 from burnish.files import dumps
 from burnish.run_control import Requests, pending
 from burnish.runs import Run
@@ -366,6 +367,57 @@ def test_what_the_pages_ask_for_is_there(client: TestClient) -> None:
     for path in re.findall(r'(?:src|href)="(/static/[^"]+)"', page):
         assert client.get(path).status_code == 200
     assert "--paper" in client.get("/static/report.css").text
+
+
+@pytest.fixture
+def questioned(root: Path) -> Run:
+    """A run that asks about two pairs."""
+    run = Run(root / "one")
+    png = (run.samples / "000000.png").read_bytes()
+    images = [votes.add_image(run, png + bytes([number])) for number in range(3)]
+    first = votes.make_question(1, 0, "a cat", images[0], images[1])
+    second = votes.make_question(1, 1, "a <dog>", images[1], images[2])
+    votes.ask(run, [first, second])
+    return run
+
+
+def test_votes_are_given_by_the_page_and_taken_back(questioned: Run, client: TestClient) -> None:
+    first, second = votes.questions(questioned)
+    page = client.get("/runs/one/votes").text
+    assert "a cat" in page and "2 left, 0 votes given" in page
+    shown = re.findall(r'src="(/files/one/questions/[^"]+)"', page)
+    assert shown == [f"/files/one/questions/{name}" for name in (first.left, first.right)]
+    assert all(client.get(path).status_code == 200 for path in shown)
+
+    now = str(time.time() - 5)
+    where = (303, "/runs/one/votes")
+    assert post(client, "/runs/one/vote", question=first.id, answer="left", now=now) == where
+    (vote,) = votes.votes(questioned)
+    assert (vote.question, vote.answer) == (first.id, "left")
+    assert vote.seconds == pytest.approx(5, abs=2)
+    page = client.get("/runs/one/votes").text
+    assert "a &lt;dog&gt;" in page and "1 left, 1 votes given" in page
+
+    assert post(client, "/runs/one/vote", question=second.id, answer="both_bad", now="x") == where
+    assert "No question is waiting" in client.get("/runs/one/votes").text
+    assert post(client, "/runs/one/vote", answer="undo") == where
+    assert [vote.question for vote in votes.votes(questioned)] == [first.id]
+    assert "a &lt;dog&gt;" in client.get("/runs/one/votes").text
+
+
+def test_a_vote_that_is_none_is_refused(questioned: Run, client: TestClient) -> None:
+    first = votes.questions(questioned)[0]
+    assert post(client, "/runs/one/vote", question=first.id, answer="maybe")[0] == 400
+    assert post(client, "/runs/one/vote", question="nothing", answer="left")[0] == 400
+    assert not votes.votes(questioned)
+
+
+def test_a_run_that_asks_nobody_has_no_page_of_votes_among_its_tabs(
+    questioned: Run, root: Path, client: TestClient
+) -> None:
+    write_run(root, "two")
+    assert "/runs/two/votes" not in client.get("/runs/two/curves").text
+    assert "/runs/one/votes" in client.get("/runs/one/curves").text
 
 
 # Events -------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def test_a_link_within_the_folder_is_a_run(root: Path, client: TestClient) -> No
     assert client.get("/runs/latest/curves").status_code == 200
 
 
-@pytest.mark.parametrize("page", ["curves", "images", "groups", "health", "suspects"])
+@pytest.mark.parametrize("page", ["curves", "images", "groups", "health", "suspects", "votes"])
 def test_texts_of_a_run_are_escaped_everywhere(root: Path, client: TestClient, page: str) -> None:
     folder = write_run(root, f"a&b {EVIL.replace('/', '|')}", CONFIG.replace("a cat", EVIL))
     name = folder.name
@@ -325,7 +325,7 @@ def test_a_hostile_run_shows_an_error_card_and_nothing_worse(
     assert listed.status_code == 200
     assert ">one</a>" in listed.text
 
-    for page in ("curves", "images", "groups", "health", "suspects"):
+    for page in ("curves", "images", "groups", "health", "suspects", "votes"):
         answer = client.get(f"/runs/{kind}/{page}")
         assert answer.status_code == 200
         assert "Error:" in answer.text

@@ -302,7 +302,7 @@ def jsonl(path: FilePath, key: str = "prompt") -> list[Prompt]:
     """
     prompts = []
 
-    for place, entry in _json_entries(Path(path)):
+    for place, entry in json_entries(Path(path)):
         if isinstance(entry, str):
             entry = {key: entry}
         prompts.append(_from_entry(entry, key, place, Path(path).parent))
@@ -417,7 +417,7 @@ def _values(name: str, field: Any) -> Sequence[str]:
     return field
 
 
-def _json_entries(path: Path) -> list[tuple[str, Any]]:
+def json_entries(path: Path) -> list[tuple[str, Any]]:
     """Return the place and the value of each line of JSON, or of each entry of a JSON list."""
     if path.is_file() and path.read_bytes().removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
         try:

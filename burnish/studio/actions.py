@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from urllib.parse import quote
 
@@ -9,11 +10,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from burnish import votes
 from burnish.run_control import STRONGEST, ask
 from burnish.studio.launches import CHECK, Plan
 from burnish.studio.reading import is_training
 from burnish.studio.studio import PAGES, Studio, redirect, sentence
 from burnish.studio.views import Views
+
+LONGEST_LOOK = 86_400
+"""Seconds after which the time of a vote says nothing: the page was left open."""
 
 
 class Actions:
@@ -45,6 +50,7 @@ class Actions:
             "resume": self.resume,
             "branch": self.branch,
             "rollback": self.roll_back,
+            "vote": self.vote,
         }
         action = actions.get(request.path_params["action"])
         if action is None:
@@ -100,6 +106,27 @@ class Actions:
 
         self.studio.launches.roll_back(name, whole(form.get("iteration", "")))
         return f"/runs/{quote(name, safe='')}/curves"
+
+    def vote(self, name: str, form: Mapping[str, str]) -> str:
+        """Take a vote, or take the latest one back; return where to go."""
+        run = self.studio.folder.run(name)
+        choice = form.get("answer", "")
+        if choice == "undo":
+            votes.undo(run)
+        elif choice in votes.CHOICES:
+            votes.answer(run, form.get("question", ""), choice, seconds_since(form.get("now", "")))
+        else:
+            raise ValueError("choose left, right, both bad or skip")
+        return f"/runs/{quote(name, safe='')}/votes"
+
+
+def seconds_since(text: str) -> float:
+    """Return the seconds since a page was made; 0 if what it says of that is no time."""
+    try:
+        passed = time.time() - float(text)
+    except ValueError:
+        return 0.0
+    return round(passed, 1) if 0 <= passed < LONGEST_LOOK else 0.0
 
 
 def lines(text: str) -> tuple[str, ...]:

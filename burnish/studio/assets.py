@@ -18,6 +18,9 @@ STATIC = {
     "studio.js": "text/javascript",
     "htmx.min.js": "text/javascript",
 }
+IMAGES = ("samples", "groups", "questions")
+"""The folders of a run whose images can be had."""
+
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
@@ -30,7 +33,7 @@ class Assets:
     def image(self, request: Request) -> Response:
         """Return an image of a run; nothing else of it can be had."""
         name, folder, file = (request.path_params[key] for key in ("name", "folder", "file"))
-        if folder not in ("samples", "groups") or not is_name(file) or not file.endswith(".png"):
+        if folder not in IMAGES or not is_name(file) or not file.endswith(".png"):
             return PlainTextResponse("There is no such image.", 404)
 
         try:

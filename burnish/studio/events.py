@@ -17,7 +17,17 @@ EVERY = 1.0
 SILENCE = 15
 """Looks without a change after which a line is sent: a connection that is gone is noticed then."""
 
-WATCHED = ("log.jsonl", "samples", "evaluations", "groups", "guard.json", "control.json", "lock")
+WATCHED = (
+    "log.jsonl",
+    "samples",
+    "evaluations",
+    "groups",
+    "guard.json",
+    "control.json",
+    "lock",
+    "questions.jsonl",
+    "votes.jsonl",
+)
 
 
 def signature(folder: RunsFolder, name: str = "") -> tuple[object, ...]:

@@ -23,8 +23,17 @@ LARGEST = {".toml": MB, ".jsonl": 200 * MB, ".json": 50 * MB, ".png": 50 * MB, "
 MOST = 10_000
 """Names of a folder that are looked at."""
 
-FILES = ("config.toml", "log.jsonl", "evaluation.json", "guard.json", "control.json", "lock")
-FOLDERS = ("samples", "evaluations", "groups")
+FILES = (
+    "config.toml",
+    "log.jsonl",
+    "evaluation.json",
+    "guard.json",
+    "control.json",
+    "lock",
+    "questions.jsonl",
+    "votes.jsonl",
+)
+FOLDERS = ("samples", "evaluations", "groups", "questions")
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
+from burnish import runs, votes
 from burnish.report import comparison
 from burnish.report.markup import Html, join
 from burnish.report.page import (
@@ -110,6 +112,7 @@ def summary(run: Run, records: Sequence[Record]) -> dict[str, Any]:
         "requested": request_words(run) if state in ("running", "stopping") else "",
         "checkpoints": checkpoints(run),
         "verdict": guard_verdict(guard) if guard else "",
+        "has_votes": run.questions.is_file(),
         "has_evaluation": settings.number("evaluation.images_per_prompt", 4) > 0,
         "has_strength": report_config(run).get("model", {}).get("train", "lora") == "lora",
     }
@@ -291,6 +294,23 @@ def suspicious(run: Run, top: Mapping[str, Any]) -> dict[str, Any]:
             small = cell(f"{grid}.png", one.number, count, layout["columns"], one.prompt)
         found.append(Shown(one, small))
     return {"suspects": found, "iteration": newest, "measures": measures}
+
+
+def voting(run: Run, top: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pair of images that somebody is asked about now, and what became of the votes."""
+    waiting = votes.pending(run)
+    given = votes.votes(run)
+    alike, repeated = votes.consistency(votes.questions(run), given)
+    records = top["records"]
+    return {
+        "question": waiting[0] if waiting else None,
+        "waiting": len(waiting),
+        "given": len(given),
+        "alike": alike,
+        "repeated": repeated,
+        "learned": runs.flat(records[-1].get("votes", {})) if records else {},
+        "now": time.time(),
+    }
 
 
 def cell(grid: str, index: int, count: int, columns: int, label: str) -> Cell:

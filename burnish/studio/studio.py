@@ -25,6 +25,7 @@ PAGES: Mapping[str, tuple[str, Callable[..., dict[str, Any]]]] = {
     "groups": ("Groups", pages.groups),
     "health": ("Health", pages.health),
     "suspects": ("Suspects", pages.suspicious),
+    "votes": ("Votes", pages.voting),
 }
 """The pages of a run by address: the word on its tab, and what it shows."""
 

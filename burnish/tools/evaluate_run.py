@@ -61,7 +61,7 @@ def evaluate_run(run: Run, images: int = 0, *, trust: Trust = False) -> dict[str
         chunk = before["train"].chunk
         when = f"after iteration {state.iteration}"
         after = evaluate_all(parts, count, seed, chunk, template=parts.template, when=when)
-        comparison = compare(before, after, parts.weights)
+        comparison = compare(before, after, parts.evaluated_weights)
         write(run.evaluation, dumps(comparison, indent=1))
 
     return comparison

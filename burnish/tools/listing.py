@@ -50,6 +50,8 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "lines": {"path": "prompts.txt"},
     "csv": {"path": "prompts.csv"},
     "jsonl": {"path": "prompts.jsonl"},
+    "pairs": {"path": "pairs.jsonl"},
+    "taste": {"head": "taste.safetensors"},
     "list": {"texts": ["a cat", "a dog on the moon"]},
     "qr": {"texts": ["a cat", "a dog"], "random": 100},
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,9 @@ from burnish.diffusion.sampler import Sampler
 from burnish.diffusion.window import window_places
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander, Expansions
+from burnish.prompts.pairs import images_of_pairs
 from burnish.rewards import score
+from burnish.rewards.training_only import TrainingReward
 from burnish.rl.advantages import GroupAdvantage
 from burnish.rl.pareto import ParetoAdvantage, expected_share
 from burnish.runs import Run
@@ -38,7 +40,8 @@ from burnish.training.iteration_sampler import iteration_sampler, iteration_star
 from burnish.training.job import Job, prepare
 from burnish.training.learners import GeneratorLearner
 from burnish.training.requirements import needs_reference, reads_old
-from burnish.types import Prompt, Replay, Scores, Trajectory
+from burnish.training.stored_images import has_stored_images
+from burnish.types import Prompt, Replay, Reward, Scores, Trajectory
 from burnish.world import World
 
 LEAST_IMAGES = 4  # of a prompt, for a group's mean and spread to mean anything
@@ -101,6 +104,8 @@ class Rehearsal:
 
         prompts, group = chunk_prompts(self.config, parts)
         prompts = identifiers.with_template(prompts, parts.template)
+        if has_stored_images(self.config):
+            prompts = images_of_pairs(prompts)
 
         expansions: Expansions | None = None
         if parts.expander is not None:
@@ -113,8 +118,9 @@ class Rehearsal:
         if parts.objective.process == "reverse":
             yield check_log_probs(trajectory)
 
-        scores = self.score(images, prompts)
-        yield from check_rewards(scores, group, self.parts)
+        if scored_alone(parts.rewards):
+            scores = self.score(images, prompts)
+            yield from check_rewards(scores, group, self.parts)
         if self.config.guard.action != "none":
             yield self.check_guard(sampler, trajectory, images, prompts)
 
@@ -159,7 +165,8 @@ class Rehearsal:
         """Return the scores of a chunk."""
         started = time.perf_counter()
         with stage("scoring", f"{len(prompts)} images"):
-            scores = score(self.parts.rewards, images, prompts, self.parts.tolerance)
+            rewards = scored_alone(self.parts.rewards)
+            scores = score(rewards, images, prompts, self.parts.tolerance)
         self.seconds.scoring = self.since(started) / len(prompts)
         return scores
 
@@ -458,6 +465,15 @@ def check_rewards(scores: Scores, group: Tensor, parts: Parts) -> Iterator[Findi
             yield check_reward_spread(scores, index, valid, group, parts)
 
 
+def scored_alone(rewards: Mapping[str, Reward]) -> dict[str, Reward]:
+    """Return the rewards that can score a chunk of images, without the rest of an iteration."""
+    return {
+        name: reward
+        for name, reward in rewards.items()
+        if not (isinstance(reward, TrainingReward) and reward.of_iterations)
+    }
+
+
 def check_reward_spread(
     scores: Scores, index: int, valid: Tensor, group: Tensor, parts: Parts
 ) -> Finding:
@@ -465,7 +481,7 @@ def check_reward_spread(
     column = scores.parts[valid, index]
     numbers = group[valid]
     within = max(float(column[numbers == number].std(correction=0)) for number in numbers.unique())
-    weight = float(parts.weights[index])
+    weight = float(parts.weights[list(parts.rewards).index(scores.names[index])])
     text = (
         f"reward {scores.names[index]}: {column.min():.4g} to {column.max():.4g}, mean "
         f"{column.mean():.4g}, std within a prompt up to {within:.2g}; trained towards "

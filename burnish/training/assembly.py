@@ -37,6 +37,7 @@ from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
 from burnish.prompts.imitation import imitate, read_pairs
 from burnish.rewards.tolerance import Tolerance, keep_waiting
+from burnish.rewards.training_only import TrainingReward
 from burnish.rl.curriculum import ConstantCurriculum
 from burnish.seeds import generator
 from burnish.stages import stage
@@ -45,8 +46,10 @@ from burnish.training.requirements import (
     check_free_text_encoder,
     check_identifiers,
     check_transitions,
+    check_votes,
     needs_reference,
 )
+from burnish.training.stored_images import check_stored_images
 from burnish.types import (
     Advantage,
     Curriculum,
@@ -184,6 +187,19 @@ class EvaluationParts:
     expander: Expander | None = None  # rewrites what the generator reads
     template: str = "{}"  # all reward identifiers: put around the prompts of evaluations
 
+    @property
+    def evaluated(self) -> dict[str, Reward]:
+        """The rewards that evaluations measure: without those that know training images only."""
+        found = self.rewards.items()
+        return {name: one for name, one in found if not isinstance(one, TrainingReward)}
+
+    @property
+    def evaluated_weights(self) -> Tensor:
+        """The weights (K,) of these; if none of them is trained on, they count alike."""
+        weights = dict(zip(self.rewards, self.weights, strict=True))
+        found = torch.stack([weights[name] for name in self.evaluated])
+        return found if found.any() or len(found) == len(weights) else torch.ones_like(found)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parts(EvaluationParts):
@@ -231,6 +247,7 @@ def assemble(
     check_shared_noise(config, sampler.kernel)
     check_window(config, objective)
     check_guard_kl(config, sampler.kernel)
+    check_stored_images(config, objective)
     reference = needs_reference(objective) or config.guard.kl > 0
     with stage("loading", f"model {config.model.id}"):
         policy = overrides.policy or load_policy(config, device, reference=reference)
@@ -241,6 +258,7 @@ def assemble(
     free_text_encoders(config, policy, sampler, prompts, evaluation_prompts)
     rewards = given_rewards(overrides)
     shared = _shared(config, policy, sampler, evaluation_prompts, rewards, poll)
+    check_votes(config, shared.rewards)
     known = [*prompts, *chain.from_iterable(evaluation_prompts.values())]
     drawn = identifiers.with_template(known, shared.template)
     policy.prompt_encoder.check([prompt.generator_text for prompt in drawn])
@@ -295,6 +313,8 @@ def _shared(
         rewards = dict(given or {}) or load_rewards(config.rewards, "rewards")
         judge = load_judge(config)
         panel = load_panel(config, tolerance)
+    if config.evaluation.images_per_prompt:
+        check_evaluated(rewards)
 
     return EvaluationParts(
         policy=policy,
@@ -562,9 +582,24 @@ def load_rewards(tables: Sequence[Table], where: str) -> dict[str, Reward]:
     for index, (name, table) in enumerate(zip(reward_names(tables), tables, strict=True)):
         reward = catalog.build("reward", reward_arguments(table), f"{where}.{index}")
         judges_original = table.get("of", "original") == "original"
+        judges_original &= not isinstance(reward, TrainingReward)
         rewards[name] = of_original(reward) if judges_original else reward
 
     return rewards
+
+
+def check_evaluated(rewards: Mapping[str, Reward]) -> None:
+    """Refuse an evaluation without a reward that it can measure.
+
+    Raises:
+        ValueError: all rewards know training images only.
+    """
+    if all(isinstance(reward, TrainingReward) for reward in rewards.values()):
+        raise ValueError(
+            f"reward '{', '.join(rewards)}' knows only images that are trained on, so an "
+            "evaluation has nothing to measure: add a reward with weight = 0.0 for it, or set "
+            "evaluation.images_per_prompt = 0"
+        )
 
 
 def given_rewards(overrides: Overrides) -> dict[str, Reward]:

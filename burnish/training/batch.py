@@ -25,6 +25,7 @@ class RolloutBatch:
     control_scale: float | None  # at which they were sampled, where a curriculum moves it
     seconds_sampling: float
     seconds_scoring: float  # in a thread, while the next images are sampled
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # for the record
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from burnish.training.learners import sampling
 from burnish.training.prompt_sampling import sample_prompts, target_rewards
 from burnish.training.scoring import Scoring, join_scores
 from burnish.training.thumbnails import Thumbnails
+from burnish.training.voting import metrics_of, reward_of, with_votes
 from burnish.types import Objective, Prompt, Scores, Trajectory
 from burnish.user_code import call_hook, own_prompts, own_scores
 
@@ -78,6 +79,7 @@ class Collector:
             control_scale=sampler.control.scale if varies else None,
             seconds_sampling=time.perf_counter() - started,
             seconds_scoring=seconds,
+            metrics=metrics_of(self.job),
         )
 
     def expand(
@@ -109,7 +111,7 @@ def rollout_and_score(
 ) -> tuple[Trajectory, Scores, float]:
     """Sample an image for each prompt, chunk by chunk, and score it.
 
-    The images are kept only where there is `on_images`.
+    The images are kept only where there is `on_images`, or somebody votes on them.
 
     Returns:
         The trajectories, the scores, and the seconds spent in the rewards.
@@ -125,6 +127,7 @@ def rollout_and_score(
     trajectories: list[Trajectory] = []
     sampled: list[Tensor] = []
     thumbnails = Thumbnails(job.config.run.thumbnails if job.world.main else 0)
+    votes = reward_of(job) is not None
 
     detail = f"{len(group)} images of iteration {iteration}"
 
@@ -139,7 +142,7 @@ def rollout_and_score(
                 trajectories.append(trajectory)
                 scoring.submit(images, chunk)
                 thumbnails.add(images)
-                if on_images is not None:
+                if on_images is not None or votes:
                     sampled.append(images)
                 advance(len(rows))
 
@@ -154,6 +157,8 @@ def rollout_and_score(
         )
 
     scores = join_scores([scores for scores, _ in results], target_rewards(job, len(prompts)))
+    if votes:
+        scores = with_votes(job, iteration, torch.cat(sampled), prompts, group, scores)
     thumbnails.write_iteration(job.run, iteration, prompts, group, scores)
     if on_images is not None:
         images = torch.cat(sampled)  # a copy, as the prompts and scores are

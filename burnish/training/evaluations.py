@@ -21,7 +21,7 @@ from burnish.prompts.identifiers import with_template
 from burnish.runs import guard_verdict
 from burnish.stages import stage
 from burnish.training import checkpoint
-from burnish.training.assembly import EvaluationParts
+from burnish.training.assembly import EvaluationParts, check_evaluated
 from burnish.training.job import Job
 from burnish.training.learners import averaged
 from burnish.training.resume import export
@@ -113,7 +113,7 @@ def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
             save_evaluation(path, evaluations)
 
     if job.world.main:
-        comparison = compare(initial, evaluations, job.parts.weights)
+        comparison = compare(initial, evaluations, job.parts.evaluated_weights)
         write(job.run.evaluation, dumps(comparison, indent=1))
         if missing:
             job.world.tracking.evaluation(comparison, job.run.evaluation, iteration)
@@ -142,7 +142,11 @@ def evaluate_all(
         template: put around the prompts' texts.
         when: the evaluation is made, for who watches.
         on_images: called with each chunk of images of the training prompts.
+
+    Raises:
+        ValueError: all rewards know training images only.
     """
+    check_evaluated(parts.rewards)
     sets = parts.evaluation_prompts
     counts = " + ".join(
         f"{_share(len(prompts), parts.listed.get(name, 0))} {name}"
@@ -157,7 +161,7 @@ def evaluate_all(
                 parts.policy,
                 parts.sampler,
                 with_template(prompts, template),
-                parts.rewards,
+                parts.evaluated,
                 judge=parts.judge,
                 tolerance=parts.tolerance,
                 panel=parts.panel,
@@ -189,7 +193,7 @@ def check_guard(job: Job, initial: Evaluations, iteration: int) -> bool:
         return False
 
     job.world.any(False)  # wait until the main process has written
-    decision = decide(job.run, job.config, job.parts.weights, initial["train"], iteration)
+    decision = decide(job.run, job.config, job.parts.evaluated_weights, initial["train"], iteration)
     if not decision.tripped:
         return False
     if action == "warn":
@@ -221,7 +225,7 @@ def roll_back(job: Job, initial: Evaluations, iteration: int) -> None:
     if evaluations is None:
         raise FileNotFoundError(f"{path} is missing, so the guard cannot go back to it")
 
-    comparison = compare(initial, evaluations, job.parts.weights)
+    comparison = compare(initial, evaluations, job.parts.evaluated_weights)
     write(job.run.evaluation, dumps(comparison, indent=1))
     export(job, iteration)
     checkpoint.forget(job.run.checkpoints, iteration)

@@ -12,10 +12,14 @@ from burnish.diffusion.sampler import Sampler
 from burnish.diffusion.window import SharedStarts, window_at
 from burnish.seeds import generator
 from burnish.training.job import Job
+from burnish.training.stored_images import has_stored_images, opening_images
 
 
 def iteration_sampler(job: Job, iteration: int) -> Sampler:
-    """Return the sampler of an iteration, at the curriculum's control scale, with its window."""
+    """Return the sampler of an iteration, at the curriculum's control scale, with its window.
+
+    Where the images were made before, it opens these.
+    """
     sampler = job.parts.sampler
     curriculum = job.parts.curriculum
     window = job.config.sampler.window
@@ -30,7 +34,7 @@ def iteration_sampler(job: Job, iteration: int) -> Sampler:
         place = window_at(window, iteration, window_room(job), seed)
         sampler = replace(sampler, window=place)
 
-    return sampler
+    return opening_images(sampler) if has_stored_images(job.config) else sampler
 
 
 def window_room(job: Job) -> int:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from burnish.checked import checked_prompts, name_of
 from burnish.prompts import identifiers
+from burnish.prompts.pairs import images_of_pairs
 from burnish.seeds import generator, seed_of
 from burnish.training.job import Job
+from burnish.training.stored_images import has_stored_images
 from burnish.types import Prompt
 from burnish.user_code import call_user
 
@@ -61,6 +63,9 @@ def sample_prompts(job: Job, iteration: int) -> tuple[list[Prompt], Tensor]:
         prompts = [prompt for prompt in drawn for _ in range(images_per_prompt)]
         numbers = torch.tensor([seed_of("prompt", prompt.text) for prompt in drawn])
         group = numbers.repeat_interleave(images_per_prompt)
+
+    if has_stored_images(job.config):
+        return images_of_pairs(prompts), group
 
     target = target_rewards(job, len(prompts))
     if target is None:

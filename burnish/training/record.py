@@ -148,6 +148,7 @@ class Recorder:
             "iteration": batch.iteration,
             "images": self.job.world.count * len(batch.prompts),
             **credited,
+            **batch.metrics,
             **metrics,
             "seconds_sampling": batch.seconds_sampling,
             "seconds_scoring": batch.seconds_scoring,

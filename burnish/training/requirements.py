@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from burnish import catalog, references
@@ -10,7 +11,8 @@ from burnish.diffusion.loading import choose_device
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.diffusion.window import window_places
-from burnish.types import Advantage, Objective
+from burnish.rewards.votes import Votes
+from burnish.types import Advantage, Objective, Reward
 
 
 def check_devices(config: Config, device: str = "") -> None:
@@ -61,6 +63,43 @@ def check_free_text_encoder(config: Config, listed: bool = True) -> None:
 
     if reason and config.model.free_text_encoder:
         raise ValueError(f"model.free_text_encoder = true, but {reason}; set it to false")
+
+
+def check_votes(config: Config, rewards: Mapping[str, Reward]) -> None:
+    """Refuse votes on images that cannot be compared, or with rewards that nobody waits for.
+
+    Args:
+        config: of the run.
+        rewards: by name.
+    """
+    found = [reward for reward in rewards.values() if isinstance(reward, Votes)]
+    if not found:
+        return
+
+    (votes, *others) = found
+    if others:
+        raise ValueError("rewards: people can be asked for one reward 'votes' only; leave one out")
+    if images_compared(config) < 2:
+        raise ValueError(
+            "reward 'votes' asks about pairs of images of a prompt; set batch.images_per_prompt to "
+            "2 or more (with sampler.identifiers for each reward)"
+        )
+    if config.batch.baseline:
+        raise ValueError(
+            "reward 'votes' knows finished images only, not the x0 before them; set "
+            "batch.baseline = ''"
+        )
+    if votes.clip is None and not votes.wait:
+        raise ValueError(
+            "reward 'votes' without a model knows nothing but the votes, and cannot go on without "
+            "them; set its wait = true, or its model"
+        )
+    if (votes.clip is None or votes.most_unknown < 1) and config.scoring.missing != "mask":
+        raise ValueError(
+            "reward 'votes' gives some images no reward (without a model all that were not asked "
+            "about, with most_unknown those of which it is too uncertain); set scoring.missing = "
+            '"mask"'
+        )
 
 
 def check_transitions(

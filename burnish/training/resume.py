@@ -175,7 +175,9 @@ def best_iteration(job: Job, iteration: int) -> int:
     initial = load_evaluation(job.run.evaluation_file(0))
     if not initial:
         return 0
-    return decide(job.run, job.config, job.parts.weights, initial["train"], iteration).best
+    return decide(
+        job.run, job.config, job.parts.evaluated_weights, initial["train"], iteration
+    ).best
 
 
 def check_not_guarded(run: Run) -> None:

@@ -53,14 +53,16 @@ def gains(
     Args:
         scores: of this process's images.
         prompts: of these images.
-        initial: the evaluation before training, which has the same rewards.
+        initial: the evaluation before training; it lacks rewards of training images only.
         world: the processes.
 
     Returns:
         `gain`, `gain_std` and `gain_images` (how many images are compared) by reward; {} of a
         reward without any.
     """
-    tables = [_prompt_means(initial, name) for name in scores.names]
+    tables = [
+        _prompt_means(initial, name) if name in initial.rewards else {} for name in scores.names
+    ]
     means = torch.tensor(
         [[_mean_of(prompt, table) for table in tables] for prompt in prompts], dtype=torch.float64
     )

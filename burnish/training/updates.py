@@ -22,6 +22,7 @@ from burnish.training.baseline import x0_baseline
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.credit import first_iterations
 from burnish.training.forward import ForwardProcesses, training_calls, transition_count
+from burnish.training.image_choice import compared_pairs, counted_pairs
 from burnish.training.metrics import merged_metrics, summary
 from burnish.training.weights import WeightUpdater
 from burnish.types import Process, Trajectory
@@ -48,6 +49,8 @@ class GeneratorUpdates:
         pairs = self.pairs(batch.iteration, adv)
         if credit.empty or not self.parts.policy.trainable:
             return {}
+        if self.parts.objective.compares_images:
+            pairs = compared_pairs(self.parts.objective, credit, pairs)
 
         metrics = {}
         if self.config.batch.baseline:
@@ -223,15 +226,3 @@ def minibatches(
         for blocks in order.tensor_split(batch.minibatches):
             rows = (blocks[:, None] * block + torch.arange(block)).flatten()
             yield rows.repeat_interleave(count), chosen[rows].flatten() + epoch * offset
-
-
-def counted_pairs(counted: Tensor, pairs: Pairs) -> tuple[Pairs, float]:
-    """Return the pairs whose images are `counted` (B,), and their share of all.
-
-    Without one there is still a pair, of share 0, so that the update has a gradient.
-    """
-    images, transitions = pairs
-    useful = counted[images]
-    share = float(useful.double().mean())
-    useful[0] |= not useful.any()
-    return (images[useful], transitions[useful]), share

@@ -23,10 +23,15 @@ document.addEventListener("input", (event) => {
 });
 document.querySelectorAll("[data-cut]").forEach(cut);
 
-// The keys 1 to 9 open the pages of a run.
+// The keys 1 to 9 open the pages of a run; a button may have a key of its own.
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, textarea, select");
   if (typing || event.ctrlKey || event.altKey || event.metaKey) return;
+  const button = [...document.querySelectorAll("[data-key]")].find((one) => one.dataset.key === event.key);
+  if (button) {
+    event.preventDefault();
+    button.click();
+  }
   if (/^[1-9]$/.test(event.key)) {
     const tab = document.querySelectorAll(".tabs a")[event.key - 1];
     if (tab) tab.click();

@@ -1,0 +1,119 @@
+"""Fit a head to pairs of images: `burnish taste fit`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from burnish.files import write
+from burnish.images import open_image
+from burnish.prompts.pairs import ImagePair, read_image_pairs
+from burnish.rewards.bradley_terry import Comparisons, HeldOut, best_scale, fit, held_out
+from burnish.rewards.clip import Clip
+from burnish.rewards.taste import head_bytes
+from burnish.stages import advance, stage
+
+
+@dataclass(frozen=True)
+class FittedTaste:
+    """The result of a fit."""
+
+    out: Path
+    pairs: int
+    images: int
+    scale: float  # that was chosen
+    held_out: HeldOut
+
+    @property
+    def error(self) -> float:
+        """The standard error of the accuracy."""
+        accuracy = self.held_out.accuracy
+        return float((accuracy * (1 - accuracy) / self.held_out.count) ** 0.5)
+
+    def lines(self) -> list[str]:
+        """Return the result in words."""
+        found = self.held_out
+        lines = [
+            f"{self.out}: fitted to {self.pairs} pairs of {self.images} images",
+            f"of {found.count} pairs that it had not seen it foretells {found.accuracy:.0%} "
+            f"(+- {self.error:.0%}; chance: 50%), at {found.nats:.2f} nats a pair (chance: 0.69)",
+        ]
+        if found.accuracy - 2 * self.error <= 0.5:
+            lines.append(
+                "that may be chance: give more pairs, or pairs that differ in what you care about"
+            )
+        return lines
+
+
+def fit_taste(pairs: Path, model: str, out: Path, device: str = "cpu") -> FittedTaste:
+    """Fit a head to pairs of images and write it.
+
+    Args:
+        pairs: a JSONL file, a folder or a run with votes, see `prompts.pairs`.
+        model: a CLIP model: a hub id, a folder or `zoo:emoji-clip`.
+        out: the file that is written.
+        device: where the model computes.
+
+    Raises:
+        ValueError, FileNotFoundError: a pair or an image cannot be read, there are fewer than two
+            different pairs, or the model is none.
+    """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"--out {out}: a head is a .safetensors file; name it so")
+
+    listed = read_image_pairs(pairs)
+    paths = sorted({path for pair in listed for path in (pair.chosen, pair.rejected)})
+    if len({_images_of(pair) for pair in listed}) < 2:
+        raise ValueError(f"{pairs}: one pair alone says nothing about others; give more")
+
+    clip = Clip.load(model)
+    clip.model.to(device)
+    features = dict(zip(paths, embed_files(clip, paths), strict=True))
+    comparisons = comparisons_of(listed, features)
+    with stage("fitting", f"{len(listed)} pairs"):
+        found = held_out(comparisons)
+        scale = best_scale(comparisons)
+        head = fit(comparisons, scale)
+
+    about = {
+        "pairs": str(len(listed)),
+        "accuracy": f"{found.accuracy:.4f}",
+        "nats": f"{found.nats:.4f}",
+        "held_out": str(found.count),
+        "scale": f"{scale:g}",
+    }
+    is_folder = Path(model).is_dir() and not model.startswith("zoo:")
+    write(out, head_bytes(head, str(Path(model).resolve()) if is_folder else model, about))
+    return FittedTaste(out, len(listed), len(paths), scale, found)
+
+
+def embed_files(clip: Clip, paths: list[Path]) -> list[Tensor]:
+    """Return the features (D,) of the images in files, each computed alone.
+
+    Raises:
+        ValueError, FileNotFoundError: an image cannot be read; the message names it.
+    """
+    found = []
+    with stage("embedding", f"{len(paths)} images", len(paths)):
+        for path in paths:
+            (features,) = clip.images(open_image(path)[None])
+            found.append(features.double())
+            advance()
+    return found
+
+
+def comparisons_of(listed: list[ImagePair], features: dict[Path, Tensor]) -> Comparisons:
+    """Return pairs of images as comparisons of their features; the same pair is one unit."""
+    units = {images: number for number, images in enumerate(dict.fromkeys(map(_images_of, listed)))}
+    return Comparisons(
+        torch.stack([features[pair.chosen] for pair in listed]),
+        torch.stack([features[pair.rejected] for pair in listed]),
+        torch.tensor([units[_images_of(pair)] for pair in listed]),
+    )
+
+
+def _images_of(pair: ImagePair) -> frozenset[Path]:
+    return frozenset((pair.chosen, pair.rejected))

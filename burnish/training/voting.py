@@ -1,0 +1,294 @@
+"""Voting: after an iteration's images are sampled, somebody is asked about pairs of them.
+
+    images -> the most informative pairs -> questions -> votes -> [head] -> the reward "votes"
+
+Questions follow from the images, the seed and the votes that the iteration before was learned from
+with, and the number of votes that count is noted before they are used: a run that was killed asks
+the same questions, and learns from the same votes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from burnish import votes as files
+from burnish.images import image_grid, open_image
+from burnish.rewards import bradley_terry as bt
+from burnish.rewards.bradley_terry import Comparisons, Head
+from burnish.rewards.votes import Voter, Votes, comparisons_of, images_of, outcomes, scored
+from burnish.runs import Run
+from burnish.seeds import generator
+from burnish.stages import stage
+from burnish.training.job import Job
+from burnish.types import Prompt, Scores
+from burnish.votes import Question, Vote
+
+PAUSE = 0.1
+"""Seconds between two looks at the votes."""
+
+LEAST_HELD_OUT = 4
+"""Comparisons from which on the head's accuracy is measured."""
+
+
+def reward_of(job: Job) -> tuple[int, Votes] | None:
+    """Return the column and the settings of the reward "votes" of a run; None without one."""
+    for column, reward in enumerate(job.parts.rewards.values()):
+        if isinstance(reward, Votes):
+            return column, reward
+    return None
+
+
+def metrics_of(job: Job) -> dict[str, dict[str, float]]:
+    """Return what the record says about the votes; {} in a run without any."""
+    found = reward_of(job)
+    return {"votes": dict(found[1].metrics)} if found else {}
+
+
+def with_votes(
+    job: Job,
+    iteration: int,
+    images: Tensor,
+    prompts: Sequence[Prompt],
+    group: Tensor,
+    scores: Scores,
+) -> Scores:
+    """Return the scores of an iteration with those that votes give; all of them without votes.
+
+    Args:
+        job: the run.
+        iteration: from 1 on.
+        images: (B, 3, H, W) of this process.
+        prompts: of these images.
+        group: (B,) of these images.
+        scores: of these images.
+    """
+    found = reward_of(job)
+    if found is None:
+        return scores
+
+    column, reward = found
+    voting = Round(job.run, reward, iteration, job.config.seed)
+    features = None if reward.clip is None else reward.features(images)
+    listed: list[Question] = []
+    if job.world.main:
+        listed = voting.ask(images, prompts, group, features)
+    wait_for_votes(job, voting, listed)
+
+    lines = files.close_round(job.run, iteration, listed) if job.world.main else 0
+    lines = int(job.world.gather(torch.tensor([lines])).max())
+    values = voting.values(images, features, lines, listed)
+    reward.metrics = voting.metrics(lines)
+
+    parts = scores.parts.clone()
+    parts[:, column] = values.to(parts)
+    missing = int((~values.isfinite()).sum())
+    problem = f"{scores.names[column]}: votes say nothing of {missing} images"
+    problems = (*scores.problems, problem) if missing else scores.problems
+    return replace(scores, parts=parts, problems=problems)
+
+
+def wait_for_votes(job: Job, voting: Round, listed: Sequence[Question]) -> None:
+    """Wait until the questions of an iteration are answered, where their answers are needed."""
+    if job.world.main and voting.reward.voter is not None:
+        voting.answer(listed, voting.reward.voter)
+
+    detail = (
+        f"{len(listed)} questions of iteration {voting.iteration} want answers; "
+        f"{job.run.questions} has them"
+    )
+    with stage("votes", detail, routine=voting.iteration > 1):
+        while job.world.any(job.world.main and voting.lacks(listed)):
+            job.poll()
+            time.sleep(PAUSE)
+
+
+@dataclass
+class Round:
+    """The questions of one iteration, and what the votes say of its images."""
+
+    run: Run
+    reward: Votes
+    iteration: int
+    seed: int
+    about_head: dict[str, float] = field(default_factory=dict)
+
+    def ask(
+        self,
+        images: Tensor,
+        prompts: Sequence[Prompt],
+        group: Tensor,
+        features: Tensor | None,
+    ) -> list[Question]:
+        """Write the questions of the iteration, and return them."""
+        stream = generator(self.seed, self.iteration, "questions")
+        pairs = self.choose(images, group, features, stream)
+        again = self.repeated(stream)
+        listed: list[Question] = []
+
+        for first, second in pairs[: self.reward.per_iteration - len(again)]:
+            rows = (first, second) if coin(stream) else (second, first)
+            left, right = (files.add_image(self.run, as_png(images[row])) for row in rows)
+            prompt = prompts[first].original
+            listed.append(files.make_question(self.iteration, len(listed), prompt, left, right))
+
+        for earlier in again:
+            sides = (earlier.left, earlier.right)
+            left, right = sides if coin(stream) else sides[::-1]
+            named = (earlier.prompt, left, right, earlier.id)
+            listed.append(files.make_question(self.iteration, len(listed), *named))
+
+        files.ask(self.run, listed)
+        return listed
+
+    def choose(
+        self, images: Tensor, group: Tensor, features: Tensor | None, stream: torch.Generator
+    ) -> list[tuple[int, int]]:
+        """Return pairs of different images of one prompt, the most informative ones first.
+
+        Without features they are drawn.
+        """
+        candidates = pairs_within(images, group)
+        count = self.reward.per_iteration
+        if features is not None:
+            known = self.comparisons(files.lines_before(self.run, self.iteration))
+            head = bt.blank(features) if known is None else bt.fit(known)
+            return bt.most_informative(head, features, candidates, count)
+
+        order = torch.randperm(len(candidates), generator=stream).tolist()
+        return disjoint_first([candidates[number] for number in order], count)
+
+    def repeated(self, stream: torch.Generator) -> list[Question]:
+        """Return earlier questions that are asked again, of which one image was preferred."""
+        before = [q for q in files.questions(self.run) if q.iteration < self.iteration]
+        repeated = {question.repeats for question in before}
+        given = files.votes(self.run, files.lines_before(self.run, self.iteration))
+        decided = {vote.question for vote in given if vote.answer in ("left", "right")}
+        known = [
+            question
+            for question in before
+            if question.id in decided and question.id not in repeated and not question.repeats
+        ]
+
+        per_iteration = self.reward.per_iteration
+        due, done = (
+            int(self.reward.repeats * per_iteration * number)
+            for number in (self.iteration, self.iteration - 1)
+        )
+        order = torch.randperm(len(known), generator=stream).tolist()
+        return [known[number] for number in order[: due - done]]
+
+    def answer(self, listed: Sequence[Question], voter: Voter) -> None:
+        """Let a program answer the questions that have no vote yet."""
+        answered = {vote.question for vote in files.votes(self.run)}
+        for question in listed:
+            if question.id not in answered:
+                left, right = (
+                    open_image(files.image_path(self.run, name))
+                    for name in (question.left, question.right)
+                )
+                files.answer(self.run, question.id, voter(question, left, right), 0.0)
+
+    def lacks(self, listed: Sequence[Question]) -> bool:
+        """Return whether votes are missing without which the iteration is not learned from."""
+        given = files.votes(self.run)
+        decided = any(vote.answer != "skip" for vote in given)
+        if not self.reward.wait and decided:
+            return False
+        return bool({question.id for question in listed} - {vote.question for vote in given})
+
+    def comparisons(self, lines: int) -> Comparisons | None:
+        """Return the votes in the first lines as comparisons; None if none says anything."""
+        by_id = {question.id: question for question in files.questions(self.run)}
+        given = files.votes(self.run, lines)
+        names = {name for vote in given for name in images_of(by_id, vote)}
+        features = {name: self.features_of(name) for name in sorted(names)}
+        return comparisons_of(by_id, given, features)
+
+    def features_of(self, name: str) -> Tensor:
+        """Return the features (D,) of an image that was asked about, as it was shown.
+
+        They are computed of each image alone, so that they do not depend on when that is done.
+        """
+        known = self.reward.known_features
+        if name not in known:
+            image = open_image(files.image_path(self.run, name))
+            known[name] = self.reward.features(image[None])[0]
+        return known[name]
+
+    def values(
+        self, images: Tensor, features: Tensor | None, lines: int, listed: Sequence[Question]
+    ) -> Tensor:
+        """Return the reward of each image, (B,) float64; NaN of which votes say nothing.
+
+        Args:
+            images: (B, 3, H, W).
+            features: (B, D) of the images; None: only images that were asked about have a reward.
+            lines: of votes.jsonl that count.
+            listed: the questions of this iteration.
+        """
+        nothing = torch.full((len(images),), torch.nan, dtype=torch.float64)
+        if features is not None:
+            known = self.comparisons(lines)
+            return nothing if known is None else scored(self.reward, self.fitted(known), features)
+
+        found = outcomes(listed, files.votes(self.run, lines))
+        if not found:
+            return nothing
+        names = [files.image_name(as_png(image)) for image in images]
+        return torch.tensor([found.get(name, torch.nan) for name in names], dtype=torch.float64)
+
+    def fitted(self, known: Comparisons) -> Head:
+        """Return the head of comparisons, and note how well it foretells them."""
+        scale = bt.best_scale(known)
+        self.about_head = {"scale": scale}
+        if len(known.unit.unique()) >= LEAST_HELD_OUT:
+            found = bt.held_out(known, scale)
+            self.about_head |= {"accuracy": found.accuracy, "nats": found.nats}
+        return bt.fit(known, scale)
+
+    def metrics(self, lines: int) -> dict[str, float]:
+        """Return what the record says about votes: how many, how consistent, how foreseeable."""
+        given: list[Vote] = files.votes(self.run, lines)
+        listed = [q for q in files.questions(self.run) if q.iteration <= self.iteration]
+        consistent, repeated = files.consistency(listed, given)
+        seconds = torch.tensor([vote.seconds for vote in given], dtype=torch.float64)
+        counts = {"asked": len(listed), "given": len(given)}
+        counts |= {"repeated": repeated, "consistent": consistent}
+        times = {"median_seconds": float(seconds.median())} if given else {}
+        return {**counts, **times, **self.about_head}
+
+
+def pairs_within(images: Tensor, group: Tensor) -> list[tuple[int, int]]:
+    """Return the pairs of rows of different images (B, 3, H, W) of one group (B,)."""
+    found = []
+    for number in group.unique():
+        rows = (group == number).nonzero()[:, 0].tolist()
+        found += [(i, j) for i in rows for j in rows if i < j and not images[i].equal(images[j])]
+    return found
+
+
+def disjoint_first(candidates: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """Return the first pairs of which no two have an image in common, and then further ones."""
+    used: set[int] = set()
+    disjoint = []
+    for pair in candidates:
+        if not used & {*pair}:
+            disjoint.append(pair)
+            used |= {*pair}
+
+    return [*disjoint, *(pair for pair in candidates if pair not in disjoint)][:count]
+
+
+def coin(stream: torch.Generator) -> bool:
+    """Return True or False, each with the same probability."""
+    return bool(torch.rand((), generator=stream) < 0.5)
+
+
+def as_png(image: Tensor) -> bytes:
+    """Return an image (3, H, W) as the bytes of a PNG."""
+    return image_grid(image[None].cpu(), 1)[0]
