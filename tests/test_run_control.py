@@ -13,6 +13,7 @@ from burnish import run_control
 from burnish.config import load
 from burnish.run_control import NOTHING, Requests, ask, pending, stop_requested, strength_grid, take
 from burnish.runs import LEFTOVER, Run
+from burnish.training import record
 from burnish.training.loop import train
 
 BRIGHTNESS = """
@@ -36,8 +37,8 @@ def trained(recipe: Path, folder: Path, at: int, *changes: str, **requests: bool
     """Return a run during whose iteration `at` somebody makes requests."""
     run = Run(folder)
 
-    def on_record(record: dict[str, int]) -> None:
-        if record["iteration"] == at:
+    def on_record(row: dict[str, int]) -> None:
+        if row["iteration"] == at:
             ask(run, **requests)
 
     train(load(recipe, [*QUICK, *changes]), folder, on_record=on_record, progress=False)
@@ -137,10 +138,19 @@ def test_going_back_removes_grids_of_later_iterations(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_asked_for_too_late_is_forgotten(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+    monkeypatch.setattr(record, "draw_identifier_grid", lambda job, done: ask(run, save=True))
+    train(load(recipe, QUICK), run.folder, progress=False)
+    assert not run.control.exists()
+
+
 def test_a_broken_file_does_not_end_a_training(recipe: Path, tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
 
-    def on_record(record: dict[str, int]) -> None:
+    def on_record(row: dict[str, int]) -> None:
         run.control.write_text("{")
 
     with warnings.catch_warnings():

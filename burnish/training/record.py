@@ -179,6 +179,8 @@ class Recorder:
         draw_identifier_grid(job, self.done)
         if self.initial:
             evaluate_now(job, self.initial, self.done)
+        if job.world.main:
+            clear(job.run)  # what was asked for since the last iteration
 
     def end_early(self, error: BaseException) -> None:
         """Save what is done, if the weights are those after an iteration; then raise the error.
