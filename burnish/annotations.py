@@ -12,6 +12,7 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar
 
@@ -151,6 +152,9 @@ def complaint(value: Any, hint: Any, name: str) -> str:
         hint: the annotation.
         name: of the value, such as "batch.prompts".
     """
+    if type(value) in _plain_types(hint) and not number_complaint(value, name):
+        return ""  # most of what there is in a log
+
     label = name or "the file"
     if typing.get_origin(hint) is typing.Literal and isinstance(value, str):
         return "" if fits(value, hint) else f"{label} = {shown(value)}; it must be {readable(hint)}"
@@ -251,15 +255,13 @@ def _inner(value: Any, hint: Any, origin: Any, arguments: tuple[Any, ...], name:
     found: typing.Iterable[str] = ()
 
     if typing.is_typeddict(hint):
-        hints = typing.get_type_hints(hint, include_extras=True)
-        missing = [
-            key for key, one in hints.items() if key not in value and _is_required(hint, one)
-        ]
+        hints, required = _keys(hint)
+        missing = [key for key in required if key not in value]
         if missing:
             return f"{name or 'the file'} has no {missing[0]}"
 
         names = [key for key in hints if key in value]
-        found = (complaint(value[key], _bare(hints[key]), _join(name, key)) for key in names)
+        found = (complaint(value[key], hints[key], _join(name, key)) for key in names)
     elif origin is dict and len(arguments) == 2:
         found = (complaint(item, arguments[1], _join(name, key)) for key, item in value.items())
     elif origin in (list, tuple) and arguments:
@@ -271,6 +273,33 @@ def _inner(value: Any, hint: Any, origin: Any, arguments: tuple[Any, ...], name:
         )
 
     return next((one for one in found if one), "")
+
+
+@cache
+def _keys(table: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return the annotation of each key of a `TypedDict`, and the keys that it must have."""
+    hints = typing.get_type_hints(table, include_extras=True)
+    required = tuple(key for key, one in hints.items() if _is_required(table, one))
+    return {key: _bare(one) for key, one in hints.items()}, required
+
+
+def _plain_types(hint: Any) -> frozenset[type]:
+    """Return the types whose values fit an annotation as they are, but for too large numbers."""
+    try:
+        return _cached_plain_types(hint)
+    except TypeError:  # a rule that cannot be remembered
+        return frozenset()
+
+
+@cache
+def _cached_plain_types(hint: Any) -> frozenset[type]:
+    if typing.get_origin(hint) in (typing.Union, UnionType):
+        return frozenset().union(*map(_plain_types, typing.get_args(hint)))
+    if hint is float:
+        return frozenset({float, int})
+    if hint in (None, NoneType):
+        return frozenset({NoneType})
+    return frozenset({hint}) if hint in (int, str, bool) else frozenset()
 
 
 def _bare(hint: Any) -> Any:

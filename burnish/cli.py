@@ -329,6 +329,48 @@ def evaluate(
         say(text)
 
 
+@app.command("branch")
+def branch_run(
+    run: RunFolder,
+    iteration: Annotated[
+        int, typer.Argument(metavar="ITERATION", min=1, help="Of one of its checkpoints.")
+    ],
+    out: Annotated[Path, typer.Option(help="The new run directory.")],
+) -> None:
+    """Copy a run as it was after an iteration, to go on from there in another way.
+
+    Without changes the copy goes on as the run itself did, bit for bit.
+
+      burnish branch runs/jpeg 40 --out runs/gentle
+      burnish train runs/gentle/config.toml --resume --out runs/gentle
+    """
+    from burnish.runs import Run
+    from burnish.tools.branch import branch
+
+    new = branch(Run.open(run), iteration, out)
+    say(f"{new.folder} is {run} after iteration {iteration}")
+    say(f"Go on with: burnish train --resume --out {new.folder}")
+
+
+@app.command("rollback")
+def roll_run_back(
+    run: RunFolder,
+    iteration: Annotated[
+        int, typer.Argument(metavar="ITERATION", min=1, help="Of one of its checkpoints.")
+    ],
+) -> None:
+    """Go back to a run's state after an iteration; all that is later is deleted.
+
+    burnish rollback runs/jpeg 40
+    """
+    from burnish.runs import Run
+    from burnish.tools.branch import roll_back
+
+    roll_back(Run.open(run), iteration)
+    say(f"{run} is as it was after iteration {iteration}")
+    say(f"Go on with: burnish train --resume --out {run}")
+
+
 @app.command()
 def report(
     run: RunFolder,
@@ -375,6 +417,43 @@ def compare_runs(
     if out is not None:
         write(out, comparison.as_page(compared))
         print(out, file=sys.stderr if as_json else sys.stdout)
+
+
+@app.command()
+def studio(
+    runs: Annotated[
+        Path, typer.Argument(metavar="RUNS", help="The folder that holds the runs.")
+    ] = Path("runs"),
+    host: Annotated[
+        str, typer.Option(help="The address to listen on; another one than this needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8765,
+    allow_code: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code",
+            help="Start and resume runs whose configuration names Python code, which runs then.",
+        ),
+    ] = False,
+) -> None:
+    """Show the runs of a folder in the browser, live: start, watch, stop, compare.
+
+    Needs the extra named studio. Trainings that it starts go on without it.
+
+      burnish studio
+      burnish studio runs --port 9000
+    """
+    try:
+        from burnish.studio.server import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn", "jinja2", "markupsafe"):
+            raise
+        raise RuntimeError(
+            f"the studio needs {error.name}, which is not installed; run: "
+            "pip install 'burnish[studio]'"
+        ) from error
+
+    serve(runs, host, port, allow_code)
 
 
 @app.command()

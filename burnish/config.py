@@ -359,6 +359,9 @@ class RunConfig:
     sample_every: int = 5  # iterations between sample grids; 0: none
     # images in a sample grid, on prompts spread over the training prompts
     sample_prompts: int = 16
+    # side in pixels of small copies of the latest iteration's images, shown with their rewards by
+    # burnish studio and the report; 0: none
+    thumbnails: int = 96
     # "tensorboard", "wandb", "trackio" (each an extra to install), "mlflow", "comet_ml", "swanlab"
     trackers: list[str] = field(default_factory=list)
     tracker_project: str = "burnish"  # the name under which they file the run
@@ -753,6 +756,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("run.keep", lambda n: n >= 1, "at least 1"),
     ("run.sample_every", lambda n: n >= 0, "0 (none) or more"),
     ("run.sample_prompts", lambda n: 1 <= n <= 10_000, "1 to 10000"),
+    ("run.thumbnails", lambda n: 0 <= n <= 512, "0 to 512"),
 )
 
 

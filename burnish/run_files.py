@@ -103,6 +103,24 @@ class GridFile(TypedDict):
     rewards: NotRequired[list[str]]
 
 
+class GroupsFile(TypedDict):
+    """groups/000012.json: what each image of the latest iteration got."""
+
+    iteration: CountOrZero
+    columns: Count
+    texts: list[str]
+    group: list[int]
+    rewards: list[str]
+    parts: list[list[Number]]
+
+
+class ThumbnailsFile(TypedDict):
+    """groups/evaluation-000012.json: the layout of the grid beside it."""
+
+    columns: Count
+    count: Count
+
+
 class StateFile(TypedDict):
     """checkpoints/000012/state.json."""
 

@@ -23,10 +23,15 @@ Standard library only.
     RUN/adapter.json                 the iteration they are of, and the files' digests
     RUN/guard.json                   when and why the guard ended the run, and to which iteration it
                                      went back
+    RUN/groups/                      small images of the latest iteration, with their rewards, and
+                                     of the latest evaluation
     RUN/questions.jsonl, RUN/questions/, RUN/votes.jsonl, RUN/rounds.jsonl
                                      the pairs of images that people are asked about, and their
                                      answers, see `votes`
     RUN/trackers.json                the ids under which experiment trackers file the run
+    RUN/samples/strength-000012-050.png  the sample grid after 12 iterations with the adapter at
+                                     50 % of its strength, where somebody asked for it
+    RUN/control.json                 what somebody asks of the training, see `run_control`
     RUN/lock                         the process that is writing here
 
 Every file is written completely or not at all, see `files`; only the log, the questions and the
@@ -66,8 +71,12 @@ Record = dict[str, Any]
 
 FILES = (
     r"config\.toml|origin\.json|log\.jsonl|evaluation\.json|guard\.json|report\.html|prompts\.json|"
-    r"adapter\.json|trackers\.json|(identifiers-)?\d{6}(\.png|\.json)?|[0-9a-f]{16}\.png"
+    r"adapter\.json|trackers\.json|control\.json|[0-9a-f]{16}\.png|"
+    r"(identifiers-|strength-|evaluation-)?\d{6}(-\d{3})?(\.png|\.json)?"
 )
+OF_ITERATION = re.compile(r"(?:identifiers-)?(\d+)|strength-(\d+)-\d+", re.ASCII)
+"""The name of a sample grid or an evaluation, without its ending: the iteration is a group."""
+
 LEFTOVER = re.compile(rf"\.({FILES})(\.\d+)?\.part|\.adapter-\w+")
 """What `files` calls a file or folder of a run before it is complete."""
 
@@ -93,11 +102,13 @@ class Run:
     samples = RunPath("samples")
     checkpoints = RunPath("checkpoints")
     evaluation = RunPath("evaluation.json")
+    groups = RunPath("groups")
     adapter = RunPath("adapter")
     guard = RunPath("guard.json")
     origin = RunPath("origin.json")
     trackers = RunPath("trackers.json")
     export = RunPath("adapter.json")
+    control = RunPath("control.json")
     questions = RunPath("questions.jsonl")
     question_images = RunPath("questions")
     votes = RunPath("votes.jsonl")
@@ -200,8 +211,8 @@ class Run:
 
         for folder in (self.samples, self.evaluation_file(0).parent):
             for path in folder.glob("*[0-9].*"):
-                number = path.stem.removeprefix("identifiers-")
-                if number.isascii() and number.isdigit() and int(number) > iteration:
+                match = OF_ITERATION.fullmatch(path.stem)
+                if match and int(match[1] or match[2]) > iteration:
                     path.unlink()
 
     @contextmanager
@@ -258,12 +269,13 @@ def clear(run: Run) -> None:
     run.forget(-1)
     for path in (run.log, run.evaluation, run.guard, run.export):
         path.unlink(missing_ok=True)
-    shutil.rmtree(run.adapter, ignore_errors=True)
+    for folder in (run.adapter, run.groups):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def tidy(run: Run) -> None:
     """Delete what a process that was killed left half written; only what has our names."""
-    folders = [run.folder, run.samples, run.checkpoints, run.evaluation_file(0).parent]
+    folders = [run.folder, run.samples, run.checkpoints, run.evaluation_file(0).parent, run.groups]
     folders += [
         run.question_images,
         run.adapter,
@@ -343,6 +355,22 @@ def _record(run: Run, row: int, line: bytes) -> Record:
     if wrong := complaint(record, LogRow, ""):
         raise ValueError(f"{place}: {wrong}; delete this line")
     return record
+
+
+def is_locked(run: Run) -> bool:
+    """Return whether another process holds the run directory.
+
+    The lock is taken for a moment in order to find out, and a process that begins just then is
+    refused: look first whether its owner, whom the file names, can be alive at all.
+    """
+    path = run.folder / "lock"
+    if not path.is_file():
+        return False
+    try:
+        with open(path, "r+", encoding="utf-8", errors="replace") as file:
+            return not try_lock(file)
+    except OSError:
+        return False
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -29,6 +29,7 @@ GROUND = {
     "config",
     "run_files",
     "runs",
+    "run_control",
     "votes",
     "tracking",
     "stages",
@@ -100,6 +101,21 @@ WINGS: dict[str, set[str]] = {
     "tools": GROUND
     | {"zoo", "rl", "qr", "diffusion", "prompts", "rewards", "evaluation", "training"},
     "compat": GROUND | {"diffusion", "training"},
+    "studio": {
+        "annotations",
+        "catalog",
+        "config",
+        "errors",
+        "files",
+        "redaction",
+        "references",
+        "report",
+        "run_control",
+        "run_files",
+        "runs",
+        "terminal",
+        "votes",
+    },
 }
 """The modules that each wing may import from; the command line may import everything."""
 
@@ -131,6 +147,7 @@ FLOOR: dict[str, set[str]] = {
     },
     "run_files": {"annotations", "files"},
     "runs": {"annotations", "errors", "files", "run_files"},
+    "run_control": {"annotations", "files", "runs"},
     "votes": {"annotations", "errors", "files", "runs"},
     "tracking": {"errors", "files", "images", "redaction", "runs"},
     "world": {"tracking"},
@@ -152,6 +169,8 @@ WITHOUT_TORCH = (
     "catalog",
     "cli",
     "report",
+    "run_control",
+    "studio",
     "zoo/__init__",
 )
 STANDARD_LIBRARY_ONLY = (
@@ -161,6 +180,7 @@ STANDARD_LIBRARY_ONLY = (
     "noise",
     "redaction",
     "run_files",
+    "run_control",
     "runs",
     "stages",
     "terminal",

@@ -101,6 +101,7 @@ def evaluate(
     chunk: int = 32,
     world: World | None = None,
     poll: Callable[[], None] = lambda: None,
+    on_images: Callable[[Tensor], None] = lambda images: None,
 ) -> Evaluation:
     """Sample `images_per_prompt` images of every prompt from fixed noise and score them.
 
@@ -119,6 +120,7 @@ def evaluate(
             the same number.
         world: the processes that share the chunks.
         poll: called before each chunk; it may raise to stop.
+        on_images: called with each chunk (b, 3, H, W) that this process has sampled, in order.
     """
     world = world or World()
     panel = panel or Panel()
@@ -141,6 +143,7 @@ def evaluate(
         group = indices // images_per_prompt
         trajectory, images = sampler.sample(policy, batch, group, noise)
 
+        on_images(images)
         parts = score(rewards, images, batch, tolerance).parts.tolist()
         judged = _judged(judge, images, batch)
         held_out = panel.measure(policy, sampler, trajectory, images, batch, start)

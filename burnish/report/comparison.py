@@ -329,7 +329,7 @@ def as_page(runs: Sequence[Compared]) -> str:
         "title": join([" · ".join(names)]),
         "subtitle": join([f"{len(runs)} runs compared"]),
         "evaluation": join(outcome),
-        "rewards": _curves(runs),
+        "rewards": reward_curves(runs),
         "configuration": join([tag("h2", "Differences of configuration"), configuration]),
         **dict.fromkeys(("images_css", "tiles", "images", "strips", "diagnostics"), empty),
     }
@@ -340,7 +340,7 @@ def as_page(runs: Sequence[Compared]) -> str:
 # Curves -----------------------------------------------------------------------------------------
 
 
-def _curves(runs: Sequence[Compared]) -> Html:
+def reward_curves(runs: Sequence[Compared]) -> Html:
     """Return one chart a reward, with a curve for each run."""
     x = sorted({record["iteration"] for run in runs for record in run.records})
     names = dict.fromkeys(name for run in runs for name in run.rewards)

@@ -154,7 +154,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> Path:
 
 def page(run: runs.Run) -> str:
     """Return the page of a run as text."""
-    config = _config(run)
+    config = report_config(run)
     source = redact(read_text(run.config))
     objective = str(config.get("objective", {}).get("use", ""))
     records = run.records()
@@ -162,18 +162,22 @@ def page(run: runs.Run) -> str:
     grids = _grids(run)
     identifier_grid = max(run.samples.glob("identifiers-*.png"), default=None)
 
-    tables = _evaluation(evaluation), _panel(evaluation), _guard(stored(run.guard, GuardFile))
+    tables = (
+        evaluation_table(evaluation),
+        panel_table(evaluation),
+        guard_sentence(stored(run.guard, GuardFile)),
+    )
     parts = {
         "title": join([run.folder.resolve().name]),
-        "subtitle": join([_subtitle(config)]),
+        "subtitle": join([subtitle(config)]),
         "images_css": _images_css(grids, identifier_grid),
         "tiles": _tiles(records, evaluation),
         "evaluation": join(tables),
         "images": _images(grids),
-        "strips": join([_strips(run, _spread(list(grids), STRIP)), _identifiers(identifier_grid)]),
-        "rewards": join([_rewards(records), _fronts(run, config, records)]),
+        "strips": join([_strips(run, spread(list(grids), STRIP)), _identifiers(identifier_grid)]),
+        "rewards": join([reward_charts(records), _fronts(run, config, records)]),
         "diagnostics": join(
-            [_expansions(records), _diagnostics(records, objective), _further(records)]
+            [_expansions(records), diagnostic_charts(records, objective), further_charts(records)]
         ),
         "configuration": _configuration(source),
     }
@@ -196,7 +200,8 @@ def _images_css(grids: Mapping[int, Path], identifier_grid: Path | None) -> Html
     return join(rules)
 
 
-def _subtitle(config: Mapping[str, Any]) -> str:
+def subtitle(config: Mapping[str, Any]) -> str:
+    """Return the rewards of a run, its model, objective and advantage on one line."""
     tables = config.get("rewards", ())
     rewards = " + ".join(_named(table) for table in tables)
     model = config.get("model", {})
@@ -263,7 +268,7 @@ def _tile(value: str, label: str, style: str = "") -> Html:
 # --------------------------------------------------------------------------------------------------
 
 
-def _evaluation(evaluation: Mapping[str, Any]) -> Html:
+def evaluation_table(evaluation: Mapping[str, Any]) -> Html:
     """Return the table of every reward, their weighted sum and the judge."""
     names = {"train": "training prompts", "unseen": "unseen prompts"}
     rows: list[list[Child]] = []
@@ -314,7 +319,7 @@ def _interval(change: Change) -> str:
     return f"[{number(low)}, {number(high)}]"
 
 
-def _panel(evaluation: Mapping[str, Any]) -> Html:
+def panel_table(evaluation: Mapping[str, Any]) -> Html:
     """Return the table of the measures that were not trained on."""
     rows: list[list[Child]] = []
 
@@ -346,7 +351,8 @@ def sheet(heads: Sequence[Child], rows: Sequence[Sequence[Child]], style: str = 
     return tag("div", tag("table", head, *body, class_=style or None), class_="sheet")
 
 
-def _guard(decision: Mapping[str, Any]) -> Html:
+def guard_sentence(decision: Mapping[str, Any]) -> Html:
+    """Return the sentence about a guard that has ended the run; nothing if it has not."""
     if not decision:
         return join()
 
@@ -363,7 +369,7 @@ def _guard(decision: Mapping[str, Any]) -> Html:
 # --------------------------------------------------------------------------------------------------
 
 
-def _rewards(records: Sequence[runs.Record]) -> Html:
+def reward_charts(records: Sequence[runs.Record]) -> Html:
     """Return the charts of the rewards: centred on their prompts where these were evaluated."""
     x = [record["iteration"] for record in records]
     names = dict.fromkeys(name for record in records for name in record.get("rewards", {}))
@@ -475,7 +481,7 @@ def _expansions(records: Sequence[runs.Record]) -> Html:
     return join([tag("h2", "Expansions"), table])
 
 
-def _diagnostics(records: Sequence[runs.Record], objective: str) -> Html:
+def diagnostic_charts(records: Sequence[runs.Record], objective: str) -> Html:
     """Return the charts of what else was measured; their notes depend on the objective."""
     notes = FORWARD_NOTES if objective in FORWARD else {}
     x = [record["iteration"] for record in records]
@@ -497,7 +503,7 @@ def _diagnostics(records: Sequence[runs.Record], objective: str) -> Html:
     return join([tag("h2", "Diagnostics"), tag("div", *figures, class_="charts")])
 
 
-def _further(records: Sequence[runs.Record]) -> Html:
+def further_charts(records: Sequence[runs.Record]) -> Html:
     """Return the charts of all other numbers: those of the run's own objective and learners."""
     known = {*ELSEWHERE, *(key for _, keys, _ in DIAGNOSTICS for key in keys)}
     rows = [
@@ -553,7 +559,7 @@ def legend(series: Sequence[Series]) -> Html:
 def _grids(run: runs.Run) -> dict[int, Path]:
     """Return the sample grids that go into the page, by iteration."""
     grids = numbered(run.samples, ".png")
-    return {i: grids[i] for i in _spread(list(grids), FRAMES)}
+    return {i: grids[i] for i in spread(list(grids), FRAMES)}
 
 
 def _images(grids: Mapping[int, Path]) -> Html:
@@ -608,8 +614,8 @@ def _strips(run: runs.Run, iterations: Sequence[int]) -> Html:
         return join()
 
     rows = []
-    for index in _spread(range(len(texts)), ROWS):
-        style = _crop(index, len(texts), columns)
+    for index in spread(range(len(texts)), ROWS):
+        style = crop(index, len(texts), columns)
         cells = [tag("i", class_=f"cell s{i}", style=style) for i in iterations]
         rows.append([texts[index], *cells])
 
@@ -629,7 +635,7 @@ def _identifiers(grid: Path | None) -> Html:
 
     for row, text in enumerate(texts):
         indices = [column * len(texts) + row for column in range(len(rewards))]
-        styles = [_crop(index, count, columns) for index in indices]
+        styles = [crop(index, count, columns) for index in indices]
         cells = [tag("i", class_="cell identifiers", style=style) for style in styles]
         rows.append([text, *cells])
 
@@ -641,7 +647,7 @@ def _identifiers(grid: Path | None) -> Html:
     return join([heading, note, sheet(["", *rewards], rows, "strip")])
 
 
-def _crop(index: int, count: int, columns: int) -> str:
+def crop(index: int, count: int, columns: int) -> str:
     """Return the CSS that shows one image of a grid of `count` images."""
     rows = math.ceil(count / columns)
     x = 100 * (index % columns) / max(columns - 1, 1)
@@ -681,7 +687,7 @@ def _png_size(path: Path) -> tuple[int, int]:
     return int.from_bytes(header[:4], "big") or 1, int.from_bytes(header[4:], "big") or 1
 
 
-def _spread(items: Sequence[int], count: int) -> list[int]:
+def spread(items: Sequence[int], count: int) -> list[int]:
     """Return at most `count` of the items, evenly spread, with the first and the last."""
     if len(items) <= count:
         return list(items)
@@ -692,7 +698,7 @@ def _spread(items: Sequence[int], count: int) -> list[int]:
 # --------------------------------------------------------------------------------------------------
 
 
-def _config(run: runs.Run) -> Mapping[str, Any]:
+def report_config(run: runs.Run) -> Mapping[str, Any]:
     """Return what the report needs of a run's configuration."""
     config = read_toml(run.config)
     if wrong := complaint(config, ConfigFile, ""):

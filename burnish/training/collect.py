@@ -28,6 +28,7 @@ from burnish.training.job import Job
 from burnish.training.learners import sampling
 from burnish.training.prompt_sampling import sample_prompts, target_rewards
 from burnish.training.scoring import Scoring, join_scores
+from burnish.training.thumbnails import Thumbnails
 from burnish.training.voting import metrics_of, reward_of, with_votes
 from burnish.types import Objective, Prompt, Scores, Trajectory
 from burnish.user_code import call_hook, own_prompts, own_scores
@@ -126,6 +127,7 @@ def rollout_and_score(
     keep_ode = parts.objective.process == "chain"
     trajectories: list[Trajectory] = []
     sampled: list[Tensor] = []
+    thumbnails = Thumbnails(job.config.run.thumbnails if job.world.main else 0)
     votes = reward_of(job) is not None
 
     detail = f"{len(group)} images of iteration {iteration}"
@@ -140,6 +142,7 @@ def rollout_and_score(
                 )
                 trajectories.append(trajectory)
                 scoring.submit(images, chunk)
+                thumbnails.add(images)
                 if on_images is not None or votes:
                     sampled.append(images)
                 advance(len(rows))
@@ -157,6 +160,7 @@ def rollout_and_score(
     scores = join_scores([scores for scores, _ in results], target_rewards(job, len(prompts)))
     if votes:
         scores = with_votes(job, iteration, torch.cat(sampled), prompts, group, scores)
+    thumbnails.write_iteration(job.run, iteration, prompts, group, scores)
     if on_images is not None:
         images = torch.cat(sampled)  # a copy, as the prompts and scores are
         shown = SampledImages(

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
 from burnish.evaluation.guard import GuardDecision, decide, remember
 from burnish.evaluation.paired import (
     Evaluation,
@@ -24,6 +26,7 @@ from burnish.training.job import Job
 from burnish.training.learners import averaged
 from burnish.training.resume import export
 from burnish.training.samples import draw_samples
+from burnish.training.thumbnails import Thumbnails
 from burnish.world import World
 
 Evaluations = dict[str, Evaluation]
@@ -90,6 +93,9 @@ def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
     evaluations = None if missing else load_evaluation(path)
 
     if evaluations is None:
+        # of several processes each has only some of the images
+        alone = job.world.count == 1
+        thumbnails = Thumbnails(job.config.run.thumbnails if alone else 0)
         with averaged(job.learners):
             evaluations = evaluate_all(
                 job.parts,
@@ -100,8 +106,10 @@ def evaluate_now(job: Job, initial: Evaluations, iteration: int) -> None:
                 job.poll,
                 job.parts.template,
                 f"after iteration {iteration}",
+                thumbnails.add,
             )
         if job.world.main:
+            thumbnails.write_evaluation(job.run, iteration)
             save_evaluation(path, evaluations)
 
     if job.world.main:
@@ -120,6 +128,7 @@ def evaluate_all(
     poll: Callable[[], None] = lambda: None,
     template: str = "{}",
     when: str = "",
+    on_images: Callable[[Tensor], None] = lambda images: None,
 ) -> Evaluations:
     """Return the evaluations on the training prompts and, if there are any, the unseen ones.
 
@@ -132,6 +141,7 @@ def evaluate_all(
         poll: called before each chunk; may raise to stop.
         template: put around the prompts' texts.
         when: the evaluation is made, for who watches.
+        on_images: called with each chunk of images of the training prompts.
 
     Raises:
         ValueError: all rewards know training images only.
@@ -161,6 +171,7 @@ def evaluate_all(
                 chunk=chunk,
                 world=world,
                 poll=poll,
+                on_images=on_images if name == "train" else lambda images: None,
             )
             for name, prompts in sets.items()
         }

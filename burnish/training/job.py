@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from burnish import run_control
 from burnish.config import Config
 from burnish.runs import Run
 from burnish.training.assembly import Overrides, Parts, assemble
@@ -50,14 +51,21 @@ def prepare(
         ValueError, OSError: a part cannot be loaded, or the parts do not fit each other.
     """
 
+    def stops() -> bool:
+        if stop is not None and call_hook("stop", stop):
+            return True
+        return world.main and run_control.stop_requested(run)
+
     def poll() -> None:
-        if world.any(stop is not None and call_hook("stop", stop)):
+        if world.any(stops()):
             raise Stopped
 
     def poll_alone() -> None:  # while this process waits, the others cannot be asked
-        if stop is not None and call_hook("stop", stop):
+        if stops():
             raise Stopped
 
+    if world.main:
+        run_control.clear(run)  # requests to an earlier start
     if config.batch.prompts % world.count:
         raise ValueError(
             f"batch.prompts = {config.batch.prompts} cannot be shared evenly by {world.count} "

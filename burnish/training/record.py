@@ -15,6 +15,7 @@ from typing import Any
 from burnish import config as configuration
 from burnish.errors import type_and_message
 from burnish.files import dumps, write
+from burnish.run_control import NOTHING, Requests, clear, take
 from burnish.runs import Record, Run, tidy
 from burnish.stages import tell_record
 from burnish.training import resume
@@ -29,7 +30,7 @@ from burnish.training.job import Job, Stopped
 from burnish.training.metrics import own_numbers
 from burnish.training.origin import origin_of
 from burnish.training.reward_stats import gains
-from burnish.training.samples import draw_identifier_grid, draw_samples
+from burnish.training.samples import draw_identifier_grid, draw_samples, draw_strength_grid
 from burnish.user_code import call_hook
 
 
@@ -105,23 +106,29 @@ class Recorder:
             returned = call_hook("on_record", self.on_record, deepcopy(record))
             record = with_own_numbers(job.run, record, returned)
 
+        requests = take_shared(job)
         # a checkpoint says what the log was, so numbers of the user's join it before
-        if self.saves_after(iteration):
+        if self.saves_after(iteration, requests):
             resume.save(job, iteration, self.origin)
         job.world.tracking.log(record, iteration)
 
         job.poll()
-        self.review(iteration)
+        if requests.stop:
+            raise Stopped
+        self.review(iteration, requests)
         return self.ended_by_guard
 
-    def review(self, iteration: int) -> None:
+    def review(self, iteration: int, requests: Requests = NOTHING) -> None:
         """Draw and evaluate the state after an iteration where due, and ask the guard."""
         job = self.job
         sample_every = job.config.run.sample_every
-        if sample_every and iteration % sample_every == 0:
-            draw_samples(job, iteration)
+        if requests.sample or (sample_every and iteration % sample_every == 0):
+            draw_samples(job, iteration, requests.sample)
+        if requests.strength is not None:
+            draw_strength_grid(job, iteration, requests.strength)
 
-        if self.initial and (self.is_due(iteration) or iteration >= job.config.iterations):
+        due = requests.evaluate or self.is_due(iteration) or iteration >= job.config.iterations
+        if self.initial and due:
             evaluate_now(job, self.initial, iteration)
             self.ended_by_guard = check_guard(job, self.initial, iteration)
 
@@ -153,13 +160,14 @@ class Recorder:
         every = self.job.config.evaluation.every
         return bool(every) and iteration % every == 0
 
-    def saves_after(self, iteration: int) -> bool:
-        """Return whether a checkpoint is due: at intervals, at the end, and for the guard."""
+    def saves_after(self, iteration: int, requests: Requests = NOTHING) -> bool:
+        """Return whether a checkpoint is due: at intervals, at the end, for the guard, if asked."""
         config = self.job.config
         # a state that is evaluated is one that the guard may go back to
-        for_guard = self.is_due(iteration) and config.guard.action == "rollback"
+        evaluates = self.is_due(iteration) or requests.evaluate
+        for_guard = evaluates and config.guard.action == "rollback"
         last = iteration == config.iterations
-        return iteration % config.run.checkpoint_every == 0 or last or for_guard
+        return requests.save or iteration % config.run.checkpoint_every == 0 or last or for_guard
 
     def end(self) -> None:
         """Draw and evaluate the last state, unless the guard has done so."""
@@ -171,6 +179,8 @@ class Recorder:
         draw_identifier_grid(job, self.done)
         if self.initial:
             evaluate_now(job, self.initial, self.done)
+        if job.world.main:
+            clear(job.run)  # what was asked for since the last iteration
 
     def end_early(self, error: BaseException) -> None:
         """Save what is done, if the weights are those after an iteration; then raise the error.
@@ -183,6 +193,8 @@ class Recorder:
         """
         if self.consistent:
             resume.save(self.job, self.done, self.origin)
+        if self.job.world.main:
+            clear(self.job.run)  # a stop that was asked for is done
 
         if isinstance(error, (SystemExit, GeneratorExit)):
             raise RuntimeError(
@@ -191,6 +203,13 @@ class Recorder:
             ) from error
         if not isinstance(error, Stopped):
             raise error
+
+
+def take_shared(job: Job) -> Requests:
+    """Return what somebody asks of the run, the same in all processes; it is taken away."""
+    taken = [take(job.run)] if job.world.main else []
+    requests: Requests = job.world.gather_list(taken)[0]
+    return requests
 
 
 def with_own_numbers(run: Run, record: dict[str, Any], returned: object) -> dict[str, Any]:

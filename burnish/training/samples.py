@@ -9,6 +9,7 @@ from burnish.files import dumps, write
 from burnish.images import image_grid
 from burnish.prompts import identifiers
 from burnish.prompts.expander import expand_in_chunks
+from burnish.run_control import strength_grid
 from burnish.seeds import generator
 from burnish.stages import stage
 from burnish.training.job import Job
@@ -18,11 +19,18 @@ from burnish.types import Prompt
 IDENTIFIER_PROMPTS = 8  # in the grid of the identifiers
 
 
-def draw_samples(job: Job, iteration: int) -> None:
-    """Write the sample grid of an iteration, if it is not there yet."""
+def draw_samples(job: Job, iteration: int, requested: bool = False) -> None:
+    """Write the sample grid of an iteration, if it is not there yet.
+
+    Args:
+        job: the run.
+        iteration: that is done.
+        requested: somebody asked for it, so it is drawn although the run may draw no grids.
+    """
     settings = job.config.run
     path = job.run.sample_grid(iteration)
-    if not job.world.main or not settings.sample_every or path.exists():
+    wanted = settings.sample_every or requested
+    if not job.world.main or not wanted or path.exists():
         return
 
     prompts = spread_prompts(job.parts.prompts, settings.sample_prompts)
@@ -38,6 +46,32 @@ def draw_samples(job: Job, iteration: int) -> None:
     write(job.run.samples / "prompts.json", dumps(layout))
     write(path, png)
     job.world.tracking.image("samples", path, iteration)
+
+
+def draw_strength_grid(job: Job, iteration: int, strength: float) -> None:
+    """Write the sample grid with the adapter at a strength, if it is not there yet.
+
+    Args:
+        job: the run, of a LoRA; other weights have no strength, and nothing is written.
+        iteration: that is done.
+        strength: 0 is before training, 1 as trained; more is exaggerated.
+    """
+    settings = job.config.run
+    policy = job.parts.policy
+    path = strength_grid(job.run, iteration, strength)
+    if not job.world.main or policy.train != "lora" or path.exists():
+        return
+
+    prompts = spread_prompts(job.parts.prompts, settings.sample_prompts)
+    detail = f"{len(prompts)} images with the adapter at {strength:.0%}"
+    with stage("sample grid", detail, len(prompts)), averaged(job.learners):
+        policy.set_lora_scale(strength)
+        try:
+            images = sample_images(job, identifiers.with_template(prompts, job.parts.template))
+        finally:
+            policy.set_lora_scale(1)
+
+    write(path, image_grid(images)[0])
 
 
 def draw_identifier_grid(job: Job, iteration: int) -> None:

@@ -1,0 +1,77 @@
+"""Images of runs, files of the studio's own, and the stream of events."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
+
+from burnish.studio import events
+from burnish.studio.folder import is_name
+from burnish.studio.studio import Studio
+
+STATIC = {
+    "report.css": "text/css",
+    "studio.css": "text/css",
+    "icon.svg": "image/svg+xml",
+    "studio.js": "text/javascript",
+    "htmx.min.js": "text/javascript",
+}
+IMAGES = ("samples", "groups", "questions")
+"""The folders of a run whose images can be had."""
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+class Assets:
+    """Answers that are no pages."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+
+    def image(self, request: Request) -> Response:
+        """Return an image of a run; nothing else of it can be had."""
+        name, folder, file = (request.path_params[key] for key in ("name", "folder", "file"))
+        if folder not in IMAGES or not is_name(file) or not file.endswith(".png"):
+            return PlainTextResponse("There is no such image.", 404)
+
+        try:
+            path = self.studio.folder.find(name).folder / folder / file
+            self.studio.folder.check(path)
+            with path.open("rb") as stream:
+                is_image = stream.read(len(PNG_START)) == PNG_START
+        except (ValueError, OSError):
+            is_image = False
+
+        if not is_image:
+            return PlainTextResponse("There is no such image.", 404)
+        return FileResponse(path, media_type="image/png", headers={"cache-control": "no-cache"})
+
+    async def events(self, request: Request) -> Response:
+        """Return a stream of events: something has changed."""
+        name = request.query_params.get("run", "")
+        if name and not is_name(name):
+            return PlainTextResponse("There is no such run.", 404)
+
+        stream = events.changes(self.studio.folder, name, request.is_disconnected)
+        return StreamingResponse(stream, media_type="text/event-stream")
+
+    def static(self, request: Request) -> Response:
+        """Return a file of the studio's own."""
+        file = request.path_params["file"]
+        kind = STATIC.get(file)
+        if kind is None:
+            return PlainTextResponse("There is no such file.", 404)
+
+        if file == "report.css":
+            content = report_style().encode()
+        else:
+            content = (files("burnish.studio") / "static" / file).read_bytes()
+        return Response(content, media_type=kind, headers={"cache-control": "max-age=3600"})
+
+
+def report_style() -> str:
+    """Return the style of the report's page: colours, charts and tables are the same here."""
+    page = (files("burnish") / "data" / "report.html").read_text("utf-8")
+    return page.partition("<style>")[2].partition("</style>")[0].replace("$images_css", "")

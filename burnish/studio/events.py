@@ -1,0 +1,77 @@
+"""Server-sent events: the browser is told that something has changed, and fetches it again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+
+from burnish.studio.folder import RunsFolder
+
+EVERY = 1.0
+"""Seconds between two looks at the files."""
+
+SILENCE = 15
+"""Looks without a change after which a line is sent: a connection that is gone is noticed then."""
+
+WATCHED = (
+    "log.jsonl",
+    "samples",
+    "evaluations",
+    "groups",
+    "guard.json",
+    "control.json",
+    "lock",
+    "questions.jsonl",
+    "votes.jsonl",
+)
+
+
+def signature(folder: RunsFolder, name: str = "") -> tuple[object, ...]:
+    """Return something that differs once files of a run, or of any run, have changed."""
+    names = [name] if name else folder.names()
+    logs = [folder.root / ".studio" / f"{one}.log" for one in names]
+    files = [folder.root / one / file for one in names for file in WATCHED]
+    return (*names, *(changed(path) for path in (*logs, *files)))
+
+
+def changed(path: Path) -> tuple[int, int]:
+    """Return when a file or folder was changed last, and its size; zeros if it is missing."""
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
+async def changes(
+    folder: RunsFolder,
+    name: str,
+    is_gone: Callable[[], Awaitable[bool]],
+    every: float = EVERY,
+) -> AsyncIterator[str]:
+    """Yield an event each time that something has changed, until the browser is gone.
+
+    Args:
+        folder: of the runs.
+        name: of the run that is watched; "": all of them.
+        is_gone: tells whether anybody still listens.
+        every: seconds between two looks.
+    """
+    last = await run_in_threadpool(signature, folder, name)
+    quiet = 0
+    yield "retry: 2000\n\n"
+
+    while not await is_gone():
+        await asyncio.sleep(every)
+        now = await run_in_threadpool(signature, folder, name)
+        quiet = 0 if now != last else quiet + 1
+
+        if now != last:
+            last = now
+            yield "event: changed\ndata: 1\n\n"
+        elif quiet % SILENCE == 0:
+            yield ": still here\n\n"

@@ -1,0 +1,146 @@
+"""The folder of runs: nothing outside it is read, and no file of a run but plain, small ones.
+
+A run may come from anybody: a name may be markup, a file may be a link to somewhere else, a pipe
+that never ends, or gigabytes. So every path goes through here before it is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from burnish.errors import printable
+from burnish.runs import Run
+
+MB = 1_000_000
+LARGEST = {".toml": MB, ".jsonl": 200 * MB, ".json": 50 * MB, ".png": 50 * MB, "": 4096}
+"""Bytes of the largest file that is opened, by the ending of its name."""
+
+MOST = 10_000
+"""Names of a folder that are looked at."""
+
+FILES = (
+    "config.toml",
+    "log.jsonl",
+    "evaluation.json",
+    "guard.json",
+    "control.json",
+    "lock",
+    "questions.jsonl",
+    "votes.jsonl",
+)
+FOLDERS = ("samples", "evaluations", "groups", "questions")
+
+
+@dataclass(frozen=True)
+class RunsFolder:
+    """A folder whose folders are runs.
+
+    Args:
+        root: the folder, with no links in its path.
+    """
+
+    root: Path
+
+    @staticmethod
+    def open(folder: str | os.PathLike[str]) -> RunsFolder:
+        """Return the folder of runs, which is made where it is missing.
+
+        Raises:
+            ValueError: the folder is a run itself.
+        """
+        path = Path(folder)
+        if Run(path).exists():
+            raise ValueError(f"{path} is a run; give the folder around it, which holds the runs")
+
+        path.mkdir(parents=True, exist_ok=True)
+        return RunsFolder(path.resolve())
+
+    def names(self) -> list[str]:
+        """Return the names of the folders that claim to be a run, sorted."""
+        with os.scandir(self.root) as entries:
+            names = [entry.name for entry in islice(entries, MOST)]
+        return sorted(name for name in names if self._claims_to_be_run(name))
+
+    def run(self, name: str) -> Run:
+        """Return a run by its name, after a look at its files.
+
+        Raises:
+            FileNotFoundError: there is none of this name.
+            ValueError: it has a file that is not opened; the message says which and why.
+        """
+        run = self.find(name)
+        for file in FILES:
+            self.check(run.folder / file)
+        for folder in FOLDERS:
+            for path in self._files(run.folder / folder):
+                self.check(path)
+        return run
+
+    def find(self, name: str) -> Run:
+        """Return a run by its name, without a look at its files.
+
+        Raises:
+            FileNotFoundError: there is none of this name in the folder itself.
+        """
+        if not is_name(name) or not self._claims_to_be_run(name):
+            raise FileNotFoundError(f"there is no run {printable(name)}")
+
+        path = self.root / name
+        if not self._is_inside(path):
+            raise FileNotFoundError(f"{printable(name)} is a link out of the folder of runs")
+        return Run(path)
+
+    def check(self, path: Path) -> None:
+        """Refuse a file that is not opened; one that is missing is fine.
+
+        Raises:
+            ValueError: it lies elsewhere, is no plain file, or is too large.
+        """
+        shown = printable(path.relative_to(self.root))
+        if not self._is_inside(path):
+            raise ValueError(f"{shown} is a link out of the folder of runs, and is not opened")
+
+        try:
+            status = os.stat(path)
+        except OSError:
+            return
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{shown} is no plain file, and is not opened")
+
+        largest = LARGEST.get(path.suffix, LARGEST[".json"])
+        if status.st_size > largest:
+            raise ValueError(
+                f"{shown} has {status.st_size / MB:,.0f} MB, and the studio opens "
+                f"{largest / MB:,.0f} MB at most"
+            )
+
+    def _claims_to_be_run(self, name: str) -> bool:
+        return not name.startswith(".") and os.path.lexists(self.root / name / "config.toml")
+
+    def _is_inside(self, path: Path) -> bool:
+        return Path(os.path.realpath(path)).is_relative_to(self.root)
+
+    def _files(self, folder: Path) -> Iterator[Path]:
+        if not self._is_inside(folder):
+            raise ValueError(
+                f"{printable(folder.relative_to(self.root))} is a link out of the folder of runs"
+            )
+        if folder.is_dir():
+            with os.scandir(folder) as entries:
+                yield from (Path(entry.path) for entry in islice(entries, MOST))
+
+
+def is_name(name: str) -> bool:
+    """Return whether a text is the name of one folder: no path, nothing hidden, and text."""
+    if not name or name.startswith(".") or any(letter in name for letter in "/\\\0"):
+        return False
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

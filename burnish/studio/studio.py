@@ -1,0 +1,88 @@
+"""A studio: its folder of runs, its commands, and how a page is made of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from burnish.errors import printable
+from burnish.redaction import redact
+from burnish.report.charts import duration, number
+from burnish.runs import Run
+from burnish.studio import pages
+from burnish.studio.folder import MOST, RunsFolder
+from burnish.studio.launches import Launches
+from burnish.studio.reading import LogCache, sparkline, spread_records
+from burnish.studio.safety import Access
+
+PAGES: Mapping[str, tuple[str, Callable[..., dict[str, Any]]]] = {
+    "curves": ("Curves", pages.curves),
+    "images": ("Images", pages.images),
+    "groups": ("Groups", pages.groups),
+    "health": ("Health", pages.health),
+    "suspects": ("Suspects", pages.suspicious),
+    "votes": ("Votes", pages.voting),
+}
+"""The pages of a run by address: the word on its tab, and what it shows."""
+
+STATES = {
+    "running": "running",
+    "stopping": "stopping",
+    "finished": "finished",
+    "stopped": "stopped",
+    "guarded": "ended by the guard",
+}
+
+
+class Studio:
+    """The parts that all answers share.
+
+    Args:
+        folder: of the runs.
+        access: who may ask.
+        allow_code: whether configurations may name Python code.
+    """
+
+    def __init__(self, folder: RunsFolder, access: Access, allow_code: bool = False) -> None:
+        self.folder = folder
+        self.launches = Launches(folder, allow_code)
+        self.spread = LogCache(spread_records, most=MOST)
+        self.logs = LogCache(Run.records, most=8)
+        self.templates = Environment(
+            loader=PackageLoader("burnish.studio"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self.templates.filters |= {
+            "number": number,
+            "duration": duration,
+            "sparkline": sparkline,
+            "address": lambda name: quote(name, safe=""),
+            "shown": printable,
+        }
+        self.templates.globals |= {"states": STATES, "tabs": PAGES, "token": access.token}
+
+    def render(self, template: str, status: int = 200, **values: Any) -> Response:
+        """Return a page."""
+        text = self.templates.get_template(template).render(values)
+        return HTMLResponse(text.encode("utf-8", "replace"), status)
+
+    def failed(self, error: BaseException, title: str, status: int = 200) -> Response:
+        """Return a page with an error card."""
+        return self.render("error.html", status, title=title, error=sentence(error))
+
+
+def sentence(error: BaseException) -> str:
+    """Return the message of an error, without keys; its type where it has none."""
+    return redact(str(error)) or type(error).__name__
+
+
+def redirect(address: str) -> Response:
+    """Return an answer that sends a browser on to another page."""
+    return RedirectResponse(address, 303)

@@ -1,0 +1,100 @@
+"""Suspects: images whose reward is among the highest and whose held-out score among the lowest.
+
+Each measure is turned into ranks from 0 to 1, so that measures of any unit can be compared:
+
+    suspicion = rank of the reward - mean rank of the held-out measures
+
+The judge counts as a measure of 0 and 1. Images with equal values share their mean rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MOST = 12
+"""Suspects that are shown."""
+
+LEAST = 0.3
+"""The suspicion below which an image is none."""
+
+LOW = 0.5
+"""The mean rank of the held-out measures above which an image is none."""
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An image of an evaluation that the reward likes and nothing else does."""
+
+    number: int  # of the image in the evaluation
+    prompt: str
+    reward: float  # the weighted sum
+    held_out: Mapping[str, float | None]  # each measure of the image
+    suspicion: float  # from -1 to 1
+
+
+def suspects(table: Mapping[str, Any], weights: Mapping[str, float]) -> list[Suspect]:
+    """Return the most suspicious images of an evaluation, the worst first.
+
+    Args:
+        table: of one set of prompts, from `run_files.read_evaluation`.
+        weights: of the rewards, by name; a reward without one counts 1.
+
+    Returns:
+        Nothing if nothing is held out.
+    """
+    factors = [weights.get(name, 1.0) for name in table["rewards"]]
+    totals = [_total(row, factors) for row in table["parts"]]
+    measures: dict[str, Sequence[float | None]] = dict(table.get("panel") or {})
+    if table.get("judged"):
+        measures = {"judged right": [float(right) for right in table["judged"]], **measures}
+    if not measures:
+        return []
+
+    rewarded = ranks(totals)
+    held_out = [ranks(values) for values in measures.values()]
+    found = []
+
+    for index, total in enumerate(totals):
+        others = [one[index] for one in held_out]
+        known = [rank for rank in others if rank is not None]
+        first = rewarded[index]
+        if total is None or first is None or not known:
+            continue
+
+        mean = sum(known) / len(known)
+        suspicion = first - mean
+        if suspicion >= LEAST and mean <= LOW:
+            values = {name: column[index] for name, column in measures.items()}
+            prompt = table["prompts"][index // table["images_per_prompt"]]
+            found.append(Suspect(index, prompt, total, values, suspicion))
+
+    return sorted(found, key=lambda one: (-one.suspicion, one.number))[:MOST]
+
+
+def ranks(values: Sequence[float | None]) -> list[float | None]:
+    """Return each value's rank from 0 (lowest) to 1; equal values share their mean rank.
+
+    >>> ranks([3.0, 1.0, None, 3.0])
+    [0.75, 0.0, None, 0.75]
+    """
+    numbers = [value for value in values if value is not None and math.isfinite(value)]
+    places: dict[float, list[int]] = {}
+    for place, value in enumerate(sorted(numbers)):
+        places.setdefault(value, []).append(place)
+
+    last = max(len(numbers) - 1, 1)
+    mean = {value: sum(found) / len(found) / last for value, found in places.items()}
+    return [mean.get(value) if value is not None else None for value in values]
+
+
+def _total(row: Sequence[float | None], factors: Sequence[float]) -> float | None:
+    """Return the weighted sum of an image's rewards; None if one is missing."""
+    total = 0.0
+    for value, factor in zip(row, factors, strict=True):
+        if value is None:
+            return None
+        total += value * factor
+    return total

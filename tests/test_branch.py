@@ -1,0 +1,100 @@
+"""A run that is branched goes on as it did, and one that is rolled back does too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import log
+from safetensors.torch import load_file
+
+from burnish.cli import main
+from burnish.config import load
+from burnish.runs import Run
+from burnish.tools.branch import branch, roll_back
+from burnish.training.loop import train
+
+
+@pytest.fixture
+def run(write_recipe: Callable[..., Path], tmp_path: Path) -> Run:
+    """A finished run of four iterations with a checkpoint of each."""
+    recipe = write_recipe(
+        iterations=4,
+        batch={"prompts": 2, "images_per_prompt": 2},
+        evaluation={"images_per_prompt": 1, "every": 1},
+        run={"sample_every": 1, "keep": 9},
+        optimizer={"lr": 0.05},
+    )
+    return Run(train(load(recipe), tmp_path / "run", progress=False))
+
+
+def tensors(run: Run) -> dict[str, list[float]]:
+    path = run.checkpoints / "000004" / "tensors.safetensors"
+    return {name: tensor.tolist() for name, tensor in load_file(path).items()}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def go_on(run: Run) -> None:
+    train(load(run.config), run.folder, resume=True, progress=False)
+
+
+def test_a_branch_goes_on_bit_for_bit(run: Run, tmp_path: Path) -> None:
+    before = names(run.folder)
+    new = branch(run, 2, tmp_path / "elsewhere" / "branch")
+
+    assert names(new.checkpoints) == ["000002"]
+    assert names(new.samples) == ["000000.png", "000001.png", "000002.png", "prompts.json"]
+    assert names(new.evaluation_file(0).parent) == ["000000.json", "000001.json", "000002.json"]
+    assert log(new.folder) == log(run.folder)[:2]
+
+    go_on(new)
+    assert log(new.folder) == log(run.folder)
+    assert tensors(new) == tensors(run)
+    assert names(run.folder) == before
+
+
+def test_a_run_that_is_rolled_back_goes_on_bit_for_bit(run: Run) -> None:
+    expected = log(run.folder)
+    weights = tensors(run)
+    run.guard.write_text("{}")
+    roll_back(run, 3)
+
+    assert names(run.checkpoints) == ["000001", "000002", "000003"]
+    assert names(run.samples)[-2:] == ["000003.png", "prompts.json"]
+    assert log(run.folder) == expected[:3]
+    left = names(run.folder)
+    assert not {"adapter", "adapter.json", "evaluation.json", "guard.json"} & set(left)
+
+    go_on(run)
+    assert log(run.folder) == expected
+    assert tensors(run) == weights
+    assert json.loads(run.export.read_text())["iteration"] == 4
+
+
+def test_a_mistake_is_one_sentence_and_leaves_all_as_it_was(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = names(run.folder)
+    new = tmp_path / "new"
+
+    with pytest.raises(SystemExit):
+        main(["branch", str(run.folder), "9", "--out", str(new)])
+    assert "no checkpoint of iteration 9; it has 1, 2, 3, 4" in capsys.readouterr().err
+    assert not new.exists()
+
+    with pytest.raises(SystemExit):
+        main(["branch", str(run.folder), "2", "--out", str(run.folder)])
+    assert "already holds a run" in capsys.readouterr().err
+
+    with run.lock(), pytest.raises(RuntimeError, match="in use"):
+        roll_back(run, 2)
+
+    (run.checkpoints / "000002" / "state.json").write_text("{}")
+    with pytest.raises(ValueError, match="000002"):
+        roll_back(run, 2)
+    assert names(run.folder) == before

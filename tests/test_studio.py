@@ -1,0 +1,450 @@
+"""The studio: pages that say what a run directory says, and forms that start what they promise."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra studio: pip install 'burnish[studio]'")
+
+from starlette.testclient import TestClient
+from test_studio_safety import CONFIG, ORIGIN, browser, write_run
+
+from burnish import votes
+from burnish.files import dumps
+from burnish.run_control import Requests, pending
+from burnish.runs import Run
+from burnish.studio import events, launches
+from burnish.studio.folder import RunsFolder
+from burnish.studio.health import lights
+from burnish.studio.reading import PACE, POINTS, is_training, sparkline, spread_records
+from burnish.studio.safety import Access
+from burnish.studio.suspects import ranks, suspects
+
+TOKEN = {"token": "right"}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_run(tmp_path / "runs", "one")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def client(root: Path) -> Iterator[TestClient]:
+    with browser(root, Access(token="right")) as opened:
+        yield opened
+
+
+def post(client: TestClient, path: str, **form: str) -> tuple[int, str]:
+    """Return the status of a form that is sent, and where it leads or what it says."""
+    answer = client.post(path, data={**TOKEN, **form}, headers=ORIGIN)
+    alert = re.search(r'role="alert">(.*?)</p>', answer.text, re.DOTALL)
+    return answer.status_code, answer.headers.get("location") or (alert[1] if alert else "")
+
+
+def records(count: int, **more: object) -> str:
+    rows = [
+        {
+            "iteration": number,
+            "images": 4,
+            "rewards": {"compressibility": {"mean": -2.0 + number / 1000, "std": 0.1}},
+            "seconds_sampling": 1.0,
+            "seconds_training": 2.0,
+            **more,
+        }
+        for number in range(1, count + 1)
+    ]
+    return "".join(f"{dumps(row)}\n" for row in rows)
+
+
+# Runs ---------------------------------------------------------------------------------------------
+
+
+def test_the_list_says_where_each_run_is(root: Path, client: TestClient) -> None:
+    (write_run(root, "done") / "log.jsonl").write_text(records(4))
+    guarded = write_run(root, "guarded")
+    guard = {"iteration": 1, "best": 0, "action": "stop", "reasons": ["it fell"]}
+    (guarded / "guard.json").write_text(dumps(guard))
+    (write_run(root, "new") / "log.jsonl").unlink()
+
+    text = re.sub(r"\s+", " ", client.get("/").text)
+    assert "4 in " in text
+    for name, state, done in (("done", "finished", 4), ("guarded", "ended by the guard", 1)):
+        card = text.split(f"/runs/{name}/curves")[1].split("</li>")[0]
+        assert f">{state}<" in card and f"{done} of 4" in card
+    assert "0 of 4" in text.split("/runs/new/curves")[1].split("</li>")[0]
+    assert "polyline" in text.split("/runs/done/curves")[1].split("</li>")[0]
+
+
+def test_a_run_is_running_while_a_process_holds_it(root: Path, client: TestClient) -> None:
+    run = Run(root / "one")
+    (root / "one" / "log.jsonl").write_text(records(2))
+    assert not is_training(run)
+    code = (
+        "import sys; from burnish.runs import Run\n"
+        "with Run.open(sys.argv[1]).lock(): print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(run.folder)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    with holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        assert is_training(run)
+        page = client.get("/runs/one/curves").text
+        assert "about 6 s left" in re.sub(r"\s+", " ", page)
+        assert "Stop and save" in page
+
+        assert post(client, "/runs/one/ask", what="save", page="health") == (
+            303,
+            "/runs/one/health",
+        )
+        post(client, "/runs/one/ask", what="strength", strength="50")
+        post(client, "/runs/one/ask", what="stop")
+        assert pending(run) == Requests(stop=True, save=True, strength=0.5)
+        assert "Asked for: stop, save, draw with the adapter at 50%" in (
+            client.get("/runs/one/curves").text
+        )
+        assert ">stopping<" in client.get("/").text
+        assert post(client, "/runs/one/ask", what="strength", strength="900")[0] == 400
+        assert post(client, "/runs/one/ask", what="dance")[0] == 400
+        assert "running already" in post(client, "/runs/one/resume")[1]
+
+    assert not is_training(run)
+    assert "nobody to ask" in post(client, "/runs/one/ask", what="stop")[1]
+
+
+def test_the_owner_of_a_lock_that_is_dead_is_not_asked(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Run(root / "one").lock():
+        pass
+    lock = root / "one" / "lock"
+    lock.write_text(re.sub(r"process \d+", "process 99999999", lock.read_text()))
+
+    def refuse(run: Run) -> bool:
+        raise AssertionError("the lock was tried")
+
+    monkeypatch.setattr("burnish.studio.reading.is_locked", refuse)
+    assert not is_training(Run(root / "one"))
+
+
+def test_a_long_log_is_read_at_few_places(root: Path) -> None:
+    (root / "one" / "log.jsonl").write_text(records(1000) + '{"iterat')
+    found = [record["iteration"] for record in spread_records(Run(root / "one"))]
+
+    assert len(found) <= POINTS + PACE
+    assert found[0] == 1
+    assert found[-PACE:] == [*range(1001 - PACE, 1001)]
+    assert found == sorted(found)
+
+
+def test_a_sparkline_is_scaled_to_its_box() -> None:
+    assert sparkline([1.0, None, 3.0], 104, 30) == "2.0,27.0 102.0,3.0"
+    assert sparkline([1.0, float("nan")]) == ""
+    assert sparkline([2.0, 2.0], 104, 30) == "2.0,27.0 102.0,27.0"
+
+
+# Starting -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def echoed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands print their arguments instead of training."""
+    code = "import sys; print('\\n'.join(sys.argv[1:])); sys.exit('FAIL' in str(sys.argv))"
+    monkeypatch.setattr(
+        launches, "command", lambda arguments: [sys.executable, "-c", code, *arguments]
+    )
+
+
+def printed(client: TestClient, name: str) -> tuple[str, ...]:
+    """Return the lines that a command has printed once it has ended."""
+    for _ in range(200):
+        page = client.get(f"/process/{name}").text
+        if "goes on" not in page:
+            output = re.search(r"<pre[^>]*>(.*?)</pre>", page, re.DOTALL)
+            assert output is not None
+            return tuple(output[1].split("\n"))
+        time.sleep(0.05)
+    raise AssertionError("the command did not end")
+
+
+@pytest.mark.usefixtures("echoed")
+def test_a_form_becomes_the_command_that_one_would_type(root: Path, client: TestClient) -> None:
+    form = {"recipe": "demo", "name": "new", "changes": "iterations=3\r\n\r\noptimizer.lr=1e-3"}
+    assert post(client, "/new", **form, do="start") == (303, "/process/new")
+    changes = ("--set=iterations=3", "--set=optimizer.lr=1e-3")
+    assert printed(client, "new") == ("train", "demo", *changes, f"--out={root / 'new'}")
+
+    assert post(client, "/new", **form, do="check") == (303, "/process/check")
+    assert printed(client, "check") == ("check", "demo", *changes)
+
+    config = str(root / "one" / "config.toml")
+    assert post(client, "/runs/one/resume", accept="yes")[0] == 303
+    expected = ("train", config, "--resume", f"--out={root / 'one'}", "--accept-changes")
+    assert printed(client, "one") == expected
+
+    post(client, "/new", recipe="one", name="again", do="start")
+    assert printed(client, "again") == ("train", config, f"--out={root / 'again'}")
+
+
+@pytest.mark.usefixtures("echoed")
+def test_a_start_that_fails_is_told_of(client: TestClient) -> None:
+    post(client, "/new", recipe="demo", name="FAIL", do="start")
+    printed(client, "FAIL")
+    assert "failed" in client.get("/process/FAIL").text
+    assert "did not start" in client.get("/").text
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"changes": "batch.promts=4"}, "did you mean &#34;prompts&#34;"),
+        ({"changes": "no equals sign"}, "write it as"),
+        ({"name": ""}, "is no name for a run"),
+        ({"name": "../up"}, "is no name for a run"),
+        ({"name": "one"}, "is there already"),
+        ({"recipe": "nothing"}, "there is no run nothing"),
+        ({"recipe": "--help"}, "there is no run --help"),
+    ],
+)
+def test_a_mistake_is_a_sentence_beside_what_was_filled_in(
+    client: TestClient, form: dict[str, str], message: str
+) -> None:
+    filled = {"recipe": "demo", "name": "new", "changes": "iterations=3", "do": "start", **form}
+    answer = client.post("/new", data={**TOKEN, **filled}, headers=ORIGIN)
+
+    assert answer.status_code == 400
+    assert message in answer.text
+    assert f'value="{filled["name"]}"' in answer.text
+    assert f">{filled['changes']}</textarea>" in answer.text
+
+
+def test_a_branch_and_a_way_back_are_those_of_the_command_line(
+    root: Path, client: TestClient
+) -> None:
+    code, sentence = post(client, "/runs/one/branch", iteration="3", name="new")
+    assert code == 400 and "no checkpoint of iteration 3" in sentence
+    assert post(client, "/runs/one/branch", iteration="3", name="../up")[0] == 400
+    assert "choose an iteration" in post(client, "/runs/one/branch", name="new")[1]
+    assert "tick that you are sure" in post(client, "/runs/one/rollback", iteration="3")[1]
+    assert post(client, "/runs/one/dance")[0] == 404
+    assert post(client, "/runs/nobody/resume")[0] == 404
+
+
+# Pages --------------------------------------------------------------------------------------------
+
+
+def test_images_are_rows_of_iterations_and_columns_of_prompts(
+    root: Path, client: TestClient
+) -> None:
+    samples = root / "one" / "samples"
+    layout = {"texts": ["a cat", "a dog"], "columns": 2}
+    (samples / "prompts.json").write_text(dumps(layout))
+    for name in ("000002", "strength-000002-050", "strength-000001-070"):
+        (samples / f"{name}.png").write_bytes((samples / "000000.png").read_bytes())
+
+    text = client.get("/runs/one/images").text
+    assert text.count('class="cell"') == 4
+    assert re.findall(r'aria-label="(a \w+, .*?)"', text) == [
+        "a cat, after iteration 2",
+        "a dog, after iteration 2",
+        "a cat, before training",
+        "a dog, before training",
+    ]
+    assert "background-size: 200% 100%; background-position: 100% 0%" in text
+    assert "50 %</figcaption>" in text and "70 %</figcaption>" not in text
+    assert client.get("/files/one/samples/000002.png").headers["content-type"] == "image/png"
+
+
+def test_groups_have_their_best_and_worst_and_those_without_spread_are_flagged(
+    root: Path, client: TestClient
+) -> None:
+    (root / "one" / "groups").mkdir()
+    groups = {
+        "iteration": 7,
+        "columns": 3,
+        "texts": ["a cat"] * 3 + ["a dog"] * 2,
+        "group": [5, 5, 5, 2, 2],
+        "rewards": ["compressibility"],
+        "parts": [[-3.0], [-1.0], [None], [-2.0], [-2.0]],
+    }
+    (root / "one" / "groups" / "000007.json").write_text(dumps(groups))
+
+    text = client.get("/runs/one/groups").text
+    cat, dog = text.split("<section")[1:]
+    assert re.findall(r'<figure class="(\w*)">', cat) == ["worst", "best", ""]
+    assert re.findall(r'<figure class="(\w*)">', dog) == ["", ""]
+    assert "no spread" not in cat and "no spread" in dog
+    assert "1 of 2 groups have no spread" in text
+
+
+def levels(record: dict[str, object], **more: dict[str, object]) -> dict[str, str]:
+    found = lights(
+        [record], more.get("evaluation", {}), more.get("guard", {}), more.get("tree", {})
+    )
+    return {light.title: light.level for light in found}
+
+
+def test_lights_tell_a_sound_run_from_one_that_is_not() -> None:
+    sound = {"ratio_deviation": 1e-6, "clip_fraction": 0.1, "zero_advantage": 0.1, "grad_norm": 1.0}
+    sick = {"ratio_deviation": 0.3, "clip_fraction": 0.9, "zero_advantage": 1, "grad_norm": None}
+    titles = ("Ratio", "Clipped", "Something to learn")
+    assert [levels(sound)[title] for title in titles] == ["good"] * 3
+    assert [levels(sick)[title] for title in titles] == ["bad", "warning", "bad"]
+    assert "Gradient" not in levels(sound) and levels(sick)["Gradient"] == "bad"
+    assert "Ratio" not in levels(sick, tree={"old_policy": {"decay": 0.9}})
+    assert levels(sick, tree={"old_policy": {"decay": 0.0}})["Ratio"] == "bad"
+    assert levels({"kl": 0.2})["KL"] == "unknown"
+
+    reasons = {"iteration": 3, "best": 1, "action": "stop", "reasons": ["it fell"]}
+    assert levels({}, guard=reasons)["Guard"] == "bad"
+    assert levels({}, tree={"guard": {"action": "stop"}})["Guard"] == "good"
+
+
+@pytest.mark.parametrize(
+    ("reward", "held_out", "level"),
+    [(1.0, -1.0, "bad"), (-1.0, -1.0, "warning"), (1.0, 1.0, "good"), (1.0, 0.0, "good")],
+)
+def test_a_held_out_measure_that_falls_while_the_reward_rises_is_a_red_light(
+    reward: float, held_out: float, level: str
+) -> None:
+    def change(gain: float) -> dict[str, object]:
+        interval = [gain - 0.1, gain + 0.1]
+        return {"before": 0.0, "after": gain, "paired_mean": gain, "ci95": interval}
+
+    train = {**change(reward), "rewards": {"r": change(reward)}, "panel": {"m": change(held_out)}}
+    assert levels({}, evaluation={"train": train})["Held-out"] == level
+
+
+def test_suspects_are_liked_by_the_reward_and_by_nothing_else() -> None:
+    table = {
+        "prompts": ["a cat", "a dog"],
+        "images_per_prompt": 2,
+        "rewards": ["r", "s"],
+        "parts": [[1.0, 0.0], [4.0, 0.0], [3.0, None], [2.0, 0.0]],
+        "judged": [True, False, False, True],
+        "panel": {"m": [0.9, 0.1, 0.2, 0.3]},
+    }
+    (worst,) = suspects(table, {"r": 1.0, "s": 2.0})
+    assert (worst.number, worst.prompt, worst.reward) == (1, "a cat", 4.0)
+    assert worst.held_out == {"judged right": 0.0, "m": 0.1}
+    # its reward is the first of three; its judgement shares the last two places, its m is the last
+    assert worst.suspicion == pytest.approx(1 - (1 / 6 + 0) / 2)
+
+    assert suspects(table, {"r": -1.0}) == []
+    assert suspects({**table, "judged": None, "panel": {}}, {}) == []
+    assert ranks([1.0, 1.0, float("nan")]) == [0.5, 0.5, None]
+
+
+def test_seeds_are_laid_over_each_other(root: Path, client: TestClient) -> None:
+    for seed in (1, 2):
+        folder = write_run(root, f"seed{seed}", f"seed = {seed}\n{CONFIG}")
+        (folder / "log.jsonl").write_text(records(5))
+
+    text = client.get("/compare?run=seed1&run=seed2").text
+    assert text.count('class="line series-') == 2
+    assert re.search(r'<th scope="row">seed</th><td>1</td><td>2</td>', text)
+    assert "2 to 8 runs" in client.get("/compare?run=seed1").text
+
+
+def test_an_address_that_is_none_is_a_page(client: TestClient) -> None:
+    for path in ("/nowhere", "/runs/one/nowhere", "/runs/nobody/curves", "/static/nothing.js"):
+        assert client.get(path).status_code == 404
+    assert client.get("/runs/one").headers["location"] == "/runs/one/curves"
+
+
+def test_what_the_pages_ask_for_is_there(client: TestClient) -> None:
+    page = client.get("/").text
+    for path in re.findall(r'(?:src|href)="(/static/[^"]+)"', page):
+        assert client.get(path).status_code == 200
+    assert "--paper" in client.get("/static/report.css").text
+
+
+@pytest.fixture
+def questioned(root: Path) -> Run:
+    """A run that asks about two pairs."""
+    run = Run(root / "one")
+    png = (run.samples / "000000.png").read_bytes()
+    images = [votes.add_image(run, png + bytes([number])) for number in range(3)]
+    first = votes.make_question(1, 0, "a cat", images[0], images[1])
+    second = votes.make_question(1, 1, "a <dog>", images[1], images[2])
+    votes.ask(run, [first, second])
+    return run
+
+
+def test_votes_are_given_by_the_page_and_taken_back(questioned: Run, client: TestClient) -> None:
+    first, second = votes.questions(questioned)
+    page = client.get("/runs/one/votes").text
+    assert "a cat" in page and "2 left, 0 votes given" in page
+    shown = re.findall(r'src="(/files/one/questions/[^"]+)"', page)
+    assert shown == [f"/files/one/questions/{name}" for name in (first.left, first.right)]
+    assert all(client.get(path).status_code == 200 for path in shown)
+
+    now = str(time.time() - 5)
+    where = (303, "/runs/one/votes")
+    assert post(client, "/runs/one/vote", question=first.id, answer="left", now=now) == where
+    (vote,) = votes.votes(questioned)
+    assert (vote.question, vote.answer) == (first.id, "left")
+    assert vote.seconds == pytest.approx(5, abs=2)
+    page = client.get("/runs/one/votes").text
+    assert "a &lt;dog&gt;" in page and "1 left, 1 votes given" in page
+
+    assert post(client, "/runs/one/vote", question=second.id, answer="both_bad", now="x") == where
+    assert "No question is waiting" in client.get("/runs/one/votes").text
+    assert post(client, "/runs/one/vote", answer="undo") == where
+    assert [vote.question for vote in votes.votes(questioned)] == [first.id]
+    assert "a &lt;dog&gt;" in client.get("/runs/one/votes").text
+
+
+def test_a_vote_that_is_none_is_refused(questioned: Run, client: TestClient) -> None:
+    first = votes.questions(questioned)[0]
+    assert post(client, "/runs/one/vote", question=first.id, answer="maybe")[0] == 400
+    assert post(client, "/runs/one/vote", question="nothing", answer="left")[0] == 400
+    assert not votes.votes(questioned)
+
+
+def test_a_run_that_asks_nobody_has_no_page_of_votes_among_its_tabs(
+    questioned: Run, root: Path, client: TestClient
+) -> None:
+    write_run(root, "two")
+    assert "/runs/two/votes" not in client.get("/runs/two/curves").text
+    assert "/runs/one/votes" in client.get("/runs/one/curves").text
+
+
+# Events -------------------------------------------------------------------------------------------
+
+
+def test_a_browser_is_told_of_a_change_once(root: Path) -> None:
+    looks = 0
+
+    async def is_gone() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            with Run(root / "one").log.open("a") as file:
+                file.write(records(1))
+        return looks > 4
+
+    async def collected() -> list[str]:
+        stream = events.changes(RunsFolder.open(root), "one", is_gone, every=0.01)
+        return [event async for event in stream]
+
+    changed = [event for event in asyncio.run(collected()) if "changed" in event]
+    assert len(changed) == 1
+
+
+def test_a_new_run_is_a_change_of_the_list(root: Path) -> None:
+    folder = RunsFolder.open(root)
+    before = events.signature(folder)
+    assert before == events.signature(folder)
+    write_run(root, "two")
+    assert before != events.signature(folder)
