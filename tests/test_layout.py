@@ -264,6 +264,33 @@ def test_luminance_and_errors_are_those_of_a_loop(
     assert 0 < layout.errors(images)[1] < layout.errors(images)[0] < 1
 
 
+def test_soft_errors_are_a_sigmoid_of_how_far_a_px_lies_beyond_its_threshold() -> None:
+    """Against a loop in float64, and the gradient against finite differences."""
+    layout = fit("AB12C", 64)
+    stream = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 64, 64, generator=stream, dtype=torch.float64)
+    grey = (image[0] * image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
+    total = 0.0
+
+    for row, column in product(range(len(layout.modules)), repeat=2):
+        y = grey[layout.left + 4 * row :, layout.left + 4 * column :][:4, :4]
+        beyond = y - 0.45 if layout.modules[row, column] else 0.65 - y
+        wrong = 1 / (1 + torch.exp(-(beyond + 0.05) / 0.1))
+        total += float(wrong.mean() * layout.weight()[row, column])
+
+    expected = image.new_tensor([total / float(layout.weight().sum())])
+    found = layout.errors(image, by_area=True, soft=0.1)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+    for by_area in (True, False):
+        grown = image.clone().requires_grad_()
+        layout.errors(grown, by_area, soft=0.1).sum().backward()
+        step = 1e-6 * torch.randn(image.shape, generator=stream, dtype=torch.float64)
+        ahead, behind = (layout.errors(image + sign * step, by_area, 0.1) for sign in (1, -1))
+        change = (grown.grad * step).sum()
+        torch.testing.assert_close((ahead - behind)[0] / 2, change, rtol=1e-6, atol=0)
+
+
 def test_error_rates_of_known_images() -> None:
     layout = fit("AB12C", 64)
     code = layout.draw()[None]

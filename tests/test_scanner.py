@@ -27,7 +27,7 @@ from burnish.qr.verify import verify
 from burnish.rewards import check_reward
 from burnish.rewards.qr_modules import modules
 from burnish.rewards.qr_scan import scan
-from burnish.types import Prompt
+from burnish.types import Prompt, is_differentiable
 
 ZXING = tuple(BINARIZERS)
 
@@ -561,6 +561,15 @@ def test_the_module_term_by_area_separates_images_whose_module_centres_are_right
     prompts = [Prompt("a cat", {"payload": "AB12C"})] * 2
     assert modules()(images, prompts).tolist() == [1, 1]
     assert modules(by_area=True)(images, prompts).tolist() == [1, 0.5]
+
+
+def test_the_module_term_has_a_gradient_where_it_is_soft() -> None:
+    assert is_differentiable(modules(by_area=True, soft=0.08)) and not is_differentiable(modules())
+    prompts = ["a cat"]
+    coded = [Prompt(text, {"payload": "AB12C"}) for text in prompts]
+    assert check_reward(modules(soft=0.08), prompts=coded, gradient=True) == []
+    with pytest.raises(ValueError, match="difference of luminances"):
+        modules(soft=-1)
 
 
 def test_an_image_is_verified_under_the_conditions_that_selected_it(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ side:
     wrong      a dark module with Y > 0.45, a light one with Y < 0.65      (DiffQRCoder, WACV 2025)
     error      sum of w * wrong / sum of w
                w = 2 in the finder patterns (the squares in the corners), else 1
+    soft       with b how far Y lies beyond its threshold, wrong = sigmoid((b + 0.05) / soft), which
+               has a gradient: what is surely right or hopelessly wrong is left alone
 
 Below 128 px only Micro QR leaves a module its 4 px, the image's share of one latent pixel of the
 embedded models.
@@ -38,6 +40,7 @@ FINDER = 7  # modules a side
 # luminance above which a dark module is wrong, and below which a light one is
 DARK = 0.45
 LIGHT = 0.65
+MARGIN = 0.05  # how far from its threshold a module is right by half where that is a soft question
 LEVELS = ("L", "M", "Q", "H")
 MICRO = ("M1", "M2", "M3", "M4")
 LARGEST = 2048  # px: the largest canvas that an error message recommends
@@ -108,23 +111,29 @@ class Layout:
         middle = slice((size - third) // 2, (size + third) // 2)
         return grey[:, :, middle, :, middle].mean((2, 4))
 
-    def errors(self, images: Tensor, by_area: bool = False) -> Tensor:
+    def errors(self, images: Tensor, by_area: bool = False, soft: float = 0.0) -> Tensor:
         """Return the fraction of modules on the wrong side, (B,); finder patterns count double.
 
         Args:
             images: (B, 3, side, side) in [0, 1].
             by_area: judge all px of a module instead of its middle, which makes it the fraction of
                 the area on the wrong side.
+            soft: luminance over which right turns into wrong; 0: at once, without a gradient.
 
         Raises:
             ValueError: the images are not of this canvas.
         """
         luminance = self._grey(images) if by_area else self.luminance(images)[:, :, None, :, None]
         dark = self.modules.to(images.device)[:, None, :, None]
-        wrong = torch.where(dark, luminance > DARK, luminance < LIGHT)
-        wrong_fraction = wrong.to(luminance.dtype).mean((2, 4))
+        beyond = torch.where(dark, luminance - DARK, LIGHT - luminance)
+
+        if soft:
+            wrong = ((beyond + MARGIN) / soft).sigmoid()
+        else:
+            wrong = torch.where(dark, luminance > DARK, luminance < LIGHT).to(luminance.dtype)
+
         weight = self.weight().to(luminance)
-        return (wrong_fraction * weight).sum((1, 2)) / weight.sum()
+        return (wrong.mean((2, 4)) * weight).sum((1, 2)) / weight.sum()
 
     def weight(self) -> Tensor:
         """Return the weight of each module, (n, n): 2 in a finder pattern, else 1.

@@ -202,15 +202,18 @@ class Scanner:
         return plain, softened
 
 
-def module_errors(images: Tensor, layouts: Sequence[Layout], by_area: bool = False) -> Tensor:
+def module_errors(
+    images: Tensor, layouts: Sequence[Layout], by_area: bool = False, soft: float = 0.0
+) -> Tensor:
     """Return the module error rate of each image under its own layout, (B,) float64 on the CPU.
 
     Args:
         images: (B, 3, side, side) in [0, 1].
         layouts: one an image.
         by_area: as in `Layout.errors`.
+        soft: likewise.
     """
-    errors = [code.errors(images[row : row + 1], by_area) for row, code in enumerate(layouts)]
+    errors = [code.errors(images[row : row + 1], by_area, soft) for row, code in enumerate(layouts)]
     return torch.cat(errors).double().cpu() if errors else torch.zeros(0, dtype=torch.float64)
 
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from burnish.qr.layout import layout_of
 from burnish.qr.scanner import canvas_side, module_errors
-from burnish.types import Prompt, Reward
+from burnish.types import Prompt, Reward, differentiable
 
 
-def modules(by_area: bool = False) -> Reward:
+def modules(by_area: bool = False, soft: float = 0.0) -> Reward:
     """Reward the fraction of right modules of the code of metadata["payload"], in [0, 1].
 
     No decoder is run.
@@ -20,13 +20,17 @@ def modules(by_area: bool = False) -> Reward:
         by_area: the fraction of the code's area instead: a module counts by all of its pixels and
             not by its middle. This still ranks images whose modules are all right, and prefers
             those that can be read from further away.
+        soft: luminance over which wrong turns into right, such as 0.08. It gives the reward a
+            gradient, which objective `latent` can follow.
 
     Raises:
-        ValueError: later, a prompt without payload.
+        ValueError: soft is negative; later, a prompt without payload.
     """
+    if not 0 <= soft <= 1:
+        raise ValueError(f"soft is a difference of luminances, from 0 to 1, and not {soft}")
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         layouts = [layout_of(prompt, canvas_side(images)) for prompt in prompts]
-        return 1 - module_errors(images, layouts, by_area=by_area)
+        return 1 - module_errors(images, layouts, by_area, soft)
 
-    return reward
+    return differentiable(reward) if soft else reward
