@@ -2,7 +2,8 @@
 
 Intervals are over the seeds alone: smallest and largest of three. The trade-off before training is
 interpolated between the control scales that were measured. The numbers on top of `result.json` are
-those of `plan.HEADLINE`, of the arm with a curriculum; `starts` has every start and arm.
+those of `plan.HEADLINE` and of its first arm, which has a curriculum; `starts` has every start and
+arm.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ COLOURS = {
     "curriculum": "#b4501e",
     "none": "#3060b0",
     "no_picture": "#6a51a3",
+    "scanner": "#20a0a0",
+    "scanner_none": "#3a7d44",
     "control": "#888888",
 }
 MARKERS = {"low": "^", plan.HEADLINE: "o"}
@@ -95,7 +98,6 @@ def report(out: Path, budget: plan.Budget) -> None:
     result: dict[str, Any] = {
         "seeds": list(budget.seeds),
         "size": plan.SIZE,
-        "objective": plan.OBJECTIVE,
         **by_start[plan.HEADLINE],
         "reference_scale": reference["scale"],
         "curriculum_first": scales.first,
@@ -123,15 +125,17 @@ def _load_arms(out: Path, start: str, budget: plan.Budget) -> Arms:
 
 def _start_result(scale: float, before: Numbers, reference: Numbers, ends: Arms) -> dict[str, Any]:
     """Return the results of one start, which is at a control scale."""
-    curriculum = ends["curriculum"]
-    scans = {f"scan_{key}": value for key, value in _over_seeds(curriculum, "strict").items()}
+    first, *others = ends
+    runs = ends[first]
+    scans = {f"scan_{key}": value for key, value in _over_seeds(runs, "strict").items()}
     return {
         "scale": scale,
         "scan_before": before["strict"],
         **scans,
-        "other_binarizer": _compare(before, reference, curriculum, "other"),
-        **{key: _compare(before, reference, curriculum, key) for key in COMPARED},
-        "ablations": {name: _ablation(ends[name]) for name in ends if name != "curriculum"},
+        "arm": first,
+        "other_binarizer": _compare(before, reference, runs, "other"),
+        **{key: _compare(before, reference, runs, key) for key in COMPARED},
+        "ablations": {name: _ablation(ends[name]) for name in others},
     }
 
 
@@ -218,7 +222,9 @@ def _draw_trade_off(
 
 
 def _draw_training(axis: Axes, out: Path, start: str, budget: plan.Budget) -> None:
-    arms = [arm for arm in plan.STARTS[start].arms if arm != "control"]
+    arms = [
+        arm for arm in plan.STARTS[start].arms if arm != "control"
+    ]  # the first has a curriculum
     for arm in arms:
         runs = [Run(out / run_folder(start, arm, seed)) for seed in plan.seeds(arm, budget)]
         read = np.array(
@@ -230,13 +236,13 @@ def _draw_training(axis: Axes, out: Path, start: str, budget: plan.Budget) -> No
         axis.plot(iterations, read.mean(0), color=COLOURS[arm], label=arm)
         axis.fill_between(iterations, low, high, color=COLOURS[arm], alpha=0.15, linewidth=0)
 
-    records = Run(out / run_folder(start, "curriculum", budget.seeds[0])).records()
+    records = Run(out / run_folder(start, arms[0], budget.seeds[0])).records()
     scales = [record["control_scale"] for record in records]
     axis.step(
         range(1, len(scales) + 1),
         scales,
         where="mid",
-        color=COLOURS["curriculum"],
+        color=COLOURS[arms[0]],
         linestyle=":",
         label="control scale of curriculum",
     )
