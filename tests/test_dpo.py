@@ -100,7 +100,7 @@ def test_only_the_images_of_pairs_are_replayed(
     (some,) = compared_pairs(updates.parts.objective, credit, [whole])
     assert some[0].unique().tolist() == [0, 3, 4, 6]
 
-    process = updates.process(batch.trajectory, [whole], 1)
+    process = updates.process(batch, [whole])
     means = [updates.update(process, credit, pairs, first=True) for pairs in (whole, some)]
     assert means[0]["grad_norm"] / 4 * 7 == pytest.approx(means[1]["grad_norm"], rel=1e-4)
 

@@ -286,14 +286,31 @@ loop.train(settings, {str(killed)!r}, on_record=report)
 
 FORWARD = ("rwr", "awm", "rvm", "ram", "nft", "dgpo", "dpo")
 FORWARD_KERNELS = ("ddim", "ode", "lcm")  # whose images they learn from hardly matters
+FLOW_KERNELS = ("flow_grpo", "dance_grpo")  # see test_flow_families
+
+
+def fits(objective: str, kernel: str) -> bool:
+    """Return whether an objective learns from images of a kernel."""
+    if kernel in FLOW_KERNELS or (objective, kernel) == ("rwr", "lcm"):
+        return False
+    if objective in FORWARD:
+        return kernel in FORWARD_KERNELS
+
+    return {"latent": True, "fdfo": kernel == "churn"}.get(objective, kernel != "ode")
+
+
 COMBINATIONS = [
     (objective, kernel)
     for objective in BUILTIN["objective"]
     for kernel in BUILTIN["kernel"]
-    if (objective, kernel) != ("rwr", "lcm")
-    and (kernel in FORWARD_KERNELS if objective in FORWARD else kernel != "ode")
-    and kernel not in ("flow_grpo", "dance_grpo")  # of flows, see test_flow_families
+    if fits(objective, kernel)
 ]
+DIFFERENTIABLE = """
+import burnish
+@burnish.differentiable
+def brightness(images, prompts):
+    return images.mean((1, 2, 3))
+"""
 
 
 @pytest.mark.parametrize(("objective", "kernel"), COMBINATIONS)
@@ -301,8 +318,15 @@ def test_learning_learns_and_learning_rate_zero_does_not(
     recipe: Path, tmp_path: Path, objective: str, kernel: str
 ) -> None:
     advantage = "{use='group'}"
+    special = []
     if objective == "rwr":
         advantage = "{use='softmax',beta=2,standardise=true}"
+    elif objective == "latent":
+        advantage = "{use='none'}"
+        (tmp_path / "reward.py").write_text(DIFFERENTIABLE)
+        special = [f"rewards.0.use={tmp_path}/reward.py:brightness", "batch.minibatches=1"]
+    elif objective == "fdfo":
+        special = ["sampler.kernel.gamma=0.1", "sampler.shared_noise=true", "objective.limit=1.0"]
 
     options = [
         f"objective.use={objective}",
@@ -315,6 +339,7 @@ def test_learning_learns_and_learning_rate_zero_does_not(
         "batch.transitions=0",
         "evaluation.images_per_prompt=8",
         "run={checkpoint_every=8,sample_every=0}",
+        *special,
     ]
     learned = load(recipe, *options, "optimizer.lr=3e-3")
     unchanged = load(recipe, *options, "optimizer.lr=0", "iterations=1")

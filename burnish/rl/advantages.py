@@ -57,6 +57,9 @@ class NoAdvantage(Advantage):
 
     uniform = True
 
+    def __init__(self) -> None:
+        """Take no settings."""
+
     def __call__(self, scores: Scores, weights: Tensor, group: Tensor) -> Tensor:
         """Return 1 for each image, 0 where a reward is missing, (B,)."""
         return scores.valid.float()
