@@ -291,6 +291,20 @@ def test_soft_errors_are_a_sigmoid_of_how_far_a_px_lies_beyond_its_threshold() -
         torch.testing.assert_close((ahead - behind)[0] / 2, change, rtol=1e-6, atol=0)
 
 
+def test_light_modules_around_a_code_may_count_too() -> None:
+    layout = fit("HTTP://AB12C.ORG", 128)
+    n, size, left = len(layout.modules), layout.module, layout.left
+    image = layout.draw(1.0)[None]
+    image[:, :, left - size : left, left : left + n * size] = 0.0  # a dark row above the code
+    ring = (n + 2) ** 2 - n**2
+    expected = n / (float(layout.weight().sum()) + ring)
+    assert layout.errors(image).item() == 0
+    assert layout.errors(image, around=1).item() == pytest.approx(expected)
+    assert layout.errors(image, by_area=True, around=1).item() == pytest.approx(expected)
+    most = layout.left // size  # no more than the canvas has
+    assert layout.errors(image, around=99).item() == layout.errors(image, around=most).item() > 0
+
+
 def test_error_rates_of_known_images() -> None:
     layout = fit("AB12C", 64)
     code = layout.draw()[None]

@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from burnish.qr.decoders import BINARIZERS, decoder
 from burnish.types import Prompt
@@ -104,14 +105,19 @@ class Layout:
         Raises:
             ValueError: the images are not of this canvas.
         """
-        grey = self._grey(images)
+        return self._middle(self._grey(images))
+
+    def _middle(self, grey: Tensor) -> Tensor:
+        """Return the mean of the middle of modules (B, n, module, n, module), (B, n, n)."""
         size = self.module
         third = min(size, max(2, round(size / 3)))
         third += (size - third) % 2  # as many px on either side of it
         middle = slice((size - third) // 2, (size + third) // 2)
         return grey[:, :, middle, :, middle].mean((2, 4))
 
-    def errors(self, images: Tensor, by_area: bool = False, soft: float = 0.0) -> Tensor:
+    def errors(
+        self, images: Tensor, by_area: bool = False, soft: float = 0.0, around: int = 0
+    ) -> Tensor:
         """Return the fraction of modules on the wrong side, (B,); finder patterns count double.
 
         Args:
@@ -119,12 +125,18 @@ class Layout:
             by_area: judge all px of a module instead of its middle, which makes it the fraction of
                 the area on the wrong side.
             soft: luminance over which right turns into wrong; 0: at once, without a gradient.
+            around: light modules of the quiet zone that count too, on each side of the code, as far
+                as the canvas has room for them.
 
         Raises:
             ValueError: the images are not of this canvas.
         """
-        luminance = self._grey(images) if by_area else self.luminance(images)[:, :, None, :, None]
-        dark = self.modules.to(images.device)[:, None, :, None]
+        ring = min(around, self.left // self.module)
+        luminance = self._grey(images, ring)
+        if not by_area:
+            luminance = self._middle(luminance)[:, :, None, :, None]
+
+        dark = pad(self.modules, (ring,) * 4).to(images.device)[:, None, :, None]
         beyond = torch.where(dark, luminance - DARK, LIGHT - luminance)
 
         if soft:
@@ -132,7 +144,7 @@ class Layout:
         else:
             wrong = torch.where(dark, luminance > DARK, luminance < LIGHT).to(luminance.dtype)
 
-        weight = self.weight().to(luminance)
+        weight = pad(self.weight(), (ring,) * 4, value=1.0).to(luminance)
         return (wrong.mean((2, 4)) * weight).sum((1, 2)) / weight.sum()
 
     def weight(self) -> Tensor:
@@ -149,17 +161,21 @@ class Layout:
 
         return weight
 
-    def _grey(self, images: Tensor) -> Tensor:
-        """Return the luminance of every px of every module, (B, n, module, n, module)."""
+    def _grey(self, images: Tensor, ring: int = 0) -> Tensor:
+        """Return the luminance of every px of every module, (B, n, module, n, module).
+
+        With a `ring` of so many modules around the code, n is larger by twice that.
+        """
         if images.shape[1:] != (3, self.side, self.side):
             raise ValueError(
                 f"this code lies on a canvas of {self.side} x {self.side} px, but the images are "
                 f"of shape {tuple(images.shape[1:])}; fit the code to their side, or resize them"
             )
 
-        n = len(self.modules)
+        n = len(self.modules) + 2 * ring
         size = self.module
-        code = slice(self.left, self.left + n * size)
+        first = self.left - ring * size
+        code = slice(first, first + n * size)
         weights = images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
 
         return (images[:, :, code, code] * weights).sum(1).view(-1, n, size, n, size)

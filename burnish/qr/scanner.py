@@ -203,7 +203,11 @@ class Scanner:
 
 
 def module_errors(
-    images: Tensor, layouts: Sequence[Layout], by_area: bool = False, soft: float = 0.0
+    images: Tensor,
+    layouts: Sequence[Layout],
+    by_area: bool = False,
+    soft: float = 0.0,
+    around: int = 0,
 ) -> Tensor:
     """Return the module error rate of each image under its own layout, (B,) float64 on the CPU.
 
@@ -212,8 +216,12 @@ def module_errors(
         layouts: one an image.
         by_area: as in `Layout.errors`.
         soft: likewise.
+        around: likewise.
     """
-    errors = [code.errors(images[row : row + 1], by_area, soft) for row, code in enumerate(layouts)]
+    errors = [
+        code.errors(images[row : row + 1], by_area, soft, around)
+        for row, code in enumerate(layouts)
+    ]
     return torch.cat(errors).double().cpu() if errors else torch.zeros(0, dtype=torch.float64)
 
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from burnish.annotations import CountOrZero
 from burnish.qr.layout import layout_of
 from burnish.qr.scanner import canvas_side, module_errors
 from burnish.types import Prompt, Reward, differentiable
 
 
-def modules(by_area: bool = False, soft: float = 0.0) -> Reward:
+def modules(by_area: bool = False, soft: float = 0.0, around: CountOrZero = 0) -> Reward:
     """Reward the fraction of right modules of the code of metadata["payload"], in [0, 1].
 
     No decoder is run.
@@ -22,6 +23,8 @@ def modules(by_area: bool = False, soft: float = 0.0) -> Reward:
             those that can be read from further away.
         soft: luminance over which wrong turns into right, such as 0.08. It gives the reward a
             gradient, which objective `latent` can follow.
+        around: light modules around the code that count too: readers need some, and nothing else
+            keeps them light.
 
     Raises:
         ValueError: soft is negative; later, a prompt without payload.
@@ -31,6 +34,6 @@ def modules(by_area: bool = False, soft: float = 0.0) -> Reward:
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         layouts = [layout_of(prompt, canvas_side(images)) for prompt in prompts]
-        return 1 - module_errors(images, layouts, by_area, soft)
+        return 1 - module_errors(images, layouts, by_area, soft, around)
 
     return differentiable(reward) if soft else reward

@@ -133,7 +133,7 @@ GRADIENT = (
     "batch.minibatches=1",
     "chain.normalise=false",  # a module that is right, or hopelessly wrong, has no gradient
 )
-SOFT = '{use="qr_modules",by_area=true,soft=0.08,weight=2.5}'
+SOFT = '{use="qr_modules",by_area=true,soft=0.08,around=2,weight=2.5}'
 SCANNER = (
     "objective={use='rvm'}",  # on images noised again, four times each
     "advantage={use='weighted'}",  # a reward that is nearly everywhere the same says little
