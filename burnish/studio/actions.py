@@ -96,7 +96,7 @@ class Actions:
     def branch(self, name: str, form: Mapping[str, str]) -> str:
         """Branch from an iteration of a run; return where to go."""
         new = form.get("name", "").strip()
-        self.studio.launches.branch(name, whole(form.get("iteration", "")), new)
+        self.studio.launches.branch(name, whole_number(form.get("iteration", "")), new)
         return f"/runs/{quote(new, safe='')}/curves"
 
     def roll_back(self, name: str, form: Mapping[str, str]) -> str:
@@ -104,7 +104,7 @@ class Actions:
         if form.get("sure") != "yes":
             raise ValueError("what is later would be deleted: tick that you are sure")
 
-        self.studio.launches.roll_back(name, whole(form.get("iteration", "")))
+        self.studio.launches.roll_back(name, whole_number(form.get("iteration", "")))
         return f"/runs/{quote(name, safe='')}/curves"
 
     def vote(self, name: str, form: Mapping[str, str]) -> str:
@@ -134,7 +134,7 @@ def lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-def whole(text: str) -> int:
+def whole_number(text: str) -> int:
     """Return a number of an iteration.
 
     Raises:
@@ -151,7 +151,7 @@ def percentage(text: str) -> float:
     Raises:
         ValueError: it is none.
     """
-    value = whole(text) / 100
+    value = whole_number(text) / 100
     if value > STRONGEST:
         raise ValueError(f"a strength is from 0 to {STRONGEST:.0%}")
     return value

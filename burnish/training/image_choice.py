@@ -1,4 +1,4 @@
-"""Which of an iteration's images an optimizer step replays: others have no part in its loss."""
+"""The choice of an iteration's images that an optimizer step replays: the others have no part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What nothing is trained on: is there text in an image?"""
+"""A measure that nothing is trained on: text in an image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments.counting.plan import READER
 
 
 class Text:
-    """Whether the reader sees text in an image: 1 or 0."""
+    """Says 1 where the reader sees text in an image, else 0."""
 
     def __init__(self) -> None:
         self.reader = load(READER)

@@ -20,7 +20,7 @@ REWARDS = ("aesthetic", "preference", "alignment", "sentiment")
 DUAL = (3.25, 0.75)
 
 LEARN = False
-"""Whether the embeddings of the identifiers learn."""
+"""True: the embeddings of the identifiers learn."""
 
 
 @dataclass(frozen=True)

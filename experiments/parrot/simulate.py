@@ -1,4 +1,4 @@
-"""What Pareto selection picks of 16, 64 and 256 images of a prompt, beside the best by a sum.
+"""The picks of Pareto selection among 16, 64 and 256 images a prompt, and the best by a sum.
 
 A pool of images of the model before training is drawn once, and their rewards are kept. It is cut
 into parts, and from each the front is taken, or as many images by the largest sum of z-scores: the
