@@ -84,8 +84,8 @@ class Budget:
 
 FULL = Budget(
     seeds=SEEDS,
-    iterations=60,
-    every=20,
+    iterations=48,
+    every=24,
     each=3,
     nouns=0,
     scales=(0.0, 0.4, 0.8, 1.0, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 2.0, 2.2),
@@ -126,10 +126,12 @@ def likeness(contrast: float, base: float) -> str:
 
 
 GRADIENT = (
-    "objective={use='latent'}",
+    "objective={use='latent',kl=1.0}",  # or the picture fades into what pleases CLIP
+    "optimizer.lr=2e-4",
     "advantage={use='none'}",  # nothing is compared,
-    "batch.prompts=32",  # so that more prompts are worth more
+    "batch.prompts=16",  # so that few images of a prompt are enough
     "batch.images_per_prompt=2",
+    "batch.sample_batch=32",
     "batch.minibatches=1",
     "chain.normalise=false",  # a module that is right, or hopelessly wrong, has no gradient
 )
