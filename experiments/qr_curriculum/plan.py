@@ -126,7 +126,7 @@ def likeness(contrast: float, base: float) -> str:
 
 
 GRADIENT = (
-    "objective={use='latent',kl=1.0}",  # or the picture fades into what pleases CLIP
+    "objective={use='latent',kl=4.0}",  # or the picture fades into what pleases CLIP
     "optimizer.lr=2e-4",
     "advantage={use='none'}",  # nothing is compared,
     "batch.prompts=16",  # so that few images of a prompt are enough
