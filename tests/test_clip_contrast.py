@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from burnish import catalog, config, references
 from burnish.rewards.clip import Clip
-from burnish.rewards.clip_contrast import clip_contrast, clip_retrieval, contrast, rank
+from burnish.rewards.clip_contrast import clip_contrast, clip_retrieval, contrast, log_share, rank
 from burnish.types import Prompt
 from burnish.zoo.scenes import Scenes, nouns
 
@@ -51,6 +52,36 @@ def test_both_are_what_brute_force_gives_image_by_image() -> None:
     for top in (1, 2, 4):
         found = clip_retrieval(OTHERS, top, CLIP)(images, prompts)
         assert found.tolist() == (ranks <= top).astype(float).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.03, 0.1, 1.0])
+def test_with_a_temperature_it_is_minus_the_loss_of_clip(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    own = torch.rand(8, generator=generator, dtype=torch.float64, requires_grad=True)
+    to_others = torch.rand(8, 5, generator=generator, dtype=torch.float64)
+    is_other = torch.rand(8, 5, generator=generator) > 0.2
+    is_other[:, 0] = True
+    values = log_share(temperature)(own, to_others, is_other)
+
+    for row, value in enumerate(values):
+        logits = torch.cat([own[row : row + 1], to_others[row][is_other[row]]]) / temperature
+        loss = functional.cross_entropy(logits[None], torch.tensor([0]))
+        torch.testing.assert_close(value, -loss)
+
+    # what is nearest already has little to gain
+    (gradient,) = torch.autograd.grad(values.sum(), own)
+    torch.testing.assert_close(gradient, (1 - values.exp()) / temperature)
+
+
+def test_the_temperature_changes_which_of_two_images_is_better() -> None:
+    own = torch.tensor([0.5, 0.5])
+    # the first is as near to one other prompt, the second is a little like all of them
+    to_others = torch.tensor([[0.5, 0.0, 0.0], [0.3, 0.3, 0.3]])
+    all_others = torch.ones(2, 3, dtype=torch.bool)
+
+    by_mean = contrast(own, to_others, all_others)
+    by_share = log_share(0.05)(own, to_others, all_others)
+    assert by_mean[0] > by_mean[1] and by_share[0] < by_share[1]
 
 
 def test_what_all_similarities_share_changes_neither() -> None:

@@ -2,7 +2,9 @@
 
 With s the cosine between CLIP's embeddings of image and text (arXiv 2103.00020):
 
-    clip_contrast     s(own prompt) - mean over the other prompts of s(other prompt)
+    clip_contrast     s(own prompt) - mean over the other prompts of s(other prompt), or with a
+                      temperature T the log of the own prompt's share among all prompts of
+                      exp(s / T): the loss that CLIP was trained with, with the sign changed
     clip_retrieval    1 where fewer than `top` of the other prompts have an s as large as the own
                       prompt's, else 0
 
@@ -32,7 +34,7 @@ import torch
 from torch import Tensor
 
 from burnish import catalog
-from burnish.annotations import Count, DeviceName, ModelPath
+from burnish.annotations import Count, DeviceName, ModelPath, PositiveOrZero
 from burnish.rewards.clip import Clip, Compared, compared_texts, remembering
 from burnish.types import Prompt, Reward, differentiable
 
@@ -45,8 +47,13 @@ def clip_contrast(
     model: ModelPath = "openai/clip-vit-large-patch14",
     device: DeviceName = "auto",
     of: Compared = "text",
+    temperature: PositiveOrZero = 0.0,
 ) -> Reward:
     """Reward the similarity of each image to its own prompt, less its mean to other prompts.
+
+    A mean asks for distance to all other prompts alike. With a temperature those count that the
+    image is nearest to, and what sets it apart is rewarded less and less once its own prompt is
+    clearly the nearest.
 
     Args:
         others: the other prompts: texts, or the table of a prompt source.
@@ -55,6 +62,8 @@ def clip_contrast(
         device: `auto` takes the device of the images, so that nothing is moved.
         of: the own prompt's "text", or its "original" (`metadata["original"]`), as in
             `clip_similarity`.
+        temperature: in the unit of the similarities, about 0.01 for CLIP and 0.1 for
+            `zoo:emoji-clip`; 0 compares with the mean.
 
     Raises:
         ValueError: there are no other prompts, or the model cannot be found or is not a CLIP model;
@@ -62,7 +71,8 @@ def clip_contrast(
     """
     _check_of(of, "clip_contrast")
     texts = _other_texts(others, "clip_contrast")
-    return differentiable(compare_with(Clip.load(model), texts, contrast, device, of))
+    measure = log_share(temperature) if temperature else contrast
+    return differentiable(compare_with(Clip.load(model), texts, measure, device, of))
 
 
 def clip_retrieval(
@@ -113,6 +123,17 @@ def contrast(own: Tensor, to_others: Tensor, is_other: Tensor) -> Tensor:
         is_other: (B, N) bool: False where that is the image's own prompt.
     """
     return own - to_others.where(is_other, 0).sum(1) / is_other.sum(1)
+
+
+def log_share(temperature: float) -> Measure:
+    """Return the measure log(exp(own / T) / sum over all prompts of exp(s / T)), at most 0."""
+
+    def measure(own: Tensor, to_others: Tensor, is_other: Tensor) -> Tensor:
+        others = to_others.masked_fill(~is_other, -torch.inf)
+        logits = torch.cat([own[:, None], others], 1) / temperature
+        return logits.log_softmax(1)[:, 0]
+
+    return measure
 
 
 def rank(own: Tensor, to_others: Tensor, is_other: Tensor) -> Tensor:
