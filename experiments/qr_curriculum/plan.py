@@ -1,4 +1,4 @@
-"""The plan: the embedded QR ControlNet at 128 px, from two starts, with and without a curriculum.
+"""The plan: the embedded QR ControlNet at 128 px, from two starts, in two ways of learning.
 
 Training draws images of the animals with links of one part. The measurements are on the other nouns
 with links of the other part, at the control scale of the start, which is where the ControlNet, as
@@ -7,7 +7,8 @@ little to learn from without a curriculum, or in about a fifth.
 
 An arm learns in one of two ways. By `GRADIENT` it follows the gradients of rewards that have one,
 the modules' brightness and the image's likeness, and no reader of codes has a part in training; by
-`SCANNER` the readers' verdict is the reward, which has no gradient.
+`SCANNER` the readers' verdict is the reward, which has no gradient. Each with and without a
+curriculum.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class Start:
 
 HEADLINE = "middle"
 STARTS: Mapping[str, Start] = {
-    "low": Start(0.035, 6, ("scanner", "scanner_none", "control")),
-    HEADLINE: Start(0.2, 4, ("curriculum", "none", "no_picture", "scanner", "control")),
+    HEADLINE: Start(0.2, 4, ("gradient", "gradient_curriculum", "no_picture", "control")),
+    "low": Start(0.035, 6, ("scanner_curriculum", "scanner", "control")),
 }
 
 
@@ -84,8 +85,8 @@ class Budget:
 
 FULL = Budget(
     seeds=SEEDS,
-    iterations=48,
-    every=24,
+    iterations=40,
+    every=40,
     each=3,
     nouns=0,
     scales=(0.0, 0.4, 0.8, 1.0, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 2.0, 2.2),
@@ -116,11 +117,12 @@ def scan(weight: float) -> str:
     return f'{{use="qr_scan",module_weight=0.0,weight={weight}}}'
 
 
-def likeness(contrast: float, base: float) -> str:
-    """Return the rewards of the image: to its prompt less that to others, and to its base image."""
+def likeness(contrast: float, base: float, temperature: float = 0) -> str:
+    """Return the rewards of the image: to its prompt rather than others, and to its base image."""
     clip = 'model="zoo:emoji-clip"'
+    compared = f"others={OTHERS},temperature={temperature},weight={contrast}"
     return (
-        f'{{use="clip_contrast",{clip},others={OTHERS},weight={contrast}}},'
+        f'{{use="clip_contrast",{clip},{compared}}},'
         f'{{use="picture_similarity",{clip},weight={base}}}'
     )
 
@@ -134,8 +136,9 @@ GRADIENT = (
     "batch.sample_batch=32",
     "batch.minibatches=1",
     "chain.normalise=false",  # a module that is right, or hopelessly wrong, has no gradient
+    "optimizer.ema=0.8",
 )
-SOFT = '{use="qr_modules",by_area=true,soft=0.08,around=2,weight=2.5}'
+SOFT = '{use="qr_modules",by_area=true,soft=0.08,around=2,weight=3.5}'
 SCANNER = (
     "objective={use='rvm'}",  # on images noised again, four times each
     "advantage={use='weighted'}",  # a reward that is nearly everywhere the same says little
@@ -144,16 +147,16 @@ SCANNER = (
     "batch.minibatches=4",
     f'rewards=[{scan(1)},{{use="qr_modules",by_area=true,weight=0.3}},{likeness(2, 0.5)}]',
 )
-GRADIENT_OF_ALL = (*GRADIENT, f"rewards=[{scan(0)},{SOFT},{likeness(1, 0.5)}]")
+GRADIENT_OF_ALL = (*GRADIENT, f"rewards=[{scan(0)},{SOFT},{likeness(0.45, 0.5, 0.1)}]")
+AT_ONCE = "curriculum={}"  # at the start's scale from the first iteration on
 ARMS: Mapping[str, tuple[str, ...]] = {
-    "curriculum": GRADIENT_OF_ALL,
-    # at the start's scale at once
-    "none": (*GRADIENT_OF_ALL, "curriculum={}"),
+    "gradient": (*GRADIENT_OF_ALL, AT_ONCE),
+    "gradient_curriculum": GRADIENT_OF_ALL,
     # no reward for the picture
-    "no_picture": (*GRADIENT, f"rewards=[{scan(0)},{SOFT}]"),
-    "scanner": SCANNER,
-    "scanner_none": (*SCANNER, "curriculum={}"),
-    "control": (*GRADIENT_OF_ALL, "optimizer.lr=0"),
+    "no_picture": (*GRADIENT, f"rewards=[{scan(0)},{SOFT}]", AT_ONCE),
+    "scanner_curriculum": SCANNER,
+    "scanner": (*SCANNER, AT_ONCE),
+    "control": (*GRADIENT_OF_ALL, AT_ONCE, "optimizer.lr=0"),
 }
 
 
@@ -181,13 +184,12 @@ def seeds(arm: str, budget: Budget = FULL) -> tuple[int, ...]:
 
 
 def jobs(out: Path, scales: Scales, budget: Budget = FULL) -> list[Trial]:
-    """Return all runs, seed by seed; the controls' are short."""
+    """Return all runs, arm by arm; the controls' are short."""
     return [
         trial(out, scales, budget, start, arm, seed)
-        for seed in budget.seeds
         for start in STARTS
         for arm in STARTS[start].arms
-        if seed in seeds(arm, budget)
+        for seed in seeds(arm, budget)
     ]
 
 

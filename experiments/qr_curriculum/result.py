@@ -2,8 +2,7 @@
 
 Intervals are over the seeds alone: smallest and largest of three. The trade-off before training is
 interpolated between the control scales that were measured. The numbers on top of `result.json` are
-those of `plan.HEADLINE` and of its first arm, which has a curriculum; `starts` has every start and
-arm.
+those of `plan.HEADLINE` and of its first arm; `starts` has every start and arm.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ from experiments.running import run_folder
 
 FOLDER = Path(__file__).parent
 COLOURS = {
-    "curriculum": "#b4501e",
-    "none": "#3060b0",
+    "gradient": "#b4501e",
+    "gradient_curriculum": "#d99a2b",
     "no_picture": "#6a51a3",
-    "scanner": "#20a0a0",
-    "scanner_none": "#3a7d44",
+    "scanner": "#3060b0",
+    "scanner_curriculum": "#20a0a0",
     "control": "#888888",
 }
 MARKERS = {"low": "^", plan.HEADLINE: "o"}
@@ -222,9 +221,7 @@ def _draw_trade_off(
 
 
 def _draw_training(axis: Axes, out: Path, start: str, budget: plan.Budget) -> None:
-    arms = [
-        arm for arm in plan.STARTS[start].arms if arm != "control"
-    ]  # the first has a curriculum
+    arms = [arm for arm in plan.STARTS[start].arms if arm != "control"]
     for arm in arms:
         runs = [Run(out / run_folder(start, arm, seed)) for seed in plan.seeds(arm, budget)]
         read = np.array(
@@ -236,13 +233,14 @@ def _draw_training(axis: Axes, out: Path, start: str, budget: plan.Budget) -> No
         axis.plot(iterations, read.mean(0), color=COLOURS[arm], label=arm)
         axis.fill_between(iterations, low, high, color=COLOURS[arm], alpha=0.15, linewidth=0)
 
-    records = Run(out / run_folder(start, arms[0], budget.seeds[0])).records()
+    stepped = next(arm for arm in arms if arm.endswith("_curriculum"))
+    records = Run(out / run_folder(start, stepped, budget.seeds[0])).records()
     scales = [record["control_scale"] for record in records]
     axis.step(
         range(1, len(scales) + 1),
         scales,
         where="mid",
-        color=COLOURS[arms[0]],
+        color=COLOURS[stepped],
         linestyle=":",
         label="control scale of curriculum",
     )
