@@ -46,6 +46,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     # two texts for each of four rewards
     "emoji-parrot": ("batch.images_per_prompt=8", "batch.sample_batch=8"),
     "emoji-qr": (),
+    "emoji-qr-gradient": (),
     "emoji-rwr": (),
 }
 # Processors round differently. With the instructions of older ones (ATEN_CPU_CAPABILITY,
