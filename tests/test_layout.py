@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import math
 import random
 from itertools import product
 from typing import Any
@@ -289,6 +290,43 @@ def test_soft_errors_are_a_sigmoid_of_how_far_a_px_lies_beyond_its_threshold() -
         ahead, behind = (layout.errors(image + sign * step, by_area, 0.1) for sign in (1, -1))
         change = (grown.grad * step).sum()
         torch.testing.assert_close((ahead - behind)[0] / 2, change, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("payload", ["HTTP://AB12C.ORG", "https://example.org/AB12C"])  # 5, 4 px
+def test_cells_are_means_of_parts_of_a_module(payload: str) -> None:
+    """Against a loop in float64: of 5 px, the halves of a side are its first and last three."""
+    layout = fit(payload, 128)
+    stream = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, 128, 128, generator=stream, dtype=torch.float64)
+    grey = (image[0] * image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0)
+    half = (layout.module + 1) // 2
+    halves = (slice(0, half), slice(layout.module - half, layout.module))
+    wrong = {"hard": 0.0, "soft": 0.0}
+
+    for row, column in product(range(len(layout.modules)), repeat=2):
+        top, left = (layout.left + layout.module * place for place in (row, column))
+        module = grey[top : top + layout.module, left : left + layout.module]
+        weight = float(layout.weight()[row, column])
+
+        for vertical, horizontal in product(halves, repeat=2):
+            y = float(module[vertical, horizontal].mean())
+            beyond = y - 0.45 if layout.modules[row, column] else 0.65 - y
+            wrong["hard"] += weight * (beyond > 0) / 4
+            wrong["soft"] += weight / (1 + math.exp(-(beyond + 0.05) / 0.1)) / 4
+
+    for name, soft in (("hard", 0.0), ("soft", 0.1)):
+        expected = image.new_tensor([wrong[name] / float(layout.weight().sum())])
+        found = layout.errors(image, by_area=True, soft=soft, cells=2)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_cells_leave_an_image_detail_that_is_finer() -> None:
+    layout = fit("https://example.org/AB12C", 128)
+    image = layout.draw()
+    image[:, ::2, ::2] = 0.5  # every fourth px
+    image = image[None]
+    assert layout.errors(image, by_area=True).item() == pytest.approx(0.25)
+    assert layout.errors(image, by_area=True, cells=2).item() == 0
 
 
 def test_light_modules_around_a_code_may_count_too() -> None:

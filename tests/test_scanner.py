@@ -563,6 +563,11 @@ def test_the_module_term_by_area_separates_images_whose_module_centres_are_right
     assert modules(by_area=True)(images, prompts).tolist() == [1, 0.5]
 
 
+def test_cells_need_an_area() -> None:
+    with pytest.raises(ValueError, match="set by_area = true"):
+        modules(cells=2)
+
+
 def test_the_module_term_has_a_gradient_where_it_is_soft() -> None:
     assert is_differentiable(modules(by_area=True, soft=0.08)) and not is_differentiable(modules())
     prompts = ["a cat"]

@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from burnish.qr.decoders import BINARIZERS, decoder
 from burnish.types import Prompt
@@ -116,7 +116,12 @@ class Layout:
         return grey[:, :, middle, :, middle].mean((2, 4))
 
     def errors(
-        self, images: Tensor, by_area: bool = False, soft: float = 0.0, around: int = 0
+        self,
+        images: Tensor,
+        by_area: bool = False,
+        soft: float = 0.0,
+        around: int = 0,
+        cells: int = 0,
     ) -> Tensor:
         """Return the fraction of modules on the wrong side, (B,); finder patterns count double.
 
@@ -127,6 +132,8 @@ class Layout:
             soft: luminance over which right turns into wrong; 0: at once, without a gradient.
             around: light modules of the quiet zone that count too, on each side of the code, as far
                 as the canvas has room for them.
+            cells: by area, judge so many means in each row and column of a module instead of its
+                px, as a reader from further away would; 0: its px.
 
         Raises:
             ValueError: the images are not of this canvas.
@@ -135,6 +142,8 @@ class Layout:
         luminance = self._grey(images, ring)
         if not by_area:
             luminance = self._middle(luminance)[:, :, None, :, None]
+        elif cells:
+            luminance = _means(luminance, cells)
 
         dark = pad(self.modules, (ring,) * 4).to(images.device)[:, None, :, None]
         beyond = torch.where(dark, luminance - DARK, LIGHT - luminance)
@@ -179,6 +188,20 @@ class Layout:
         weights = images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
 
         return (images[:, :, code, code] * weights).sum(1).view(-1, n, size, n, size)
+
+
+def _means(luminance: Tensor, cells: int) -> Tensor:
+    """Return the means of cells x cells parts of each module, (B, n, cells, n, cells).
+
+    Parts overlap by a px where the side of a module is no multiple of `cells`.
+
+    Args:
+        luminance: of every px of every module, (B, n, module, n, module).
+        cells: in a row of a module.
+    """
+    modules = luminance.transpose(2, 3)
+    means = adaptive_avg_pool2d(modules.flatten(0, 2)[:, None], cells)
+    return means.view(*modules.shape[:3], cells, cells).transpose(2, 3)
 
 
 def fit(

@@ -208,6 +208,7 @@ def module_errors(
     by_area: bool = False,
     soft: float = 0.0,
     around: int = 0,
+    cells: int = 0,
 ) -> Tensor:
     """Return the module error rate of each image under its own layout, (B,) float64 on the CPU.
 
@@ -217,9 +218,10 @@ def module_errors(
         by_area: as in `Layout.errors`.
         soft: likewise.
         around: likewise.
+        cells: likewise.
     """
     errors = [
-        code.errors(images[row : row + 1], by_area, soft, around)
+        code.errors(images[row : row + 1], by_area, soft, around, cells)
         for row, code in enumerate(layouts)
     ]
     return torch.cat(errors).double().cpu() if errors else torch.zeros(0, dtype=torch.float64)

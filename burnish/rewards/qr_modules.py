@@ -12,7 +12,9 @@ from burnish.qr.scanner import canvas_side, module_errors
 from burnish.types import Prompt, Reward, differentiable
 
 
-def modules(by_area: bool = False, soft: float = 0.0, around: CountOrZero = 0) -> Reward:
+def modules(
+    by_area: bool = False, soft: float = 0.0, around: CountOrZero = 0, cells: CountOrZero = 0
+) -> Reward:
     """Reward the fraction of right modules of the code of metadata["payload"], in [0, 1].
 
     No decoder is run.
@@ -25,15 +27,22 @@ def modules(by_area: bool = False, soft: float = 0.0, around: CountOrZero = 0) -
             gradient, which objective `latent` can follow.
         around: light modules around the code that count too: readers need some, and nothing else
             keeps them light.
+        cells: by area, the brightness that counts is the mean of each of so many parts in a row and
+            column of a module, as a reader sees it from further away, so that an image keeps finer
+            detail than that; 0: every pixel counts. With 2, a code is judged where readers begin to
+            fail.
 
     Raises:
-        ValueError: soft is negative; later, a prompt without payload.
+        ValueError: soft is negative, or there are cells without `by_area`; later, a prompt without
+            payload.
     """
+    if cells and not by_area:
+        raise ValueError("qr_modules: cells are parts of a module's area; set by_area = true too")
     if not 0 <= soft <= 1:
         raise ValueError(f"soft is a difference of luminances, from 0 to 1, and not {soft}")
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         layouts = [layout_of(prompt, canvas_side(images)) for prompt in prompts]
-        return 1 - module_errors(images, layouts, by_area, soft, around)
+        return 1 - module_errors(images, layouts, by_area, soft, around, cells)
 
     return differentiable(reward) if soft else reward
