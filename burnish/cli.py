@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from burnish.qr.phone import Phone
     from burnish.qr.scanner import Scanner
     from burnish.tools.qr_search import Search
+    from burnish.tools.qr_tries import TryLog
     from burnish.trust import Trust
     from burnish.types import Prompt
 
@@ -501,6 +502,10 @@ def qr(
     guidance: Guidance = -1.0,
     seed: Annotated[int, typer.Option(help="The same seed draws the same images.")] = 0,
     out: Annotated[Path, typer.Option(help="The folder for the images.")] = Path("codes"),
+    keep_tries: Annotated[
+        bool,
+        typer.Option("--keep-tries", help="Also write every try to OUT/tries, with who reads it."),
+    ] = False,
     verify: Annotated[
         Path | None,
         typer.Option("--verify", metavar="IMAGE", help="Only read the code in this image."),
@@ -517,6 +522,7 @@ def qr(
 
       burnish qr https://example.org --prompt "a cat" --out codes
       burnish qr https://example.org --prompt "a cat" --model runs/qr --n 8 --out codes
+      burnish qr https://example.org --prompt "a cat" --out codes --keep-tries
       burnish qr HELLO --prompt "a garden" --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
         --controlnet monster-labs/control_v1p_sd15_qrcode_monster --scale 1.4
       burnish qr --verify art.png
@@ -547,6 +553,7 @@ def qr(
         open_controlled,
         scale_step,
     )
+    from burnish.tools.qr_tries import TryLog
     from burnish.types import Prompt
 
     model = model or (MICRO_QR_GENERATOR if 0 < size < TINY else QR_GENERATOR)
@@ -563,7 +570,19 @@ def qr(
     prompted = Prompt(prompt, {"payload": payload})
     layout = choose_canvas(policy, prompted, size)
     step = scale_step(model, scale)
-    result = search_codes(policy, sampler, prompted, scanner, phone, n, tries, seed, step)
+    log = None
+    if keep_tries:
+        log = TryLog(
+            out,
+            payload=payload,
+            prompt=prompt,
+            model=model,
+            code=layout.designator,
+            size=layout.side,
+            count=n,
+            tries=tries,
+        )
+    result = search_codes(policy, sampler, prompted, scanner, phone, n, tries, seed, step, log)
     show_codes(result, layout, phone, out, as_json)
 
 
@@ -577,6 +596,7 @@ def search_codes(
     tries: int,
     seed: int,
     step: float,
+    log: TryLog | None = None,
 ) -> Search:
     """Return `count` images that are read, with a progress bar on stderr meanwhile."""
     from rich.console import Console
@@ -601,6 +621,7 @@ def search_codes(
             step=step,
             phone=phone,
             on_try=on_try,
+            on_read=log.add if log else None,
         )
 
 

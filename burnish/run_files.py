@@ -121,6 +121,31 @@ class ThumbnailsFile(TypedDict):
     count: Count
 
 
+class SearchFile(TypedDict):
+    """search.json of a folder of codes: what is looked for."""
+
+    payload: str
+    prompt: str
+    model: str
+    code: str
+    size: Count
+    count: Count
+    tries: Count
+
+
+class TryRow(TypedDict):
+    """A line of tries.jsonl in a folder of codes: how well a sampled image is read."""
+
+    attempt: Count
+    scale: float
+    strict: bool
+    kept: bool
+    conditions: Count
+    read: dict[str, CountOrZero]
+    plain: dict[str, bool | None]
+    module_errors: float
+
+
 class StateFile(TypedDict):
     """checkpoints/000012/state.json."""
 

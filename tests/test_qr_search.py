@@ -14,6 +14,7 @@ from PIL import Image
 from test_cli import run
 from torch import Tensor
 
+from burnish.annotations import complaint
 from burnish.diffusion.guidance import NoGuidance
 from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
@@ -24,6 +25,7 @@ from burnish.qr.layout import fit
 from burnish.qr.phone import Phone
 from burnish.qr.scanner import Scanner
 from burnish.qr.verify import verify
+from burnish.run_files import SearchFile, TryRow
 from burnish.seeds import generator
 from burnish.tools import qr_search
 from burnish.tools.qr_search import (
@@ -34,6 +36,7 @@ from burnish.tools.qr_search import (
     scale_step,
     search,
 )
+from burnish.tools.qr_tries import TryLog
 from burnish.types import Prompt
 from burnish.zoo import QR_SCALE
 
@@ -78,6 +81,36 @@ def test_images_that_are_read_are_kept(controlled: tuple[Policy, Sampler], tmp_p
     assert [found.attempt for found in few.images] == [5] and few.tries == 7
     none_read = search(*controlled, PROMPT, Scanner(), count=1, tries=4)
     assert (none_read.images, none_read.tries, none_read.payload) == ([], 4, "")
+
+
+def test_every_try_is_written_with_who_reads_it(
+    controlled: tuple[Policy, Sampler], tmp_path: Path
+) -> None:
+    (tmp_path / "tries").mkdir()
+    (tmp_path / "tries" / "0099.png").write_text("of an earlier search")
+    log = TryLog(tmp_path, payload="AB12C", tries=16)
+    scanner = Scanner(["zxing", "zxing-fixed"], "all")
+    result = search(*controlled, PROMPT, scanner, count=2, tries=16, on_read=log.add)
+
+    assert json.loads((tmp_path / "search.json").read_text())["payload"] == "AB12C"
+    rows = [json.loads(line) for line in (tmp_path / "tries.jsonl").read_text().splitlines()]
+    assert [row["attempt"] for row in rows] == list(range(1, 17))
+    assert [row["attempt"] for row in rows if row["kept"]] == [5, 10]
+    assert [row["attempt"] for row in rows if row["strict"]] == [5, 10, 15]
+    assert not [wrong for row in rows if (wrong := complaint(row, TryRow, ""))]
+
+    images = torch.stack([open_image(tmp_path / "tries" / f"{n:04d}.png") for n in range(1, 17)])
+    layout = fit("AB12C", 64)
+    for row, errors in zip(rows, layout.errors(images).tolist(), strict=True):
+        assert row["module_errors"] == pytest.approx(errors, abs=1e-2)
+    readings = scanner.measure(images, [layout] * 16).table.sum(2).tolist()
+    assert [list(row["read"].values()) for row in rows] == readings
+    assert torch.equal(images[4], result.images[0].image)
+    assert len(list((tmp_path / "tries").iterdir())) == 16
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="choose another --out"):
+        TryLog(tmp_path / "file")
 
 
 def test_the_control_scale_rises_while_nothing_is_read(
@@ -176,6 +209,12 @@ def test_the_command(
     assert (content["kept"], content["tries"], content["passed"]) == (2, 16, 3)
     assert (content["code"], content["size"], content["phone"]) == ("M2-M", 64, [False, False])
     assert opened[1] == ("m", "c")
+
+    run(capsys, "qr", "AB12C", *options, "--keep-tries")
+    wanted = json.loads((tmp_path / "out" / "search.json").read_text())
+    assert not complaint(wanted, SearchFile, "")
+    assert (wanted["code"], wanted["size"], wanted["count"]) == ("M2-M", 64, 2)
+    assert len(list((tmp_path / "out" / "tries").iterdir())) == 16
 
     code, out, _ = run(capsys, "qr", "AB12C", *options, "--tries", "4")
     assert code == 1 and "0 of 4 tries" in out, "nothing is read"

@@ -209,8 +209,8 @@ def test_a_start_that_fails_is_told_of(client: TestClient) -> None:
     [
         ({"changes": "batch.promts=4"}, "did you mean &#34;prompts&#34;"),
         ({"changes": "no equals sign"}, "write it as"),
-        ({"name": ""}, "is no name for a run"),
-        ({"name": "../up"}, "is no name for a run"),
+        ({"name": ""}, "is no name for a folder"),
+        ({"name": "../up"}, "is no name for a folder"),
         ({"name": "one"}, "is there already"),
         ({"recipe": "nothing"}, "there is no run nothing"),
         ({"recipe": "--help"}, "there is no run --help"),

@@ -3,8 +3,9 @@
     /                        the runs            /new           start a run, or check one
     /runs/NAME/PAGE          a page of a run     /compare       several runs
     /process/NAME            what a command prints
+    /codes                   look for codes         /codes/NAME    the tries of a search
     /files/NAME/FOLDER/FILE  an image of a run   /events        something has changed
-    POST /runs/NAME/ACTION   ask, resume, branch, rollback
+    POST /runs/NAME/ACTION   ask, resume, branch, rollback, vote
 
 Answers are made in threads, since they read files. Whatever is wrong with a run is an error card.
 """
@@ -18,6 +19,7 @@ from starlette.routing import Route
 
 from burnish.studio.actions import Actions
 from burnish.studio.assets import Assets
+from burnish.studio.codes import Codes
 from burnish.studio.folder import RunsFolder
 from burnish.studio.safety import Access, Guard
 from burnish.studio.studio import Studio
@@ -39,12 +41,18 @@ def routes(studio: Studio) -> list[Route]:
     views = Views(studio)
     actions = Actions(studio, views)
     assets = Assets(studio)
+    codes = Codes(studio)
     return [
         Route("/", views.list_runs),
         Route("/new", views.new_run),
         Route("/new", actions.start, methods=["POST"]),
         Route("/compare", views.compare),
         Route("/process/{name}", views.process),
+        Route("/codes", codes.new),
+        Route("/codes", codes.start, methods=["POST"]),
+        Route("/codes/{name}", codes.show),
+        Route("/codes/{name}/stop", codes.stop, methods=["POST"]),
+        Route("/codes/{name}/{file}", assets.code),
         Route("/runs/{name}", views.open_run),
         Route("/runs/{name}/{page}", views.show_run),
         Route("/runs/{name}/{action}", actions.act, methods=["POST"]),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.resources import files
+from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
@@ -36,8 +38,19 @@ class Assets:
         if folder not in IMAGES or not is_name(file) or not file.endswith(".png"):
             return PlainTextResponse("There is no such image.", 404)
 
+        return self.png(lambda: self.studio.folder.find(name).folder / folder / file)
+
+    def code(self, request: Request) -> Response:
+        """Return the image of a try of a search for codes."""
+        name, file = (request.path_params[key] for key in ("name", "file"))
+        if not is_name(file) or not file.endswith(".png"):
+            return PlainTextResponse("There is no such image.", 404)
+        return self.png(lambda: self.studio.folder.search(name) / "tries" / file)
+
+    def png(self, find: Callable[[], Path]) -> Response:
+        """Return the PNG at the path that `find` returns, if it is one of the folder of runs."""
         try:
-            path = self.studio.folder.find(name).folder / folder / file
+            path = find()
             self.studio.folder.check(path)
             with path.open("rb") as stream:
                 is_image = stream.read(len(PNG_START)) == PNG_START

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
-from burnish.studio.folder import RunsFolder
+from burnish.studio.folder import SEARCH, TRIES, RunsFolder
 
 EVERY = 1.0
 """Seconds between two looks at the files."""
@@ -27,6 +27,8 @@ WATCHED = (
     "lock",
     "questions.jsonl",
     "votes.jsonl",
+    SEARCH,
+    TRIES,
 )
 
 

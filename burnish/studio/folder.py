@@ -23,8 +23,9 @@ LARGEST = {".toml": MB, ".jsonl": 200 * MB, ".json": 50 * MB, ".png": 50 * MB, "
 MOST = 10_000
 """Names of a folder that are looked at."""
 
+CONFIG = "config.toml"
 FILES = (
-    "config.toml",
+    CONFIG,
     "log.jsonl",
     "evaluation.json",
     "guard.json",
@@ -34,6 +35,9 @@ FILES = (
     "votes.jsonl",
 )
 FOLDERS = ("samples", "evaluations", "groups", "questions")
+
+SEARCH = "search.json"
+TRIES = "tries.jsonl"
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,11 @@ class RunsFolder:
 
     def names(self) -> list[str]:
         """Return the names of the folders that claim to be a run, sorted."""
-        with os.scandir(self.root) as entries:
-            names = [entry.name for entry in islice(entries, MOST)]
-        return sorted(name for name in names if self._claims_to_be_run(name))
+        return self._names_with(CONFIG)
+
+    def searches(self) -> list[str]:
+        """Return the names of the folders that claim to be a search for codes, sorted."""
+        return self._names_with(SEARCH)
 
     def run(self, name: str) -> Run:
         """Return a run by its name, after a look at its files.
@@ -87,13 +93,32 @@ class RunsFolder:
         Raises:
             FileNotFoundError: there is none of this name in the folder itself.
         """
-        if not is_name(name) or not self._claims_to_be_run(name):
-            raise FileNotFoundError(f"there is no run {printable(name)}")
+        return Run(self._find(name, CONFIG, "run"))
 
+    def search(self, name: str) -> Path:
+        """Return the folder of a search for codes by its name, after a look at its files.
+
+        Raises:
+            FileNotFoundError: there is none of this name in the folder itself.
+            ValueError: it has a file that is not opened; the message says which and why.
+        """
+        path = self._find(name, SEARCH, "search for codes")
+        for file in (SEARCH, TRIES):
+            self.check(path / file)
+        return path
+
+    def new(self, name: str) -> Path:
+        """Return the path of a new folder, which is not made.
+
+        Raises:
+            ValueError: its name is none, or is taken.
+        """
+        if not is_name(name):
+            raise ValueError(f"{printable(name) or 'nothing'} is no name for a folder")
         path = self.root / name
-        if not self._is_inside(path):
-            raise FileNotFoundError(f"{printable(name)} is a link out of the folder of runs")
-        return Run(path)
+        if os.path.lexists(path):
+            raise ValueError(f"{printable(name)} is there already; choose another name")
+        return path
 
     def check(self, path: Path) -> None:
         """Refuse a file that is not opened; one that is missing is fine.
@@ -119,8 +144,22 @@ class RunsFolder:
                 f"{largest / MB:,.0f} MB at most"
             )
 
-    def _claims_to_be_run(self, name: str) -> bool:
-        return not name.startswith(".") and os.path.lexists(self.root / name / "config.toml")
+    def _names_with(self, file: str) -> list[str]:
+        with os.scandir(self.root) as entries:
+            names = [entry.name for entry in islice(entries, MOST)]
+        return sorted(name for name in names if self._claims(name, file))
+
+    def _find(self, name: str, file: str, kind: str) -> Path:
+        if not is_name(name) or not self._claims(name, file):
+            raise FileNotFoundError(f"there is no {kind} {printable(name)}")
+
+        path = self.root / name
+        if not self._is_inside(path):
+            raise FileNotFoundError(f"{printable(name)} is a link out of the folder of runs")
+        return path
+
+    def _claims(self, name: str, file: str) -> bool:
+        return not name.startswith(".") and os.path.lexists(self.root / name / file)
 
     def _is_inside(self, path: Path) -> bool:
         return Path(os.path.realpath(path)).is_relative_to(self.root)

@@ -14,11 +14,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from burnish.errors import printable
 from burnish.redaction import redact
-from burnish.studio.folder import RunsFolder, is_name
+from burnish.studio.folder import RunsFolder
 
 TAIL = 12_000
 """Bytes of a command's output that are shown."""
@@ -51,6 +51,7 @@ class Launches:
     folder: RunsFolder
     allow_code: bool = False
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    searches: set[str] = field(default_factory=set)  # names of processes that look for codes
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self, plan: Plan) -> None:
@@ -64,12 +65,7 @@ class Launches:
         Raises:
             ValueError, OSError: what is wrong with the plan.
         """
-        if plan.name == CHECK or not is_name(plan.name):
-            raise ValueError(f"{printable(plan.name) or 'nothing'} is no name for a run")
-        out = self.folder.root / plan.name
-        if os.path.lexists(out):
-            raise ValueError(f"{plan.name} is there already; choose another name")
-
+        out = new_folder(self.folder, plan.name)
         source = checked_source(self.folder, plan, self.allow_code)
         arguments = ["train", source, *options(plan.changes), f"--out={out}"]
         self.launch(plan.name, arguments, trusts=True)
@@ -92,10 +88,8 @@ class Launches:
         Raises:
             ValueError: it cannot be; the command's sentence says why.
         """
-        if new == CHECK or not is_name(new):
-            raise ValueError(f"{printable(new) or 'nothing'} is no name for a run")
+        out = new_folder(self.folder, new)
         run = self.folder.run(name)
-        out = self.folder.root / new
         finish(["branch", f"--out={out}", str(run.folder), str(iteration)])
 
     def roll_back(self, name: str, iteration: int) -> None:
@@ -107,6 +101,16 @@ class Launches:
         run = self.folder.run(name)
         finish(["rollback", str(run.folder), str(iteration)])
 
+    def search(self, name: str, arguments: list[str]) -> None:
+        """Start a search for codes, whose arguments come from `burnish.studio.codes`.
+
+        Raises:
+            ValueError: its name is none, or is taken.
+        """
+        out = new_folder(self.folder, name)
+        self.launch(name, ["qr", "--keep-tries", f"--out={out}", *arguments], trusts=True)
+        self.searches.add(name)
+
     def launch(self, name: str, arguments: list[str], trusts: bool = False) -> None:
         """Start a command in a session of its own.
 
@@ -117,7 +121,8 @@ class Launches:
             if self.is_going_on(name):
                 raise ValueError(f"{name}: its command still goes on; wait for its end")
 
-            arguments += ["--trust"] if trusts and self.allow_code else []
+            if trusts and self.allow_code:
+                arguments = [arguments[0], "--trust", *arguments[1:]]
             with open_log(self.folder, name) as log:
                 self.processes[name] = subprocess.Popen(
                     command(arguments),
@@ -127,6 +132,16 @@ class Launches:
                     env=environment(),
                     start_new_session=True,
                 )
+
+    def end(self, name: str) -> None:
+        """End a command.
+
+        Raises:
+            ValueError: there is none that this server has started and that goes on.
+        """
+        if not self.is_going_on(name):
+            raise ValueError(f"{printable(name)}: nothing goes on that this studio has started")
+        self.processes[name].terminate()
 
     def is_going_on(self, name: str) -> bool:
         """Return whether a command that this server has started is going on."""
@@ -150,10 +165,19 @@ class Launches:
 
     def failures(self) -> list[str]:
         """Return the names of what was started here and failed before it became a run."""
-        names = set(self.folder.names())
-        return sorted(
-            name for name in self.processes if self.exit_code(name) and name not in {*names, CHECK}
-        )
+        known = {*self.folder.names(), *self.searches, CHECK}
+        return sorted(name for name in self.processes if self.exit_code(name) and name not in known)
+
+
+def new_folder(folder: RunsFolder, name: str) -> Path:
+    """Return the path of a new run or search, which is not made.
+
+    Raises:
+        ValueError: its name is none, or is taken.
+    """
+    if name == CHECK:
+        raise ValueError(f"{name} is no name for a folder; choose another one")
+    return folder.new(name)
 
 
 def checked_source(folder: RunsFolder, plan: Plan, allow_code: bool) -> str:
@@ -209,10 +233,21 @@ def open_log(folder: RunsFolder, name: str) -> IO[bytes]:
     return path.open("wb")
 
 
-def check_configuration(source: str | Path, changes: Sequence[str], allow_code: bool) -> None:
+def check_configuration(
+    source: str | Path,
+    changes: Sequence[str],
+    allow_code: bool,
+    purpose: Literal["train", "sample"] = "train",
+) -> None:
     """Refuse a configuration that is wrong, in the words of the command line, or names code.
 
     Nothing that it names is imported unless that is allowed.
+
+    Args:
+        source: the name of a recipe, or the path of a configuration.
+        changes: KEY=VALUE.
+        allow_code: whether it may name Python code.
+        purpose: what it is read for.
 
     Raises:
         ValueError, OSError: the sentence.
@@ -232,7 +267,7 @@ def check_configuration(source: str | Path, changes: Sequence[str], allow_code: 
             "rights; read it, and if you trust it start the studio with --allow-code"
         )
 
-    config.load(source, changes, trust=allow_code)
+    config.load(source, changes, purpose=purpose, trust=allow_code)
 
 
 def options(changes: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ from burnish.qr.scanner import Scanner
 from burnish.runs import Run
 from burnish.seeds import generator
 from burnish.tools.gallery import CHUNK, open_source
+from burnish.tools.qr_tries import Try, tries_of
 from burnish.trust import Trust
 from burnish.types import Prompt
 from burnish.zoo import MICRO_QR_CONTROLNET, QR_CONTROLNET, QR_GENERATOR, QR_SCALE
@@ -182,6 +183,7 @@ def search(
     step: float = 0.0,
     phone: Phone | None = None,
     on_try: Callable[[int, int], None] = lambda sampled, found: None,
+    on_read: Callable[[Sequence[Try]], None] | None = None,
 ) -> Search:
     """Sample `prompt` with its payload until enough images are read under every condition.
 
@@ -200,6 +202,7 @@ def search(
         phone: gives the verdict `phone` on what is kept; by default the readers of other libraries
             than the scanner's.
         on_try: called after each batch with the numbers of images sampled and found so far.
+        on_read: called before that with the batch's images and who reads each.
 
     Raises:
         ValueError: the payload does not fit the model's canvas.
@@ -227,6 +230,10 @@ def search(
                 grey = Image.fromarray(eight_bit(images[row : row + 1])[0]).convert("L")
                 verdict = phone.reads(grey, layout.payload, layout.module, layout.micro)
                 readable.append(FoundImage(images[row], sampled + row + 1, verdict))
+
+        if on_read is not None:
+            numbers = [found.attempt for found in readable]
+            on_read(tries_of(images, readings, layout, phone, sampled + 1, scale, numbers))
 
         if not readings.strict.any():
             next_scale = max(scale, min(LARGEST_SCALE, scale + step))
