@@ -139,7 +139,7 @@ class TryRow(TypedDict):
     attempt: Count
     scale: float
     strict: bool
-    kept: bool
+    accepted: bool
     conditions: Count
     read: dict[str, CountOrZero]
     plain: dict[str, bool | None]

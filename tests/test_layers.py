@@ -186,8 +186,10 @@ STANDARD_LIBRARY_ONLY = (
     "terminal",
     "votes",
     "report/charts",
+    "report/groups",
     "report/markup",
     "report/results",
+    "report/suspects",
     "zoo/__init__",
 )
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate", "numpy"}

@@ -95,7 +95,7 @@ def test_every_try_is_written_with_who_reads_it(
     assert json.loads((tmp_path / "search.json").read_text())["payload"] == "AB12C"
     rows = [json.loads(line) for line in (tmp_path / "tries.jsonl").read_text().splitlines()]
     assert [row["attempt"] for row in rows] == list(range(1, 17))
-    assert [row["attempt"] for row in rows if row["kept"]] == [5, 10]
+    assert [row["attempt"] for row in rows if row["accepted"]] == [5, 10]
     assert [row["attempt"] for row in rows if row["strict"]] == [5, 10, 15]
     assert not [wrong for row in rows if (wrong := complaint(row, TryRow, ""))]
 

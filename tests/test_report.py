@@ -252,6 +252,87 @@ def test_where_less_is_better_the_front_is_on_that_side() -> None:
     assert fronts.section(four, four, [], {}).count("<svg") == 6
 
 
+def write_groups(run: Path) -> None:
+    """Write three groups: one with a spread, one without, and one of an image without a reward."""
+    (run / "groups").mkdir()
+    groups = {
+        "iteration": 30,
+        "columns": 3,
+        "texts": ["a <cat>"] * 3 + ["a dog"] * 2 + ["an ant"],
+        "group": [7, 7, 7, 2, 2, 1],
+        "rewards": ["small <file>"],
+        "parts": [[-3.0], [-1.0], [-2.0], [-2.0], [-2.0], [None]],
+    }
+    (run / "groups" / "000030.json").write_text(json.dumps(groups))
+    Image.new("RGB", (24, 16), (8, 100, 0)).save(run / "groups" / "000030.png")
+
+
+def test_the_groups_of_the_last_iteration_are_in_the_page(run: Path) -> None:
+    write_groups(run)
+    page = write_report(run).read_text("utf-8")
+    assert parse(page).links == []
+    body = page.split("<body>")[1]
+    assert "Groups of iteration 30" in body and "2 of 3 groups have no spread" in body
+
+    cat, dog, ant = [part.split("</section>")[0] for part in body.split("<section")[1:]]
+    figures = re.findall(r"<figure(.*?)</figure>", cat)
+    marks = [re.findall("(best|worst)", figure) for figure in figures]
+    assert marks == [["worst"] * 2, ["best"] * 2, []], "as the class, and as a word"
+    rewards = re.findall(r"<figcaption>(\S+) ", cat)
+    assert rewards == ["−3", "−1", "−2"], "in the order of the grid"
+    assert "no spread" not in cat and "no spread" in dog and "no spread" in ant
+    assert "a &lt;cat&gt;" in cat and not re.search("best|worst", dog)
+
+    # the fourth of six images in three columns is the first of the second row
+    assert "background-size: 300% 200%; background-position: 0% 100%" in dog
+    assert page.count(".members { background-image") == 1
+
+    (run / "groups" / "000030.png").unlink()
+    assert "Groups of iteration 30" in write_report(run).read_text("utf-8")
+
+
+def test_suspects_are_in_the_page(run: Path) -> None:
+    assert "Suspects" not in write_report(run).read_text("utf-8")
+    (run / "evaluations").mkdir()
+    table = {
+        "prompts": ["a <cat>", "a dog"],
+        "images_per_prompt": 2,
+        "rewards": ["small <file>"],
+        "parts": [[1.0], [4.0], [3.0], [2.0]],
+    }
+    path = run / "evaluations" / "000030.json"
+    path.write_text(json.dumps({"train": table}))
+    assert "Suspects" not in write_report(run).read_text("utf-8"), "nothing is held out"
+
+    table |= {"judged": [True, False, True, True], "panel": {"m <x>": [0.9, 0.1, 0.5, 0.8]}}
+    path.write_text(json.dumps({"train": table}))
+    (run / "groups").mkdir()
+    layout = {"columns": 2, "count": 4}
+    (run / "groups" / "evaluation-000030.json").write_text(json.dumps(layout))
+    Image.new("RGB", (16, 16)).save(run / "groups" / "evaluation-000030.png")
+    page = write_report(run).read_text("utf-8")
+    assert parse(page).links == []
+    body = page.split("<body>")[1]
+    (suspect,) = re.findall(r"<li.*?</li>", body)
+    assert "Suspects of iteration 30" in body and "(judged right, m &lt;x&gt;)" in body
+    assert "a &lt;cat&gt;" in suspect and "reward 4, judged right 0, m &lt;x&gt; 0.1" in suspect
+    assert "suspicion 1.00" in suspect and "background-position: 100% 0%" in suspect
+
+    table["panel"] = {"m <x>": [0.1, 0.9, 0.8, 0.5]}
+    path.write_text(json.dumps({"train": {**table, "judged": None}}))
+    assert "the held-out measures are not low" in write_report(run).read_text("utf-8")
+
+
+def test_groups_that_do_not_fit_are_one_sentence(run: Path) -> None:
+    write_groups(run)
+    path = run / "groups" / "000030.json"
+    groups = json.loads(path.read_text())
+    for change in ({"group": [1]}, {"parts": [[1.0]]}, {"parts": [[1.0, 2.0]] * 6}):
+        path.write_text(json.dumps({**groups, **change}))
+        with pytest.raises(ValueError, match=r"000030\.json: .*delete it"):
+            write_report(run)
+
+
 class Tags(HTMLParser):
     """A parser that collects tags, and links to anything that the page would load."""
 
@@ -264,7 +345,7 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.all.append(tag)
         self.links += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "input", "line", "path", "circle", "rect"):
+        if tag not in ("meta", "input", "line", "path", "circle", "rect", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

@@ -19,14 +19,14 @@ from test_studio_safety import CONFIG, ORIGIN, browser, write_run
 
 from burnish import votes
 from burnish.files import dumps
+from burnish.report.suspects import ranks, suspects
 from burnish.run_control import Requests, pending
 from burnish.runs import Run
-from burnish.studio import events, launches
+from burnish.studio import events, processes
 from burnish.studio.folder import RunsFolder
 from burnish.studio.health import lights
 from burnish.studio.reading import PACE, POINTS, is_training, sparkline, spread_records
 from burnish.studio.safety import Access
-from burnish.studio.suspects import ranks, suspects
 
 TOKEN = {"token": "right"}
 
@@ -161,7 +161,7 @@ def echoed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands print their arguments instead of training."""
     code = "import sys; print('\\n'.join(sys.argv[1:])); sys.exit('FAIL' in str(sys.argv))"
     monkeypatch.setattr(
-        launches, "command", lambda arguments: [sys.executable, "-c", code, *arguments]
+        processes, "command", lambda arguments: [sys.executable, "-c", code, *arguments]
     )
 
 

@@ -36,7 +36,7 @@ def row(attempt: int, **more: object) -> dict[str, object]:
         "attempt": attempt,
         "scale": 0.7,
         "strict": False,
-        "kept": False,
+        "accepted": False,
         "conditions": 15,
         "read": {"zxing": 12},
         "plain": {"opencv": True, "pyzbar": None},
@@ -58,7 +58,7 @@ def write_search(root: Path, name: str, *rows: dict[str, object], **wanted: obje
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     write_run(tmp_path / "runs", "one")
-    write_search(tmp_path / "runs", "found", row(1), row(2, strict=True, kept=True))
+    write_search(tmp_path / "runs", "found", row(1), row(2, strict=True, accepted=True))
     return tmp_path / "runs"
 
 

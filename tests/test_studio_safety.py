@@ -16,7 +16,7 @@ from starlette.testclient import TestClient
 from burnish.cli import main
 from burnish.files import dumps
 from burnish.studio import folder as folders
-from burnish.studio import launches, server
+from burnish.studio import processes, server
 from burnish.studio.app import application
 from burnish.studio.folder import RunsFolder
 from burnish.studio.safety import COOKIE, Access
@@ -74,7 +74,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     def launch(self: object, name: str, arguments: list[str], trusts: bool = False) -> None:
         commands.append(arguments)
 
-    monkeypatch.setattr(launches.Launches, "launch", launch)
+    monkeypatch.setattr(processes.Processes, "launch", launch)
     return commands
 
 

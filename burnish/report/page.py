@@ -21,6 +21,7 @@ from burnish.files import read_text, write
 from burnish.redaction import redact
 from burnish.report import fronts
 from burnish.report.charts import Series, duration, line_chart, number
+from burnish.report.groups import Group, Groups, latest_groups
 from burnish.report.markup import Child, Html, fill, image_rule, join, tag
 from burnish.report.results import (
     SUM,
@@ -28,9 +29,11 @@ from burnish.report.results import (
     judge_change,
     panel_changes,
     reward_changes,
+    reward_weights,
     size,
     stored,
 )
+from burnish.report.suspects import Suspects, latest_suspects
 from burnish.run_files import (
     ConfigFile,
     EvaluationFile,
@@ -45,6 +48,7 @@ FRAMES = 12  # at most so many sample grids go into the page, evenly spread over
 STRIP = 7  # of these, so many stand side by side
 ROWS = 8  # prompts that get such a row
 TILES = 4  # rewards that get a tile at the top
+MOST_GROUPS = 16  # prompts of the latest iteration whose images are shown
 LEAST_KNOWN = 0.5  # of a run's images with an evaluated prompt, for a curve of their changes
 LARGEST = 1280  # pixels: a larger grid is scaled down
 PNG_END = b"IEND\xaeB`\x82"  # the last bytes of every file; a torn one lacks them
@@ -161,6 +165,9 @@ def page(run: runs.Run) -> str:
     evaluation = stored(run.evaluation, EvaluationFile)
     grids = _grids(run)
     identifier_grid = max(run.samples.glob("identifiers-*.png"), default=None)
+    weights = reward_weights(config)
+    groups = latest_groups(run, weights)
+    suspects = latest_suspects(run, weights)
 
     tables = (
         evaluation_table(evaluation),
@@ -170,11 +177,12 @@ def page(run: runs.Run) -> str:
     parts = {
         "title": join([run.folder.resolve().name]),
         "subtitle": join([subtitle(config)]),
-        "images_css": _images_css(grids, identifier_grid),
+        "images_css": _images_css(grids, identifier_grid, groups, suspects),
         "tiles": _tiles(records, evaluation),
         "evaluation": join(tables),
         "images": _images(grids),
         "strips": join([_strips(run, spread(list(grids), STRIP)), _identifiers(identifier_grid)]),
+        "groups": join([_groups(groups), _suspects(suspects)]),
         "rewards": join([reward_charts(records), _fronts(run, config, records)]),
         "diagnostics": join(
             [_expansions(records), diagnostic_charts(records, objective), further_charts(records)]
@@ -191,13 +199,21 @@ def _configuration(source: str) -> Html:
     return join([tag("h2", "Configuration"), sheet])
 
 
-def _images_css(grids: Mapping[int, Path], identifier_grid: Path | None) -> Html:
-    rules = [image_rule(f"s{i}", *_image(path)) for i, path in grids.items()]
-
+def _images_css(
+    grids: Mapping[int, Path],
+    identifier_grid: Path | None,
+    groups: Groups | None,
+    suspects: Suspects | None,
+) -> Html:
+    """Return a class for each grid that the page shows."""
+    named = {f"s{i}": path for i, path in grids.items()}
     if identifier_grid is not None:
-        rules.append(image_rule("identifiers", *_image(identifier_grid)))
-
-    return join(rules)
+        named["identifiers"] = identifier_grid
+    if groups is not None and groups.grid.is_file():
+        named["members"] = groups.grid
+    if suspects is not None and suspects.suspects and suspects.grid.is_file():
+        named["evaluated"] = suspects.grid
+    return join(image_rule(name, *_image(path)) for name, path in named.items())
 
 
 def subtitle(config: Mapping[str, Any]) -> str:
@@ -435,11 +451,7 @@ def _curriculum(x: Sequence[int], records: Sequence[runs.Record], layout: str) -
 
 def _fronts(run: runs.Run, config: Mapping[str, Any], records: Sequence[runs.Record]) -> Html:
     """Return the charts of reward against reward, from the first evaluation and the last."""
-    weights = {}
-    for table in config.get("rewards", ()):
-        name = str(table.get("name") or str(table["use"]).rpartition(":")[2])
-        weights[name] = float(table.get("weight", 1.0))
-
+    weights = reward_weights(config)
     if len(weights) < 2:
         return join()
 
@@ -645,6 +657,75 @@ def _identifiers(grid: Path | None) -> Html:
     heading = tag("h2", "Reward identifiers")
     note = paragraph("The same noise, with the identifiers of all rewards and of each alone.")
     return join([heading, note, sheet(["", *rewards], rows, "strip")])
+
+
+def _groups(found: Groups | None) -> Html:
+    """Return each prompt's images of the latest iteration, with the best and the worst marked."""
+    if found is None:
+        return join()
+
+    text = f"Each prompt's images with their (weighted) reward: {' + '.join(found.rewards)}. An "
+    text += "image is compared with the others of its prompt. "
+    notes = [paragraph(text)]
+    if found.flat:
+        flat = f"{found.flat} of {len(found.groups)} groups have no spread: nothing is learned "
+        notes.append(tag("p", tag("b", f"{flat}from them.", class_="bad")))
+
+    sections = [_group(found, group) for group in found.groups[:MOST_GROUPS]]
+    if len(found.groups) > MOST_GROUPS:
+        sections.append(paragraph(f"{len(found.groups) - MOST_GROUPS} more are not shown."))
+    heading = tag("h2", f"Groups of iteration {found.iteration}")
+    return join([heading, *notes, *sections])
+
+
+def _group(found: Groups, group: Group) -> Html:
+    """Return one prompt's images."""
+    badge = tag("span", "no spread", class_="badge bad") if group.flat else join()
+    figures = [
+        tag(
+            "figure",
+            _thumbnail("members", member.place, found.count, found.columns, member.label),
+            tag("figcaption", number(member.reward), " ", tag("b", member.mark)),
+            class_=member.mark or None,
+        )
+        for member in group.members
+    ]
+    return tag(
+        "section",
+        tag("h3", group.prompt, " ", badge),
+        tag("div", *figures, class_="group"),
+        class_="card flat" if group.flat else "card",
+    )
+
+
+def _suspects(found: Suspects | None) -> Html:
+    """Return the images that the reward ranks high and the held-out measures rank low."""
+    if found is None or not found.measures:
+        return join()
+
+    text = "Images of the evaluation that the reward ranks high and the held-out measures "
+    text += f"({', '.join(found.measures)}) rank low. If they look bad, the reward is exploited."
+    if not found.suspects:
+        text = "None: where the reward is high, the held-out measures are not low."
+
+    items = []
+    for one in found.suspects:
+        values = {"reward": one.reward, **one.held_out}
+        numbers = ", ".join(f"{name} {number(value)}" for name, value in values.items())
+        small = join()
+        if one.number < found.count:
+            small = _thumbnail("evaluated", one.number, found.count, found.columns, one.prompt)
+        suspicion = tag("span", f"suspicion {one.suspicion:.2f}", class_="soft small")
+        lines = tag("div", tag("b", one.prompt), tag("br"), numbers, tag("br"), suspicion)
+        items.append(tag("li", small, lines, class_="card"))
+
+    heading = tag("h2", f"Suspects of iteration {found.iteration}")
+    return join([heading, paragraph(text), tag("ul", *items, class_="suspects")])
+
+
+def _thumbnail(name: str, index: int, count: int, columns: int, label: str) -> Html:
+    style = crop(index, count, columns)
+    return tag("i", class_=f"cell {name}", style=style, role="img", aria_label=label)
 
 
 def crop(index: int, count: int, columns: int) -> str:

@@ -41,6 +41,14 @@ class Change:
         return "bad" if high < 0 else ""
 
 
+def reward_weights(config: Mapping[str, Any]) -> dict[str, float]:
+    """Return the weight of each reward of a run by its name, as its configuration has them."""
+    return {
+        str(table.get("name") or table["use"].rpartition(":")[2]): table.get("weight", 1.0)
+        for table in config.get("rewards", ())
+    }
+
+
 def reward_changes(result: Mapping[str, Any]) -> list[Change]:
     """Return the change of each reward, then of their weighted sum where it is another number.
 

@@ -49,7 +49,7 @@ class Search:
     wanted: SearchFile
     tries: list[TryRow]
     done: int
-    kept: int
+    accepted: int
 
 
 class Codes:
@@ -99,7 +99,7 @@ class Codes:
         """End a search, and show it."""
         name = request.path_params["name"]
         try:
-            self.studio.launches.end(name)
+            self.studio.launches.processes.end(name)
         except ValueError as error:
             return self.studio.failed(error, "Codes", 400)
         return redirect(f"/codes/{quote(name)}")
@@ -120,15 +120,15 @@ class Codes:
         except Exception as error:  # a folder of anybody
             return self.studio.failed(error, printable(name))
 
-        output = launches.output(name)
+        output = launches.processes.output(name)
         return self.studio.render(
             "search.html",
             name=name,
             found=found,
             output=output,
             last=output.splitlines()[-1].removeprefix("burnish: ") if output else "",
-            goes_on=launches.is_going_on(name),
-            code=launches.exit_code(name),
+            goes_on=launches.processes.is_going_on(name),
+            code=launches.processes.exit_code(name),
             folder=self.studio.folder.root / name,
             readers={"zxing": "ZXing", **READERS},
         )
@@ -193,7 +193,7 @@ def read_search(folder: RunsFolder, name: str) -> Search:
     wanted: SearchFile = read_json(path / SEARCH, SearchFile, "delete the folder")
     rows = tries(path / TRIES) if (path / TRIES).is_file() else []
     shown: list[Any] = rows[: -MOST - 1 : -1]
-    return Search(name, wanted, shown, len(rows), sum(row["kept"] for row in rows))
+    return Search(name, wanted, shown, len(rows), sum(row["accepted"] for row in rows))
 
 
 def tries(path: Path) -> list[TryRow]:

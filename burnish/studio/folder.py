@@ -66,11 +66,11 @@ class RunsFolder:
 
     def names(self) -> list[str]:
         """Return the names of the folders that claim to be a run, sorted."""
-        return self._names_with(CONFIG)
+        return _names_with(self.root, CONFIG)
 
     def searches(self) -> list[str]:
         """Return the names of the folders that claim to be a search for codes, sorted."""
-        return self._names_with(SEARCH)
+        return _names_with(self.root, SEARCH)
 
     def run(self, name: str) -> Run:
         """Return a run by its name, after a look at its files.
@@ -83,7 +83,7 @@ class RunsFolder:
         for file in FILES:
             self.check(run.folder / file)
         for folder in FOLDERS:
-            for path in self._files(run.folder / folder):
+            for path in _files(self.root, run.folder / folder):
                 self.check(path)
         return run
 
@@ -93,7 +93,7 @@ class RunsFolder:
         Raises:
             FileNotFoundError: there is none of this name in the folder itself.
         """
-        return Run(self._find(name, CONFIG, "run"))
+        return Run(_find(self.root, name, CONFIG, "run"))
 
     def search(self, name: str) -> Path:
         """Return the folder of a search for codes by its name, after a look at its files.
@@ -102,7 +102,7 @@ class RunsFolder:
             FileNotFoundError: there is none of this name in the folder itself.
             ValueError: it has a file that is not opened; the message says which and why.
         """
-        path = self._find(name, SEARCH, "search for codes")
+        path = _find(self.root, name, SEARCH, "search for codes")
         for file in (SEARCH, TRIES):
             self.check(path / file)
         return path
@@ -127,7 +127,7 @@ class RunsFolder:
             ValueError: it lies elsewhere, is no plain file, or is too large.
         """
         shown = printable(path.relative_to(self.root))
-        if not self._is_inside(path):
+        if not _is_inside(self.root, path):
             raise ValueError(f"{shown} is a link out of the folder of runs, and is not opened")
 
         try:
@@ -144,34 +144,45 @@ class RunsFolder:
                 f"{largest / MB:,.0f} MB at most"
             )
 
-    def _names_with(self, file: str) -> list[str]:
-        with os.scandir(self.root) as entries:
-            names = [entry.name for entry in islice(entries, MOST)]
-        return sorted(name for name in names if self._claims(name, file))
 
-    def _find(self, name: str, file: str, kind: str) -> Path:
-        if not is_name(name) or not self._claims(name, file):
-            raise FileNotFoundError(f"there is no {kind} {printable(name)}")
+def _names_with(root: Path, file: str) -> list[str]:
+    """Return the names of the folders that have a file, sorted."""
+    with os.scandir(root) as entries:
+        names = [entry.name for entry in islice(entries, MOST)]
+    return sorted(name for name in names if _claims(root, name, file))
 
-        path = self.root / name
-        if not self._is_inside(path):
-            raise FileNotFoundError(f"{printable(name)} is a link out of the folder of runs")
-        return path
 
-    def _claims(self, name: str, file: str) -> bool:
-        return not name.startswith(".") and os.path.lexists(self.root / name / file)
+def _claims(root: Path, name: str, file: str) -> bool:
+    return not name.startswith(".") and os.path.lexists(root / name / file)
 
-    def _is_inside(self, path: Path) -> bool:
-        return Path(os.path.realpath(path)).is_relative_to(self.root)
 
-    def _files(self, folder: Path) -> Iterator[Path]:
-        if not self._is_inside(folder):
-            raise ValueError(
-                f"{printable(folder.relative_to(self.root))} is a link out of the folder of runs"
-            )
-        if folder.is_dir():
-            with os.scandir(folder) as entries:
-                yield from (Path(entry.path) for entry in islice(entries, MOST))
+def _find(root: Path, name: str, file: str, kind: str) -> Path:
+    """Return the folder of a name, which has a file.
+
+    Raises:
+        FileNotFoundError: there is none of this kind in the root itself.
+    """
+    if not is_name(name) or not _claims(root, name, file):
+        raise FileNotFoundError(f"there is no {kind} {printable(name)}")
+
+    path = root / name
+    if not _is_inside(root, path):
+        raise FileNotFoundError(f"{printable(name)} is a link out of the folder of runs")
+    return path
+
+
+def _is_inside(root: Path, path: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(root)
+
+
+def _files(root: Path, folder: Path) -> Iterator[Path]:
+    if not _is_inside(root, folder):
+        raise ValueError(
+            f"{printable(folder.relative_to(root))} is a link out of the folder of runs"
+        )
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            yield from (Path(entry.path) for entry in islice(entries, MOST))
 
 
 def is_name(name: str) -> bool:

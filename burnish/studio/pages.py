@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from markupsafe import Markup
 
 from burnish import runs, votes
 from burnish.report import comparison
+from burnish.report.groups import latest_groups
 from burnish.report.markup import Html, join
 from burnish.report.page import (
     crop,
@@ -25,30 +25,23 @@ from burnish.report.page import (
     subtitle,
 )
 from burnish.report.results import stored
+from burnish.report.suspects import Suspect, latest_suspects
 from burnish.run_control import pending, strength_grid
 from burnish.run_files import (
     EvaluationFile,
     GridFile,
-    GroupsFile,
     GuardFile,
-    ThumbnailsFile,
     numbered,
-    read_evaluation,
-    read_json,
 )
 from burnish.runs import Record, Run, guard_verdict
 from burnish.studio.health import Light, lights
 from burnish.studio.reading import Settings, seconds_left, state_of
-from burnish.studio.suspects import Suspect, suspects
 
 ROWS = 16
 """Sample grids that are rows of the table of images."""
 
 COLUMNS = 12
 """Prompts that are its columns."""
-
-SPREADLESS = 1e-9
-"""Rewards of a group that differ by less than this share are equal."""
 
 MOST_GROUPS = 64
 
@@ -60,24 +53,6 @@ class Cell:
     grid: str  # the path below the run
     style: str
     label: str
-
-
-@dataclass(frozen=True)
-class Member:
-    """An image of a group with its reward."""
-
-    cell: Cell
-    reward: float | None
-    mark: str = ""  # best, worst
-
-
-@dataclass(frozen=True)
-class Group:
-    """The images of one prompt in the latest iteration."""
-
-    prompt: str
-    members: list[Member]
-    flat: bool  # all rewards are equal, so that nothing is learned from it
 
 
 @dataclass(frozen=True)
@@ -210,60 +185,19 @@ def images(run: Run, top: Mapping[str, Any]) -> dict[str, Any]:
 
 def groups(run: Run, top: Mapping[str, Any]) -> dict[str, Any]:
     """Return the groups of the latest iteration with their rewards."""
-    newest = max(numbered(run.groups, ".json"), default=None)
-    if newest is None:
-        return {"groups": [], "iteration": None, "rewards": []}
+    found = latest_groups(run, top["settings"].rewards)
+    if found is None:
+        return {"groups": []}
 
-    layout = read_json(run.groups / f"{newest:06d}.json", GroupsFile, "delete it")
-    count = len(layout["texts"])
-    if any(len(layout[key]) != count for key in ("group", "parts")):
-        raise ValueError(f"groups/{newest:06d}.json has lists of different lengths; delete it")
-
-    weights = top["settings"].rewards
-    factors = [weights.get(name, 1.0) for name in layout["rewards"]]
-    places: dict[int, list[int]] = {}
-    for place, number in enumerate(layout["group"]):
-        places.setdefault(number, []).append(place)
-
-    found = [group(layout, members, factors) for members in places.values()]
+    grid = f"groups/{found.grid.name}"
     return {
-        "groups": found[:MOST_GROUPS],
-        "hidden_groups": max(0, len(found) - MOST_GROUPS),
-        "flat": sum(one.flat for one in found),
-        "iteration": layout["iteration"],
-        "rewards": layout["rewards"],
+        "groups": found.groups[:MOST_GROUPS],
+        "hidden_groups": max(0, len(found.groups) - MOST_GROUPS),
+        "flat": found.flat,
+        "iteration": found.iteration,
+        "rewards": found.rewards,
+        "cell_of": lambda one: cell(grid, one.place, found.count, found.columns, one.label),
     }
-
-
-def group(layout: Mapping[str, Any], places: Sequence[int], factors: Sequence[float]) -> Group:
-    """Return the images of a prompt, with the best and the worst marked."""
-    totals = [weighted(layout["parts"][place], factors) for place in places]
-    known = [total for total in totals if total is not None]
-    high = max(known, default=0.0)
-    low = min(known, default=0.0)
-    flat = high - low <= SPREADLESS * max(abs(high), abs(low))
-    grid = f"groups/{layout['iteration']:06d}.png"
-
-    members = []
-    for place, total in zip(places, totals, strict=True):
-        mark = ""
-        if not flat and total is not None:
-            mark = "best" if total == high else "worst" if total == low else ""
-        label = f"image {place + 1} of {layout['texts'][place]}"
-        shown = cell(grid, place, len(layout["texts"]), layout["columns"], label)
-        members.append(Member(shown, total, mark))
-
-    return Group(layout["texts"][places[0]], members, flat)
-
-
-def weighted(row: Sequence[float | None], factors: Sequence[float]) -> float | None:
-    """Return the weighted sum of an image's rewards; None if one is missing."""
-    total = 0.0
-    for value, factor in zip(row, factors, strict=True):
-        if value is None or not math.isfinite(value):
-            return None
-        total += value * factor
-    return total
 
 
 def health(run: Run, top: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,24 +210,22 @@ def health(run: Run, top: Mapping[str, Any]) -> dict[str, Any]:
 
 def suspicious(run: Run, top: Mapping[str, Any]) -> dict[str, Any]:
     """Return the images of the latest evaluation that the reward likes and nothing else does."""
-    evaluations = numbered(run.evaluation_file(0).parent, ".json")
-    newest = max(evaluations, default=0)
-    if not newest:
+    found = latest_suspects(run, top["settings"].rewards)
+    if found is None:
         return {"suspects": [], "iteration": None, "measures": []}
 
-    table = read_evaluation(evaluations[newest])["train"]
-    measures = (["judged right"] if table.get("judged") else []) + list(table.get("panel") or {})
-    grid = f"groups/evaluation-{newest:06d}"
-    layout = stored(run.folder / f"{grid}.json", ThumbnailsFile)
-    count = layout.get("count", 0)
+    grid = f"groups/{found.grid.name}"
 
-    found = []
-    for one in suspects(table, top["settings"].rewards):
-        small = None
-        if one.number < count:
-            small = cell(f"{grid}.png", one.number, count, layout["columns"], one.prompt)
-        found.append(Shown(one, small))
-    return {"suspects": found, "iteration": newest, "measures": measures}
+    def small(one: Suspect) -> Cell | None:
+        if one.number >= found.count:
+            return None
+        return cell(grid, one.number, found.count, found.columns, one.prompt)
+
+    return {
+        "suspects": [Shown(one, small(one)) for one in found.suspects],
+        "iteration": found.iteration,
+        "measures": found.measures,
+    }
 
 
 def voting(run: Run, top: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from burnish.annotations import LARGEST, complaint
 from burnish.files import decode_row, json_object, raw_rows
 from burnish.report.page import SECONDS, report_config
+from burnish.report.results import reward_weights
 from burnish.run_control import pending
 from burnish.run_files import LogRow
 from burnish.runs import Record, Run, is_locked
@@ -60,10 +61,7 @@ class Settings:
     @property
     def rewards(self) -> dict[str, float]:
         """The rewards' weights by name."""
-        return {
-            str(table.get("name") or table["use"].rpartition(":")[2]): table.get("weight", 1.0)
-            for table in self.tree.get("rewards", ())
-        }
+        return reward_weights(self.tree)
 
 
 class LogCache:

@@ -84,9 +84,9 @@ class Views:
             "process.html",
             name=name,
             is_check=name == CHECK,
-            output=self.studio.launches.output(name),
-            goes_on=self.studio.launches.is_going_on(name),
-            code=self.studio.launches.exit_code(name),
+            output=self.studio.launches.processes.output(name),
+            goes_on=self.studio.launches.processes.is_going_on(name),
+            code=self.studio.launches.processes.exit_code(name),
             is_run=name in self.studio.folder.names(),
         )
 
@@ -111,7 +111,7 @@ class Views:
                 name=name,
                 page=page,
                 error=error,
-                has_output=bool(self.studio.launches.output(name)),
+                has_output=bool(self.studio.launches.processes.output(name)),
                 strongest=round(100 * STRONGEST),
                 **top,
                 **shown,

@@ -31,7 +31,7 @@ class Try:
     attempt: int  # the number of the try, from 1
     scale: float  # of the control
     strict: bool  # every decoder reads it under every condition
-    kept: bool
+    accepted: bool  # one of those that the command saves
     conditions: int
     read: Mapping[str, int]  # under how many of them each decoder reads it
     plain: Mapping[str, bool | None]  # independent readers of the image as it is; None: not there
@@ -45,7 +45,7 @@ def tries_of(
     phone: Phone,
     first: int,
     scale: float,
-    kept: Sequence[int],
+    accepted: Sequence[int],
 ) -> list[Try]:
     """Return what is known of the images of a batch.
 
@@ -56,7 +56,7 @@ def tries_of(
         phone: the readers that took no part.
         first: the number of the first try.
         scale: of the control.
-        kept: the numbers of the tries that are kept.
+        accepted: the numbers of the tries that are saved.
     """
     layouts = [layout] * len(images)
     errors = module_errors(images, layouts).tolist()
@@ -69,7 +69,7 @@ def tries_of(
             attempt=first + row,
             scale=scale,
             strict=bool(readings.strict[row]),
-            kept=first + row in kept,
+            accepted=first + row in accepted,
             conditions=len(readings.conditions),
             read=dict(zip(readings.decoders, counts[row], strict=True)),
             plain={name: None if read is None else bool(read[row]) for name, read in plain.items()},

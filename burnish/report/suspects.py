@@ -4,7 +4,8 @@ Each measure is turned into ranks from 0 to 1, so that measures of any unit can 
 
     suspicion = rank of the reward - mean rank of the held-out measures
 
-The judge counts as a measure of 0 and 1. Images with equal values share their mean rank.
+The judge counts as a measure of 0 and 1. Images with equal values share their mean rank. Standard
+library only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from burnish.report.groups import weighted
+from burnish.report.results import stored
+from burnish.run_files import ThumbnailsFile, numbered, read_evaluation
+from burnish.runs import Run
 
 MOST = 12
 """Suspects that are shown."""
@@ -35,6 +42,41 @@ class Suspect:
     suspicion: float  # from -1 to 1
 
 
+@dataclass(frozen=True)
+class Suspects:
+    """The suspects of the latest evaluation, and the grid that has small copies of its images."""
+
+    iteration: int
+    measures: list[str]  # that are held out
+    suspects: list[Suspect]
+    grid: Path
+    count: int  # images in the grid: those of a higher number have none
+    columns: int  # of the grid
+
+
+def latest_suspects(run: Run, weights: Mapping[str, float]) -> Suspects | None:
+    """Return the suspects of the latest evaluation after training began; None without one.
+
+    Args:
+        run: of any state.
+        weights: of the rewards, by name; a reward without one counts 1.
+
+    Raises:
+        ValueError: a file is none of a run.
+    """
+    evaluations = numbered(run.evaluation_file(0).parent, ".json")
+    newest = max(evaluations, default=0)
+    if not newest:
+        return None
+
+    table = read_evaluation(evaluations[newest])["train"]
+    measures = (["judged right"] if table.get("judged") else []) + list(table.get("panel") or {})
+    grid = run.groups / f"evaluation-{newest:06d}.png"
+    layout = stored(grid.with_suffix(".json"), ThumbnailsFile)
+    found = suspects(table, weights)
+    return Suspects(newest, measures, found, grid, layout.get("count", 0), layout.get("columns", 1))
+
+
 def suspects(table: Mapping[str, Any], weights: Mapping[str, float]) -> list[Suspect]:
     """Return the most suspicious images of an evaluation, the worst first.
 
@@ -46,7 +88,7 @@ def suspects(table: Mapping[str, Any], weights: Mapping[str, float]) -> list[Sus
         Nothing if nothing is held out.
     """
     factors = [weights.get(name, 1.0) for name in table["rewards"]]
-    totals = [_total(row, factors) for row in table["parts"]]
+    totals = [weighted(row, factors) for row in table["parts"]]
     measures: dict[str, Sequence[float | None]] = dict(table.get("panel") or {})
     if table.get("judged"):
         measures = {"judged right": [float(right) for right in table["judged"]], **measures}
@@ -88,13 +130,3 @@ def ranks(values: Sequence[float | None]) -> list[float | None]:
     last = max(len(numbers) - 1, 1)
     mean = {value: sum(found) / len(found) / last for value, found in places.items()}
     return [mean.get(value) if value is not None else None for value in values]
-
-
-def _total(row: Sequence[float | None], factors: Sequence[float]) -> float | None:
-    """Return the weighted sum of an image's rewards; None if one is missing."""
-    total = 0.0
-    for value, factor in zip(row, factors, strict=True):
-        if value is None:
-            return None
-        total += value * factor
-    return total
