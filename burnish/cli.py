@@ -230,8 +230,16 @@ def train(
 def sample(
     source: Source,
     prompt: Annotated[
-        list[str], typer.Option("--prompt", "-p", help="A prompt: one row of the grid. Repeatable.")
-    ],
+        list[str] | None,
+        typer.Option("--prompt", "-p", help="A prompt: one row of the grid. Repeatable."),
+    ] = None,
+    grid: Annotated[
+        bool,
+        typer.Option(
+            "--grid",
+            help="Draw the run's own sample grid, at a --strength, into RUN/samples instead.",
+        ),
+    ] = False,
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Images for each prompt.")] = 4,
     steps: Steps = 0,
     guidance: Guidance = -1.0,
@@ -251,6 +259,7 @@ def sample(
     burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out after.png
     burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out before.png --before
     burnish sample runs/jpeg --prompt "a cat" --strength 0.5
+    burnish sample runs/jpeg --grid --strength 0.5
     burnish sample runs/worded --prompt "a cat" --plain
     burnish sample runs/worded --prompt "a cat" --original 0.8
     burnish sample runs/many --prompt "a cat" --prefer aesthetic,alignment
@@ -258,6 +267,17 @@ def sample(
     burnish sample zoo:emoji-lcm --prompt "a fox" --steps 2
     """
     quiet()
+    if grid:
+        from burnish.tools.redraw import redraw
+
+        with watching(slow_only=True):
+            path = redraw(Path(source), strength, trust or consent())
+        say(path)
+        return
+
+    if not prompt:
+        raise ValueError("sample needs a --prompt, or --grid for the sample grid of a run")
+
     from burnish.tools.gallery import (
         centred,
         check_out,

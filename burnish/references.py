@@ -18,8 +18,8 @@ from typing import Any, Literal
 from burnish import catalog
 from burnish.annotations import IsPath, marks
 
-Purpose = Literal["train", "evaluate", "sample", "compare"]
-"""What a configuration is read for; "compare" builds nothing."""
+Purpose = Literal["train", "evaluate", "sample", "redraw", "compare"]
+"""What a configuration is read for; "redraw" samples its own prompts, "compare" builds nothing."""
 
 KINDS: Mapping[str, str] = {
     "sampler.kernel": "kernel",
@@ -47,6 +47,7 @@ NEEDED: Mapping[Purpose, tuple[str, ...]] = {
         "guard.panel",
     ),
     "sample": ("sampler.kernel", "sampler.guidance"),
+    "redraw": ("sampler.kernel", "sampler.guidance", "prompts"),
     "compare": (),
 }
 """The tables whose parts are built for a purpose."""

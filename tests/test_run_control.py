@@ -13,6 +13,7 @@ from burnish import run_control
 from burnish.config import load
 from burnish.run_control import NOTHING, Requests, ask, pending, stop_requested, strength_grid, take
 from burnish.runs import LEFTOVER, Run
+from burnish.tools.redraw import redraw
 from burnish.training import record
 from burnish.training.loop import train
 
@@ -121,6 +122,11 @@ def test_the_strength_is_that_of_the_grid_and_training_goes_on_as_it_was(
     untrained = grid(none.sample_grid(0))
     assert grid(strength_grid(none, 2, 0)) == untrained
     assert grid(strength_grid(whole, 2, 1)) == grid(whole.sample_grid(2)) != untrained
+
+    # and after training it is drawn as the training draws it
+    assert grid(redraw(whole.folder, 0)) == untrained
+    assert redraw(none.folder, 1) == strength_grid(none, 4, 1)
+    assert grid(strength_grid(none, 4, 1)) == grid(none.sample_grid(4))
     assert grid(none.sample_grid(4)) == grid(plain.sample_grid(4))
 
 

@@ -192,6 +192,12 @@ def test_a_form_becomes_the_command_that_one_would_type(root: Path, client: Test
     expected = ("train", config, "--resume", f"--out={root / 'one'}", "--accept-changes")
     assert printed(client, "one") == expected
 
+    assert post(client, "/runs/one/ask", what="strength", strength="150", page="images") == (
+        303,
+        "/runs/one/images",
+    )
+    assert printed(client, "one") == ("sample", str(root / "one"), "--grid", "--strength=1.5")
+
     post(client, "/new", recipe="one", name="again", do="start")
     assert printed(client, "again") == ("train", config, f"--out={root / 'again'}")
 
@@ -261,7 +267,7 @@ def test_images_are_rows_of_iterations_and_columns_of_prompts(
         "a dog, before training",
     ]
     assert "background-size: 200% 100%; background-position: 100% 0%" in text
-    assert "50 %</figcaption>" in text and "70 %</figcaption>" not in text
+    assert "50 % of iteration 2</figcaption>" in text and "70 %" not in text
     assert client.get("/files/one/samples/000002.png").headers["content-type"] == "image/png"
 
 

@@ -69,12 +69,17 @@ class Actions:
     def ask(self, name: str, form: Mapping[str, str]) -> str:
         """Ask the training of a run for something; return where to go."""
         run = self.studio.folder.run(name)
-        if not is_training(run):
+        what = form.get("what", "")
+        goes_on = is_training(run)
+        if not goes_on and what != "strength":
             raise ValueError(f"{name} is not running, so there is nobody to ask; resume it first")
 
-        what = form.get("what", "")
         if what == "strength":
-            ask(run, strength=percentage(form.get("strength", "")))
+            strength = percentage(form.get("strength", ""))
+            if goes_on:
+                ask(run, strength=strength)
+            else:
+                self.studio.launches.draw(name, strength)
         elif what in ("stop", "save", "sample", "evaluate"):
             ask(run, **{what: True})
         else:

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from burnish.errors import printable
 from burnish.studio.folder import RunsFolder
 from burnish.studio.processes import Processes, finish
+
+if TYPE_CHECKING:
+    from burnish.references import Purpose
 
 CHECK = "check"
 """The name under which a check is shown; it is no run."""
@@ -70,6 +73,17 @@ class Launches:
         check_configuration(run.config, changes, self.allow_code)
         arguments = ["train", str(run.config), *options(changes), "--resume", f"--out={run.folder}"]
         arguments += ["--accept-changes"] if accept else []
+        self.processes.launch(name, arguments, trusts=True)
+
+    def draw(self, name: str, strength: float) -> None:
+        """Start to draw the sample grid of a run that does not train, at a strength.
+
+        Raises:
+            ValueError, OSError: what is wrong with the run.
+        """
+        run = self.folder.run(name)
+        check_configuration(run.config, (), self.allow_code, purpose="redraw")
+        arguments = ["sample", str(run.folder), "--grid", f"--strength={strength:g}"]
         self.processes.launch(name, arguments, trusts=True)
 
     def branch(self, name: str, iteration: int, new: str) -> None:
@@ -137,7 +151,7 @@ def check_configuration(
     source: str | Path,
     changes: Sequence[str],
     allow_code: bool,
-    purpose: Literal["train", "sample"] = "train",
+    purpose: Purpose = "train",
 ) -> None:
     """Refuse a configuration that is wrong, in the words of the command line, or names code.
 

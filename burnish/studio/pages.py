@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from burnish.report.page import (
 )
 from burnish.report.results import stored
 from burnish.report.suspects import Suspect, latest_suspects
-from burnish.run_control import pending, strength_grid
+from burnish.run_control import pending
 from burnish.run_files import (
     EvaluationFile,
     GridFile,
@@ -44,6 +45,9 @@ COLUMNS = 12
 """Prompts that are its columns."""
 
 MOST_GROUPS = 64
+
+STRENGTH = re.compile(r"strength-[0-9]{6}-[0-9]{3}\.png")
+"""The name of a grid with the adapter at a strength; see `burnish.run_control.strength_grid`."""
 
 
 @dataclass(frozen=True)
@@ -168,18 +172,25 @@ def images(run: Run, top: Mapping[str, Any]) -> dict[str, Any]:
             for index in chosen
         ]
 
-    strengths = {
-        percent: f"samples/{path.name}"
-        for percent in range(0, 201)
-        if (path := strength_grid(run, newest, percent / 100)).is_file()
-    }
     return {
         "texts": [texts[index] for index in chosen],
         "hidden_prompts": len(texts) - len(chosen),
         "rows": [(iteration, row(iteration)) for iteration in reversed(spread(grids, ROWS))],
         "grids": grids,
         "newest": newest,
-        "strengths": strengths,
+        "can_draw": run.adapter.is_dir(),
+        **drawn_strengths(run),
+    }
+
+
+def drawn_strengths(run: Run) -> dict[str, Any]:
+    """Return the latest grids with the adapter at other strengths, by percent."""
+    paths = [path for path in run.samples.glob("strength-*.png") if STRENGTH.fullmatch(path.name)]
+    latest = max((path.name[:15] for path in paths), default="")
+    found = sorted(path.name for path in paths if path.name.startswith(latest))
+    return {
+        "strengths": {int(name[16:19]): f"samples/{name}" for name in found},
+        "drawn_of": int(latest[9:] or 0),
     }
 
 

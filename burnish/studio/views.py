@@ -105,13 +105,16 @@ class Views:
             run = self.studio.folder.run(name)
             top = pages.summary(run, self.studio.logs.records(run))
             shown = PAGES[page][1](run, top)
+            processes = self.studio.launches.processes
             return self.studio.render(
                 f"{page}.html",
                 status,
                 name=name,
                 page=page,
                 error=error,
-                has_output=bool(self.studio.launches.processes.output(name)),
+                has_output=bool(processes.output(name)),
+                works=processes.is_going_on(name),
+                failed=bool(processes.exit_code(name)),
                 strongest=round(100 * STRONGEST),
                 **top,
                 **shown,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from burnish.config import Config
+from burnish.diffusion.policy import Policy
+from burnish.diffusion.sampler import Sampler
 from burnish.files import dumps, write
 from burnish.images import image_grid
 from burnish.prompts import identifiers
-from burnish.prompts.expander import expand_in_chunks
+from burnish.prompts.expander import Expander, expand_in_chunks
 from burnish.run_control import strength_grid
 from burnish.seeds import generator
 from burnish.stages import stage
@@ -109,10 +112,21 @@ def draw_identifier_grid(job: Job, iteration: int) -> None:
 def sample_images(job: Job, prompts: list[Prompt]) -> Tensor:
     """Return images (B, 3, H, W) of the prompts, from the fixed noise and texts of the samples."""
     parts = job.parts
-    seed = job.config.seed
-    chunk = job.config.batch.sample_batch
-    expanded = expand_in_chunks(parts.expander, prompts, chunk, seed, "samples", "expansions")
-    return parts.sampler.images(parts.policy, expanded, generator(seed, "samples"), chunk)
+    return fixed_images(job.config, parts.policy, parts.sampler, parts.expander, prompts)
+
+
+def fixed_images(
+    config: Config,
+    policy: Policy,
+    sampler: Sampler,
+    expander: Expander | None,
+    prompts: list[Prompt],
+) -> Tensor:
+    """Return images (B, 3, H, W) of prompts, from the fixed noise and texts of a run's samples."""
+    seed = config.seed
+    chunk = config.batch.sample_batch
+    expanded = expand_in_chunks(expander, prompts, chunk, seed, "samples", "expansions")
+    return sampler.images(policy, expanded, generator(seed, "samples"), chunk)
 
 
 def spread_prompts(prompts: list[Prompt], count: int) -> list[Prompt]:
