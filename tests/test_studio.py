@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,18 @@ from burnish.files import dumps
 from burnish.report.suspects import ranks, suspects
 from burnish.run_control import Requests, pending
 from burnish.runs import Run
-from burnish.studio import events, processes
+from burnish.studio import events, processes, reading
 from burnish.studio.folder import RunsFolder
 from burnish.studio.health import lights
-from burnish.studio.reading import PACE, POINTS, is_training, sparkline, spread_records
+from burnish.studio.pages import DRAWN, thinned
+from burnish.studio.reading import (
+    PACE,
+    POINTS,
+    is_training,
+    log_cache,
+    sparkline,
+    spread_records,
+)
 from burnish.studio.safety import Access
 
 TOKEN = {"token": "right"}
@@ -145,6 +154,50 @@ def test_a_long_log_is_read_at_few_places(root: Path) -> None:
     assert found[0] == 1
     assert found[-PACE:] == [*range(1001 - PACE, 1001)]
     assert found == sorted(found)
+
+
+def test_of_a_log_that_grows_the_new_rows_are_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(root / "one")
+    run.log.write_text(records(30))
+    cache = log_cache()
+    rows: list[int] = []
+
+    def counted(run: Run, row: int, line: bytes) -> dict[str, object]:
+        rows.append(row)
+        return reading.parsed(run, row, line)
+
+    monkeypatch.setattr(reading, "checked", counted)
+
+    def read_rows() -> list[int]:
+        rows.clear()
+        assert cache.of(run).records == run.records()
+        return [row for row in rows if row <= len(run.records())]
+
+    assert read_rows() == [*range(1, 31)]
+    assert read_rows() == []
+    run.append({"iteration": 31})
+    run.append({"iteration": 32, "images": 1})
+    assert read_rows() == [31, 32]
+    run.append({"iteration": 32, "images": 22}, amend=True)
+    assert read_rows() == [*range(1, 33)], "the last row is another one"
+    run.forget(20)
+    assert read_rows() == [*range(1, 21)]
+    with run.log.open("a") as file:
+        file.write('{"iteration": 21}')
+    assert read_rows() == [21]
+    with run.log.open("a") as file:
+        file.write("\n" + '{"iteration": 22}\n{"iter')
+    assert read_rows() == [21, 22]
+    run.log.unlink()
+    assert read_rows() == []
+
+
+def test_long_curves_are_thinned_to_their_end() -> None:
+    assert thinned(list(range(DRAWN))) == list(range(DRAWN))  # type: ignore[arg-type,comparison-overlap]
+    some = thinned(list(range(1, 1001)))  # type: ignore[arg-type]
+    assert len(some) <= DRAWN and some[-1] == 1000 and {b - a for a, b in pairwise(some)} == {3}  # type: ignore[operator]
 
 
 def test_a_sparkline_is_scaled_to_its_box() -> None:
@@ -396,7 +449,7 @@ def test_votes_are_given_by_the_page_and_taken_back(questioned: Run, client: Tes
     assert all(client.get(path).status_code == 200 for path in shown)
 
     now = str(time.time() - 5)
-    where = (303, "/runs/one/votes")
+    where = (303, "/runs/one/votes#vote")
     assert post(client, "/runs/one/vote", question=first.id, answer="left", now=now) == where
     (vote,) = votes.votes(questioned)
     assert (vote.question, vote.answer) == (first.id, "left")
@@ -429,19 +482,25 @@ def test_a_run_that_asks_nobody_has_no_page_of_votes_among_its_tabs(
 # Events -------------------------------------------------------------------------------------------
 
 
-def test_a_browser_is_told_of_a_change_once(root: Path) -> None:
+@pytest.mark.parametrize("early", [True, False])
+def test_a_browser_is_told_of_a_change_once(root: Path, client: TestClient, early: bool) -> None:
+    """Also of one between the page and the stream."""
+    page = client.get("/runs/one/curves").text
+    since = re.findall(r"since=(\w+)", page)[0] if early else ""
+    if early:
+        Run(root / "one").guard.write_text("{}")
     looks = 0
 
     async def is_gone() -> bool:
         nonlocal looks
         looks += 1
-        if looks == 2:
+        if looks == 2 and not early:
             with Run(root / "one").log.open("a") as file:
                 file.write(records(1))
         return looks > 4
 
     async def collected() -> list[str]:
-        stream = events.changes(RunsFolder.open(root), "one", is_gone, every=0.01)
+        stream = events.changes(RunsFolder.open(root), "one", since, is_gone, every=0.01)
         return [event async for event in stream]
 
     changed = [event for event in asyncio.run(collected()) if "changed" in event]

@@ -122,7 +122,7 @@ class Actions:
             votes.answer(run, form.get("question", ""), choice, seconds_since(form.get("now", "")))
         else:
             raise ValueError("choose left, right, both bad or skip")
-        return f"/runs/{quote(name, safe='')}/votes"
+        return f"/runs/{quote(name, safe='')}/votes#vote"
 
 
 def seconds_since(text: str) -> float:

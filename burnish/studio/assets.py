@@ -67,7 +67,8 @@ class Assets:
         if name and not is_name(name):
             return PlainTextResponse("There is no such run.", 404)
 
-        stream = events.changes(self.studio.folder, name, request.is_disconnected)
+        since = request.query_params.get("since", "")
+        stream = events.changes(self.studio.folder, name, since, request.is_disconnected)
         return StreamingResponse(stream, media_type="text/event-stream")
 
     def static(self, request: Request) -> Response:

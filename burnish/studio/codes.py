@@ -23,6 +23,7 @@ from burnish.annotations import complaint
 from burnish.errors import printable
 from burnish.files import decode_row, json_object, raw_rows
 from burnish.run_files import SearchFile, TryRow, read_json
+from burnish.studio.events import version
 from burnish.studio.folder import SEARCH, TRIES, RunsFolder, is_name
 from burnish.studio.launches import check_configuration
 from burnish.studio.studio import Studio, redirect, sentence
@@ -111,6 +112,7 @@ class Codes:
         found = None
 
         try:
+            since = version(self.studio.folder, name) if is_name(name) else ""
             if name in self.studio.folder.searches():
                 found = read_search(self.studio.folder, name)
             elif name not in launches.searches:
@@ -124,6 +126,7 @@ class Codes:
         return self.studio.render(
             "search.html",
             name=name,
+            since=since,
             found=found,
             output=output,
             last=output.splitlines()[-1].removeprefix("burnish: ") if output else "",

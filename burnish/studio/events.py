@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
 from burnish.studio.folder import SEARCH, TRIES, RunsFolder
+from burnish.studio.reading import changed
 
 EVERY = 1.0
 """Seconds between two looks at the files."""
@@ -40,18 +40,15 @@ def signature(folder: RunsFolder, name: str = "") -> tuple[object, ...]:
     return (*names, *(changed(path) for path in (*logs, *files)))
 
 
-def changed(path: Path) -> tuple[int, int]:
-    """Return when a file or folder was changed last, and its size; zeros if it is missing."""
-    try:
-        status = os.stat(path, follow_symlinks=False)
-    except OSError:
-        return 0, 0
-    return status.st_mtime_ns, status.st_size
+def version(folder: RunsFolder, name: str = "") -> str:
+    """Return a signature as a short text, which a page carries: it is as old as the page."""
+    return hashlib.sha256(repr(signature(folder, name)).encode()).hexdigest()[:16]
 
 
 async def changes(
     folder: RunsFolder,
     name: str,
+    since: str,
     is_gone: Callable[[], Awaitable[bool]],
     every: float = EVERY,
 ) -> AsyncIterator[str]:
@@ -60,16 +57,17 @@ async def changes(
     Args:
         folder: of the runs.
         name: of the run that is watched; "": all of them.
+        since: the version that the page is of; "": the present one.
         is_gone: tells whether anybody still listens.
         every: seconds between two looks.
     """
-    last = await run_in_threadpool(signature, folder, name)
+    last = since or await run_in_threadpool(version, folder, name)
     quiet = 0
     yield "retry: 2000\n\n"
 
     while not await is_gone():
         await asyncio.sleep(every)
-        now = await run_in_threadpool(signature, folder, name)
+        now = await run_in_threadpool(version, folder, name)
         quiet = 0 if now != last else quiet + 1
 
         if now != last:

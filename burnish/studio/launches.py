@@ -73,6 +73,7 @@ class Launches:
         check_configuration(run.config, changes, self.allow_code)
         arguments = ["train", str(run.config), *options(changes), "--resume", f"--out={run.folder}"]
         arguments += ["--accept-changes"] if accept else []
+        self.processes.let_end(name)
         self.processes.launch(name, arguments, trusts=True)
 
     def draw(self, name: str, strength: float) -> None:
@@ -84,6 +85,7 @@ class Launches:
         run = self.folder.run(name)
         check_configuration(run.config, (), self.allow_code, purpose="redraw")
         arguments = ["sample", str(run.folder), "--grid", f"--strength={strength:g}"]
+        self.processes.let_end(name)
         self.processes.launch(name, arguments, trusts=True)
 
     def branch(self, name: str, iteration: int, new: str) -> None:

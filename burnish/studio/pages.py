@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,6 @@ from burnish.report.page import (
     evaluation_table,
     further_charts,
     panel_table,
-    report_config,
     reward_charts,
     spread,
     subtitle,
@@ -43,6 +43,9 @@ ROWS = 16
 
 COLUMNS = 12
 """Prompts that are its columns."""
+
+DRAWN = 400
+"""Points of a curve: a chart is drawn anew after each iteration, and is not much wider."""
 
 MOST_GROUPS = 64
 
@@ -72,16 +75,14 @@ def markup(html: Html) -> Markup:
     return Markup(html)
 
 
-def summary(run: Run, records: Sequence[Record]) -> dict[str, Any]:
-    """Return what stands at the top of every page of a run, from its files and its records."""
-    config = report_config(run)
-    settings = Settings(config)
+def summary(run: Run, settings: Settings, records: Sequence[Record]) -> dict[str, Any]:
+    """Return what stands at the top of every page of a run."""
     iterations = int(settings.number("iterations", 100))
     done = records[-1]["iteration"] if records else 0
     state = state_of(run, done, iterations)
     guard = stored(run.guard, GuardFile)
     return {
-        "about": subtitle(config),
+        "about": subtitle(settings.tree),
         "settings": settings,
         "records": records,
         "done": done,
@@ -92,8 +93,9 @@ def summary(run: Run, records: Sequence[Record]) -> dict[str, Any]:
         "checkpoints": checkpoints(run),
         "verdict": guard_verdict(guard) if guard else "",
         "has_votes": run.questions.is_file(),
+        "unanswered": len(votes.pending(run)) if run.questions.is_file() else 0,
         "has_evaluation": settings.number("evaluation.images_per_prompt", 4) > 0,
-        "has_strength": report_config(run).get("model", {}).get("train", "lora") == "lora",
+        "has_strength": settings.tree.get("model", {}).get("train", "lora") == "lora",
     }
 
 
@@ -125,7 +127,7 @@ def checkpoints(run: Run) -> list[int]:
 
 def curves(run: Run, top: Mapping[str, Any]) -> dict[str, Any]:
     """Return the charts of a run and its evaluation."""
-    records = top["records"]
+    records = thinned(top["records"])
     objective = str(top["settings"].tree.get("objective", {}).get("use", ""))
     evaluation = stored(run.evaluation, EvaluationFile)
     charts = join(
@@ -137,7 +139,13 @@ def curves(run: Run, top: Mapping[str, Any]) -> dict[str, Any]:
             further_charts(records),
         ]
     )
-    return {"charts": markup(charts)}
+    return {"charts": markup(charts), "drawn": len(records)}
+
+
+def thinned(records: Sequence[Record]) -> Sequence[Record]:
+    """Return at most `DRAWN` records at even distances, the last one among them."""
+    step = math.ceil(len(records) / DRAWN)
+    return records[::-1][::step][::-1] if step > 1 else records
 
 
 def compared(runs: Sequence[Run]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -23,6 +24,10 @@ TAIL = 12_000
 
 SHORT = 120.0
 """Seconds in which branching and rolling back are done."""
+
+
+ENDING = 15.0
+"""Seconds in which a process ends whose training has given the run free."""
 
 
 @dataclass
@@ -70,6 +75,12 @@ class Processes:
         if not self.is_going_on(name):
             raise ValueError(f"{printable(name)}: nothing goes on that this studio has started")
         self.started[name].terminate()
+
+    def let_end(self, name: str) -> None:
+        """Wait a moment for a command whose training has ended, and which is about to end too."""
+        if process := self.started.get(name):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(ENDING)
 
     def is_going_on(self, name: str) -> bool:
         """Return whether a command that this server has started is going on."""

@@ -8,9 +8,10 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from burnish.annotations import LARGEST, complaint
 from burnish.files import decode_row, json_object, raw_rows
@@ -19,13 +20,18 @@ from burnish.report.results import reward_weights
 from burnish.run_control import pending
 from burnish.run_files import LogRow
 from burnish.runs import Record, Run, is_locked
-from burnish.studio.folder import RunsFolder
+from burnish.studio.folder import MOST, RunsFolder
 
 POINTS = 40
 """Records of a log that are read for a small curve."""
 
 PACE = 10
 """Latest iterations whose mean time is that of those to come."""
+
+MOST_LOGS = 8
+"""Whole logs that are remembered."""
+
+Content = TypeVar("Content")
 
 OWNER = re.compile(r"process (\d+) on (.*)")
 
@@ -64,43 +70,117 @@ class Settings:
         return reward_weights(self.tree)
 
 
-class LogCache:
-    """Records of logs, read again only after a log has changed.
+class FileCache(Generic[Content]):
+    """The contents of a file of each run, read again only after it has changed.
 
     Args:
-        read: returns a run's records.
-        most: logs whose records are remembered, the latest ones.
+        path: returns the path of a run's file.
+        read: returns the contents, given the run and what was read before; None: nothing was.
+        most: runs whose contents are remembered, the latest ones.
     """
 
-    def __init__(self, read: Callable[[Run], list[Record]], most: int) -> None:
+    def __init__(
+        self,
+        path: Callable[[Run], Path],
+        read: Callable[[Run, Content | None], Content],
+        most: int,
+    ) -> None:
+        self.path = path
         self.read = read
         self.most = most
-        self._known: dict[Path, tuple[tuple[int, int], list[Record]]] = {}
+        self._known: dict[Path, tuple[tuple[int, int], Content]] = {}
         self._lock = threading.Lock()
 
-    def records(self, run: Run) -> list[Record]:
-        """Return records of a run, oldest first; [] if it has no log yet.
+    def of(self, run: Run) -> Content:
+        """Return the contents.
 
         Raises:
-            ValueError: a row is no record.
+            ValueError: the file is none of a run.
         """
-        if not run.log.exists():
-            return []
-
-        status = os.stat(run.log)
-        key = status.st_mtime_ns, status.st_size
+        path = self.path(run)
+        key = changed(path)
         with self._lock:
-            known = self._known.get(run.log)
+            known = self._known.get(path)
         if known and known[0] == key:
             return known[1]
 
-        records = self.read(run)
+        content = self.read(run, known[1] if known else None)
         with self._lock:
-            self._known.pop(run.log, None)
-            self._known[run.log] = key, records
+            self._known.pop(path, None)
+            self._known[path] = key, content
             while len(self._known) > self.most:
                 del self._known[next(iter(self._known))]
-        return records
+        return content
+
+
+def changed(path: Path) -> tuple[int, int]:
+    """Return when a file or folder was changed last, and its size; zeros if it is missing."""
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
+def settings_cache() -> FileCache[Settings]:
+    """Return a cache of the configurations of runs."""
+    return FileCache(lambda run: run.config, lambda run, before: Settings(report_config(run)), MOST)
+
+
+def points_cache() -> FileCache[list[Record]]:
+    """Return a cache of the records that a small curve is drawn from."""
+    return FileCache(lambda run: run.log, lambda run, before: spread_records(run), MOST)
+
+
+def log_cache() -> FileCache[Log]:
+    """Return a cache of whole logs."""
+    return FileCache(lambda run: run.log, read_on, MOST_LOGS)
+
+
+@dataclass(frozen=True)
+class Log:
+    """The records of a log, and where to read on."""
+
+    records: list[Record]  # with the last row, if that is a record without its line feed
+    rows: int = 0  # that end in a line feed
+    end: int = 0  # bytes up to there
+    last: bytes = b""  # the last of these rows
+
+
+def read_on(run: Run, before: Log | None = None) -> Log:
+    """Return the records of a log; of one that has only grown, just the new rows are read.
+
+    A log of which an earlier row is another one now, but not the last row, is taken for one that
+    has grown: training adds rows, replaces the last one, and removes the latest.
+
+    Raises:
+        ValueError: a row is no record.
+    """
+    before = before or Log([])
+    if not run.log.exists():
+        return Log([])
+
+    with run.log.open("rb") as file:
+        file.seek(before.end - len(before.last))
+        new = file.read()
+    if not new.startswith(before.last):
+        return read_on(run)
+
+    *complete, unfinished = new[len(before.last) :].split(b"\n")
+    rows = before.rows + len(complete)
+    records = before.records[: before.rows]
+    for row, line in enumerate(complete, before.rows + 1):
+        records.append(checked(run, row, line.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\r")))
+
+    log = Log(
+        records,
+        rows,
+        before.end + len(new) - len(before.last) - len(unfinished),
+        complete[-1] + b"\n" if complete else before.last,
+    )
+    with suppress(ValueError):  # whole, if an editor took away the last line's end
+        return replace(log, records=[*records, checked(run, rows + 1, unfinished)])
+    return log
 
 
 def spread_records(run: Run) -> list[Record]:
@@ -108,6 +188,9 @@ def spread_records(run: Run) -> list[Record]:
 
     Only the last ones are compared with the layout of a record.
     """
+    if not run.log.exists():
+        return []
+
     *rows, _ = raw_rows(run.log)  # the last one is empty, or being written
     last = max(0, len(rows) - PACE)
     step = max(1, math.ceil(last / POINTS))
@@ -194,16 +277,21 @@ def seconds_left(records: Sequence[Record], iterations: int) -> float | None:
     return pace * max(0, iterations - latest[-1]["iteration"])
 
 
-def card(folder: RunsFolder, name: str, logs: LogCache) -> Card:
+def card(
+    folder: RunsFolder,
+    name: str,
+    configs: FileCache[Settings],
+    points_of: FileCache[list[Record]],
+) -> Card:
     """Return a run for the list of runs; whatever is wrong with it becomes an error card."""
     try:
         run = folder.find(name)
         for path in (run.config, run.log, run.guard, run.control, run.folder / "lock"):
             folder.check(path)
 
-        settings = Settings(report_config(run))
+        settings = configs.of(run)
         iterations = int(settings.number("iterations", 100))
-        records = logs.records(run)
+        records = points_of.of(run)
         done = records[-1]["iteration"] if records else 0
         reward = next(iter(settings.rewards), "")
         state = state_of(run, done, iterations)

@@ -12,11 +12,10 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from burnish.errors import printable
 from burnish.redaction import redact
 from burnish.report.charts import duration, number
-from burnish.runs import Run
 from burnish.studio import pages
-from burnish.studio.folder import MOST, RunsFolder
+from burnish.studio.folder import RunsFolder
 from burnish.studio.launches import Launches
-from burnish.studio.reading import LogCache, sparkline, spread_records
+from burnish.studio.reading import log_cache, points_cache, settings_cache, sparkline
 from burnish.studio.safety import Access
 
 PAGES: Mapping[str, tuple[str, Callable[..., dict[str, Any]]]] = {
@@ -50,8 +49,9 @@ class Studio:
     def __init__(self, folder: RunsFolder, access: Access, allow_code: bool = False) -> None:
         self.folder = folder
         self.launches = Launches(folder, allow_code)
-        self.spread = LogCache(spread_records, most=MOST)
-        self.logs = LogCache(Run.records, most=8)
+        self.configs = settings_cache()
+        self.points = points_cache()
+        self.logs = log_cache()
         self.templates = Environment(
             loader=PackageLoader("burnish.studio"),
             autoescape=True,

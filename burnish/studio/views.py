@@ -13,6 +13,7 @@ from burnish.errors import printable
 from burnish.report.comparison import MOST as MOST_COMPARED
 from burnish.run_control import STRONGEST
 from burnish.studio import pages
+from burnish.studio.events import version
 from burnish.studio.folder import is_name
 from burnish.studio.launches import CHECK
 from burnish.studio.reading import card
@@ -27,8 +28,9 @@ class Views:
 
     def list_runs(self, request: Request) -> Response:
         """Return the list of runs, those that were trained last first."""
+        since = version(self.studio.folder)
         cards = [
-            card(self.studio.folder, name, self.studio.spread)
+            card(self.studio.folder, name, self.studio.configs, self.studio.points)
             for name in self.studio.folder.names()
         ]
         order = {"running": 0, "stopping": 0}
@@ -36,6 +38,7 @@ class Views:
         return self.studio.render(
             "runs.html",
             cards=cards,
+            since=since,
             failures=self.studio.launches.failures(),
             root=self.studio.folder.root,
             is_name=is_name,
@@ -82,6 +85,7 @@ class Views:
 
         return self.studio.render(
             "process.html",
+            since=version(self.studio.folder, name),
             name=name,
             is_check=name == CHECK,
             output=self.studio.launches.processes.output(name),
@@ -102,14 +106,16 @@ class Views:
             return self.studio.failed(ValueError("there is no such page"), "Not found", 404)
 
         try:
+            since = version(self.studio.folder, name)
             run = self.studio.folder.run(name)
-            top = pages.summary(run, self.studio.logs.records(run))
+            top = pages.summary(run, self.studio.configs.of(run), self.studio.logs.of(run).records)
             shown = PAGES[page][1](run, top)
             processes = self.studio.launches.processes
             return self.studio.render(
                 f"{page}.html",
                 status,
                 name=name,
+                since=since,
                 page=page,
                 error=error,
                 has_output=bool(processes.output(name)),

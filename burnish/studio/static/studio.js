@@ -4,11 +4,27 @@
 const events = document.body.dataset.events;
 if (events) {
   let waiting = 0;
+  let missed = false;
+  const fetchNews = () => {
+    missed = document.hidden; // a page that nobody looks at is fetched once it is looked at
+    if (!missed) document.body.dispatchEvent(new CustomEvent("news"));
+  };
   new EventSource(events).addEventListener("changed", () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => document.body.dispatchEvent(new CustomEvent("news")), 200);
+    waiting = setTimeout(fetchNews, 200);
+  });
+  document.addEventListener("visibilitychange", () => {
+    if (missed) fetchNews();
   });
 }
+
+// What somebody has opened and fills in stays as it is until it is closed.
+document.addEventListener("htmx:oobBeforeSwap", (event) => {
+  if (event.detail.target.open) event.detail.shouldSwap = false;
+});
+document.addEventListener("toggle", (event) => {
+  if (event.target.id === "ways" && !event.target.open) document.body.dispatchEvent(new CustomEvent("news"));
+}, true);
 
 // Before and now: the upper image is cut where the slider stands.
 function cut(slider) {
