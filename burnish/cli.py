@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -797,6 +797,15 @@ def taste_fit(
     out: Annotated[Path, typer.Option(help="The file that is written.")] = Path(
         "taste.safetensors"
     ),
+    features: Annotated[
+        Literal["embedding", "patches"],
+        typer.Option(
+            help=(
+                "What is read of an image: the embedding tells what it shows, the patches how it "
+                "looks."
+            )
+        ),
+    ] = "embedding",
     device: Annotated[str, typer.Option(help="Where the model computes.")] = "auto",
 ) -> None:
     """Fit a reward to pairs of images of which you preferred one.
@@ -812,7 +821,7 @@ def taste_fit(
     from burnish.tools.taste import fit_taste
 
     with watching():
-        fitted = fit_taste(pairs, model, out, str(choose_device(device)))
+        fitted = fit_taste(pairs, model, out, str(choose_device(device)), features)
     for text in fitted.lines():
         say(text)
 

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,7 +20,8 @@ from burnish.cli import app
 from burnish.images import open_image
 from burnish.rewards import bradley_terry as bt
 from burnish.rewards.bradley_terry import Comparisons, Head
-from burnish.rewards.taste import head_bytes, read_head
+from burnish.rewards.clip import Clip
+from burnish.rewards.taste import FORMAT, head_bytes, read_head
 from burnish.tools.taste import fit_taste
 from burnish.types import Prompt
 
@@ -207,16 +209,18 @@ def pairs(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_fitted_taste_is_a_reward(pairs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("features", ["embedding", "patches"])
+def test_a_fitted_taste_is_a_reward(pairs: Path, tmp_path: Path, features: str) -> None:
     out = tmp_path / "taste.safetensors"
     arguments = ["taste", "fit", str(pairs), "--model", "zoo:emoji-clip", "--out", str(out)]
-    result = CliRunner().invoke(app, [*arguments, "--device", "cpu"])
+    options = ["--features", features, "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, *options])
     assert result.exit_code == 0, result.output
     assert "fitted to 12 pairs of 24 images" in result.output
     assert "of 12 pairs that it had not seen it foretells 100%" in result.output
 
     stored = read_head(out)
-    assert stored.model == "zoo:emoji-clip"
+    assert (stored.model, stored.features) == ("zoo:emoji-clip", features)
     assert stored.about["accuracy"] == "1.0000"
 
     images = [open_image(tmp_path / f"3{name}.png") for name in ("red", "blue")]
@@ -259,6 +263,43 @@ def test_a_head_belongs_to_a_model(tmp_path: Path) -> None:
     path.write_bytes(head_bytes(head(), "zoo:emoji-clip", {}))
     with pytest.raises(ValueError, match="reads 5 features, but zoo:emoji-clip gives"):
         catalog.build("reward", {"use": "taste", "head": str(path)})
+
+
+def test_a_head_of_before_reads_the_embedding(tmp_path: Path) -> None:
+    path = tmp_path / "head.safetensors"
+    tensors = {
+        "weight": torch.zeros(D),
+        "centre": torch.zeros(D),
+        "covariance": torch.eye(D),
+        "prior": torch.ones(1),
+    }
+    about = {"format": FORMAT, "model": "zoo:emoji-clip"}
+    save_file(tensors, path, metadata=about)
+    assert read_head(path).features == "embedding"
+    save_file(tensors, path, metadata={**about, "features": "words"})
+    with pytest.raises(ValueError, match='features is "words"'):
+        read_head(path)
+
+
+def test_patches_are_the_moments_of_the_states_half_way_up() -> None:
+    clip = Clip.load("zoo:emoji-clip")
+    layers = clip.model.vision_model.encoder.layers
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+    hook = layers[len(layers) // 2 - 1].register_forward_hook(
+        lambda module, given, made: seen.append(made[0] if isinstance(made, tuple) else made)
+    )
+    features = clip.features(images, "patches")
+    hook.remove()
+
+    patches = seen[0][:, 1:].numpy()
+    moments = np.concatenate([patches.mean(1), patches.std(1)], 1)
+    np.testing.assert_allclose(features.numpy(), moments, rtol=1e-5, atol=1e-6)
+    assert features.shape == (3, clip.feature_width("patches"))
+    assert clip.features(images).equal(clip.images(images))
+
+    table = {"use": "votes", "model": "zoo:emoji-clip", "features": "patches"}
+    assert catalog.build("reward", table).features(images).equal(features.double())
 
 
 def test_what_is_no_head_is_refused(tmp_path: Path) -> None:

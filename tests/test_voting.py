@@ -44,7 +44,7 @@ class Colours:
     def move_to(self, device: str, images: Tensor) -> None:
         """Do nothing."""
 
-    def images(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor, which: str) -> Tensor:
         """Return the mean colours (B, 3)."""
         return images.mean((2, 3))
 

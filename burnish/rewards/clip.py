@@ -30,6 +30,9 @@ from burnish.types import Prompt, Reward, differentiable
 Compared = Literal["text", "original"]
 """The text of a prompt that images are compared with."""
 
+Features = Literal["embedding", "patches"]
+"""What a head reads of an image: CLIP's embedding, or the image tower's patches, see `Clip`."""
+
 
 def clip_similarity(
     model: ModelPath = "openai/clip-vit-large-patch14",
@@ -150,6 +153,12 @@ class Clip:
         """Numbers of an embedding."""
         return int(self.model.config.projection_dim)
 
+    def feature_width(self, which: Features) -> int:
+        """Return how many numbers `features` gives of an image."""
+        if which == "embedding":
+            return self.width
+        return 2 * int(self.model.config.vision_config.hidden_size)
+
     def move_to(self, device: str, images: Tensor) -> None:
         """Move the model to `device`; "auto" stands for the device of `images`."""
         self.model.to(images.device if device == "auto" else device)
@@ -160,16 +169,43 @@ class Clip:
         Returns:
             (B, D) float32 of length 1, on the CPU; NaN for an image that the model fails on.
         """
+        return self._read(images, self._embeddings, self.width)
+
+    def features(self, images: Tensor, which: Features = "embedding") -> Tensor:
+        """Return what a head reads of images (B, 3, H, W) in [0, 1].
+
+        The embedding tells what an image shows, and was trained to tell nothing else. Of the
+        patches it is the mean and the standard deviation of each of their numbers after half of the
+        tower's layers: colours, surfaces and sizes, by which the images of one prompt differ.
+
+        Returns:
+            (B, D) float32, on the CPU; NaN for an image that the model fails on.
+        """
+        if which == "embedding":
+            return self.images(images)
+        return self._read(images, self._patches, self.feature_width(which))
+
+    def _embeddings(self, pixels: Tensor) -> Tensor:
+        return _unit_length(self.model.get_image_features(pixel_values=pixels))
+
+    def _patches(self, pixels: Tensor) -> Tensor:
+        tower = self.model.vision_model
+        states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+        patches = states[len(states) // 2][:, 1:].float()  # the first is of the whole image
+        return torch.cat([patches.mean(1), patches.std(1, correction=0)], 1).cpu()
+
+    def _read(self, images: Tensor, read: Callable[[Tensor], Tensor], width: int) -> Tensor:
+        """Return (B, width) of what is read of prepared images; NaN where the model fails."""
         device = self.model.device
 
-        def embed(rows: Sequence[int]) -> Sequence[Tensor]:
+        def rows_read(rows: Sequence[int]) -> Sequence[Tensor]:
             chosen = images if len(rows) == len(images) else images[list(rows)]
             pixels = prepare(chosen.to(device), self.size, self.mean, self.std)
             with torch.autocast(device.type, enabled=False):
-                return list(_unit_length(self.model.get_image_features(pixel_values=pixels)))
+                return list(read(pixels))
 
-        none = torch.full((self.width,), torch.nan)
-        return torch.stack(isolated(embed, range(len(images)), none, "images"))
+        none = torch.full((width,), torch.nan)
+        return torch.stack(isolated(rows_read, range(len(images)), none, "images"))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:

@@ -7,8 +7,8 @@
     head = "taste.safetensors"
 
 See `bradley_terry` for what a score means and how it is fitted. The file holds tensors and texts
-only, never code: weight (D,), centre (D,), covariance (D, D) and prior (1,), float64, and the CLIP
-model that they belong to.
+only, never code: weight (D,), centre (D,), covariance (D, D) and prior (1,), float64, the CLIP
+model that they belong to, and what of its image tower they read (`Clip.features`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import torch
 from safetensors import safe_open
@@ -27,7 +27,7 @@ from torch import Tensor
 from burnish.annotations import Bounds, DeviceName, FilePath, ModelPath
 from burnish.errors import NoSuchFile, first_line
 from burnish.rewards.bradley_terry import Head
-from burnish.rewards.clip import Clip
+from burnish.rewards.clip import Clip, Features
 from burnish.types import Prompt, Reward
 
 FORMAT = "burnish-taste-1"
@@ -58,11 +58,11 @@ def taste(
     """
     stored = read_head(Path(head))
     clip = Clip.load(model or stored.model)
-    check_width(stored.head, clip, model or stored.model)
+    check_width(stored, clip, model or stored.model)
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         clip.move_to(device, images)
-        score, unknown = stored.head.score(clip.images(images))
+        score, unknown = stored.head.score(clip.features(images, stored.features))
         return torch.where(unknown > most_unknown, torch.nan, score)
 
     return reward
@@ -75,28 +75,33 @@ class StoredHead:
     head: Head
     model: str  # the CLIP model whose features it reads
     about: Mapping[str, str]  # "pairs", "accuracy", ... as texts
+    features: Features = "embedding"  # what of that model
 
 
-def check_width(head: Head, clip: Clip, model: str) -> None:
+def check_width(stored: StoredHead, clip: Clip, model: str) -> None:
     """Refuse a head that reads another number of features than a model gives.
 
     Raises:
         ValueError: the message names both.
     """
-    if len(head.weight) != clip.width:
+    read, given = len(stored.head.weight), clip.feature_width(stored.features)
+    if read != given:
         raise ValueError(
-            f"the head reads {len(head.weight)} features, but {model} gives {clip.width}: use the "
-            "CLIP model that it was fitted on"
+            f"the head reads {read} features, but {model} gives {given}: use the CLIP model that "
+            "it was fitted on"
         )
 
 
-def head_bytes(head: Head, model: str, about: Mapping[str, str]) -> bytes:
+def head_bytes(
+    head: Head, model: str, about: Mapping[str, str], features: Features = "embedding"
+) -> bytes:
     """Return the bytes of a head's file.
 
     Args:
         head: fitted.
         model: the CLIP model whose features it reads.
         about: further texts.
+        features: what of that model.
     """
     tensors = {
         "weight": head.weight,
@@ -105,7 +110,8 @@ def head_bytes(head: Head, model: str, about: Mapping[str, str]) -> bytes:
         "prior": torch.tensor([head.prior], dtype=torch.float64),
     }
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    return save(contiguous, metadata={"format": FORMAT, "model": model, **about})
+    named = {"format": FORMAT, "model": model, "features": features}
+    return save(contiguous, metadata={**named, **about})
 
 
 def read_head(path: Path) -> StoredHead:
@@ -140,5 +146,10 @@ def read_head(path: Path) -> StoredHead:
     if not (math.isfinite(prior) and prior > 0):
         raise ValueError(f"{path}: prior is {prior}; fit the head anew")
 
+    features = about.pop("features", "embedding")  # older files have no other
+    if features not in get_args(Features):
+        raise ValueError(f'{path}: features is "{features}"; make a head by burnish taste fit')
+
     weight, centre, covariance = (tensors[name].double() for name in TENSORS[:3])
-    return StoredHead(Head(weight, centre, covariance, prior), about.pop("model"), about)
+    head = Head(weight, centre, covariance, prior)
+    return StoredHead(head, about.pop("model"), about, features)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from burnish.annotations import Bounds, Count, DeviceName, ModelPath
 from burnish.rewards.bradley_terry import Comparisons, Head
-from burnish.rewards.clip import Clip
+from burnish.rewards.clip import Clip, Features
 from burnish.rewards.training_only import TrainingReward
 from burnish.seeds import generator
 from burnish.types import Prompt
@@ -40,6 +40,7 @@ class Votes(TrainingReward):
         wait: for all answers of an iteration before its images are learned from.
         most_unknown: an image of which more is unknown gets no reward, see `rewards.taste`.
         device: of the model; "auto" takes the images'.
+        read: what of the model, see `Clip.features`.
         voter: answers at once, in place of a person.
         metrics: about the last round of questions, for the record.
         known_features: (D,) of each image that was asked about, by its name.
@@ -51,6 +52,7 @@ class Votes(TrainingReward):
     wait: bool = True
     most_unknown: float = 1.0
     device: str = "auto"
+    read: Features = "embedding"
     voter: Voter | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     known_features: dict[str, Tensor] = field(default_factory=dict, repr=False)
@@ -64,7 +66,7 @@ class Votes(TrainingReward):
         """Return the features (B, D) float64 of images (B, 3, H, W)."""
         assert self.clip is not None  # asked for only with a model
         self.clip.move_to(self.device, images)
-        return self.clip.images(images).double()
+        return self.clip.features(images, self.read).double()
 
 
 def votes(
@@ -74,6 +76,7 @@ def votes(
     wait: bool = True,
     most_unknown: Annotated[float, Bounds(0, 1, open_least=True)] = 1.0,
     device: DeviceName = "auto",
+    features: Features = "embedding",
 ) -> Votes:
     """Reward what somebody prefers who is asked about pairs of images while the model trains.
 
@@ -92,12 +95,14 @@ def votes(
         most_unknown: an image of which a larger part of the score is unknown, from 0 to 1, gets
             none.
         device: of the model; `auto` takes the device of the images.
+        features: what the head reads of an image: the model's "embedding", which tells what it
+            shows, or its "patches", which tell how it looks.
 
     Raises:
         ValueError: the model cannot be found or is not a CLIP model.
     """
     clip = Clip.load(model) if model else None
-    return Votes(clip, per_iteration, repeats, wait, most_unknown, device)
+    return Votes(clip, per_iteration, repeats, wait, most_unknown, device, features)
 
 
 @dataclass(frozen=True)

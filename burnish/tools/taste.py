@@ -12,7 +12,7 @@ from burnish.files import write
 from burnish.images import open_image
 from burnish.prompts.pairs import ImagePair, read_image_pairs
 from burnish.rewards.bradley_terry import Comparisons, HeldOut, best_scale, fit, held_out
-from burnish.rewards.clip import Clip
+from burnish.rewards.clip import Clip, Features
 from burnish.rewards.taste import head_bytes
 from burnish.stages import advance, stage
 
@@ -48,7 +48,9 @@ class FittedTaste:
         return lines
 
 
-def fit_taste(pairs: Path, model: str, out: Path, device: str = "cpu") -> FittedTaste:
+def fit_taste(
+    pairs: Path, model: str, out: Path, device: str = "cpu", read: Features = "embedding"
+) -> FittedTaste:
     """Fit a head to pairs of images and write it.
 
     Args:
@@ -56,6 +58,7 @@ def fit_taste(pairs: Path, model: str, out: Path, device: str = "cpu") -> Fitted
         model: a CLIP model: a hub id, a folder or `zoo:emoji-clip`.
         out: the file that is written.
         device: where the model computes.
+        read: what of an image, see `Clip.features`.
 
     Raises:
         ValueError, FileNotFoundError: a pair or an image cannot be read, there are fewer than two
@@ -71,7 +74,7 @@ def fit_taste(pairs: Path, model: str, out: Path, device: str = "cpu") -> Fitted
 
     clip = Clip.load(model)
     clip.model.to(device)
-    features = dict(zip(paths, embed_files(clip, paths), strict=True))
+    features = dict(zip(paths, embed_files(clip, paths, read), strict=True))
     comparisons = comparisons_of(listed, features)
     with stage("fitting", f"{len(listed)} pairs"):
         found = held_out(comparisons)
@@ -86,11 +89,12 @@ def fit_taste(pairs: Path, model: str, out: Path, device: str = "cpu") -> Fitted
         "scale": f"{scale:g}",
     }
     is_folder = Path(model).is_dir() and not model.startswith("zoo:")
-    write(out, head_bytes(head, str(Path(model).resolve()) if is_folder else model, about))
+    name = str(Path(model).resolve()) if is_folder else model
+    write(out, head_bytes(head, name, about, read))
     return FittedTaste(out, len(listed), len(paths), scale, found)
 
 
-def embed_files(clip: Clip, paths: list[Path]) -> list[Tensor]:
+def embed_files(clip: Clip, paths: list[Path], read: Features) -> list[Tensor]:
     """Return the features (D,) of the images in files, each computed alone.
 
     Raises:
@@ -99,7 +103,7 @@ def embed_files(clip: Clip, paths: list[Path]) -> list[Tensor]:
     found = []
     with stage("embedding", f"{len(paths)} images", len(paths)):
         for path in paths:
-            (features,) = clip.images(open_image(path)[None])
+            (features,) = clip.features(open_image(path)[None], read)
             found.append(features.double())
             advance()
     return found
