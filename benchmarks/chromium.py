@@ -114,8 +114,8 @@ class Page:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             with suppress(RuntimeError):  # another page is on its way
-                if found := self.value(script):
-                    return found
+                if found := self.value(f"(found => found ? [found] : null)({script})"):
+                    return found[0]
             time.sleep(0.1)
         text = self.value("location.href + '\\n' + document.body?.innerText")
         raise TimeoutError(f"not true within {seconds:.0f} s: {script}\n{text}")

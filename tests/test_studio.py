@@ -108,6 +108,7 @@ def test_a_run_is_running_while_a_process_holds_it(root: Path, client: TestClien
         assert holder.stdout is not None
         holder.stdout.readline()
         assert is_training(run)
+        held = events.version(RunsFolder.open(root), "one")
         page = client.get("/runs/one/curves").text
         assert "about 6 s left" in re.sub(r"\s+", " ", page)
         assert "Stop and save" in page
@@ -128,6 +129,8 @@ def test_a_run_is_running_while_a_process_holds_it(root: Path, client: TestClien
         assert "running already" in post(client, "/runs/one/resume")[1]
 
     assert not is_training(run)
+    (root / "one" / "control.json").unlink()
+    assert held != events.version(RunsFolder.open(root), "one"), "though no file has changed"
     assert "nobody to ask" in post(client, "/runs/one/ask", what="stop")[1]
 
 

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from starlette.concurrency import run_in_threadpool
 
+from burnish.runs import Run
 from burnish.studio.folder import SEARCH, TRIES, RunsFolder
-from burnish.studio.reading import changed
+from burnish.studio.reading import changed, is_training
 
 EVERY = 1.0
 """Seconds between two looks at the files."""
@@ -37,7 +38,17 @@ def signature(folder: RunsFolder, name: str = "") -> tuple[object, ...]:
     names = [name] if name else folder.names()
     logs = [folder.root / ".studio" / f"{one}.log" for one in names]
     files = [folder.root / one / file for one in names for file in WATCHED]
-    return (*names, *(changed(path) for path in (*logs, *files)))
+    held = (is_held(folder, one) for one in names)
+    return (*names, *held, *(changed(path) for path in (*logs, *files)))
+
+
+def is_held(folder: RunsFolder, name: str) -> bool:
+    """Return whether a process trains a run: its end changes no file."""
+    try:
+        folder.check(folder.root / name / "lock")
+        return is_training(Run(folder.root / name))
+    except (OSError, ValueError):
+        return False
 
 
 def version(folder: RunsFolder, name: str = "") -> str:
