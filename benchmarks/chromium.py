@@ -138,14 +138,14 @@ class Page:
                 windowsVirtualKeyCode=code,
             )
 
-    def look(self, width: int, height: int = 900, dark: bool = False) -> None:
+    def set_window(self, width: int, height: int = 900, dark: bool = False) -> None:
         """Set the size of the window in pixels, and the reader's theme."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
         theme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[theme])
 
-    def picture(self, path: Path, whole: bool = False) -> None:
+    def screenshot(self, path: Path, whole: bool = False) -> None:
         """Write a picture of the window as PNG; `whole` is the page, as long as it is."""
         taken = self.call("Page.captureScreenshot", captureBeyondViewport=whole, format="png")
         path.write_bytes(base64.b64decode(taken["data"]))
