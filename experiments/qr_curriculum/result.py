@@ -3,11 +3,12 @@
 Intervals are over the seeds alone: smallest and largest of three. The trade-off before training is
 interpolated between the control scales that were measured. The numbers on top of `result.json` are
 those of `plan.HEADLINE` and of its first arm; `starts` has every start and arm.
+Arms that were not run with all their seeds are left out, and said so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,11 @@ def report(out: Path, budget: plan.Budget) -> None:
     scales = start_scales(start)
     reference = at_rate(start, plan.REACHED)
     ends = {name: _load_arms(out, name, budget) for name in plan.STARTS}
+    ends = {name: arms for name, arms in ends.items() if arms}
 
     by_start = {
-        name: _start_result(scales.starts[name], before[name], reference, ends[name])
-        for name in plan.STARTS
+        name: _start_result(scales.starts[name], before[name], reference, arms)
+        for name, arms in ends.items()
     }
     result: dict[str, Any] = {
         "seeds": list(budget.seeds),
@@ -108,18 +110,25 @@ def report(out: Path, budget: plan.Budget) -> None:
     images = IMAGES if full else out
     write((FOLDER if full else out) / "result.json", dumps(result, indent=1) + "\n")
     draw_figure(out, images, start, ends, budget)
-    draw_grid(out, images, scales, reference["scale"], budget)
+    draw_grid(out, images, scales, reference["scale"], ends, budget)
 
-    for name in plan.STARTS:
+    for name, arms in ends.items():
         print(f"\nstart: {name}\n")
-        print(table(scales.starts[name], before[name], reference, ends[name]))
+        print(table(scales.starts[name], before[name], reference, arms))
 
 
 def _load_arms(out: Path, start: str, budget: plan.Budget) -> Arms:
-    return {
-        arm: [load_measured(out, run_folder(start, arm, seed)) for seed in plan.seeds(arm, budget)]
-        for arm in plan.STARTS[start].arms
-    }
+    """Return the numbers of the arms of a start of which every seed is measured."""
+    arms: Arms = {}
+    for arm in plan.STARTS[start].arms:
+        names = [run_folder(start, arm, seed) for seed in plan.seeds(arm, budget)]
+        missing = [name for name in names if not (out / name / "measured.json").exists()]
+        if missing:
+            print(f"left out: {arm}, start {start}: {', '.join(missing)} not measured")
+        else:
+            arms[arm] = [load_measured(out, name) for name in names]
+
+    return arms
 
 
 def _start_result(scale: float, before: Numbers, reference: Numbers, ends: Arms) -> dict[str, Any]:
@@ -185,12 +194,13 @@ def draw_figure(
     budget: plan.Budget,
 ) -> None:
     """Draw the trade-offs, every run as a point, and the training of each start."""
-    figure, axes = pyplot.subplots(1, 4, figsize=(18, 4.2))
+    count = 2 + len(ends)
+    figure, axes = pyplot.subplots(1, count, figsize=(4.5 * count, 4.2))
     left, second, *training = axes
     _draw_trade_off(left, start, ends, "retrieval_top5", "noun among first five of 106")
     _draw_trade_off(second, start, ends, "contrast", "similarity: own less other prompts")
-    for axis, name in zip(training, plan.STARTS, strict=True):
-        _draw_training(axis, out, name, budget)
+    for axis, (name, arms) in zip(training, ends.items(), strict=True):
+        _draw_training(axis, out, name, tuple(arms), budget)
 
     style(axes)
     for axis in (left, *training):
@@ -220,8 +230,10 @@ def _draw_trade_off(
     axis.set(xlabel="read under every condition", ylabel=label, xlim=(-0.03, 1.03))
 
 
-def _draw_training(axis: Axes, out: Path, start: str, budget: plan.Budget) -> None:
-    arms = [arm for arm in plan.STARTS[start].arms if arm != "control"]
+def _draw_training(
+    axis: Axes, out: Path, start: str, measured: Sequence[str], budget: plan.Budget
+) -> None:
+    arms = [arm for arm in measured if arm != "control"]
     for arm in arms:
         runs = [Run(out / run_folder(start, arm, seed)) for seed in plan.seeds(arm, budget)]
         read = np.array(
@@ -233,42 +245,40 @@ def _draw_training(axis: Axes, out: Path, start: str, budget: plan.Budget) -> No
         axis.plot(iterations, read.mean(0), color=COLOURS[arm], label=arm)
         axis.fill_between(iterations, low, high, color=COLOURS[arm], alpha=0.15, linewidth=0)
 
-    stepped = next(arm for arm in arms if arm.endswith("_curriculum"))
-    records = Run(out / run_folder(start, stepped, budget.seeds[0])).records()
-    scales = [record["control_scale"] for record in records]
-    axis.step(
-        range(1, len(scales) + 1),
-        scales,
-        where="mid",
-        color=COLOURS[stepped],
-        linestyle=":",
-        label="control scale of curriculum",
-    )
+    for arm in arms:
+        if arm.endswith("_curriculum"):
+            records = Run(out / run_folder(start, arm, budget.seeds[0])).records()
+            scales = [record["control_scale"] for record in records]
+            places = range(1, len(scales) + 1)
+            axis.step(places, scales, where="mid", color=COLOURS[arm], ls=":", label="its scale")
+
     label = "share of conditions that read, in training"
     axis.set(title=f"start: {start}", xlabel="iteration", ylabel=label, ylim=(0, None))
 
 
 def draw_grid(
-    out: Path, images: Path, scales: plan.Scales, reference: float, budget: plan.Budget
+    out: Path,
+    images: Path,
+    scales: plan.Scales,
+    reference: float,
+    ends: Mapping[str, Arms],
+    budget: plan.Budget,
 ) -> None:
     """Draw the same prompts, links and noise, before training and after each arm, first seed."""
     coded = measured_prompts(budget)
     coded = coded[:: max(1, len(coded) // GRID_COLUMNS)][:GRID_COLUMNS]
     drawn = {}
     policy, sampler = open_before()
-    low, middle = (scales.starts[name] for name in plan.STARTS)
+    starts = [scales.starts[name] for name in ends]
+    before = {f"before, {scale:.2f}": scale for scale in (*starts, reference)}
 
-    for name, scale in {
-        "no code": 0.0,
-        f"before, {low:.2f}": low,
-        f"before, {middle:.2f}": middle,
-        f"before, {reference:.2f}": reference,
-    }.items():
+    for name, scale in {"no code": 0.0, **before}.items():
         controlled = replace(sampler, control=ControlConfig(scale))
         drawn[name] = sample_images(policy, controlled, coded, SEED)
 
-    for start, scale in scales.starts.items():
-        for arm in plan.STARTS[start].arms:
+    for start, arms in ends.items():
+        scale = scales.starts[start]
+        for arm in arms:
             if arm != "control":
                 run = str(out / run_folder(start, arm, budget.seeds[0]))
                 policy, sampler = open_source(run)
