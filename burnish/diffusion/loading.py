@@ -124,7 +124,7 @@ def load_pipeline(
     folder = source if isinstance(source, Path) else _download(source, revision, variant)
 
     with _without_progress_bars():
-        index = _read_index(folder)
+        index = read_index(folder)
         family = family_of(index.get("_class_name", "(unnamed)"))
         _check_parts(folder, index, variant)
         dtypes = {family.network: network_dtype or dtype}
@@ -140,7 +140,7 @@ def load_pipeline(
         from diffusers import DiffusionPipeline
 
         try:
-            for name, kind in _network_classes(index).items():
+            for name, kind in network_classes(index).items():
                 settings[name] = pretrained.load(
                     kind,
                     folder / name,
@@ -264,7 +264,7 @@ def _download(model: str, revision: str | None, variant: str | None) -> Path:
     return Path(folder)
 
 
-def _read_index(folder: Path) -> Mapping[str, Any]:
+def read_index(folder: Path) -> Mapping[str, Any]:
     """Return the content of the pipeline's model_index.json."""
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
@@ -306,7 +306,7 @@ def _check_index(index: Any, source: Path | str) -> None:
             )
 
 
-def _network_classes(index: Mapping[str, Any]) -> dict[str, Any]:
+def network_classes(index: Mapping[str, Any]) -> dict[str, Any]:
     """Return the classes of a pipeline's parts that have weights, but for the safety checker."""
     import diffusers
     import transformers
