@@ -11,24 +11,31 @@ import torch
 from burnish import pretrained
 from burnish.diffusion.families import family_of
 from burnish.diffusion.loading import network_classes, read_index
+from burnish.diffusion.single_file import configuration_of, configurations, find_single_file
 from burnish.errors import first_line
 
 
-def load_skeleton(model: str, revision: str | None = None) -> Any:
+def load_skeleton(model: str, revision: str | None = None, config: str = "") -> Any:
     """Return what a LoRA of a model is read with: the parts that may have one, on torch's "meta".
 
     Of the hub only configuration files are fetched. The type has the name of the pipeline's class.
 
     Args:
-        model: `zoo:NAME`, a folder or a hub id.
+        model: `zoo:NAME`, a folder, a hub id or a single file.
         revision: of the hub.
+        config: of a single file: the model whose configuration it has.
 
     Raises:
         FileNotFoundError: there is no such model.
         ValueError: it is of an unsupported kind, or a configuration cannot be read.
     """
-    source = pretrained.find(model, "model.id", file="model_index.json", revision=revision)
-    folder = source if isinstance(source, Path) else _configurations(source, revision)
+    file = find_single_file(model, revision)
+    if file is not None:
+        folder = configuration_of(file, config)
+    else:
+        found = pretrained.find(model, "model.id", file="model_index.json", revision=revision)
+        folder = found if isinstance(found, Path) else configurations(found, "model.id", revision)
+
     index = read_index(folder)
     name = index.get("_class_name", "(unnamed)")
     family_of(name)
@@ -54,18 +61,6 @@ def load_skeleton(model: str, revision: str | None = None) -> Any:
         _lora_loadable_modules=kind._lora_loadable_modules,
         **parts,
     )
-
-
-def _configurations(model: str, revision: str | None) -> Path:
-    """Return the folder in the hub's cache with a model's configuration files."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(model, revision=revision, allow_patterns=["*.json", "*/*.json"])
-        )
-    except Exception as error:  # network, authorisation, disk: each library has its own
-        raise pretrained.hub_error(error, model, "model.id", revision) from error
 
 
 def _blank_part(kind: Any, folder: Path) -> Any:

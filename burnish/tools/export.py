@@ -128,7 +128,7 @@ def _write_weights(
         pipe.save_pretrained(folder)
         return {**about, "pipeline": type(pipe).__name__, "lora": False}
 
-    skeleton = load_skeleton(config.model.id, config.model.revision or None)
+    skeleton = load_skeleton(config.model.id, config.model.revision or None, config.model.config)
     if target == "diffusers":
         shutil.copytree(run.adapter, folder, dirs_exist_ok=True)
         return {**about, "pipeline": type(skeleton).__name__, "file": lora.FILE}

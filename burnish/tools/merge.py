@@ -43,12 +43,14 @@ class Base:
     Attributes:
         model: `zoo:NAME`, a folder or a hub id; "" if the adapter does not say.
         revision: of the hub.
+        config: of a model in a single file.
         fused: a LoRA that was merged into the model before; "" for none.
         dtype: the precision of the weights.
     """
 
     model: str
     revision: str = ""
+    config: str = ""
     fused: str = ""
     dtype: str = "float32"
 
@@ -88,7 +90,7 @@ def merge_adapters(
         )
 
     base = common_base(sources, model)
-    skeleton = load_skeleton(base.model, base.revision or None)
+    skeleton = load_skeleton(base.model, base.revision or None, base.config)
     kind = type(skeleton).__name__
     part = family_of(kind).network
     layers = [
@@ -137,6 +139,7 @@ def _write(
         train="none",
         dtype=base.dtype,
         revision=base.revision or None,
+        config=base.config,
         fused_lora=base.fused or None,
         adapter=file,
     )
@@ -204,7 +207,9 @@ def _base(source: str) -> Base | None:
         raise ValueError(
             f"{source} has no LoRA of its model's network, so it cannot be added to others"
         )
-    return Base(settings.id, settings.revision, settings.fused_lora, settings.dtype)
+    return Base(
+        settings.id, settings.revision, settings.config, settings.fused_lora, settings.dtype
+    )
 
 
 def adapter_file(source: str) -> Path:
