@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from burnish.cli import main
 from burnish.config import parse
 from burnish.diffusion.families import family_of
+from burnish.diffusion.lora import lora_layers, merge_layers
 from burnish.diffusion.lora_file import FILE, read_lora
 from burnish.diffusion.lora_names import pairs_of, to_comfyui, to_kohya
+from burnish.diffusion.policy import Policy
 from burnish.diffusion.skeleton import load_skeleton
 from burnish.runs import Run
 from burnish.tools.export import export_run, write_lora
@@ -223,6 +225,14 @@ def test_a_merged_pipeline_needs_no_adapter(run: Run, tiny_pipeline: Path, tmp_p
     pipe = stock(folder)
     assert not hasattr(pipe.unet, "peft_config")
     assert torch.allclose(images(pipe), as_the_run(run, tiny_pipeline), atol=1e-5)
+
+
+def test_nothing_is_merged_into_a_quantized_layer(tiny_pipeline: Path) -> None:
+    unet = Policy.load(tiny_pipeline, device="cpu").pipe.unet
+    layer = next(iter(lora_layers(unet).values()))
+    layer.base_layer.weight = nn.Parameter(torch.ones(8, 8, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"is quantized, and nothing can be merged into it"):
+        merge_layers(unet)
 
 
 def test_the_adapter_as_it_is(run: Run) -> None:

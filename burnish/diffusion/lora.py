@@ -388,6 +388,9 @@ def merge_layers(network: nn.Module) -> None:
     """Add a network's adapter to its weights for good: it is a stock network then.
 
     The sum is computed in float32 and rounded once.
+
+    Raises:
+        ValueError: the weights are quantized.
     """
     layers = [
         (name, layer)
@@ -398,6 +401,11 @@ def merge_layers(network: nn.Module) -> None:
     for name, layer in layers:
         parent, _, last = name.rpartition(".")
         base = layer.base_layer
+        if not base.weight.is_floating_point():
+            raise ValueError(
+                f"the layer {name} is quantized, and nothing can be merged into it: take another "
+                "--to, or load the model without quantization"
+            )
         total = base.weight.float()
         for adapter in layer.active_adapters:
             total = total + layer.get_delta_weight(adapter).float()

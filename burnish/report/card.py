@@ -130,10 +130,11 @@ def loading(weights: Weights) -> str:
     """Return how the weights are loaded, as Markdown."""
     base = shown_model(weights.base)
     if weights.target in ("kohya", "comfyui"):
-        also = "" if weights.target == "comfyui" else ", and wherever kohya's LoRA files are read"
+        also = " Other programs that read kohya's LoRA files take it too."
         return (
             f"Put `{weights.file}` into ComfyUI's `models/loras`, and load it with strength 1 on "
-            f"{base}{_fused(weights)}{also}. Its strength is in its matrices: alpha is the rank."
+            f"{base}{_fused(weights)}.{also if weights.target == 'kohya' else ''} Its strength is "
+            "in its matrices: alpha is the rank."
         )
     if not weights.lora:
         return (
@@ -143,8 +144,9 @@ def loading(weights: Weights) -> str:
         )
 
     note = f"\n\nThe base model is {base}{_fused(weights)}." if weights.fused else ""
+    place = f'burnish.zoo.path("{base}")' if base.startswith("zoo:") else f'"{base}"'
     return (
-        f'```python\npipe = diffusers.{weights.pipeline}.from_pretrained("{base}")\n'
+        f"```python\npipe = diffusers.{weights.pipeline}.from_pretrained({place})\n"
         f'pipe.load_lora_weights(FOLDER, weight_name="{weights.file}")\n```{note}'
     )
 
@@ -183,7 +185,9 @@ def _rewards(config: Mapping[str, Any]) -> Iterator[str]:
 def _settings(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield the settings that decide what was learned."""
     model, batch, sampler = config["model"], config["batch"], config["sampler"]
+    changed = {key: model[key] for key in ("size", "vae", "clip_skip", "scheduler") if model[key]}
     rows = {
+        **({"the model's own settings": _listed(changed)} if changed else {}),
         "objective": _listed(config["objective"]),
         "advantage": _listed(config["advantage"]),
         "sampler": f"{_listed(sampler['kernel'])}, {sampler['steps']} steps, "
