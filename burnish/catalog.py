@@ -112,6 +112,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "lines": "burnish.prompts.sources:lines",
         "csv": "burnish.prompts.sources:csv_table",
         "jsonl": "burnish.prompts.sources:jsonl",
+        "dataset": "burnish.prompts.datasets:dataset",
         "list": "burnish.prompts.sources:listed",
         "qr": "burnish.prompts.codes:qr",
         "pairs": "burnish.prompts.pairs:pairs",

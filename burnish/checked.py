@@ -121,6 +121,8 @@ def checked_part(kind: str, part: Any, use: str, called_with: Sequence[str] = ()
 def checked_prompts(drawn: Any, name: str, count: int | None = None) -> list[Prompt]:
     """Return the prompts that a source or a function gave, if they are prompts.
 
+    A text, a row {"prompt": text, ...} and a pair (text, metadata) are prompts too.
+
     Args:
         drawn: what it returned.
         name: of the source, for messages.
@@ -133,7 +135,7 @@ def checked_prompts(drawn: Any, name: str, count: int | None = None) -> list[Pro
     if isinstance(drawn, (str, Mapping)) or not isinstance(drawn, Iterable):
         raise ValueError(
             f"the prompt function {name} returned {describe_value(drawn)}; "
-            f"return {wanted} burnish.Prompt"
+            f"return {wanted} texts, rows or burnish.Prompt"
         )
 
     # a generator may never end
@@ -152,14 +154,29 @@ def checked_prompts(drawn: Any, name: str, count: int | None = None) -> list[Pro
             f"the prompt function {name} returned {number} prompts, but {count} were wanted"
         )
 
+    prompts = [_as_prompt(prompt) for prompt in prompts]
     for row, prompt in enumerate(prompts):
         _check_prompt(prompt, f"the prompt function {name}", row)
     return own_prompts(prompts)
 
 
+def _as_prompt(value: Any) -> Any:
+    """Return the prompt that a text, a row or a pair stands for; anything else as it is."""
+    if isinstance(value, str):
+        return Prompt(value)
+    if isinstance(value, Mapping) and isinstance(value.get("prompt"), str):
+        return Prompt(value["prompt"], {k: v for k, v in value.items() if k != "prompt"})
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+        return Prompt(*value)
+    return value
+
+
 def _check_prompt(prompt: Any, name: str, row: int) -> None:
     """Refuse what is no prompt with a text and a mapping of metadata."""
-    remedy = "return burnish.Prompt(text, metadata)"
+    remedy = (
+        'return a text, a row {"prompt": text, ...}, a pair (text, metadata) or '
+        "burnish.Prompt(text, metadata)"
+    )
     if not isinstance(prompt, Prompt) or not isinstance(prompt.text, str):
         wrong = prompt.text if isinstance(prompt, Prompt) else prompt
         raise ValueError(f"{name} returned {describe_value(wrong)} in row {row}; {remedy}")

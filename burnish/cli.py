@@ -154,6 +154,18 @@ ControlScale = Annotated[
         )
     ),
 ]
+Licence = Annotated[
+    str,
+    typer.Option(
+        help="Of the weights, as the hub names it. [dim]default: the model's, if it is known[/dim]"
+    ),
+]
+Push = Annotated[
+    str, typer.Option(metavar="OWNER/NAME", help="Also put it on the hub, by HF_TOKEN.")
+]
+Public = Annotated[
+    bool, typer.Option("--public", help="With --push: a new repository is seen by everybody.")
+]
 Decoders = Annotated[
     list[str] | None,
     typer.Option(
@@ -390,6 +402,96 @@ def roll_run_back(
     roll_back(Run.open(run), iteration)
     say(f"{run} is as it was after iteration {iteration}")
     say(f"Go on with: burnish train --resume --out {run}")
+
+
+@app.command("export")
+def export_weights(
+    run: RunFolder,
+    to: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "diffusers, kohya (one LoRA file, also for Forge), comfyui, or merged (a whole "
+                "pipeline)."
+            )
+        ),
+    ] = "diffusers",
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder. [dim]default: RUN/exports/TO[/dim]")
+    ] = None,
+    licence: Licence = "",
+    push: Push = "",
+    public: Public = False,
+) -> None:
+    """Write what a run has learned for other programs, with a model card.
+
+    burnish export runs/jpeg --to kohya
+    burnish export runs/jpeg --to merged --out models/jpeg
+    burnish export runs/jpeg --push me/jpeg --licence openrail++
+    """
+    quiet()
+    from burnish.runs import Run
+    from burnish.tools.export import export_run
+    from burnish.tools.push import check_repository
+
+    check_repository(push)
+    with watching(slow_only=True):
+        folder = export_run(Run.open(run), to, out, licence)
+    say(folder)
+    upload(folder, push, public)
+
+
+@app.command("merge")
+def merge_weights(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="ADAPTER...", help="Runs, or LoRA files, folders or hub ids."),
+    ],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    weights: Annotated[
+        str, typer.Option(help="One an adapter: 0.7,0.3. [dim]default: the mean of all[/dim]")
+    ] = "",
+    to: Annotated[str, typer.Option(help="As in burnish export.")] = "diffusers",
+    model: Annotated[
+        str, typer.Option(help="The model they were trained on, where none of them is a run.")
+    ] = "",
+    rank: Annotated[
+        int, typer.Option(min=0, help="Of the result. [dim]0: the sum of theirs, exactly[/dim]")
+    ] = 0,
+    licence: Licence = "",
+    push: Push = "",
+    public: Public = False,
+) -> None:
+    """Put several adapters of one model together, each with a weight.
+
+    burnish merge runs/sharp runs/colourful --out both
+    burnish merge runs/sharp style.safetensors --weights 1,0.5 --to kohya --out both
+    """
+    quiet()
+    from burnish.tools.merge import merge_adapters
+    from burnish.tools.push import check_repository
+
+    check_repository(push)
+    try:
+        factors = [float(weight) for weight in weights.split(",") if weight.strip()]
+    except ValueError:
+        raise ValueError(
+            f"--weights {weights}: give numbers with commas, such as 0.7,0.3"
+        ) from None
+
+    folder = merge_adapters(
+        sources, out, weights=factors, target=to, model=model, rank=rank, licence=licence
+    )
+    say(folder)
+    upload(folder, push, public)
+
+
+def upload(folder: Path, repository: str, public: bool) -> None:
+    """Put a folder on the hub, if it is to go there, and print the address."""
+    if repository:
+        from burnish.tools.push import push
+
+        say(push(folder, repository, public))
 
 
 @app.command()

@@ -81,8 +81,14 @@ RENAMED: Mapping[str, str] = {
 class ModelConfig:
     """The model that is fine-tuned, and which of its weights."""
 
-    id: ModelPath = ""  # "zoo:emoji-sd", a folder in diffusers' format, or a hub id
-    size: int = 0  # side of the images in pixels; 0: as the model was made for
+    # "zoo:emoji-sd", a folder in diffusers' format, a hub id, or a checkpoint in a single file
+    # (.safetensors, also OWNER/NAME/FILE of the hub)
+    id: ModelPath = ""
+    # of a single file, which has weights only: the model whose configuration and tokenizers it has,
+    # a folder or a hub id; "": the one that diffusers takes it for, from the hub
+    config: ModelPath = ""
+    # side of the images in pixels, or [width, height]; 0: as the model was made for
+    size: int | list[int] = 0
     # "lora": small matrices beside the attention's; "full": every weight; "none": see expander
     train: str = "lora"
     rank: int = 4  # of the LoRA matrices
@@ -99,13 +105,20 @@ class ModelConfig:
     # prompts, without an expander
     free_text_encoder: bool = False
     revision: str = ""  # of a hub id: branch, tag or commit
-    variant: str = ""  # of a hub id: weight files' variant, such as "fp16"
+    # weight files' variant, such as "fp16", where a part has one; "": the files without, or where
+    # there are none the only variant
+    variant: str = ""
+    vae: ModelPath = ""  # another autoencoder of the same latents: a folder or a hub id
+    # last layers of CLIP that are left out, of Stable Diffusion 1.x and 2.x: 1 is what web UIs call
+    # clip skip 2
+    clip_skip: int = 0
     # "lcm": sample with an LCMScheduler, as an LCM-LoRA needs; "": as the model comes
     scheduler: str = ""
     # a LoRA (folder, file, hub id or OWNER/NAME/FILE of the hub) that is merged into the model for
     # good before anything else, such as an LCM-LoRA
     fused_lora: ModelPath = ""
-    controlnet: ModelPath = ""  # a ControlNet that the images follow: a folder or a hub id
+    # a ControlNet that the images follow: a folder, a hub id or OWNER/NAME/FOLDER of the hub
+    controlnet: ModelPath = ""
     trainable_parts: str = ""  # "controlnet", "both", or "" for the model's own network
     # a LoRA adapter to start from (same rank and targets; its own strength counts, not alpha): a
     # folder such as another run's RUN/adapter, a file or a hub id
@@ -634,9 +647,14 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ),
     (
         "model.size",
-        lambda n: 0 <= n <= 16_384,
-        "0 (as the model was made for) or a number of pixels, at most 16384",
+        lambda n: (
+            0 <= n <= 16_384
+            if isinstance(n, int)
+            else len(n) == 2 and all(1 <= side <= 16_384 for side in n)
+        ),
+        "0 (as the model was made for), a number of pixels, at most 16384, or [width, height]",
     ),
+    ("model.clip_skip", lambda n: n >= 0, "0 (none is left out) or more"),
     ("model.rank", lambda n: 1 <= n <= 8192, "1 to 8192"),
     ("model.alpha", lambda x: x > 0, "more than 0"),
     ("model.targets", bool, 'at least one layer name, such as "to_q"'),

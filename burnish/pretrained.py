@@ -122,8 +122,17 @@ def check_is_no_run(place: Path, key: str) -> None:
     )
 
 
-def ask_hub(model: str, key: str, file: str, revision: str | None) -> tuple[Path | None, list[str]]:
+def ask_hub(
+    model: str, key: str, file: str, revision: str | None, place: str = ""
+) -> tuple[Path | None, list[str]]:
     """Return the folder in the cache where the hub cannot be asked, and otherwise its files.
+
+    Args:
+        model: OWNER/NAME.
+        key: what asks for it; begins the error message.
+        file: that is looked for in the cache; "": any.
+        revision: a branch, tag or commit.
+        place: what the user wrote, where that is more than `model`.
 
     Raises:
         ValueError: the hub does not give the model, or there is no hub and nothing in the cache.
@@ -152,7 +161,7 @@ def ask_hub(model: str, key: str, file: str, revision: str | None) -> tuple[Path
         if is_without_answer(error) and (cached := _cached(model, file, revision)):
             return cached, []
 
-        raise hub_error(error, model, key, revision) from error
+        raise hub_error(error, model, key, revision, place) from error
 
     return None, [entry.rfilename for entry in info.siblings or ()]
 
@@ -197,11 +206,13 @@ def _cached(model: str, file: str, revision: str | None) -> Path | None:
 
 
 def hub_error(
-    error: BaseException, model: str, key: str, revision: str | None = None
+    error: BaseException, model: str, key: str, revision: str | None = None, place: str = ""
 ) -> ValueError:
     """Return the one sentence about an error on the way to the hub, with its remedy."""
     reason = next(filter(None, (_reason(link, model, revision) for link in _chain(error))), "")
-    return ValueError(f"{key}: there is no folder {model} here, and {reason or first_line(error)}")
+    return ValueError(
+        f"{key}: there is no folder {place or model} here, and {reason or first_line(error)}"
+    )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

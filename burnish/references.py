@@ -152,11 +152,16 @@ def rebased(path: str, old: Path, new: Path | None = None, *, hub: bool = False)
 
 
 def _is_local(name: str, folder: Path) -> bool:
-    """Return whether a model's name is a folder: it looks like one, or is there."""
+    """Return whether a model's name is a folder or file: it looks like one, or is there.
+
+    With two slashes it may be OWNER/NAME/FILE of the hub, unless its first part is a folder.
+    """
     if name.startswith("zoo:") or "://" in name:
         return False
-    if name.startswith((".", "~")) or os.path.isabs(name) or "\\" in name or name.count("/") > 1:
+    if name.startswith((".", "~")) or os.path.isabs(name) or "\\" in name:
         return True
+    if name.count("/") > 1:
+        return os.path.isdir(os.path.join(folder, name.partition("/")[0]))
     return os.path.exists(os.path.join(folder, name))
 
 

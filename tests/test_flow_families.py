@@ -340,7 +340,7 @@ def test_comfyuis_prefix_of_a_lora_is_known(tiny_qwen_image: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("lora_unet_double_blocks_0_img_attn_proj", "kohya's names, which are read .* UNet only"),
+        ("lora_unet_double_blocks_0_nothing", "diffusers knows no layer lora_unet_double_bl"),
         ("text_encoder_2.encoder.block.0.layer.0.SelfAttention.q", "belongs to the text_encoder_2"),
         ("double_blocks.0.img_attn.proj", "no layer transformer.double_blocks.0.img_attn.proj"),
     ],

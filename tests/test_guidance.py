@@ -49,6 +49,21 @@ def test_none_is_the_prompt_alone() -> None:
     assert network.rows == [3]
 
 
+@pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
+def test_the_spread_is_brought_back_as_diffusers_does(rescale: float) -> None:
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    out = CFG(5.0, rescale=rescale)(Network(), X, T, COND, NULL)
+    with_prompt = Network()(X, T, COND)
+    plain = CFG(5.0)(Network(), X, T, COND, NULL)
+    torch.testing.assert_close(out, rescale_noise_cfg(plain, with_prompt, rescale))
+
+    if rescale == 1:
+        torch.testing.assert_close(out.std((1, 2, 3)), with_prompt.std((1, 2, 3)))
+    with pytest.raises(ValueError, match=r"guidance.rescale must be between 0 and 1, not 1.5"):
+        CFG(5.0, rescale=1.5)
+
+
 def test_cfg_is_the_formula_in_one_call() -> None:
     network = Network()
     out = CFG(5.0)(network, X, T, COND, NULL)

@@ -99,7 +99,7 @@ WINGS: dict[str, set[str]] = {
     "evaluation": GROUND | {"diffusion", "prompts", "rewards"},
     "training": GROUND | {"zoo", "rl", "diffusion", "prompts", "rewards", "evaluation", "report"},
     "tools": GROUND
-    | {"zoo", "rl", "qr", "diffusion", "prompts", "rewards", "evaluation", "training"},
+    | {"zoo", "rl", "qr", "diffusion", "prompts", "rewards", "evaluation", "training", "report"},
     "compat": GROUND | {"diffusion", "training"},
     "studio": {
         "annotations",

@@ -45,7 +45,7 @@ def test_a_snippet_is_accepted_and_has_every_argument(kind: str, name: str) -> N
     if kind == "reward":
         named -= set(config.REWARD_KEYS)  # the table's own
     assert all(f"{name} = " in text for name in named)
-    if kind == "prompts" and name not in ("lines", "csv", "jsonl", "pairs"):
+    if kind == "prompts" and name not in ("lines", "csv", "jsonl", "pairs", "dataset"):
         assert catalog.build("prompts", parsed.prompts)
 
 

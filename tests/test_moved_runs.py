@@ -198,7 +198,8 @@ def test_resume_compares_files_and_not_spellings(
         ("owner/name", True, "owner/name"),
         ("there", True, "../old/there"),
         ("./owner/name", True, "../old/owner/name"),
-        ("a/b/c", True, "../old/a/b/c"),
+        ("a/b/c", True, "a/b/c"),  # OWNER/NAME/FILE of the hub
+        ("there/b/c", True, "../old/there/b/c"),
         ("http://127.0.0.1:8000/v1", True, "http://127.0.0.1:8000/v1"),
         ("bases/{noun}.png", False, "../old/bases/{noun}.png"),
     ],

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from burnish.config import dump, load, packaged_recipe
 from burnish.prompts import codes
 from burnish.prompts import sources as prompts
 from burnish.prompts.codes import qr
+from burnish.prompts.datasets import dataset
 from burnish.types import Prompt
 
 
@@ -534,3 +537,81 @@ def test_a_json_list(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
             prompts.jsonl(str(path))
+
+
+class Table:
+    """A stand-in for a data set of the library `datasets`."""
+
+    def __init__(self, rows: list[dict[str, Any]], kinds: dict[str, str]) -> None:
+        self.rows = rows
+        self.column_names = list(kinds)
+        self.features = {name: type(kind, (), {})() for name, kind in kinds.items()}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select_columns(self, names: list[str]) -> Table:
+        table = Table([], {})
+        table.rows = [{name: row[name] for name in names} for row in self.rows]
+        return table
+
+    def __iter__(self) -> Any:
+        return iter(self.rows)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, Any]]) -> list[Any]:
+    """Put a library `datasets` in place that has one data set; return its requests."""
+    requests: list[Any] = []
+
+    def load_dataset(*arguments: Any, **settings: Any) -> Table:
+        requests.append((arguments, settings))
+        if settings["split"] == "nothing":
+            raise ValueError('Unknown split "nothing".\nMore')
+        return Table(rows, {"caption": "Value", "image": "Image", "likes": "Value"})
+
+    module = ModuleType("datasets")
+    module.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return requests
+
+
+def test_prompts_of_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"caption": " a cat\n asleep", "image": object(), "likes": 3},
+        {"caption": "a dog", "image": object(), "likes": 1},
+    ]
+    requests = stand_in(monkeypatch, rows)
+
+    found = dataset("me/captions", "caption", "train[:2]", revision="v1")
+    assert found == [Prompt("a cat asleep", {"likes": 3}), Prompt("a dog", {"likes": 1})]
+    assert requests == [(("me/captions", None), {"split": "train[:2]", "revision": "v1"})]
+
+    table = {"use": "dataset", "id": "me/captions", "key": "caption"}
+    assert load("demo", [f"prompts={json.dumps(table).replace(':', '=')}"]).prompts["id"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        ([{"caption": " "}], {"key": "caption"}, 'row 0 of train: no text under "caption"'),
+        ([{"caption": "a"}], {}, 'has no column "prompt", but caption, image, likes'),
+        ([], {"key": "caption"}, "has 0 rows in train"),
+        ([{"caption": "a"}], {"split": "nothing"}, "cannot be read: Unknown split"),
+    ],
+)
+def test_a_data_set_that_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+    rows: list[dict[str, Any]],
+    settings: dict[str, Any],
+    message: str,
+) -> None:
+    stand_in(monkeypatch, [{"image": None, "likes": 0, **row} for row in rows])
+    with pytest.raises(ValueError, match=message) as error:
+        dataset("me/captions", **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(RuntimeError, match=r"run: pip install 'burnish\[datasets\]'"):
+        dataset("me/captions")

@@ -405,8 +405,8 @@ def test_a_returned_value_is_checked_with_the_functions_name(
 @pytest.mark.parametrize(
     ("drawn", "message"),
     [
-        (lambda count: ["a cat", "a dog"], "returned a str in row 0; return burnish.Prompt"),
-        (lambda count: "a cat", "returned a str; return a list of 2 burnish.Prompt"),
+        (lambda count: [1, "a dog"], "returned a int in row 0; return a text, a row"),
+        (lambda count: "a cat", "returned a str; return a list of 2 texts, rows or burnish.Prompt"),
         (lambda count: None, "returned nothing; return a list of 2"),
         (lambda count: [{"text": "a cat"}] * 2, "returned a dict in row 0"),
         (lambda count: [Prompt(None), Prompt("a cat")], "returned nothing in row 0"),  # type: ignore[arg-type]

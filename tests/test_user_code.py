@@ -840,8 +840,12 @@ def broken_prompts() -> Iterator[Prompt]:
 
 
 PROMPTS_RETURNED: list[tuple[Callable[[], Any], str]] = [
-    (lambda: ["a cat", "a dog"], "returned a str in row 0; return burnish.Prompt"),
+    (lambda: [7, "a dog"], "returned a int in row 0; return a text, a row"),
     (lambda: [{"text": "a cat"}] * 2, "returned a dict in row 0"),
+    (lambda: [{"prompt": 7}] * 2, "returned a dict in row 0"),
+    (lambda: [("a cat",)] * 2, "returned a tuple in row 0"),
+    (lambda: [("a cat", "red")] * 2, "returned a str as metadata in row 0"),
+    (lambda: [{"prompt": " "}, "a cat"], "returned an empty text in row 0"),
     (lambda: {"a cat": 1}, "returned a dict"),
     (lambda: None, "returned nothing"),
     (lambda: [], "returned no prompts"),
@@ -867,6 +871,17 @@ def test_what_a_prompt_function_returns_is_checked(
 def test_a_generator_of_prompts_is_taken() -> None:
     assert [p.text for p in checked_prompts((Prompt(c) for c in "ab"), "f", 2)] == ["a", "b"]
     assert len(checked_prompts((Prompt(c) for c in "abc"), "f")) == 3
+
+
+def test_texts_rows_and_pairs_are_prompts() -> None:
+    rows = ["a cat", {"prompt": "a dog", "legs": 4}, ("an ox", {"legs": 4}), Prompt("a bee")]
+    drawn = checked_prompts(rows, "f", 4)
+    assert drawn == [
+        Prompt("a cat"),
+        Prompt("a dog", {"legs": 4}),
+        Prompt("an ox", {"legs": 4}),
+        Prompt("a bee"),
+    ]
 
 
 def test_an_endless_source_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from burnish.diffusion.control import control_strength
 from burnish.diffusion.family import (
     CONTROLNET,
     Family,
+    Sides,
     check_size,
     decode_vae,
     embed_vae,
@@ -108,15 +109,17 @@ def _latent_shape_unet(pipe: Any) -> tuple[int, ...]:
     return (pipe.unet.config.in_channels, height, width)
 
 
-def _resize_unet(pipe: Any, size: int) -> None:
-    """Make the images' sides `size` pixels.
+def _resize_unet(pipe: Any, sides: Sides) -> None:
+    """Make the images as large as `sides`.
 
     Raises:
         ValueError: the UNet cannot halve such latents once for each of its blocks but the last.
     """
     halvings = len(pipe.unet.config.block_out_channels) - 1
-    check_size(size, pipe.vae_scale_factor * 2**halvings)
-    pipe.unet.register_to_config(sample_size=size // pipe.vae_scale_factor)
+    check_size(sides, pipe.vae_scale_factor * 2**halvings)
+    height, width = (side // pipe.vae_scale_factor for side in sides)
+    # one number, where one will do, as models are published
+    pipe.unet.register_to_config(sample_size=height if height == width else [height, width])
 
 
 def _encode_sdxl(pipe: Any, texts: list[str]) -> Cond:
@@ -217,6 +220,29 @@ FAMILIES: dict[str, Family] = {
     "SanaPipeline": SANA,  # Sana 1.0 and 1.5
 }
 """By the name of the diffusers pipeline."""
+
+
+def skip_layers(pipe: Any, count: int) -> None:
+    """Leave out the last layers of CLIP ("clip skip"), before its last normalisation.
+
+    Raises:
+        ValueError: this kind of model has no such setting, or CLIP has not so many layers.
+    """
+    if family_of(type(pipe).__name__).encode is not _encode_sd:
+        raise ValueError(
+            f"model.clip_skip is for Stable Diffusion 1.x and 2.x, not for a {type(pipe).__name__}"
+            " (SDXL reads the layer before the last anyhow)"
+        )
+
+    encoder = pipe.text_encoder
+    tower = encoder if hasattr(encoder, "encoder") else encoder.text_model
+    layers = tower.encoder.layers
+    if count >= len(layers):
+        raise ValueError(
+            f"model.clip_skip = {count}, but the text encoder has {len(layers)} layers; leave one"
+        )
+    tower.encoder.layers = layers[: len(layers) - count]
+    encoder.config.num_hidden_layers = len(tower.encoder.layers)
 
 
 def family_of(name: str) -> Family:

@@ -6,7 +6,7 @@ The families themselves are in `families`, `flow_families`, `sd3`, `flux`, `flux
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,10 @@ SMALL_IMAGES_AT_ONCE = 32
 
 From 64 on, diffusers' upsampling copies its input into another layout.
 """
+
+
+Sides = tuple[int, int]
+"""Height and width."""
 
 
 def _no_grid(pipe: Any) -> None:
@@ -83,8 +87,8 @@ class Family:
     latent_shape: Callable[[Any], tuple[int, ...]]
     """(pipe) -> (C, h, w)."""
 
-    resize: Callable[[Any, int], None]
-    """(pipe, size) -> None: from now on its images have sides of `size` pixels."""
+    resize: Callable[[Any, Sides], None]
+    """(pipe, (height, width)) -> None: from now on its images have these sides in pixels."""
 
     weight_width: Callable[[Any], int | None] = no_weight_input
     """(pipe) -> the width of the network's input for a guidance weight; None: it has none.
@@ -201,21 +205,35 @@ def latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor | float, Tensor | 
     return shift, config.get("scaling_factor", 1.0) / std
 
 
-def check_size(size: int, unit: int, largest: int = 0) -> None:
-    """Raise ValueError if a model has no images with sides of `size` pixels.
+def sides_of(size: int | Sequence[int]) -> Sides:
+    """Return height and width of `model.size`: one number, or width and height.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    given = [size] if isinstance(size, int) else list(size)
+    if len(given) not in (1, 2) or not all(isinstance(n, int) and n > 0 for n in given):
+        raise ValueError(f"model.size = {size}: give a number of pixels, or [width, height]")
+    return given[-1], given[0]
+
+
+def check_size(sides: Sides, unit: int, largest: int = 0) -> None:
+    """Raise ValueError if a model has no images with such sides.
 
     Args:
-        size: of the sides.
+        sides: height and width in pixels.
         unit: pixels of which a side has a multiple.
         largest: side of an image; 0: any.
     """
-    if size % unit:
+    height, width = sides
+    shown = height if height == width else [width, height]
+    if height % unit or width % unit:
         raise ValueError(
-            f"model.size = {size}: this model's images have sides of a multiple of {unit} pixels"
+            f"model.size = {shown}: this model's images have sides of a multiple of {unit} pixels"
         )
-    if largest and size > largest:
+    if largest and max(sides) > largest:
         raise ValueError(
-            f"model.size = {size}: this model's images have sides of at most {largest} pixels"
+            f"model.size = {shown}: this model's images have sides of at most {largest} pixels"
         )
 
 

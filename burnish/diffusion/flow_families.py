@@ -12,8 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from burnish.diffusion.family import Family, check_size, decode_vae, embed_vae, repeated_for_texts
-from burnish.diffusion.flow_parts import latent_side, set_latent_side, shift_by_length
+from burnish.diffusion.family import (
+    Family,
+    Sides,
+    check_size,
+    decode_vae,
+    embed_vae,
+    repeated_for_texts,
+)
+from burnish.diffusion.flow_parts import latent_sides, set_latent_sides, shift_by_length
 from burnish.diffusion.schedule import Grid, flow_grid
 from burnish.types import Cond
 
@@ -71,13 +78,13 @@ def _grid_z_image(pipe: Any) -> Grid:
 
 def _latent_shape_z_image(pipe: Any) -> tuple[int, ...]:
     """Return the shape for images as large as the autoencoder's, unless they were resized."""
-    side = latent_side(pipe) or pipe.vae.config.sample_size // pipe.vae_scale_factor
-    return (pipe.transformer.config.in_channels, side, side)
+    default = pipe.vae.config.sample_size // pipe.vae_scale_factor
+    return (pipe.transformer.config.in_channels, *latent_sides(pipe, default))
 
 
-def _resize_z_image(pipe: Any, size: int) -> None:
-    check_size(size, 2 * pipe.vae_scale_factor)
-    set_latent_side(pipe, size // pipe.vae_scale_factor)
+def _resize_z_image(pipe: Any, sides: Sides) -> None:
+    check_size(sides, 2 * pipe.vae_scale_factor)
+    set_latent_sides(pipe, sides, pipe.vae_scale_factor)
 
 
 Z_IMAGE = Family(

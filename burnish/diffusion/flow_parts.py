@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from burnish.diffusion.family import check_size
+from burnish.diffusion.family import Sides, check_size
 from burnish.diffusion.schedule import Grid, flow_grid
 
 
@@ -30,20 +30,22 @@ def rounded_time(t: Tensor, dtype: torch.dtype) -> Tensor:
     return (1000 * t.float()).to(dtype) / 1000
 
 
-def latent_side(pipe: Any) -> int | None:
-    """Return the side of the latents that `set_latent_side` chose; None: it did not."""
-    return getattr(pipe, "burnish_latent_side", None)
+def latent_sides(pipe: Any, default: int) -> Sides:
+    """Return height and width of the latents that `set_latent_sides` chose, or twice `default`."""
+    sides: Sides = getattr(pipe, "burnish_latent_sides", (default, default))
+    return sides
 
 
-def set_latent_side(pipe: Any, side: int) -> None:
-    """Note the side of the latents on the pipeline, where no configuration is written from."""
-    pipe.burnish_latent_side = side
+def set_latent_sides(pipe: Any, sides: Sides, pixel: int) -> None:
+    """Note the sides of the latents on the pipeline, where no configuration is written from.
 
-
-def latent_sides(pipe: Any) -> tuple[int, int]:
-    """Return height and width of the latents of images as large as the pipeline's own default."""
-    side: int = pipe.default_sample_size
-    return side, side
+    Args:
+        pipe: the diffusers pipeline.
+        sides: of the images, in pixels.
+        pixel: the side in pixels of what a latent pixel stands for.
+    """
+    height, width = sides
+    pipe.burnish_latent_sides = (height // pixel, width // pixel)
 
 
 def shift_by_length(pipe: Any, tokens: int) -> float:
@@ -77,24 +79,28 @@ def check_parts(pipe: Any, *names: str) -> None:
 
 def packed_shape(pipe: Any) -> tuple[int, ...]:
     """Return the shape (C, h, w) of latents that the network takes packed."""
-    return (pipe.transformer.config.in_channels // 4, *latent_sides(pipe))
+    return (pipe.transformer.config.in_channels // 4, *_packed_sides(pipe))
 
 
-def resize_packed(pipe: Any, size: int) -> None:
-    """Make the images' sides `size` pixels.
+def _packed_sides(pipe: Any) -> Sides:
+    return latent_sides(pipe, pipe.default_sample_size)
+
+
+def resize_packed(pipe: Any, sides: Sides) -> None:
+    """Make the images as large as `sides`.
 
     Raises:
         ValueError: such latents cannot be packed.
     """
-    check_size(size, 2 * pipe.vae_scale_factor)
-    pipe.default_sample_size = size // pipe.vae_scale_factor
+    check_size(sides, 2 * pipe.vae_scale_factor)
+    set_latent_sides(pipe, sides, pipe.vae_scale_factor)
 
 
 def packed_grid(pipe: Any) -> Grid:
     """Return the times of FLUX and Qwen-Image: even ones down to 1 / steps, shifted, and 0."""
 
     def mu(steps: int) -> float:
-        height, width = latent_sides(pipe)
+        height, width = _packed_sides(pipe)
         return shift_by_length(pipe, height * width // 4)
 
     def sigmas(steps: int) -> NDArray[np.float64]:

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from burnish.diffusion.family import (
     Family,
+    Sides,
     check_size,
     draw_posterior,
     repeated_for_texts,
     to_images,
 )
 from burnish.diffusion.flow_families import MOST_TOKENS
-from burnish.diffusion.flow_parts import latent_side, rounded_time, set_latent_side
+from burnish.diffusion.flow_parts import latent_sides, rounded_time, set_latent_sides
 from burnish.diffusion.schedule import Grid, flow_grid
 from burnish.types import Cond
 
@@ -95,14 +96,13 @@ def _latent_pixel(pipe: Any) -> int:
 
 def _latent_shape(pipe: Any) -> tuple[int, ...]:
     """Return the shape for images as large as the autoencoder's, unless they were resized."""
-    side = latent_side(pipe) or pipe.vae.config.sample_size // _latent_pixel(pipe)
-    return (pipe.transformer.config.in_channels, side, side)
+    default = pipe.vae.config.sample_size // _latent_pixel(pipe)
+    return (pipe.transformer.config.in_channels, *latent_sides(pipe, default))
 
 
-def _resize(pipe: Any, size: int) -> None:
-    unit = _latent_pixel(pipe)
-    check_size(size, unit)
-    set_latent_side(pipe, size // unit)
+def _resize(pipe: Any, sides: Sides) -> None:
+    check_size(sides, _latent_pixel(pipe))
+    set_latent_sides(pipe, sides, _latent_pixel(pipe))
 
 
 def _grid(pipe: Any) -> Grid:

@@ -70,17 +70,26 @@ class CFG(Guidance):
 
         out = null + weight * (prompt - null)
 
+    Its spread grows with the weight, which makes images too bright and too dark. `rescale` r brings
+    it back towards that of the prompt's output (arXiv 2305.08891, equations 15 and 16):
+
+        r * out * std(prompt) / std(out) + (1 - r) * out
+
     Attributes:
         weight: 1 is the prompt alone, 0 the empty prompt.
         negative: the text of `null` in place of the empty one: what images shall not show.
+        rescale: from 0, not at all, to 1; diffusers' `guidance_rescale`, 0.7 in the paper.
     """
 
     weight: float = 5.0
     negative: str = ""
+    rescale: float = 0.0
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
             raise ValueError(f"guidance.weight must be a finite number, not {self.weight}")
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"guidance.rescale must be between 0 and 1, not {self.rescale}")
 
     def __call__(self, raw: Network, x: Tensor, t: Tensor, cond: Cond, null: Cond) -> Tensor:
         """Return the guided output (B, *latent), at least float32.
@@ -92,7 +101,13 @@ class CFG(Guidance):
 
         conds = {name: torch.cat([null[name], value]) for name, value in cond.items()}
         without, with_prompt = _at_least_float32(raw(x, t, conds)).chunk(2)
-        return without + self.weight * (with_prompt - without)
+        guided = without + self.weight * (with_prompt - without)
+        if self.rescale == 0:
+            return guided
+
+        axes = tuple(range(1, guided.ndim))
+        spread = with_prompt.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+        return guided * (self.rescale * spread + 1 - self.rescale)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from burnish import pretrained
 from burnish.annotations import DeviceName, complaint, shown
 from burnish.diffusion.families import FAMILIES, family_of
 from burnish.diffusion.family import CONTROLNET, Family
+from burnish.diffusion.single_file import configuration_of, find_single_file, load_single_file
+from burnish.diffusion.weight_files import choose_variant, find_network, folder_variant
 from burnish.errors import first_line
 
 if TYPE_CHECKING:
@@ -100,17 +102,20 @@ def load_pipeline(
     device: torch.device | str = "cpu",
     revision: str | None = None,
     variant: str | None = None,
+    config: str = "",
 ) -> Any:
     """Return a diffusers pipeline without safety checker, from safetensors only.
 
     Args:
-        model: `zoo:NAME`, a folder, a hub id, or a pipeline in memory. The latter is taken over
-            as it is, but for its safety checker, the types and the device.
+        model: `zoo:NAME`, a folder, a hub id, a single file (see `single_file`), or a pipeline in
+            memory. The latter is taken over as it is, but for its safety checker, the types and the
+            device.
         dtype: the precision of its parts.
         network_dtype: of the network that is trained, where it differs.
         device: where to put it.
         revision: of the hub.
-        variant: of the weight files, such as "fp16".
+        variant: of the weight files, such as "fp16", where there are any of it.
+        config: of a single file: the model whose configuration it has.
 
     Raises:
         FileNotFoundError: there is no such model, or the folder misses a part (which is named).
@@ -119,35 +124,34 @@ def load_pipeline(
     if not isinstance(model, (str, Path)):
         return _take_over(model, dtype, network_dtype or dtype, device)
 
+    file = find_single_file(str(model), revision)
+    if file is not None:
+        return _load_checkpoint(file, config, dtype, network_dtype or dtype).to(device)
+    if config:
+        raise ValueError(f"model.config is for checkpoints in a single file, and {model} is none")
+
     source = pretrained.find(str(model), "model.id", file="model_index.json", revision=revision)
     # downloads show their progress
     folder = source if isinstance(source, Path) else _download(source, revision, variant)
 
     with _without_progress_bars():
-        index = _read_index(folder)
+        index = read_index(folder)
         family = family_of(index.get("_class_name", "(unnamed)"))
-        _check_parts(folder, index, variant)
+        _check_parts(folder, index)
         dtypes = {family.network: network_dtype or dtype}
 
-        # a part that the folder was saved without, such as T5
-        settings: dict[str, Any] = {
-            name: None for name, value in index.items() if value == [None, None]
-        }
-        # black images from the checker would be rewarded for their compressibility
-        if "safety_checker" in index:
-            settings |= {"safety_checker": None, "requires_safety_checker": False}
-
+        settings = _settings(index)
         from diffusers import DiffusionPipeline
 
         try:
-            for name, kind in _network_classes(index).items():
+            for name, kind in network_classes(index).items():
                 settings[name] = pretrained.load(
                     kind,
                     folder / name,
                     part=name,
                     unused=UNUSED_TENSORS,
                     dtype=dtypes.get(name, dtype),
-                    variant=variant,
+                    variant=folder_variant(folder / name, variant),
                     use_safetensors=True,
                 )
             pipe = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **settings)
@@ -157,13 +161,98 @@ def load_pipeline(
     return pipe.to(device)
 
 
-def attach_controlnet(pipe: Any, source: str, dtype: torch.dtype) -> Any:
+def _settings(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a pipeline's class that its model_index.json asks for."""
+    # a part that the folder was saved without, such as T5
+    settings: dict[str, Any] = {
+        name: None for name, value in index.items() if value in ([None, None], (None, None))
+    }
+    # black images from the checker would be rewarded for their compressibility
+    if "safety_checker" in index:
+        settings |= {"safety_checker": None, "requires_safety_checker": False}
+    return settings
+
+
+def _load_checkpoint(
+    file: Path, config: str, dtype: torch.dtype, network_dtype: torch.dtype
+) -> Any:
+    """Return the pipeline of a checkpoint in a single file."""
+    import diffusers
+
+    folder = configuration_of(file, config)
+    index = read_index(folder)
+    name = index.get("_class_name", "(unnamed)")
+    family = family_of(name)
+    largest = torch.promote_types(dtype, network_dtype)
+
+    with _without_progress_bars():
+        kind = getattr(diffusers, name)
+        pipe = load_single_file(kind, file, folder, largest, _settings(index))
+
+    _cast(pipe, {family.network: network_dtype}, dtype)
+    return pipe
+
+
+def _cast(pipe: Any, dtypes: Mapping[str, torch.dtype], others: torch.dtype) -> None:
+    """Give each part of a pipeline its precision."""
+    for name, part in pipe.components.items():
+        wanted = dtypes.get(name, others)
+        # diffusers warns of every cast, even of one that changes nothing
+        if isinstance(part, nn.Module) and getattr(part, "dtype", None) != wanted:
+            part.to(wanted)
+
+
+def attach_vae(pipe: Any, source: str, dtype: torch.dtype, variant: str | None = None) -> None:
+    """Give the pipeline another autoencoder of the same latents.
+
+    Args:
+        pipe: a pipeline.
+        source: a folder, a hub id, or OWNER/NAME/FOLDER of the hub.
+        dtype: its precision.
+        variant: of its weight files that is wanted.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: the hub does not give it, it cannot be read, or its latents are others.
+    """
+    vae = _load_network(type(pipe.vae), source, "model.vae", "vae", dtype, variant)
+
+    for key in ("latent_channels", "scaling_factor", "shift_factor"):
+        ours, theirs = pipe.vae.config.get(key), vae.config.get(key)
+        if ours != theirs:
+            raise ValueError(
+                f"model.vae: {source} was made for other latents: its {key} is {theirs}, that of "
+                f"the model's own {ours}"
+            )
+
+    pipe.vae = vae.to(pipe.vae.device)
+
+
+def _load_network(
+    kind: Any, source: str, key: str, part: str, dtype: torch.dtype, variant: str | None
+) -> Any:
+    """Return a network that is named by itself."""
+    folder, variant = find_network(source, key, variant)
+
+    try:
+        with _without_progress_bars():
+            return pretrained.load(
+                kind, folder, part=part, dtype=dtype, use_safetensors=True, variant=variant
+            )
+    except Exception as error:  # a damaged file makes the libraries below raise anything
+        raise ValueError(f"{key}: {source} cannot be loaded: {first_line(error)}") from error
+
+
+def attach_controlnet(
+    pipe: Any, source: str, dtype: torch.dtype, variant: str | None = None
+) -> Any:
     """Return the pipeline with a ControlNet beside it, on the network's device.
 
     Args:
         pipe: a pipeline without one.
-        source: `zoo:NAME`, a folder or a hub id.
+        source: `zoo:NAME`, a folder, a hub id, or OWNER/NAME/FOLDER of the hub.
         dtype: the precision of the ControlNet.
+        variant: of its weight files that is wanted.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -179,22 +268,9 @@ def attach_controlnet(pipe: Any, source: str, dtype: torch.dtype) -> Any:
         fitting = ", ".join(key for key, value in FAMILIES.items() if value.controlnet_pipeline)
         raise ValueError(f"model.controlnet: a {name} takes none here; these do: {fitting}")
 
-    folder = pretrained.find(source, "model.controlnet")
-
-    try:
-        with _without_progress_bars() if isinstance(folder, Path) else nullcontext():
-            controlnet = pretrained.load(
-                diffusers.ControlNetModel,
-                folder,
-                part=CONTROLNET,
-                dtype=dtype,
-                use_safetensors=True,
-            )
-    except Exception as error:  # a damaged file makes the libraries below raise anything
-        raise ValueError(
-            f"model.controlnet: {source} cannot be loaded: {first_line(error)}"
-        ) from error
-
+    controlnet = _load_network(
+        diffusers.ControlNetModel, source, "model.controlnet", CONTROLNET, dtype, variant
+    )
     _check_controlnet(controlnet.config, pipe, family, source)
 
     # not by from_pipe, which would cast everything to float32
@@ -240,13 +316,10 @@ def _take_over(
     if getattr(pipe, "safety_checker", None) is not None:
         pipe.safety_checker = None
 
-    for name, part in pipe.components.items():
+    for part in pipe.components.values():
         if isinstance(part, nn.Module):
-            part_dtype = network_dtype if name == family.network else dtype
             part.to(device)
-            # diffusers warns of every cast, even of one that changes nothing
-            if getattr(part, "dtype", None) != part_dtype:
-                part.to(part_dtype)
+    _cast(pipe, {family.network: network_dtype}, dtype)
 
     return pipe
 
@@ -255,6 +328,7 @@ def _download(model: str, revision: str | None, variant: str | None) -> Path:
     """Return the folder in the hub's cache of a model, whose files are fetched where they lack."""
     from diffusers import DiffusionPipeline
 
+    variant = _pipeline_variant(model, revision, variant)
     try:
         folder = DiffusionPipeline.download(
             model, revision=revision, variant=variant, use_safetensors=True, safety_checker=None
@@ -264,7 +338,26 @@ def _download(model: str, revision: str | None, variant: str | None) -> Path:
     return Path(folder)
 
 
-def _read_index(folder: Path) -> Mapping[str, Any]:
+def _pipeline_variant(model: str, revision: str | None, wanted: str | None) -> str | None:
+    """Return the variant to fetch of a pipeline on the hub: the only one, where all parts have it.
+
+    diffusers reads parts without it as they are, but not the other way round.
+    """
+    cached, files = pretrained.ask_hub(model, "model.id", "model_index.json", revision)
+    if cached is not None or wanted is not None:
+        return wanted
+
+    parts: dict[str, list[str]] = {}
+    for name in files:
+        folder, _, file = name.rpartition("/")
+        if file.endswith(".safetensors") and folder not in ("", "safety_checker"):
+            parts.setdefault(folder, []).append(file)
+
+    chosen = {choose_variant(names, None, f"{model}/{part}") for part, names in parts.items()}
+    return next((variant for variant in chosen if variant is not None), None)
+
+
+def read_index(folder: Path) -> Mapping[str, Any]:
     """Return the content of the pipeline's model_index.json."""
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
@@ -306,7 +399,7 @@ def _check_index(index: Any, source: Path | str) -> None:
             )
 
 
-def _network_classes(index: Mapping[str, Any]) -> dict[str, Any]:
+def network_classes(index: Mapping[str, Any]) -> dict[str, Any]:
     """Return the classes of a pipeline's parts that have weights, but for the safety checker."""
     import diffusers
     import transformers
@@ -326,7 +419,7 @@ def _network_classes(index: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _check_parts(folder: Path, index: Mapping[str, Any], variant: str | None) -> None:
+def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
     """Raise FileNotFoundError with the part of a pipeline folder that is missing.
 
     The libraries below would say the same at length.
@@ -346,11 +439,9 @@ def _check_parts(folder: Path, index: Mapping[str, Any], variant: str | None) ->
             raise FileNotFoundError(
                 f"the model folder {folder} misses {files[0]} in its part '{part}'"
             )
-
-        weights = f"*.{variant}*.safetensors" if variant else "*.safetensors"
-        if part not in REQUIRED_FILES and not any(subfolder.glob(weights)):
+        if part not in REQUIRED_FILES and not any(subfolder.glob("*.safetensors")):
             raise FileNotFoundError(
-                f"the model folder {folder} misses the weights ({weights}) in its part '{part}'"
+                f"the model folder {folder} misses the weights (*.safetensors) in its part '{part}'"
             )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -305,7 +304,7 @@ def read_adapter(
 
     copy_state(trainable_parameters(network), state, str(file))
     _attach(pipe, part, text)
-    return {_text_name(name): value for name, value in text.items()}
+    return {lora_file.text_name(name): value for name, value in text.items()}
 
 
 def _load_network(network: nn.Module, folder: Path) -> None:
@@ -384,9 +383,37 @@ def without_text_layers(pipe: Any) -> Iterator[None]:
             encoder._hf_peft_config_loaded = True
 
 
-def _text_name(name: str) -> str:
-    """Return the name of a text encoder's tensor that every version of transformers reads."""
-    return re.sub(r"^(text_encoder(_2)?)\.(?!text_)", r"\1.text_model.", name)
+@torch.no_grad()
+def merge_layers(network: nn.Module) -> None:
+    """Add a network's adapter to its weights for good: it is a stock network then.
+
+    The sum is computed in float32 and rounded once.
+
+    Raises:
+        ValueError: the weights are quantized.
+    """
+    layers = [
+        (name, layer)
+        for name, layer in network.named_modules()
+        if name.rpartition(".")[2] != "base_layer" and hasattr(layer, "base_layer")
+    ]
+
+    for name, layer in layers:
+        parent, _, last = name.rpartition(".")
+        base = layer.base_layer
+        if not base.weight.is_floating_point():
+            raise ValueError(
+                f"the layer {name} is quantized, and nothing can be merged into it: take another "
+                "--to, or load the model without quantization"
+            )
+        total = base.weight.float()
+        for adapter in layer.active_adapters:
+            total = total + layer.get_delta_weight(adapter).float()
+        base.weight.data = total.to(base.weight.dtype)
+        setattr(network.get_submodule(parent), last, base)
+
+    if layers:
+        network._hf_peft_config_loaded = False  # type: ignore[assignment]
 
 
 def merge_lora(pipe: Any, source: str | Path) -> None:

@@ -232,6 +232,11 @@ def plain_name(name: str) -> str:
     return name.replace("_orig_mod.", "").replace(".base_layer", "")
 
 
+def text_name(name: str) -> str:
+    """Return the name of a text encoder's tensor that every version of transformers reads."""
+    return re.sub(r"^(text_encoder(_2)?)\.(?!text_)", r"\1.text_model.", name)
+
+
 def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return a file's tensors, and the texts in its header."""
     from safetensors import safe_open
@@ -363,11 +368,7 @@ def _from_kohya(pipe: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ValueError: diffusers drops one of them, or has other names for this kind of model.
     """
     if not hasattr(pipe, "unet"):
-        raise ValueError(
-            "it has kohya's names, which are read here for models with a UNet only: merge it into "
-            "a copy of the model by diffusers (pipe.load_lora_weights, pipe.fuse_lora, "
-            "pipe.unload_lora_weights, pipe.save_pretrained)"
-        )
+        return _flow_from_kohya(pipe, tensors)
 
     converted, _ = pipe.lora_state_dict(dict(tensors), unet_config=pipe.unet.config)
     used = {id(value) for value in converted.values()}
@@ -377,6 +378,32 @@ def _from_kohya(pipe: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise ValueError(f"its tensor {name} is used by nobody")
 
     return dict(converted)
+
+
+def _flow_from_kohya(pipe: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a flow model's tensors by kohya's names under diffusers' names.
+
+    Layer by layer, because diffusers drops those that it does not know without an error.
+    """
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        layers.setdefault(name.partition(".")[0], {})[name] = value
+
+    result: dict[str, Tensor] = {}
+    for layer, own in layers.items():
+        try:
+            converted = pipe.lora_state_dict(dict(own))
+        except Exception:  # what it does not know makes the library raise anything
+            converted = {}
+        known = {name: v for name, v in converted.items() if not name.startswith(KOHYA)}
+        if not known:
+            raise ValueError(
+                f"diffusers knows no layer {layer} of a {type(pipe).__name__}: merge the LoRA into "
+                "a copy of the model with the program that made it"
+            )
+        result |= known
+
+    return result
 
 
 def _check_loadable(pipe: Any, tensors: Mapping[str, Tensor], trained: str) -> None:

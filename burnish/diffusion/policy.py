@@ -16,15 +16,21 @@ from torch import Tensor
 
 from burnish.diffusion import lora
 from burnish.diffusion.control import CONTROL_KEYS, control_images
-from burnish.diffusion.families import family_of
+from burnish.diffusion.families import family_of, skip_layers
 from burnish.diffusion.family import (
     CONTROLNET,
     LARGE_IMAGE,
     SMALL_IMAGES_AT_ONCE,
     Family,
     networks,
+    sides_of,
 )
-from burnish.diffusion.loading import attach_controlnet, choose_device, load_pipeline
+from burnish.diffusion.loading import (
+    attach_controlnet,
+    attach_vae,
+    choose_device,
+    load_pipeline,
+)
 from burnish.diffusion.prompt_encoder import PromptEncoder
 from burnish.diffusion.schedule import Flow, Schedule, read_schedule
 from burnish.diffusion.weights import (
@@ -119,13 +125,16 @@ class Policy(TrainableWeights):
         reference: bool = False,
         controlnet: str = "",
         trainable_parts: str = "",
-        size: int = 0,
+        size: int | Sequence[int] = 0,
+        config: str = "",
+        vae: str = "",
+        clip_skip: int = 0,
     ) -> Policy:
         """Return a policy of `zoo:NAME`, a folder, a hub id, or a diffusers pipeline in memory.
 
         Args:
-            model: what to load. A pipeline is taken over: moved, cast, frozen and given the adapter
-                as it is.
+            model: what to load, also a checkpoint in a single file. A pipeline is taken over:
+                moved, cast, frozen and given the adapter as it is.
             train: "lora", "full" or "none" (evaluation only).
             rank: of a new LoRA adapter.
             alpha: its scale times its rank.
@@ -146,7 +155,11 @@ class Policy(TrainableWeights):
                 needs none.
             controlnet: `zoo:NAME`, a folder or a hub id of a ControlNet that the images follow.
             trainable_parts: "controlnet", "both", or "" for the model's own network.
-            size: of the images' sides in pixels; 0 as the model was made for.
+            size: of the images' sides in pixels, or their width and height; 0 as the model was made
+                for.
+            config: of a model in a single file: the model whose configuration it has.
+            vae: a folder or a hub id of another autoencoder.
+            clip_skip: layers of the text encoder that are left out, as diffusers counts them.
 
         Raises:
             FileNotFoundError: there is no such model, or it or the adapter misses a part, which is
@@ -168,29 +181,26 @@ class Policy(TrainableWeights):
             device=choose_device(device),
             revision=revision,
             variant=variant,
+            config=config,
         )
         family = family_of(type(pipe).__name__)
+        if vae:
+            attach_vae(pipe, vae, frozen_dtype, variant)
         _check_float16(pipe, family, dtype)
 
         if size:
-            family.resize(pipe, size)
+            family.resize(pipe, sides_of(size))
 
         if scheduler == "lcm":
-            from diffusers import LCMScheduler
-
-            if isinstance(read_schedule(pipe.scheduler), Flow):
-                raise ValueError(
-                    f'model.scheduler = "lcm" makes a consistency model of a diffusion model, and '
-                    f"{model} is a flow; leave it out"
-                )
-            pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
-
+            _make_consistent(pipe, model)
         if fused_lora is not None:
             lora.merge_lora(pipe, fused_lora)
+        if clip_skip:
+            skip_layers(pipe, clip_skip)
 
         if controlnet:
             control_dtype = trained_dtype if trainable_parts else frozen_dtype
-            pipe = attach_controlnet(pipe, controlnet, control_dtype)
+            pipe = attach_controlnet(pipe, controlnet, control_dtype, variant)
             family = family_of(type(pipe).__name__)
 
         trainable = trainable_networks(pipe, family, trainable_parts)
@@ -224,8 +234,11 @@ class Policy(TrainableWeights):
         if not self.prompt_encoder.freed:  # then no layer of a text encoder has changed
             self.prompt_encoder.clear()
 
-    def resize(self, size: int) -> None:
-        """Make the sides of the images `size` pixels from now on.
+    def resize(self, size: int | Sequence[int]) -> None:
+        """Give the images another size from now on.
+
+        Args:
+            size: of the sides in pixels, or width and height.
 
         Raises:
             ValueError: the model has no images of that size, or its text encoders are freed.
@@ -233,7 +246,7 @@ class Policy(TrainableWeights):
         if self.prompt_encoder.freed:
             raise ValueError("prompts were encoded for images of one size: resize before")
 
-        self._family.resize(self.pipe, size)
+        self._family.resize(self.pipe, sides_of(size))
         self.latent_shape = self._family.latent_shape(self.pipe)
         # the size of an image may be a part of what is remembered of a prompt
         self.prompt_encoder.clear()
@@ -356,6 +369,22 @@ def decoded_at_once(policy: Policy) -> int:
     pixels = height * width * policy.latent_pixel**2
     at_once = 1 if pixels > LARGE_IMAGE else SMALL_IMAGES_AT_ONCE
     return policy._decode_at_once or at_once
+
+
+def _make_consistent(pipe: Any, model: object) -> None:
+    """Let a diffusion model be sampled as a consistency model.
+
+    Raises:
+        ValueError: it is a flow.
+    """
+    from diffusers import LCMScheduler
+
+    if isinstance(read_schedule(pipe.scheduler), Flow):
+        raise ValueError(
+            f'model.scheduler = "lcm" makes a consistency model of a diffusion model, and '
+            f"{model} is a flow; leave it out"
+        )
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
 
 
 def _check_weight(cond: Cond, takes_weight: bool) -> None:

@@ -16,11 +16,12 @@ from burnish.diffusion.family import (
     LARGE_IMAGE,
     SMALL_IMAGES_AT_ONCE,
     Family,
+    Sides,
     check_size,
     decode_vae,
     repeated_for_texts,
 )
-from burnish.diffusion.flow_parts import latent_side, set_latent_side
+from burnish.diffusion.flow_parts import latent_sides, set_latent_sides
 from burnish.types import Cond
 
 TEXT_TOKENS = 300
@@ -80,14 +81,12 @@ def _embed(pipe: Any, images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _latent_shape(pipe: Any) -> tuple[int, ...]:
     config = pipe.transformer.config
-    side = latent_side(pipe) or config.sample_size
-    return (config.in_channels, side, side)
+    return (config.in_channels, *latent_sides(pipe, config.sample_size))
 
 
-def _resize(pipe: Any, size: int) -> None:
-    unit = pipe.vae_scale_factor * pipe.transformer.config.patch_size
-    check_size(size, unit)
-    set_latent_side(pipe, size // pipe.vae_scale_factor)
+def _resize(pipe: Any, sides: Sides) -> None:
+    check_size(sides, pipe.vae_scale_factor * pipe.transformer.config.patch_size)
+    set_latent_sides(pipe, sides, pipe.vae_scale_factor)
 
 
 SANA = Family(

@@ -9,8 +9,20 @@ from typing import Any
 
 from torch import Tensor
 
-from burnish.diffusion.family import Family, check_size, decode_vae, embed_vae, repeated_for_texts
-from burnish.diffusion.flow_parts import check_parts, latent_sides, shift_by_length
+from burnish.diffusion.family import (
+    Family,
+    Sides,
+    check_size,
+    decode_vae,
+    embed_vae,
+    repeated_for_texts,
+)
+from burnish.diffusion.flow_parts import (
+    check_parts,
+    latent_sides,
+    set_latent_sides,
+    shift_by_length,
+)
 from burnish.diffusion.schedule import Grid, flow_grid
 from burnish.types import Cond
 
@@ -56,20 +68,20 @@ def _call(pipe: Any, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
 
 def _grid(pipe: Any) -> Grid:
     def mu(steps: int) -> float:
-        height, width = latent_sides(pipe)
+        _, height, width = _latent_shape(pipe)
         return shift_by_length(pipe, height * width // pipe.patch_size**2)
 
     return flow_grid(pipe.scheduler, mu=mu)
 
 
 def _latent_shape(pipe: Any) -> tuple[int, ...]:
-    return (pipe.transformer.config.in_channels, *latent_sides(pipe))
+    return (pipe.transformer.config.in_channels, *latent_sides(pipe, pipe.default_sample_size))
 
 
-def _resize(pipe: Any, size: int) -> None:
+def _resize(pipe: Any, sides: Sides) -> None:
     unit = pipe.patch_size * pipe.vae_scale_factor
-    check_size(size, unit, largest=unit * pipe.transformer.config.pos_embed_max_size)
-    pipe.default_sample_size = size // pipe.vae_scale_factor
+    check_size(sides, unit, largest=unit * pipe.transformer.config.pos_embed_max_size)
+    set_latent_sides(pipe, sides, pipe.vae_scale_factor)
 
 
 SD3 = Family(

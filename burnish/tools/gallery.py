@@ -122,10 +122,16 @@ def _open_run(
 
     sampler = load_sampler(config)
     if guidance >= 0:
-        kind = EmbeddedGuidance if policy.takes_weight else CFG
-        sampler = replace(sampler, guidance=kind(guidance))
+        sampler = replace(sampler, guidance=_with_weight(sampler.guidance, policy, guidance))
 
     return policy, replace(sampler, steps=steps or sampler.steps)
+
+
+def _with_weight(guidance: Guidance, policy: Policy, weight: float) -> Guidance:
+    """Return a run's guidance with another weight; of another kind, the one that is usual."""
+    if policy.takes_weight:
+        return EmbeddedGuidance(weight)
+    return replace(guidance, weight=weight) if isinstance(guidance, CFG) else CFG(weight)
 
 
 def _open_model(
@@ -164,6 +170,8 @@ def centred(guidance: Guidance, fraction: float) -> Guidance:
     Raises:
         ValueError: the guidance is of another kind.
     """
+    if isinstance(guidance, CFG) and guidance.rescale:
+        raise ValueError("--original goes with a guidance without rescale; leave one of them out")
     if isinstance(guidance, CFG):
         return DualGuidance(
             fraction * guidance.weight, (1 - fraction) * guidance.weight, guidance.negative

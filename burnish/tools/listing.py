@@ -51,6 +51,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
     "csv": {"path": "prompts.csv"},
     "jsonl": {"path": "prompts.jsonl"},
     "pairs": {"path": "pairs.jsonl"},
+    "dataset": {"id": "OWNER/NAME"},
     "taste": {"head": "taste.safetensors"},
     "list": {"texts": ["a cat", "a dog on the moon"]},
     "qr": {"texts": ["a cat", "a dog"], "random": 100},

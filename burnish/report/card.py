@@ -1,0 +1,252 @@
+"""The model card (README.md) of weights that leave a run: what they are, and how they are loaded.
+
+It begins with the lines that the hub sorts models by. Paths of this machine are left out: of a
+folder only its name is shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from burnish.files import dumps
+from burnish.redaction import redact
+from burnish.report.results import evaluation_lines
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+GRID = "before-after.png"
+
+OUTSIDE = re.compile(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]")
+"""The beginning of a path that is absolute, or that leads out of the current folder."""
+
+EXAMPLES = 8
+"""Prompts that a card shows."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights beside a card.
+
+    Attributes:
+        name: of the folder, or of the model.
+        target: "diffusers", "kohya", "comfyui" or "merged".
+        base: the model that they were made from, as the run names it.
+        pipeline: the class of diffusers' pipeline.
+        licence: as the hub names it; "" if it is not known.
+        file: of the LoRA in the folder; "" for whole networks.
+        lora: True if they are to be added to the base model.
+        fused: a LoRA that the base model had in it, such as an LCM-LoRA; "" for none.
+    """
+
+    name: str
+    target: str
+    base: str
+    pipeline: str
+    licence: str = ""
+    file: str = ""
+    lora: bool = True
+    fused: str = ""
+
+
+@dataclass(frozen=True)
+class Training:
+    """The run, as far as its card shows it.
+
+    Attributes:
+        config: of the run, as tables.
+        iteration: after which the weights are.
+        evaluation: evaluation.json.
+        prompts: some of those that were trained on.
+        grid: the iteration after which the right half of `GRID` was drawn, if that lies beside the
+            card; 0: it does not.
+    """
+
+    config: Mapping[str, Any]
+    iteration: int | None
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    prompts: Sequence[str] = ()
+    grid: int = 0
+
+
+def model_card(weights: Weights, training: Training) -> str:
+    """Return the card of what a run has learned, without anything secret."""
+    config = without_paths(training.config)
+    done = f" for {training.iteration} iterations" if training.iteration is not None else ""
+    parts = [
+        _header(weights),
+        f"# {weights.name}",
+        f"{shown_model(weights.base)}, fine-tuned{done} with Burnish by reinforcement learning: "
+        "images were sampled and scored, and the weights moved towards what scored better.",
+    ]
+    if training.grid:
+        parts.append(
+            f"![Images before and after training]({GRID})\n\n"
+            "The same prompts from the same noise: before training on the left, after "
+            f"{training.grid} iterations on the right."
+        )
+
+    parts += ["## How it is loaded", loading(weights), "## What was rewarded", *_rewards(config)]
+    if lines := "\n".join(evaluation_lines(training.evaluation)):
+        parts += ["## What came of it", _fenced(lines)]
+    parts += ["## How it was trained", *_settings(config)]
+    if training.prompts:
+        listed = "\n".join(training.prompts[:EXAMPLES])
+        parts += ["Some of the prompts:", _fenced(listed)]
+
+    return redact("\n\n".join([*parts, "## Licence", _licence(weights)])) + "\n"
+
+
+def merge_card(weights: Weights, sources: Sequence[tuple[str, float]]) -> str:
+    """Return the card of several adapters in one.
+
+    Args:
+        weights: what is written.
+        sources: the adapters' names and weights.
+    """
+    rows = "\n".join(f"| {shown_model(name)} | {weight:g} |" for name, weight in sources)
+    parts = [
+        _header(weights),
+        f"# {weights.name}",
+        f"Several adapters of {shown_model(weights.base)} in one, put together with Burnish: "
+        "each layer changes by the weighted sum of what they change.",
+        f"| adapter | weight |\n|---|---|\n{rows}",
+        "## How it is loaded",
+        loading(weights),
+        "## Licence",
+        _licence(weights),
+    ]
+    return redact("\n\n".join(parts)) + "\n"
+
+
+def shown_model(name: str) -> str:
+    """Return a model's name without the path of this machine: a hub id, or the last part."""
+    return name if HUB_ID.fullmatch(name) else Path(name).name or name
+
+
+def loading(weights: Weights) -> str:
+    """Return how the weights are loaded, as Markdown."""
+    base = shown_model(weights.base)
+    if weights.target in ("kohya", "comfyui"):
+        also = " Other programs that read kohya's LoRA files take it too."
+        return (
+            f"Put `{weights.file}` into ComfyUI's `models/loras`, and load it with strength 1 on "
+            f"{base}{_fused(weights)}.{also if weights.target == 'kohya' else ''} Its strength is "
+            "in its matrices: alpha is the rank."
+        )
+    if not weights.lora:
+        return (
+            f"```python\npipe = diffusers.{weights.pipeline}.from_pretrained(FOLDER)\n```"
+            if weights.target == "merged"
+            else f"The folder has a whole network of {base}, for its class's `from_pretrained`."
+        )
+
+    note = f"\n\nThe base model is {base}{_fused(weights)}." if weights.fused else ""
+    place = f'burnish.zoo.path("{base}")' if base.startswith("zoo:") else f'"{base}"'
+    return (
+        f"```python\npipe = diffusers.{weights.pipeline}.from_pretrained({place})\n"
+        f'pipe.load_lora_weights(FOLDER, weight_name="{weights.file}")\n```{note}'
+    )
+
+
+def _fused(weights: Weights) -> str:
+    return f" with {shown_model(weights.fused)} merged into it" if weights.fused else ""
+
+
+def _header(weights: Weights) -> str:
+    """Return the lines that the hub sorts models by."""
+    tags = ["burnish", "reinforcement-learning", "text-to-image", *["lora"] * weights.lora]
+    lines = {"library_name": "diffusers", "pipeline_tag": "text-to-image", "tags": tags}
+    if HUB_ID.fullmatch(weights.base):
+        relation = "adapter" if weights.lora else "finetune"
+        lines |= {"base_model": weights.base, "base_model_relation": relation}
+    if weights.licence:
+        lines["license"] = weights.licence
+
+    # each value in JSON, which YAML is made to read
+    return "\n".join(["---", *(f"{key}: {dumps(value)}" for key, value in lines.items()), "---"])
+
+
+def _rewards(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a table of the rewards with their arguments."""
+    rows = ["| reward | weight | arguments |", "|---|---|---|"]
+    for table in config["rewards"]:
+        arguments = {
+            key: value for key, value in table.items() if key not in ("use", "weight", "name")
+        }
+        name = _cell(table.get("name") or table["use"])
+        rows.append(f"| {name} | {table.get('weight', 1.0):g} | {_cell(_listed(arguments))} |")
+
+    yield "\n".join(rows)
+
+
+def _settings(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the settings that decide what was learned."""
+    model, batch, sampler = config["model"], config["batch"], config["sampler"]
+    changed = {key: model[key] for key in ("size", "vae", "clip_skip", "scheduler") if model[key]}
+    rows = {
+        **({"the model's own settings": _listed(changed)} if changed else {}),
+        "objective": _listed(config["objective"]),
+        "advantage": _listed(config["advantage"]),
+        "sampler": f"{_listed(sampler['kernel'])}, {sampler['steps']} steps, "
+        f"guidance {_listed(sampler['guidance'])}",
+        "images an iteration": f"{batch['prompts']} prompts x {batch['images_per_prompt']}",
+        "prompts": _listed(config["prompts"]),
+        "weights that learned": f"LoRA of rank {model['rank']}, alpha {model['alpha']:g}, on "
+        f"{', '.join(model['targets'])}"
+        if model["train"] == "lora"
+        else "all",
+        "learning rate": f"{config['optimizer']['lr']:g}",
+        "seed": str(config["seed"]),
+        "precision of the rest": model["dtype"],
+    }
+    yield "\n".join(
+        ["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in rows.items())]
+    )
+
+
+def _listed(table: Mapping[str, Any]) -> str:
+    """Return a table of the configuration in one line."""
+    rest = {key: value for key, value in table.items() if key != "use"}
+    listed = ", ".join(f"{key} = {dumps(value)}" for key, value in rest.items())
+    name = str(table.get("use", ""))
+    return " ".join(filter(None, (name, f"({listed})" if listed and name else listed)))
+
+
+def without_paths(value: Any) -> Any:
+    """Return a value of a configuration in which of a path outside of this folder the end is left.
+
+    What is relative, such as `rewards.py:redness` or a hub id, stays.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_paths(item) for item in value]
+    if isinstance(value, str) and OUTSIDE.match(value):
+        return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+
+    return value
+
+
+def _cell(text: str) -> str:
+    """Return a text for a cell of a table."""
+    short = text if len(text) <= 400 else f"{text[:400]} ..."
+    return short.replace("|", "\\|").replace("\n", " ")
+
+
+def _fenced(text: str) -> str:
+    """Return a text as it stands, whatever marks are in it."""
+    longest = max((len(marks) for marks in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text}\n{fence}"
+
+
+def _licence(weights: Weights) -> str:
+    base = shown_model(weights.base)
+    named = f"`{weights.licence}`. " if weights.licence else ""
+    return (
+        f"{named}What is made from {base} is usually bound by the licence of {base}, and by those "
+        "of the reward models where they say so."
+    )
