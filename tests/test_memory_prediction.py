@@ -209,7 +209,7 @@ def test_bytes_are_those_that_live_by_what_they_are_for() -> None:
 def test_what_is_remembered_of_an_operation_is_no_view() -> None:
     with Allocations() as memory:
         x = torch.empty(256, 4, device=META)
-        views = [x.reshape(4, 256), x.contiguous(), x.float(), x.view(-1)]
+        views = [x.view(-1), x.view(-1), x.t(), x.t(), x.contiguous(), x.float()]
         assert memory.live.total() == 4096
         views += [x.t().contiguous(), x.t().contiguous()]
         assert memory.live.total() == 3 * 4096
