@@ -21,6 +21,7 @@ from typing import Any
 from benchmarks import gpu_models, gpu_worker
 from benchmarks.gpu_worker import CASES, GIB, Task
 from benchmarks.workers import ROOT
+from burnish.diffusion import shapes
 from burnish.files import write
 
 CAPS = (24, 16, 12, 8)
@@ -181,7 +182,7 @@ def preload(options: argparse.Namespace) -> None:
     for name in options.models:
         shape = gpu_models.shape_of(name)
         for kind in (f"diffusers.{shape.pipeline}", *(p.kind for p in shape.parts.values())):
-            gpu_models.class_of(kind)
+            shapes.class_of(kind)
 
 
 def versions() -> dict[str, str]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks import gpu_models
 from burnish import config as configuration
 from burnish.config import Config
+from burnish.diffusion import shapes
 from burnish.diffusion.policy import DTYPES, Policy
 from burnish.errors import first_line
 from burnish.files import write
@@ -181,7 +182,7 @@ def build(task: Task, values: Answer) -> None:
     gpu_models.build(shape, task.folder, task.device, dtype)
     values.add(
         seconds_build=time.perf_counter() - started,
-        parameters=gpu_models.parameters(shape),
+        parameters=shapes.parameters(shape),
     )
 
 

@@ -19,6 +19,7 @@ from burnish.terminal import adapt_streams, say
 from burnish.zoo import MICRO_QR_CONTROLNET, MICRO_QR_GENERATOR, QR_CONTROLNET, QR_GENERATOR
 
 if TYPE_CHECKING:
+    from burnish.config import Config
     from burnish.diffusion.policy import Policy
     from burnish.diffusion.sampler import Sampler
     from burnish.qr.layout import Layout
@@ -580,17 +581,37 @@ def studio(
 
 
 @app.command()
-def check(recipe: Recipe, change: Changes = None, trust: Trusted = False) -> None:
+def check(
+    recipe: Recipe,
+    change: Changes = None,
+    memory: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="GB",
+            help=(
+                "Only predict the memory on a GPU, with cheaper settings, and name the first that "
+                "fits a card of so many GB. Needs no GPU and no weights."
+            ),
+        ),
+    ] = 0,
+    trust: Trusted = False,
+) -> None:
     """Check a recipe before a long run: the ratio, the reward's spread, memory and time.
 
     burnish check sd15-clip
     burnish check my.toml --set batch.train_batch=4
+    burnish check sdxl-compressibility --memory 24
     """
     quiet()
     from burnish.config import load
     from burnish.tools.preflight import preflight
 
     config = load(recipe, change or [], trust=trust or consent())
+    if memory:
+        check_memory(config, memory)
+        return
+
     with watching():
         findings = preflight(config)
 
@@ -599,6 +620,25 @@ def check(recipe: Recipe, change: Changes = None, trust: Trusted = False) -> Non
         say(f"{finding.level:<7} {finding.text}{remedy}")
 
     if any(finding.level == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+def check_memory(config: Config, card: float) -> None:
+    """Print the predicted memory as a table; exit code 1 if nothing fits a card of so many GB."""
+    from burnish.tools import memory_table
+
+    table: list[memory_table.Row] = []
+    for row in memory_table.rows(config):
+        if not table:
+            say(memory_table.heading())
+        say(memory_table.line(row))
+        table.append(row)
+
+    say(memory_table.verdict(table, card))
+    for note in memory_table.notes(config):
+        say(note)
+
+    if memory_table.first_fitting(table, card) is None:
         raise typer.Exit(1)
 
 

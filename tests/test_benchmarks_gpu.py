@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import gpu, gpu_models, gpu_worker
 from benchmarks.gpu_worker import Answer, NetworkCalls, Task
+from burnish.diffusion import shapes
 
 PUBLISHED = {
     "sd15": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
@@ -34,9 +35,9 @@ class InProcess(gpu.Processes):
         return values._values
 
 
-@pytest.mark.parametrize("name", gpu_models.SHAPES)
+@pytest.mark.parametrize("name", shapes.SHAPES)
 def test_a_model_has_its_published_size(name: str) -> None:
-    counted = gpu_models.parameters(gpu_models.shape_of(name))
+    counted = shapes.parameters(gpu_models.shape_of(name))
 
     for part, size in PUBLISHED[name].items():
         exact = isinstance(size, int)
@@ -44,7 +45,7 @@ def test_a_model_has_its_published_size(name: str) -> None:
 
 
 def test_every_model_has_a_tiny_one_and_a_recipe() -> None:
-    assert list(gpu_models.SHAPES) == list(gpu_models.TINY) == list(gpu_worker.CASES)
+    assert list(shapes.SHAPES) == list(gpu_models.TINY) == list(gpu_worker.CASES)
 
 
 def test_a_tiny_model_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def load_pipeline(
     # downloads show their progress
     folder = source if isinstance(source, Path) else _download(source, revision, variant)
 
-    with _without_progress_bars():
+    with without_progress_bars():
         index = read_index(folder)
         family = family_of(index.get("_class_name", "(unnamed)"))
         _check_parts(folder, index)
@@ -185,7 +185,7 @@ def _load_checkpoint(
     family = family_of(name)
     largest = torch.promote_types(dtype, network_dtype)
 
-    with _without_progress_bars():
+    with without_progress_bars():
         kind = getattr(diffusers, name)
         pipe = load_single_file(kind, file, folder, largest, _settings(index))
 
@@ -235,7 +235,7 @@ def _load_network(
     folder, variant = find_network(source, key, variant)
 
     try:
-        with _without_progress_bars():
+        with without_progress_bars():
             return pretrained.load(
                 kind, folder, part=part, dtype=dtype, use_safetensors=True, variant=variant
             )
@@ -446,7 +446,7 @@ def _check_parts(folder: Path, index: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """Show no progress bars while files are read: they would tear the command line's own."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

@@ -317,7 +317,9 @@ class Policy(TrainableWeights):
         # without the prompt, not without control
         null |= {name: cond[name] for name in CONTROL_KEYS if name in cond}
 
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        # of a device without memory the CPU's autocast stands for its own (`allocations`)
+        kind = "cpu" if self.device.type == "meta" else self.device.type
+        with torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32):
             out = guidance(raw, x, t.to(self.device, non_blocking=True), cond, null)
 
         if self._family.after_guidance is not None and out is not outputs[-1]:

@@ -6,7 +6,7 @@ with them, with the adapter merged, or as it was before training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -263,11 +263,19 @@ def read_adapters(
     return text_layers
 
 
-def enable_gradient_checkpointing(pipe: Any, family: Family) -> None:
-    """Recompute inner states in the backward pass of the network and of a ControlNet."""
-    family.network_of(pipe).enable_gradient_checkpointing()
+def enable_gradient_checkpointing(
+    pipe: Any, family: Family, checkpoint: Callable[..., Any] | None = None
+) -> None:
+    """Recompute inner states in the backward pass of the network and of a ControlNet.
+
+    Args:
+        pipe: the diffusers pipeline.
+        family: its family.
+        checkpoint: (module, *inputs) -> the module's output; None: torch's.
+    """
+    family.network_of(pipe).enable_gradient_checkpointing(checkpoint)
     if hasattr(pipe, CONTROLNET):
-        getattr(pipe, CONTROLNET).enable_gradient_checkpointing()
+        getattr(pipe, CONTROLNET).enable_gradient_checkpointing(checkpoint)
 
 
 def copy_weights(trainable: Mapping[str, nn.Module]) -> list[Tensor]:

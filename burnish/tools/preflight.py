@@ -265,7 +265,10 @@ def preflight(config: Config) -> list[Finding]:
     try:
         return [*check_prompts(config, job.parts), *Rehearsal(job).findings()]
     except torch.OutOfMemoryError:
-        remedy = "lower batch.sample_batch or batch.train_batch, or use model.dtype float16"
+        remedy = (
+            "lower batch.sample_batch or batch.train_batch, or use model.dtype float16; burnish "
+            "check with --memory GB names settings that fit"
+        )
         return [Finding("error", "out of memory", remedy)]
 
 

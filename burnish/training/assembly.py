@@ -452,7 +452,12 @@ def load_curriculum(config: Config, overrides: Overrides) -> Curriculum:
 
 
 def load_policy(
-    config: Config, device: str = "", adapter: str = "", *, reference: bool = False
+    config: Config,
+    device: str | torch.device = "",
+    adapter: str = "",
+    *,
+    reference: bool = False,
+    pipe: Any = None,
 ) -> Policy:
     """Return the model with its trainable weights.
 
@@ -461,10 +466,11 @@ def load_policy(
         device: in place of the configuration's; "" keeps that.
         adapter: in place of the configuration's; "" keeps that.
         reference: keep the weights before training beside those that are trained in full.
+        pipe: a diffusers pipeline in place of the configuration's.
     """
     model = config.model
     policy = Policy.load(
-        model.id,
+        pipe or model.id,
         train=model.train,
         rank=model.rank,
         alpha=model.alpha,

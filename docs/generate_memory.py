@@ -1,0 +1,105 @@
+"""Write the tables of memory.md: what recipes take on a GPU, as `burnish check --memory` predicts.
+
+    python docs/generate_memory.py
+
+Takes some minutes on one core, and needs no GPU, no weights and no network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.gpu_worker import CASES, ITERATION_ONLY
+from burnish import config as configuration
+from burnish.diffusion import shapes
+from burnish.files import write
+from burnish.tools.memory import GIB, predict
+from burnish.tools.memory_table import COLUMNS, Row, first_fitting, rows
+
+DOCS = Path(__file__).parent
+PAGE = DOCS / "memory.md"
+RECIPES = (
+    "sd15-pickscore",
+    "sdxl-compressibility",
+    "sd35-pickscore-ram",
+    "klein-pickscore-ram",
+    "zimage-pickscore-ram",
+)
+CARDS = (8, 12, 16, 24)
+MEASURED = {"sd15": "allocated_gib", "sd35": "allocated_gib", "klein": "start_allocated_gib"}
+"""The keys of benchmarks/gpu.json with what was measured of an iteration, or from loading on."""
+
+
+def recipes() -> Iterator[str]:
+    """Yield the lines about recipes: each as it is and with cheaper settings, and what fits."""
+    yield f"| | {' | '.join(COLUMNS.values())} | in all | a card | most in |"
+    yield "|---" * (len(COLUMNS) + 4) + "|"
+    fitting = []
+
+    for name in RECIPES:
+        table = []
+        for row in rows(configuration.load(name, [])):
+            table.append(row)
+            label = f"`{name}`" if not row.settings else f"&emsp;+ `{row.settings[-1].text}`"
+            print(name, row.name, f"{row.prediction.needed:.1f}", flush=True)
+            yield cells(label, row)
+        fitting.append(f"| `{name}` | {' | '.join(fits(table, card) for card in CARDS)} |")
+
+    yield ""
+    yield f"| | {' | '.join(f'{card} GB' for card in CARDS)} |"
+    yield "|---" * (len(CARDS) + 1) + "|"
+    yield from fitting
+
+
+def cells(label: str, row: Row) -> str:
+    """Return a line of the table."""
+    found = row.prediction
+    taken = [found.phases[found.phase][name] / GIB for name in COLUMNS]
+    numbers = [f"{value:.1f}" for value in (*taken, found.peak / GIB, found.needed)]
+    return f"| {label} | {' | '.join(numbers)} | {found.phase} |"
+
+
+def fits(table: list[Row], card: float) -> str:
+    """Return the settings with which a card has memory enough."""
+    row = first_fitting(table, card)
+    if row is None:
+        return "no"
+    return ", ".join(f"`{setting.text}`" for setting in row.settings) or "as it is"
+
+
+def measured() -> Iterator[str]:
+    """Yield the lines that compare predictions with what was measured on a GPU."""
+    result = json.loads((DOCS.parent / "benchmarks/gpu.json").read_text())
+    yield f"| {result['device']} | predicted, GiB | measured, GiB | off by |"
+    yield "|---|---|---|---|"
+
+    for name, key in MEASURED.items():
+        case = CASES[name]
+        shapes.KNOWN[f"random-weights/{name}"] = shapes.SHAPES[name]
+        place = f"model.id=random-weights/{name}"
+        config = configuration.load(case.recipe, [*ITERATION_ONLY, *case.changes, place])
+        phases = {phase: sum(taken.values()) for phase, taken in predict(config).phases.items()}
+        if key == "allocated_gib":
+            del phases["encoding"]
+        guess = max(phases.values()) / GIB
+        found = result["models"][name][key]
+        print(name, guess, found, flush=True)
+        what = "an iteration" if key == "allocated_gib" else "from loading on"
+        yield f"| {name}, {what} | {guess:.2f} | {found:.2f} | {guess / found - 1:+.1%} |"
+
+
+def main() -> None:
+    """Write the page's tables anew."""
+    text = PAGE.read_text()
+    for mark, lines in (("measured", measured()), ("recipes", recipes())):
+        start, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->\n"
+        before, _, rest = text.partition(start)
+        _, _, after = rest.partition(end)
+        text = before + start + "\n".join(["", *lines, "", ""]) + end + after
+        write(PAGE, text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,336 @@
+"""Memory predicted without weights, against what torch's allocator gives real tensors."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from burnish import cli
+from burnish import config as configuration
+from burnish.config import Config
+from burnish.diffusion import allocations, cpu, lora, shapes, weights
+from burnish.diffusion.allocations import META, Allocations, GPUArithmetic
+from burnish.diffusion.policy import Policy
+from burnish.runs import Run
+from burnish.tools import memory, memory_table
+from burnish.tools.memory import GIB, LEARNED, WORK, Prediction, predict
+from burnish.tools.preflight import Rehearsal, chunk_prompts
+from burnish.training.assembly import Overrides
+from burnish.training.batch import RolloutBatch
+from burnish.training.iteration_sampler import iteration_sampler
+from burnish.training.job import prepare
+from burnish.types import Scores
+from burnish.world import World
+
+TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "projection_dim": 32}
+QWEN = {
+    **TEXT,
+    "vocab_size": 300,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+VAE = {
+    "block_out_channels": (16, 16, 32, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "sample_size": 256,
+}
+REDUCED: dict[str, dict[str, dict[str, Any]]] = {
+    "sd15": {
+        "unet": {
+            "sample_size": 32,
+            "block_out_channels": (32, 64, 128, 128),
+            "layers_per_block": 1,
+            "attention_head_dim": 4,
+            "cross_attention_dim": 32,
+        },
+        "vae": VAE,
+        "text_encoder": {**TEXT, "num_attention_heads": 2},
+    },
+    "sd35": {
+        "transformer": {
+            "sample_size": 32,
+            "num_layers": 3,
+            "attention_head_dim": 32,
+            "num_attention_heads": 4,
+            "joint_attention_dim": 64,
+            "caption_projection_dim": 128,
+            "pooled_projection_dim": 64,
+            "pos_embed_max_size": 32,
+            "dual_attention_layers": (0, 1),
+        },
+        "vae": VAE,
+        "text_encoder": {**TEXT, "num_attention_heads": 2},
+        "text_encoder_2": {**TEXT, "num_attention_heads": 2},
+    },
+    "zimage": {
+        "transformer": {
+            "dim": 128,
+            "n_layers": 3,
+            "n_refiner_layers": 1,
+            "n_heads": 4,
+            "n_kv_heads": 4,
+            "cap_feat_dim": 32,
+            "axes_dims": [8, 12, 12],
+        },
+        "vae": VAE,
+        "text_encoder": QWEN,
+    },
+}
+"""Widths of the real architectures that two cores compute in a moment."""
+
+
+def reduced(name: str) -> shapes.Shape:
+    return shapes.SHAPES[name].changed(REDUCED[name])
+
+
+def recipe(model: str, *changes: str) -> Config:
+    of_model = {"sd15": "sd15-compressibility", "sd35": "sd35-pickscore-ram"}
+    return configuration.load(
+        of_model.get(model, "zimage-pickscore-ram"),
+        [
+            f"model.id=reduced/{model}",
+            "model.size=256",
+            "model.dtype=float32",
+            "model.device=cpu",
+            "rewards=[{use='compressibility'}]",
+            "batch.prompts=2",
+            "batch.images_per_prompt=2",
+            "batch.transitions=2",
+            "batch.minibatches=1",
+            "sampler.steps=3",
+            "evaluation.images_per_prompt=0",
+            "evaluation.unseen={}",
+            "run.sample_every=0",
+            *changes,
+        ],
+    )
+
+
+def allocated(work: Callable[[], Any]) -> int:
+    """Return the bytes that torch's allocator gave at most at one time, above those before."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        work()
+    events = profile.profiler.kineto_results.events()
+    total = most = 0
+    for event in events:
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            most = max(most, total)
+    return most
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", REDUCED)
+def test_the_memory_of_training_is_that_of_real_tensors(
+    name: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = reduced(name)
+    monkeypatch.setitem(shapes.KNOWN, f"reduced/{name}", shape)
+    config = recipe(
+        name, "batch.train_batch=4", f"model.gradient_checkpointing={str(checkpointing).lower()}"
+    )
+    predicted = predict(config).phases["training"]
+
+    # the kernels that a GPU has
+    monkeypatch.setattr(weights, "optimize_for_cpu", lambda *_: None)
+    monkeypatch.setattr(cpu, "LINEAR_BY_ONEDNN", False)
+    pipe = shape.pipe({part: made.make() for part, made in shape.parts.items()})
+    model = config.model
+    policy = Policy.load(
+        pipe,
+        rank=model.rank,
+        targets=tuple(model.targets),
+        device="cpu",
+        gradient_checkpointing=checkpointing,
+        size=model.size,
+    )
+    job = prepare(config, Run(Path("memory")), World(), overrides=Overrides(policy=policy))
+    prompts, group = chunk_prompts(job.config, job.parts)
+    trajectory, _ = Rehearsal(job).sample(iteration_sampler(job, 1), prompts, group)
+    scores = Scores(torch.zeros(len(prompts), 1), ("compressibility",))
+    batch = RolloutBatch(1, prompts, None, trajectory, scores, group, None, 0.0, 0.0)
+    measured = allocated(lambda: Rehearsal(job).train(batch))
+
+    trained = sum(weight.nbytes for weight in policy.trainable)  # their gradients
+    assert predicted[WORK] + trained == pytest.approx(measured, rel=0.15)
+
+
+def test_the_memory_of_a_replay_is_that_of_a_process() -> None:
+    """What a process took for a replay of one transition and its backward: benchmarks/README.md."""
+    from diffusers import UNet2DConditionModel
+
+    with META:
+        network = UNet2DConditionModel(
+            sample_size=48,
+            block_out_channels=(128, 256, 512, 512),
+            attention_head_dim=8,
+            cross_attention_dim=64,
+        )
+    network.requires_grad_(False)
+    lora.add_lora(network, 4, 4, ["to_q", "to_k", "to_v", "to_out.0"])
+
+    with Allocations() as found, GPUArithmetic():
+        x = torch.empty(2, 4, 48, 48, device=META)
+        text = torch.empty(2, 24, 64, device=META)
+        network(x, torch.empty(2, device=META), text).sample.sum().backward()
+
+    assert found.peak.total() / 2**20 == pytest.approx(963, rel=0.15)
+
+
+# What stands for a GPU --------------------------------------------------------------------------
+
+
+def test_bytes_are_those_that_live_by_what_they_are_for() -> None:
+    with Allocations() as memory:
+        with memory.purpose("a"):
+            first = torch.empty(1000, device=META)
+        with memory.purpose("b"):
+            second = first.view(10, 100).t() * 2
+            del second
+            third = first[:10] + 1
+        assert memory.live == {"a": 4096, "b": 512}
+        assert memory.peak == {"a": 4096, "b": 4096}
+
+        memory.restart()
+        del first
+        memory.assign([third], "c")
+        assert memory.live.total() == 512 and memory.live["c"] == 512
+        assert memory.peak == {"a": 4096, "b": 512}
+
+
+def test_what_is_remembered_of_an_operation_is_no_view() -> None:
+    with Allocations() as memory:
+        x = torch.empty(256, 4, device=META)
+        views = [x.view(-1), x.view(-1), x.t(), x.t(), x.contiguous(), x.float()]
+        assert memory.live.total() == 4096
+        views += [x.t().contiguous(), x.t().contiguous()]
+        assert memory.live.total() == 3 * 4096
+
+
+def test_whole_numbers_keep_their_values_and_others_come_back_as_zeros() -> None:
+    with Allocations(), GPUArithmetic():
+        tokens = torch.tensor([3, 1, 2]).to(META)
+        lengths = torch.tensor([len("abc")], device=META)
+        assert (tokens.tolist(), lengths.tolist()) == ([3, 1, 2], [3])
+
+        weight = torch.empty(5, 7, device=META)
+        assert torch.nn.functional.embedding(tokens, weight).device == META
+        assert weight[torch.tensor([True, False, True, True, False])].shape == (3, 7)
+        assert weight.cpu().equal(torch.zeros(5, 7))
+        assert bool(weight.isfinite().all()) and not bool((~weight.isfinite()).any())
+        assert (weight + torch.ones(7)).device == META
+
+
+def test_autocast_is_that_of_cuda() -> None:
+    """The lists are those by which torch tests its own autocast."""
+    file = Path(torch.__file__).parent / "testing/_internal/autocast_test_lists.py"
+    (lists,) = [
+        node
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == "AutocastTestLists"
+    ]
+    names: dict[str, set[str]] = {}
+    for node in ast.walk(lists):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.List):
+            place = ast.unparse(node.targets[0]).removeprefix("self.")
+            first = [item.elts[0] for item in node.value.elts if isinstance(item, ast.Tuple)]
+            names[place] = {str(ast.literal_eval(one)) for one in first}
+
+    half = names["torch_fp16"] | names["nn_fp16"] | names["methods_fp16"]
+    wide = names["torch_fp32"] | names["nn_fp32"] | names["methods_fp32"]
+    inner = {"_convolution", "convolution", "cudnn_convolution", "cudnn_convolution_transpose"}
+    cells = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
+    renamed = {"nll_loss2d", "grid_sampler"}
+    assert half - inner - cells <= allocations.HALF
+    assert wide - renamed <= allocations.FLOAT32
+    assert names["torch_need_autocast_promote"] - renamed <= allocations.WIDEST
+    assert not allocations.HALF & allocations.FLOAT32
+
+
+def test_casts_are_those_of_autocast() -> None:
+    """The types on this CPU, whose autocast has the same halves; norms are CUDA's."""
+    norm, layer = nn.GroupNorm(2, 4, device=META), nn.Linear(4, 4, device=META)
+    x = torch.empty(3, 4, device=META)
+    with Allocations() as memory, GPUArithmetic(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+        before = memory.live.total()
+        assert layer(x).dtype == torch.bfloat16  # the weight's copy is kept
+        assert memory.live.total() == before
+        assert norm(layer(x)).dtype == torch.float32
+        assert torch.cat([x, layer(x)]).dtype == torch.float32
+        assert (layer(x) * 2).dtype == torch.bfloat16
+
+
+# The table --------------------------------------------------------------------------------------
+
+
+def prediction(gib: float) -> Prediction:
+    taken = dict.fromkeys(memory_table.COLUMNS, 0) | {WORK: int(gib * GIB)}
+    return Prediction({"training": taken})
+
+
+def test_a_card_needs_more_than_what_lives() -> None:
+    found = Prediction({"sampling": {WORK: 3 * GIB}, "training": {WORK: GIB, LEARNED: GIB}})
+    assert (found.phase, found.peak) == ("sampling", 3 * GIB)
+    assert found.needed == pytest.approx(3 * 1.1 + 0.6)
+
+
+def test_settings_that_save_nothing_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def predicted(config: Config) -> Prediction:
+        saved = 2 * config.model.gradient_checkpointing + (config.batch.train_batch == 1)
+        return prediction(10.0 - saved)
+
+    monkeypatch.setattr(memory_table, "predict", predicted)
+    table = list(memory_table.rows(recipe("sd15", "batch.train_batch=4")))
+    assert [row.name for row in table] == [
+        "as it is",
+        "+ batch.train_batch=1",
+        "+ model.gradient_checkpointing=true",
+    ]
+
+    assert memory_table.verdict(table, 12) == "fits 12 GB as it is"
+    changes = "--set batch.train_batch=1 --set model.gradient_checkpointing=true"
+    assert memory_table.verdict(table, 9).startswith(f"fits 9 GB with {changes} (the price: ")
+    assert memory_table.verdict(table, 8).startswith("does not fit 8 GB: 8.3 are needed")
+
+
+def test_the_command_ends_in_an_error_where_nothing_fits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(memory_table, "predict", lambda config: prediction(10))
+
+    for card, code in (("24", 0), ("8", 1)):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["check", "sd15-pickscore", "--memory", card])
+        assert ended.value.code == code
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["as", "it", "is", *["0.0"] * 5, "10.0", "10.0", "11.6", "training"]
+    assert "fits 24 GB as it is" in lines
+    assert "does not fit 8 GB: 11.6 are needed even with all these settings" in lines
+    assert "not measured" in lines[-1]
+
+
+def test_a_model_whose_configuration_is_unknown_is_one_sentence() -> None:
+    config = configuration.load("sd15-compressibility", ["model.id=somebody/something"])
+    with pytest.raises(ValueError, match=r"model\.id: .* hf download somebody/something"):
+        predict(config)
+
+
+def test_what_is_not_counted_is_said() -> None:
+    config = recipe("sd15", "rewards=[{use='caption', model='x'}, {use='compressibility'}]")
+    assert list(memory.left_out(config)) == ["reward caption"]
+
+
+def test_moments_of_eight_bits_are_two_bytes_a_weight() -> None:
+    weights = [nn.Parameter(torch.empty(8192, device=META)), nn.Parameter(torch.empty(10))]
+    sizes = [moment.nbytes for moment in memory.moments_in_eight_bits(weights)]
+    assert sizes == [8192, 128, 8192, 128, 40, 40]
