@@ -33,6 +33,9 @@ Compared = Literal["text", "original"]
 Features = Literal["embedding", "patches"]
 """What a head reads of an image: CLIP's embedding, or the image tower's patches, see `Clip`."""
 
+ImageReader = Callable[[Any, Tensor], Tensor]
+"""(a CLIPModel, prepared images (B, 3, H, W)) -> (B, D), on the CPU."""
+
 
 def clip_similarity(
     model: ModelPath = "openai/clip-vit-large-patch14",
@@ -169,7 +172,7 @@ class Clip:
         Returns:
             (B, D) float32 of length 1, on the CPU; NaN for an image that the model fails on.
         """
-        return self._read(images, self._embeddings, self.width)
+        return _read(self, images, _embeddings, self.width)
 
     def features(self, images: Tensor, which: Features = "embedding") -> Tensor:
         """Return what a head reads of images (B, 3, H, W) in [0, 1].
@@ -183,29 +186,7 @@ class Clip:
         """
         if which == "embedding":
             return self.images(images)
-        return self._read(images, self._patches, self.feature_width(which))
-
-    def _embeddings(self, pixels: Tensor) -> Tensor:
-        return _unit_length(self.model.get_image_features(pixel_values=pixels))
-
-    def _patches(self, pixels: Tensor) -> Tensor:
-        tower = self.model.vision_model
-        states = tower(pixel_values=pixels, output_hidden_states=True).hidden_states
-        patches = states[len(states) // 2][:, 1:].float()  # the first is of the whole image
-        return torch.cat([patches.mean(1), patches.std(1, correction=0)], 1).cpu()
-
-    def _read(self, images: Tensor, read: Callable[[Tensor], Tensor], width: int) -> Tensor:
-        """Return (B, width) of what is read of prepared images; NaN where the model fails."""
-        device = self.model.device
-
-        def rows_read(rows: Sequence[int]) -> Sequence[Tensor]:
-            chosen = images if len(rows) == len(images) else images[list(rows)]
-            pixels = prepare(chosen.to(device), self.size, self.mean, self.std)
-            with torch.autocast(device.type, enabled=False):
-                return list(read(pixels))
-
-        none = torch.full((width,), torch.nan)
-        return torch.stack(isolated(rows_read, range(len(images)), none, "images"))
+        return _read(self, images, _patches, self.feature_width(which))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -255,6 +236,32 @@ class Clip:
         with torch.autocast(device.type, enabled=False):
             output = self.model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
             return _unit_length(output)[0]
+
+
+def _read(clip: Clip, images: Tensor, read: ImageReader, width: int) -> Tensor:
+    """Return (B, width) of what is read of images; NaN for one that the model fails on."""
+    device = clip.model.device
+
+    def rows_read(rows: Sequence[int]) -> Sequence[Tensor]:
+        chosen = images if len(rows) == len(images) else images[list(rows)]
+        pixels = prepare(chosen.to(device), clip.size, clip.mean, clip.std)
+        with torch.autocast(device.type, enabled=False):
+            return list(read(clip.model, pixels))
+
+    none = torch.full((width,), torch.nan)
+    return torch.stack(isolated(rows_read, range(len(images)), none, "images"))
+
+
+def _embeddings(model: Any, pixels: Tensor) -> Tensor:
+    """Return the embeddings (B, D) of prepared images."""
+    return _unit_length(model.get_image_features(pixel_values=pixels))
+
+
+def _patches(model: Any, pixels: Tensor) -> Tensor:
+    """Return mean and spread of the patches (B, 2 D) of prepared images; see `Clip.features`."""
+    states = model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states
+    patches = states[len(states) // 2][:, 1:].float()  # the first is of the whole image
+    return torch.cat([patches.mean(1), patches.std(1, correction=0)], 1).cpu()
 
 
 def prepare(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
