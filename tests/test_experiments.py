@@ -33,6 +33,8 @@ from experiments.qr_curriculum.measure import (
 from experiments.rlcm_vs_ddpo import plan
 from experiments.running import Trial
 from experiments.time_to_target import compare
+from experiments.votes import plan as voting
+from experiments.votes.tables import aim_table, best_kept, budgets_table
 
 
 @pytest.mark.parametrize("job", plan.jobs(), ids=lambda job: job.name)
@@ -244,6 +246,79 @@ def test_the_page_on_parrot_has_the_tables_of_the_result() -> None:
         pytest.skip("the numbers on the page are those of the earlier experiment")
     for parrot_table in TABLES:
         assert parrot_table(result) in page
+
+
+@pytest.mark.parametrize("job", voting.jobs(), ids=lambda job: job.name)
+def test_a_voter_is_asked_and_the_true_taste_is_only_measured(job: Trial) -> None:
+    config = configuration.load(job.recipe, job.changes())
+    arm = voting.ARMS[job.arm]
+    *asked, truth = config.rewards
+    assert truth["use"] == voting.TRUTH and config.seed == job.seed
+    assert (truth.get("weight", 1) == 0) == arm.votes == bool(asked)
+    assert (config.optimizer.lr == 0) == (job.arm == "control")
+    assert config.batch.prompts * config.batch.images_per_prompt == arm.drawn
+
+    for reward in asked:
+        assert reward["use"] == voting.VOTER and reward["wrong"] == 0.1
+        assert reward["seed"] == job.seed, "each run has wrong answers of its own"
+        assert ("model" in reward) == (job.arm == "head")
+
+
+@pytest.mark.parametrize("votes", voting.PASSES)
+def test_a_smaller_budget_is_the_beginning_of_a_larger_one(votes: int) -> None:
+    for short, whole in zip(voting.jobs(votes), voting.jobs(), strict=True):
+        assert short.name == whole.name and short.iterations <= whole.iterations
+        different = set(short.changes()) ^ set(whole.changes())
+        assert all(change.startswith("iterations=") for change in different)
+        asks = voting.ARMS[short.arm].last * voting.VOTES >= votes
+        assert short.iterations * voting.VOTES == votes or not asks
+
+    assert set(voting.BUDGETS) >= set(voting.PASSES)
+    assert not any(votes % (voting.EVERY * voting.VOTES) for votes in voting.BUDGETS)
+
+
+def test_the_voter_of_the_experiment_repeats_no_pair() -> None:
+    table_of_voter = {"use": voting.VOTER, "wrong": 0.1, "seed": 3, "per_iteration": 10}
+    reward = catalog.build("reward", table_of_voter)
+    assert (reward.repeats, reward.per_iteration, reward.clip) == (0.0, 10, None)
+    assert (reward.voter.wrong, reward.voter.seed) == (0.1, 3)
+
+
+def voted_curve(arm: str, gains: list[float], judge: list[float]) -> list[dict[str, Any]]:
+    """Return a curve of an arm with an evaluation every five iterations."""
+    return [
+        {
+            "iteration": 5 * i,
+            "votes": 50 * i,
+            "images": 5 * i * voting.ARMS[arm].drawn,
+            "gain": gain,
+            "ci95": [gain - 0.1, gain + 0.1],
+            "judge": right,
+        }
+        for i, (gain, right) in enumerate(zip(gains, judge, strict=True))
+    ]
+
+
+def test_the_aim_is_met_by_half_the_gain_with_the_judge_s_consent() -> None:
+    ceiling = voted_curve(voting.CEILING, [0, 0.3, 0.6, 0.8, 2], [1, 1, 0.96, 0.95, 0.5])
+    assert best_kept(ceiling)["gain"] == 0.8, "the judge no longer agrees to 2"
+    good, bad = [1, 0.98, 0.95], [1, 0.98, 0.94]
+    arms = {
+        "rvm": voted_curve("rvm", [0, 0.2, 0.41], good),
+        "dpo": voted_curve("dpo", [0, 0.2, 0.39], good),
+        "fdfo": voted_curve("fdfo", [0, 0.2, 0.8], bad),
+        "head": voted_curve("head", [0, 0.3, 0.8], good),
+        voting.CEILING: ceiling,
+    }
+    rows = aim_table({"arms": arms}).splitlines()
+    assert [row.split(" | ")[-1].strip(" |") for row in rows[2:6]] == [
+        "met",
+        "missed",
+        "missed",
+        "met",
+    ]
+    assert "| 200 | +0.41 | 68 % | 51 % | 95 % | met |" in rows[2]
+    assert "+0.20 [0.10, 0.30], 98 %" in budgets_table({"arms": arms, "budgets": [50, 100]})
 
 
 SCALES = codes.Scales(first=1.2, starts={"low": 0.7, "middle": 0.9})

@@ -1,0 +1,94 @@
+"""The tables of docs/votes.md, and what the aim is measured by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.votes import plan
+
+AIM = 100  # votes
+HALF = 0.5  # of the ceiling's gain
+KEPT = 0.95  # of the images that were judged right before training
+
+Point = dict[str, Any]
+"""An evaluation of an arm: `iteration`, `votes`, `images`, `gain`, `ci95`, `by_seed`, `judge`."""
+
+
+def after(curve: Sequence[Point], votes: int) -> Point:
+    """Return the point of a curve after the iterations in which so many votes are given."""
+    return next(point for point in curve if point["iteration"] == votes // plan.VOTES)
+
+
+def kept(curve: Sequence[Point], point: Point) -> float:
+    """Return what the judge finds right at a point as a share of what it was before training."""
+    return float(point["judge"] / curve[0]["judge"])
+
+
+def best_kept(curve: Sequence[Point]) -> Point:
+    """Return the point with the largest gain among those that keep enough of the judge's."""
+    good = [point for point in curve if kept(curve, point) >= KEPT]
+    return max(good, key=lambda point: float(point["gain"]))
+
+
+def voted(result: Mapping[str, Any]) -> dict[str, list[Point]]:
+    """Return the curves of the arms that learn from votes."""
+    return {name: result["arms"][name] for name, arm in plan.ARMS.items() if asks(name)}
+
+
+def asks(name: str) -> bool:
+    """Return whether an arm learns from votes."""
+    return plan.ARMS[name].votes and name != "control"
+
+
+def budgets_table(result: Mapping[str, Any]) -> str:
+    """Return each arm's gain and what the judge finds right by budget, as a Markdown table."""
+    budgets = result["budgets"]
+    heads = " | ".join(f"{votes} votes" for votes in budgets)
+    lines = [f"| learned from | {heads} |", "|---|" + "---|" * len(budgets)]
+
+    for name, curve in voted(result).items():
+        cells = [point_cell(after(curve, votes)) for votes in budgets]
+        lines.append(f"| {plan.ARMS[name].label} | " + " | ".join(cells) + " |")
+
+    return "\n".join(lines)
+
+
+def point_cell(point: Point) -> str:
+    """Return a gain with its interval, and what the judge finds right."""
+    low, high = point["ci95"]
+    return f"{point['gain']:+.2f} [{low:.2f}, {high:.2f}], {percent(point['judge'])}"
+
+
+def aim_table(result: Mapping[str, Any]) -> str:
+    """Return how far the aim is met, as a Markdown table: each arm against the ceiling.
+
+    The ceiling is the largest gain at which the taste itself as reward keeps enough of the judge's.
+    """
+    ceiling = result["arms"][plan.CEILING]
+    best = best_kept(ceiling)
+    beside = after(ceiling, AIM)
+    lines = [
+        f"| after {AIM} votes | images | gain | of the taste's, as many iterations | of the "
+        "ceiling | the judge keeps | aim |",
+        "|---|---|---|---|---|---|---|",
+    ]
+
+    for name, curve in voted(result).items():
+        point = after(curve, AIM)
+        shares = [point["gain"] / other["gain"] for other in (beside, best)]
+        met = min(shares) >= HALF and kept(curve, point) >= KEPT
+        cells = [plan.ARMS[name].label, str(point["images"]), f"{point['gain']:+.2f}"]
+        cells += [percent(share) for share in (*shares, kept(curve, point))]
+        lines.append("| " + " | ".join([*cells, "met" if met else "missed"]) + " |")
+
+    for label, point in (("as many iterations", beside), ("the ceiling", best)):
+        cells = [f"the taste itself, {label}", str(point["images"]), f"{point['gain']:+.2f}"]
+        lines.append("| " + " | ".join([*cells, "", "", percent(kept(ceiling, point)), ""]) + " |")
+
+    return "\n".join(lines)
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, as a person writes it."""
+    return f"{100 * share:.0f} %"
