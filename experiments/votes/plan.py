@@ -31,6 +31,7 @@ COMMON = (
     "batch.minibatches=1",
     "batch.transitions=4",
     "optimizer.warmup=0",
+    'scoring.missing="mask"',  # an image that was in no question
     "evaluation.images_per_prompt=1",
     "evaluation.max_prompts=32",
     "evaluation.unseen={}",
