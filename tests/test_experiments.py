@@ -316,7 +316,8 @@ def test_the_aim_is_met_by_half_the_gain_with_the_judge_s_consent() -> None:
     reached = ["met", "met", "missed", "missed"]
     assert [row.split(" | ")[-1].strip(" |") for row in rows[2:6]] == reached
     assert "| 200 | +0.41 | 68 % | 51 % | 95 % | met |" in rows[3]
-    assert "+0.20 [0.10, 0.30], 98 %" in budgets_table({"arms": arms, "budgets": [50, 100]})
+    rows = budgets_table({"arms": arms}).splitlines()
+    assert "| +0.20 [0.10, 0.30], 98 % | +0.41 [0.31, 0.51], 95 % | not run | not run |" in rows[3]
 
 
 SCALES = codes.Scales(first=1.2, starts={"low": 0.7, "middle": 0.9})

@@ -5,7 +5,7 @@
 
 The voter prefers what `burnish.zoo.taste` rates higher, and errs in one answer of ten. `train`:
 every run of `plan.py`, measured after 50, 100, 200 and 400 votes. `report`: `result.json`, the
-figure, the grid and the tables, of the budgets that all runs have come to.
+figure, the grid and the tables, of the budgets that all runs of an arm have come to.
 """
 
 from __future__ import annotations

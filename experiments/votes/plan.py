@@ -113,8 +113,8 @@ def rewards(arm: Arm, seed: int) -> str:
 
 
 def jobs(votes: int = BUDGETS[-1]) -> list[Trial]:
-    """Return all runs up to a budget, seed by seed."""
-    return [trial(name, seed, votes) for seed in SEEDS for name in ARMS]
+    """Return all runs up to a budget, arm by arm, so that a part of them has complete arms."""
+    return [trial(name, seed, votes) for name in ARMS for seed in SEEDS]
 
 
 def trial(name: str, seed: int, votes: int = BUDGETS[-1]) -> Trial:

@@ -41,14 +41,12 @@ COLOURS = {
 
 def report(out: Path) -> None:
     """Write the results, draw the figures and print the tables."""
-    votes = trained_budgets(out)
-    curves = {name: arm_curve(out, name, votes[-1]) for name in plan.ARMS}
+    curves = {name: arm_curve(out, name) for name in plan.ARMS}
     result: dict[str, Any] = {
         "seeds": list(plan.SEEDS),
-        "budgets": votes,
         "control": largest_change(curves["control"]),
         "arms": {name: curve for name, curve in curves.items() if name != "control"},
-        "accuracy": {str(seed): accuracy(out, seed, votes) for seed in plan.SEEDS},
+        "accuracy": {str(seed): accuracy(out, seed) for seed in plan.SEEDS},
     }
     write(FOLDER / "result.json", dumps(result, indent=1) + "\n")
     draw_figure(result["arms"])
@@ -56,28 +54,14 @@ def report(out: Path) -> None:
     print(f"{budgets_table(result)}\n\n{aim_table(result)}")
 
 
-def trained_budgets(out: Path) -> list[int]:
-    """Return the budgets that all runs have come to; SystemExit if there is none."""
-    trained = [
-        votes
-        for votes in plan.BUDGETS
-        if all(
-            Run(out / job.name).evaluation_file(job.iterations).exists() for job in plan.jobs(votes)
-        )
-    ]
-    if not trained:
-        raise SystemExit(f"{out} has no budget that all runs came to: train first")
-    return trained
-
-
-def arm_curve(out: Path, name: str, votes: int) -> list[Point]:
-    """Return every evaluation of an arm over the seeds, up to a budget."""
+def arm_curve(out: Path, name: str) -> list[Point]:
+    """Return every evaluation of an arm that all of its runs have come to."""
     arm = plan.ARMS[name]
     before = load_evaluations(out, plan.TASK, name, plan.SEEDS, 0)
     start = np.array([tastes(each["train"]) for each in before])
     points = []
 
-    for iteration in range(0, arm.iterations(votes) + 1, plan.EVERY):
+    for iteration in range(0, trained(out, name) + 1, plan.EVERY):
         now = load_evaluations(out, plan.TASK, name, plan.SEEDS, iteration)
         gains = np.array([tastes(each["train"]) for each in now]) - start
         points.append(
@@ -95,6 +79,13 @@ def arm_curve(out: Path, name: str, votes: int) -> list[Point]:
     return points
 
 
+def trained(out: Path, name: str) -> int:
+    """Return the last iteration at which all runs of an arm were measured."""
+    runs = [Run(out / plan.trial(name, seed).name) for seed in plan.SEEDS]
+    iterations = range(0, plan.ARMS[name].last + 1, plan.EVERY)
+    return max(at for at in iterations if all(run.evaluation_file(at).exists() for run in runs))
+
+
 def tastes(evaluation: Evaluation) -> list[float]:
     """Return the true taste of each prompt's image."""
     return evaluation.reward("taste")
@@ -105,11 +96,11 @@ def largest_change(curve: Sequence[Point]) -> float:
     return max(abs(gain) for point in curve for gain in point["by_seed"])
 
 
-def accuracy(out: Path, seed: int, budgets: Sequence[int]) -> dict[str, float]:
+def accuracy(out: Path, seed: int) -> dict[str, float]:
     """Return the share of held-out votes that a run's head foretells, by the votes so far."""
     records = Run(out / plan.trial("head", seed).name).records()
     by_votes = {record["iteration"] * plan.VOTES: record["votes"] for record in records}
-    return {str(votes): by_votes[votes]["accuracy"] for votes in budgets}
+    return {str(n): by_votes[n]["accuracy"] for n in plan.BUDGETS if n in by_votes}
 
 
 def draw_figure(curves: Mapping[str, list[Point]]) -> None:

@@ -15,9 +15,17 @@ Point = dict[str, Any]
 """An evaluation of an arm: `iteration`, `votes`, `images`, `gain`, `ci95`, `by_seed`, `judge`."""
 
 
-def after(curve: Sequence[Point], votes: int) -> Point:
-    """Return the point of a curve after the iterations in which so many votes are given."""
-    return next(point for point in curve if point["iteration"] == votes // plan.VOTES)
+def after(curve: Sequence[Point], votes: int) -> Point | None:
+    """Return the point of a curve after the iterations of so many votes; None if it ends before."""
+    return next((point for point in curve if point["iteration"] == votes // plan.VOTES), None)
+
+
+def at_aim(curve: Sequence[Point]) -> Point:
+    """Return the point of a curve at which the aim is judged; SystemExit if it ends before."""
+    point = after(curve, AIM)
+    if point is None:
+        raise SystemExit(f"a run ends before {AIM} votes: train all of them first")
+    return point
 
 
 def kept(curve: Sequence[Point], point: Point) -> float:
@@ -43,19 +51,20 @@ def asks(name: str) -> bool:
 
 def budgets_table(result: Mapping[str, Any]) -> str:
     """Return each arm's gain and what the judge finds right by budget, as a Markdown table."""
-    budgets = result["budgets"]
-    heads = " | ".join(f"{votes} votes" for votes in budgets)
-    lines = [f"| learned from | {heads} |", "|---|" + "---|" * len(budgets)]
+    heads = " | ".join(f"{votes} votes" for votes in plan.BUDGETS)
+    lines = [f"| learned from | {heads} |", "|---|" + "---|" * len(plan.BUDGETS)]
 
     for name, curve in voted(result).items():
-        cells = [point_cell(after(curve, votes)) for votes in budgets]
+        cells = [point_cell(after(curve, votes)) for votes in plan.BUDGETS]
         lines.append(f"| {plan.ARMS[name].label} | " + " | ".join(cells) + " |")
 
     return "\n".join(lines)
 
 
-def point_cell(point: Point) -> str:
-    """Return a gain with its interval, and what the judge finds right."""
+def point_cell(point: Point | None) -> str:
+    """Return a gain with its interval, and what the judge finds right; "not run" for None."""
+    if point is None:
+        return "not run"
     low, high = point["ci95"]
     return f"{point['gain']:+.2f} [{low:.2f}, {high:.2f}], {percent(point['judge'])}"
 
@@ -67,7 +76,7 @@ def aim_table(result: Mapping[str, Any]) -> str:
     """
     ceiling = result["arms"][plan.CEILING]
     best = best_kept(ceiling)
-    beside = after(ceiling, AIM)
+    beside = at_aim(ceiling)
     lines = [
         f"| after {AIM} votes | images | gain | of the taste's, as many iterations | of the "
         "ceiling | the judge keeps | aim |",
@@ -75,7 +84,7 @@ def aim_table(result: Mapping[str, Any]) -> str:
     ]
 
     for name, curve in voted(result).items():
-        point = after(curve, AIM)
+        point = at_aim(curve)
         shares = [point["gain"] / other["gain"] for other in (beside, best)]
         met = min(shares) >= HALF and kept(curve, point) >= KEPT
         cells = [plan.ARMS[name].label, str(point["images"]), f"{point['gain']:+.2f}"]
