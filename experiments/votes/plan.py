@@ -21,7 +21,8 @@ EVERY = BUDGETS[0] // VOTES
 PASSES = (100, 200, 400)
 """Budgets up to which all runs are trained, one after the other, so that short ones come first."""
 WRONG = 0.1  # share of the answers that are turned round
-CEILING = "taste"
+CEILINGS = ("taste", "taste_640")
+"""The taste itself as reward: as many images as the preference head's runs draw, and 640."""
 CLIP = "zoo:emoji-clip"
 TRUTH = "experiments.guard.truth:taste"
 VOTER = "experiments.votes.voter:voted"
@@ -98,7 +99,10 @@ ARMS: Mapping[str, Arm] = {
             "batch.transitions=2",
         ),
     ),
-    CEILING: Arm("the taste itself, `rvm`", 8, 4, RATE, forward("rvm"), last=20, votes=False),
+    "taste": Arm("the taste itself, 32 images", 8, 4, RATE, forward("rvm"), last=10, votes=False),
+    "taste_640": Arm(
+        "the taste itself, 64 images", 8, 8, RATE, forward("rvm"), last=10, votes=False
+    ),
     "control": Arm("learning rate 0, `rvm`", 2, 2, 0.0, forward("rvm"), last=EVERY),
 }
 

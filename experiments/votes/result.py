@@ -20,12 +20,13 @@ from experiments.measurements import gain_interval, load_evaluations, share_righ
 from experiments.votes import plan
 from experiments.votes.grid import draw_grid
 from experiments.votes.tables import (
+    AIM,
     HALF,
     KEPT,
     Point,
     aim_table,
     asks,
-    best_kept,
+    at_aim,
     budgets_table,
 )
 
@@ -35,7 +36,8 @@ COLOURS = {
     "dpo": "#3a7d44",
     "fdfo": "#d0a000",
     "head": "#b4501e",
-    plan.CEILING: "#333333",
+    "taste": "#999999",
+    "taste_640": "#333333",
 }
 
 
@@ -118,10 +120,11 @@ def draw_figure(curves: Mapping[str, list[Point]]) -> None:
             by_votes.plot(votes, gains, color=colour, marker=".", label=label)
             by_votes.fill_between(votes, low, high, color=colour, alpha=0.12, linewidth=0)
 
-    half = HALF * best_kept(curves[plan.CEILING])["gain"]
-    by_votes.axhline(half, color="#888888", linestyle=":", label="half of the ceiling")
+    for name in plan.CEILINGS:
+        half = HALF * at_aim(curves[name])["gain"]
+        by_votes.plot(AIM, half, color=COLOURS[name], marker="_", markersize=16, linestyle="")
     by_votes.set(xlabel="votes", ylabel="gain of the true taste")
-    least = 100 * KEPT * curves[plan.CEILING][0]["judge"]
+    least = 100 * KEPT * curves["taste"][0]["judge"]
     judged.axhline(least, color="#888888", linestyle=":")
     judged.set(xlabel="gain of the true taste", ylabel="judged right, %")
     by_votes.legend(frameon=False, fontsize=8)

@@ -33,12 +33,6 @@ def kept(curve: Sequence[Point], point: Point) -> float:
     return float(point["judge"] / curve[0]["judge"])
 
 
-def best_kept(curve: Sequence[Point]) -> Point:
-    """Return the point with the largest gain among those that keep enough of the judge's."""
-    good = [point for point in curve if kept(curve, point) >= KEPT]
-    return max(good, key=lambda point: float(point["gain"]))
-
-
 def voted(result: Mapping[str, Any]) -> dict[str, list[Point]]:
     """Return the curves of the arms that learn from votes."""
     return {name: result["arms"][name] for name, arm in plan.ARMS.items() if asks(name)}
@@ -70,30 +64,21 @@ def point_cell(point: Point | None) -> str:
 
 
 def aim_table(result: Mapping[str, Any]) -> str:
-    """Return how far the aim is met, as a Markdown table: each arm against the ceiling.
+    """Return how far the aim is met, as a Markdown table: each arm against both ceilings."""
+    arms = result["arms"]
+    ceilings = {name: at_aim(arms[name]) for name in plan.CEILINGS}
+    heads = [f"of the taste's from {point['images']} images" for point in ceilings.values()]
+    heads = [f"after {AIM} votes", "images", "gain", *heads, "the judge keeps", "aim"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
 
-    The ceiling is the largest gain at which the taste itself as reward keeps enough of the judge's.
-    """
-    ceiling = result["arms"][plan.CEILING]
-    best = best_kept(ceiling)
-    beside = at_aim(ceiling)
-    lines = [
-        f"| after {AIM} votes | images | gain | of the taste's, as many iterations | of the "
-        "ceiling | the judge keeps | aim |",
-        "|---|---|---|---|---|---|---|",
-    ]
-
-    for name, curve in voted(result).items():
+    for name in (*voted(result), *plan.CEILINGS):
+        curve, arm = arms[name], plan.ARMS[name]
         point = at_aim(curve)
-        shares = [point["gain"] / other["gain"] for other in (beside, best)]
-        met = min(shares) >= HALF and kept(curve, point) >= KEPT
-        cells = [plan.ARMS[name].label, str(point["images"]), f"{point['gain']:+.2f}"]
+        shares = [point["gain"] / ceiling["gain"] for ceiling in ceilings.values()]
+        met = "met" if min(shares) >= HALF and kept(curve, point) >= KEPT else "missed"
+        cells = [arm.label, str(point["images"]), f"{point['gain']:+.2f}"]
         cells += [percent(share) for share in (*shares, kept(curve, point))]
-        lines.append("| " + " | ".join([*cells, "met" if met else "missed"]) + " |")
-
-    for label, point in (("as many iterations", beside), ("the ceiling", best)):
-        cells = [f"the taste itself, {label}", str(point["images"]), f"{point['gain']:+.2f}"]
-        lines.append("| " + " | ".join([*cells, "", "", percent(kept(ceiling, point)), ""]) + " |")
+        lines.append("| " + " | ".join([*cells, met if arm.votes else ""]) + " |")
 
     return "\n".join(lines)
 
