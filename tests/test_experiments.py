@@ -35,6 +35,7 @@ from experiments.rlcm_vs_ddpo import plan
 from experiments.running import Trial
 from experiments.time_to_target import compare
 from experiments.votes import plan as voting
+from experiments.votes.heads import correlation
 from experiments.votes.tables import aim_table, budgets_table
 
 
@@ -319,6 +320,16 @@ def test_the_aim_is_met_by_half_of_both_ceilings_with_the_judge_s_consent() -> N
 
     rows = budgets_table({"arms": arms}).splitlines()
     assert "| +0.20 [0.10, 0.30], 98 % | +0.41 [0.31, 0.51], 95 % | not run | not run |" in rows[3]
+
+
+def test_a_head_is_measured_among_the_images_of_a_prompt() -> None:
+    """Of prompts that differ by far more than their images, which no pair compares."""
+    stream = torch.Generator().manual_seed(0)
+    truth = torch.randn(20, 16, generator=stream, dtype=torch.float64)
+    truth += 100 * torch.arange(20)[:, None]
+    noise = torch.randn(20, 16, 1, generator=stream, dtype=torch.float64)
+    assert correlation(truth[..., None], truth, 100, seed=0) > 0.99
+    assert abs(correlation(noise, truth, 100, seed=0)) < 0.25
 
 
 SCALES = codes.Scales(first=1.2, starts={"low": 0.7, "middle": 0.9})

@@ -3,9 +3,10 @@
     python -m experiments.votes                  # everything: an hour and a half of one core
     python -m experiments.votes --only report    # figures and result.json of what there is
 
-The voter prefers what `burnish.zoo.taste` rates higher, and errs in one answer of ten. `train`:
-every run of `plan.py`, measured after 50, 100, 200 and 400 votes. `report`: `result.json`, the
-figure, the grid and the tables, of the budgets that all runs of an arm have come to.
+The voter prefers what `burnish.zoo.taste` rates higher, and errs in one answer of ten. `heads`:
+what a preference head knows of images of the model before training. `train`: every run of
+`plan.py`, measured after 50, 100, 200 and 400 votes. `report`: `result.json`, the figure, the grid
+and the tables, of the budgets that all runs of an arm have come to.
 """
 
 from __future__ import annotations
@@ -22,6 +23,13 @@ def train_all(options: argparse.Namespace) -> None:
         train(plan.jobs(votes), options.out, options.parallel)
 
 
+def heads(options: argparse.Namespace) -> None:
+    """Measure what a preference head knows, by what it reads of an image."""
+    from experiments.votes.heads import measure_heads
+
+    measure_heads(options.out)
+
+
 def report(options: argparse.Namespace) -> None:
     """Write the results and draw the figures."""
     from experiments.votes import result
@@ -30,5 +38,5 @@ def report(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    stages: dict[str, Stage] = {"train": train_all, "report": report}
+    stages: dict[str, Stage] = {"heads": heads, "train": train_all, "report": report}
     run_stages(__doc__, "runs/votes", stages)

@@ -6,6 +6,7 @@ after less before, with the same noise. Intervals are rliable's over seeds and p
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,7 @@ from experiments.figures import IMAGES, pyplot, save_figure, style
 from experiments.measurements import gain_interval, load_evaluations, share_right
 from experiments.votes import plan
 from experiments.votes.grid import draw_grid
-from experiments.votes.tables import (
-    AIM,
-    HALF,
-    KEPT,
-    Point,
-    aim_table,
-    asks,
-    at_aim,
-    budgets_table,
-)
+from experiments.votes.tables import AIM, HALF, KEPT, TABLES, Point, asks, at_aim
 
 FOLDER = Path(__file__).parent
 COLOURS = {
@@ -48,12 +40,13 @@ def report(out: Path) -> None:
         "seeds": list(plan.SEEDS),
         "control": largest_change(curves["control"]),
         "arms": {name: curve for name, curve in curves.items() if name != "control"},
+        "heads": json.loads((out / "heads.json").read_text()),
         "accuracy": {str(seed): accuracy(out, seed) for seed in plan.SEEDS},
     }
     write(FOLDER / "result.json", dumps(result, indent=1) + "\n")
     draw_figure(result["arms"])
     draw_grid(out, IMAGES)
-    print(f"{budgets_table(result)}\n\n{aim_table(result)}")
+    print("\n\n".join(table(result) for table in TABLES))
 
 
 def arm_curve(out: Path, name: str) -> list[Point]:

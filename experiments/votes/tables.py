@@ -86,3 +86,16 @@ def aim_table(result: Mapping[str, Any]) -> str:
 def percent(share: float) -> str:
     """Return a share in percent, as a person writes it."""
     return f"{100 * share:.0f} %"
+
+
+def heads_table(result: Mapping[str, Any]) -> str:
+    """Return how well heads know the taste, by what they read, as a Markdown table."""
+    heads = " | ".join(f"{votes} votes" for votes in plan.BUDGETS)
+    lines = [f"| a head reads | {heads} |", "|---|" + "---|" * len(plan.BUDGETS)]
+    for which, by_votes in result["heads"].items():
+        cells = [f"{by_votes[str(votes)]:.2f}" for votes in plan.BUDGETS]
+        lines.append("| " + " | ".join([f"`{which}`", *cells]) + " |")
+    return "\n".join(lines)
+
+
+TABLES = (aim_table, budgets_table, heads_table)
