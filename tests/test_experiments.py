@@ -36,7 +36,7 @@ from experiments.running import Trial
 from experiments.time_to_target import compare
 from experiments.votes import plan as voting
 from experiments.votes.heads import correlation
-from experiments.votes.tables import aim_table, budgets_table
+from experiments.votes.tables import aim_table, budgets_table, with_table
 
 
 @pytest.mark.parametrize("job", plan.jobs(), ids=lambda job: job.name)
@@ -305,10 +305,10 @@ def voted_curve(arm: str, gains: list[float], judge: list[float]) -> list[dict[s
 def test_the_aim_is_met_by_half_of_both_ceilings_with_the_judge_s_consent() -> None:
     good, bad = [1, 0.98, 0.95], [1, 0.98, 0.94]
     arms = {
+        "head": voted_curve("head", [0, 0.3, 0.8], good),
         "rvm": voted_curve("rvm", [0, 0.2, 0.41], good),
         "dpo": voted_curve("dpo", [0, 0.2, 0.39], good),
         "fdfo": voted_curve("fdfo", [0, 0.2, 0.8], bad),
-        "head": voted_curve("head", [0, 0.3, 0.8], good),
         "taste": voted_curve("taste", [0, 0.3, 0.6], bad),
         "taste_640": voted_curve("taste_640", [0, 0.5, 0.8], good),
     }
@@ -320,6 +320,14 @@ def test_the_aim_is_met_by_half_of_both_ceilings_with_the_judge_s_consent() -> N
 
     rows = budgets_table({"arms": arms}).splitlines()
     assert "| +0.20 [0.10, 0.30], 98 % | +0.41 [0.31, 0.51], 95 % | not run | not run |" in rows[3]
+
+
+def test_a_table_of_a_page_is_replaced() -> None:
+    page = "# A\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\ntext\n\n| c | d |\n"
+    new = "| a | b | e |\n|---|---|---|\n| 3 | 4 | 5 |"
+    assert with_table(page, new) == f"# A\n\n{new}\n\ntext\n\n| c | d |\n"
+    with pytest.raises(ValueError, match="0 tables that begin with 'x'"):
+        with_table(page, "| x | y |")
 
 
 def test_a_head_is_measured_among_the_images_of_a_prompt() -> None:

@@ -20,9 +20,20 @@ from experiments.figures import IMAGES, pyplot, save_figure, style
 from experiments.measurements import gain_interval, load_evaluations, share_right
 from experiments.votes import plan
 from experiments.votes.grid import draw_grid
-from experiments.votes.tables import AIM, HALF, KEPT, TABLES, Point, asks, at_aim
+from experiments.votes.tables import (
+    AIM,
+    HALF,
+    KEPT,
+    TABLES,
+    Point,
+    asks,
+    at_aim,
+    ceilings,
+    with_table,
+)
 
 FOLDER = Path(__file__).parent
+PAGE = IMAGES.parent / "votes.md"
 COLOURS = {
     "rvm": "#3060b0",
     "dpo": "#3a7d44",
@@ -35,7 +46,7 @@ COLOURS = {
 
 def report(out: Path) -> None:
     """Write the results, draw the figures and print the tables."""
-    curves = {name: arm_curve(out, name) for name in plan.ARMS}
+    curves = {name: arm_curve(out, name) for name in plan.ARMS if trained(out, name)}
     result: dict[str, Any] = {
         "seeds": list(plan.SEEDS),
         "control": largest_change(curves["control"]),
@@ -46,7 +57,11 @@ def report(out: Path) -> None:
     write(FOLDER / "result.json", dumps(result, indent=1) + "\n")
     draw_figure(result["arms"])
     draw_grid(out, IMAGES)
-    print("\n\n".join(table(result) for table in TABLES))
+    page = PAGE.read_text()
+    for table in TABLES:
+        print(f"{table(result)}\n")
+        page = with_table(page, table(result))
+    write(PAGE, page)
 
 
 def arm_curve(out: Path, name: str) -> list[Point]:
@@ -75,10 +90,11 @@ def arm_curve(out: Path, name: str) -> list[Point]:
 
 
 def trained(out: Path, name: str) -> int:
-    """Return the last iteration at which all runs of an arm were measured."""
+    """Return the last iteration at which all runs of an arm were measured; 0 if there is none."""
     runs = [Run(out / plan.trial(name, seed).name) for seed in plan.SEEDS]
     iterations = range(0, plan.ARMS[name].last + 1, plan.EVERY)
-    return max(at for at in iterations if all(run.evaluation_file(at).exists() for run in runs))
+    measured = (at for at in iterations if all(run.evaluation_file(at).exists() for run in runs))
+    return max(measured, default=0)
 
 
 def tastes(evaluation: Evaluation) -> list[float]:
@@ -113,7 +129,7 @@ def draw_figure(curves: Mapping[str, list[Point]]) -> None:
             by_votes.plot(votes, gains, color=colour, marker=".", label=label)
             by_votes.fill_between(votes, low, high, color=colour, alpha=0.12, linewidth=0)
 
-    for name in plan.CEILINGS:
+    for name in ceilings(curves):
         half = HALF * at_aim(curves[name])["gain"]
         by_votes.plot(AIM, half, color=COLOURS[name], marker="_", markersize=16, linestyle="")
     by_votes.set(xlabel="votes", ylabel="gain of the true taste")

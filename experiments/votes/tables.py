@@ -33,9 +33,14 @@ def kept(curve: Sequence[Point], point: Point) -> float:
     return float(point["judge"] / curve[0]["judge"])
 
 
+def ceilings(arms: Mapping[str, Any]) -> list[str]:
+    """Return the ceilings that there are among the arms of a result."""
+    return [name for name in plan.CEILINGS if name in arms]
+
+
 def voted(result: Mapping[str, Any]) -> dict[str, list[Point]]:
     """Return the curves of the arms that learn from votes."""
-    return {name: result["arms"][name] for name, arm in plan.ARMS.items() if asks(name)}
+    return {name: curve for name, curve in result["arms"].items() if asks(name)}
 
 
 def asks(name: str) -> bool:
@@ -64,17 +69,17 @@ def point_cell(point: Point | None) -> str:
 
 
 def aim_table(result: Mapping[str, Any]) -> str:
-    """Return how far the aim is met, as a Markdown table: each arm against both ceilings."""
+    """Return how far the aim is met, as a Markdown table: each arm against the ceilings."""
     arms = result["arms"]
-    ceilings = {name: at_aim(arms[name]) for name in plan.CEILINGS}
-    heads = [f"of the taste's from {point['images']} images" for point in ceilings.values()]
+    highest = {name: at_aim(arms[name]) for name in ceilings(arms)}
+    heads = [f"of the taste's from {point['images']} images" for point in highest.values()]
     heads = [f"after {AIM} votes", "images", "gain", *heads, "the judge keeps", "aim"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
 
-    for name in (*voted(result), *plan.CEILINGS):
+    for name in (*voted(result), *highest):
         curve, arm = arms[name], plan.ARMS[name]
         point = at_aim(curve)
-        shares = [point["gain"] / ceiling["gain"] for ceiling in ceilings.values()]
+        shares = [point["gain"] / ceiling["gain"] for ceiling in highest.values()]
         met = "met" if min(shares) >= HALF and kept(curve, point) >= KEPT else "missed"
         cells = [arm.label, str(point["images"]), f"{point['gain']:+.2f}"]
         cells += [percent(share) for share in (*shares, kept(curve, point))]
@@ -96,6 +101,24 @@ def heads_table(result: Mapping[str, Any]) -> str:
         cells = [f"{by_votes[str(votes)]:.2f}" for votes in plan.BUDGETS]
         lines.append("| " + " | ".join([f"`{which}`", *cells]) + " |")
     return "\n".join(lines)
+
+
+def with_table(page: str, table: str) -> str:
+    """Return a page with a table in the place of the one that begins alike.
+
+    Raises:
+        ValueError: the page has none whose first column has this name.
+    """
+    name = table.split("|")[1]
+    lines = page.splitlines(keepends=True)
+    starts = [row for row, line in enumerate(lines) if line.startswith(f"|{name}|")]
+    if len(starts) != 1:
+        raise ValueError(f"the page has {len(starts)} tables that begin with '{name.strip()}'")
+
+    start = end = starts[0]
+    while end < len(lines) and lines[end].startswith("|"):
+        end += 1
+    return "".join([*lines[:start], f"{table}\n", *lines[end:]])
 
 
 TABLES = (aim_table, budgets_table, heads_table)
