@@ -36,6 +36,7 @@ from experiments.running import Trial
 from experiments.time_to_target import compare
 from experiments.votes import plan as voting
 from experiments.votes.heads import correlation
+from experiments.votes.tables import TABLES as TABLES_OF_VOTES
 from experiments.votes.tables import aim_table, budgets_table, with_table
 
 
@@ -254,13 +255,13 @@ def test_the_page_on_parrot_has_the_tables_of_the_result() -> None:
 def test_a_voter_is_asked_and_the_true_taste_is_only_measured(job: Trial) -> None:
     config = configuration.load(job.recipe, job.changes())
     arm = voting.ARMS[job.arm]
-    *asked, truth = config.rewards
+    *others, truth = config.rewards
     assert truth["use"] == voting.TRUTH and config.seed == job.seed
-    assert (truth.get("weight", 1) == 0) == arm.votes == bool(asked)
+    assert (truth.get("weight", 1) == 0) == arm.votes == bool(others)
     assert (config.optimizer.lr == 0) == (job.arm == "control")
     assert config.batch.prompts * config.batch.images_per_prompt == arm.drawn
 
-    for reward in asked:
+    for reward in others:
         assert reward["use"] == voting.VOTER and reward["wrong"] == 0.1
         assert reward["seed"] == job.seed, "each run has wrong answers of its own"
         assert ("model" in reward) == (job.arm == "head")
@@ -316,7 +317,7 @@ def test_the_aim_is_met_by_half_of_both_ceilings_with_the_judge_s_consent() -> N
     assert rows[0].count("from 320 images") == rows[0].count("from 640 images") == 1
     reached = ["met", "met", "missed", "missed", "", ""]
     assert [row.split("|")[-2].strip() for row in rows[2:]] == reached
-    assert "| 200 | +0.41 | 68 % | 51 % | 95 % | met |" in rows[3]
+    assert "| 200 | +0.41 | 68 % | 51 % | 95.0 % | met |" in rows[3]
 
     rows = budgets_table({"arms": arms}).splitlines()
     assert "| +0.20 [0.10, 0.30], 98 % | +0.41 [0.31, 0.51], 95 % | not run | not run |" in rows[3]
@@ -338,6 +339,15 @@ def test_a_head_is_measured_among_the_images_of_a_prompt() -> None:
     noise = torch.randn(20, 16, 1, generator=stream, dtype=torch.float64)
     assert correlation(truth[..., None], truth, 100, seed=0) > 0.99
     assert abs(correlation(noise, truth, 100, seed=0)) < 0.25
+
+
+def test_the_page_on_votes_has_the_tables_of_the_result() -> None:
+    root = Path(__file__).parent.parent
+    result = json.loads((root / "experiments" / "votes" / "result.json").read_text())
+    assert result["control"] == 0
+    page = (root / "docs" / "votes.md").read_text()
+    for table_of_votes in TABLES_OF_VOTES:
+        assert table_of_votes(result) in page
 
 
 SCALES = codes.Scales(first=1.2, starts={"low": 0.7, "middle": 0.9})

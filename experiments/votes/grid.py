@@ -1,4 +1,4 @@
-"""One run's images after more and more votes, from the sample grids that it left."""
+"""Images after more and more votes, from the sample grids that two runs left."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from burnish.runs import Run
 from experiments.image_rows import image_rows
 from experiments.votes import plan
 
-ARM = "head"
+ARMS = ("rvm", "head")
 
 
 def draw_grid(out: Path, folder: Path) -> None:
-    """Write `votes_grid.png`: the first seed's run of the preference head, a row for each budget.
+    """Write `votes_grid.png`: two arms' runs with the first seed, a row for each budget.
 
     Args:
         out: the experiment's folder.
         folder: of the image.
     """
-    run = Run(out / plan.trial(ARM, plan.SEEDS[0]).name)
-    drawn = [votes for votes in (0, *plan.BUDGETS) if sample_grid(run, votes).exists()]
-    rows = {f"{votes} votes" if votes else "before": tiles(run, votes) for votes in drawn}
+    runs = {name: Run(out / plan.trial(name, plan.SEEDS[0]).name) for name in ARMS}
+    rows = {"before": tiles(runs[ARMS[0]], 0)}
+    for name, run in runs.items():
+        for votes in plan.BUDGETS:
+            if sample_grid(run, votes).exists():
+                rows[f"{name}, {votes} votes"] = tiles(run, votes)
     image_rows(rows).save(folder / "votes_grid.png")
 
 

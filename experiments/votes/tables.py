@@ -28,7 +28,7 @@ def at_aim(curve: Sequence[Point]) -> Point:
     return point
 
 
-def kept(curve: Sequence[Point], point: Point) -> float:
+def judge_share(curve: Sequence[Point], point: Point) -> float:
     """Return what the judge finds right at a point as a share of what it was before training."""
     return float(point["judge"] / curve[0]["judge"])
 
@@ -80,9 +80,10 @@ def aim_table(result: Mapping[str, Any]) -> str:
         curve, arm = arms[name], plan.ARMS[name]
         point = at_aim(curve)
         shares = [point["gain"] / ceiling["gain"] for ceiling in highest.values()]
-        met = "met" if min(shares) >= HALF and kept(curve, point) >= KEPT else "missed"
+        met = "met" if min(shares) >= HALF and judge_share(curve, point) >= KEPT else "missed"
         cells = [arm.label, str(point["images"]), f"{point['gain']:+.2f}"]
-        cells += [percent(share) for share in (*shares, kept(curve, point))]
+        cells += [percent(share) for share in shares]
+        cells += [f"{100 * judge_share(curve, point):.1f} %"]
         lines.append("| " + " | ".join([*cells, met if arm.votes else ""]) + " |")
 
     return "\n".join(lines)
