@@ -137,6 +137,6 @@ def draw_figure(curves: Mapping[str, list[Point]]) -> None:
     judged.axhline(least, color="#888888", linestyle=":")
     judged.set(xlabel="gain of the true taste", ylabel="judged right, %")
     by_votes.legend(frameon=False, fontsize=8)
-    judged.legend(frameon=False, fontsize=8)
+    judged.legend(frameon=False, fontsize=8, loc="lower left")
     style((by_votes, judged))
     save_figure(figure, "votes.png")
