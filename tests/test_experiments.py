@@ -14,6 +14,7 @@ from burnish import config as configuration
 from burnish.evaluation.paired import Evaluation
 from burnish.prompts.codes import is_unseen
 from burnish.qr.layout import layout_of
+from burnish.training.requirements import check_votes
 from burnish.zoo.judge import parse
 from experiments.counting import plan as counting
 from experiments.ddpo_tasks import plan as tasks
@@ -33,6 +34,10 @@ from experiments.qr_curriculum.measure import (
 from experiments.rlcm_vs_ddpo import plan
 from experiments.running import Trial
 from experiments.time_to_target import compare
+from experiments.votes import plan as voting
+from experiments.votes.heads import correlation
+from experiments.votes.tables import TABLES as TABLES_OF_VOTES
+from experiments.votes.tables import aim_table, budgets_table, with_table
 
 
 @pytest.mark.parametrize("job", plan.jobs(), ids=lambda job: job.name)
@@ -244,6 +249,105 @@ def test_the_page_on_parrot_has_the_tables_of_the_result() -> None:
         pytest.skip("the numbers on the page are those of the earlier experiment")
     for parrot_table in TABLES:
         assert parrot_table(result) in page
+
+
+@pytest.mark.parametrize("job", voting.jobs(), ids=lambda job: job.name)
+def test_a_voter_is_asked_and_the_true_taste_is_only_measured(job: Trial) -> None:
+    config = configuration.load(job.recipe, job.changes())
+    arm = voting.ARMS[job.arm]
+    *others, truth = config.rewards
+    assert truth["use"] == voting.TRUTH and config.seed == job.seed
+    assert (truth.get("weight", 1) == 0) == arm.votes == bool(others)
+    assert (config.optimizer.lr == 0) == (job.arm == "control")
+    assert config.batch.prompts * config.batch.images_per_prompt == arm.drawn
+
+    for reward in others:
+        assert reward["use"] == voting.VOTER and reward["wrong"] == 0.1
+        assert reward["seed"] == job.seed, "each run has wrong answers of its own"
+        assert ("model" in reward) == (job.arm == "head")
+        check_votes(config, {"voted": catalog.build("reward", reward)})
+
+
+@pytest.mark.parametrize("votes", voting.PASSES)
+def test_a_smaller_budget_is_the_beginning_of_a_larger_one(votes: int) -> None:
+    for short, whole in zip(voting.jobs(votes), voting.jobs(), strict=True):
+        assert short.name == whole.name and short.iterations <= whole.iterations
+        different = set(short.changes()) ^ set(whole.changes())
+        assert all(change.startswith("iterations=") for change in different)
+        asks = voting.ARMS[short.arm].last * voting.VOTES >= votes
+        assert short.iterations * voting.VOTES == votes or not asks
+
+    assert set(voting.BUDGETS) >= set(voting.PASSES)
+    assert not any(votes % (voting.EVERY * voting.VOTES) for votes in voting.BUDGETS)
+
+
+def test_the_voter_of_the_experiment_repeats_no_pair() -> None:
+    table_of_voter = {"use": voting.VOTER, "wrong": 0.1, "seed": 3, "per_iteration": 10}
+    reward = catalog.build("reward", table_of_voter)
+    assert (reward.repeats, reward.per_iteration, reward.clip) == (0.0, 10, None)
+    assert (reward.voter.wrong, reward.voter.seed) == (0.1, 3)
+
+
+def voted_curve(arm: str, gains: list[float], judge: list[float]) -> list[dict[str, Any]]:
+    """Return a curve of an arm with an evaluation every five iterations."""
+    return [
+        {
+            "iteration": 5 * i,
+            "votes": 50 * i,
+            "images": 5 * i * voting.ARMS[arm].drawn,
+            "gain": gain,
+            "ci95": [gain - 0.1, gain + 0.1],
+            "judge": right,
+        }
+        for i, (gain, right) in enumerate(zip(gains, judge, strict=True))
+    ]
+
+
+def test_the_aim_is_met_by_half_of_both_ceilings_with_the_judge_s_consent() -> None:
+    good, bad = [1, 0.98, 0.95], [1, 0.98, 0.94]
+    arms = {
+        "head": voted_curve("head", [0, 0.3, 0.8], good),
+        "rvm": voted_curve("rvm", [0, 0.2, 0.41], good),
+        "dpo": voted_curve("dpo", [0, 0.2, 0.39], good),
+        "fdfo": voted_curve("fdfo", [0, 0.2, 0.8], bad),
+        "taste": voted_curve("taste", [0, 0.3, 0.6], bad),
+        "taste_640": voted_curve("taste_640", [0, 0.5, 0.8], good),
+    }
+    rows = aim_table({"arms": arms}).splitlines()
+    assert rows[0].count("from 320 images") == rows[0].count("from 640 images") == 1
+    reached = ["met", "met", "missed", "missed", "", ""]
+    assert [row.split("|")[-2].strip() for row in rows[2:]] == reached
+    assert "| 200 | +0.41 | 68 % | 51 % | 95.0 % | met |" in rows[3]
+
+    rows = budgets_table({"arms": arms}).splitlines()
+    assert "| +0.20 [0.10, 0.30], 98 % | +0.41 [0.31, 0.51], 95 % | not run | not run |" in rows[3]
+
+
+def test_a_table_of_a_page_is_replaced() -> None:
+    page = "# A\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\ntext\n\n| c | d |\n"
+    new = "| a | b | e |\n|---|---|---|\n| 3 | 4 | 5 |"
+    assert with_table(page, new) == f"# A\n\n{new}\n\ntext\n\n| c | d |\n"
+    with pytest.raises(ValueError, match="0 tables that begin with 'x'"):
+        with_table(page, "| x | y |")
+
+
+def test_a_head_is_measured_among_the_images_of_a_prompt() -> None:
+    """Of prompts that differ by far more than their images, which no pair compares."""
+    stream = torch.Generator().manual_seed(0)
+    truth = torch.randn(20, 16, generator=stream, dtype=torch.float64)
+    truth += 100 * torch.arange(20)[:, None]
+    noise = torch.randn(20, 16, 1, generator=stream, dtype=torch.float64)
+    assert correlation(truth[..., None], truth, 100, seed=0) > 0.99
+    assert abs(correlation(noise, truth, 100, seed=0)) < 0.25
+
+
+def test_the_page_on_votes_has_the_tables_of_the_result() -> None:
+    root = Path(__file__).parent.parent
+    result = json.loads((root / "experiments" / "votes" / "result.json").read_text())
+    assert result["control"] == 0
+    page = (root / "docs" / "votes.md").read_text()
+    for table_of_votes in TABLES_OF_VOTES:
+        assert table_of_votes(result) in page
 
 
 SCALES = codes.Scales(first=1.2, starts={"low": 0.7, "middle": 0.9})
