@@ -29,7 +29,7 @@ from burnish.types import Prompt
 
 LINK = "HTTP://EXAMPLE.ORG"  # capitals, so that the code is of version 1 and its modules are large
 NOUNS = (
-    "strawberry,sunflower,rocket,sailboat,avocado,mushroom,pineapple,hamburger,"
+    "strawberry,sunflower,rocket,sailboat,tulip,mushroom,pineapple,hamburger,"
     "balloon,cactus,banana,penguin,frog,fox,butterfly,fish"
 )
 CLIP = "zoo:emoji-clip"

@@ -90,7 +90,7 @@ def report(out: Path, budget: plan.Budget) -> None:
     scales = start_scales(start)
     reference = at_rate(start, plan.REACHED)
     ends = {name: _load_arms(out, name, budget) for name in plan.STARTS}
-    ends = {name: arms for name, arms in ends.items() if arms}
+    ends = {name: arms for name, arms in ends.items() if set(arms) - {"control"}}
 
     by_start = {
         name: _start_result(scales.starts[name], before[name], reference, arms)
