@@ -342,7 +342,7 @@ def test_models_that_do_not_fit(
     ):
         Policy.load(combined, controlnet=str(tiny_controlnet))
 
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(FileNotFoundError, match="has no weights"):
         Policy.load(tiny_sd1, controlnet=str(tiny_sd1))
     with pytest.raises(FileNotFoundError, match="does not exist"):
         Policy.load(tiny_sd1, controlnet="./nowhere")

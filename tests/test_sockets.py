@@ -316,9 +316,9 @@ def test_an_advantage_that_selects_gives_the_others_nothing(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        ("['a cat']", "returned a str in row 0; return burnish.Prompt"),
+        ("[1]", "returned a int in row 0"),
         ("[]", "returned no prompts"),
-        ("'a cat'", "returned a str; return a list of burnish.Prompt"),
+        ("'a cat'", "returned a str; return a list of texts, rows or burnish.Prompt"),
     ],
 )
 def test_a_source_of_ones_own_is_checked(

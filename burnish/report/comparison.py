@@ -331,7 +331,9 @@ def as_page(runs: Sequence[Compared]) -> str:
         "evaluation": join(outcome),
         "rewards": reward_curves(runs),
         "configuration": join([tag("h2", "Differences of configuration"), configuration]),
-        **dict.fromkeys(("images_css", "tiles", "images", "strips", "diagnostics"), empty),
+        **dict.fromkeys(
+            ("images_css", "tiles", "images", "strips", "diagnostics", "groups"), empty
+        ),
     }
     template = (files("burnish") / "data" / "report.html").read_text("utf-8")
     return fill(template, parts)
