@@ -19,7 +19,7 @@ from burnish import catalog
 from burnish.annotations import IsPath, marks
 
 Purpose = Literal["train", "evaluate", "sample", "redraw", "compare"]
-"""What a configuration is read for; "redraw" samples its own prompts, "compare" builds nothing."""
+"""Uses of a configuration; "redraw" samples its own prompts, "compare" builds nothing."""
 
 KINDS: Mapping[str, str] = {
     "sampler.kernel": "kernel",

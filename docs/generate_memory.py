@@ -83,11 +83,11 @@ def measured() -> Iterator[str]:
         phases = {phase: sum(taken.values()) for phase, taken in predict(config).phases.items()}
         if key == "allocated_gib":
             del phases["encoding"]
-        guess = max(phases.values()) / GIB
+        predicted = max(phases.values()) / GIB
         found = result["models"][name][key]
-        print(name, guess, found, flush=True)
+        print(name, predicted, found, flush=True)
         what = "an iteration" if key == "allocated_gib" else "from loading on"
-        yield f"| {name}, {what} | {guess:.2f} | {found:.2f} | {guess / found - 1:+.1%} |"
+        yield f"| {name}, {what} | {predicted:.2f} | {found:.2f} | {predicted / found - 1:+.1%} |"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a run has learned, read by other programs: the same images, and nothing secret with them."""
+"""Exported weights, read by other programs: the same images, and nothing secret with them."""
 
 from __future__ import annotations
 

@@ -260,7 +260,7 @@ STAND_INS: dict[Any, Callable[..., Any]] = {
     aten.equal.default: lambda *_: True,
     aten.copy_.default: _copy_in_place,
 }
-"""What is done in place of an operation whose result depends on values that are not there."""
+"""Functions in place of operations whose result depends on the values of tensors."""
 
 
 class GPUArithmetic(TorchFunctionMode):

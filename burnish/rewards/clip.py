@@ -31,7 +31,7 @@ Compared = Literal["text", "original"]
 """The text of a prompt that images are compared with."""
 
 Features = Literal["embedding", "patches"]
-"""What a head reads of an image: CLIP's embedding, or the image tower's patches, see `Clip`."""
+"""Features of an image for a head: CLIP's embedding, or the image tower's patches, see `Clip`."""
 
 ImageReader = Callable[[Any, Tensor], Tensor]
 """(a CLIPModel, prepared images (B, 3, H, W)) -> (B, D), on the CPU."""

@@ -29,7 +29,7 @@ COLUMNS = {
     REWARDS: "rewards",
     WORK: "work",
 }
-"""What memory is for, and the heading of its column."""
+"""Uses of memory, and the heading of the column of each."""
 
 WIDTH = 36
 """Letters of a row's name."""

@@ -1,4 +1,4 @@
-"""What so many votes bring, by a simulated voter with a stated taste. Resumable.
+"""The gain that so many votes bring, by a simulated voter with a stated taste. Resumable.
 
     python -m experiments.votes                  # everything: an hour and a half of one core
     python -m experiments.votes --only report    # figures and result.json of what there is

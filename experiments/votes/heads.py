@@ -1,4 +1,4 @@
-"""What a preference head knows after so many votes, by what it reads of an image.
+"""The taste that a preference head knows after so many votes, by what it reads of an image.
 
 The model before training draws 16 images of each prompt. The voter compares pairs among 8 of them;
 of the other 8 the head's scores are correlated with the true taste, prompt by prompt: it is the
