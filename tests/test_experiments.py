@@ -32,6 +32,7 @@ from experiments.qr_curriculum.measure import (
     start_scales,
 )
 from experiments.rlcm_vs_ddpo import plan
+from experiments.rlcm_vs_ddpo.tables import ratio_cell
 from experiments.running import Trial
 from experiments.time_to_target import compare
 from experiments.votes import plan as voting
@@ -239,6 +240,13 @@ def test_selections_of_a_pool_whose_front_is_known() -> None:
     assert largest_sum((1, 1, 9, 1))(z).tolist() == [True, True, False, False]
     torch.testing.assert_close(z.mean(0), torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(z.square().mean(0), torch.ones(4, dtype=torch.float64))
+
+
+def test_a_ratio_says_why_it_is_none() -> None:
+    assert ratio_cell({"ratio": 17.04, "judge": 0.955, "bound": None}) == "17.0 (96%)"
+    assert ratio_cell({"ratio": None, "bound": "< 2.5"}) == "< 2.5"
+    assert ratio_cell({"ratio": None, "bound": None}) == ""  # the baseline gained nothing
+    assert ratio_cell(None) == "–"  # it was not run
 
 
 def test_the_page_on_parrot_has_the_tables_of_the_result() -> None:

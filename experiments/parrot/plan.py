@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from experiments.parrot.prompts import texts
 from experiments.running import Trial
 
-SEEDS = (0, 1, 2)
+SEEDS = (1, 2, 3)
+"""Seed 0 is not among them: weights that failed on it were changed."""
 RECIPE = "emoji-parrot"
 TASK = "runs"
 REWARDS = ("aesthetic", "preference", "alignment", "sentiment")
@@ -61,7 +62,7 @@ FULL = Budget(
     seeds=SEEDS,
     prompts=4,
     images=16,
-    iterations=64,
+    iterations=40,
     measured=0,
     each=3,
     each_unseen=2,
@@ -89,16 +90,21 @@ def weights(values: Sequence[float]) -> tuple[str, ...]:
     return tuple(f"rewards.{index}.weight={value}" for index, value in enumerate(values))
 
 
-# two noised copies of an image: the anchor and the old policy make each as dear as three of rvm
-OBJECTIVE = ("objective={use='ram',strength=10.0}", "batch.transitions=2", "batch.minibatches=4")
-RATE = 4e-3
+OBJECTIVE = (
+    # the pull to the model before training keeps what the judge sees
+    "objective={use='rvm',kl=0.05}",
+    "batch.transitions=2",
+    "batch.minibatches=4",
+)
+RATE = 2e-3
 # Of z-scores. On the search's prompts alignment opposes sentiment (correlation -0.2 within a
-# prompt) and aesthetic (-0.1). Gains in these four after 512 images: -0.03, 0.02, 0.14 and 0.04
-# with weights 1, 1, 5, 1 at half the rate; 0.20, 0.02, -0.04 and 0.09 with 1.5, 1, 2.5, 1.5. The
-# sum with the weights below correlates by 0.25, 0.45, 0.76 and 0.23 with them.
-SUM_WEIGHTS = (1.5, 1.5, 3.5, 1.5)
+# prompt) and aesthetic (-0.1). What was tried, and what it gained, is in docs/parrot.md.
+SUM_WEIGHTS = (2.6, 2.5, 4.4, 2.6)
+# selection favours images that are far out in any one reward: alignment needs more
+PARETO_WEIGHTS = (3.4, 2.8, 7.5, 3.6)
 EQUAL = weights([1.0] * 4)
 BALANCED = weights(SUM_WEIGHTS)
+BALANCED_FRONT = weights(PARETO_WEIGHTS)
 
 PLAIN = ('sampler.identifiers=""', 'expander.model=""')
 RAW_SUM = (*PLAIN, "advantage={use='weighted'}")
@@ -110,7 +116,7 @@ IDENTIFIERS = (
     "sampler.identifiers=tokens",
     *(("sampler.identifiers_learn=true", "sampler.identifiers_lr=1e-2") if LEARN else ()),
 )
-WITHOUT_EXPANDER = (*IDENTIFIERS, 'expander.model=""', SELECTED, *BALANCED)
+WITHOUT_EXPANDER = (*IDENTIFIERS, 'expander.model=""', SELECTED, *BALANCED_FRONT)
 
 TRAINED: Mapping[str, tuple[str, ...]] = {
     **{
@@ -122,20 +128,22 @@ TRAINED: Mapping[str, tuple[str, ...]] = {
     "normalised": (*Z_SUM, *EQUAL),
     "normalised_balanced": (*Z_SUM, *BALANCED),
     # the paper's selection, without identifiers: what is dominated is left out
-    "front": (*PLAIN, "advantage={use='pareto',within='batch'}", *BALANCED),
-    "pareto": (*PLAIN, SELECTED, *BALANCED),
+    "front": (*PLAIN, "advantage={use='pareto',within='batch'}", *BALANCED_FRONT),
+    "pareto": (*PLAIN, SELECTED, *BALANCED_FRONT),
     "no_expander": WITHOUT_EXPANDER,
     "expander_only": (
         'model.train="none"',
         'sampler.identifiers=""',
         "expander.expansions=8",
         SELECTED,
-        *BALANCED,
+        *BALANCED_FRONT,
     ),
-    "parrot": (*IDENTIFIERS, SELECTED, *BALANCED),
+    "parrot": (*IDENTIFIERS, SELECTED, *BALANCED_FRONT),
     # what identifiers cost a generator that learns nothing
     "control": (*WITHOUT_EXPANDER, "optimizer.lr=0", *(("sampler.identifiers_lr=0",) * LEARN)),
 }
+ONE_SEED = ("control", "front", *(f"only_{name}" for name in REWARDS))
+"""Runs that others are held against, and that no claim rests on."""
 SUMS = ("ws1", "ws2", "normalised", "normalised_balanced")
 CONTROL_ITERATIONS = 2
 
@@ -177,8 +185,8 @@ def arms(budget: Budget = FULL) -> tuple[str, ...]:
 
 
 def seeds(name: str, budget: Budget = FULL) -> tuple[int, ...]:
-    """Return the seeds of a run; the control, which changes no weight, has one."""
-    return budget.seeds[:1] if name == "control" else budget.seeds
+    """Return the seeds of a run."""
+    return budget.seeds[:1] if name in ONE_SEED else budget.seeds
 
 
 def iterations(name: str, budget: Budget = FULL) -> int:
@@ -205,29 +213,34 @@ def trial(name: str, seed: int, budget: Budget = FULL) -> Trial:
     """Return a run of the plan."""
     # the measurements are made after training, with the same noise for all arms: a run's own
     # evaluation only shows that it ended
+    changes = TRAINED[name]
+    # images are compared with those of the same identifier, a quarter of a prompt's
+    more = 2 if set(IDENTIFIERS) <= set(changes) else 1
     settings = (
         listed("prompts", "train"),
         'evaluation.prompts={use="list",texts=["a cat"]}',
         "evaluation.unseen={}",
         "run.sample_every=0",
         "run.checkpoint_every=4",
-        f"batch.prompts={budget.prompts}",
-        f"batch.images_per_prompt={budget.images}",
+        f"batch.prompts={budget.prompts // more}",
+        f"batch.images_per_prompt={budget.images * more}",
         f"optimizer.lr={RATE}",
         *OBJECTIVE,
-        *TRAINED[name],
+        *changes,
     )
     count = iterations(name, budget)
     return Trial(TASK, name, seed, RECIPE, count, count, settings)
 
 
 SEARCH_SEED = 10
-SEARCH_ITERATIONS = 24
+SEARCH_ITERATIONS = 40
+STRONGER = "objective={use='rvm',kl=0.3}"
+WEAKER = "objective={use='rvm'}"
 SEARCHED: Mapping[str, tuple[str, ...]] = {
     "chosen": TRAINED["normalised_balanced"],
-    "rvm": (*TRAINED["normalised_balanced"], "objective={use='rvm'}", f"optimizer.lr={RATE / 2}"),
-    "alignment_5": (*Z_SUM, *weights([1.0, 1.0, 5.0, 1.0])),
-    "tastes": (*Z_SUM, *weights([1.5, 1.0, 2.5, 1.5])),
+    "no_kl": (*TRAINED["normalised_balanced"], WEAKER, *weights([1.5, 1.5, 3.5, 1.5])),
+    "kl": (*TRAINED["normalised_balanced"], STRONGER, *weights([1.3, 1.5, 5.0, 1.3])),
+    "no_kl_pareto": (*TRAINED["pareto"], WEAKER, *weights([1.5, 1.5, 3.5, 1.5])),
     "no_expander": TRAINED["no_expander"],
     "parrot": TRAINED["parrot"],
 }

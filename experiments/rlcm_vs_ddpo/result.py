@@ -1,7 +1,8 @@
 """From the runs to `result.json`, `curves.json` and the figure.
 
 Rewards are means over the training prompts, the same noise at every evaluation. Intervals are
-rliable's 95 % stratified bootstrap (arXiv 2108.13264) over the seeds of each prompt.
+rliable's 95 % stratified bootstrap (arXiv 2108.13264) over the seeds of each prompt. Arms that were
+not run with all seeds on a task are left out there, and said so.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from burnish.files import dumps, write
+from burnish.runs import Run
 from experiments.curves import Curve, learning_curve
 from experiments.figures import pyplot, save_figure, style
 from experiments.measurements import gain_interval, interval
 from experiments.rlcm_vs_ddpo import plan
-from experiments.rlcm_vs_ddpo.tables import tables
+from experiments.rlcm_vs_ddpo.tables import NAMES, tables
 from experiments.running import run_folder
 from experiments.time_to_target import compare
 
@@ -54,12 +56,30 @@ def _statistics(rewards: np.ndarray, gains: np.ndarray) -> dict[str, Any]:
     }
 
 
+def finished_arms(out: Path, task: str) -> list[str]:
+    """Return the arms whose runs on a task have all ended; print which have not."""
+    finished = []
+    for name in plan.ARMS:
+        jobs = [plan.trial(task, name, seed) for seed in plan.SEEDS]
+        missing = [
+            job.name
+            for job in jobs
+            if not Run(out / job.name).evaluation_file(job.iterations).exists()
+        ]
+        if missing:
+            print(f"left out: {name} on {task}: {', '.join(missing)} not finished")
+        else:
+            finished.append(name)
+
+    return finished
+
+
 def report(out: Path) -> None:
     """Write the results, draw the figure and print the tables."""
     time = json.loads((out / "time.json").read_text())
     seconds = time["iteration"]
     curves = {
-        task: {name: arm_curve(out, task, name, seconds[name]) for name in plan.ARMS}
+        task: {name: arm_curve(out, task, name, seconds[name]) for name in finished_arms(out, task)}
         for task in plan.TASKS
     }
     steps = {
@@ -95,7 +115,11 @@ def comparisons(curves: Mapping[str, Mapping[str, Curve]]) -> dict[str, Any]:
     same = {
         value: {
             task: {
-                name: {base: compare(arms[base], arms[name], value) for base in plan.BASELINES}
+                name: {
+                    base: compare(arms[base], arms[name], value)
+                    for base in plan.BASELINES
+                    if base in arms
+                }
                 for name in plan.RLCM
             }
             for task, arms in curves.items()
@@ -157,10 +181,14 @@ def _draw_gains(axis: Axes, arms: dict[str, Curve]) -> None:
         seconds = [point["seconds"] for point in points]
         gains = [point["train"]["gain"] for point in points]
         low, high = np.array([point["train"]["gain_ci95"] for point in points]).T
-        axis.plot(seconds, gains, color=COLOURS[name], label=name, marker="o", markersize=2.5)
+        axis.plot(seconds, gains, color=COLOURS[name], label=_label(name), marker="o", markersize=2.5)
         axis.fill_between(seconds, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
 
     axis.set(xscale="log", xlabel="seconds", ylabel="paired gain")
+
+
+def _label(name: str) -> str:
+    return NAMES[name].replace("`", "")
 
 
 def _draw_judge(axis: Axes, arms: dict[str, Curve]) -> None:

@@ -18,28 +18,29 @@ NAMES = {
 
 def tables(result: Mapping[str, Any]) -> list[str]:
     """Return the tables of the ratios, of the ends, and of other numbers of calls."""
-    return [ratio_table(result), final_table(result), step_table(result)]
+    ratios = [ratio_table(result[f"same_{value}"]) for value in ("gain", "reward")]
+    return [*ratios, final_table(result), step_table(result)]
 
 
-def ratio_table(result: Mapping[str, Any]) -> str:
+def ratio_table(same: Mapping[str, Any]) -> str:
     """Return how much sooner RLCM is where each baseline ended, a row a task and arm."""
-    header = ["task", "arm"]
-    header += [f"{value}: {NAMES[name]}" for value in ("gain", "reward") for name in plan.BASELINES]
+    header = ["task", "arm", *(f"than {NAMES[name]}" for name in plan.BASELINES)]
     rows = [
         ["" if number else task, NAMES[arm]]
-        + [
-            ratio_cell(result[f"same_{value}"][task][arm][base])
-            for value in ("gain", "reward")
-            for base in plan.BASELINES
-        ]
-        for task in result["same_gain"]
-        for number, arm in enumerate(result["same_gain"][task])
+        + [ratio_cell(found.get(base)) for base in plan.BASELINES]
+        for task, arms in same.items()
+        for number, (arm, found) in enumerate(arms.items())
     ]
     return markdown(header, rows)
 
 
-def ratio_cell(found: Mapping[str, Any]) -> str:
-    """Return a ratio with the share judged right there, or its bound; "" without a target."""
+def ratio_cell(found: Mapping[str, Any] | None) -> str:
+    """Return a ratio with the share judged right there, or its bound.
+
+    It is "" where the baseline gained nothing, and a dash where it was not run.
+    """
+    if found is None:
+        return "–"
     if found["ratio"] is not None:
         return f"{found['ratio']:.1f} ({found['judge']:.0%})"
     return found["bound"] or ""
