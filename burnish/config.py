@@ -112,6 +112,9 @@ class ModelConfig:
     # last layers of CLIP that are left out, of Stable Diffusion 1.x and 2.x: 1 is what web UIs call
     # clip skip 2
     clip_skip: int = 0
+    # prompts with what other programs read as weights, such as (word:1.3): "refuse" them before
+    # training, or have them read as "letters", as every model here reads them
+    prompt_signs: str = "refuse"
     # "lcm": sample with an LCMScheduler, as an LCM-LoRA needs; "": as the model comes
     scheduler: str = ""
     # a LoRA (folder, file, hub id or OWNER/NAME/FILE of the hub) that is merged into the model for
@@ -655,6 +658,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "0 (as the model was made for), a number of pixels, at most 16384, or [width, height]",
     ),
     ("model.clip_skip", lambda n: n >= 0, "0 (none is left out) or more"),
+    ("model.prompt_signs", lambda s: s in ("refuse", "letters"), '"refuse" or "letters"'),
     ("model.rank", lambda n: 1 <= n <= 8192, "1 to 8192"),
     ("model.alpha", lambda x: x > 0, "more than 0"),
     ("model.targets", bool, 'at least one layer name, such as "to_q"'),

@@ -34,6 +34,7 @@ from burnish.diffusion.loading import present_device
 from burnish.diffusion.policy import DTYPES, Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.held_out import Panel
+from burnish.prompt_warnings import check_signs
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
 from burnish.prompts.identifier_embeddings import IdentifierEmbeddings
@@ -255,6 +256,7 @@ def assemble(
     check_window(config, objective)
     check_guard_kl(config, sampler.kernel)
     check_stored_images(config, objective)
+    check_prompt_signs(config, sampler, prompts, evaluation_prompts)
     reference = needs_reference(objective) or config.guard.kl > 0
     with stage("loading", f"model {config.model.id}"):
         policy = overrides.policy or load_policy(config, device, reference=reference)
@@ -429,6 +431,25 @@ def thinned(prompts: list[Prompt], most: int) -> list[Prompt]:
     return [prompts[row] for row in rows]
 
 
+def check_prompt_signs(
+    config: Config,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    evaluation_prompts: Mapping[str, Sequence[Prompt]],
+) -> None:
+    """Refuse prompts with signs for weights, unless the configuration takes them as letters.
+
+    Raises:
+        ValueError: a prompt of the run, or its negative prompt, has some.
+    """
+    if config.model.prompt_signs == "letters":
+        return
+
+    known = chain(prompts, *evaluation_prompts.values())
+    texts = [*(prompt.text for prompt in known), sampler.guidance.negative]
+    check_signs(filter(None, texts))
+
+
 def load_sampler(config: Config, overrides: Overrides | None = None) -> Sampler:
     """Return the sampler: kernel, steps, guidance and control.
 
@@ -492,6 +513,7 @@ def load_policy(
         adapter=adapter or model.adapter or None,
         reference=model.train == "full" and reference,
     )
+    policy.prompt_encoder.warnings.signs = model.prompt_signs != "letters"
     add_identifiers(config, policy, adapter or model.adapter)
     return policy
 
