@@ -108,7 +108,7 @@ class ModelConfig:
     # weight files' variant, such as "fp16", where a part has one; "": the files without, or where
     # there are none the only variant
     variant: str = ""
-    vae: ModelPath = ""  # another autoencoder of the same latents: a folder or a hub id
+    vae: ModelPath = ""  # another autoencoder of the same latents: a folder, a hub id or a file
     # last layers of CLIP that are left out, of Stable Diffusion 1.x and 2.x: 1 is what web UIs call
     # clip skip 2
     clip_skip: int = 0
@@ -120,7 +120,8 @@ class ModelConfig:
     # a LoRA (folder, file, hub id or OWNER/NAME/FILE of the hub) that is merged into the model for
     # good before anything else, such as an LCM-LoRA
     fused_lora: ModelPath = ""
-    # a ControlNet that the images follow: a folder, a hub id or OWNER/NAME/FOLDER of the hub
+    # a ControlNet that the images follow: a folder, a hub id, OWNER/NAME/FOLDER of the hub or a
+    # file
     controlnet: ModelPath = ""
     trainable_parts: str = ""  # "controlnet", "both", or "" for the model's own network
     # a LoRA adapter to start from (same rank and targets; its own strength counts, not alpha): a
