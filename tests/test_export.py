@@ -30,6 +30,7 @@ from burnish.diffusion.lora_file import FILE, read_lora
 from burnish.diffusion.lora_names import pairs_of, to_comfyui, to_kohya
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.skeleton import load_skeleton
+from burnish.report.card import Weights, loading
 from burnish.runs import Run
 from burnish.tools.export import export_run, write_lora
 from burnish.tools.merge import merge_adapters, weighted_sum
@@ -426,6 +427,17 @@ def test_the_card_says_what_there_is_and_no_paths(run: Run, tmp_path: Path) -> N
     both = run.folder / "exports" / "kohya" / "before-after.png"
     with Image.open(both) as sheet, Image.open(run.sample_grid(1)) as grid:
         assert sheet.width == 2 * grid.width + 8
+
+
+def test_the_card_says_which_text_encoders_did_not_learn(run: Run) -> None:
+    origin = json.loads(run.origin.read_text("utf-8"))
+    origin["lora_texts"] = {"model.adapter": ["text_encoder", "text_encoder_2"]}
+    run.origin.write_text(json.dumps(origin), "utf-8")
+    card = (export_run(run, "diffusers") / "README.md").read_text("utf-8")
+    assert "The file has layers of the text_encoder, text_encoder_2 too" in card
+
+    fused = Weights("a", "kohya", "b", "c", fused="style", fused_texts=["text_encoder"])
+    assert "with style merged into it and its text_encoder" in loading(fused)
 
 
 def test_a_folder_in_use_is_left_alone(run: Run, tmp_path: Path) -> None:

@@ -188,6 +188,12 @@ def text_encoders(pipe: Any) -> list[nn.Module]:
     return [part for name, part in parts if name.startswith("text_encoder") and part is not None]
 
 
+def text_parts(names: Iterable[str]) -> list[str]:
+    """Return the text encoders that some of a LoRA's tensors are of."""
+    parts = {name.partition(".")[0] for name in names}
+    return sorted(part for part in parts if part.startswith("text_encoder"))
+
+
 def of_part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     """Return the tensors of a part of the pipeline, by their names in it."""
     prefix = f"{part}."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from burnish.diffusion import lora
+from burnish.diffusion import lora, lora_file
 from burnish.diffusion.control import CONTROL_KEYS, control_images
 from burnish.diffusion.families import family_of, skip_layers
 from burnish.diffusion.family import (
@@ -67,6 +67,8 @@ class Policy(TrainableWeights):
         prompt_encoder: its text encoders, with what they returned; `check` warns of cut prompts,
             `free` takes the text encoders out of memory.
         takes_weight: True if the network has an input for the guidance weight ("embedded").
+        lora_texts: the text encoders that a LoRA changes and that do not learn, by the key of the
+            configuration that names it ("model.fused_lora", "model.adapter").
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Policy(TrainableWeights):
         self.latent_pixel = family.latent_pixel(pipe)
         self.takes_weight = family.weight_width(pipe) is not None
         self.has_controlnet = hasattr(pipe, CONTROLNET)
+        self.lora_texts: dict[str, list[str]] = {}
         self.device = family.network_of(pipe).device
         self.prompt_encoder = PromptEncoder(pipe, family)
         self._decode_at_once = decode_at_once
@@ -193,8 +196,9 @@ class Policy(TrainableWeights):
 
         if scheduler == "lcm":
             _make_consistent(pipe, model)
+        lora_texts: dict[str, list[str]] = {}
         if fused_lora is not None:
-            lora.merge_lora(pipe, fused_lora)
+            lora_texts["model.fused_lora"] = lora.merge_lora(pipe, fused_lora)
         if clip_skip:
             skip_layers(pipe, clip_skip)
 
@@ -210,6 +214,7 @@ class Policy(TrainableWeights):
         text_layers = {}
         if adapter is not None:
             text_layers = read_adapters(pipe, family, trainable, adapter, train)
+            lora_texts["model.adapter"] = lora_file.text_parts(text_layers)
 
         if gradient_checkpointing:
             enable_gradient_checkpointing(pipe, family)
@@ -217,7 +222,7 @@ class Policy(TrainableWeights):
         for network in networks(pipe):
             network.eval()  # the adapter's layers too
 
-        return cls(
+        policy = cls(
             pipe,
             family,
             train,
@@ -227,6 +232,8 @@ class Policy(TrainableWeights):
             trainable_parts,
             text_layers,
         )
+        policy.lora_texts = {key: parts for key, parts in lora_texts.items() if parts}
+        return policy
 
     def set_lora_scale(self, strength: float) -> None:
         """Multiply the adapter's effect, for sampling; see `TrainableWeights`."""

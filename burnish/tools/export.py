@@ -116,10 +116,13 @@ def _write_weights(
     run: Run, config: Config, target: str, name: str, folder: Path
 ) -> dict[str, Any]:
     """Write the weights of a run, and return what the card says of them."""
+    texts = stored(run.origin, dict[str, Any]).get("lora_texts", {})
     about: dict[str, Any] = {
         "target": target,
         "base": config.model.id,
         "fused": config.model.fused_lora,
+        "fused_texts": texts.get("model.fused_lora", ()),
+        "texts": texts.get("model.adapter", ()),
         "lora": config.model.train == "lora",
     }
 

@@ -261,6 +261,7 @@ def assemble(
     with stage("loading", f"model {config.model.id}"):
         policy = overrides.policy or load_policy(config, device, reference=reference)
     check_policy(config, policy)
+    warn_of_text_layers(policy)
     add_identifiers(config, policy, config.model.adapter)
     check_transitions(config, policy, sampler, objective, advantage)
     check_compared_images(config, advantage)
@@ -490,6 +491,14 @@ def load_policy(
         pipe: a diffusers pipeline in place of the configuration's.
     """
     model = config.model
+    source = adapter or model.adapter
+    with_weights = bool(source) and not identifiers.are_alone(Path(source).expanduser())
+    if source and not with_weights and config.sampler.identifiers != "tokens":
+        raise ValueError(
+            f"model.adapter: {source} has embeddings of identifiers, and no LoRA: set "
+            'sampler.identifiers = "tokens" to start from them, or leave model.adapter out'
+        )
+
     policy = Policy.load(
         pipe or model.id,
         train=model.train,
@@ -510,11 +519,11 @@ def load_policy(
         vae=model.vae,
         clip_skip=model.clip_skip,
         trainable_parts=model.trainable_parts,
-        adapter=adapter or model.adapter or None,
+        adapter=source if with_weights else None,
         reference=model.train == "full" and reference,
     )
     policy.prompt_encoder.warnings.signs = model.prompt_signs != "letters"
-    add_identifiers(config, policy, adapter or model.adapter)
+    add_identifiers(config, policy, source)
     return policy
 
 
@@ -565,6 +574,22 @@ def check_policy(config: Config, policy: Policy) -> None:
         raise ValueError(
             f'the given policy has train = "{policy.train}" and computes in '
             f"{str(policy.dtype)[6:]}; make model.train and model.dtype say the same"
+        )
+
+
+def warn_of_text_layers(policy: Policy) -> None:
+    """Say which LoRA changes text encoders, which do not learn."""
+    becomes = {
+        "model.fused_lora": "it is merged into them for good, and what is learned is for a model "
+        "with it",
+        "model.adapter": "its layers there stay as they are, and are written into RUN/adapter "
+        "beside what is learned",
+    }
+    for key, parts in policy.lora_texts.items():
+        warnings.warn(
+            f"{key}: the LoRA changes the {', '.join(parts)} too, and these do not learn: "
+            f"{becomes[key]}",
+            stacklevel=2,
         )
 
 
@@ -626,7 +651,7 @@ def add_identifiers(config: Config, policy: Policy, adapter: str = "") -> None:
     distance = identifiers.NEAR if settings.identifiers_learn else identifiers.FAR
     identifiers.add_tokens(policy.pipe, len(config.rewards), distance)
     if adapter:
-        folder = Path(adapter) / "identifiers"
+        folder = Path(adapter).expanduser() / "identifiers"
         identifiers.load_tokens(policy.pipe, len(config.rewards), folder)
 
 
