@@ -634,7 +634,7 @@ def check_memory(config: Config, card: float) -> None:
         say(memory_table.line(row))
         table.append(row)
 
-    say(memory_table.verdict(table, card))
+    say(memory_table.verdict(config, table, card))
     for note in memory_table.notes(config):
         say(note)
 

@@ -374,6 +374,8 @@ def left_out(config: Config) -> Iterator[str]:
     for name, table in zip(reward_names(config.rewards), config.rewards, strict=True):
         if not clip_of(table) and table["use"] not in WITHOUT_MODEL:
             yield f"reward {name}"
+    if config.model.vae:
+        yield "model.vae (the model's own autoencoder is counted)"
     if config.expander.model:
         yield "the expander"
     if config.sampler.identifiers_learn:
