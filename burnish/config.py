@@ -1035,6 +1035,52 @@ def reward_names(tables: Sequence[Table]) -> tuple[str, ...]:
     return tuple(str(table.get("name") or str(table["use"]).rpartition(":")[2]) for table in tables)
 
 
+def named_rewards(texts: Sequence[str], trust: Trust = False) -> list[Table]:
+    """Return the tables of rewards that a command line names.
+
+    Args:
+        texts: each what `use` takes ("clip_similarity", "my.py:score"), a table as TOML writes it
+            in a line, or a TOML file with [[rewards]], whose other keys are not read.
+        trust: to the code that such a file names, see `load`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: something is no reward, or two have one name.
+    """
+    tables: list[Table] = []
+    for text in texts:
+        try:
+            tables += _named_rewards(text, trust)
+        except ValueError as error:
+            kind = UntrustedCodeError if isinstance(error, UntrustedCodeError) else ValueError
+            raise kind(printable(f"--reward {redact(text):.200}: {error}")) from error
+
+    names = reward_names(tables)
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"--reward: two rewards are called {max(names, key=names.count)}; give one of them a "
+            "name, such as --reward \"{use='clip_similarity', name='other'}\""
+        )
+    return tables
+
+
+def _named_rewards(text: str, trust: Trust) -> list[Table]:
+    rest = {"model": {"id": "zoo:emoji-sd"}, "prompts": "animals"}  # of a complete configuration
+    if not text.endswith(".toml"):
+        value = _value(text)
+        table = value if isinstance(value, dict) else {"use": str(value)}
+        typed = [str(table.get("use"))]
+        return _resolved({**rest, "rewards": [table]}, "evaluate", trust, typed, text).rewards
+
+    tables = read_toml(Path(text)).get("rewards")
+    if not tables:
+        raise ValueError("the file has no [[rewards]]")
+    tree = {**rest, "rewards": tables}
+    _check_values(tree)
+    references.rebase(tree, Config, Path(text).parent, Path())
+    return _resolved(tree, "evaluate", trust, (), text).rewards
+
+
 def _override(tree: dict[str, Any], override: str) -> None:
     """Put one "a.b=value" into the tree; a value that is not TOML is taken as a text."""
     name, equals, text = override.partition("=")

@@ -196,9 +196,7 @@ class Policy(TrainableWeights):
 
         if scheduler == "lcm":
             _make_consistent(pipe, model)
-        lora_texts: dict[str, list[str]] = {}
-        if fused_lora is not None:
-            lora_texts["model.fused_lora"] = lora.merge_lora(pipe, fused_lora)
+        fused_texts = lora.merge_lora(pipe, fused_lora) if fused_lora is not None else []
         if clip_skip:
             skip_layers(pipe, clip_skip)
 
@@ -214,7 +212,6 @@ class Policy(TrainableWeights):
         text_layers = {}
         if adapter is not None:
             text_layers = read_adapters(pipe, family, trainable, adapter, train)
-            lora_texts["model.adapter"] = lora_file.text_parts(text_layers)
 
         if gradient_checkpointing:
             enable_gradient_checkpointing(pipe, family)
@@ -232,7 +229,7 @@ class Policy(TrainableWeights):
             trainable_parts,
             text_layers,
         )
-        policy.lora_texts = {key: parts for key, parts in lora_texts.items() if parts}
+        policy.lora_texts = _lora_texts(fused_texts, text_layers)
         return policy
 
     def set_lora_scale(self, strength: float) -> None:
@@ -370,6 +367,12 @@ class Policy(TrainableWeights):
             generator: of the CPU; the draw comes from it.
         """
         return self._family.embed(self.pipe, images, generator)
+
+
+def _lora_texts(fused: list[str], adapter: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return the text encoders that a merged LoRA and an adapter change, where they do."""
+    found = {"model.fused_lora": fused, "model.adapter": lora_file.text_parts(adapter)}
+    return {key: parts for key, parts in found.items() if parts}
 
 
 def decoded_at_once(policy: Policy) -> int:

@@ -286,10 +286,14 @@ def assemble(
     )
 
 
-def assemble_evaluation(config: Config) -> EvaluationParts:
+def assemble_evaluation(config: Config, rewards: Sequence[Table] = ()) -> EvaluationParts:
     """Return what an evaluation of a run needs; no advantage, objective or curriculum is built.
 
     The run may have been trained on another machine: a device that this one lacks is replaced.
+
+    Args:
+        config: of the run.
+        rewards: to judge by, in place of its own.
 
     Raises:
         ValueError, OSError: a part cannot be loaded, or the parts do not fit each other.
@@ -306,7 +310,7 @@ def assemble_evaluation(config: Config) -> EvaluationParts:
     with stage("loading", f"model {config.model.id}"):
         policy = load_policy(config, device, reference=reference)
     free_text_encoders(config, policy, sampler, [], evaluation_prompts)
-    return _shared(config, policy, sampler, evaluation_prompts)
+    return _shared(config, policy, sampler, evaluation_prompts, tables=rewards)
 
 
 def _shared(
@@ -316,14 +320,16 @@ def _shared(
     evaluation_prompts: dict[str, list[Prompt]],
     given: Mapping[str, Reward] | None = None,
     poll: Callable[[], None] = keep_waiting,
+    tables: Sequence[Table] = (),
 ) -> EvaluationParts:
+    tables = tables or config.rewards
     scoring = config.scoring
     masked = scoring.missing == "mask"
     tolerance = Tolerance(scoring.retries, scoring.timeout, masked, poll=poll)
     identified = range(len(config.rewards) if config.sampler.identifiers else 0)
 
-    with stage("loading", f"rewards {', '.join(reward_names(config.rewards))}"):
-        rewards = dict(given or {}) or load_rewards(config.rewards, "rewards")
+    with stage("loading", f"rewards {', '.join(reward_names(tables))}"):
+        rewards = dict(given or {}) or load_rewards(tables, "rewards")
         judge = load_judge(config)
         panel = load_panel(config, tolerance)
     if config.evaluation.images_per_prompt:
@@ -333,7 +339,7 @@ def _shared(
         policy=policy,
         sampler=sampler,
         rewards=rewards,
-        weights=torch.tensor([float(table.get("weight", 1.0)) for table in config.rewards]),
+        weights=torch.tensor([float(table.get("weight", 1.0)) for table in tables]),
         tolerance=tolerance,
         judge=judge,
         panel=panel,
