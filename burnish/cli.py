@@ -344,7 +344,7 @@ def evaluate(
             metavar="REWARD",
             help=(
                 "Judge by this reward in place of the run's: a name, FILE.py:NAME, a TOML table, "
-                "or a TOML file with [[rewards]]; repeatable."
+                "or a TOML file with rewards in it; repeatable."
             ),
         ),
     ] = None,

@@ -178,7 +178,8 @@ def test_the_memory_of_training_is_that_of_real_tensors(
 
 def test_the_command_predicts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(shapes.KNOWN, "reduced/zimage", reduced("zimage"))
-    config = recipe("zimage", "batch.train_batch=4", "model.gradient_checkpointing=true")
+    file = ("model.id=mine.safetensors", "model.config=reduced/zimage")
+    config = recipe("zimage", "batch.train_batch=4", "model.gradient_checkpointing=true", *file)
     found = predict(config).phases["training"][WORK]
     config = recipe("zimage", "batch.train_batch=4")
     assert predicted_training(config)[True] == pytest.approx(found, rel=0.02)
@@ -345,9 +346,12 @@ def test_the_command_ends_in_an_error_where_nothing_fits(
 
 
 def test_a_model_whose_configuration_is_unknown_is_one_sentence() -> None:
-    config = configuration.load("sd15-compressibility", ["model.id=somebody/something"])
-    with pytest.raises(ValueError, match=r"model\.id: .* hf download somebody/something"):
-        predict(config)
+    for name, words in (
+        ("somebody/something", r"model\.id: .* hf download somebody/something"),
+        ("mine.safetensors", "which mine.safetensors does not have: set model.config"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            predict(configuration.load("sd15-compressibility", [f"model.id={name}"]))
 
 
 def test_what_is_not_counted_is_said() -> None:
