@@ -85,7 +85,8 @@ class ModelConfig:
     # (.safetensors, also OWNER/NAME/FILE of the hub)
     id: ModelPath = ""
     # of a single file, which has weights only: the model whose configuration and tokenizers it has,
-    # a folder or a hub id; "": the one that diffusers takes it for, from the hub
+    # and whose parts where it lacks some, a folder or a hub id; "": the one that diffusers takes it
+    # for, from the hub
     config: ModelPath = ""
     # side of the images in pixels, or [width, height]; 0: as the model was made for
     size: int | list[int] = 0

@@ -1,7 +1,7 @@
 """The names that the first programs of each model gave to the weights of a tiny pipeline.
 
 For Stable Diffusion 1.x and SDXL (CompVis' `ldm`, Stability's `sgm`), ControlNets (`cldm`), Stable
-Diffusion 3 (`mmdit`) and FLUX.1; text encoders of the latter two as ComfyUI writes them.
+Diffusion 3 (`mmdit`), FLUX.1, FLUX.2 and Z-Image; text encoders of flow models as ComfyUI has them.
 """
 
 from __future__ import annotations
@@ -331,6 +331,62 @@ def flux_network(network: Any) -> dict[str, Tensor]:
     )
     rest = {n: v for n, v in state.items() if "transformer_blocks." not in n}
     return {**double, **single, **{_replaced(name, FLUX): value for name, value in rest.items()}}
+
+
+FLUX_2 = {
+    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "context_embedder": "txt_in",
+    "x_embedder": "img_in",
+    "modulation_img.linear": "modulation_img.lin",
+    "modulation_txt.linear": "modulation_txt.lin",
+    "single_stream_modulation.linear": "single_stream_modulation.lin",
+    "proj_out": "final_layer.linear",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+}
+FLUX_2_BLOCK = {
+    **FLUX_BLOCK,
+    "ff_context.linear_in": "txt_mlp.0",
+    "ff_context.linear_out": "txt_mlp.2",
+    "ff.linear_in": "img_mlp.0",
+    "ff.linear_out": "img_mlp.2",
+}
+FLUX_2_SINGLE = {**FLUX_SINGLE, "attn.to_qkv_mlp_proj": "linear1", "attn.to_out": "linear2"}
+Z_IMAGE = {
+    "all_final_layer.2-1.": "final_layer.",
+    "all_x_embedder.2-1.": "x_embedder.",
+    "attention.to_out.0": "attention.out",
+    "attention.norm_k": "attention.k_norm",
+    "attention.norm_q": "attention.q_norm",
+}
+
+
+def klein_network(network: Any) -> dict[str, Tensor]:
+    """Return the weights of a FLUX.2 network by the names of its first program."""
+    state = {
+        name: _swapped(v) if name.startswith("norm_out.") else v
+        for name, v in network.state_dict().items()
+    }
+    double = _blocks(state, "transformer_blocks.", "double_blocks.", FLUX_2_BLOCK, FLUX_JOINT)
+    single = _blocks(state, "single_transformer_blocks.", "single_blocks.", FLUX_2_SINGLE, {})
+    rest = {n: v for n, v in state.items() if "transformer_blocks." not in n}
+    return whole(
+        {**double, **single, **{_replaced(name, FLUX_2): value for name, value in rest.items()}}
+    )
+
+
+def z_image_file(pipe: Any) -> dict[str, Tensor]:
+    """Return the weights of a tiny Z-Image's network and autoencoder as one checkpoint."""
+    state = pipe.transformer.state_dict()
+    network: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if ".to_q." in name:
+            each = [state[name.replace("to_q", f"to_{one}")] for one in "qkv"]
+            network[name.replace("to_q", "qkv")] = torch.cat(each)
+        elif ".to_k." not in name and ".to_v." not in name:
+            network[_replaced(name, Z_IMAGE)] = value
+    prefixed = {f"model.diffusion_model.{name}": value for name, value in network.items()}
+    return whole({**prefixed, **vae(pipe, "vae.")})
 
 
 def _swapped(value: Tensor) -> Tensor:

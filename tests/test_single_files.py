@@ -9,12 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_controlnet, build_pipeline, build_sdxl, generator
+from conftest import build_controlnet, build_pipeline, build_sdxl, build_z_image, generator
 from diffusers import ControlNetModel
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
-from ldm import controlnet_file, flux_file, sd3_file, sdxl_file, single_file, vae
+from ldm import (
+    controlnet_file,
+    flux_file,
+    klein_network,
+    sd3_file,
+    sdxl_file,
+    single_file,
+    vae,
+    z_image_file,
+)
 from safetensors.torch import save_file
-from tiny_flow_models import build_flux, build_sd3
+from tiny_flow_models import build_flux, build_qwen_image, build_sd3
+from tiny_klein_sana import build_klein
 from torch import Tensor
 
 from burnish.diffusion.guidance import NoGuidance
@@ -113,6 +123,31 @@ def test_a_file_with_the_network_alone_takes_the_rest_from_the_configuration(
         weights.unlink()
     with pytest.raises(ValueError, match=r"has no weights of the model's vae: set model.config"):
         bare(file, config=str(whole))
+
+
+OF_OTHERS: dict[str, tuple[Callable[[], Any], Callable[[Any], dict[str, Tensor]]]] = {
+    "klein": (build_klein, lambda pipe: klein_network(pipe.transformer)),
+    "qwen_image": (build_qwen_image, lambda pipe: pipe.transformer.state_dict()),
+    "z_image": (build_z_image, z_image_file),
+}
+
+
+@pytest.mark.parametrize("name", OF_OTHERS)
+def test_files_without_the_text_encoders_that_diffusers_does_not_read_from_them(
+    name: str, tmp_path: Path
+) -> None:
+    build, written = OF_OTHERS[name]
+    pipe = build()
+    whole = tmp_path / "whole"
+    pipe.save_pretrained(whole)
+    file = tmp_path / "file.safetensors"
+    save_file(written(pipe), file)
+    expected = outputs(bare(whole))
+
+    for weights in (whole / "transformer").glob("*.safetensors"):
+        weights.unlink()
+    found = outputs(bare(file, config=str(whole)))
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
 def test_what_a_file_lacks_is_fetched_part_by_part(

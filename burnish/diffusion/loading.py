@@ -211,11 +211,11 @@ def _load_checkpoint(
     for part in missing_parts(file, classes):
         place, chosen = find_missing_part(file, part, folder, config, variant)
         with without_progress_bars():
-            settings[part] = _load_part(classes[part], place, part, dtype, chosen)
+            settings[part] = _load_part(classes.pop(part), place, part, dtype, chosen)
 
     with without_progress_bars():
         kind = getattr(diffusers, name)
-        pipe = load_single_file(kind, file, folder, largest, settings)
+        pipe = load_single_file(kind, file, folder, largest, settings, classes)
 
     _cast(pipe, {family.network: network_dtype}, dtype)
     return pipe

@@ -107,7 +107,12 @@ def configuration_of(file: Path, config: str) -> Path:
 
 
 def load_single_file(
-    kind: Any, file: Path, folder: Path, dtype: torch.dtype, settings: dict[str, Any]
+    kind: Any,
+    file: Path,
+    folder: Path,
+    dtype: torch.dtype,
+    settings: Mapping[str, Any],
+    classes: Mapping[str, Any],
 ) -> Any:
     """Return the pipeline of a checkpoint.
 
@@ -117,14 +122,26 @@ def load_single_file(
         folder: its configuration.
         dtype: the precision of its parts.
         settings: for the class, with parts that the checkpoint lacks.
+        classes: of the parts that the checkpoint has, by name.
 
     Raises:
         ValueError: the checkpoint is damaged, lacks a part, or is of another model.
     """
     try:
-        pipe = kind.from_single_file(
-            str(file), config=str(folder), torch_dtype=dtype, local_files_only=True, **settings
-        )
+        reading = {"config": str(folder), "torch_dtype": dtype, "local_files_only": True}
+        together = hasattr(kind, "from_single_file")
+        # the autoencoder always alone: in diffusers' hands Z-Image's network takes the rest of the
+        # checkpoint with it
+        alone = [part for part in classes if part == "vae" or not together]
+        read = {
+            part: classes[part].from_single_file(str(file), subfolder=part, **reading)
+            for part in alone
+        }
+
+        if together:
+            pipe = kind.from_single_file(str(file), **reading, **settings, **read)
+        else:
+            pipe = kind.from_pretrained(folder, **settings, **read)
         for part, network in pipe.components.items():
             if isinstance(network, nn.Module):
                 _tie_weights(network)
