@@ -60,7 +60,8 @@ LIKELY_SLIP = 0.8
 RECORD_KEYS = frozenset(
     "iteration images rewards votes control_scale pareto_front zero_advantage missing problems "
     "grad_norm "
-    "lr explained_variance seconds_sampling seconds_scoring seconds_training".split()
+    "lr explained_variance seconds_sampling seconds_scoring seconds_training "
+    "seconds_waiting".split()
 )
 """Keys of a line of log.jsonl that the loop writes itself; a metric must have another name."""
 

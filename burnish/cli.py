@@ -338,24 +338,38 @@ def evaluate(
     images: Annotated[
         int, typer.Option(min=0, help="Images for each prompt. [dim]0: as the recipe says[/dim]")
     ] = 0,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="REWARD",
+            help=(
+                "Judge by this reward in place of the run's: a name, FILE.py:NAME, a TOML table, "
+                "or a TOML file with rewards in it; repeatable."
+            ),
+        ),
+    ] = None,
     trust: Trusted = False,
 ) -> None:
     """Compare a run with the model it started from, on the same prompts and noise.
 
-    Writes RUN/evaluation.json.
+    Writes RUN/evaluation.json; with --reward it only prints.
 
       burnish evaluate runs/jpeg
       burnish evaluate runs/jpeg --images 16
+      burnish evaluate runs/jpeg --reward "{use='clip_similarity', model='zoo:emoji-clip'}"
     """
     quiet()
+    from burnish.config import named_rewards
     from burnish.report.results import evaluation_lines
     from burnish.runs import Run
     from burnish.tools.evaluate_run import evaluate_run
     from burnish.training.checkpoint import newest
 
     found = Run.open(run)
+    allowed = trust or consent()
+    judged_by = named_rewards(reward or (), allowed)
     with watching():
-        evaluation = evaluate_run(found, images, trust=trust or consent())
+        evaluation = evaluate_run(found, images, judged_by, trust=allowed)
 
     done = newest(found.checkpoints)["iteration"]
     say(f"{run} after iteration {done}, compared with before training", sys.stderr)
@@ -634,7 +648,7 @@ def check_memory(config: Config, card: float) -> None:
         say(memory_table.line(row))
         table.append(row)
 
-    say(memory_table.verdict(table, card))
+    say(memory_table.verdict(config, table, card))
     for note in memory_table.notes(config):
         say(note)
 

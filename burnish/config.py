@@ -85,7 +85,8 @@ class ModelConfig:
     # (.safetensors, also OWNER/NAME/FILE of the hub)
     id: ModelPath = ""
     # of a single file, which has weights only: the model whose configuration and tokenizers it has,
-    # a folder or a hub id; "": the one that diffusers takes it for, from the hub
+    # and whose parts where it lacks some, a folder or a hub id; "": the one that diffusers takes it
+    # for, from the hub
     config: ModelPath = ""
     # side of the images in pixels, or [width, height]; 0: as the model was made for
     size: int | list[int] = 0
@@ -108,16 +109,20 @@ class ModelConfig:
     # weight files' variant, such as "fp16", where a part has one; "": the files without, or where
     # there are none the only variant
     variant: str = ""
-    vae: ModelPath = ""  # another autoencoder of the same latents: a folder or a hub id
+    vae: ModelPath = ""  # another autoencoder of the same latents: a folder, a hub id or a file
     # last layers of CLIP that are left out, of Stable Diffusion 1.x and 2.x: 1 is what web UIs call
     # clip skip 2
     clip_skip: int = 0
+    # prompts with what other programs read as weights, such as (word:1.3): "refuse" them before
+    # training, or have them read as "letters", as every model here reads them
+    prompt_signs: str = "refuse"
     # "lcm": sample with an LCMScheduler, as an LCM-LoRA needs; "": as the model comes
     scheduler: str = ""
     # a LoRA (folder, file, hub id or OWNER/NAME/FILE of the hub) that is merged into the model for
     # good before anything else, such as an LCM-LoRA
     fused_lora: ModelPath = ""
-    # a ControlNet that the images follow: a folder, a hub id or OWNER/NAME/FOLDER of the hub
+    # a ControlNet that the images follow: a folder, a hub id, OWNER/NAME/FOLDER of the hub or a
+    # file
     controlnet: ModelPath = ""
     trainable_parts: str = ""  # "controlnet", "both", or "" for the model's own network
     # a LoRA adapter to start from (same rank and targets; its own strength counts, not alpha): a
@@ -655,6 +660,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "0 (as the model was made for), a number of pixels, at most 16384, or [width, height]",
     ),
     ("model.clip_skip", lambda n: n >= 0, "0 (none is left out) or more"),
+    ("model.prompt_signs", lambda s: s in ("refuse", "letters"), '"refuse" or "letters"'),
     ("model.rank", lambda n: 1 <= n <= 8192, "1 to 8192"),
     ("model.alpha", lambda x: x > 0, "more than 0"),
     ("model.targets", bool, 'at least one layer name, such as "to_q"'),
@@ -1028,6 +1034,52 @@ def reward_arguments(table: Table) -> Table:
 def reward_names(tables: Sequence[Table]) -> tuple[str, ...]:
     """Return the name of each reward in logs: its `name`, or what it uses without the file."""
     return tuple(str(table.get("name") or str(table["use"]).rpartition(":")[2]) for table in tables)
+
+
+def named_rewards(texts: Sequence[str], trust: Trust = False) -> list[Table]:
+    """Return the tables of rewards that a command line names.
+
+    Args:
+        texts: each what `use` takes ("clip_similarity", "my.py:score"), a table as TOML writes it
+            in a line, or a TOML file with [[rewards]], whose other keys are not read.
+        trust: to the code that such a file names, see `load`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: something is no reward, or two have one name.
+    """
+    tables: list[Table] = []
+    for text in texts:
+        try:
+            tables += _named_rewards(text, trust)
+        except ValueError as error:
+            kind = UntrustedCodeError if isinstance(error, UntrustedCodeError) else ValueError
+            raise kind(printable(f"--reward {redact(text):.200}: {error}")) from error
+
+    names = reward_names(tables)
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"--reward: two rewards are called {max(names, key=names.count)}; give one of them a "
+            "name, such as --reward \"{use='clip_similarity', name='other'}\""
+        )
+    return tables
+
+
+def _named_rewards(text: str, trust: Trust) -> list[Table]:
+    rest = {"model": {"id": "zoo:emoji-sd"}, "prompts": "animals"}  # of a complete configuration
+    if not text.endswith(".toml"):
+        value = _value(text)
+        table = value if isinstance(value, dict) else {"use": str(value)}
+        typed = [str(table.get("use"))]
+        return _resolved({**rest, "rewards": [table]}, "evaluate", trust, typed, text).rewards
+
+    tables = read_toml(Path(text)).get("rewards")
+    if not tables:
+        raise ValueError("the file has no [[rewards]]")
+    tree = {**rest, "rewards": tables}
+    _check_values(tree)
+    references.rebase(tree, Config, Path(text).parent, Path())
+    return _resolved(tree, "evaluate", trust, (), text).rewards
 
 
 def _override(tree: dict[str, Any], override: str) -> None:

@@ -19,6 +19,8 @@ KNOWN = re.compile(
     # Burnish raises an error, or the tensors belong to a part that is not used
     r"|^Some weights of .* were not (used when initializing|initialized from the model) "
     r"|LOAD REPORT"
+    # diffusers, of a cast that it makes itself, where there are none
+    r"|^There are modules in \w+ that should be kept in float32: \[\]"
     # the images are the same without it
     r"|requires torchvision \(not installed\); falling back to"
     # bitsandbytes, which peft imports where it is installed, about kernels for CPUs

@@ -24,8 +24,33 @@ SYNTAX = re.compile(
 """What other programs read as a weight, an alternative, a border or the name of a file."""
 
 
+def check_signs(texts: Iterable[str]) -> None:
+    """Refuse texts with signs for weights, which a text encoder would read as letters.
+
+    Raises:
+        ValueError: there are some; the message says how many, and what to do.
+    """
+    if found := _find_signs(list(dict.fromkeys(texts))):
+        raise ValueError(
+            f"{found}, which other programs read as weights, and Burnish does not: leave them out, "
+            'or, if they are meant as letters, set model.prompt_signs = "letters"'
+        )
+
+
+def _find_signs(texts: Sequence[str]) -> str:
+    """Return how many texts have signs for weights, with an example; "" if none has."""
+    signs = [match[0] for text in texts if (match := SYNTAX.search(text))]
+    if not signs:
+        return ""
+    return f'{_how_many(len(signs), len(texts), "written")} with signs such as "{_short(signs[0])}"'
+
+
 class PromptWarnings:
-    """Warnings of texts that a text encoder does not read as they were meant; each kind once."""
+    """Warnings of texts that a text encoder does not read as they were meant; each kind once.
+
+    Attributes:
+        signs: warn of signs for weights too.
+    """
 
     def __init__(
         self,
@@ -47,7 +72,7 @@ class PromptWarnings:
         self._lengths = [min(length or one, one) for one in lengths]
         self._tokenizers = tokenizers
         self._reader = reader
-        self._signs = signs
+        self.signs = signs
         self._by_tokens: dict[tuple[int, ...], tuple[str, str]] = {}
         self._warned: set[str] = set()
 
@@ -82,14 +107,8 @@ class PromptWarnings:
                 f"prompts ({len(same) + 1} at least) differ only in what is cut, so that they are "
                 f'one to {self._reader}: "{_ends(first)}" and "{_ends(second)}"',
             )
-        if not self._signs:
-            return
-        if signs := [match[0] for text in new if (match := SYNTAX.search(text))]:
-            self._warn(
-                "signs",
-                f"{_how_many(len(signs), len(new), 'written')} with signs such as "
-                f'"{_short(signs[0])}", which mean nothing here: they are read as letters',
-            )
+        if self.signs and (found := _find_signs(new)):
+            self._warn("signs", f"{found}, which mean nothing here: they are read as letters")
 
     def _read(self, text: str) -> tuple[tuple[int, ...], str]:
         """Return the tokens that are read of a text, and the words that every tokenizer cuts off.

@@ -45,6 +45,7 @@ class LogRow(TypedDict):
     seconds_sampling: NotRequired[Number]
     seconds_scoring: NotRequired[Number]
     seconds_training: NotRequired[Number]
+    seconds_waiting: NotRequired[Number]
 
 
 class Change(TypedDict):

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from benchmarks.gpu_worker import CASES, ITERATION_ONLY
 from burnish import config as configuration
+from burnish.config import Config
 from burnish.diffusion import shapes
 from burnish.files import write
 from burnish.tools.memory import GIB, predict
-from burnish.tools.memory_table import COLUMNS, Row, first_fitting, rows
+from burnish.tools.memory_table import COLUMNS, Row, first_fitting, rows, without_needless
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "memory.md"
@@ -40,12 +41,13 @@ def recipes() -> Iterator[str]:
 
     for name in RECIPES:
         table = []
-        for row in rows(configuration.load(name, [])):
+        config = configuration.load(name, [])
+        for row in rows(config):
             table.append(row)
             label = f"`{name}`" if not row.settings else f"&emsp;+ `{row.settings[-1].text}`"
             print(name, row.name, f"{row.prediction.needed:.1f}", flush=True)
             yield cells(label, row)
-        fitting.append(f"| `{name}` | {' | '.join(fits(table, card) for card in CARDS)} |")
+        fitting.append(f"| `{name}` | {' | '.join(fits(config, table, card) for card in CARDS)} |")
 
     yield ""
     yield f"| | {' | '.join(f'{card} GB' for card in CARDS)} |"
@@ -61,11 +63,12 @@ def cells(label: str, row: Row) -> str:
     return f"| {label} | {' | '.join(numbers)} | {found.phase} |"
 
 
-def fits(table: list[Row], card: float) -> str:
+def fits(config: Config, table: list[Row], card: float) -> str:
     """Return the settings with which a card has memory enough."""
     row = first_fitting(table, card)
     if row is None:
         return "no"
+    row = without_needless(config, row, card)
     return ", ".join(f"`{setting.text}`" for setting in row.settings) or "as it is"
 
 

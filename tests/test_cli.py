@@ -112,6 +112,9 @@ def test_from_a_recipe_to_a_report(
     assert code == 0 and "95 % interval" in out
     assert len(json.loads((tmp_path / "run" / "evaluation.json").read_text())["train"]["ci95"]) == 2
 
+    code, out, _ = run(capsys, "evaluate", folder, "--reward", "{use='compressibility', name='x'}")
+    assert code == 0 and " x " in out
+
     grid = tmp_path / "grid.png"
     options = ["-p", "a cat", "-p", "a dog", "-n", "3", "--out", str(grid)]
     assert run(capsys, "sample", folder, *options)[0] == 0

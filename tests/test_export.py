@@ -15,6 +15,7 @@ import torch
 from conftest import build_sdxl, build_z_image, generator
 from diffusers import DiffusionPipeline
 from huggingface_hub import constants
+from ldm import sd3_network
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -30,6 +31,7 @@ from burnish.diffusion.lora_file import FILE, read_lora
 from burnish.diffusion.lora_names import pairs_of, to_comfyui, to_kohya
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.skeleton import load_skeleton
+from burnish.report.card import Weights, loading
 from burnish.runs import Run
 from burnish.tools.export import export_run, write_lora
 from burnish.tools.merge import merge_adapters, weighted_sum
@@ -274,12 +276,14 @@ def test_whole_networks_are_merged_but_no_lora_file(
 # Families ---------------------------------------------------------------------------------------
 
 
-def random_lora(skeleton: Any, without: str = "") -> dict[str, Tensor]:
+def random_lora(
+    skeleton: Any, without: str = "", ends: tuple[str, ...] = tuple(TARGETS)
+) -> dict[str, Tensor]:
     part = family_of(type(skeleton).__name__).network
     draw = generator()
     tensors = {}
     for name, module in getattr(skeleton, part).named_modules():
-        if isinstance(module, nn.Linear) and name.endswith(tuple(TARGETS)):
+        if isinstance(module, nn.Linear) and name.endswith(ends):
             if without and without in name:
                 continue
             rows, columns = module.weight.shape
@@ -365,10 +369,84 @@ def test_flux_single_blocks_at_their_true_width(tmp_path: Path) -> None:
         assert torch.allclose((b @ a)[:9], (up @ down)[:9], atol=1e-4)
 
 
+SD3_LAYERS = (*TARGETS, "ff.net.0.proj", "ff.net.2", "ff_context.net.2", "norm1.linear")
+
+
+@pytest.mark.parametrize("without", ["", "to_k"])
+def test_stable_diffusion_3_by_the_names_of_its_first_program(
+    models: Callable[[str], tuple[Any, Any]], tmp_path: Path, without: str
+) -> None:
+    pipe, skeleton = models("sd3")
+    tensors = random_lora(skeleton, without, SD3_LAYERS)
+    file = write_lora(skeleton, tensors, "kohya", tmp_path, "mine")
+
+    # ComfyUI knows a layer by lora_unet_ and the weight's name, with _ for each dot
+    theirs = sd3_network(pipe.transformer)
+    for key, change in loaded_changes(file).items():
+        (name,) = [
+            n for n in theirs if f"lora_unet_{n.removesuffix('.weight')}".replace(".", "_") == key
+        ]
+        theirs[name] = theirs[name] + change
+
+    with torch.no_grad():
+        for layer, (down, up) in pairs_of(tensors).items():
+            module = pipe.transformer.get_submodule(layer.removeprefix("transformer."))
+            module.weight += up @ down
+    expected = sd3_network(pipe.transformer)
+    assert all(torch.allclose(theirs[name], expected[name], atol=1e-4) for name in expected)
+
+    # and it can be started from: q, k and v have their own rank again
+    back = pairs_of(read_lora(skeleton, file, "transformer"))
+    assert back.keys() == pairs_of(tensors).keys()
+    assert {len(down) for down, _ in back.values()} == {2}
+
+
+def loaded_changes(file: Path) -> dict[str, Tensor]:
+    """Return what a file by kohya's names adds to each layer."""
+    tensors = load_file(file)
+    layers = {name.partition(".")[0] for name in tensors}
+    return {
+        layer: tensors[f"{layer}.alpha"]
+        / len(tensors[f"{layer}.lora_down.weight"])
+        * (tensors[f"{layer}.lora_up.weight"] @ tensors[f"{layer}.lora_down.weight"])
+        for layer in layers
+    }
+
+
+def test_a_file_of_kohyas_starts_a_stable_diffusion_3(tmp_path: Path) -> None:
+    pipe = build_sd3()
+    names = {
+        "lora_unet_joint_blocks_1_x_block_attn_qkv": (16, 48),
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1": (8, 16),
+        "lora_te1_text_model_encoder_layers_0_self_attn_v_proj": (8, 8),
+        "lora_te2_text_model_encoder_layers_1_self_attn_q_proj": (12, 12),
+    }
+    tensors = {}
+    for name, (columns, rows) in names.items():
+        tensors[f"{name}.lora_down.weight"] = torch.randn(3, columns, generator=generator())
+        tensors[f"{name}.lora_up.weight"] = torch.randn(rows, 3, generator=generator(1))
+        tensors[f"{name}.alpha"] = torch.tensor(1.5)
+    save_file(tensors, tmp_path / "x.safetensors")
+
+    found = pairs_of(read_lora(pipe, tmp_path / "x.safetensors", "transformer"))
+    changes = loaded_changes(tmp_path / "x.safetensors")
+    block = "transformer.transformer_blocks.1.attn.to_"
+    stacked = torch.cat([up @ down for down, up in (found[f"{block}{one}"] for one in "qkv")])
+    assert torch.allclose(stacked, changes["lora_unet_joint_blocks_1_x_block_attn_qkv"])
+    assert {name.partition(".")[0] for name in found} >= {"text_encoder", "text_encoder_2"}
+
+    policy = Policy.load(pipe, fused_lora=tmp_path / "x.safetensors", train="none", device="cpu")
+    assert policy.lora_texts == {"model.fused_lora": ["text_encoder", "text_encoder_2"]}
+
+    unknown = {name.replace("joint_blocks_1", "joint_blocks_9"): v for name, v in tensors.items()}
+    save_file(unknown, tmp_path / "y.safetensors")
+    with pytest.raises(ValueError, match="no layer lora_unet_joint_blocks_9_x_block_attn_qkv of a"):
+        read_lora(pipe, tmp_path / "y.safetensors", "transformer")
+
+
 @pytest.mark.parametrize(
     ("kind", "target", "words"),
     [
-        ("sd3", "kohya", "take --to comfyui"),
         ("sana", "kohya", "take --to diffusers or merged"),
         ("sana", "comfyui", "ComfyUI is not known to read a LoRA for a SanaPipeline"),
     ],
@@ -426,6 +504,17 @@ def test_the_card_says_what_there_is_and_no_paths(run: Run, tmp_path: Path) -> N
     both = run.folder / "exports" / "kohya" / "before-after.png"
     with Image.open(both) as sheet, Image.open(run.sample_grid(1)) as grid:
         assert sheet.width == 2 * grid.width + 8
+
+
+def test_the_card_says_which_text_encoders_did_not_learn(run: Run) -> None:
+    origin = json.loads(run.origin.read_text("utf-8"))
+    origin["lora_texts"] = {"model.adapter": ["text_encoder", "text_encoder_2"]}
+    run.origin.write_text(json.dumps(origin), "utf-8")
+    card = (export_run(run, "diffusers") / "README.md").read_text("utf-8")
+    assert "The file has layers of the text_encoder, text_encoder_2 too" in card
+
+    fused = Weights("a", "kohya", "b", "c", fused="style", fused_texts=["text_encoder"])
+    assert "with style merged into it and its text_encoder" in loading(fused)
 
 
 def test_a_folder_in_use_is_left_alone(run: Run, tmp_path: Path) -> None:

@@ -493,6 +493,14 @@ def test_a_run_starts_from_what_another_has_learned(recipe: Path, tmp_path: Path
         with torch.no_grad():
             torch.testing.assert_close(encoder.encode(texts)["text"], learned)
 
+    parts = assemble(config)  # the folder has no LoRA: a new one learns beside the embeddings
+    torch.testing.assert_close(parts.policy.encode(prompts)["text"], learned)
+    assert parts.policy.train == "lora" and parts.policy.trainable
+
+    plain = replace(config, sampler=replace(config.sampler, identifiers=""))
+    with pytest.raises(ValueError, match=r"of identifiers, and no LoRA: set sampler.identifiers"):
+        assemble(plain)
+
 
 def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
     pipe, other = build_pipeline(), build_sdxl()

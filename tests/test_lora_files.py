@@ -14,11 +14,15 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from burnish.config import parse
 from burnish.diffusion.guidance import NoGuidance
 from burnish.diffusion.lora_file import FILE, locate
 from burnish.diffusion.lora_metadata import PEFT_CONFIG, PEFT_FILE
 from burnish.diffusion.policy import Policy
+from burnish.training.assembly import assemble
+from burnish.training.origin import origin_of
 from burnish.types import Prompt
+from burnish.world import World
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1")
@@ -368,6 +372,36 @@ def test_text_encoder_layers_of_a_start_stay_and_are_written_again(
 
     merged = Policy.load(tiny_pipeline, fused_lora=folder)
     torch.testing.assert_close(images(merged.pipe), images(reader), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("key", ["adapter", "fused_lora"])
+@pytest.mark.parametrize("place", ["folder", "file", "hub"])
+def test_a_run_says_which_text_encoders_a_lora_changes(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, key: str
+) -> None:
+    pipe = stock(tiny_pipeline)
+    text = {
+        f"text_model.{name}": matrices
+        for name, matrices in layers_of(pipe.text_encoder, TEXT_TARGETS).items()
+    }
+    tensors = kohya(layers_of(pipe.unet, TARGETS), "lora_unet_", 2.0)
+    folder = write(tmp_path / "lora", tensors | kohya(text, "lora_te_", 2.0))
+    source = {"folder": folder, "file": folder / FILE, "hub": f"owner/name/{FILE}"}[place]
+    monkeypatch.setattr("burnish.pretrained.ask_hub", lambda *arguments: (folder, []))
+    tree = {
+        "model": {"id": str(tiny_pipeline), "device": "cpu", key: str(source)},
+        "prompts": ["a cat"],
+        "rewards": [{"use": "compressibility"}],
+    }
+
+    with pytest.warns(UserWarning, match=f"model.{key}: the LoRA changes the text_encoder too"):
+        parts = assemble(parse(tree))
+    reader = stock(tiny_pipeline, folder)
+    torch.testing.assert_close(parts.policy.encode(CATS[:1])["text"], states(reader))
+    assert parts.policy.lora_texts == {f"model.{key}": ["text_encoder"]}
+    assert not any(p.requires_grad for p in parts.policy.pipe.text_encoder.parameters())
+    origin = origin_of(parse(tree), World(), parts)
+    assert origin["lora_texts"] == parts.policy.lora_texts
 
 
 def spoiled(layers: Layers, how: str) -> dict[str, Tensor]:

@@ -17,9 +17,10 @@ from burnish.config import Config
 from burnish.diffusion import allocations, cpu, lora, shapes, weights
 from burnish.diffusion.allocations import META, Allocations, GPUArithmetic
 from burnish.diffusion.policy import Policy
+from burnish.diffusion.weights import enable_gradient_checkpointing
 from burnish.runs import Run
 from burnish.tools import memory, memory_table
-from burnish.tools.memory import GIB, LEARNED, WORK, Prediction, predict
+from burnish.tools.memory import GIB, LEARNED, WORK, Forecast, Prediction, predict
 from burnish.tools.preflight import Rehearsal, chunk_prompts
 from burnish.training.assembly import Overrides
 from burnish.training.batch import RolloutBatch
@@ -37,9 +38,9 @@ QWEN = {
     "head_dim": 16,
 }
 VAE = {
-    "block_out_channels": (16, 16, 32, 32),
+    "block_out_channels": (4, 4, 8, 8),
     "layers_per_block": 1,
-    "norm_num_groups": 8,
+    "norm_num_groups": 4,
     "sample_size": 256,
 }
 REDUCED: dict[str, dict[str, dict[str, Any]]] = {
@@ -100,6 +101,7 @@ def recipe(model: str, *changes: str) -> Config:
             "model.size=256",
             "model.dtype=float32",
             "model.device=cpu",
+            "model.gradient_checkpointing=false",
             "rewards=[{use='compressibility'}]",
             "batch.prompts=2",
             "batch.images_per_prompt=2",
@@ -127,17 +129,29 @@ def allocated(work: Callable[[], Any]) -> int:
     return most
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+def predicted_training(config: Config) -> dict[bool, int]:
+    """Return the bytes of work that are predicted for a training call, by checkpointing."""
+    with Allocations() as allocated, GPUArithmetic() as arithmetic:
+        forecast = Forecast(config, allocated, arithmetic)
+        policy = forecast.load()
+        job = forecast.prepare(policy, forecast.load_rewards())
+        batch = forecast.sample(job, *chunk_prompts(job.config, job.parts))
+        forecast.train(job, batch)
+        without = forecast.phases["training"][WORK]
+
+        enable_gradient_checkpointing(policy.pipe, policy._family, arithmetic.checkpoint)
+        forecast.train(job, batch)
+        return {False: without, True: forecast.phases["training"][WORK]}
+
+
 @pytest.mark.parametrize("name", REDUCED)
 def test_the_memory_of_training_is_that_of_real_tensors(
-    name: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = reduced(name)
     monkeypatch.setitem(shapes.KNOWN, f"reduced/{name}", shape)
-    config = recipe(
-        name, "batch.train_batch=4", f"model.gradient_checkpointing={str(checkpointing).lower()}"
-    )
-    predicted = predict(config).phases["training"]
+    config = recipe(name, "batch.train_batch=4")
+    predicted = predicted_training(config)
 
     # the kernels that a GPU has
     monkeypatch.setattr(weights, "optimize_for_cpu", lambda *_: None)
@@ -145,22 +159,30 @@ def test_the_memory_of_training_is_that_of_real_tensors(
     pipe = shape.pipe({part: made.make() for part, made in shape.parts.items()})
     model = config.model
     policy = Policy.load(
-        pipe,
-        rank=model.rank,
-        targets=tuple(model.targets),
-        device="cpu",
-        gradient_checkpointing=checkpointing,
-        size=model.size,
+        pipe, rank=model.rank, targets=tuple(model.targets), device="cpu", size=model.size
     )
     job = prepare(config, Run(Path("memory")), World(), overrides=Overrides(policy=policy))
     prompts, group = chunk_prompts(job.config, job.parts)
     trajectory, _ = Rehearsal(job).sample(iteration_sampler(job, 1), prompts, group)
     scores = Scores(torch.zeros(len(prompts), 1), ("compressibility",))
     batch = RolloutBatch(1, prompts, None, trajectory, scores, group, None, 0.0, 0.0)
-    measured = allocated(lambda: Rehearsal(job).train(batch))
-
     trained = sum(weight.nbytes for weight in policy.trainable)  # their gradients
-    assert predicted[WORK] + trained == pytest.approx(measured, rel=0.15)
+
+    measured = allocated(lambda: Rehearsal(job).train(batch))
+    assert predicted[False] + trained == pytest.approx(measured, rel=0.15)
+    enable_gradient_checkpointing(policy.pipe, policy._family)
+    less = allocated(lambda: Rehearsal(job).train(batch))
+    assert predicted[True] + trained == pytest.approx(less, rel=0.15)
+    assert less < 0.8 * measured
+
+
+def test_the_command_predicts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(shapes.KNOWN, "reduced/zimage", reduced("zimage"))
+    file = ("model.id=mine.safetensors", "model.config=reduced/zimage")
+    config = recipe("zimage", "batch.train_batch=4", "model.gradient_checkpointing=true", *file)
+    found = predict(config).phases["training"][WORK]
+    config = recipe("zimage", "batch.train_batch=4")
+    assert predicted_training(config)[True] == pytest.approx(found, rel=0.02)
 
 
 def test_the_memory_of_a_replay_is_that_of_a_process() -> None:
@@ -289,17 +311,21 @@ def test_settings_that_save_nothing_are_left_out(monkeypatch: pytest.MonkeyPatch
         return prediction(10.0 - saved)
 
     monkeypatch.setattr(memory_table, "predict", predicted)
-    table = list(memory_table.rows(recipe("sd15", "batch.train_batch=4")))
+    config = recipe("sd15", "batch.train_batch=4")
+    table = list(memory_table.rows(config))
     assert [row.name for row in table] == [
         "as it is",
         "+ batch.train_batch=1",
         "+ model.gradient_checkpointing=true",
     ]
 
-    assert memory_table.verdict(table, 12) == "fits 12 GB as it is"
+    assert memory_table.verdict(config, table, 12) == "fits 12 GB as it is"
     changes = "--set batch.train_batch=1 --set model.gradient_checkpointing=true"
-    assert memory_table.verdict(table, 9).startswith(f"fits 9 GB with {changes} (the price: ")
-    assert memory_table.verdict(table, 8).startswith("does not fit 8 GB: 8.3 are needed")
+    both = f"fits 9 GB with {changes} (the price: "
+    assert memory_table.verdict(config, table, 9).startswith(both)
+    assert memory_table.verdict(config, table, 8).startswith("does not fit 8 GB: 8.3 are needed")
+    only = "fits 9.5 GB with --set model.gradient_checkpointing=true (the price: a third more"
+    assert memory_table.verdict(config, table, 9.5).startswith(only)
 
 
 def test_the_command_ends_in_an_error_where_nothing_fits(
@@ -320,14 +346,19 @@ def test_the_command_ends_in_an_error_where_nothing_fits(
 
 
 def test_a_model_whose_configuration_is_unknown_is_one_sentence() -> None:
-    config = configuration.load("sd15-compressibility", ["model.id=somebody/something"])
-    with pytest.raises(ValueError, match=r"model\.id: .* hf download somebody/something"):
-        predict(config)
+    for name, words in (
+        ("somebody/something", r"model\.id: .* hf download somebody/something"),
+        ("mine.safetensors", "which mine.safetensors does not have: set model.config"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            predict(configuration.load("sd15-compressibility", [f"model.id={name}"]))
 
 
 def test_what_is_not_counted_is_said() -> None:
     config = recipe("sd15", "rewards=[{use='caption', model='x'}, {use='compressibility'}]")
     assert list(memory.left_out(config)) == ["reward caption"]
+    config = recipe("sd15", "model.vae=somebody/vae")
+    assert list(memory.left_out(config)) == ["model.vae (the model's own autoencoder is counted)"]
 
 
 def test_moments_of_eight_bits_are_two_bytes_a_weight() -> None:

@@ -15,13 +15,14 @@ from PIL import Image
 
 from burnish import config as configuration
 from burnish.cli import main
-from burnish.config import Config
+from burnish.config import Config, named_rewards
 from burnish.runs import Run
 from burnish.tools.evaluate_run import evaluate_run
 from burnish.training import checkpoint
 from burnish.training.loop import train
 from burnish.training.origin import MAY_CHANGE, changes, leaves, named_images, origin_of
 from burnish.training.resume import check_unchanged
+from burnish.trust import UntrustedCodeError
 from burnish.types import Prompt
 from burnish.world import World
 
@@ -137,6 +138,52 @@ def test_evaluate_does_not_compare_with_another_reward(run: Run, tmp_path: Path)
     first = evaluate_run(run)["train"]["before"]
     edit(run.config, ":brightness", ":darkness")
     assert evaluate_run(run)["train"]["before"] == pytest.approx(1 - first)
+
+
+def test_another_reward_judges_and_leaves_the_evaluation_of_the_run(
+    run: Run, tmp_path: Path
+) -> None:
+    own = evaluate_run(run)["train"]
+    written = run.evaluation.read_bytes()
+    eye = tmp_path / "eye" / "dark.toml"
+    eye.parent.mkdir()
+    eye.write_text("[[rewards]]\nuse = '../reward.py:darkness'\nweight = 2.0\n[batch]\nno = 1\n")
+    (twice,) = named_rewards([str(eye)])
+    assert twice["use"].endswith("reward.py:darkness") and twice["weight"] == 2.0
+
+    plain = f"{{use='{tmp_path}/reward.py:darkness', name='dark', weight=2.0}}"
+    for tables in ([twice], named_rewards([plain])):
+        found = evaluate_run(run, rewards=tables)["train"]
+        for when in ("before", "after"):
+            assert found[when] == pytest.approx(2 - 2 * own[when])
+    assert list(found["rewards"]) == ["dark"]
+    assert run.evaluation.read_bytes() == written
+
+
+@pytest.mark.untrusted
+def test_a_file_of_rewards_needs_consent_to_its_code_and_a_typed_name_does_not(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "reward.py").write_text(REWARD)
+    (tmp_path / "eye.toml").write_text("[[rewards]]\nuse = 'reward.py:darkness'\n")
+    with pytest.raises(UntrustedCodeError, match="eye.toml: rewards.0 = "):
+        named_rewards([str(tmp_path / "eye.toml")])
+    assert named_rewards([f"{tmp_path}/reward.py:brightness"])[0]["use"].endswith(":brightness")
+    assert named_rewards([str(tmp_path / "eye.toml")], trust=True)
+
+
+def test_rewards_that_a_command_line_cannot_name(tmp_path: Path) -> None:
+    (tmp_path / "empty.toml").write_text("iterations = 1\n")
+    for texts, words in (
+        (["compressibility", "compressibility"], "two rewards are called compressibility"),
+        (["compresibility"], '--reward compresibility: .*did you mean "compressibility"'),
+        (["{use='compressibility', quality='x'}"], "rewards.0.quality"),
+        ([str(tmp_path / "empty.toml")], r"empty.toml: the file has no \[\[rewards\]\]"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            named_rewards(texts)
+    with pytest.raises(FileNotFoundError, match="none.toml"):
+        named_rewards([str(tmp_path / "none.toml")])
 
 
 def test_a_moved_file_with_the_same_content_is_the_same(run: Run, tmp_path: Path) -> None:

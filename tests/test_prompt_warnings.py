@@ -127,3 +127,47 @@ def test_a_run_says_it_before_it_begins(write_recipe: Callable[..., Path], tmp_p
     messages = [str(warning.message) for warning in caught]
     assert any("2 of 2 prompts are longer" in message for message in messages)
     assert any("differ only in what is cut" in message for message in messages)
+
+
+def wrote_weights(**tables: object) -> dict[str, object]:
+    return {"prompts": {"use": "list", "texts": ["a dog", "a (red:1.3) cat"]}, **tables}
+
+
+NEGATIVE = {"guidance": {"use": "cfg", "weight": 2.0, "negative": "(ugly:1.4)"}}
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        (wrote_weights(), r'one of 2 prompts is written with signs such as "\(red:1.3\)"'),
+        ({"sampler": NEGATIVE}, r'one of 4 prompts is written with signs such as "\(ugly:1.4\)"'),
+        (
+            {"evaluation": {"unseen": {"use": "list", "texts": ["((red)) cat", "an [a|b]"]}}},
+            r'2 of 5 prompts are written with signs such as "\(\(red\)\)"',
+        ),
+    ],
+)
+def test_a_run_refuses_weights_before_it_loads_a_model(
+    write_recipe: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tables: dict[str, object],
+    words: str,
+) -> None:
+    monkeypatch.setattr(Policy, "load", None)
+    with pytest.raises(ValueError, match=words) as error:
+        assemble(configuration.load(write_recipe(**tables)))
+    assert 'set model.prompt_signs = "letters"' in str(error.value)
+
+
+def test_a_run_takes_signs_as_letters_where_it_is_to(write_recipe: Callable[..., Path]) -> None:
+    recipe = write_recipe(**wrote_weights(model={"prompt_signs": "letters"}))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        parts = assemble(configuration.load(recipe))
+        parts.policy.encode(parts.prompts)
+
+    assert [prompt.text for prompt in parts.prompts] == ["a dog", "a (red:1.3) cat"]
+    assert not any("signs" in str(warning.message) for warning in caught)
+
+    with pytest.raises(ValueError, match='it must be "refuse" or "letters"'):
+        configuration.load(recipe, ["model.prompt_signs=weights"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -322,7 +323,9 @@ def test_settings_that_do_not_fit_are_refused(
         check_votes(config, {"one": reward, "two": reward})
 
 
-def test_a_model_is_trained_by_votes(write_recipe: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_model_is_trained_by_votes(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = write_recipe(
         iterations=2,
         objective={"use": "dpo"},
@@ -332,6 +335,14 @@ def test_a_model_is_trained_by_votes(write_recipe: Callable[..., Path], tmp_path
         run={"sample_every": 0},
     )
     reward = without_head(per_iteration=2, repeats=0.5)
+    quick, clock, late = reward.voter, time.perf_counter, [0.0]
+
+    def thinks(*question: Any) -> Any:
+        late[0] += 1000.0
+        return quick(*question)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + late[0])
+    reward.voter = thinks
     overrides = Overrides(rewards={"votes": reward})
     run = Run(train(load(recipe), tmp_path / "out", overrides=overrides))
     first, last = run.records()
@@ -343,6 +354,8 @@ def test_a_model_is_trained_by_votes(write_recipe: Callable[..., Path], tmp_path
         "median_seconds": 0,
     }
     assert last["votes"]["repeated"] == 1
+    for record in (first, last):
+        assert 2000 <= record["seconds_waiting"] < 2900 and record["seconds_sampling"] < 900
     assert first["missing"] == {"votes": 2}
     assert first["grad_norm"] > 0
     assert len(files.votes(run)) == 4

@@ -19,7 +19,15 @@ from burnish import pretrained
 from burnish.annotations import DeviceName, complaint, shown
 from burnish.diffusion.families import FAMILIES, family_of
 from burnish.diffusion.family import CONTROLNET, Family
-from burnish.diffusion.single_file import configuration_of, find_single_file, load_single_file
+from burnish.diffusion.single_file import (
+    configuration_of,
+    controlnet_config,
+    find_missing_part,
+    find_single_file,
+    load_network_file,
+    load_single_file,
+    missing_parts,
+)
 from burnish.diffusion.weight_files import choose_variant, find_network, folder_variant
 from burnish.errors import first_line
 
@@ -126,7 +134,8 @@ def load_pipeline(
 
     file = find_single_file(str(model), revision)
     if file is not None:
-        return _load_checkpoint(file, config, dtype, network_dtype or dtype).to(device)
+        pipe = _load_checkpoint(file, config, dtype, network_dtype or dtype, variant)
+        return pipe.to(device)
     if config:
         raise ValueError(f"model.config is for checkpoints in a single file, and {model} is none")
 
@@ -145,14 +154,9 @@ def load_pipeline(
 
         try:
             for name, kind in network_classes(index).items():
-                settings[name] = pretrained.load(
-                    kind,
-                    folder / name,
-                    part=name,
-                    unused=UNUSED_TENSORS,
-                    dtype=dtypes.get(name, dtype),
-                    variant=folder_variant(folder / name, variant),
-                    use_safetensors=True,
+                chosen = folder_variant(folder / name, variant)
+                settings[name] = _load_part(
+                    kind, folder / name, name, dtypes.get(name, dtype), chosen
                 )
             pipe = DiffusionPipeline.from_pretrained(folder, use_safetensors=True, **settings)
         except Exception as error:  # a damaged file makes the libraries below raise anything
@@ -173,8 +177,25 @@ def _settings(index: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def _load_part(kind: Any, folder: Path, name: str, dtype: torch.dtype, variant: str | None) -> Any:
+    """Return a part of a pipeline that has weights."""
+    return pretrained.load(
+        kind,
+        folder,
+        part=name,
+        unused=UNUSED_TENSORS,
+        dtype=dtype,
+        variant=variant,
+        use_safetensors=True,
+    )
+
+
 def _load_checkpoint(
-    file: Path, config: str, dtype: torch.dtype, network_dtype: torch.dtype
+    file: Path,
+    config: str,
+    dtype: torch.dtype,
+    network_dtype: torch.dtype,
+    variant: str | None,
 ) -> Any:
     """Return the pipeline of a checkpoint in a single file."""
     import diffusers
@@ -185,9 +206,16 @@ def _load_checkpoint(
     family = family_of(name)
     largest = torch.promote_types(dtype, network_dtype)
 
+    settings = _settings(index)
+    classes = network_classes(index)
+    for part in missing_parts(file, classes):
+        place, chosen = find_missing_part(file, part, folder, config, variant)
+        with without_progress_bars():
+            settings[part] = _load_part(classes.pop(part), place, part, dtype, chosen)
+
     with without_progress_bars():
         kind = getattr(diffusers, name)
-        pipe = load_single_file(kind, file, folder, largest, _settings(index))
+        pipe = load_single_file(kind, file, folder, largest, settings, classes)
 
     _cast(pipe, {family.network: network_dtype}, dtype)
     return pipe
@@ -207,7 +235,7 @@ def attach_vae(pipe: Any, source: str, dtype: torch.dtype, variant: str | None =
 
     Args:
         pipe: a pipeline.
-        source: a folder, a hub id, or OWNER/NAME/FOLDER of the hub.
+        source: a folder, a hub id, OWNER/NAME/FOLDER of the hub, or a file.
         dtype: its precision.
         variant: of its weight files that is wanted.
 
@@ -215,7 +243,11 @@ def attach_vae(pipe: Any, source: str, dtype: torch.dtype, variant: str | None =
         FileNotFoundError: there is no such folder.
         ValueError: the hub does not give it, it cannot be read, or its latents are others.
     """
-    vae = _load_network(type(pipe.vae), source, "model.vae", "vae", dtype, variant)
+    file = find_single_file(source, key="model.vae")
+    if file is None:
+        vae = _load_network(type(pipe.vae), source, "model.vae", "vae", dtype, variant)
+    else:
+        vae = load_network_file(type(pipe.vae), file, pipe.vae.config, "vae", dtype)
 
     for key in ("latent_channels", "scaling_factor", "shift_factor"):
         ours, theirs = pipe.vae.config.get(key), vae.config.get(key)
@@ -250,7 +282,7 @@ def attach_controlnet(
 
     Args:
         pipe: a pipeline without one.
-        source: `zoo:NAME`, a folder, a hub id, or OWNER/NAME/FOLDER of the hub.
+        source: `zoo:NAME`, a folder, a hub id, OWNER/NAME/FOLDER of the hub, or a file.
         dtype: the precision of the ControlNet.
         variant: of its weight files that is wanted.
 
@@ -268,17 +300,21 @@ def attach_controlnet(
         fitting = ", ".join(key for key, value in FAMILIES.items() if value.controlnet_pipeline)
         raise ValueError(f"model.controlnet: a {name} takes none here; these do: {fitting}")
 
-    controlnet = _load_network(
-        diffusers.ControlNetModel, source, "model.controlnet", CONTROLNET, dtype, variant
-    )
+    kind = diffusers.ControlNetModel
+    file = find_single_file(source, key="model.controlnet")
+    if file is None:
+        controlnet = _load_network(kind, source, "model.controlnet", CONTROLNET, dtype, variant)
+    else:
+        config = controlnet_config(file, family.network_of(pipe))
+        controlnet = load_network_file(kind, file, config, CONTROLNET, dtype)
     _check_controlnet(controlnet.config, pipe, family, source)
 
     # not by from_pipe, which would cast everything to float32
     keys = ("force_zeros_for_empty_prompt", "requires_safety_checker")
     settings = {key: pipe.config[key] for key in keys if key in pipe.config}
-    kind = getattr(diffusers, family.controlnet_pipeline)
+    whole = getattr(diffusers, family.controlnet_pipeline)
     controlnet.to(family.network_of(pipe).device)
-    return kind(**pipe.components, controlnet=controlnet, **settings)
+    return whole(**pipe.components, controlnet=controlnet, **settings)
 
 
 def _check_controlnet(theirs: Any, pipe: Any, family: Family, source: str) -> None:
@@ -286,7 +322,7 @@ def _check_controlnet(theirs: Any, pipe: Any, family: Family, source: str) -> No
     ours = family.network_of(pipe).config
 
     for key in family.controlnet_config:
-        if theirs[key] != ours[key]:
+        if _as_read(theirs[key]) != _as_read(ours[key]):
             raise ValueError(
                 f"model.controlnet: {source} was made for another network: its {key} is "
                 f"{theirs[key]}, that of the model {ours[key]}"
@@ -298,6 +334,11 @@ def _check_controlnet(theirs: Any, pipe: Any, family: Family, source: str) -> No
             f"model.controlnet: {source} reads images {shrinks} times as large as its latents, but "
             f"the model's autoencoder makes them {pipe.vae_scale_factor} times as large"
         )
+
+
+def _as_read(value: Any) -> Any:
+    """Return a value of a configuration as it is after it was written into JSON."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _take_over(

@@ -320,8 +320,10 @@ def _load_network(network: nn.Module, folder: Path) -> None:
 
 def _check_adapter(place: Path, train: str, has_lora: bool, has_network: bool) -> None:
     if not (has_lora or has_network):
+        has_expander = (place / "expander").is_dir()
+        remedy = "; its part expander is for expander.adapter" if has_expander else ""
         raise FileNotFoundError(
-            f"the adapter folder {place} has neither {FILE} nor a network's config.json"
+            f"the adapter folder {place} has neither {FILE} nor a network's config.json{remedy}"
         )
     if has_lora and train == "full":
         raise ValueError(f"{place} holds a LoRA adapter: set model.train = 'lora'")
@@ -416,8 +418,11 @@ def merge_layers(network: nn.Module) -> None:
         network._hf_peft_config_loaded = False  # type: ignore[assignment]
 
 
-def merge_lora(pipe: Any, source: str | Path) -> None:
+def merge_lora(pipe: Any, source: str | Path) -> list[str]:
     """Merge a LoRA (folder, file or hub id) into the pipeline's weights for good.
+
+    Returns:
+        The text encoders that it changes.
 
     Raises:
         FileNotFoundError: there is no such path.
@@ -440,6 +445,8 @@ def merge_lora(pipe: Any, source: str | Path) -> None:
         raise ValueError(
             f"model.fused_lora: the LoRA {source} cannot be merged: {first_line(error)}"
         ) from error
+
+    return lora_file.text_parts(tensors)
 
 
 def sort_metadata(file: Path) -> None:

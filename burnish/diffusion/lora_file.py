@@ -30,6 +30,7 @@ from burnish.diffusion.lora_metadata import (
     kohya_alpha,
     read_metadata,
 )
+from burnish.diffusion.lora_rules import RULES, TEXT_PREFIXES, layers_by_name
 from burnish.errors import first_line
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -186,6 +187,12 @@ def text_encoders(pipe: Any) -> list[nn.Module]:
     """Return the text encoders of a pipeline."""
     parts = pipe.components.items()
     return [part for name, part in parts if name.startswith("text_encoder") and part is not None]
+
+
+def text_parts(names: Iterable[str]) -> list[str]:
+    """Return the text encoders that some of a LoRA's tensors are of."""
+    parts = {name.partition(".")[0] for name in names}
+    return sorted(part for part in parts if part.startswith("text_encoder"))
 
 
 def of_part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -367,6 +374,8 @@ def _from_kohya(pipe: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: diffusers drops one of them, or has other names for this kind of model.
     """
+    if type(pipe).__name__ == "StableDiffusion3Pipeline":  # diffusers reads none of these names
+        return _by_rules(pipe, tensors)
     if not hasattr(pipe, "unet"):
         return _flow_from_kohya(pipe, tensors)
 
@@ -404,6 +413,64 @@ def _flow_from_kohya(pipe: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tens
         result |= known
 
     return result
+
+
+def _by_rules(pipe: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return kohya's tensors under diffusers' names, by what is known of these here.
+
+    Raises:
+        ValueError: a tensor is of no layer that is known.
+    """
+    places = _kohya_places(pipe)
+    result: dict[str, Tensor] = {}
+
+    for name, down in tensors.items():
+        layer, _, ending = name.partition(".")
+        members = places.get(layer)
+        up = tensors.get(f"{layer}.lora_up.weight")
+        if members is None or ending not in ("lora_down.weight", "lora_up.weight"):
+            raise ValueError(
+                f"no layer {layer} of a {type(pipe).__name__} is known: merge the LoRA into a copy "
+                "of the model with the program that made it"
+            )
+        if up is None:
+            raise ValueError(f"its layer {layer} lacks lora_up.weight")
+        if ending == "lora_up.weight":
+            continue
+
+        layers = [pipe.components[part].get_submodule(inner) for part, inner in members]
+        rows = [len(one.weight) for one in layers]
+        if sum(rows) != len(up):
+            raise ValueError(
+                f"it was made for another model: its {layer} has {len(up)} rows, and the layer "
+                f"{sum(rows)}"
+            )
+        for (part, inner), own in zip(members, up.split(rows), strict=True):
+            # q, k and v as one layer: each has ranks of its own, in which the others are 0
+            used = own.ne(0).any(0) if len(members) > 1 and up.any() else slice(None)
+            if own[:, used].numel():
+                result[f"{part}.{inner}.lora_A.weight"] = down[used]
+                result[f"{part}.{inner}.lora_B.weight"] = own[:, used]
+
+    return result
+
+
+def _kohya_places(pipe: Any) -> dict[str, list[tuple[str, str]]]:
+    """Return the (part, layer) of a pipeline that kohya's name of a layer stands for, in order."""
+    kind = type(pipe).__name__
+    part = next(name for name in ("unet", "transformer") if hasattr(pipe, name))
+    names = [name for name, _ in getattr(pipe, part).named_modules()]
+    found = {
+        f"lora_unet_{name}".replace(".", "_"): [(part, plain_name(layer)) for layer in layers]
+        for name, layers in layers_by_name(RULES[kind], map(plain_name, names)).items()
+    }
+
+    for encoder, prefix in TEXT_PREFIXES.get(kind, {}).items():
+        network = pipe.components.get(encoder)
+        for name, _ in network.named_modules() if network is not None else ():
+            plain = plain_name(name).removeprefix("text_model.")
+            found[f"{prefix}text_model_{plain}".replace(".", "_")] = [(encoder, name)]
+    return found
 
 
 def _check_loadable(pipe: Any, tensors: Mapping[str, Tensor], trained: str) -> None:

@@ -4,9 +4,10 @@
     lora_unet_LAYER.lora_up.weight      B (out, rank)
     lora_unet_LAYER.alpha               the rank, so that alpha / rank = 1
 
-LAYER is the layer's name in the model's first program, with _ for each dot: for Stable Diffusion
-1.x and 2.x it is diffusers' own, SDXL, FLUX and Z-Image have others. There q, k and v are one
-layer, whose LoRA is exact with the three matrices A one above the other and B on the diagonal:
+LAYER is the layer's name in the model's first program, with _ for each dot (`lora_rules`): for
+Stable Diffusion 1.x and 2.x it is diffusers' own, the others have others. In flow models q, k and v
+are one layer there, whose LoRA is exact with the three matrices A one above the other and B on the
+diagonal:
 
     A = [A_q; A_k; A_v],    B = diag(B_q, B_k, B_v),    B A = [B_q A_q; B_k A_k; B_v A_v]
 """
@@ -15,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,97 +23,14 @@ from torch import Tensor
 
 from burnish.diffusion.families import family_of
 from burnish.diffusion.lora_file import layer_of, of_part, text_name
+from burnish.diffusion.lora_rules import RULES, TEXT_PREFIXES, Rule, blocks_of
 
 Pair = tuple[Tensor, Tensor]
 """A (rank, in) and B (out, rank) of a layer, with its strength in B."""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Layers of diffusers that are one layer elsewhere.
-
-    Attributes:
-        block: a pattern of what stands before the members' names.
-        members: the layers in the order of their rows.
-        name: of the one layer, with the pattern's groups.
-    """
-
-    block: str
-    members: tuple[str, ...]
-    name: str
-
-
-def _streams(*layers: tuple[str, str]) -> tuple[Rule, ...]:
-    """Return the rules of FLUX's blocks of two streams: attention, and further single layers."""
-    double = r"transformer_blocks\.(\d+)\."
-    fused = (
-        (("attn.to_q", "attn.to_k", "attn.to_v"), "img_attn.qkv"),
-        (("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"), "txt_attn.qkv"),
-    )
-    single = (("attn.to_out.0", "img_attn.proj"), ("attn.to_add_out", "txt_attn.proj"), *layers)
-    return tuple(
-        Rule(double, members, rf"double_blocks.\1.{name}")
-        for members, name in (*fused, *(((layer,), name) for layer, name in single))
-    )
-
-
-FLUX = (
-    *_streams(
-        ("ff.net.0.proj", "img_mlp.0"),
-        ("ff.net.2", "img_mlp.2"),
-        ("ff_context.net.0.proj", "txt_mlp.0"),
-        ("ff_context.net.2", "txt_mlp.2"),
-        ("norm1.linear", "img_mod.lin"),
-        ("norm1_context.linear", "txt_mod.lin"),
-    ),
-    Rule(
-        r"single_transformer_blocks\.(\d+)\.",
-        ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-        r"single_blocks.\1.linear1",
-    ),
-    Rule(r"single_transformer_blocks\.(\d+)\.", ("proj_out",), r"single_blocks.\1.linear2"),
-    Rule(
-        r"single_transformer_blocks\.(\d+)\.", ("norm.linear",), r"single_blocks.\1.modulation.lin"
-    ),
-)
-FLUX_2 = (
-    *_streams(
-        ("ff.linear_in", "img_mlp.0"),
-        ("ff.linear_out", "img_mlp.2"),
-        ("ff_context.linear_in", "txt_mlp.0"),
-        ("ff_context.linear_out", "txt_mlp.2"),
-    ),
-    Rule(
-        r"single_transformer_blocks\.(\d+)\.",
-        ("attn.to_qkv_mlp_proj",),
-        r"single_blocks.\1.linear1",
-    ),
-    Rule(r"single_transformer_blocks\.(\d+)\.", ("attn.to_out",), r"single_blocks.\1.linear2"),
-)
-Z_IMAGE = (
-    Rule(r"(\w+\.\d+\.attention\.)", ("to_q", "to_k", "to_v"), r"\1qkv"),
-    Rule(r"(\w+\.\d+\.attention\.)", ("to_out.0",), r"\1out"),
-    Rule(r"(\w+\.\d+\.feed_forward\.)", ("w1",), r"\1w1"),
-    Rule(r"(\w+\.\d+\.feed_forward\.)", ("w2",), r"\1w2"),
-    Rule(r"(\w+\.\d+\.feed_forward\.)", ("w3",), r"\1w3"),
-    Rule(r"(\w+\.\d+\.)", ("adaLN_modulation.0",), r"\1adaLN_modulation.0"),
-)
-SAME: tuple[Rule, ...] = (Rule("(.+)", ("",), r"\1"),)
-"""The layers have diffusers' names."""
-
-RULES: Mapping[str, tuple[Rule, ...]] = {
-    "StableDiffusionPipeline": SAME,
-    "LatentConsistencyModelPipeline": SAME,
-    "StableDiffusionXLPipeline": SAME,  # renamed by `_sdxl_name`
-    "QwenImagePipeline": SAME,
-    "FluxPipeline": FLUX,
-    "Flux2KleinPipeline": FLUX_2,
-    "ZImagePipeline": Z_IMAGE,
-}
-"""By the name of the diffusers pipeline."""
-
 COMFYUI = ("StableDiffusion3Pipeline",)
-"""Pipelines whose LoRA ComfyUI reads by diffusers' names, and which have none of kohya's here."""
+"""Pipelines whose LoRA ComfyUI also reads by diffusers' names, and diffusers not by kohya's."""
 
 RESNET = {
     "conv1": "in_layers.2",
@@ -137,9 +54,9 @@ def to_kohya(pipe: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     kind = type(pipe).__name__
     if kind not in RULES:
-        remedy = "take --to comfyui" if kind in COMFYUI else "take --to diffusers or merged"
         raise ValueError(
-            f"no program is known that reads kohya's names for a {kind} as diffusers does: {remedy}"
+            f"no program is known that reads kohya's names for a {kind} as diffusers does: take "
+            "--to diffusers or merged"
         )
 
     part = family_of(kind).network
@@ -148,12 +65,13 @@ def to_kohya(pipe: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, pair in _renamed(pipe, pairs, getattr(pipe, part), RULES[kind]).items():
         result |= _entries(f"lora_unet_{name}", pair)
 
-    for encoder, prefix in _text_prefixes(kind).items():
+    prefixes = TEXT_PREFIXES.get(kind, {})
+    for encoder, prefix in prefixes.items():
         own = {text_name(f"{encoder}.{n}"): v for n, v in of_part(tensors, encoder).items()}
         for name, pair in pairs_of(of_part(own, encoder)).items():
             result |= _entries(f"{prefix}{name}", pair)
 
-    _check_whole(tensors, (part, *_text_prefixes(kind)), kind)
+    _check_whole(tensors, (part, *prefixes), kind)
     return result
 
 
@@ -190,15 +108,6 @@ def pairs_of(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
     }
 
 
-def _text_prefixes(kind: str) -> dict[str, str]:
-    """Return what stands before the names of a text encoder's layers, by the encoder's name."""
-    if kind in ("StableDiffusionPipeline", "LatentConsistencyModelPipeline"):
-        return {"text_encoder": "lora_te_"}
-    if kind == "StableDiffusionXLPipeline":
-        return {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
-    return {"text_encoder": "lora_te1_"} if kind == "FluxPipeline" else {}
-
-
 def _check_whole(tensors: Mapping[str, Tensor], parts: Iterable[str], kind: str) -> None:
     for name in tensors:
         part = name.partition(".")[0]
@@ -228,14 +137,7 @@ def _renamed(
     result: dict[str, Pair] = {}
 
     for rule in rules:
-        blocks = dict.fromkeys(
-            match[0]
-            for layer in pairs
-            for member in rule.members
-            if (match := re.fullmatch(rule.block, layer.removesuffix(member)))
-            and layer.endswith(member)
-        )
-        for block in blocks:
+        for block in blocks_of(rule, pairs):
             layers = [f"{block}{member}" for member in rule.members]
             found = [rest.pop(layer, None) for layer in layers]
             if any(pair is not None for pair in found):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from burnish.diffusion import lora
+from burnish.diffusion import lora, lora_file
 from burnish.diffusion.control import CONTROL_KEYS, control_images
 from burnish.diffusion.families import family_of, skip_layers
 from burnish.diffusion.family import (
@@ -67,6 +67,8 @@ class Policy(TrainableWeights):
         prompt_encoder: its text encoders, with what they returned; `check` warns of cut prompts,
             `free` takes the text encoders out of memory.
         takes_weight: True if the network has an input for the guidance weight ("embedded").
+        lora_texts: the text encoders that a LoRA changes and that do not learn, by the key of the
+            configuration that names it ("model.fused_lora", "model.adapter").
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Policy(TrainableWeights):
         self.latent_pixel = family.latent_pixel(pipe)
         self.takes_weight = family.weight_width(pipe) is not None
         self.has_controlnet = hasattr(pipe, CONTROLNET)
+        self.lora_texts: dict[str, list[str]] = {}
         self.device = family.network_of(pipe).device
         self.prompt_encoder = PromptEncoder(pipe, family)
         self._decode_at_once = decode_at_once
@@ -193,8 +196,7 @@ class Policy(TrainableWeights):
 
         if scheduler == "lcm":
             _make_consistent(pipe, model)
-        if fused_lora is not None:
-            lora.merge_lora(pipe, fused_lora)
+        fused_texts = lora.merge_lora(pipe, fused_lora) if fused_lora is not None else []
         if clip_skip:
             skip_layers(pipe, clip_skip)
 
@@ -217,7 +219,7 @@ class Policy(TrainableWeights):
         for network in networks(pipe):
             network.eval()  # the adapter's layers too
 
-        return cls(
+        policy = cls(
             pipe,
             family,
             train,
@@ -227,6 +229,8 @@ class Policy(TrainableWeights):
             trainable_parts,
             text_layers,
         )
+        policy.lora_texts = _lora_texts(fused_texts, text_layers)
+        return policy
 
     def set_lora_scale(self, strength: float) -> None:
         """Multiply the adapter's effect, for sampling; see `TrainableWeights`."""
@@ -363,6 +367,12 @@ class Policy(TrainableWeights):
             generator: of the CPU; the draw comes from it.
         """
         return self._family.embed(self.pipe, images, generator)
+
+
+def _lora_texts(fused: list[str], adapter: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return the text encoders that a merged LoRA and an adapter change, where they do."""
+    found = {"model.fused_lora": fused, "model.adapter": lora_file.text_parts(adapter)}
+    return {key: parts for key, parts in found.items() if parts}
 
 
 def decoded_at_once(policy: Policy) -> int:

@@ -35,6 +35,7 @@ class PromptEncoder:
         freed: the text encoders are gone, and what they returned is all there is.
         learned: parameters of the text encoders that learn: whenever they change, nothing is
             remembered.
+        warnings: of texts that are not read as they were meant.
     """
 
     def __init__(self, pipe: Any, family: Family) -> None:
@@ -45,7 +46,7 @@ class PromptEncoder:
         self._negatives: dict[str, Cond] = {}
         self.learned: Sequence[Tensor] = ()
         self._seen: list[Tensor] = []  # what learns, when the states were made
-        self._warnings = PromptWarnings(_tokenizers(pipe), length=family.text_tokens(pipe))
+        self.warnings = PromptWarnings(_tokenizers(pipe), length=family.text_tokens(pipe))
 
     def encode(self, texts: Sequence[str]) -> Cond:
         """Return the states of the texts, one row a text.
@@ -122,7 +123,7 @@ class PromptEncoder:
 
     def check(self, texts: Iterable[str]) -> None:
         """Warn, once, of texts that are cut, and of signs that mean nothing here."""
-        self._warnings.check(texts)
+        self.warnings.check(texts)
 
     def clear(self) -> None:
         """Forget all states: the text encoder has changed."""

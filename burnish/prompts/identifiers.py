@@ -174,6 +174,12 @@ def load_tokens(pipe: Any, rewards: int, folder: Path) -> None:
                 table[token] = _read_row(file, identifier(index), table.shape[1]).to(table)
 
 
+def are_alone(adapter: Path) -> bool:
+    """Return whether a folder such as RUN/adapter has embeddings, and no weights of a network."""
+    weights = [*adapter.glob("*.safetensors"), *adapter.glob("controlnet/*.safetensors")]
+    return any(adapter.glob("identifiers/*.safetensors")) and not weights
+
+
 def _file_name(index: int, ending: str) -> str:
     return f"reward-{index + 1}{ending}.safetensors"
 

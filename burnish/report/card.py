@@ -39,6 +39,8 @@ class Weights:
         file: of the LoRA in the folder; "" for whole networks.
         lora: True if they are to be added to the base model.
         fused: a LoRA that the base model had in it, such as an LCM-LoRA; "" for none.
+        fused_texts: the text encoders that it changes too.
+        texts: the text encoders of which the LoRA has layers that did not learn.
     """
 
     name: str
@@ -49,6 +51,8 @@ class Weights:
     file: str = ""
     lora: bool = True
     fused: str = ""
+    fused_texts: Sequence[str] = ()
+    texts: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,15 @@ def shown_model(name: str) -> str:
 
 def loading(weights: Weights) -> str:
     """Return how the weights are loaded, as Markdown."""
+    if weights.texts and weights.lora:
+        return (
+            f"{_loading(weights)}\n\nThe file has layers of the {', '.join(weights.texts)} too: "
+            "those of the LoRA that training started from, which did not learn."
+        )
+    return _loading(weights)
+
+
+def _loading(weights: Weights) -> str:
     base = shown_model(weights.base)
     if weights.target in ("kohya", "comfyui"):
         also = " Other programs that read kohya's LoRA files take it too."
@@ -152,7 +165,10 @@ def loading(weights: Weights) -> str:
 
 
 def _fused(weights: Weights) -> str:
-    return f" with {shown_model(weights.fused)} merged into it" if weights.fused else ""
+    if not weights.fused:
+        return ""
+    texts = f" and its {', '.join(weights.fused_texts)}" if weights.fused_texts else ""
+    return f" with {shown_model(weights.fused)} merged into it{texts}"
 
 
 def _header(weights: Weights) -> str:

@@ -53,6 +53,7 @@ LEAST_KNOWN = 0.5  # of a run's images with an evaluated prompt, for a curve of 
 LARGEST = 1280  # pixels: a larger grid is scaled down
 PNG_END = b"IEND\xaeB`\x82"  # the last bytes of every file; a torn one lacks them
 SECONDS = ("seconds_sampling", "seconds_scoring", "seconds_training")
+WAITING = "seconds_waiting"  # for votes
 
 # title, keys of the record, note
 DIAGNOSTICS = (
@@ -117,7 +118,7 @@ DIAGNOSTICS = (
     ),
     ("Gradient norm", ("grad_norm",), "before clipping"),
     ("Learning rate", ("lr",), ""),
-    ("Seconds", SECONDS, "of an iteration"),
+    ("Seconds", (*SECONDS, WAITING), "of an iteration"),
 )
 
 ELSEWHERE = ("iteration", "images", "rewards", "control_scale")

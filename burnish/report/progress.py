@@ -34,6 +34,9 @@ from burnish.terminal import say
 
 SHOWN = 12  # rows of the live table
 PHASES = ("seconds_sampling", "seconds_scoring", "seconds_training")
+WAITING = "seconds_waiting"
+"""The record's key of the time in which votes were waited for, in a run that asks for some."""
+
 EVALUATION = "evaluation"
 """The beginning of the names of stages whose time counts as an evaluation's."""
 
@@ -235,7 +238,7 @@ class _Clock:
 
         # the first one here began after loading, evaluation and grids
         if self.last is None:
-            self.pace.append(sum(record.get(key) or 0 for key in PHASES))
+            self.pace.append(sum(record.get(key) or 0 for key in (*PHASES, WAITING)))
         else:
             self.pace.append(now - self.last - self._evaluating)
 
@@ -323,7 +326,8 @@ def line(record: Mapping[str, Any], iterations: int, left: float | None) -> str:
     parts += [f"{name} {spread(reward)}" for name, reward in record.get("rewards", {}).items()]
     numbers = {**{label: record.get(key) for key, label in LINE.items()}, "KL": kl(record)}
     parts += [f"{label} {short(value)}" for label, value in numbers.items() if value is not None]
-    parts += [f"{key.removeprefix('seconds_')} {record.get(key) or 0:.1f} s" for key in PHASES]
+    phases = (*PHASES, WAITING) if WAITING in record else PHASES
+    parts += [f"{key.removeprefix('seconds_')} {record.get(key) or 0:.1f} s" for key in phases]
 
     if "missing" in record:
         parts.append(f"missing {missing(record)}")

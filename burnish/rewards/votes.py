@@ -43,6 +43,7 @@ class Votes(TrainingReward):
         read: what of the model, see `Clip.features`.
         voter: answers at once, in place of a person.
         metrics: about the last round of questions, for the record.
+        seconds_waiting: in which its answers were waited for.
         known_features: (D,) of each image that was asked about, by its name.
     """
 
@@ -55,6 +56,7 @@ class Votes(TrainingReward):
     read: Features = "embedding"
     voter: Voter | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    seconds_waiting: float = 0.0
     known_features: dict[str, Tensor] = field(default_factory=dict, repr=False)
     of_iterations = True
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from burnish.annotations import LARGEST, complaint
 from burnish.files import decode_row, json_object, raw_rows
-from burnish.report.page import SECONDS, report_config
+from burnish.report.page import SECONDS, WAITING, report_config
 from burnish.report.results import reward_weights
 from burnish.run_control import pending
 from burnish.run_files import LogRow
@@ -273,7 +273,8 @@ def seconds_left(records: Sequence[Record], iterations: int) -> float | None:
     if not latest:
         return None
 
-    pace = sum(record.get(key) or 0.0 for record in latest for key in SECONDS) / len(latest)
+    keys = (*SECONDS, WAITING)
+    pace = sum(record.get(key) or 0.0 for record in latest for key in keys) / len(latest)
     return pace * max(0, iterations - latest[-1]["iteration"])
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from burnish import config as configuration
+from burnish.config import Config, Table
 from burnish.evaluation.paired import compare, load_evaluation
 from burnish.files import dumps, write
 from burnish.runs import Run
@@ -18,16 +20,19 @@ from burnish.trust import Trust
 from burnish.world import World
 
 
-def evaluate_run(run: Run, images: int = 0, *, trust: Trust = False) -> dict[str, Any]:
+def evaluate_run(
+    run: Run, images: int = 0, rewards: Sequence[Table] = (), *, trust: Trust = False
+) -> dict[str, Any]:
     """Compare a run's newest checkpoint with the model it started from.
 
     Args:
-        run: the run directory; its evaluation.json is written.
+        run: the run directory; its evaluation.json is written, unless there are other `rewards`.
         images: for each prompt; 0: as its configuration says.
+        rewards: tables of rewards to judge by, in place of its own.
         trust: whether to import the code that its configuration names; see `config.load`.
 
     Returns:
-        The contents of evaluation.json.
+        The contents of evaluation.json, by these rewards.
 
     Raises:
         FileNotFoundError: the run has no checkpoint.
@@ -35,7 +40,6 @@ def evaluate_run(run: Run, images: int = 0, *, trust: Trust = False) -> dict[str
     with run.lock():
         config = configuration.load(run.config, purpose="evaluate", trust=trust)
         count = images or config.evaluation.images_per_prompt or 4
-        seed = config.evaluation.seed
         state = checkpoint.restore(run.checkpoints)
 
         if state is None:
@@ -44,29 +48,54 @@ def evaluate_run(run: Run, images: int = 0, *, trust: Trust = False) -> dict[str
             )
 
         seed_globals(config.seed, "weights")
-        parts = assemble_evaluation(config)
-        before = load_evaluation(run.evaluation_file(0))
-        # by a reward or on prompts that have changed since it cannot be compared with
-        changed = changes(state.origin, origin_of(config, World(), parts)) if state.origin else {}
-        stale = decides_evaluations(changed)
-
-        if before is None or stale or _differs(before, parts, count):
+        parts = assemble_evaluation(config, rewards)
+        before = None if rewards else _stored(run, config, state.origin, parts, count)
+        if before is None:
             chunk = config.batch.sample_batch
+            seed = config.evaluation.seed
             before = evaluate_all(parts, count, seed, chunk, when="before training")
 
-        parts.policy.load_state(evaluated_weights(state.learners["generator"]))
-        if parts.embeddings is not None:
-            parts.embeddings.load_state(evaluated_weights(state.learners["identifiers"]))
-        if parts.expander is not None:
-            parts.expander.load_state(evaluated_weights(state.learners["expander"]))
-
-        chunk = before["train"].chunk
-        when = f"after iteration {state.iteration}"
-        after = evaluate_all(parts, count, seed, chunk, template=parts.template, when=when)
+        after = _evaluate_trained(parts, state, before)
         comparison = compare(before, after, parts.evaluated_weights)
-        write(run.evaluation, dumps(comparison, indent=1))
+        if not rewards:
+            write(run.evaluation, dumps(comparison, indent=1))
 
     return comparison
+
+
+def _evaluate_trained(
+    parts: EvaluationParts, state: checkpoint.State, before: Evaluations
+) -> Evaluations:
+    """Return the evaluations with a checkpoint's weights, of as many images as those before."""
+    parts.policy.load_state(evaluated_weights(state.learners["generator"]))
+    if parts.embeddings is not None:
+        parts.embeddings.load_state(evaluated_weights(state.learners["identifiers"]))
+    if parts.expander is not None:
+        parts.expander.load_state(evaluated_weights(state.learners["expander"]))
+
+    first = before["train"]
+    return evaluate_all(
+        parts,
+        first.images_per_prompt,
+        first.seed,
+        first.chunk,
+        template=parts.template,
+        when=f"after iteration {state.iteration}",
+    )
+
+
+def _stored(
+    run: Run, config: Config, origin: dict[str, Any], parts: EvaluationParts, count: int
+) -> Evaluations | None:
+    """Return the run's evaluation before training; None where it cannot be compared with.
+
+    That is so by a reward or on prompts that have changed since.
+    """
+    before = load_evaluation(run.evaluation_file(0))
+    changed = changes(origin, origin_of(config, World(), parts)) if origin else {}
+    if before is None or decides_evaluations(changed) or _differs(before, parts, count):
+        return None
+    return before
 
 
 def _differs(stored: Evaluations, parts: EvaluationParts, images_per_prompt: int) -> bool:

@@ -34,7 +34,7 @@ from burnish.diffusion.weights import uncompiled
 from burnish.files import publishing, remove_folder, write
 from burnish.report.card import GRID, Training, Weights, model_card
 from burnish.report.results import stored
-from burnish.run_files import EvaluationFile, GridFile, numbered
+from burnish.run_files import EvaluationFile, GridFile, numbered, read_json
 from burnish.runs import Run
 from burnish.stages import stage
 from burnish.training.assembly import load_policy
@@ -116,10 +116,14 @@ def _write_weights(
     run: Run, config: Config, target: str, name: str, folder: Path
 ) -> dict[str, Any]:
     """Write the weights of a run, and return what the card says of them."""
+    origin = read_json(run.origin, dict[str, Any], "delete it") if run.origin.is_file() else {}
+    texts = origin.get("lora_texts", {})
     about: dict[str, Any] = {
         "target": target,
         "base": config.model.id,
         "fused": config.model.fused_lora,
+        "fused_texts": texts.get("model.fused_lora", ()),
+        "texts": texts.get("model.adapter", ()),
         "lora": config.model.train == "lora",
     }
 

@@ -144,7 +144,8 @@ class Forecast:
         dtype = DTYPES[model.dtype]
         trained = torch.float32 if model.train == "full" else dtype
         theirs = dtype if model.trainable_parts == "controlnet" else trained
-        pipe = weightless_pipeline(model.id, self.memory, dtype, theirs, model.revision)
+        named = model.config or model.id  # a single file has the former's shapes
+        pipe = weightless_pipeline(named, self.memory, dtype, theirs, model.revision)
         if model.controlnet:
             control = trained if model.trainable_parts else dtype
             pipe = attach_weightless_controlnet(pipe, self.memory, control)
@@ -374,6 +375,8 @@ def left_out(config: Config) -> Iterator[str]:
     for name, table in zip(reward_names(config.rewards), config.rewards, strict=True):
         if not clip_of(table) and table["use"] not in WITHOUT_MODEL:
             yield f"reward {name}"
+    if config.model.vae:
+        yield "model.vae (the model's own autoencoder is counted)"
     if config.expander.model:
         yield "the expander"
     if config.sampler.identifiers_learn:
@@ -391,6 +394,12 @@ def predict(config: Config) -> Prediction:
         raise ValueError(
             'the memory is predicted of runs whose generator learns, and model.train = "none"; '
             "burnish check without --memory measures it"
+        )
+
+    if config.model.id.endswith(".safetensors") and not config.model.config:
+        raise ValueError(
+            f"model.id: memory is predicted from a model's configuration, which {config.model.id} "
+            "does not have: set model.config to the folder of such a model in diffusers' format"
         )
 
     seed_globals(config.seed, "weights")

@@ -144,8 +144,32 @@ def first_fitting(table: Sequence[Row], card: float) -> Row | None:
     return next((row for row in table if row.prediction.needed <= card), None)
 
 
-def verdict(table: Sequence[Row], card: float) -> str:
-    """Return one sentence: which row is the first to fit a card of so many GB."""
+def without_needless(config: Config, row: Row, card: float) -> Row:
+    """Return a row that fits a card of so many GB without the settings that it fits without.
+
+    What costs most is left out first. The last one is needed: the row before it did not fit.
+    """
+    for setting in reversed(row.settings[:-1]):
+        rest = tuple(one for one in row.settings if one is not setting)
+        changed = config
+        for one in rest:
+            changed = one.changed(changed)
+
+        prediction = predict(changed)
+        if prediction.needed <= card:
+            row = Row(rest, prediction)
+
+    return row
+
+
+def verdict(config: Config, table: Sequence[Row], card: float) -> str:
+    """Return one sentence: with which settings, if any, a card of so many GB is enough.
+
+    Args:
+        config: whose table it is.
+        table: its rows.
+        card: the GB.
+    """
     row = first_fitting(table, card)
     if row is None:
         least = min(row.prediction.needed for row in table)
@@ -153,6 +177,7 @@ def verdict(table: Sequence[Row], card: float) -> str:
     if not row.settings:
         return f"fits {card:g} GB as it is"
 
+    row = without_needless(config, row, card)
     changes = " ".join(f"--set {setting.text}" for setting in row.settings)
     costs = dict.fromkeys(setting.cost for setting in row.settings)
     return f"fits {card:g} GB with {changes} (the price: {'; '.join(costs)})"

@@ -34,6 +34,7 @@ from burnish.diffusion.loading import present_device
 from burnish.diffusion.policy import DTYPES, Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.held_out import Panel
+from burnish.prompt_warnings import check_signs
 from burnish.prompts import identifiers
 from burnish.prompts.expander import Expander
 from burnish.prompts.identifier_embeddings import IdentifierEmbeddings
@@ -255,10 +256,12 @@ def assemble(
     check_window(config, objective)
     check_guard_kl(config, sampler.kernel)
     check_stored_images(config, objective)
+    check_prompt_signs(config, sampler, prompts, evaluation_prompts)
     reference = needs_reference(objective) or config.guard.kl > 0
     with stage("loading", f"model {config.model.id}"):
         policy = overrides.policy or load_policy(config, device, reference=reference)
     check_policy(config, policy)
+    warn_of_text_layers(policy)
     add_identifiers(config, policy, config.model.adapter)
     check_transitions(config, policy, sampler, objective, advantage)
     check_compared_images(config, advantage)
@@ -283,10 +286,14 @@ def assemble(
     )
 
 
-def assemble_evaluation(config: Config) -> EvaluationParts:
+def assemble_evaluation(config: Config, rewards: Sequence[Table] = ()) -> EvaluationParts:
     """Return what an evaluation of a run needs; no advantage, objective or curriculum is built.
 
     The run may have been trained on another machine: a device that this one lacks is replaced.
+
+    Args:
+        config: of the run.
+        rewards: to judge by, in place of its own.
 
     Raises:
         ValueError, OSError: a part cannot be loaded, or the parts do not fit each other.
@@ -303,7 +310,7 @@ def assemble_evaluation(config: Config) -> EvaluationParts:
     with stage("loading", f"model {config.model.id}"):
         policy = load_policy(config, device, reference=reference)
     free_text_encoders(config, policy, sampler, [], evaluation_prompts)
-    return _shared(config, policy, sampler, evaluation_prompts)
+    return _shared(config, policy, sampler, evaluation_prompts, tables=rewards)
 
 
 def _shared(
@@ -313,14 +320,16 @@ def _shared(
     evaluation_prompts: dict[str, list[Prompt]],
     given: Mapping[str, Reward] | None = None,
     poll: Callable[[], None] = keep_waiting,
+    tables: Sequence[Table] = (),
 ) -> EvaluationParts:
+    tables = tables or config.rewards
     scoring = config.scoring
     masked = scoring.missing == "mask"
     tolerance = Tolerance(scoring.retries, scoring.timeout, masked, poll=poll)
     identified = range(len(config.rewards) if config.sampler.identifiers else 0)
 
-    with stage("loading", f"rewards {', '.join(reward_names(config.rewards))}"):
-        rewards = dict(given or {}) or load_rewards(config.rewards, "rewards")
+    with stage("loading", f"rewards {', '.join(reward_names(tables))}"):
+        rewards = dict(given or {}) or load_rewards(tables, "rewards")
         judge = load_judge(config)
         panel = load_panel(config, tolerance)
     if config.evaluation.images_per_prompt:
@@ -330,7 +339,7 @@ def _shared(
         policy=policy,
         sampler=sampler,
         rewards=rewards,
-        weights=torch.tensor([float(table.get("weight", 1.0)) for table in config.rewards]),
+        weights=torch.tensor([float(table.get("weight", 1.0)) for table in tables]),
         tolerance=tolerance,
         judge=judge,
         panel=panel,
@@ -429,6 +438,25 @@ def thinned(prompts: list[Prompt], most: int) -> list[Prompt]:
     return [prompts[row] for row in rows]
 
 
+def check_prompt_signs(
+    config: Config,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    evaluation_prompts: Mapping[str, Sequence[Prompt]],
+) -> None:
+    """Refuse prompts with signs for weights, unless the configuration takes them as letters.
+
+    Raises:
+        ValueError: a prompt of the run, or its negative prompt, has some.
+    """
+    if config.model.prompt_signs == "letters":
+        return
+
+    known = chain(prompts, *evaluation_prompts.values())
+    texts = [*(prompt.text for prompt in known), sampler.guidance.negative]
+    check_signs(filter(None, texts))
+
+
 def load_sampler(config: Config, overrides: Overrides | None = None) -> Sampler:
     """Return the sampler: kernel, steps, guidance and control.
 
@@ -469,6 +497,14 @@ def load_policy(
         pipe: a diffusers pipeline in place of the configuration's.
     """
     model = config.model
+    source = adapter or model.adapter
+    with_weights = bool(source) and not identifiers.are_alone(Path(source).expanduser())
+    if source and not with_weights and config.sampler.identifiers != "tokens":
+        raise ValueError(
+            f"model.adapter: {source} has embeddings of identifiers, and no LoRA: set "
+            'sampler.identifiers = "tokens" to start from them, or leave model.adapter out'
+        )
+
     policy = Policy.load(
         pipe or model.id,
         train=model.train,
@@ -489,10 +525,11 @@ def load_policy(
         vae=model.vae,
         clip_skip=model.clip_skip,
         trainable_parts=model.trainable_parts,
-        adapter=adapter or model.adapter or None,
+        adapter=source if with_weights else None,
         reference=model.train == "full" and reference,
     )
-    add_identifiers(config, policy, adapter or model.adapter)
+    policy.prompt_encoder.warnings.signs = model.prompt_signs != "letters"
+    add_identifiers(config, policy, source)
     return policy
 
 
@@ -543,6 +580,22 @@ def check_policy(config: Config, policy: Policy) -> None:
         raise ValueError(
             f'the given policy has train = "{policy.train}" and computes in '
             f"{str(policy.dtype)[6:]}; make model.train and model.dtype say the same"
+        )
+
+
+def warn_of_text_layers(policy: Policy) -> None:
+    """Say which LoRA changes text encoders, which do not learn."""
+    becomes = {
+        "model.fused_lora": "it is merged into them for good, and what is learned is for a model "
+        "with it",
+        "model.adapter": "its layers there stay as they are, and are written into RUN/adapter "
+        "beside what is learned",
+    }
+    for key, parts in policy.lora_texts.items():
+        warnings.warn(
+            f"{key}: the LoRA changes the {', '.join(parts)} too, and these do not learn: "
+            f"{becomes[key]}",
+            stacklevel=2,
         )
 
 
@@ -604,7 +657,7 @@ def add_identifiers(config: Config, policy: Policy, adapter: str = "") -> None:
     distance = identifiers.NEAR if settings.identifiers_learn else identifiers.FAR
     identifiers.add_tokens(policy.pipe, len(config.rewards), distance)
     if adapter:
-        folder = Path(adapter) / "identifiers"
+        folder = Path(adapter).expanduser() / "identifiers"
         identifiers.load_tokens(policy.pipe, len(config.rewards), folder)
 
 

@@ -23,7 +23,7 @@ class RolloutBatch:
     scores: Scores  # of this process's images
     group: Tensor  # (B,) int64: same number = same prompt
     control_scale: float | None  # at which they were sampled, where a curriculum moves it
-    seconds_sampling: float
+    seconds_sampling: float  # without those in which votes were waited for
     seconds_scoring: float  # in a thread, while the next images are sampled
     metrics: Mapping[str, Any] = field(default_factory=dict)  # for the record
 

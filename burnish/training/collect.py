@@ -69,6 +69,8 @@ class Collector:
             )
 
         varies = self.job.parts.curriculum.varies
+        metrics = metrics_of(self.job)
+        waiting = metrics.get("seconds_waiting", 0.0)
         return RolloutBatch(
             iteration=iteration,
             prompts=prompts,
@@ -77,9 +79,9 @@ class Collector:
             scores=scores,
             group=group,
             control_scale=sampler.control.scale if varies else None,
-            seconds_sampling=time.perf_counter() - started,
+            seconds_sampling=time.perf_counter() - started - waiting,
             seconds_scoring=seconds,
-            metrics=metrics_of(self.job),
+            metrics=metrics,
         )
 
     def expand(

@@ -26,7 +26,7 @@ from burnish.world import World
 MAY_CHANGE: dict[str, tuple[str, ...]] = {
     "iterations": (),
     "run": tuple(field.name for field in fields(RunConfig)),
-    "model": ("device", "free_text_encoder", "gradient_checkpointing"),
+    "model": ("device", "free_text_encoder", "gradient_checkpointing", "prompt_signs"),
     "batch": ("sample_batch", "train_batch"),
     "evaluation": ("every",),
     "scoring": ("retries", "timeout", "missing", "patience"),
@@ -55,11 +55,14 @@ def origin_of(config: Config, world: World, parts: EvaluationParts | None = None
     Args:
         config: of the run.
         world: its processes.
-        parts: of the run; without them there are no "images".
+        parts: of the run; without them there are no "images". With a LoRA that changes text
+            encoders there are also "lora_texts", as a policy has them.
     """
     origin = {"config": asdict(config), "processes": world.count, "files": named_files(config)}
     if parts is not None:
         origin["images"] = named_images(_prompts_of(parts))
+        if parts.policy.lora_texts:
+            origin["lora_texts"] = parts.policy.lora_texts
 
     return origin
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,10 +44,12 @@ def reward_of(job: Job) -> tuple[int, Votes] | None:
     return None
 
 
-def metrics_of(job: Job) -> dict[str, dict[str, float]]:
+def metrics_of(job: Job) -> dict[str, Any]:
     """Return what the record says about the votes; {} in a run without any."""
     found = reward_of(job)
-    return {"votes": dict(found[1].metrics)} if found else {}
+    if found is None:
+        return {}
+    return {"votes": dict(found[1].metrics), "seconds_waiting": found[1].seconds_waiting}
 
 
 def with_votes(
@@ -77,7 +80,9 @@ def with_votes(
     listed: list[Question] = []
     if job.world.main:
         listed = voting.ask(images, prompts, group, features)
+    started = time.perf_counter()
     wait_for_votes(job, voting, listed)
+    reward.seconds_waiting = time.perf_counter() - started
 
     lines = files.close_round(job.run, iteration, listed) if job.world.main else 0
     lines = int(job.world.gather(torch.tensor([lines])).max())
