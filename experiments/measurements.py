@@ -19,8 +19,8 @@ REPEATS = 2000  # of the bootstrap
 def interval(values: np.ndarray) -> list[float]:
     """Return rliable's 95 % interval [low, high] of the mean of (seeds, prompts) values.
 
-    It is a stratified bootstrap (arXiv 2108.13264): over the seeds of each prompt, the prompts being
-    fixed; over the prompts where there is one seed.
+    It is a stratified bootstrap (arXiv 2108.13264): over the seeds of each prompt, the prompts
+    being fixed; over the prompts where there is one seed.
     """
     if len(values) == 1:
         values = values.T

@@ -181,7 +181,9 @@ def _draw_gains(axis: Axes, arms: dict[str, Curve]) -> None:
         seconds = [point["seconds"] for point in points]
         gains = [point["train"]["gain"] for point in points]
         low, high = np.array([point["train"]["gain_ci95"] for point in points]).T
-        axis.plot(seconds, gains, color=COLOURS[name], label=_label(name), marker="o", markersize=2.5)
+        axis.plot(
+            seconds, gains, color=COLOURS[name], label=_label(name), marker="o", markersize=2.5
+        )
         axis.fill_between(seconds, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
 
     axis.set(xscale="log", xlabel="seconds", ylabel="paired gain")
