@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +22,12 @@ from burnish.training.optimizer import adamw
 from burnish.training.requirements import check_minibatches
 from burnish.user_code import call_hook
 from burnish.world import World
+
+LONGEST_DELAY = 60.0
+"""Seconds after which a folder that another machine has made must be seen."""
+
+PAUSE = 0.5
+"""Seconds between two tries to see it."""
 
 
 class Stopped(Exception):
@@ -64,6 +72,7 @@ def prepare(
         if stops():
             raise Stopped
 
+    check_folder(run, world)
     if world.main:
         run_control.clear(run)  # requests to an earlier start
     if config.batch.prompts % world.count:
@@ -87,3 +96,21 @@ def prepare(
     learners |= given_learners
 
     return Job(config, run, world, parts, learners, poll)
+
+
+def check_folder(run: Run, world: World) -> None:
+    """Refuse machines that do not see the run directory, which the main process has made.
+
+    Raises:
+        ValueError: the message names these machines.
+    """
+    ends = time.monotonic() + LONGEST_DELAY
+    while world.count > 1 and not run.folder.is_dir() and time.monotonic() < ends:
+        time.sleep(PAUSE)  # file systems of several machines need a while
+
+    blind = [] if world.count == 1 or run.folder.is_dir() else [platform.node()]
+    if machines := sorted(set(world.gather_list(blind))):
+        raise ValueError(
+            f"{', '.join(machines)} cannot see the run directory {run.folder}, which every process "
+            "reads; give an --out that all machines share"
+        )
