@@ -96,8 +96,8 @@ class Clipped(Objective):
         # the larger of the two losses: a transition that already went too far the right way gets no
         # gradient, but one that went the wrong way always does
         value = torch.maximum(-a * ratio, -a * ratio.clamp(1 - c, 1 + c)).mean()
-        outside = ((ratio.detach() - 1).abs() > c).double().mean()
-        metrics = {**replay_metrics(replay), "clip_fraction": float(outside)}
+        outside = (ratio.detach() - 1).abs() > c
+        metrics = {**replay_metrics(replay), "clip_fraction": fraction(outside)}
 
         return Loss(value + penalty(self.kl, replay), metrics)
 
@@ -208,7 +208,7 @@ class DPPO(Objective):
         metrics = {
             **replay_metrics(replay),
             "kl_old": float(old_divergence(replay).detach().mean()),
-            "clip_fraction": float(masked.double().mean()),
+            "clip_fraction": fraction(masked),
         }
         return Loss(value + penalty(self.kl, replay), metrics)
 
@@ -251,6 +251,11 @@ def old_divergence(replay: Replay) -> Tensor:
     if replay.kl_old is None:
         raise ValueError("this objective needs a replay with kl_old: set uses_old_prediction")
     return replay.kl_old
+
+
+def fraction(mask: Tensor) -> float:
+    """Return the part of a mask that is true; exactly, on devices without float64 too."""
+    return int(mask.sum()) / mask.numel()
 
 
 @torch.no_grad()
