@@ -36,7 +36,7 @@ from burnish.training.assembly import Overrides
 from burnish.training.batch import RolloutBatch
 from burnish.training.collect import Collector
 from burnish.training.credit import assign_credit, gather_scores
-from burnish.training.job import Job, check_folder, prepare
+from burnish.training.job import Job, check_folder, check_weights, prepare
 from burnish.training.loop import train
 from burnish.training.scoring import join_scores
 from burnish.training.voting import with_votes
@@ -230,6 +230,28 @@ def test_a_machine_that_does_not_see_the_run_directory_is_named(
     check_folder(Run(tmp_path / "elsewhere"), World())  # alone, it may not be there yet
 
 
+@pytest.mark.usefixtures("at_once")
+def test_processes_that_begin_with_other_weights_are_named(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = config_of(write_recipe(), "clipped")
+    exchange = Exchange()
+    jobs = [
+        prepared(config, tmp_path, Thread(rank=rank, exchange=exchange)) for rank in range(COUNT)
+    ]
+    with ThreadPoolExecutor(COUNT) as threads:
+        list(threads.map(check_weights, jobs))
+
+    def refused(job: Job) -> None:
+        with pytest.raises(ValueError, match="processes 1 do not begin with the weights of"):
+            check_weights(job)
+
+    with torch.no_grad():
+        next(jobs[1].parts.policy.pipe.vae.parameters())[0, 0, 0, 0] += 1e-6
+    with ThreadPoolExecutor(COUNT) as threads:
+        list(threads.map(refused, jobs))
+
+
 # Votes ------------------------------------------------------------------------------------------
 
 
@@ -297,7 +319,9 @@ def end(self, ends=Recorder.end):
 
 Recorder.end = end
 for recipe in sorted(Path(sys.argv[1]).glob("*.toml")):
-    train(config.load(recipe, trust=True), recipe.with_suffix(""), progress=False)
+    out = recipe.with_suffix("")
+    read = config.load(recipe, trust=True)
+    train(read, out, progress=False, resume=out.exists(), accept_changes=True)
 """
 REWARDS = """
 from burnish import differentiable
@@ -359,7 +383,7 @@ def launch(folder: Path, *launcher: str) -> None:
 
 @pytest.fixture(scope="module")
 def launched(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of runs by torchrun, and of one by accelerate."""
+    """A folder of runs by torchrun, and of one that accelerate goes on with."""
     folder = tmp_path_factory.mktemp("launched")
     model, tokenizer = build_language()
     model.save_pretrained(folder / "language")
@@ -374,7 +398,8 @@ def launched(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     other.mkdir()
     shutil.copy(folder / "reward.py", other)
     for name, tables in ACCELERATE.items():
-        write_small(other, tiny_pipeline, name, tables)
+        begun = load(write_small(other, tiny_pipeline, name, tables), ["iterations=1"], trust=True)
+        train(begun, other / name)
     free_port = "--main_process_port=0"
     launch(other, "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", free_port)
     return folder

@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
 from burnish import run_control
 from burnish.config import Config
 from burnish.runs import Run
@@ -114,3 +117,33 @@ def check_folder(run: Run, world: World) -> None:
             f"{', '.join(machines)} cannot see the run directory {run.folder}, which every process "
             "reads; give an --out that all machines share"
         )
+
+
+def check_weights(job: Job) -> None:
+    """Refuse processes that do not begin with the same weights.
+
+    Raises:
+        ValueError: the message names these processes.
+    """
+    if job.world.count == 1:
+        return
+
+    parts = job.parts
+    modules = [one for one in parts.policy.pipe.components.values() if isinstance(one, nn.Module)]
+    if parts.expander is not None:
+        modules.append(parts.expander.model)
+
+    sums = [sum(bit_sum(weight) for weight in module.parameters()) % 2**62 for module in modules]
+    everybody = job.world.gather(torch.tensor([sums]))
+    if others := (everybody != everybody[0]).any(1).nonzero().flatten().tolist():
+        raise ValueError(
+            f"processes {', '.join(map(str, others))} do not begin with the weights of process 0; "
+            "see that all machines have the same files of the model, of model.adapter and of the "
+            "expander"
+        )
+
+
+def bit_sum(tensor: Tensor) -> int:
+    """Return the sum of a tensor's bits, read as whole numbers: the same in whatever order."""
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return int(tensor.detach().contiguous().view(whole[tensor.element_size()]).sum())

@@ -26,7 +26,7 @@ from burnish.training.evaluations import (
     evaluate_initial,
     evaluate_now,
 )
-from burnish.training.job import Job, Stopped
+from burnish.training.job import Job, Stopped, check_weights
 from burnish.training.metrics import own_numbers
 from burnish.training.origin import origin_of
 from burnish.training.reward_stats import gains
@@ -65,6 +65,7 @@ class Recorder:
         """
         config = self.job.config
         run = self.job.run
+        check_weights(self.job)
 
         if self.job.world.main:
             tidy(run)
