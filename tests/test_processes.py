@@ -204,7 +204,7 @@ def test_two_processes_follow_the_gradient_of_all_images(
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("name", ["clipped", "rwr of few", "latent"])
+@pytest.mark.parametrize("name", ["clipped", "rwr of few", "latent", "rebel", "dpo", "dgpo"])
 def test_images_without_rewards_count_in_no_process(
     write_recipe: Callable[..., Path], tmp_path: Path, name: str
 ) -> None:

@@ -189,13 +189,14 @@ class GeneratorUpdates:
         chosen = images.unique()
         rows = chosen[credit.valid[chosen]]
         rows = rows[(group[rows][:, None] == group[rows]).sum(1) > 1]
+        global_rows = int(self.world.gather(torch.tensor([len(rows)])).sum())
         if not len(rows):
             return torch.zeros_like(adv)
 
         count = len(images) // len(chosen)
         compared = objective.targets(change[rows], adv[rows], group[rows], count)
         targets = adv.new_zeros(len(adv), *compared.shape[1:])
-        targets[rows] = compared.to(targets) * (len(chosen) / len(rows))
+        targets[rows] = compared.to(targets) * (self.world.count * len(chosen) / global_rows)
         return targets
 
 
