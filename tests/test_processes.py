@@ -6,6 +6,7 @@ processes that torchrun and accelerate launch, they end with the same weights.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -38,6 +39,7 @@ from burnish.training.collect import Collector
 from burnish.training.credit import assign_credit, gather_scores
 from burnish.training.job import Job, check_folder, check_weights, prepare
 from burnish.training.loop import train
+from burnish.training.metrics import of_all_processes
 from burnish.training.scoring import join_scores
 from burnish.training.voting import with_votes
 from burnish.types import Scores, differentiable
@@ -250,6 +252,24 @@ def test_processes_that_begin_with_other_weights_are_named(
         next(jobs[1].parts.policy.pipe.vae.parameters())[0, 0, 0, 0] += 1e-6
     with ThreadPoolExecutor(COUNT) as threads:
         list(threads.map(refused, jobs))
+
+
+def test_the_record_s_metrics_are_those_of_all_processes() -> None:
+    everybody: list[dict[str, Any]] = [
+        {"kl": 1.0, "lr": 0.1, "ratio_deviation": 0.5, "expander_texts": ["a"]},
+        {"kl": 2.0, "lr": 0.1, "ratio_deviation": 0.2, "expander_texts": ["b"]},
+        {"lr": 0.1, "ratio_deviation": 0.3, "expander_texts": ["c"], "clip_fraction": 0.25},
+    ]
+    assert of_all_processes(everybody) == {
+        "kl": 1.5,
+        "lr": 0.1,
+        "ratio_deviation": 0.5,
+        "expander_texts": ["a"],
+        "clip_fraction": 0.25,
+    }
+    everybody[2]["ratio_deviation"] = math.nan
+    assert math.isnan(of_all_processes(everybody)["ratio_deviation"])
+    assert of_all_processes(everybody[:1]) == everybody[0]
 
 
 # Votes ------------------------------------------------------------------------------------------
