@@ -98,7 +98,6 @@ class Clipped(Objective):
         value = torch.maximum(-a * ratio, -a * ratio.clamp(1 - c, 1 + c)).mean()
         outside = (ratio.detach() - 1).abs() > c
         metrics = {**replay_metrics(replay), "clip_fraction": fraction(outside)}
-
         return Loss(value + penalty(self.kl, replay), metrics)
 
     def log_ratio(self, replay: Replay) -> Tensor:
@@ -269,5 +268,4 @@ def replay_metrics(replay: Replay) -> dict[str, float]:
 
     if replay.kl is not None:
         metrics["kl"] = float(replay.kl.mean())
-
     return metrics
