@@ -257,7 +257,8 @@ def to_column(values: Any, count: int) -> Tensor:
             raise NotNumbersError(describe_value(values))
         if values.layout != torch.strided:
             values = values.to_dense()
-        return values.detach().to("cpu", torch.float64, copy=True)
+        # first to the CPU: an Apple GPU has no float64
+        return values.detach().cpu().to(torch.float64, copy=True)
 
     shapeless = isinstance(values, np.ndarray) and values.shape != (count,)
     unordered = isinstance(values, (str, bytes, Mapping, Set))

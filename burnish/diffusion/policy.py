@@ -32,7 +32,7 @@ from burnish.diffusion.loading import (
     load_pipeline,
 )
 from burnish.diffusion.prompt_encoder import PromptEncoder
-from burnish.diffusion.schedule import Flow, Schedule, read_schedule
+from burnish.diffusion.schedule import Flow, Schedule, on_device, read_schedule
 from burnish.diffusion.weights import (
     TrainableWeights,
     copy_weights,
@@ -324,7 +324,7 @@ class Policy(TrainableWeights):
         # of a device without memory the CPU's autocast stands for its own (`allocations`)
         kind = "cpu" if self.device.type == "meta" else self.device.type
         with torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32):
-            out = guidance(raw, x, t.to(self.device, non_blocking=True), cond, null)
+            out = guidance(raw, x, on_device(t, self.device), cond, null)
 
         if self._family.after_guidance is not None and out is not outputs[-1]:
             prompt_out = outputs[-1][-len(x) :]  # the prompts are the last rows of a call

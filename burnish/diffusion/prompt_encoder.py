@@ -120,6 +120,8 @@ class PromptEncoder:
         gc.collect()  # networks of transformers refer to themselves
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        elif torch.backends.mps.is_available():
+            torch.mps.empty_cache()
 
     def check(self, texts: Iterable[str]) -> None:
         """Warn, once, of texts that are cut, and of signs that mean nothing here."""

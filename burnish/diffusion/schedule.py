@@ -49,6 +49,9 @@ It is the data itself, or the least noisy level of the model (`set_alpha_to_one`
 SIGMA_DATA = 0.5
 """s above; a constant of diffusers' `LCMScheduler`."""
 
+WITHOUT_FLOAT64 = ("mps",)
+"""Kinds of devices that have no float64."""
+
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 Grid = Callable[[int], Tensor]
@@ -386,10 +389,17 @@ def flow_grid(scheduler: Any, **options: Any) -> Grid:
 
 def _level_on(device: torch.device | str, alpha: Tensor, sigma: Tensor) -> Level:
     """Return alpha and sigma (B,) as a level (B, 1, 1, 1) on a device."""
-    # mps is the one device without float64
-    dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
-
     return Level(
-        alpha.view(-1, 1, 1, 1).to(dtype).to(device, non_blocking=True),
-        sigma.view(-1, 1, 1, 1).to(dtype).to(device, non_blocking=True),
+        on_device(alpha.view(-1, 1, 1, 1).double(), device),
+        on_device(sigma.view(-1, 1, 1, 1).double(), device),
     )
+
+
+def on_device(values: Tensor, device: torch.device | str) -> Tensor:
+    """Return numbers of the CPU on a device, float64 as float32 where that has none."""
+    if torch.device(device).type not in WITHOUT_FLOAT64:
+        return values.to(device, non_blocking=True)
+
+    # and it copies by itself: what an Apple GPU has not fetched yet may be overwritten meanwhile
+    single = values.float() if values.dtype == torch.float64 else values
+    return single.to(device)

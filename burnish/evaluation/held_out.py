@@ -126,6 +126,6 @@ def divergence(policy: Policy, sampler: Sampler, trajectory: Trajectory) -> Tens
         index = torch.full((count, 1), transition)
         replay = sampler.replay(policy, trajectory, rows, index, reference=True)
         assert replay.kl is not None
-        total += replay.kl[:, 0].double().cpu()
+        total += replay.kl[:, 0].cpu().double()
 
     return total

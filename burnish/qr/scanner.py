@@ -224,7 +224,7 @@ def module_errors(
         code.errors(images[row : row + 1], by_area, soft, around, cells)
         for row, code in enumerate(layouts)
     ]
-    return torch.cat(errors).double().cpu() if errors else torch.zeros(0, dtype=torch.float64)
+    return torch.cat(errors).cpu().double() if errors else torch.zeros(0, dtype=torch.float64)
 
 
 def canvas_side(images: Tensor) -> int:

@@ -65,10 +65,10 @@ class Votes(TrainingReward):
         return torch.zeros(len(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the features (B, D) float64 of images (B, 3, H, W)."""
+        """Return the features (B, D) float64 on the CPU of images (B, 3, H, W)."""
         assert self.clip is not None  # asked for only with a model
         self.clip.move_to(self.device, images)
-        return self.clip.features(images, self.read).double()
+        return self.clip.features(images, self.read).cpu().double()
 
 
 def votes(

@@ -29,7 +29,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from burnish.rl.objectives import check_setting, column, old_divergence, penalty
+from burnish.rl.objectives import (
+    check_setting,
+    column,
+    fraction,
+    old_divergence,
+    penalty,
+)
 from burnish.types import Loss, Objective, Replay
 
 
@@ -94,7 +100,7 @@ class FDFO(Objective):
         metrics = {
             **chain_metrics(replay),
             "ratio_deviation": float(change.max()),
-            "beyond_limit": float((change > self.limit).double().mean()),
+            "beyond_limit": fraction(change > self.limit),
             "kl_old": float(old_divergence(replay).detach().mean()),
         }
         return Loss(value + penalty(self.kl, replay), metrics)

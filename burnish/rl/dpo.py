@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from burnish.rl.forward_objectives import denoising_metrics
-from burnish.rl.objectives import check_setting, column, penalty
+from burnish.rl.objectives import check_setting, column, fraction, penalty
 from burnish.types import Loss, Objective, Replay
 
 
@@ -110,10 +110,10 @@ def pair_signs(adv: Tensor, group: Tensor) -> Tensor:
 @torch.no_grad()
 def preference_metrics(weights: Tensor) -> dict[str, float]:
     """Return what the weights (b,) of `targets` say about the margins of their pairs."""
-    doubt = weights[weights != 0].abs().double()
+    doubt = weights[weights != 0].abs().cpu().double()
     if not len(doubt):
         return {}
     return {
         "preference_margin": float(-doubt.logit(eps=1e-12).mean()),
-        "preference_right": float((doubt < 0.5).double().mean()),
+        "preference_right": fraction(doubt < 0.5),
     }

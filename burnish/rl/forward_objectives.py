@@ -42,6 +42,7 @@ from burnish.rl.objectives import (
     Clipped,
     check_setting,
     column,
+    fraction,
     old_divergence,
     penalty,
     replay_metrics,
@@ -261,14 +262,14 @@ class DGPO(Objective):
         c = self.clip / replay.dims
         gone = ((a > 0) & (ratio > 1 + c)) | ((a < 0) & (ratio < 1 - c))
         value = -(a * torch.where(gone, replay.logp.detach(), replay.logp)).mean()
-        metrics = {**replay_metrics(replay), "clip_fraction": float(gone.double().mean())}
+        metrics = {**replay_metrics(replay), "clip_fraction": fraction(gone)}
         return Loss(value + penalty(self.kl, replay), metrics)
 
 
 @torch.no_grad()
 def denoising_metrics(replay: Replay) -> dict[str, float]:
     """Return the metrics of objectives without a ratio."""
-    metrics = {"denoising_error": float(-replay.logp.double().mean())}
+    metrics = {"denoising_error": float(-replay.logp.cpu().double().mean())}
 
     if replay.kl_old is not None:
         metrics["kl_old"] = float(replay.kl_old.mean())

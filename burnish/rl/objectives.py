@@ -96,9 +96,8 @@ class Clipped(Objective):
         # the larger of the two losses: a transition that already went too far the right way gets no
         # gradient, but one that went the wrong way always does
         value = torch.maximum(-a * ratio, -a * ratio.clamp(1 - c, 1 + c)).mean()
-        outside = ((ratio.detach() - 1).abs() > c).double().mean()
-        metrics = {**replay_metrics(replay), "clip_fraction": float(outside)}
-
+        outside = (ratio.detach() - 1).abs() > c
+        metrics = {**replay_metrics(replay), "clip_fraction": fraction(outside)}
         return Loss(value + penalty(self.kl, replay), metrics)
 
     def log_ratio(self, replay: Replay) -> Tensor:
@@ -208,7 +207,7 @@ class DPPO(Objective):
         metrics = {
             **replay_metrics(replay),
             "kl_old": float(old_divergence(replay).detach().mean()),
-            "clip_fraction": float(masked.double().mean()),
+            "clip_fraction": fraction(masked),
         }
         return Loss(value + penalty(self.kl, replay), metrics)
 
@@ -253,6 +252,11 @@ def old_divergence(replay: Replay) -> Tensor:
     return replay.kl_old
 
 
+def fraction(mask: Tensor) -> float:
+    """Return the part of a mask that is true; exactly, on devices without float64 too."""
+    return int(mask.sum()) / mask.numel()
+
+
 @torch.no_grad()
 def replay_metrics(replay: Replay) -> dict[str, float]:
     """Return the metrics that objectives with a ratio have in common."""
@@ -264,5 +268,4 @@ def replay_metrics(replay: Replay) -> dict[str, float]:
 
     if replay.kl is not None:
         metrics["kl"] = float(replay.kl.mean())
-
     return metrics

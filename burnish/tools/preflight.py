@@ -250,6 +250,8 @@ class Rehearsal:
         device = self.parts.policy.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
         return time.perf_counter() - started
 
 

@@ -104,7 +104,7 @@ def embed_files(clip: Clip, paths: list[Path], read: Features) -> list[Tensor]:
     with stage("embedding", f"{len(paths)} images", len(paths)):
         for path in paths:
             (features,) = clip.features(open_image(path)[None], read)
-            found.append(features.double())
+            found.append(features.cpu().double())
             advance()
     return found
 

@@ -76,7 +76,7 @@ def assign_credit(parts: Parts, batch: RolloutBatch, scores: Scores, world: Worl
         valid=valid[local],
         counted=counted[local],
         group=global_group[local],
-        loss_scale=loss_scale(parts, global_adv, counted),
+        loss_scale=loss_scale(parts, global_adv[local], counted),
         empty=not bool(valid.any()),
         metrics=metrics,
     )
@@ -85,22 +85,21 @@ def assign_credit(parts: Parts, batch: RolloutBatch, scores: Scores, world: Worl
 def loss_scale(parts: Parts, adv: Tensor, counted: Tensor) -> float:
     """Return the factor that makes losses means over the images that count.
 
-    Those are the `counted` (B,) ones: the valid images, or the front of an advantage that
-    selects; only they are replayed. Where images are imitated, those with a weight, because the
-    others are left out of the minibatches. An objective that compares images makes up for the
-    others by itself.
+    Those are the `counted` ones: the valid images, or the front of an advantage that selects; only
+    they are replayed. Where images are imitated, those with a weight, because the others are left
+    out of the minibatches. An objective that compares images makes up for the others by itself.
 
     Args:
         parts: the objective.
-        adv: (B,) advantages of all processes' images.
-        counted: (B,) bool.
+        adv: (b,) advantages of this process's images.
+        counted: (B,) bool, of all processes' images; as many of each.
     """
     if parts.objective.compares_images:
         return 1.0
 
     count = max(1, int(counted.sum()))
     if parts.objective.imitates:
-        return float((adv != 0).sum()) / count
+        return float((adv != 0).sum()) * (len(counted) // len(adv)) / count
     return len(counted) / count
 
 

@@ -42,7 +42,7 @@ class ForwardProcesses:
             self.parts.sampler,
             trajectory,
             self.clean_latents(trajectory, iteration),
-            key=(self.config.seed, iteration, "renoise", self.world.rank),
+            key=(self.config.seed, iteration, "renoise", 0),  # by prompt, so alike in all processes
             draws=transition_count(self.config, self.parts),
             settings=self.config.forward,
             mixtures=self.parts.objective.mixtures,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import platform
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
 
 from burnish import run_control
 from burnish.config import Config
@@ -20,6 +25,12 @@ from burnish.training.optimizer import adamw
 from burnish.training.requirements import check_minibatches
 from burnish.user_code import call_hook
 from burnish.world import World
+
+LONGEST_DELAY = 60.0
+"""Seconds after which a folder that another machine has made must be seen."""
+
+PAUSE = 0.5
+"""Seconds between two tries to see it."""
 
 
 class Stopped(Exception):
@@ -64,6 +75,7 @@ def prepare(
         if stops():
             raise Stopped
 
+    check_folder(run, world)
     if world.main:
         run_control.clear(run)  # requests to an earlier start
     if config.batch.prompts % world.count:
@@ -87,3 +99,51 @@ def prepare(
     learners |= given_learners
 
     return Job(config, run, world, parts, learners, poll)
+
+
+def check_folder(run: Run, world: World) -> None:
+    """Refuse machines that do not see the run directory, which the main process has made.
+
+    Raises:
+        ValueError: the message names these machines.
+    """
+    ends = time.monotonic() + LONGEST_DELAY
+    while world.count > 1 and not run.folder.is_dir() and time.monotonic() < ends:
+        time.sleep(PAUSE)  # file systems of several machines need a while
+
+    blind = [] if world.count == 1 or run.folder.is_dir() else [platform.node()]
+    if machines := sorted(set(world.gather_list(blind))):
+        raise ValueError(
+            f"{', '.join(machines)} cannot see the run directory {run.folder}, which every process "
+            "reads; give an --out that all machines share"
+        )
+
+
+def check_weights(job: Job) -> None:
+    """Refuse processes that do not begin with the same weights.
+
+    Raises:
+        ValueError: the message names these processes.
+    """
+    if job.world.count == 1:
+        return
+
+    parts = job.parts
+    modules = [one for one in parts.policy.pipe.components.values() if isinstance(one, nn.Module)]
+    if parts.expander is not None:
+        modules.append(parts.expander.model)
+
+    sums = [sum(bit_sum(weight) for weight in module.parameters()) % 2**62 for module in modules]
+    everybody = job.world.gather(torch.tensor([sums]))
+    if others := (everybody != everybody[0]).any(1).nonzero().flatten().tolist():
+        raise ValueError(
+            f"processes {', '.join(map(str, others))} do not begin with the weights of process 0; "
+            "see that all machines have the same files of the model, of model.adapter and of the "
+            "expander"
+        )
+
+
+def bit_sum(tensor: Tensor) -> int:
+    """Return the sum of a tensor's bits, read as whole numbers: the same in whatever order."""
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return int(tensor.detach().contiguous().view(whole[tensor.element_size()]).sum())

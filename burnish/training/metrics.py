@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -42,6 +43,28 @@ def summary(updates: list[dict[str, float]]) -> dict[str, float]:
     if "ratio_deviation" in updates[0]:
         means["ratio_deviation"] = updates[0]["ratio_deviation"]
     return means
+
+
+def of_all_processes(everybody: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the metrics of all processes as one's: the largest ratio deviation, other means.
+
+    Args:
+        everybody: by rank; a number that a process has not measured is left out of the mean, and
+            what is no number is the first one's.
+    """
+    found = dict(everybody[0])
+    for name in dict.fromkeys(name for metrics in everybody for name in metrics):
+        given = [metrics[name] for metrics in everybody if name in metrics]
+        if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in given):
+            continue
+        if name.endswith("ratio_deviation"):
+            found[name] = max(given, key=lambda value: (math.isnan(value), value))
+        elif len(set(given)) > 1:
+            found[name] = sum(given) / len(given)
+        else:
+            found[name] = given[0]
+
+    return found
 
 
 def own_numbers(returned: object, record: Mapping[str, Any]) -> dict[str, float]:

@@ -26,8 +26,8 @@ from burnish.training.evaluations import (
     evaluate_initial,
     evaluate_now,
 )
-from burnish.training.job import Job, Stopped
-from burnish.training.metrics import own_numbers
+from burnish.training.job import Job, Stopped, check_weights
+from burnish.training.metrics import of_all_processes, own_numbers
 from burnish.training.origin import origin_of
 from burnish.training.reward_stats import gains
 from burnish.training.samples import draw_identifier_grid, draw_samples, draw_strength_grid
@@ -65,6 +65,7 @@ class Recorder:
         """
         config = self.job.config
         run = self.job.run
+        check_weights(self.job)
 
         if self.job.world.main:
             tidy(run)
@@ -149,7 +150,7 @@ class Recorder:
             "images": self.job.world.count * len(batch.prompts),
             **credited,
             **batch.metrics,
-            **metrics,
+            **of_all_processes(self.job.world.gather_list([dict(metrics)])),
             "seconds_sampling": batch.seconds_sampling,
             "seconds_scoring": batch.seconds_scoring,
             "seconds_training": time.perf_counter() - self._started,

@@ -46,8 +46,8 @@ class GeneratorUpdates:
     def run(self, batch: RolloutBatch, credit: Credit) -> dict[str, float]:
         """Learn from an iteration's images; return the means of the updates' metrics."""
         # weights of imitation are divided by all images, the KL of imitation is not
-        weights = credit.loss_scale if self.parts.objective.imitates else 1.0
-        adv = credit.advantages * weights
+        imitates = self.parts.objective.imitates
+        adv = credit.advantages * (credit.loss_scale if imitates else 1.0)
         pairs = self.pairs(batch.iteration, adv)
         if credit.empty or not (self.parts.policy.trainable or self.parts.embeddings):
             return {}
@@ -60,7 +60,7 @@ class GeneratorUpdates:
                 self.parts, batch, adv, credit.valid, pairs, self.config.batch.sample_batch
             )
 
-        credit = replace(credit, advantages=adv, loss_scale=credit.loss_scale / weights)
+        credit = replace(credit, advantages=adv, loss_scale=1.0 if imitates else credit.loss_scale)
         if self.parts.embeddings:
             watched = self.parts.embeddings.gradients.watch(batch.trajectory, batch.prompts)
             batch = replace(batch, trajectory=watched)
@@ -189,13 +189,14 @@ class GeneratorUpdates:
         chosen = images.unique()
         rows = chosen[credit.valid[chosen]]
         rows = rows[(group[rows][:, None] == group[rows]).sum(1) > 1]
+        global_rows = int(self.world.gather(torch.tensor([len(rows)])).sum())
         if not len(rows):
             return torch.zeros_like(adv)
 
         count = len(images) // len(chosen)
         compared = objective.targets(change[rows], adv[rows], group[rows], count)
         targets = adv.new_zeros(len(adv), *compared.shape[1:])
-        targets[rows] = compared.to(targets) * (len(chosen) / len(rows))
+        targets[rows] = compared.to(targets) * (self.world.count * len(chosen) / global_rows)
         return targets
 
 

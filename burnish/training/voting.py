@@ -5,6 +5,9 @@
 Questions follow from the images, the seed and the votes that the iteration before was learned from
 with, and the number of votes that count is noted before they are used: a run that was killed asks
 the same questions, and learns from the same votes.
+
+With several processes the main one asks about the images of all of them, and tells the others what
+the votes say; it alone reads and writes the files.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 
 from burnish import votes as files
-from burnish.images import image_grid, open_image
+from burnish.images import eight_bit, image_grid, open_image
 from burnish.rewards import bradley_terry as bt
 from burnish.rewards.bradley_terry import Comparisons, Head
 from burnish.rewards.votes import Voter, Votes, comparisons_of, images_of, outcomes, scored
@@ -76,18 +79,19 @@ def with_votes(
 
     column, reward = found
     voting = Round(job.run, reward, iteration, job.config.seed)
-    features = None if reward.clip is None else reward.features(images)
-    listed: list[Question] = []
-    if job.world.main:
-        listed = voting.ask(images, prompts, group, features)
+    everything = candidates_of(job, reward, images, prompts, group)
+    listed = voting.ask(everything) if job.world.main else []
     started = time.perf_counter()
     wait_for_votes(job, voting, listed)
     reward.seconds_waiting = time.perf_counter() - started
 
-    lines = files.close_round(job.run, iteration, listed) if job.world.main else 0
-    lines = int(job.world.gather(torch.tensor([lines])).max())
-    values = voting.values(images, features, lines, listed)
-    reward.metrics = voting.metrics(lines)
+    shared: list[Tensor] = []
+    if job.world.main:
+        lines = files.close_round(job.run, iteration, listed)
+        shared = [voting.values(everything, lines, listed)]
+        reward.metrics = voting.metrics(lines)
+    (all_values,) = job.world.gather_list(shared)
+    values = all_values[job.world.rank * len(images) :][: len(images)]
 
     parts = scores.parts.clone()
     parts[:, column] = values.to(parts)
@@ -112,6 +116,38 @@ def wait_for_votes(job: Job, voting: Round, listed: Sequence[Question]) -> None:
             time.sleep(PAUSE)
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """The images of an iteration that questions may be about, those of all processes."""
+
+    images: Tensor  # (B, 3, H, W) uint8, as they are shown
+    prompts: Sequence[str]  # B, as they were before expansion
+    group: Tensor  # (B,) same number = same prompt
+    features: Tensor | None = None  # (B, D); None: the reward has no model
+
+
+def candidates_of(
+    job: Job, reward: Votes, images: Tensor, prompts: Sequence[Prompt], group: Tensor
+) -> Candidates:
+    """Return the images of all processes, by rank.
+
+    Args:
+        job: the run.
+        reward: of the votes.
+        images: (b, 3, H, W) of this process.
+        prompts: of these images.
+        group: (b,) of these images.
+    """
+    world = job.world
+    pixels = torch.from_numpy(eight_bit(images)).permute(0, 3, 1, 2).contiguous()
+    return Candidates(
+        world.gather(pixels),
+        world.gather_list([prompt.original for prompt in prompts]),
+        world.gather(group),
+        None if reward.clip is None else world.gather(reward.features(images)),
+    )
+
+
 @dataclass
 class Round:
     """The questions of one iteration, and what the votes say of its images."""
@@ -122,23 +158,19 @@ class Round:
     seed: int
     about_head: dict[str, float] = field(default_factory=dict)
 
-    def ask(
-        self,
-        images: Tensor,
-        prompts: Sequence[Prompt],
-        group: Tensor,
-        features: Tensor | None,
-    ) -> list[Question]:
+    def ask(self, candidates: Candidates) -> list[Question]:
         """Write the questions of the iteration, and return them."""
         stream = generator(self.seed, self.iteration, "questions")
-        pairs = self.choose(images, group, features, stream)
+        pairs = self.choose(candidates, stream)
         again = self.repeated(stream)
         listed: list[Question] = []
 
         for first, second in pairs[: self.reward.per_iteration - len(again)]:
             rows = (first, second) if coin(stream) else (second, first)
-            left, right = (files.add_image(self.run, as_png(images[row])) for row in rows)
-            prompt = prompts[first].original
+            left, right = (
+                files.add_image(self.run, as_png(candidates.images[row])) for row in rows
+            )
+            prompt = candidates.prompts[first]
             listed.append(files.make_question(self.iteration, len(listed), prompt, left, right))
 
         for earlier in again:
@@ -150,22 +182,20 @@ class Round:
         files.ask(self.run, listed)
         return listed
 
-    def choose(
-        self, images: Tensor, group: Tensor, features: Tensor | None, stream: torch.Generator
-    ) -> list[tuple[int, int]]:
+    def choose(self, candidates: Candidates, stream: torch.Generator) -> list[tuple[int, int]]:
         """Return pairs of different images of one prompt, the most informative ones first.
 
         Without features they are drawn.
         """
-        candidates = pairs_within(images, group)
+        pairs = pairs_within(candidates.images, candidates.group)
         count = self.reward.per_iteration
-        if features is not None:
+        if candidates.features is not None:
             known = self.comparisons(files.lines_before(self.run, self.iteration))
-            head = bt.blank(features) if known is None else bt.fit(known)
-            return bt.most_informative(head, features, candidates, count)
+            head = bt.blank(candidates.features) if known is None else bt.fit(known)
+            return bt.most_informative(head, candidates.features, pairs, count)
 
-        order = torch.randperm(len(candidates), generator=stream).tolist()
-        return disjoint_first([candidates[number] for number in order], count)
+        order = torch.randperm(len(pairs), generator=stream).tolist()
+        return disjoint_first([pairs[number] for number in order], count)
 
     def repeated(self, stream: torch.Generator) -> list[Question]:
         """Return earlier questions that are asked again, of which one image was preferred."""
@@ -225,26 +255,25 @@ class Round:
             known[name] = self.reward.features(image[None])[0]
         return known[name]
 
-    def values(
-        self, images: Tensor, features: Tensor | None, lines: int, listed: Sequence[Question]
-    ) -> Tensor:
+    def values(self, candidates: Candidates, lines: int, listed: Sequence[Question]) -> Tensor:
         """Return the reward of each image, (B,) float64; NaN of which votes say nothing.
 
         Args:
-            images: (B, 3, H, W).
-            features: (B, D) of the images; None: only images that were asked about have a reward.
+            candidates: B images; without features only those that were asked about have a reward.
             lines: of votes.jsonl that count.
             listed: the questions of this iteration.
         """
-        nothing = torch.full((len(images),), torch.nan, dtype=torch.float64)
-        if features is not None:
+        nothing = torch.full((len(candidates.images),), torch.nan, dtype=torch.float64)
+        if candidates.features is not None:
             known = self.comparisons(lines)
-            return nothing if known is None else scored(self.reward, self.fitted(known), features)
+            if known is None:
+                return nothing
+            return scored(self.reward, self.fitted(known), candidates.features)
 
         found = outcomes(listed, files.votes(self.run, lines))
         if not found:
             return nothing
-        names = [files.image_name(as_png(image)) for image in images]
+        names = [files.image_name(as_png(image)) for image in candidates.images]
         return torch.tensor([found.get(name, torch.nan) for name in names], dtype=torch.float64)
 
     def fitted(self, known: Comparisons) -> Head:
@@ -295,5 +324,5 @@ def coin(stream: torch.Generator) -> bool:
 
 
 def as_png(image: Tensor) -> bytes:
-    """Return an image (3, H, W) as the bytes of a PNG."""
-    return image_grid(image[None].cpu(), 1)[0]
+    """Return an image (3, H, W) uint8 as the bytes of a PNG."""
+    return image_grid(image[None] / 255, 1)[0]
