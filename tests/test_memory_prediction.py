@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -382,6 +384,54 @@ def test_the_command_ends_in_an_error_where_nothing_fits(
     assert "not measured" in lines[-1]
 
 
+# Recipes for cards -------------------------------------------------------------------------------
+
+
+BY_CARD = [name for name in configuration.recipes() if re.search(r"-\d+gb$", name)]
+PAGE = (Path(__file__).parent.parent / "docs/memory.md").read_text("utf-8")
+
+
+def stated(name: str) -> tuple[int, float]:
+    """Return the card's GB that a recipe is for, and the GiB that it says it needs."""
+    lines = configuration.recipe(name).read_text("utf-8").splitlines()
+    comment = " ".join(line.removeprefix("# ") for line in lines if line.startswith("# "))
+    found = re.search(r"for a card of (\d+) GB: .* Predicted, not measured: ([\d.]+) GiB", comment)
+    assert found, comment
+    assert "NOT run with the real weights or on a GPU" in comment
+    assert f"`burnish check {name} --memory {found[1]}`" in comment
+    return int(found[1]), float(found[2])
+
+
+@pytest.mark.parametrize("name", BY_CARD)
+def test_a_recipe_for_a_card_says_what_was_predicted(name: str) -> None:
+    card, needed = stated(name)
+    assert name.endswith(f"-{card}gb")
+    assert needed <= card
+    (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |")]
+    assert f" | {needed:.1f} | {card} GB | " in row
+
+
+@pytest.mark.parametrize("name", ["sd15-pickscore-8gb", "klein-pickscore-ram-8gb"])
+def test_what_a_recipe_says_is_what_is_predicted(name: str) -> None:
+    assert predict(configuration.load(name, [])).needed == pytest.approx(stated(name)[1], abs=0.06)
+
+
+@pytest.mark.parametrize("name", BY_CARD)
+def test_a_recipe_for_a_card_learns_the_same_as_its_own(name: str) -> None:
+    config, base = (configuration.load(one) for one in (name, name.rpartition("-")[0]))
+    memory_only = {
+        "model": ("quantization", "text_encoder", "gradient_checkpointing"),
+        "batch": ("sample_batch", "train_batch"),
+    }
+    for section, keys in memory_only.items():
+        same = {key: getattr(getattr(base, section), key) for key in keys}
+        changed = replace(getattr(config, section), **same)
+        config = replace(config, **{section: changed})
+    for table in config.rewards:
+        table.pop("device", None)
+    assert config == base
+
+
 def test_a_model_whose_configuration_is_unknown_is_one_sentence() -> None:
     for name, words in (
         ("somebody/something", r"model\.id: .* hf download somebody/something"),
@@ -396,6 +446,8 @@ def test_what_is_not_counted_is_said() -> None:
     assert list(memory.left_out(config)) == ["reward caption"]
     config = recipe("sd15", "model.vae=somebody/vae")
     assert list(memory.left_out(config)) == ["model.vae (the model's own autoencoder is counted)"]
+    config = recipe("sd15", "rewards=[{use='preference', device='cpu'}]")
+    assert list(memory.left_out(config)) == []
 
 
 def test_moments_of_eight_bits_are_two_bytes_a_weight() -> None:

@@ -198,7 +198,6 @@ class Policy(TrainableWeights):
         target = choose_device(device)
         # in main memory; what has no memory cannot wait in any
         waits = target.type != "meta" and (quantization or encode_first or text_encoder == "cpu")
-
         pipe = load_pipeline(
             model,
             dtype=frozen_dtype,

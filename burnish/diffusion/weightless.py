@@ -54,9 +54,9 @@ def weightless_pipeline(
             made[name] = make()
             cast(made[name], network_dtype if name == trained else dtype)
 
-    if folder is None:
-        return KNOWN[model].pipe(made)
-    return _pipe_in(folder, made)
+    pipe = KNOWN[model].pipe(made) if folder is None else _pipe_in(folder, made)
+    made.clear()  # an error in a library's import may keep this frame, and text encoders are to go
+    return pipe
 
 
 def purpose_of(name: str, network: str) -> str:

@@ -384,7 +384,8 @@ def has_anchor(config: Config) -> bool:
 def left_out(config: Config) -> Iterator[str]:
     """Yield what a prediction does not count."""
     for name, table in zip(reward_names(config.rewards), config.rewards, strict=True):
-        if not clip_of(table) and table["use"] not in WITHOUT_MODEL:
+        is_on_cpu = table["use"] in CLIP_REWARDS and table.get("device") == "cpu"
+        if not (clip_of(table) or is_on_cpu or table["use"] in WITHOUT_MODEL):
             yield f"reward {name}"
     if config.model.vae:
         yield "model.vae (the model's own autoencoder is counted)"
