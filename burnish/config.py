@@ -76,6 +76,11 @@ RENAMED: Mapping[str, str] = {
 }
 """Keys of before 0.1.0, and their names now."""
 
+REPLACED: Mapping[str, tuple[str, Mapping[Any, Any]]] = {
+    "model.free_text_encoder": ("text_encoder", {True: "free", False: "keep"}),
+}
+"""Keys of runs of before 0.1.0 that are still read: the key of today, and what each value means."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -98,13 +103,17 @@ class ModelConfig:
     targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0"])
     # of the frozen weights: float32, float16, bfloat16; trained weights are always float32
     dtype: str = "float32"
+    # how the frozen weights of the network's linear layers are stored: "int8", "nf4" (4 bits), "":
+    # as dtype says; for train = "lora", with the package bitsandbytes
+    quantization: str = ""
     device: DeviceName = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     gradient_checkpointing: bool = False  # less memory in training, about a third more time
     # images decoded at once: memory and speed only; 0: one above 256 pixels, otherwise 32
     decode_at_once: int = 0
-    # encode each prompt of the run once, then take the text encoders out of memory: for a list of
-    # prompts, without an expander
-    free_text_encoder: bool = False
+    # the text encoders: "keep" beside the network; "free": each prompt of the run is encoded once,
+    # before the network is on the device, and they are gone then (for a list of prompts, without an
+    # expander); "cpu": they stay in main memory and encode there, which takes seconds a prompt
+    text_encoder: str = "keep"
     revision: str = ""  # of a hub id: branch, tag or commit
     # weight files' variant, such as "fp16", where a part has one; "": the files without, or where
     # there are none the only variant
@@ -621,6 +630,9 @@ def _section(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
 
     for key, value in tree.items():
         name = f"{where}.{key}" if where else key
+        if name in REPLACED and isinstance(value, bool):
+            key, meanings = REPLACED[name]
+            name, value = f"{where}.{key}", meanings[value]
         if key not in hints:
             if name in RENAMED:
                 raise ValueError(f'"{name}" is now {RENAMED[name]}; rename it')
@@ -668,6 +680,16 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
         "model.dtype",
         lambda s: s in ("float32", "float16", "bfloat16"),
         '"float32", "float16" or "bfloat16"',
+    ),
+    (
+        "model.quantization",
+        lambda s: s in ("", "int8", "nf4"),
+        '"int8", "nf4", or "" for weights as model.dtype says',
+    ),
+    (
+        "model.text_encoder",
+        lambda s: s in ("keep", "free", "cpu"),
+        '"keep", "free" (each prompt is encoded once, before) or "cpu"',
     ),
     ("model.decode_at_once", lambda n: n >= 0, "0 (as their size suggests) or more"),
     ("model.scheduler", lambda s: s in ("", "lcm"), '"lcm", or "" for the model\'s own'),
@@ -797,6 +819,11 @@ def _check_numbers(config: Config) -> None:
         raise ValueError(
             f"batch.prompts x batch.images_per_prompt = {images:,} images an iteration are too "
             f"many; take {MOST_IMAGES:,} at most"
+        )
+    if config.model.quantization and config.model.train == "full":
+        raise ValueError(
+            "model.quantization stores weights that stay as they are, and with model.train = "
+            '"full" they all learn; set train = "lora", or leave quantization out'
         )
     if config.batch.minibatches > images:
         raise ValueError(

@@ -13,63 +13,48 @@ from pathlib import Path
 
 from benchmarks.gpu_worker import CASES, ITERATION_ONLY
 from burnish import config as configuration
-from burnish.config import Config
 from burnish.diffusion import shapes
 from burnish.files import write
-from burnish.tools.memory import GIB, predict
-from burnish.tools.memory_table import COLUMNS, Row, first_fitting, rows, without_needless
+from burnish.tools.memory import GIB, Prediction, predict
+from burnish.tools.memory_table import COLUMNS
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "memory.md"
-RECIPES = (
+FAMILIES = (
     "sd15-pickscore",
     "sdxl-compressibility",
     "sd35-pickscore-ram",
     "klein-pickscore-ram",
     "zimage-pickscore-ram",
 )
+"""Recipes of which there are others for smaller cards."""
+
 CARDS = (8, 12, 16, 24)
 MEASURED = {"sd15": "allocated_gib", "sd35": "allocated_gib", "klein": "start_allocated_gib"}
-"""The keys of benchmarks/gpu.json with what was measured of an iteration, or from loading on."""
+"""The keys of benchmarks/gpu.json with what was measured of an iteration, or from loading on.
+
+From loading on, klein's text encoder beside its network took most.
+"""
 
 
 def recipes() -> Iterator[str]:
-    """Yield the lines about recipes: each as it is and with cheaper settings, and what fits."""
-    yield f"| | {' | '.join(COLUMNS.values())} | in all | a card | most in |"
-    yield "|---" * (len(COLUMNS) + 4) + "|"
-    fitting = []
-
-    for name in RECIPES:
-        table = []
-        config = configuration.load(name, [])
-        for row in rows(config):
-            table.append(row)
-            label = f"`{name}`" if not row.settings else f"&emsp;+ `{row.settings[-1].text}`"
-            print(name, row.name, f"{row.prediction.needed:.1f}", flush=True)
-            yield cells(label, row)
-        fitting.append(f"| `{name}` | {' | '.join(fits(config, table, card) for card in CARDS)} |")
-
-    yield ""
-    yield f"| | {' | '.join(f'{card} GB' for card in CARDS)} |"
-    yield "|---" * (len(CARDS) + 1) + "|"
-    yield from fitting
+    """Yield the lines about recipes: the memory of each, and the card that has so much."""
+    yield f"| | {' | '.join(COLUMNS.values())} | in all | needed | a card of | most in |"
+    yield "|---" * (len(COLUMNS) + 5) + "|"
+    for family in FAMILIES:
+        sizes = [f"{family}-{card}gb" for card in CARDS]
+        for name in [name for name in sizes if name in configuration.recipes()] + [family]:
+            prediction = predict(configuration.load(name, []))
+            print(name, f"{prediction.needed:.1f}", flush=True)
+            yield cells(name, prediction)
 
 
-def cells(label: str, row: Row) -> str:
+def cells(name: str, found: Prediction) -> str:
     """Return a line of the table."""
-    found = row.prediction
-    taken = [found.phases[found.phase][name] / GIB for name in COLUMNS]
+    taken = [found.phases[found.phase][purpose] / GIB for purpose in COLUMNS]
     numbers = [f"{value:.1f}" for value in (*taken, found.peak / GIB, found.needed)]
-    return f"| {label} | {' | '.join(numbers)} | {found.phase} |"
-
-
-def fits(config: Config, table: list[Row], card: float) -> str:
-    """Return the settings with which a card has memory enough."""
-    row = first_fitting(table, card)
-    if row is None:
-        return "no"
-    row = without_needless(config, row, card)
-    return ", ".join(f"`{setting.text}`" for setting in row.settings) or "as it is"
+    card = min(card for card in CARDS if found.needed <= card)
+    return f"| `{name}` | {' | '.join(numbers)} | {card} GB | {found.phase} |"
 
 
 def measured() -> Iterator[str]:
@@ -82,14 +67,16 @@ def measured() -> Iterator[str]:
         case = CASES[name]
         shapes.KNOWN[f"random-weights/{name}"] = shapes.SHAPES[name]
         place = f"model.id=random-weights/{name}"
-        config = configuration.load(case.recipe, [*ITERATION_ONLY, *case.changes, place])
+        # both were in memory together then
+        beside = [] if key == "allocated_gib" else ["model.text_encoder=keep"]
+        config = configuration.load(case.recipe, [*ITERATION_ONLY, *case.changes, place, *beside])
         phases = {phase: sum(taken.values()) for phase, taken in predict(config).phases.items()}
-        if key == "allocated_gib":
-            del phases["encoding"]
-        predicted = max(phases.values()) / GIB
+        encoding = phases.pop("encoding")
+        is_iteration = key == "allocated_gib"
+        predicted = (max(phases.values()) if is_iteration else encoding) / GIB
         found = result["models"][name][key]
         print(name, predicted, found, flush=True)
-        what = "an iteration" if key == "allocated_gib" else "from loading on"
+        what = "an iteration" if is_iteration else "encoding beside the network"
         yield f"| {name}, {what} | {predicted:.2f} | {found:.2f} | {predicted / found - 1:+.1%} |"
 
 

@@ -62,12 +62,12 @@ TINY_MODELS = {
     "sana": "tiny_sana",
     "klein-pickscore-ram": "tiny_klein",  # the base model, which guidance goes with
 }
-"""The fixture of a model of the same architecture, by a recipe's name or its first word."""
+"""The fixture of a model of the same architecture, by how a recipe's name begins."""
 
 
 def tiny_model(recipe: str) -> str:
     """Return the name of the fixture with a tiny model of a hub recipe's architecture."""
-    return TINY_MODELS.get(recipe) or TINY_MODELS[recipe.partition("-")[0]]
+    return TINY_MODELS[max((key for key in TINY_MODELS if recipe.startswith(key)), key=len)]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -376,6 +376,27 @@ def test_a_run_with_8_bit_adam(
     assert torch.uint8 in {tensor.dtype for tensor in memory.values()}
 
 
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_a_run_with_quantized_weights_and_text_encoders_on_the_cpu(
+    kind: str, tiny_sdxl: Path, tmp_path: Path, device: str
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    policy = Policy.load(tiny_sdxl, device=device, quantization=kind, text_encoder="cpu")
+    assert policy.pipe.text_encoder.device.type == "cpu"
+    assert policy.device.type == torch.device(device).type
+    plain = Policy.load(tiny_sdxl, device="cpu", quantization=kind)
+    sampler = Sampler(DDIM(), STEPS, CFG(2.0))
+    found, expected = (sampler.images(one, PROMPTS, generator()).cpu() for one in (policy, plain))
+    assert torch.allclose(found, expected, atol=0.02)
+
+    for place in ("cpu", "free"):
+        changes = [f"model.quantization={kind}", f"model.text_encoder={place}"]
+        (record,) = log(train(load(tiny_sdxl, tmp_path, device, *changes), tmp_path / place))
+        assert record["ratio_deviation"] < TENTH
+        assert record["grad_norm"] > 0
+
+
 # Runs ---------------------------------------------------------------------------------------------
 
 

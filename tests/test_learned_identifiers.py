@@ -522,7 +522,8 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
         (["sampler.identifiers=words"], 'learn trains one token .* set sampler.identifiers = "tok'),
         (["sampler.identifiers=''"], "identifiers_learn trains one token for each reward"),
         (["sampler.identifiers_lr=-1"], "sampler.identifiers_lr = -1.0; it must be 0 or more"),
-        (["model.free_text_encoder=true"], "words of a text encoder that are saved; set it to"),
+        (["model.text_encoder=free"], "words of a text encoder that are saved; set it to"),
+        (["model.text_encoder=cpu"], 'trains words of the text encoder; set it to "keep"'),
         (["model.train=none", "model.dtype=float16"], '"float16" rounds to 0; set it to "bfloat16'),
     ],
 )

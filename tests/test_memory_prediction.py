@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from burnish.config import Config
 from burnish.diffusion import allocations, cpu, lora, shapes, weights
 from burnish.diffusion.allocations import META, Allocations, GPUArithmetic
 from burnish.diffusion.policy import Policy
+from burnish.diffusion.weightless import NETWORK, TEXT
 from burnish.diffusion.weights import enable_gradient_checkpointing
 from burnish.runs import Run
 from burnish.tools import memory, memory_table
@@ -29,9 +32,9 @@ from burnish.training.job import prepare
 from burnish.types import Scores
 from burnish.world import World
 
-TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "projection_dim": 32}
+CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "projection_dim": 32}
 QWEN = {
-    **TEXT,
+    **CLIP,
     "vocab_size": 300,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,
@@ -53,7 +56,7 @@ REDUCED: dict[str, dict[str, dict[str, Any]]] = {
             "cross_attention_dim": 32,
         },
         "vae": VAE,
-        "text_encoder": {**TEXT, "num_attention_heads": 2},
+        "text_encoder": {**CLIP, "num_attention_heads": 2},
     },
     "sd35": {
         "transformer": {
@@ -68,8 +71,8 @@ REDUCED: dict[str, dict[str, dict[str, Any]]] = {
             "dual_attention_layers": (0, 1),
         },
         "vae": VAE,
-        "text_encoder": {**TEXT, "num_attention_heads": 2},
-        "text_encoder_2": {**TEXT, "num_attention_heads": 2},
+        "text_encoder": {**CLIP, "num_attention_heads": 2},
+        "text_encoder_2": {**CLIP, "num_attention_heads": 2},
     },
     "zimage": {
         "transformer": {
@@ -129,8 +132,11 @@ def allocated(work: Callable[[], Any]) -> int:
     return most
 
 
-def predicted_training(config: Config) -> dict[bool, int]:
-    """Return the bytes of work that are predicted for a training call, by checkpointing."""
+def predicted_training(config: Config) -> dict[bool | str, int]:
+    """Return the bytes of work that are predicted for a training call, by checkpointing.
+
+    And those of the network.
+    """
     with Allocations() as allocated, GPUArithmetic() as arithmetic:
         forecast = Forecast(config, allocated, arithmetic)
         policy = forecast.load()
@@ -141,16 +147,20 @@ def predicted_training(config: Config) -> dict[bool, int]:
 
         enable_gradient_checkpointing(policy.pipe, policy._family, arithmetic.checkpoint)
         forecast.train(job, batch)
-        return {False: without, True: forecast.phases["training"][WORK]}
+        phase = forecast.phases["training"]
+        return {False: without, True: phase[WORK], NETWORK: phase[NETWORK]}
 
 
-@pytest.mark.parametrize("name", REDUCED)
+@pytest.mark.parametrize(
+    ("name", "quantization"),
+    [*((name, "") for name in REDUCED), ("sd15", "nf4"), ("sd35", "int8"), ("zimage", "nf4")],
+)
 def test_the_memory_of_training_is_that_of_real_tensors(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, quantization: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = reduced(name)
     monkeypatch.setitem(shapes.KNOWN, f"reduced/{name}", shape)
-    config = recipe(name, "batch.train_batch=4")
+    config = recipe(name, "batch.train_batch=4", f"model.quantization={quantization}")
     predicted = predicted_training(config)
 
     # the kernels that a GPU has
@@ -159,8 +169,18 @@ def test_the_memory_of_training_is_that_of_real_tensors(
     pipe = shape.pipe({part: made.make() for part, made in shape.parts.items()})
     model = config.model
     policy = Policy.load(
-        pipe, rank=model.rank, targets=tuple(model.targets), device="cpu", size=model.size
+        pipe,
+        rank=model.rank,
+        targets=tuple(model.targets),
+        device="cpu",
+        size=model.size,
+        quantization=quantization,
     )
+    network = policy._family.network_of(policy.pipe)
+    frozen = [value for value in network.parameters() if not value.requires_grad]
+    stored = sum(allocations._rounded(value.nbytes) for value in (*frozen, *network.buffers()))
+    assert predicted[NETWORK] == pytest.approx(stored, rel=0.001)
+
     job = prepare(config, Run(Path("memory")), World(), overrides=Overrides(policy=policy))
     prompts, group = chunk_prompts(job.config, job.parts)
     trajectory, _ = Rehearsal(job).sample(iteration_sampler(job, 1), prompts, group)
@@ -183,6 +203,25 @@ def test_the_command_predicts_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     found = predict(config).phases["training"][WORK]
     config = recipe("zimage", "batch.train_batch=4")
     assert predicted_training(config)[True] == pytest.approx(found, rel=0.02)
+
+
+def test_text_encoders_take_no_memory_beside_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(shapes.KNOWN, "reduced/zimage", reduced("zimage"))
+    keep, free, on_cpu = (
+        predict(recipe("zimage", f"model.text_encoder={place}")).phases
+        for place in ("keep", "free", "cpu")
+    )
+    weights = 4 * shapes.parameters(reduced("zimage"))["text_encoder"]
+    assert keep["encoding"][TEXT] > keep["training"][TEXT] >= weights
+    assert keep["encoding"][NETWORK] == keep["training"][NETWORK] > 0
+
+    # the text encoders are alone while they encode, and gone when the network comes
+    assert free["encoding"] == dict.fromkeys(memory.PURPOSES, 0) | {TEXT: keep["encoding"][TEXT]}
+    assert free["training"][TEXT] <= keep["training"][TEXT] - weights
+    assert on_cpu["training"][TEXT] == on_cpu["encoding"][TEXT] == 0
+    for phase in ("sampling", "training"):
+        for found in (free, on_cpu):
+            assert found[phase] | {TEXT: 0} == pytest.approx(keep[phase] | {TEXT: 0}, rel=0.01)
 
 
 def test_the_memory_of_a_replay_is_that_of_a_process() -> None:
@@ -345,6 +384,54 @@ def test_the_command_ends_in_an_error_where_nothing_fits(
     assert "not measured" in lines[-1]
 
 
+# Recipes for cards -------------------------------------------------------------------------------
+
+
+BY_CARD = [name for name in configuration.recipes() if re.search(r"-\d+gb$", name)]
+PAGE = (Path(__file__).parent.parent / "docs/memory.md").read_text("utf-8")
+
+
+def stated(name: str) -> tuple[int, float]:
+    """Return the card's GB that a recipe is for, and the GiB that it says it needs."""
+    lines = configuration.recipe(name).read_text("utf-8").splitlines()
+    comment = " ".join(line.removeprefix("# ") for line in lines if line.startswith("# "))
+    found = re.search(r"for a card of (\d+) GB: .* Predicted, not measured: ([\d.]+) GiB", comment)
+    assert found, comment
+    assert "NOT run with the real weights or on a GPU" in comment
+    assert f"`burnish check {name} --memory {found[1]}`" in comment
+    return int(found[1]), float(found[2])
+
+
+@pytest.mark.parametrize("name", BY_CARD)
+def test_a_recipe_for_a_card_says_what_was_predicted(name: str) -> None:
+    card, needed = stated(name)
+    assert name.endswith(f"-{card}gb")
+    assert needed <= card
+    (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |")]
+    assert f" | {needed:.1f} | {card} GB | " in row
+
+
+@pytest.mark.parametrize("name", ["sd15-pickscore-8gb", "klein-pickscore-ram-8gb"])
+def test_what_a_recipe_says_is_what_is_predicted(name: str) -> None:
+    assert predict(configuration.load(name, [])).needed == pytest.approx(stated(name)[1], abs=0.06)
+
+
+@pytest.mark.parametrize("name", BY_CARD)
+def test_a_recipe_for_a_card_learns_the_same_as_its_own(name: str) -> None:
+    config, base = (configuration.load(one) for one in (name, name.rpartition("-")[0]))
+    memory_only = {
+        "model": ("quantization", "text_encoder", "gradient_checkpointing"),
+        "batch": ("sample_batch", "train_batch"),
+    }
+    for section, keys in memory_only.items():
+        same = {key: getattr(getattr(base, section), key) for key in keys}
+        changed = replace(getattr(config, section), **same)
+        config = replace(config, **{section: changed})
+    for table in config.rewards:
+        table.pop("device", None)
+    assert config == base
+
+
 def test_a_model_whose_configuration_is_unknown_is_one_sentence() -> None:
     for name, words in (
         ("somebody/something", r"model\.id: .* hf download somebody/something"),
@@ -359,6 +446,8 @@ def test_what_is_not_counted_is_said() -> None:
     assert list(memory.left_out(config)) == ["reward caption"]
     config = recipe("sd15", "model.vae=somebody/vae")
     assert list(memory.left_out(config)) == ["model.vae (the model's own autoencoder is counted)"]
+    config = recipe("sd15", "rewards=[{use='preference', device='cpu'}]")
+    assert list(memory.left_out(config)) == []
 
 
 def test_moments_of_eight_bits_are_two_bytes_a_weight() -> None:

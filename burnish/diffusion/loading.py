@@ -341,6 +341,13 @@ def _as_read(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def place_parts(pipe: Any, device: torch.device | str, texts: bool) -> None:
+    """Move a pipeline's text encoders to a device, or all of its parts but these."""
+    for name, part in pipe.components.items():
+        if isinstance(part, nn.Module) and name.startswith("text_encoder") == texts:
+            part.to(device)
+
+
 def _take_over(
     pipe: Any, dtype: torch.dtype, network_dtype: torch.dtype, device: torch.device | str
 ) -> Any:

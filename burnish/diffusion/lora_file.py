@@ -31,6 +31,7 @@ from burnish.diffusion.lora_metadata import (
     read_metadata,
 )
 from burnish.diffusion.lora_rules import RULES, TEXT_PREFIXES, layers_by_name
+from burnish.diffusion.quantization import QuantizedLinear
 from burnish.errors import first_line
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -213,10 +214,23 @@ def check_layers(tensors: Mapping[str, Tensor], parts: Mapping[str, Any]) -> Non
         if isinstance(network, nn.Module)
         for name, weight in network.named_parameters()
     }
+    weights |= {
+        f"{part}.{plain_name(name)}.weight": torch.Size((layer.out_features, layer.in_features))
+        for part, network in parts.items()
+        if isinstance(network, nn.Module)
+        for name, layer in network.named_modules()
+        if isinstance(layer, QuantizedLinear)  # whose weight has another form
+    }
 
     for name, value in tensors.items():
         layer = layer_of(name)
         shape = weights.get(f"{layer}.weight")
+        part = layer.partition(".")[0]
+        if shape is None and part.startswith("text_encoder") and parts.get(part, "") is None:
+            raise ValueError(
+                f"the adapter has layers in a text encoder, and the model's {part} is gone: set "
+                'model.text_encoder to "keep" or "cpu"'
+            )
         if shape is None:
             raise ValueError(f"the model has no layer {layer}; was it made for another model?")
 

@@ -7,7 +7,8 @@ training. Dropout is off always.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,10 @@ from burnish.diffusion.loading import (
     attach_vae,
     choose_device,
     load_pipeline,
+    place_parts,
 )
 from burnish.diffusion.prompt_encoder import PromptEncoder
+from burnish.diffusion.quantization import quantization_of, quantize
 from burnish.diffusion.schedule import Flow, Schedule, on_device, read_schedule
 from burnish.diffusion.weights import (
     TrainableWeights,
@@ -63,6 +66,7 @@ class Policy(TrainableWeights):
         named_trainable: the same by name.
         device: where the network computes.
         dtype: the precision it computes in.
+        quantization: how its frozen weights are stored: "int8", "nf4", or "" as `dtype` says.
         train: "lora", "full" or "none".
         prompt_encoder: its text encoders, with what they returned; `check` warns of cut prompts,
             `free` takes the text encoders out of memory.
@@ -81,6 +85,7 @@ class Policy(TrainableWeights):
         decode_at_once: int = 0,
         trainable_parts: str = "",
         text_layers: Mapping[str, Tensor] | None = None,
+        prompt_encoder: PromptEncoder | None = None,
     ) -> None:
         """Wrap a pipeline that is ready to be sampled and trained; see `Policy.load`.
 
@@ -94,6 +99,7 @@ class Policy(TrainableWeights):
             decode_at_once: images decoded at a time; 0: as their size suggests.
             trainable_parts: "controlnet", "both", or "" for the model's own network.
             text_layers: a LoRA's layers in the text encoders, which do not learn.
+            prompt_encoder: that has encoded prompts already; None: a new one.
         """
         super().__init__(pipe, family, train, trainable_parts, initial, text_layers)
         self.dtype = dtype
@@ -104,7 +110,10 @@ class Policy(TrainableWeights):
         self.has_controlnet = hasattr(pipe, CONTROLNET)
         self.lora_texts: dict[str, list[str]] = {}
         self.device = family.network_of(pipe).device
-        self.prompt_encoder = PromptEncoder(pipe, family)
+        self.quantization = quantization_of(family.network_of(pipe))
+        self.prompt_encoder = (
+            PromptEncoder(pipe, family, self.device) if prompt_encoder is None else prompt_encoder
+        )
         self._decode_at_once = decode_at_once
 
     @classmethod
@@ -132,6 +141,9 @@ class Policy(TrainableWeights):
         config: str = "",
         vae: str = "",
         clip_skip: int = 0,
+        quantization: str = "",
+        text_encoder: str = "keep",
+        encode_first: Callable[[PromptEncoder], None] | None = None,
     ) -> Policy:
         """Return a policy of `zoo:NAME`, a folder, a hub id, or a diffusers pipeline in memory.
 
@@ -163,6 +175,12 @@ class Policy(TrainableWeights):
             config: of a model in a single file: the model whose configuration it has.
             vae: a folder or a hub id of another autoencoder.
             clip_skip: layers of the text encoder that are left out, as diffusers counts them.
+            quantization: "int8" or "nf4" stores the network's frozen weights in so few bits, with a
+                fused LoRA in them; needs bitsandbytes.
+            text_encoder: "keep" has the text encoders on the device; "cpu" leaves them in main
+                memory, where they encode.
+            encode_first: called with the prompt encoder while only the text encoders are on the
+                device, to encode prompts and `free` these.
 
         Raises:
             FileNotFoundError: there is no such model, or it or the adapter misses a part, which is
@@ -173,15 +191,18 @@ class Policy(TrainableWeights):
             >>> policy = Policy.load("zoo:emoji-sd")                                # doctest: +SKIP
             >>> policy.encode([Prompt("a fox")])["text"].shape                      # doctest: +SKIP
         """
-        _check_settings(train, rank, alpha, dtype, decode_at_once)
+        _check_settings(train, rank, alpha, dtype, decode_at_once, quantization)
         frozen_dtype = DTYPES[dtype]
         trained_dtype = torch.float32 if train == "full" else frozen_dtype
 
+        target = choose_device(device)
+        # in main memory; what has no memory cannot wait in any
+        waits = target.type != "meta" and (quantization or encode_first or text_encoder == "cpu")
         pipe = load_pipeline(
             model,
             dtype=frozen_dtype,
             network_dtype=frozen_dtype if trainable_parts == "controlnet" else trained_dtype,
-            device=choose_device(device),
+            device="cpu" if waits else target,
             revision=revision,
             variant=variant,
             config=config,
@@ -193,25 +214,23 @@ class Policy(TrainableWeights):
 
         if size:
             family.resize(pipe, sides_of(size))
-
-        if scheduler == "lcm":
-            _make_consistent(pipe, model)
-        fused_texts = lora.merge_lora(pipe, fused_lora) if fused_lora is not None else []
-        if clip_skip:
-            skip_layers(pipe, clip_skip)
+        fused_texts = _change(pipe, model, scheduler, fused_lora, clip_skip)
 
         if controlnet:
             control_dtype = trained_dtype if trainable_parts else frozen_dtype
             pipe = attach_controlnet(pipe, controlnet, control_dtype, variant)
             family = family_of(type(pipe).__name__)
 
+        if quantization:
+            quantize(family.network_of(pipe), quantization, target)
+        prompt_encoder = PromptEncoder(pipe, family, target)
+        if waits:
+            _place(pipe, target, text_encoder, partial(encode_first or _nothing, prompt_encoder))
+
         trainable = trainable_networks(pipe, family, trainable_parts)
         prepare_networks(pipe, family, trainable, train, rank, alpha, targets)
         initial = copy_weights(trainable) if train == "full" and reference else None
-
-        text_layers = {}
-        if adapter is not None:
-            text_layers = read_adapters(pipe, family, trainable, adapter, train)
+        text = {} if adapter is None else read_adapters(pipe, family, trainable, adapter, train)
 
         if gradient_checkpointing:
             enable_gradient_checkpointing(pipe, family)
@@ -227,9 +246,10 @@ class Policy(TrainableWeights):
             initial,
             decode_at_once,
             trainable_parts,
-            text_layers,
+            text,
+            prompt_encoder,
         )
-        policy.lora_texts = _lora_texts(fused_texts, text_layers)
+        policy.lora_texts = _lora_texts(fused_texts, text)
         return policy
 
     def set_lora_scale(self, strength: float) -> None:
@@ -375,6 +395,34 @@ def _lora_texts(fused: list[str], adapter: Mapping[str, Tensor]) -> dict[str, li
     return {key: parts for key, parts in found.items() if parts}
 
 
+def _change(
+    pipe: Any, model: object, scheduler: str, fused_lora: str | Path | None, clip_skip: int
+) -> list[str]:
+    """Change a pipeline as its user wants it: see `Policy.load`.
+
+    Returns:
+        The text encoders that the merged LoRA changes.
+    """
+    if scheduler == "lcm":
+        _make_consistent(pipe, model)
+    texts = lora.merge_lora(pipe, fused_lora) if fused_lora is not None else []
+    if clip_skip:
+        skip_layers(pipe, clip_skip)
+    return texts
+
+
+def _place(pipe: Any, device: torch.device, text_encoder: str, encode: Callable[[], None]) -> None:
+    """Bring a pipeline's parts to the device: first the text encoders, which `encode`."""
+    if text_encoder != "cpu":
+        place_parts(pipe, device, texts=True)
+    encode()
+    place_parts(pipe, device, texts=False)
+
+
+def _nothing(encoder: PromptEncoder) -> None:
+    """Encode nothing."""
+
+
 def decoded_at_once(policy: Policy) -> int:
     """Return how many images a policy decodes at a time: 1 where they are large."""
     _, height, width = policy.latent_shape
@@ -421,10 +469,14 @@ def _check_float16(pipe: Any, family: Family, dtype: str) -> None:
         )
 
 
-def _check_settings(train: str, rank: int, alpha: float, dtype: str, decode_at_once: int) -> None:
+def _check_settings(
+    train: str, rank: int, alpha: float, dtype: str, decode_at_once: int, quantization: str
+) -> None:
     """Raise ValueError if a setting of `Policy.load` is out of range."""
     if train not in ("lora", "full", "none"):
         raise ValueError(f"model.train must be 'lora', 'full' or 'none', not '{train}'")
+    if quantization and train == "full":
+        raise ValueError("model.quantization needs weights that stay: set model.train to 'lora'")
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, not '{dtype}'")
     if rank < 1 or not alpha > 0:

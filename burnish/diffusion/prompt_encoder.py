@@ -38,8 +38,16 @@ class PromptEncoder:
         warnings: of texts that are not read as they were meant.
     """
 
-    def __init__(self, pipe: Any, family: Family) -> None:
+    def __init__(self, pipe: Any, family: Family, device: torch.device) -> None:
+        """Begin without any states.
+
+        Args:
+            pipe: the diffusers pipeline.
+            family: its family.
+            device: to which states are brought, wherever the text encoders are.
+        """
         self.freed = False
+        self._device = device
         self._pipe = pipe
         self._family = family
         self._states: dict[str, Cond] = {}
@@ -66,8 +74,7 @@ class PromptEncoder:
             oldest = next(iter(self._states))
             del self._states[oldest]
 
-        device = self._family.network_of(self._pipe).device
-        return {name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]}
+        return {name: torch.cat([row[name] for row in rows]).to(self._device) for name in rows[0]}
 
     def null(self, rows: int, text: str = "") -> Cond:
         """Return `rows` rows of the states that guidance uses in place of a prompt.
@@ -79,7 +86,7 @@ class PromptEncoder:
         if text not in self._negatives:
             self._negatives[text] = self._negative(text)
 
-        row = self._negatives[text]
+        row = {name: value.to(self._device) for name, value in self._negatives[text].items()}
         return {name: value.expand(rows, *value.shape[1:]) for name, value in row.items()}
 
     @torch.no_grad()
@@ -99,8 +106,8 @@ class PromptEncoder:
         """
         if any(lora_layers(encoder) for encoder in text_encoders(self._pipe)):
             raise ValueError(
-                "model.free_text_encoder: the adapter has layers in a text encoder, which are "
-                "written again with what is learned; set it to false"
+                'model.text_encoder = "free": the adapter has layers in a text encoder, which are '
+                'written again with what is learned; set it to "keep" or "cpu"'
             )
 
         for text in negatives:
@@ -157,7 +164,7 @@ class PromptEncoder:
         if self.freed:
             raise ValueError(
                 f'the prompt "{text}" was not encoded before the text encoders were freed: set '
-                "model.free_text_encoder = false"
+                'model.text_encoder = "keep" or "cpu"'
             )
 
 
@@ -173,9 +180,9 @@ def _check_memory(row: Cond, texts: int) -> None:
 
     if available is not None and needed > available:
         raise ValueError(
-            f"model.free_text_encoder: the states of {texts:,} prompts take {needed / 1e9:.1f} GB "
-            f"of memory, and {available / 1e9:.1f} GB are free; take fewer prompts, or set it to "
-            "false"
+            f'model.text_encoder = "free": the states of {texts:,} prompts take '
+            f"{needed / 1e9:.1f} GB of memory, and {available / 1e9:.1f} GB are free; take fewer "
+            'prompts, or set it to "keep" or "cpu"'
         )
 
 

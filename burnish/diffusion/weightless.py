@@ -54,9 +54,9 @@ def weightless_pipeline(
             made[name] = make()
             cast(made[name], network_dtype if name == trained else dtype)
 
-    if folder is None:
-        return KNOWN[model].pipe(made)
-    return _pipe_in(folder, made)
+    pipe = KNOWN[model].pipe(made) if folder is None else _pipe_in(folder, made)
+    made.clear()  # an error in a library's import may keep this frame, and text encoders are to go
+    return pipe
 
 
 def purpose_of(name: str, network: str) -> str:
@@ -151,12 +151,20 @@ def cast(network: nn.Module, dtype: torch.dtype) -> None:
     network.eval()
 
 
-def assign_parts(memory: Allocations, pipe: Any, family: Family) -> None:
-    """Count the pipeline's frozen weights again for what they are, after they were moved."""
+def assign_parts(memory: Allocations, pipe: Any, family: Family, texts: str = TEXT) -> None:
+    """Count the pipeline's frozen weights again for what they are, after they were moved.
+
+    Args:
+        memory: that counts.
+        pipe: the pipeline.
+        family: its family.
+        texts: what the memory of the text encoders counts as.
+    """
     for name, part in pipe.components.items():
         if isinstance(part, nn.Module):
             frozen = (tensor for _, tensor in _named_tensors(part) if not tensor.requires_grad)
-            memory.assign(frozen, purpose_of(name, family.network))
+            purpose = purpose_of(name, family.network)
+            memory.assign(frozen, texts if purpose == TEXT else purpose)
 
 
 def _named_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -41,6 +41,7 @@ class Weights:
         fused: a LoRA that the base model had in it, such as an LCM-LoRA; "" for none.
         fused_texts: the text encoders that it changes too.
         texts: the text encoders of which the LoRA has layers that did not learn.
+        quantization: how the base model's weights were stored in training; "" for as they are.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Weights:
     fused: str = ""
     fused_texts: Sequence[str] = ()
     texts: Sequence[str] = ()
+    quantization: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,13 @@ def _loading(weights: Weights) -> str:
             "in its matrices: alpha is the rank."
         )
     if not weights.lora:
+        note = (
+            f"\n\nIt was trained on weights stored as {weights.quantization}; what was learned is "
+            "merged into the weights as the base model has them."
+        )
         return (
             f"```python\npipe = diffusers.{weights.pipeline}.from_pretrained(FOLDER)\n```"
+            f"{note if weights.quantization else ''}"
             if weights.target == "merged"
             else f"The folder has a whole network of {base}, for its class's `from_pretrained`."
         )
@@ -216,11 +223,16 @@ def _settings(config: Mapping[str, Any]) -> Iterator[str]:
         else "all",
         "learning rate": f"{config['optimizer']['lr']:g}",
         "seed": str(config["seed"]),
-        "precision of the rest": model["dtype"],
+        "precision of the rest": _precision(model),
     }
     yield "\n".join(
         ["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in rows.items())]
     )
+
+
+def _precision(model: Mapping[str, Any]) -> str:
+    stored = model.get("quantization", "")
+    return f"{model['dtype']}, stored as {stored} in linear layers" if stored else model["dtype"]
 
 
 def _listed(table: Mapping[str, Any]) -> str:

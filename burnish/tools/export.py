@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,7 @@ def _write_weights(
         "fused": config.model.fused_lora,
         "fused_texts": texts.get("model.fused_lora", ()),
         "texts": texts.get("model.adapter", ()),
+        "quantization": config.model.quantization,
         "lora": config.model.train == "lora",
     }
 
@@ -227,9 +228,13 @@ def _change(pair: lora_names.Pair | None) -> Tensor:
 
 
 def merged_pipeline(run: Run, config: Config) -> Any:
-    """Return the whole pipeline of a run with what was learned in its weights."""
+    """Return the whole pipeline of a run with what was learned in its weights.
+
+    These are the model's own, also where they were quantized in training.
+    """
     device = present_device(config.model.device)
-    policy = load_policy(config, device, adapter=str(run.adapter))
+    whole = replace(config, model=replace(config.model, quantization=""))
+    policy = load_policy(whole, device, adapter=str(run.adapter))
     return merge_into(policy, DTYPES[config.model.dtype])
 
 

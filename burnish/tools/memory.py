@@ -50,7 +50,9 @@ GIB = 1 << 30
 LEARNED = "adapter and optimizer"
 REWARDS = "rewards"
 WORK = "activations"
+MAIN_MEMORY = "main memory"
 PURPOSES = (NETWORK, TEXT, DECODER, LEARNED, REWARDS, WORK)
+"""Of a GPU's memory."""
 
 CONTEXT = 0.6
 """GiB that CUDA takes for itself in each process."""
@@ -138,6 +140,11 @@ class Forecast:
         batch = self.sample(job, prompts, group)
         self.train(job, batch)
 
+    @property
+    def text_place(self) -> str:
+        """The purpose of the text encoders' memory, and of what they compute."""
+        return MAIN_MEMORY if self.config.model.text_encoder == "cpu" else TEXT
+
     def load(self) -> Policy:
         """Return the policy, whose networks have no weights."""
         model = self.config.model
@@ -150,7 +157,9 @@ class Forecast:
             control = trained if model.trainable_parts else dtype
             pipe = attach_weightless_controlnet(pipe, self.memory, control)
 
-        loaded = replace(model, adapter="", fused_lora="", controlnet="", vae="")
+        loaded = replace(
+            model, adapter="", fused_lora="", controlnet="", vae="", text_encoder="keep"
+        )
         with self.memory.purpose(LEARNED):
             policy = load_policy(
                 replace(self.config, model=loaded),
@@ -159,7 +168,7 @@ class Forecast:
                 reference=self.config.guard.kl > 0 or has_anchor(self.config),
             )
 
-        assign_parts(self.memory, policy.pipe, policy._family)
+        assign_parts(self.memory, policy.pipe, policy._family, self.text_place)
         if model.gradient_checkpointing:
             enable_gradient_checkpointing(policy.pipe, policy._family, self.arithmetic.checkpoint)
         policy._family = replace(
@@ -194,7 +203,7 @@ class Forecast:
             {"use": "compressibility", "name": name, "weight": table.get("weight", 1.0)}
             for name, table in names
         ]
-        model = replace(self.config.model, device="cpu", free_text_encoder=False)
+        model = replace(self.config.model, device="cpu", text_encoder="keep")
         config = replace(
             self.config,
             model=model,
@@ -217,9 +226,10 @@ class Forecast:
         """Encode the prompts, and take the text encoders out of memory where the run does."""
         encoder = job.parts.policy.prompt_encoder
         negatives = ("", job.parts.sampler.guidance.negative)
+        is_first = self.config.model.text_encoder == "free"
 
-        with self.memory.purpose(TEXT):
-            if self.config.model.free_text_encoder:
+        with self.memory.purpose(self.text_place):
+            if is_first:
                 encoder.free([prompt.generator_text for prompt in prompts], negatives)
             else:
                 job.parts.sampler.encode(job.parts.policy, prompts)
@@ -227,8 +237,9 @@ class Forecast:
                     encoder.null(1, text)
 
         self.end("encoding")
-        if self.config.model.free_text_encoder:
-            self.phases["encoding"][REWARDS] = 0  # they are loaded after it
+        if is_first:  # nothing else is on the device yet
+            taken = self.phases["encoding"]
+            self.phases["encoding"] = dict.fromkeys(taken, 0) | {TEXT: taken[TEXT]}
 
     def step(self, job: Job) -> None:
         """Take an optimizer step, whose moments stay."""
@@ -373,7 +384,8 @@ def has_anchor(config: Config) -> bool:
 def left_out(config: Config) -> Iterator[str]:
     """Yield what a prediction does not count."""
     for name, table in zip(reward_names(config.rewards), config.rewards, strict=True):
-        if not clip_of(table) and table["use"] not in WITHOUT_MODEL:
+        is_on_cpu = table["use"] in CLIP_REWARDS and table.get("device") == "cpu"
+        if not (clip_of(table) or is_on_cpu or table["use"] in WITHOUT_MODEL):
             yield f"reward {name}"
     if config.model.vae:
         yield "model.vae (the model's own autoencoder is counted)"

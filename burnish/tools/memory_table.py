@@ -19,7 +19,7 @@ from burnish.tools.memory import (
     left_out,
     predict,
 )
-from burnish.training.requirements import check_free_text_encoder
+from burnish.training.requirements import check_text_encoder
 
 COLUMNS = {
     NETWORK: "network",
@@ -61,13 +61,22 @@ def _half(config: Config) -> Config:
     return _model(dtype="bfloat16")(config) if is_wide else config
 
 
-def _freed(config: Config) -> Config:
-    freed = _model(free_text_encoder=True)(config)
-    try:
-        check_free_text_encoder(freed)
-    except ValueError:  # the run needs them to its end
-        return config
-    return freed
+def _texts(place: str) -> Callable[[Config], Config]:
+    def changed(config: Config) -> Config:
+        tried = _model(text_encoder=place)(config)
+        try:
+            check_text_encoder(tried)
+        except ValueError:  # the run needs them where they are
+            return config
+        return tried
+
+    return changed
+
+
+def _quantized(kind: str) -> Callable[[Config], Config]:
+    return lambda config: (
+        config if config.model.train == "full" else _model(quantization=kind)(config)
+    )
 
 
 def _eight_bit(config: Config) -> Config:
@@ -77,7 +86,7 @@ def _eight_bit(config: Config) -> Config:
 
 
 CHEAPER = (
-    Setting("model.free_text_encoder=true", "nothing: prompts are encoded once", _freed),
+    Setting("model.text_encoder=free", "nothing: prompts are encoded once", _texts("free")),
     Setting("batch.train_batch=2", "a little speed", _batch(2, "train_batch")),
     Setting("batch.train_batch=1", "a little speed", _batch(1, "train_batch")),
     Setting(
@@ -87,8 +96,11 @@ CHEAPER = (
     ),
     Setting("batch.sample_batch=2", "speed in sampling", _batch(2, "sample_batch")),
     Setting("batch.sample_batch=1", "speed in sampling", _batch(1, "sample_batch")),
+    Setting("model.text_encoder=cpu", "seconds for each prompt", _texts("cpu")),
     Setting("optimizer.eight_bit=true", "moments in 8 bits", _eight_bit),
     Setting("model.dtype=bfloat16", "precision", _half),
+    Setting("model.quantization=int8", "precision of the frozen weights", _quantized("int8")),
+    Setting("model.quantization=nf4", "precision of the frozen weights", _quantized("nf4")),
 )
 """From what costs least to what costs most; each is tried together with those before it."""
 

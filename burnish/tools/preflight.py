@@ -305,7 +305,7 @@ def check_prompts(config: Config, parts: Parts) -> Iterator[Finding]:
     if config.sampler.identifiers:
         yield check_length(parts)
 
-    if config.model.free_text_encoder:
+    if config.model.text_encoder == "free":
         count = len(parts.policy.prompt_encoder)
         yield Finding("ok", f"{count} prompts are encoded, and the text encoders out of memory")
 

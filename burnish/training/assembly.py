@@ -32,6 +32,7 @@ from burnish.config import (
 )
 from burnish.diffusion.loading import present_device
 from burnish.diffusion.policy import DTYPES, Policy
+from burnish.diffusion.prompt_encoder import PromptEncoder
 from burnish.diffusion.sampler import Sampler
 from burnish.evaluation.held_out import Panel
 from burnish.prompt_warnings import check_signs
@@ -47,8 +48,8 @@ from burnish.seeds import generator
 from burnish.stages import stage
 from burnish.training.requirements import (
     check_devices,
-    check_free_text_encoder,
     check_identifiers,
+    check_text_encoder,
     check_transitions,
     check_votes,
     follows_gradient,
@@ -242,7 +243,7 @@ def assemble(
     overrides = overrides or Overrides()
     check_expander(config)
     check_identifiers(config)
-    check_free_text_encoder(config, listed=overrides.source is None)
+    check_text_encoder(config, listed=overrides.source is None)
     check_devices(config, device)
     prompts = [] if overrides.source else load_prompts(config.prompts, "prompts")
     evaluation_prompts = load_evaluation_prompts(config, prompts)
@@ -259,13 +260,17 @@ def assemble(
     check_prompt_signs(config, sampler, prompts, evaluation_prompts)
     reference = needs_reference(objective) or config.guard.kl > 0
     with stage("loading", f"model {config.model.id}"):
-        policy = overrides.policy or load_policy(config, device, reference=reference)
+        first = encoded_first(config, sampler, prompts, evaluation_prompts)
+        policy = overrides.policy or load_policy(
+            config, device, reference=reference, encode_first=first
+        )
     check_policy(config, policy)
     warn_of_text_layers(policy)
     add_identifiers(config, policy, config.model.adapter)
     check_transitions(config, policy, sampler, objective, advantage)
     check_compared_images(config, advantage)
-    free_text_encoders(config, policy, sampler, prompts, evaluation_prompts)
+    if first is not None and not policy.prompt_encoder.freed:
+        first(policy.prompt_encoder)
     rewards = given_rewards(overrides)
     shared = _shared(config, policy, sampler, evaluation_prompts, rewards, poll)
     if follows_gradient(objective):
@@ -300,7 +305,7 @@ def assemble_evaluation(config: Config, rewards: Sequence[Table] = ()) -> Evalua
     """
     check_expander(config)
     check_identifiers(config)
-    check_free_text_encoder(config)
+    check_text_encoder(config)
     device = present_device(config.model.device)
     check_devices(config, device)
     prompts = [] if config.evaluation.prompts else load_prompts(config.prompts, "prompts")
@@ -308,8 +313,8 @@ def assemble_evaluation(config: Config, rewards: Sequence[Table] = ()) -> Evalua
     sampler = load_sampler(config)
     reference = config.guard.action != "none" and config.guard.kl > 0
     with stage("loading", f"model {config.model.id}"):
-        policy = load_policy(config, device, reference=reference)
-    free_text_encoders(config, policy, sampler, [], evaluation_prompts)
+        first = encoded_first(config, sampler, [], evaluation_prompts)
+        policy = load_policy(config, device, reference=reference, encode_first=first)
     return _shared(config, policy, sampler, evaluation_prompts, tables=rewards)
 
 
@@ -486,6 +491,7 @@ def load_policy(
     *,
     reference: bool = False,
     pipe: Any = None,
+    encode_first: Callable[[PromptEncoder], None] | None = None,
 ) -> Policy:
     """Return the model with its trainable weights.
 
@@ -495,8 +501,11 @@ def load_policy(
         adapter: in place of the configuration's; "" keeps that.
         reference: keep the weights before training beside those that are trained in full.
         pipe: a diffusers pipeline in place of the configuration's.
+        encode_first: what `encoded_first` returned. Without it, text encoders that a run frees stay
+            in main memory: who draws later has other prompts.
     """
     model = config.model
+    is_beside = model.text_encoder == "keep" or encode_first is not None
     source = adapter or model.adapter
     with_weights = bool(source) and not identifiers.are_alone(Path(source).expanduser())
     if source and not with_weights and config.sampler.identifiers != "tokens":
@@ -527,33 +536,33 @@ def load_policy(
         trainable_parts=model.trainable_parts,
         adapter=source if with_weights else None,
         reference=model.train == "full" and reference,
+        quantization=model.quantization,
+        text_encoder="keep" if is_beside else "cpu",
+        encode_first=encode_first,
     )
     policy.prompt_encoder.warnings.signs = model.prompt_signs != "letters"
     add_identifiers(config, policy, source)
     return policy
 
 
-def free_text_encoders(
+def encoded_first(
     config: Config,
-    policy: Policy,
     sampler: Sampler,
     prompts: list[Prompt],
     evaluation_prompts: Mapping[str, list[Prompt]],
-) -> None:
-    """Encode every prompt of a run and free the text encoders, if the configuration says so.
+) -> Callable[[PromptEncoder], None] | None:
+    """Return a function that encodes every prompt of a run and frees the text encoders.
+
+    It is None if the configuration does not say so.
 
     Args:
         config: of the run.
-        policy: whose text encoders they are.
         sampler: its guidance may read a negative prompt, and prompts before expansion.
         prompts: trained on.
         evaluation_prompts: by set, before they are thinned.
-
-    Raises:
-        ValueError: the policy's text encoders cannot be freed.
     """
-    if not config.model.free_text_encoder:
-        return
+    if config.model.text_encoder != "free":
+        return None
 
     most = config.evaluation.max_prompts
     known = [*prompts, *chain.from_iterable(thinned(s, most) for s in evaluation_prompts.values())]
@@ -566,20 +575,29 @@ def free_text_encoders(
         drawn += [prompt.unexpanded() for prompt in known]
 
     texts = list(dict.fromkeys(prompt.generator_text for prompt in drawn))
-    with stage("encoding", f"{len(texts)} prompts", len(texts)):
-        policy.prompt_encoder.free(texts, ("", sampler.guidance.negative))
+
+    def encode(encoder: PromptEncoder) -> None:
+        encoder.warnings.signs = config.model.prompt_signs != "letters"
+        with stage("encoding", f"{len(texts)} prompts", len(texts)):
+            encoder.free(texts, ("", sampler.guidance.negative))
+
+    return encode
 
 
 def check_policy(config: Config, policy: Policy) -> None:
     """Refuse a given policy that is not what [model] says of it.
 
     Raises:
-        ValueError: `train` or `dtype` differ.
+        ValueError: `train`, `dtype` or `quantization` differ.
     """
-    if (policy.train, policy.dtype) != (config.model.train, DTYPES[config.model.dtype]):
+    model = config.model
+    wanted = (model.train, DTYPES[model.dtype], model.quantization)
+    if (policy.train, policy.dtype, policy.quantization) != wanted:
+        stored = f', quantization = "{policy.quantization}"' if policy.quantization else ""
         raise ValueError(
-            f'the given policy has train = "{policy.train}" and computes in '
-            f"{str(policy.dtype)[6:]}; make model.train and model.dtype say the same"
+            f'the given policy has train = "{policy.train}"{stored} and computes in '
+            f"{str(policy.dtype)[6:]}; make model.train, model.dtype and model.quantization say "
+            "the same"
         )
 
 

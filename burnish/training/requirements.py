@@ -62,8 +62,8 @@ def check_learned_identifiers(config: Config) -> None:
         )
 
 
-def check_free_text_encoder(config: Config, listed: bool = True) -> None:
-    """Refuse to free the text encoders of a run that needs them to its end.
+def check_text_encoder(config: Config, listed: bool = True) -> None:
+    """Refuse to free the text encoders of a run that needs them, or to train words on the CPU.
 
     Args:
         config: of the run.
@@ -77,8 +77,13 @@ def check_free_text_encoder(config: Config, listed: bool = True) -> None:
     elif not listed:
         reason = "the prompts are drawn by a function, and are no list that can be encoded before"
 
-    if reason and config.model.free_text_encoder:
-        raise ValueError(f"model.free_text_encoder = true, but {reason}; set it to false")
+    if reason and config.model.text_encoder == "free":
+        raise ValueError(f'model.text_encoder = "free", but {reason}; set it to "keep" or "cpu"')
+    if config.model.text_encoder == "cpu" and config.sampler.identifiers_learn:
+        raise ValueError(
+            'model.text_encoder = "cpu", but sampler.identifiers_learn trains words of the text '
+            'encoder; set it to "keep"'
+        )
 
 
 def check_votes(config: Config, rewards: Mapping[str, Reward]) -> None:

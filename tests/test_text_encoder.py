@@ -1,4 +1,4 @@
-"""`model.free_text_encoder`: prompts encoded once, and the text encoders out of memory."""
+"""`model.text_encoder`: prompts encoded once and text encoders gone, or in main memory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,26 @@ from safetensors.torch import load_file, save_file
 
 from burnish import Overrides
 from burnish import config as configuration
+from burnish.diffusion import loading
+from burnish.diffusion import policy as policies
+from burnish.diffusion.families import family_of
 from burnish.diffusion.family import networks
 from burnish.diffusion.policy import Policy
+from burnish.diffusion.prompt_encoder import PromptEncoder
 from burnish.runs import Run
 from burnish.tools.evaluate_run import evaluate_run
 from burnish.tools.gallery import open_source
 from burnish.tools.preflight import preflight
+from burnish.training import assembly
 from burnish.training.job import prepare
 from burnish.training.loop import train
 from burnish.types import Prompt
 from burnish.world import World
 
-FREED = "model.free_text_encoder=true"
+FREED = "model.text_encoder=free"
+ON_CPU = "model.text_encoder=cpu"
 PROMPTS = [Prompt("a cat"), Prompt("a dog")]
+ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 @pytest.fixture(params=["tiny_sdxl", "tiny_klein"])
@@ -69,14 +76,77 @@ def files(run: Path) -> dict[str, bytes]:
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in parts}
 
 
-def test_a_run_is_the_same_without_its_text_encoders(
+def test_a_run_is_the_same_wherever_its_text_encoders_are(
     recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = recipe(identifiers="words")
     usual = train(configuration.load(path), tmp_path / "usual", progress=False)
-    freed = train(configuration.load(path, [FREED]), tmp_path / "freed", progress=False)
-    assert log(usual) == log(freed)
-    assert files(usual) == files(freed)
+    for place in ("free", "cpu"):
+        config = configuration.load(path, [f"model.text_encoder={place}"])
+        run = train(config, tmp_path / place, progress=False)
+        assert log(usual) == log(run)
+        assert files(usual) == files(run)
+
+
+def test_the_network_waits_until_the_prompts_are_encoded(
+    tiny_sdxl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def load(*args: Any, device: Any, **settings: Any) -> Any:
+        done.append(f"load on {device}")
+        return loading.load_pipeline(*args, device=device, **settings)
+
+    def place(pipe: Any, device: Any, texts: bool) -> None:
+        done.append(f"place {'text encoders' if texts else 'others'}")
+
+    def encode(encoder: PromptEncoder) -> None:
+        done.append("encode")
+        encoder.free([prompt.text for prompt in PROMPTS])
+
+    monkeypatch.setattr(policies, "load_pipeline", load)
+    monkeypatch.setattr(policies, "place_parts", place)
+    policy = Policy.load(tiny_sdxl, device="cpu", encode_first=encode)
+    assert done == ["load on cpu", "place text encoders", "encode", "place others"]
+    assert policy.prompt_encoder.freed and policy.encode(PROMPTS)["text"].shape[0] == 2
+
+    done.clear()
+    Policy.load(tiny_sdxl, device="cpu", text_encoder="cpu")
+    assert done == ["load on cpu", "place others"]
+
+
+def test_text_encoders_stay_on_the_cpu_and_their_states_travel(tiny_sdxl: Path) -> None:
+    pipe = DiffusionPipeline.from_pretrained(tiny_sdxl)
+    loading.place_parts(pipe, "meta", texts=False)
+    devices = {name: getattr(pipe, name).device.type for name in ("unet", "vae", *ENCODERS)}
+    assert devices == {"unet": "meta", "vae": "meta", **dict.fromkeys(ENCODERS, "cpu")}
+
+    encoder = PromptEncoder(pipe, family_of(type(pipe).__name__), torch.device("meta"))
+    for states in (encoder.encode(["a cat", "a dog"]), encoder.null(2), encoder.null(2, "blue")):
+        assert {(len(value), value.device.type) for value in states.values()} == {(2, "meta")}
+
+
+def test_who_draws_with_a_run_that_freed_them_has_them_in_main_memory(
+    recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def load(*args: Any, **settings: Any) -> Any:
+        seen.update(settings)
+
+    monkeypatch.setattr(assembly.Policy, "load", load)
+    monkeypatch.setattr(assembly, "add_identifiers", lambda *_: None)
+    assembly.load_policy(configuration.load(recipe(), [FREED]))
+    assert (seen["text_encoder"], seen["encode_first"]) == ("cpu", None)
+
+
+def test_keys_of_older_runs_are_read(recipe: Callable[..., Path]) -> None:
+    path = recipe()
+    for value, meaning in (("true", "free"), ("false", "keep")):
+        config = configuration.load(path, [ON_CPU, f"model.free_text_encoder={value}"])
+        assert config.model.text_encoder == meaning
+    with pytest.raises(ValueError, match='unknown key "model.free_text_encoder"'):
+        configuration.load(path, ["model.free_text_encoder=0"])
 
 
 def test_a_run_goes_on_without_them_and_is_evaluated_and_sampled(
@@ -145,7 +215,7 @@ def test_the_weights_are_freed(model: str, request: pytest.FixtureRequest) -> No
     for states, expected in ((policy.encode(PROMPTS), before), (policy.null(2, "blue"), null)):
         assert states.keys() == expected.keys()
         assert all(torch.equal(states[name], expected[name]) for name in states)
-    with pytest.raises(ValueError, match='the prompt "an ox" was not encoded .* = false'):
+    with pytest.raises(ValueError, match='the prompt "an ox" was not encoded .* = "keep" or "cpu"'):
         policy.encode([Prompt("an ox")])
     with pytest.raises(ValueError, match='the prompt "red" was not encoded'):
         policy.null(1, "red")
@@ -194,7 +264,7 @@ def test_where_text_encoders_are_needed(
 ) -> None:
     path = write_recipe(batch={"images_per_prompt": 4})
     config = configuration.load(path, [FREED, change])
-    with pytest.raises(ValueError, match=rf"model.free_text_encoder = true, but .*{message}"):
+    with pytest.raises(ValueError, match=rf'model.text_encoder = "free", but .*{message}'):
         train(config, tmp_path / "run", progress=False)
 
 
@@ -220,5 +290,10 @@ def test_an_adapter_with_layers_of_a_text_encoder_is_refused(
     save_file(load_file(file) | matrices, file)
 
     path = write_recipe(model={"id": str(tiny_sd1), "adapter": str(tmp_path / "adapter")})
-    with pytest.raises(ValueError, match="the adapter has layers in a text encoder"):
+    message = "the adapter has layers in a text encoder.* text_encoder is gone: set model.text_enc"
+    with pytest.raises(ValueError, match=message):
         prepare(configuration.load(path, [FREED]), Run(tmp_path / "run"), World())
+
+    policy = Policy.load(tiny_sd1, adapter=tmp_path / "adapter", text_encoder="cpu")
+    with pytest.raises(ValueError, match="layers in a text encoder, which are written again"):
+        policy.prompt_encoder.free(["a cat"])

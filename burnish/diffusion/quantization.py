@@ -1,0 +1,134 @@
+"""Quantization: the frozen weights of linear layers stored in 8 or 4 bits.
+
+int8    whole numbers and a scale for each row, as LLM.int8 stores them (arXiv 2208.07339)
+nf4     4-bit NormalFloat and a scale for each 64 weights, as QLoRA does (arXiv 2305.14314)
+
+The numbers are those of diffusers' `BitsAndBytesConfig(load_in_8bit=True)` and
+`BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")`: bitsandbytes makes them. For
+each product a layer's weight is rebuilt in the precision of what it is multiplied with, and again
+for the gradient. What flows through is not rounded. LLM.int8 rounds it too, and keeps columns with
+large numbers apart; these depend on all rows of a batch, so an image would be another beside
+others, and the ratio of the first update not 1.
+
+diffusers loads such weights on a GPU only; here they are made after loading, on any device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KINDS = ("int8", "nf4")
+BLOCK = 64
+"""Weights of nf4 that share a scale."""
+
+
+class QuantizedLinear(nn.Linear):
+    """A linear layer without gradients of its own, whose weight is stored in few bits.
+
+    `quantize` makes it of an `nn.Linear`.
+
+    Attributes:
+        weight: int8 (out, in), or for nf4 uint8 (out * in / 2, 1), two weights a byte.
+        scales: float32, for int8 (out,), for nf4 (out * in / 64,): what the largest weight is.
+    """
+
+    scales: Tensor
+
+    def rebuilt(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight (out, in) that the layer multiplies with."""
+        if self.weight.dtype == torch.int8:
+            return self.weight.to(dtype).mul_(self.scales[:, None] * (1 / 127))
+
+        bnb = _bitsandbytes()
+        shape = torch.Size((self.out_features, self.in_features))
+        state = bnb.QuantState(
+            self.scales, shape=shape, dtype=dtype, blocksize=BLOCK, quant_type="nf4"
+        )
+        rebuilt: Tensor = bnb.dequantize_4bit(self.weight, state)
+        return rebuilt
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the layer's output, in the precision that autocast would choose."""
+        # of a device without memory the CPU's autocast stands for its own (`allocations`)
+        kind = "cpu" if input.device.type == "meta" else input.device.type
+        if torch.is_autocast_enabled(kind):
+            input = input.to(torch.get_autocast_dtype(kind))
+        product: Tensor = _Product.apply(input, self)
+        return product
+
+
+class _Product(torch.autograd.Function):
+    """A linear layer's output; the rebuilt weight is not kept for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
+        ctx.layer = layer
+        bias = None if layer.bias is None else layer.bias.to(x.dtype)
+        return F.linear(x, layer.rebuilt(x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        return grad @ ctx.layer.rebuilt(grad.dtype), None
+
+
+@torch.no_grad()
+def quantize(network: nn.Module, kind: str, device: torch.device) -> None:
+    """Store the weights of a network's linear layers in few bits, where they are.
+
+    Layers that their library keeps in float32 stay as they are.
+
+    Args:
+        network: without an adapter.
+        kind: "int8" or "nf4".
+        device: that rounds the weights, one layer after the other.
+
+    Raises:
+        ValueError: the kind is unknown, or bitsandbytes is missing.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"model.quantization must be one of {', '.join(KINDS)}, not '{kind}'")
+
+    wide = getattr(network, "_keep_in_fp32_modules", None) or ()
+    for path, layer in network.named_modules():
+        if isinstance(layer, nn.Linear) and not any(part in path.split(".") for part in wide):
+            place = layer.weight.device
+            codes, scales = _rounded(layer.weight.to(device), kind)
+            layer.__class__ = QuantizedLinear
+            layer.weight = nn.Parameter(codes.to(place), requires_grad=False)
+            layer.register_buffer("scales", scales.to(place))
+
+
+def quantization_of(network: nn.Module) -> str:
+    """Return the way in which a network's weights are stored: "int8", "nf4", or "" for neither."""
+    layers = (layer for layer in network.modules() if isinstance(layer, QuantizedLinear))
+    first = next(layers, None)
+    if first is None:
+        return ""
+    return "int8" if first.weight.dtype == torch.int8 else "nf4"
+
+
+def _rounded(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Return a weight (out, in) in few bits, and its scales."""
+    bnb = _bitsandbytes()
+    if kind == "nf4":
+        codes, state = bnb.quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type="nf4")
+        return codes, state.absmax
+
+    codes, scales, _ = bnb.int8_vectorwise_quant(weight.half())
+    return codes * (scales > 0)[:, None], scales  # a row of zeros is divided by 0
+
+
+def _bitsandbytes() -> Any:
+    try:
+        from bitsandbytes import functional
+    except ImportError as error:
+        raise ValueError(
+            "model.quantization needs the package bitsandbytes: pip install bitsandbytes, or leave "
+            "it out"
+        ) from error
+    return functional
