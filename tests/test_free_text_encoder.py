@@ -220,5 +220,8 @@ def test_an_adapter_with_layers_of_a_text_encoder_is_refused(
     save_file(load_file(file) | matrices, file)
 
     path = write_recipe(model={"id": str(tiny_sd1), "adapter": str(tmp_path / "adapter")})
-    with pytest.raises(ValueError, match="the adapter has layers in a text encoder"):
+    with (
+        pytest.warns(UserWarning, match="model.adapter: the LoRA changes the text_encoder too"),
+        pytest.raises(ValueError, match="the adapter has layers in a text encoder"),
+    ):
         prepare(configuration.load(path, [FREED]), Run(tmp_path / "run"), World())
