@@ -291,7 +291,10 @@ def test_an_adapter_with_layers_of_a_text_encoder_is_refused(
 
     path = write_recipe(model={"id": str(tiny_sd1), "adapter": str(tmp_path / "adapter")})
     message = "the adapter has layers in a text encoder.* text_encoder is gone: set model.text_enc"
-    with pytest.raises(ValueError, match=message):
+    with (
+        pytest.warns(UserWarning, match="model.adapter: the LoRA changes the text_encoder too"),
+        pytest.raises(ValueError, match=message),
+    ):
         prepare(configuration.load(path, [FREED]), Run(tmp_path / "run"), World())
 
     policy = Policy.load(tiny_sd1, adapter=tmp_path / "adapter", text_encoder="cpu")
