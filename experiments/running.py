@@ -153,14 +153,19 @@ def train(
     """Train all runs that are not finished yet; call `on_finished` with each finished one."""
 
     def finish(job: Job) -> None:
-        run = Run(out / job.name)
-        if not (run.evaluation_file(job.iterations).exists() or run.guard.exists()):
-            _train_run(job, run, out, threads=1 if parallel > 1 else 0)
+        if not is_finished(job, out):
+            _train_run(job, Run(out / job.name), out, threads=1 if parallel > 1 else 0)
 
         on_finished(job, out / job.name)
 
     with ThreadPoolExecutor(parallel) as pool:
         list(pool.map(finish, jobs))
+
+
+def is_finished(job: Job, out: Path) -> bool:
+    """Return True if a run has been evaluated at its end, or the guard has ended it."""
+    run = Run(out / job.name)
+    return run.evaluation_file(job.iterations).exists() or run.guard.exists()
 
 
 def _train_run(job: Job, run: Run, out: Path, threads: int) -> None:

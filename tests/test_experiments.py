@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from burnish import config as configuration
 from burnish.evaluation.paired import Evaluation
 from burnish.prompts.codes import is_unseen
 from burnish.qr.layout import layout_of
+from burnish.runs import Run
 from burnish.training.requirements import check_votes
 from burnish.zoo.judge import parse
 from experiments.counting import plan as counting
@@ -196,6 +198,19 @@ def test_parrot_measures_trained_arms() -> None:
     runs = {job.arm for job in parrot.jobs(parrot.QUICK)} | {"", "before"}
     quick = [parrot.ARMS[name] for name in parrot.arms(parrot.QUICK)]
     assert {arm.generator for arm in quick} | {arm.expander for arm in quick} == runs
+
+
+def test_a_report_on_parrot_leaves_out_what_has_not_ended(tmp_path: Path) -> None:
+    budget = dataclasses.replace(parrot.FULL, left_out=("ws2",))
+    for job in parrot.jobs(budget):
+        if (job.arm, job.seed) != ("pareto", 3) and job.arm != "front":
+            file = Run(tmp_path / job.name).evaluation_file(job.iterations)
+            file.parent.mkdir(parents=True)
+            file.touch()
+
+    ended = parrot.finished(tmp_path, budget)
+    assert ended.seeds == (1, 2) and set(ended.left_out) == {"ws2", "front"}
+    assert parrot.finished(tmp_path, ended) == ended
 
 
 def test_the_sets_of_parrots_prompts_share_no_noun_and_the_judge_reads_each() -> None:

@@ -29,7 +29,7 @@ def measure(options: argparse.Namespace) -> None:
     """Measure the images of every arm."""
     from experiments.parrot.measure import measure_all
 
-    measure_all(options.out, plan.budget(options.quick))
+    measure_all(options.out, plan.finished(options.out, plan.budget(options.quick)))
 
 
 def simulate(options: argparse.Namespace) -> None:
@@ -43,7 +43,7 @@ def report(options: argparse.Namespace) -> None:
     """Write the results and draw the figures."""
     from experiments.parrot import result
 
-    result.report(options.out, plan.budget(options.quick))
+    result.report(options.out, plan.finished(options.out, plan.budget(options.quick)))
 
 
 def search(options: argparse.Namespace) -> None:

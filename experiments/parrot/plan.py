@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from experiments.parrot.prompts import texts
-from experiments.running import Trial
+from experiments.running import Trial, is_finished
 
 SEEDS = (1, 2, 3)
 """Seed 0 is not among them: weights that failed on it were changed."""
@@ -39,6 +40,7 @@ class Budget:
         pool_prompts: of the simulation.
         pool_images: of each of them.
         left_out: runs that there are none of.
+        quick: it only shows that everything runs.
     """
 
     seeds: tuple[int, ...]
@@ -51,6 +53,7 @@ class Budget:
     pool_prompts: int
     pool_images: int
     left_out: tuple[str, ...] = ()
+    quick: bool = False
 
     @property
     def queries(self) -> int:
@@ -65,7 +68,7 @@ FULL = Budget(
     iterations=40,
     measured=0,
     each=3,
-    each_unseen=2,
+    each_unseen=1,
     pool_prompts=8,
     pool_images=256,
 )
@@ -81,6 +84,7 @@ QUICK = Budget(
     pool_images=16,
     # of runs that differ in numbers alone, one is enough
     left_out=("only_aesthetic", "only_preference", "only_sentiment", "ws2", "normalised", "front"),
+    quick=True,
 )
 """Everything runs in two minutes, and no number means anything."""
 
@@ -199,6 +203,28 @@ def listed(section: str, name: str) -> str:
     return f'{section}={{use="list",texts={json.dumps(texts(name))}}}'
 
 
+def finished(out: Path, budget: Budget) -> Budget:
+    """Return the budget without runs that have not ended, and print what is left out.
+
+    A run that has ended with no seed is left out; then a seed with which another has not.
+    """
+    ended = {(job.arm, job.seed) for job in jobs(budget) if is_finished(job, out)}
+    arms_run = {arm for arm, _ in ended}
+    left_out = tuple(name for name in TRAINED if name not in arms_run)
+    complete = [
+        seed
+        for seed in budget.seeds
+        if {(name, seed) for name in arms_run if seed in seeds(name, budget)} <= ended
+    ]
+
+    for name in set(left_out) - set(budget.left_out):
+        print(f"left out: {name}, which was not run")
+    for seed in set(budget.seeds) - set(complete):
+        print(f"left out: seed {seed}, whose runs have not all ended")
+
+    return replace(budget, seeds=tuple(complete), left_out=left_out)
+
+
 def jobs(budget: Budget = FULL) -> list[Trial]:
     """Return all runs, seed by seed, Parrot's own first."""
     return [
@@ -249,8 +275,7 @@ SEARCHED: Mapping[str, tuple[str, ...]] = {
 
 def search_jobs(budget: Budget = FULL) -> list[Trial]:
     """Return the runs of the search."""
-    quick = budget is not FULL
-    count = budget.iterations if quick else SEARCH_ITERATIONS
+    count = budget.iterations if budget.quick else SEARCH_ITERATIONS
     return [
         Trial(
             "search",

@@ -85,9 +85,8 @@ def report(out: Path, budget: plan.Budget) -> None:
         "simulation": simulate(load_pool(pool_path(out, budget))),
     }
 
-    full = budget == plan.FULL
-    images = IMAGES if full else out
-    write((FOLDER if full else out) / "result.json", dumps(result, indent=1) + "\n")
+    images = out if budget.quick else IMAGES
+    write((out if budget.quick else FOLDER) / "result.json", dumps(result, indent=1) + "\n")
     draw_gains(arms, std, images)
     draw_grid(out, images, budget)
 

@@ -39,7 +39,7 @@ Selection = Callable[[Tensor], Tensor]
 
 def pool_path(out: Path, budget: plan.Budget) -> Path:
     """Return the file of the pool's rewards; the full one is kept beside this module."""
-    return (Path(__file__).parent if budget == plan.FULL else out) / "pool.json"
+    return (out if budget.quick else Path(__file__).parent) / "pool.json"
 
 
 def draw_pool(out: Path, budget: plan.Budget) -> None:

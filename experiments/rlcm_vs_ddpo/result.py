@@ -16,13 +16,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from burnish.files import dumps, write
-from burnish.runs import Run
 from experiments.curves import Curve, learning_curve
 from experiments.figures import pyplot, save_figure, style
 from experiments.measurements import gain_interval, interval
 from experiments.rlcm_vs_ddpo import plan
 from experiments.rlcm_vs_ddpo.tables import NAMES, tables
-from experiments.running import run_folder
+from experiments.running import is_finished, run_folder
 from experiments.time_to_target import compare
 
 FOLDER = Path(__file__).parent
@@ -61,11 +60,7 @@ def finished_arms(out: Path, task: str) -> list[str]:
     finished = []
     for name in plan.ARMS:
         jobs = [plan.trial(task, name, seed) for seed in plan.SEEDS]
-        missing = [
-            job.name
-            for job in jobs
-            if not Run(out / job.name).evaluation_file(job.iterations).exists()
-        ]
+        missing = [job.name for job in jobs if not is_finished(job, out)]
         if missing:
             print(f"left out: {name} on {task}: {', '.join(missing)} not finished")
         else:
