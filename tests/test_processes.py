@@ -339,9 +339,9 @@ def end(self, ends=Recorder.end):
 
 Recorder.end = end
 for recipe in sorted(Path(sys.argv[1]).glob("*.toml")):
-    out = recipe.with_suffix("")
     read = config.load(recipe, trust=True)
-    train(read, out, progress=False, resume=out.exists(), accept_changes=True)
+    begun = sys.argv[2] == "begun"
+    train(read, recipe.with_suffix(""), progress=False, resume=begun, accept_changes=begun)
 """
 REWARDS = """
 from burnish import differentiable
@@ -391,12 +391,12 @@ def write_small(folder: Path, pipeline: Path, name: str, tables: dict[str, Any])
     return path
 
 
-def launch(folder: Path, *launcher: str) -> None:
-    """Train all recipes of a folder by two processes."""
+def launch(folder: Path, runs: str, *launcher: str) -> None:
+    """Train all recipes of a folder by two processes; the runs are "new" or "begun"."""
     (folder / "both.py").write_text(SCRIPT)
     root = str(Path(burnish.__file__).parent.parent)  # also where it is not installed
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", *launcher, str(folder / "both.py"), str(folder)]
+    command = [sys.executable, "-m", *launcher, str(folder / "both.py"), str(folder), runs]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
@@ -412,7 +412,7 @@ def launched(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     for name, tables in TORCHRUN.items():
         write_small(folder, tiny_pipeline, name, tables)
-    launch(folder, "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    launch(folder, "new", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
     other = folder / "accelerate"
     other.mkdir()
@@ -421,7 +421,8 @@ def launched(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         begun = load(write_small(other, tiny_pipeline, name, tables), ["iterations=1"], trust=True)
         train(begun, other / name)
     free_port = "--main_process_port=0"
-    launch(other, "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", free_port)
+    launcher = ("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", free_port)
+    launch(other, "begun", *launcher)
     return folder
 
 
