@@ -177,7 +177,7 @@ def test_all_text_encoders_of_all_families(name: str, tmp_path: Path) -> None:
     texts = [prompt.generator_text for prompt in prompts_for(2)]
     before = family.encode(pipe, texts[:1])
     embeddings = IdentifierEmbeddings(pipe, 2)
-    encoder = PromptEncoder(pipe, family)
+    encoder = PromptEncoder(pipe, family, torch.device("cpu"))
     encoder.learned = embeddings.trainable
     for key, value in encoder.encode(texts[:1]).items():
         torch.testing.assert_close(value, before[key], msg="they begin as the tokens do")
@@ -488,7 +488,7 @@ def test_a_run_starts_from_what_another_has_learned(recipe: Path, tmp_path: Path
         add_identifiers(config, job, config.model.adapter)
         if learns == "true":
             IdentifierEmbeddings(job.pipe, 2)
-        encoder = PromptEncoder(job.pipe, family_of("StableDiffusionPipeline"))
+        encoder = PromptEncoder(job.pipe, family_of("StableDiffusionPipeline"), torch.device("cpu"))
         texts = [prompt.generator_text for prompt in prompts]
         with torch.no_grad():
             torch.testing.assert_close(encoder.encode(texts)["text"], learned)
