@@ -190,7 +190,8 @@ def measure(task: Task, values: Answer) -> None:
     """Time an iteration after a short one, and its network's calls alone."""
     config = task.config(short=False)
     started = time.perf_counter()
-    policy = load_policy(config)
+    # on the GPU beside the network, also where a run frees its text encoders
+    policy = load_policy(replace(config, model=replace(config.model, text_encoder="keep")))
     values.add(
         seconds_load=time.perf_counter() - started,
         settings=settings(config, policy),
