@@ -30,6 +30,7 @@ from burnish.diffusion.lora import lora_layers, merge_layers
 from burnish.diffusion.lora_file import FILE, read_lora
 from burnish.diffusion.lora_names import pairs_of, to_comfyui, to_kohya
 from burnish.diffusion.policy import Policy
+from burnish.diffusion.quantization import quantize
 from burnish.diffusion.skeleton import load_skeleton
 from burnish.report.card import Weights, loading
 from burnish.runs import Run
@@ -434,6 +435,11 @@ def test_a_file_of_kohyas_starts_a_stable_diffusion_3(tmp_path: Path) -> None:
     stacked = torch.cat([up @ down for down, up in (found[f"{block}{one}"] for one in "qkv")])
     assert torch.allclose(stacked, changes["lora_unet_joint_blocks_1_x_block_attn_qkv"])
     assert {name.partition(".")[0] for name in found} >= {"text_encoder", "text_encoder_2"}
+
+    quantized = build_sd3()  # weights in 4 bits have other rows
+    quantize(quantized.transformer, "nf4", torch.device("cpu"))
+    again = read_lora(quantized, tmp_path / "x.safetensors", "transformer")
+    assert again.keys() == read_lora(pipe, tmp_path / "x.safetensors", "transformer").keys()
 
     policy = Policy.load(pipe, fused_lora=tmp_path / "x.safetensors", train="none", device="cpu")
     assert policy.lora_texts == {"model.fused_lora": ["text_encoder", "text_encoder_2"]}

@@ -290,8 +290,24 @@ def test_what_is_refused(recipe: Path, tiny_sd1: Path, monkeypatch: pytest.Monke
         return known(name, *args, **settings)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match="pip install bitsandbytes, or leave it out"):
+    with pytest.raises(ValueError, match=r'pip install "burnish\[eight-bit\]", or leave it out'):
         quantize(nn.Sequential(nn.Linear(4, 4)), "int8", CPU)
+    with pytest.raises(ValueError, match="burnish"):
+        Policy.load("a/model-that-is-not-there", quantization="nf4", device="cpu")
+    quantize(nn.Sequential(nn.Linear(4, 4, device="meta")), "nf4", torch.device("meta"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_without_memory_have_the_shapes_of_real_ones(kind: str) -> None:
+    real, weightless = nn.Linear(33, 5), nn.Linear(33, 5, device="meta")
+    quantize(nn.Sequential(real), kind, CPU)
+    quantize(nn.Sequential(weightless), kind, torch.device("meta"))
+
+    for name, value in real.state_dict().items():
+        found = weightless.state_dict()[name]
+        assert (found.shape, found.dtype) == (value.shape, value.dtype), name
+    output = weightless(torch.ones(2, 33, device="meta"))
+    assert output.shape == (2, 5)
 
 
 def test_layers_that_stay_in_float32_are_left() -> None:

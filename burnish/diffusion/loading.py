@@ -111,6 +111,7 @@ def load_pipeline(
     revision: str | None = None,
     variant: str | None = None,
     config: str = "",
+    waits: bool = False,
 ) -> Any:
     """Return a diffusers pipeline without safety checker, from safetensors only.
 
@@ -124,6 +125,7 @@ def load_pipeline(
         revision: of the hub.
         variant: of the weight files, such as "fp16", where there are any of it.
         config: of a single file: the model whose configuration it has.
+        waits: nothing is computed on that device, so diffusers need not warn of float16 on a CPU.
 
     Raises:
         FileNotFoundError: there is no such model, or the folder misses a part (which is named).
@@ -135,7 +137,7 @@ def load_pipeline(
     file = find_single_file(str(model), revision)
     if file is not None:
         pipe = _load_checkpoint(file, config, dtype, network_dtype or dtype, variant)
-        return pipe.to(device)
+        return pipe.to(device, silence_dtype_warnings=waits)
     if config:
         raise ValueError(f"model.config is for checkpoints in a single file, and {model} is none")
 
@@ -162,7 +164,7 @@ def load_pipeline(
         except Exception as error:  # a damaged file makes the libraries below raise anything
             raise ValueError(f"the model {model} cannot be loaded: {first_line(error)}") from error
 
-    return pipe.to(device)
+    return pipe.to(device, silence_dtype_warnings=waits)
 
 
 def _settings(index: Mapping[str, Any]) -> dict[str, Any]:

@@ -453,7 +453,7 @@ def _by_rules(pipe: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
 
         layers = [pipe.components[part].get_submodule(inner) for part, inner in members]
-        rows = [len(one.weight) for one in layers]
+        rows = [one.out_features for one in layers]  # a weight in 4 bits has other rows
         if sum(rows) != len(up):
             raise ValueError(
                 f"it was made for another model: its {layer} has {len(up)} rows, and the layer "

@@ -34,7 +34,7 @@ from burnish.diffusion.loading import (
     place_parts,
 )
 from burnish.diffusion.prompt_encoder import PromptEncoder
-from burnish.diffusion.quantization import quantization_of, quantize
+from burnish.diffusion.quantization import quantization_of, quantize, require_bitsandbytes
 from burnish.diffusion.schedule import Flow, Schedule, on_device, read_schedule
 from burnish.diffusion.weights import (
     TrainableWeights,
@@ -196,6 +196,9 @@ class Policy(TrainableWeights):
         trained_dtype = torch.float32 if train == "full" else frozen_dtype
 
         target = choose_device(device)
+        if quantization and target.type != "meta":
+            require_bitsandbytes()  # or it would be missed after the model has been loaded
+
         # in main memory; what has no memory cannot wait in any
         waits = target.type != "meta" and (quantization or encode_first or text_encoder == "cpu")
         pipe = load_pipeline(
@@ -203,6 +206,7 @@ class Policy(TrainableWeights):
             dtype=frozen_dtype,
             network_dtype=frozen_dtype if trainable_parts == "controlnet" else trained_dtype,
             device="cpu" if waits else target,
+            waits=bool(waits),
             revision=revision,
             variant=variant,
             config=config,

@@ -43,8 +43,11 @@ class QuantizedLinear(nn.Linear):
         if self.weight.dtype == torch.int8:
             return self.weight.to(dtype).mul_(self.scales[:, None] * (1 / 127))
 
-        bnb = _bitsandbytes()
         shape = torch.Size((self.out_features, self.in_features))
+        if self.weight.is_meta:
+            return self.weight.new_empty(shape, dtype=dtype)
+
+        bnb = require_bitsandbytes()
         state = bnb.QuantState(
             self.scales, shape=shape, dtype=dtype, blocksize=BLOCK, quant_type="nf4"
         )
@@ -113,8 +116,18 @@ def quantization_of(network: nn.Module) -> str:
 
 
 def _rounded(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """Return a weight (out, in) in few bits, and its scales."""
-    bnb = _bitsandbytes()
+    """Return a weight (out, in) in few bits, and its scales.
+
+    Of a weight without memory (torch's meta device) they are made without bitsandbytes.
+    """
+    if weight.is_meta and kind == "nf4":
+        codes = weight.new_empty(-(-weight.numel() // 2), 1, dtype=torch.uint8)
+        return codes, weight.new_empty(-(-weight.numel() // BLOCK), dtype=torch.float32)
+    if weight.is_meta:
+        codes = torch.empty_like(weight, dtype=torch.int8)
+        return codes, weight.new_empty(len(weight), dtype=torch.float32)
+
+    bnb = require_bitsandbytes()
     if kind == "nf4":
         codes, state = bnb.quantize_4bit(weight.contiguous(), blocksize=BLOCK, quant_type="nf4")
         return codes, state.absmax
@@ -123,12 +136,17 @@ def _rounded(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     return codes * (scales > 0)[:, None], scales  # a row of zeros is divided by 0
 
 
-def _bitsandbytes() -> Any:
+def require_bitsandbytes() -> Any:
+    """Return the package's functions.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     try:
         from bitsandbytes import functional
     except ImportError as error:
         raise ValueError(
-            "model.quantization needs the package bitsandbytes: pip install bitsandbytes, or leave "
-            "it out"
+            'model.quantization needs the package bitsandbytes: pip install "burnish[eight-bit]", '
+            "or leave it out"
         ) from error
     return functional
