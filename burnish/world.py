@@ -1,8 +1,9 @@
-"""The processes of one run: this one's rank, and the three things that cross between them.
+"""The processes of one run: this one's rank, and what crosses between them.
 
-Only scores, gradients and evaluation results cross; each process samples and trains its own prompt
-groups. With one process every method is the identity and accelerate is not even imported. Start
-several processes by `torchrun` or `accelerate launch --multi_gpu`.
+Only scores, gradients and evaluation results cross, and before training the weights with which an
+expander starts; each process samples and trains its own prompt groups. With one process every
+method is the identity and accelerate is not even imported. Start several processes by `torchrun` or
+`accelerate launch --multi_gpu`.
 """
 
 from __future__ import annotations
@@ -89,13 +90,26 @@ class World:
         for bucket in buckets(parameters):
             grads = [gradient_of(parameter) for parameter in bucket]
             mean = self.mean(torch.cat([grad.flatten() for grad in grads]))
-            for grad, part in zip(grads, mean.split([grad.numel() for grad in grads]), strict=True):
-                grad.copy_(part.view_as(grad))
+            copy_row(mean, grads)
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of the processes' values, in their place; they have the same shape."""
         torch.distributed.all_reduce(values)
         return values.div_(self.count)
+
+    @torch.no_grad()
+    def share(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give all processes the main one's values of the parameters."""
+        if self.count == 1:
+            return
+
+        for bucket in buckets(parameters):
+            copy_row(self.of_main(torch.cat([one.flatten() for one in bucket])), bucket)
+
+    def of_main(self, values: Tensor) -> Tensor:
+        """Return the main process's values, in their place; they have the same shape."""
+        torch.distributed.broadcast(values, 0)
+        return values
 
     @property
     def tracking(self) -> Tracking:
@@ -179,6 +193,13 @@ def buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
     if bucket:
         yield bucket
+
+
+def copy_row(row: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Copy a row of numbers into tensors, one after the other."""
+    parts = row.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def gradient_of(parameter: nn.Parameter) -> Tensor:

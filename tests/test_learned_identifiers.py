@@ -26,6 +26,7 @@ from burnish import seeds
 from burnish.config import Config
 from burnish.diffusion import policy as policy_module
 from burnish.diffusion.families import family_of
+from burnish.diffusion.loading import place_parts
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.prompt_encoder import PromptEncoder
 from burnish.diffusion.text_gradients import TextGradients
@@ -523,7 +524,6 @@ def test_a_file_of_another_model_is_refused(tmp_path: Path) -> None:
         (["sampler.identifiers=''"], "identifiers_learn trains one token for each reward"),
         (["sampler.identifiers_lr=-1"], "sampler.identifiers_lr = -1.0; it must be 0 or more"),
         (["model.text_encoder=free"], "words of a text encoder that are saved; set it to"),
-        (["model.text_encoder=cpu"], 'trains words of the text encoder; set it to "keep"'),
         (["model.train=none", "model.dtype=float16"], '"float16" rounds to 0; set it to "bfloat16'),
     ],
 )
@@ -532,6 +532,54 @@ def test_settings_that_contradict_each_other(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         assemble(load(recipe, *overrides))
+
+
+def test_text_encoders_on_the_cpu(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process learns there as beside the network; several cannot."""
+    options = [*CLIPPED, "iterations=1", "sampler.steps=2"]
+    runs = [
+        train(load(recipe, *options, f"model.text_encoder={place}"), tmp_path / place)
+        for place in ("keep", "cpu")
+    ]
+    assert log(runs[0]) == log(runs[1])
+    assert log(runs[1])[0]["identifiers_grad_norm"] > 0
+
+    launched = load(recipe, "model.text_encoder=cpu")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match='share on their GPUs; set it to "keep", or start a sin'):
+        assemble(launched)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "klein"])
+def test_the_gradient_is_the_same_wherever_the_network_is(name: str) -> None:
+    """A device without memory stands for a GPU: no step may bring the text encoders to it."""
+    texts = ["<reward 1> a cat", "a dog", "<reward 2> a cat"]
+    grads = []
+    for device in ("cpu", "meta"):
+        pipe = BUILDERS[name]()
+        for _, encoder in identifiers.text_encoders(pipe).values():
+            encoder.eval().requires_grad_(False)
+        place_parts(pipe, device, texts=False)
+        identifiers.add_tokens(pipe, 2, identifiers.NEAR)
+
+        embeddings = IdentifierEmbeddings(pipe, 2)
+        family = family_of(type(pipe).__name__)
+        given = {}
+        for text in texts:
+            states = family.encode(pipe, [text]).items()
+            given[text] = {
+                key: torch.randn(value.shape, generator=generator(len(text)))
+                for key, value in states
+                if value.is_floating_point()
+            }
+        embeddings.add_gradient(given)
+        grads.append([parameter.grad for parameter in embeddings.trainable])
+
+    for found, expected in zip(*grads, strict=True):
+        assert found is not None and expected is not None
+        assert found.device.type == "cpu" and found.any() and torch.equal(found, expected)
 
 
 def test_text_encoders_that_are_gone(recipe: Path) -> None:

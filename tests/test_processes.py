@@ -254,6 +254,49 @@ def test_processes_that_begin_with_other_weights_are_named(
         list(threads.map(refused, jobs))
 
 
+@dataclass(frozen=True)
+class Second(Thread):
+    """The second of two processes; in the main one every weight is 0.5."""
+
+    rank: int = 1
+
+    def of_main(self, values: Tensor) -> Tensor:
+        """Return the main process's values."""
+        return torch.full_like(values, 0.5)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("start", ["", "pairs.jsonl"])
+def test_an_expander_starts_with_the_main_process_s_imitation(
+    write_recipe: Callable[..., Path], tmp_path: Path, start: str
+) -> None:
+    """Without `expander.start` its files are the same, which is checked, and nothing crosses."""
+    language = write_language(tmp_path)
+    expander = {"model": str(language), "rank": 2, "expansions": 2, "tokens": 4}
+    if start:
+        expander["start"] = str(tmp_path / start)
+    config = config_of(write_recipe(expander=expander, optimizer={"ema": 0.5}), "clipped")
+    job = prepared(config, tmp_path, Second())
+
+    parts = job.parts.expander
+    assert parts is not None
+    state = job.learners["expander"].state()
+    averaged = [value for name, value in state.items() if name.startswith("average.")]
+    assert averaged and all(bool((value == 0.5).all()) == bool(start) for value in averaged)
+    assert all(bool((value == 0.5).all()) == bool(start) for value in parts.trainable)
+    with parts.reference():
+        assert all(bool((p == 0.5).all()) == bool(start) for p in parts.trainable)
+
+
+def write_language(folder: Path) -> Path:
+    """Save a tiny language model, and a text that it is to imitate; return the model's folder."""
+    model, tokenizer = build_language()
+    model.save_pretrained(folder / "language")
+    tokenizer.save_pretrained(folder / "language")
+    (folder / "pairs.jsonl").write_text('{"prompt": "a cat", "expansion": "a cat in the snow"}\n')
+    return folder / "language"
+
+
 def test_the_record_s_metrics_are_those_of_all_processes() -> None:
     everybody: list[dict[str, Any]] = [
         {"kl": 1.0, "lr": 0.1, "ratio_deviation": 0.5, "expander_texts": ["a"]},
@@ -323,12 +366,20 @@ def test_votes_are_about_the_images_of_all_processes(
 # Launched ---------------------------------------------------------------------------------------
 
 SCRIPT = """
+import os
 import sys
 from pathlib import Path
 from safetensors.torch import save_file
 from burnish import config
+from burnish.training import assembly
 from burnish.training.loop import train
 from burnish.training.record import Recorder
+
+def imitate(expander, pairs, epochs, lr, seed, imitate=assembly.imitate):
+    # different GPUs compute different weights
+    return imitate(expander, pairs, epochs, lr * (1 + int(os.environ["RANK"])), seed)
+
+assembly.imitate = imitate
 
 def end(self, ends=Recorder.end):
     ends(self)
@@ -364,9 +415,22 @@ TORCHRUN: dict[str, dict[str, Any]] = {
     "tokens": {**TWO_REWARDS, "sampler": {"identifiers": "tokens"}},
     "learned": {**TWO_REWARDS, "sampler": {"identifiers": "tokens", "identifiers_learn": True}},
     "expander": {"expander": {"model": "HERE/language", "rank": 2, "tokens": 4, "expansions": 2}},
+    "imitation": {
+        "expander": {
+            "model": "HERE/language",
+            "rank": 2,
+            "tokens": 4,
+            "expansions": 2,
+            "start": "HERE/pairs.jsonl",
+        }
+    },
 }
 ACCELERATE: dict[str, dict[str, Any]] = {"ram": {"objective": {"use": "ram"}}}
-LEARNERS = {"learned": ["generator", "identifiers"], "expander": ["generator", "expander"]}
+LEARNERS = {
+    "learned": ["generator", "identifiers"],
+    "expander": ["generator", "expander"],
+    "imitation": ["generator", "expander"],
+}
 
 
 def write_small(folder: Path, pipeline: Path, name: str, tables: dict[str, Any]) -> Path:
@@ -405,9 +469,7 @@ def launch(folder: Path, runs: str, *launcher: str) -> None:
 def launched(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs by torchrun, and of one that accelerate goes on with."""
     folder = tmp_path_factory.mktemp("launched")
-    model, tokenizer = build_language()
-    model.save_pretrained(folder / "language")
-    tokenizer.save_pretrained(folder / "language")
+    write_language(folder)
     (folder / "reward.py").write_text(REWARDS)
 
     for name, tables in TORCHRUN.items():

@@ -310,6 +310,15 @@ def test_weights_without_memory_have_the_shapes_of_real_ones(kind: str) -> None:
     assert output.shape == (2, 5)
 
 
+@pytest.mark.parametrize("train", ["none", "lora"])
+def test_a_whole_network_is_not_read_into_quantized_weights(
+    tiny_sd1: Path, train: str, tmp_path: Path
+) -> None:
+    Policy.load(tiny_sd1, train="full", device="cpu").save_adapter(tmp_path)
+    with pytest.raises(ValueError, match=r"whole network, and model\.quantization .* leave it out"):
+        Policy.load(tiny_sd1, train=train, quantization="int8", adapter=tmp_path, device="cpu")
+
+
 def test_layers_that_stay_in_float32_are_left() -> None:
     network = nn.ModuleDict({"norm": nn.Linear(64, 2), "other": nn.Linear(64, 2)})
     network._keep_in_fp32_modules = ["norm"]  # type: ignore[assignment]

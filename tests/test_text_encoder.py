@@ -116,6 +116,21 @@ def test_the_network_waits_until_the_prompts_are_encoded(
     assert done == ["load on cpu", "place others"]
 
 
+def test_what_is_encoded_before_the_network_comes_has_no_dropout(tiny_sd3: Path) -> None:
+    """T5 from a single file is in training mode, as a pipeline in memory may be."""
+    texts = [prompt.text for prompt in PROMPTS]
+    states = []
+    for first in (None, lambda encoder: encoder.free(texts)):
+        pipe = DiffusionPipeline.from_pretrained(tiny_sd3)
+        pipe.text_encoder_3.train()
+        policy = Policy.load(pipe, device="cpu", encode_first=first)
+        states.append(policy.encode(PROMPTS))
+        assert policy.prompt_encoder.freed == (first is not None)
+
+    kept, freed = states
+    assert all(torch.equal(kept[name], freed[name]) for name in kept)
+
+
 def test_text_encoders_stay_on_the_cpu_and_their_states_travel(tiny_sdxl: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(tiny_sdxl)
     loading.place_parts(pipe, "meta", texts=False)

@@ -91,6 +91,27 @@ def test_gradients_cross_in_few_messages(monkeypatch: pytest.MonkeyPatch) -> Non
         assert parameter.grad is not None and parameter.grad.equal(2 * gradient)
 
 
+def test_weights_of_the_main_process_cross_in_few_messages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("burnish.world.BUCKET", 10)
+
+    @dataclass(frozen=True)
+    class Second(World):
+        def of_main(self, values: Tensor) -> Tensor:
+            return values + 1
+
+    shapes = [(2, 3), (4,), (1,), (3, 4)]
+    parameters = [nn.Parameter(torch.rand(shape)) for shape in shapes]
+    parameters.append(nn.Parameter(torch.ones(2, dtype=torch.bfloat16)))
+    before = [parameter.detach().clone() for parameter in parameters]
+
+    World().share(parameters)
+    assert all(map(torch.equal, parameters, before))
+    Second(1, 2).share(iter(parameters))
+    assert all(parameter.equal(old + 1) for parameter, old in zip(parameters, before, strict=True))
+
+
 def test_a_missing_tracker_is_named_by_its_own_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("burnish.world.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="not installed; run: pip install tensorboard$"):

@@ -133,6 +133,12 @@ def networks(pipe: Any) -> list[nn.Module]:
     return [part for part in pipe.components.values() if isinstance(part, nn.Module)]
 
 
+def end_dropout(pipe: Any) -> None:
+    """Put all parts of the pipeline in evaluation mode; T5 from a single file is not in it."""
+    for network in networks(pipe):
+        network.eval()
+
+
 def decode_vae(pipe: Any, latent: Tensor, frames: bool = False) -> Tensor:
     """Return images (B, 3, H, W) float32 in [0, 1] of latents.
 

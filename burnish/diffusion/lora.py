@@ -18,6 +18,7 @@ from burnish.diffusion import lora_file
 from burnish.diffusion.families import family_of
 from burnish.diffusion.family import CONTROLNET
 from burnish.diffusion.lora_file import FILE, find_lora, locate, plain_name
+from burnish.diffusion.quantization import quantization_of
 from burnish.errors import first_line
 
 
@@ -280,7 +281,8 @@ def read_adapter(
     """
     file = find_lora(place)
     has_network = file is None and (place / "config.json").is_file()
-    _check_adapter(place, train, file is not None, has_network)
+    quantized = bool(quantization_of(network))
+    _check_adapter(place, train, file is not None, has_network, quantized)
 
     if file is None:
         _load_network(network, place)
@@ -318,12 +320,19 @@ def _load_network(network: nn.Module, folder: Path) -> None:
     copy_state({plain_name(name): value for name, value in own.items()}, saved, str(folder))
 
 
-def _check_adapter(place: Path, train: str, has_lora: bool, has_network: bool) -> None:
+def _check_adapter(
+    place: Path, train: str, has_lora: bool, has_network: bool, quantized: bool
+) -> None:
     if not (has_lora or has_network):
         has_expander = (place / "expander").is_dir()
         remedy = "; its part expander is for expander.adapter" if has_expander else ""
         raise FileNotFoundError(
             f"the adapter folder {place} has neither {FILE} nor a network's config.json{remedy}"
+        )
+    if not has_lora and quantized:
+        raise ValueError(
+            f"{place} holds a whole network, and model.quantization has stored the model's own: "
+            "leave it out, or export the run --to merged and set model.id to what that wrote"
         )
     if has_lora and train == "full":
         raise ValueError(f"{place} holds a LoRA adapter: set model.train = 'lora'")

@@ -23,7 +23,7 @@ from burnish.diffusion.family import (
     LARGE_IMAGE,
     SMALL_IMAGES_AT_ONCE,
     Family,
-    networks,
+    end_dropout,
     sides_of,
 )
 from burnish.diffusion.loading import (
@@ -228,6 +228,7 @@ class Policy(TrainableWeights):
         if quantization:
             quantize(family.network_of(pipe), quantization, target)
         prompt_encoder = PromptEncoder(pipe, family, target)
+        end_dropout(pipe)
         if waits:
             _place(pipe, target, text_encoder, partial(encode_first or _nothing, prompt_encoder))
 
@@ -239,8 +240,7 @@ class Policy(TrainableWeights):
         if gradient_checkpointing:
             enable_gradient_checkpointing(pipe, family)
 
-        for network in networks(pipe):
-            network.eval()  # the adapter's layers too
+        end_dropout(pipe)  # of the adapter's layers too
 
         policy = cls(
             pipe,

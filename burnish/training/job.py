@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from burnish import run_control
 from burnish.config import Config
+from burnish.prompts.expander import Expander
 from burnish.runs import Run
 from burnish.training.assembly import Overrides, Parts, assemble
 from burnish.training.checked_learner import checked_learners
@@ -89,6 +90,9 @@ def prepare(
     adamw(config.optimizer)  # says so at once if the library for 8 bits is missing
     parts = assemble(config, world.device(config.model.device), overrides, poll_alone)
 
+    if parts.expander is not None and config.expander.start:
+        share_start(parts.expander, world)
+
     check_minibatches(config, parts.objective, world.count)
 
     learners: dict[str, Learner] = {"generator": GeneratorLearner(config, world, parts)}
@@ -117,6 +121,16 @@ def check_folder(run: Run, world: World) -> None:
             f"{', '.join(machines)} cannot see the run directory {run.folder}, which every process "
             "reads; give an --out that all machines share"
         )
+
+
+def share_start(expander: Expander, world: World) -> None:
+    """Give all processes the main one's expander after its imitation of `expander.start`.
+
+    Each has computed it, and different GPUs need not agree in the last bits.
+    """
+    world.share(expander.trainable)
+    if expander.remembers:
+        expander.remember()
 
 
 def check_weights(job: Job) -> None:

@@ -13,6 +13,7 @@ from burnish.diffusion.sampler import Sampler
 from burnish.diffusion.window import window_places
 from burnish.rewards.votes import Votes
 from burnish.types import Advantage, Objective, Reward
+from burnish.world import processes_launched
 
 
 def check_devices(config: Config, device: str = "") -> None:
@@ -63,7 +64,9 @@ def check_learned_identifiers(config: Config) -> None:
 
 
 def check_text_encoder(config: Config, listed: bool = True) -> None:
-    """Refuse to free the text encoders of a run that needs them, or to train words on the CPU.
+    """Refuse to free the text encoders of a run that needs them.
+
+    Several processes cannot train words of text encoders on the CPU either.
 
     Args:
         config: of the run.
@@ -79,10 +82,12 @@ def check_text_encoder(config: Config, listed: bool = True) -> None:
 
     if reason and config.model.text_encoder == "free":
         raise ValueError(f'model.text_encoder = "free", but {reason}; set it to "keep" or "cpu"')
-    if config.model.text_encoder == "cpu" and config.sampler.identifiers_learn:
+    learns_on_cpu = config.model.text_encoder == "cpu" and config.sampler.identifiers_learn
+    if learns_on_cpu and processes_launched() > 1:
         raise ValueError(
             'model.text_encoder = "cpu", but sampler.identifiers_learn trains words of the text '
-            'encoder; set it to "keep"'
+            'encoder, whose gradient several processes share on their GPUs; set it to "keep", or '
+            "start a single process"
         )
 
 
