@@ -110,7 +110,8 @@ def test_an_accepted_change_goes_on(run: Run) -> None:
 
 def test_what_may_change_needs_no_consent(run: Run) -> None:
     assert set(MAY_CHANGE) >= {"iterations", "run", "scoring"}
-    resume(run, "iterations=3", "run.keep=5", "batch.train_batch=1", "scoring.timeout=9")
+    model = ("model.prompt_signs=letters", "model.gradient_checkpointing=true")
+    resume(run, "iterations=3", "run.keep=5", "batch.train_batch=1", "scoring.timeout=9", *model)
     assert len(run.records()) == 3
 
 
