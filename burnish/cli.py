@@ -192,7 +192,10 @@ def train(
         bool,
         typer.Option(
             "--accept-changes",
-            help="With --resume: also if the recipe, a file that it names or the log has changed.",
+            help=(
+                "With --resume: also if the recipe, a file that it names, the log or the number of "
+                "processes has changed."
+            ),
         ),
     ] = False,
     trust: Trusted = False,

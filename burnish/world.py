@@ -1,6 +1,7 @@
-"""The processes of one run: this one's rank, and the three things that cross between them.
+"""The processes of one run: this one's rank, and what crosses between them.
 
-Only scores, gradients and evaluation results cross; each process samples and trains its own prompt
+Scores, gradients, metrics and evaluation results cross, with votes the images and their features,
+and sums of weights, to see that they are alike; each process samples and trains its own prompt
 groups. With one process every method is the identity and accelerate is not even imported. Start
 several processes by `torchrun` or `accelerate launch --multi_gpu`.
 """

@@ -173,7 +173,7 @@ class Policy(TrainableWeights):
             size: of the images' sides in pixels, or their width and height; 0 as the model was made
                 for.
             config: of a model in a single file: the model whose configuration it has.
-            vae: a folder or a hub id of another autoencoder.
+            vae: a folder, a file or a hub id of another autoencoder.
             clip_skip: layers of the text encoder that are left out, as diffusers counts them.
             quantization: "int8" or "nf4" stores the network's frozen weights in so few bits, with a
                 fused LoRA in them; needs bitsandbytes.
