@@ -192,7 +192,10 @@ def train(
         bool,
         typer.Option(
             "--accept-changes",
-            help="With --resume: also if the recipe, a file that it names or the log has changed.",
+            help=(
+                "With --resume: also if the recipe, a file that it names, the log or the number of "
+                "processes has changed."
+            ),
         ),
     ] = False,
     trust: Trusted = False,
@@ -262,6 +265,14 @@ def sample(
     prefer: Prefer = "",
     plain: Plain = False,
     original: Original = 0.0,
+    model_config: Annotated[
+        str,
+        typer.Option(
+            "--config",
+            metavar="MODEL",
+            help="Of a model in a single file: the model whose configuration it has.",
+        ),
+    ] = "",
     out: Annotated[
         Path, typer.Option(help="A .png for a grid, anything else for a folder of single files.")
     ] = Path("samples.png"),
@@ -278,6 +289,7 @@ def sample(
     burnish sample runs/many --prompt "a cat" --prefer aesthetic,alignment
     burnish sample zoo:emoji-sd --prompt "two cats on a blue background" --steps 25
     burnish sample zoo:emoji-lcm --prompt "a fox" --steps 2
+    burnish sample mine.safetensors --config stable-diffusion-v1-5/stable-diffusion-v1-5 -p "a fox"
     """
     quiet()
     if grid:
@@ -312,6 +324,7 @@ def sample(
             guidance=guidance,
             before=before,
             strength=strength,
+            model_config=model_config,
             trust=trust or consent(),
         )
         expander = None if plain else open_expander(source, policy, before=before)

@@ -18,8 +18,12 @@ from typing import Any, Literal
 from burnish import catalog
 from burnish.annotations import IsPath, marks
 
-Purpose = Literal["train", "evaluate", "sample", "redraw", "compare"]
-"""Uses of a configuration; "redraw" samples its own prompts, "compare" builds nothing."""
+Purpose = Literal["train", "evaluate", "rejudge", "sample", "redraw", "compare"]
+"""Uses of a configuration.
+
+"rejudge" evaluates by other rewards than its own, "redraw" samples its own prompts, "compare"
+builds nothing.
+"""
 
 KINDS: Mapping[str, str] = {
     "sampler.kernel": "kernel",
@@ -35,17 +39,18 @@ KINDS: Mapping[str, str] = {
 }
 """The kind of the part that a table names, or each table of a list."""
 
+_REJUDGED = (
+    "sampler.kernel",
+    "sampler.guidance",
+    "prompts",
+    "evaluation.prompts",
+    "evaluation.unseen",
+    "guard.panel",
+)
 NEEDED: Mapping[Purpose, tuple[str, ...]] = {
     "train": tuple(KINDS),
-    "evaluate": (
-        "sampler.kernel",
-        "sampler.guidance",
-        "prompts",
-        "evaluation.prompts",
-        "evaluation.unseen",
-        "rewards",
-        "guard.panel",
-    ),
+    "evaluate": (*_REJUDGED, "rewards"),
+    "rejudge": _REJUDGED,
     "sample": ("sampler.kernel", "sampler.guidance"),
     "redraw": ("sampler.kernel", "sampler.guidance", "prompts"),
     "compare": (),
@@ -79,14 +84,16 @@ def parts(tree: Mapping[str, Any], purpose: Purpose = "train") -> Iterator[Named
 
     What is no table is left out: the annotations of the configuration refuse it.
     """
+    evaluates = purpose in ("evaluate", "rejudge")
+
     for where in NEEDED[purpose]:
         value: Any = tree
         for key in where.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
 
-        if where == "prompts" and purpose == "evaluate" and _lookup(tree, "evaluation", "prompts"):
+        if where == "prompts" and evaluates and _lookup(tree, "evaluation", "prompts"):
             continue  # others are evaluated
-        if where == "guard.panel" and purpose == "evaluate" and not _guards(tree):
+        if where == "guard.panel" and evaluates and not _guards(tree):
             continue
 
         listed = enumerate(value) if isinstance(value, list) else ()

@@ -1,8 +1,9 @@
 """The processes of one run: this one's rank, and what crosses between them.
 
-Only scores, gradients and evaluation results cross, and before training the weights with which an
-expander starts; each process samples and trains its own prompt groups. With one process every
-method is the identity and accelerate is not even imported. Start several processes by `torchrun` or
+Scores, gradients, metrics and evaluation results cross, with votes the images and their features,
+and before training the weights with which an expander starts and sums of weights, to see that they
+are alike; each process samples and trains its own prompt groups. With one process every method is
+the identity and accelerate is not even imported. Start several processes by `torchrun` or
 `accelerate launch --multi_gpu`.
 """
 
@@ -97,15 +98,6 @@ class World:
         torch.distributed.all_reduce(values)
         return values.div_(self.count)
 
-    @torch.no_grad()
-    def share(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give all processes the main one's values of the parameters."""
-        if self.count == 1:
-            return
-
-        for bucket in buckets(parameters):
-            copy_row(self.of_main(torch.cat([one.flatten() for one in bucket])), bucket)
-
     def of_main(self, values: Tensor) -> Tensor:
         """Return the main process's values, in their place; they have the same shape."""
         torch.distributed.broadcast(values, 0)
@@ -125,6 +117,16 @@ class World:
             self.tracking.end()
             self.accelerator.wait_for_everyone()
             atexit.register(_part)
+
+
+@torch.no_grad()
+def share(world: World, parameters: Iterable[nn.Parameter]) -> None:
+    """Give all processes the main one's values of the parameters."""
+    if world.count == 1:
+        return
+
+    for bucket in buckets(parameters):
+        copy_row(world.of_main(torch.cat([one.flatten() for one in bucket])), bucket)
 
 
 def join_world(

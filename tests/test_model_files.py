@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from tiny_flow_models import build_sd3
 from torch import Tensor
 
+from burnish.cli import main
 from burnish.config import load, parse
 from burnish.diffusion.guidance import NoGuidance
 from burnish.diffusion.policy import Policy
 from burnish.references import rebased
+from burnish.tools.gallery import open_source
 from burnish.types import Prompt
 
 CATS = [Prompt("a cat")]
@@ -147,6 +149,27 @@ def test_what_is_no_checkpoint(folder: Path, checkpoint: Path, tmp_path: Path) -
     for name, config, kind, words in cases:
         with pytest.raises(kind, match=words):
             bare(tmp_path / name, config=config)
+
+
+def test_sample_reads_the_configuration_that_a_file_has(
+    folder: Path, checkpoint: Path, configuration: Path, tmp_path: Path
+) -> None:
+    drawn = []
+    for name, arguments in (
+        ("file", [checkpoint, "--config", configuration]),
+        ("folder", [folder]),
+    ):
+        out = tmp_path / f"{name}.png"
+        options = ["--prompt", "a cat", "--n", 1, "--steps", 1, "--out", out]
+        with pytest.raises(SystemExit) as ended:
+            main([str(one) for one in ("sample", *arguments, *options)])
+        assert not ended.value.code
+        drawn.append(out.read_bytes())
+    assert drawn[0] == drawn[1]
+
+    (tmp_path / "config.toml").touch()
+    with pytest.raises(ValueError, match=r"--config is for a model in a single file.* is a run"):
+        open_source(str(tmp_path), model_config=str(configuration))
 
 
 def test_a_file_without_a_configuration_says_what_it_looks_like(

@@ -18,7 +18,7 @@ from burnish.cli import main
 from burnish.config import Config, named_rewards
 from burnish.runs import Run
 from burnish.tools.evaluate_run import evaluate_run
-from burnish.training import checkpoint
+from burnish.training import assembly, checkpoint
 from burnish.training.loop import train
 from burnish.training.origin import MAY_CHANGE, changes, leaves, named_images, origin_of
 from burnish.training.resume import check_unchanged
@@ -110,7 +110,8 @@ def test_an_accepted_change_goes_on(run: Run) -> None:
 
 def test_what_may_change_needs_no_consent(run: Run) -> None:
     assert set(MAY_CHANGE) >= {"iterations", "run", "scoring"}
-    resume(run, "iterations=3", "run.keep=5", "batch.train_batch=1", "scoring.timeout=9")
+    model = ("model.prompt_signs=letters", "model.gradient_checkpointing=true")
+    resume(run, "iterations=3", "run.keep=5", "batch.train_batch=1", "scoring.timeout=9", *model)
     assert len(run.records()) == 3
 
 
@@ -158,6 +159,19 @@ def test_another_reward_judges_and_leaves_the_evaluation_of_the_run(
             assert found[when] == pytest.approx(2 - 2 * own[when])
     assert list(found["rewards"]) == ["dark"]
     assert run.evaluation.read_bytes() == written
+
+
+def test_a_reward_of_training_images_is_refused_as_a_judge_before_the_model_is_loaded(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assembly, "load_policy", pytest.fail)
+    for name in ("votes", "chosen"):
+        with pytest.raises(ValueError, match=f"'{name}' knows only .* with --reward$"):
+            evaluate_run(run, rewards=named_rewards([name]))
+
+    voted = ("rewards=[{use='votes'}]", "evaluation.images_per_prompt=1")
+    with pytest.raises(ValueError, match=r"'votes' knows only .*images_per_prompt = 0$"):
+        assembly.assemble(configuration.load(run.config, voted))
 
 
 @pytest.mark.untrusted

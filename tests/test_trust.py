@@ -273,6 +273,21 @@ def test_python_needs_no_consent_for_what_a_program_says(recipe: Path, tmp_path:
     assert evaluate_run(run, trust=True)["train"]
 
 
+def test_a_run_is_judged_by_others_without_the_code_of_its_rewards(
+    recipe: Path, ran: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(train(configuration.load(recipe, trust=True), tmp_path / "run"))
+    shutil.rmtree(tmp_path / ".config")
+    ran.unlink()
+
+    judged = ("evaluate", run.folder, "--reward", "compressibility")
+    assert command(capsys, *judged)[0] == 0 and not ran.exists()
+    with pytest.raises(UntrustedCodeError):
+        evaluate_run(run)
+    recipe.with_name("reward.py").unlink()
+    assert command(capsys, *judged)[0] == 0
+
+
 def test_a_module_is_found_without_importing_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

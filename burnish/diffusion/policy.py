@@ -173,7 +173,7 @@ class Policy(TrainableWeights):
             size: of the images' sides in pixels, or their width and height; 0 as the model was made
                 for.
             config: of a model in a single file: the model whose configuration it has.
-            vae: a folder or a hub id of another autoencoder.
+            vae: a folder, a file or a hub id of another autoencoder.
             clip_skip: layers of the text encoder that are left out, as diffusers counts them.
             quantization: "int8" or "nf4" stores the network's frozen weights in so few bits, with a
                 fused LoRA in them; needs bitsandbytes.
@@ -191,14 +191,11 @@ class Policy(TrainableWeights):
             >>> policy = Policy.load("zoo:emoji-sd")                                # doctest: +SKIP
             >>> policy.encode([Prompt("a fox")])["text"].shape                      # doctest: +SKIP
         """
-        _check_settings(train, rank, alpha, dtype, decode_at_once, quantization)
+        _check_settings(train, rank, alpha, dtype, decode_at_once, quantization, device)
         frozen_dtype = DTYPES[dtype]
         trained_dtype = torch.float32 if train == "full" else frozen_dtype
 
         target = choose_device(device)
-        if quantization and target.type != "meta":
-            require_bitsandbytes()  # or it would be missed after the model has been loaded
-
         # in main memory; what has no memory cannot wait in any
         waits = target.type != "meta" and (quantization or encode_first or text_encoder == "cpu")
         pipe = load_pipeline(
@@ -239,7 +236,6 @@ class Policy(TrainableWeights):
 
         if gradient_checkpointing:
             enable_gradient_checkpointing(pipe, family)
-
         end_dropout(pipe)  # of the adapter's layers too
 
         policy = cls(
@@ -474,13 +470,21 @@ def _check_float16(pipe: Any, family: Family, dtype: str) -> None:
 
 
 def _check_settings(
-    train: str, rank: int, alpha: float, dtype: str, decode_at_once: int, quantization: str
+    train: str,
+    rank: int,
+    alpha: float,
+    dtype: str,
+    decode_at_once: int,
+    quantization: str,
+    device: str | torch.device,
 ) -> None:
-    """Raise ValueError if a setting of `Policy.load` is out of range."""
+    """Raise ValueError if a setting of `Policy.load` is out of range, or misses a package."""
     if train not in ("lora", "full", "none"):
         raise ValueError(f"model.train must be 'lora', 'full' or 'none', not '{train}'")
     if quantization and train == "full":
         raise ValueError("model.quantization needs weights that stay: set model.train to 'lora'")
+    if quantization and str(device) != "meta":
+        require_bitsandbytes()
     if dtype not in DTYPES:
         raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, not '{dtype}'")
     if rank < 1 or not alpha > 0:

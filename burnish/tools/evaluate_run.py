@@ -9,6 +9,7 @@ from burnish import config as configuration
 from burnish.config import Config, Table
 from burnish.evaluation.paired import compare, load_evaluation
 from burnish.files import dumps, write
+from burnish.references import Purpose
 from burnish.runs import Run
 from burnish.seeds import seed_globals
 from burnish.training import checkpoint
@@ -29,16 +30,19 @@ def evaluate_run(
         run: the run directory; its evaluation.json is written, unless there are other `rewards`.
         images: for each prompt; 0: as its configuration says.
         rewards: tables of rewards to judge by, in place of its own.
-        trust: whether to import the code that its configuration names; see `config.load`.
+        trust: whether to import the code that its configuration names, but for that of its rewards
+            where there are others; see `config.load`.
 
     Returns:
         The contents of evaluation.json, by these rewards.
 
     Raises:
         FileNotFoundError: the run has no checkpoint.
+        ValueError: no reward knows other images than those that are trained on.
     """
     with run.lock():
-        config = configuration.load(run.config, purpose="evaluate", trust=trust)
+        purpose: Purpose = "rejudge" if rewards else "evaluate"
+        config = configuration.load(run.config, purpose=purpose, trust=trust)
         count = images or config.evaluation.images_per_prompt or 4
         state = checkpoint.restore(run.checkpoints)
 

@@ -47,6 +47,7 @@ def open_source(
     before: bool = False,
     strength: float = 1.0,
     controlnet: str = "",
+    model_config: str = "",
     trust: Trust = False,
 ) -> tuple[Policy, Sampler]:
     """Return a policy and a sampler of a run directory, as it was trained, or of any model id.
@@ -61,14 +62,17 @@ def open_source(
         strength: of a run's adapter, from 0 (as before training) to 1 (as trained); beyond 1 it is
             exaggerated.
         controlnet: of a model that is no run: `zoo:NAME`, a folder or a hub id.
+        model_config: of a model in a single file: the model whose configuration it has.
         trust: whether to import the code that a run names for its sampler; see `config.load`.
 
     Raises:
         FileNotFoundError: the run has no adapter yet.
-        ValueError: a strength is given for a model that is no run.
+        ValueError: a strength is given for a model that is no run, or a `model_config` for a run.
     """
     run = Run(Path(source))
     if run.exists():
+        if model_config:
+            raise ValueError(f"--config is for a model in a single file, and {source} is a run")
         config = configuration.load(run.config, purpose="sample", trust=trust)
         return _open_run(run, config, steps, guidance, before, strength)
 
@@ -78,7 +82,7 @@ def open_source(
         )
     check_is_no_lost_run(run.folder)
 
-    return _open_model(source, steps, guidance, controlnet)
+    return _open_model(source, steps, guidance, controlnet, model_config)
 
 
 def drawn_state(source: str, before: bool = False) -> str:
@@ -135,10 +139,10 @@ def _with_weight(guidance: Guidance, policy: Policy, weight: float) -> Guidance:
 
 
 def _open_model(
-    source: str, steps: int, guidance: float, controlnet: str
+    source: str, steps: int, guidance: float, controlnet: str, model_config: str
 ) -> tuple[Policy, Sampler]:
     with stage("loading", f"model {source}"):
-        policy = Policy.load(source, controlnet=controlnet, train="none")
+        policy = Policy.load(source, controlnet=controlnet, config=model_config, train="none")
     consistency = policy.schedule.consistency
     flow = not policy.schedule.variance_preserving
 

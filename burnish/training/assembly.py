@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, pairwise
@@ -76,6 +76,9 @@ if TYPE_CHECKING:
 
 Source = Callable[[int], Sequence[Prompt]]
 """(how many are wanted) -> that many prompts, drawn anew each time."""
+
+ADD_REWARD = "add a reward with weight = 0.0 for it, or set evaluation.images_per_prompt = 0"
+"""What helps where a run's rewards all know training images only."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +248,8 @@ def assemble(
     check_identifiers(config)
     check_text_encoder(config, listed=overrides.source is None)
     check_devices(config, device)
+    if config.evaluation.images_per_prompt and not overrides.rewards:
+        check_evaluated_tables(config.rewards)
     prompts = [] if overrides.source else load_prompts(config.prompts, "prompts")
     evaluation_prompts = load_evaluation_prompts(config, prompts)
 
@@ -303,6 +308,7 @@ def assemble_evaluation(config: Config, rewards: Sequence[Table] = ()) -> Evalua
     Raises:
         ValueError, OSError: a part cannot be loaded, or the parts do not fit each other.
     """
+    check_evaluated_tables(rewards or config.rewards, "judge by another one with --reward")
     check_expander(config)
     check_identifiers(config)
     check_text_encoder(config)
@@ -713,11 +719,35 @@ def check_evaluated(rewards: Mapping[str, Reward]) -> None:
         ValueError: all rewards know training images only.
     """
     if all(isinstance(reward, TrainingReward) for reward in rewards.values()):
-        raise ValueError(
-            f"reward '{', '.join(rewards)}' knows only images that are trained on, so an "
-            "evaluation has nothing to measure: add a reward with weight = 0.0 for it, or set "
-            "evaluation.images_per_prompt = 0"
-        )
+        _refuse_evaluation(rewards, ADD_REWARD)
+
+
+def check_evaluated_tables(tables: Sequence[Table], remedy: str = ADD_REWARD) -> None:
+    """Refuse the same as `check_evaluated` by what `use` names, before anything is loaded.
+
+    Args:
+        tables: of the rewards.
+        remedy: the end of the sentence.
+
+    Raises:
+        ValueError: all rewards know training images only.
+    """
+    if all(_knows_training_only(table) for table in tables):
+        _refuse_evaluation(reward_names(tables), remedy)
+
+
+def _knows_training_only(table: Table) -> bool:
+    """Return whether a class, or a function that says what it returns, makes a TrainingReward."""
+    found = catalog.resolve("reward", table["use"])
+    made = found if isinstance(found, type) else catalog.argument_hints(found).get("return")
+    return isinstance(made, type) and issubclass(made, TrainingReward)
+
+
+def _refuse_evaluation(names: Iterable[str], remedy: str) -> NoReturn:
+    raise ValueError(
+        f"reward '{', '.join(names)}' knows only images that are trained on, so an evaluation has "
+        f"nothing to measure: {remedy}"
+    )
 
 
 def given_rewards(overrides: Overrides) -> dict[str, Reward]:
