@@ -97,15 +97,6 @@ class World:
         torch.distributed.all_reduce(values)
         return values.div_(self.count)
 
-    @torch.no_grad()
-    def share(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Give all processes the main one's values of the parameters."""
-        if self.count == 1:
-            return
-
-        for bucket in buckets(parameters):
-            copy_row(self.of_main(torch.cat([one.flatten() for one in bucket])), bucket)
-
     def of_main(self, values: Tensor) -> Tensor:
         """Return the main process's values, in their place; they have the same shape."""
         torch.distributed.broadcast(values, 0)
@@ -172,6 +163,16 @@ def join_world(
         )
 
     return World(accelerator.process_index, accelerator.num_processes, accelerator)
+
+
+@torch.no_grad()
+def share_weights(world: World, parameters: Iterable[nn.Parameter]) -> None:
+    """Give all processes the main one's values of the parameters."""
+    if world.count == 1:
+        return
+
+    for bucket in buckets(parameters):
+        copy_row(world.of_main(torch.cat([one.flatten() for one in bucket])), bucket)
 
 
 def buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -127,8 +127,8 @@ def test_what_is_encoded_before_the_network_comes_has_no_dropout(tiny_sd3: Path)
         states.append(policy.encode(PROMPTS))
         assert policy.prompt_encoder.freed == (first is not None)
 
-    kept, freed = states
-    assert all(torch.equal(kept[name], freed[name]) for name in kept)
+    before, freed = states
+    assert all(torch.equal(before[name], freed[name]) for name in before)
 
 
 def test_text_encoders_stay_on_the_cpu_and_their_states_travel(tiny_sdxl: Path) -> None:
