@@ -119,16 +119,6 @@ class World:
             atexit.register(_part)
 
 
-@torch.no_grad()
-def share(world: World, parameters: Iterable[nn.Parameter]) -> None:
-    """Give all processes the main one's values of the parameters."""
-    if world.count == 1:
-        return
-
-    for bucket in buckets(parameters):
-        copy_row(world.of_main(torch.cat([one.flatten() for one in bucket])), bucket)
-
-
 def join_world(
     trackers: Sequence[str] = (), folder: Path | None = None, device: str = "auto"
 ) -> World:
@@ -174,6 +164,16 @@ def join_world(
         )
 
     return World(accelerator.process_index, accelerator.num_processes, accelerator)
+
+
+@torch.no_grad()
+def share_weights(world: World, parameters: Iterable[nn.Parameter]) -> None:
+    """Give all processes the main one's values of the parameters."""
+    if world.count == 1:
+        return
+
+    for bucket in buckets(parameters):
+        copy_row(world.of_main(torch.cat([one.flatten() for one in bucket])), bucket)
 
 
 def buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:

@@ -127,8 +127,8 @@ def test_what_is_encoded_before_the_network_comes_has_no_dropout(tiny_sd3: Path)
         states.append(policy.encode(PROMPTS))
         assert policy.prompt_encoder.freed == (first is not None)
 
-    beside, freed = states
-    assert all(torch.equal(beside[name], freed[name]) for name in beside)
+    before, freed = states
+    assert all(torch.equal(before[name], freed[name]) for name in before)
 
 
 def test_text_encoders_stay_on_the_cpu_and_their_states_travel(tiny_sdxl: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.runs import flat
-from burnish.world import World, gradient_of, join_world, share
+from burnish.world import World, gradient_of, join_world, share_weights
 
 
 def test_alone_everything_is_the_identity() -> None:
@@ -106,9 +106,9 @@ def test_weights_of_the_main_process_cross_in_few_messages(
     parameters.append(nn.Parameter(torch.ones(2, dtype=torch.bfloat16)))
     before = [parameter.detach().clone() for parameter in parameters]
 
-    share(World(), parameters)
+    share_weights(World(), parameters)
     assert all(map(torch.equal, parameters, before))
-    share(Second(1, 2), iter(parameters))
+    share_weights(Second(1, 2), iter(parameters))
     assert all(parameter.equal(old + 1) for parameter, old in zip(parameters, before, strict=True))
 
 

@@ -25,7 +25,7 @@ from burnish.training.learners import (
 from burnish.training.optimizer import adamw
 from burnish.training.requirements import check_minibatches
 from burnish.user_code import call_hook
-from burnish.world import World, share
+from burnish.world import World, share_weights
 
 LONGEST_DELAY = 60.0
 """Seconds after which a folder that another machine has made must be seen."""
@@ -128,7 +128,7 @@ def share_start(expander: Expander, world: World) -> None:
 
     Each has computed it, and different GPUs need not agree in the last bits.
     """
-    share(world, expander.trainable)
+    share_weights(world, expander.trainable)
     if expander.remembers:
         expander.remember()
 
