@@ -35,6 +35,7 @@ from experiments.qr_curriculum.measure import (
 )
 from experiments.rlcm_vs_ddpo import plan
 from experiments.rlcm_vs_ddpo.tables import ratio_cell
+from experiments.rlcm_vs_ddpo.tables import tables as tables_of_rlcm
 from experiments.running import Trial
 from experiments.time_to_target import compare
 from experiments.votes import plan as voting
@@ -255,6 +256,14 @@ def test_selections_of_a_pool_whose_front_is_known() -> None:
     assert largest_sum((1, 1, 9, 1))(z).tolist() == [True, True, False, False]
     torch.testing.assert_close(z.mean(0), torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(z.square().mean(0), torch.ones(4, dtype=torch.float64))
+
+
+def test_the_page_on_rlcm_has_the_tables_of_the_result() -> None:
+    root = Path(__file__).parent.parent
+    result = json.loads((root / "experiments" / "rlcm_vs_ddpo" / "result.json").read_text())
+    page = (root / "docs" / "rlcm.md").read_text()
+    for table_of_rlcm in tables_of_rlcm(result):
+        assert table_of_rlcm in page
 
 
 def test_a_ratio_says_why_it_is_none() -> None:

@@ -47,7 +47,7 @@ def measure_time(options: argparse.Namespace) -> None:
     if target.exists():
         return
 
-    arms = {name: (arm.recipe, arm.changes) for name, arm in plan.ARMS.items()}
+    arms = {name: (arm.recipe, (plan.NO_PREVIEWS, *arm.changes)) for name, arm in plan.ARMS.items()}
     seconds = iteration_seconds(arms, options.out)
 
     command = [sys.executable, "-m", STEPS_MODULE, "--time"]

@@ -21,6 +21,7 @@ TASKS: dict[str, tuple[str, ...]] = {
 }
 STEPS = (2, 4, 8)  # network calls of an image after training
 IMAGES = objectives.IMAGES  # of an iteration, in every arm
+NO_PREVIEWS = objectives.COMMON[0]  # in every arm, when it is timed too
 
 
 @dataclass(frozen=True)
