@@ -166,7 +166,8 @@ def draw_figure(
         _draw_steps(column[2], steps[task], image_seconds)
 
     style(axes.flat)
-    axes[0, 0].legend(frameon=False, fontsize=8)
+    lines = axes[0, 0].get_lines()  # where there is room for what they are
+    axes[1, 0].legend(handles=lines, loc="lower left", frameon=False, fontsize=8)
     save_figure(figure, "rlcm_vs_ddpo.png")
 
 
@@ -182,6 +183,7 @@ def _draw_gains(axis: Axes, arms: dict[str, Curve]) -> None:
         axis.fill_between(seconds, low, high, color=COLOURS[name], alpha=0.2, linewidth=0)
 
     axis.set(xscale="log", xlabel="seconds", ylabel="paired gain")
+    axis.xaxis.set_minor_formatter("")
 
 
 def _label(name: str) -> str:
