@@ -1,4 +1,4 @@
-"""What several processes send each other in an iteration, computed; nothing is trained.
+"""Compute the bytes that several processes send each other in an iteration; nothing is trained.
 
     python -m benchmarks.wire
 

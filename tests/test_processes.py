@@ -49,7 +49,7 @@ COUNT = 2
 
 
 class Exchange:
-    """What the processes of a run give each other, as threads of this one."""
+    """The collectives of a run's processes, as threads of this one."""
 
     def __init__(self) -> None:
         self.barrier = threading.Barrier(COUNT, timeout=60)

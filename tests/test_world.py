@@ -40,7 +40,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
 def test_accelerate_that_starts_a_single_process_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What `accelerate launch --num_processes 2` sets on a machine without GPUs."""
+    """The environment that `accelerate launch --num_processes 2` sets without GPUs."""
     launched(monkeypatch, ACCELERATE_MIXED_PRECISION="no", MASTER_ADDR="127.0.0.1")
     with pytest.warns(
         UserWarning, match="a single process.*--multi_gpu; or start them by torchrun"

@@ -122,7 +122,7 @@ TEXT_PREFIXES: Mapping[str, Mapping[str, str]] = {
     "StableDiffusion3Pipeline": _TWO_CLIPS,
     "FluxPipeline": {"text_encoder": "lora_te1_"},
 }
-"""What stands before the names of a text encoder's layers, by the pipeline and the encoder."""
+"""The prefix of the names of a text encoder's layers, by the pipeline and the encoder."""
 
 
 def blocks_of(rule: Rule, layers: Iterable[str]) -> list[str]:

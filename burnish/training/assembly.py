@@ -78,7 +78,7 @@ Source = Callable[[int], Sequence[Prompt]]
 """(how many are wanted) -> that many prompts, drawn anew each time."""
 
 ADD_REWARD = "add a reward with weight = 0.0 for it, or set evaluation.images_per_prompt = 0"
-"""What helps where a run's rewards all know training images only."""
+"""The remedy where a run's rewards all know training images only."""
 
 
 @dataclass(frozen=True)
