@@ -19,6 +19,7 @@ from burnish.runs import Run
 from burnish.training.requirements import check_votes
 from burnish.zoo.judge import parse
 from experiments.counting import plan as counting
+from experiments.counting.guarded import guard_reasons
 from experiments.ddpo_tasks import plan as tasks
 from experiments.guard import plan as guard
 from experiments.objectives import plan as objectives
@@ -164,10 +165,34 @@ def test_counts_are_asked_for_and_judged_apart(job: Trial) -> None:
     assert [reward["use"] for reward in config.rewards] == ["question"]
     assert config.rewards[0]["writing"] == "keep", "a written answer would be paid"
     assert job.iterations % job.every == 0 and config.seed == job.seed
+    assert (config.optimizer.lr == 0) == (job.arm == "control")
 
-    guarded = job.arm == "guarded"
-    assert (config.guard.action == "rollback") == guarded == (not config.evaluation.judge)
-    assert ("truth:Text" in str(config.guard.panel)) != guarded
+    assert config.guard.action == "warn" and config.evaluation.judge
+    readers = [reward["model"] for reward in config.guard.panel if reward["use"] == "question"]
+    assert readers == [counting.OTHER_READER] and counting.OTHER_READER != counting.READER
+
+
+def test_the_guard_of_counts_goes_by_the_other_reader_and_not_by_the_judge() -> None:
+    config = configuration.load(counting.RECIPE)
+
+    def evaluation(reward: float, other: float, right: bool) -> Evaluation:
+        spread = [0.02 * (row % 3) for row in range(64)]
+        panel = {
+            name: [value + part for part in spread]
+            for name, value in (("other_reader", other), ("clip_similarity", 0.7), ("text", 0.5))
+        }
+        parts: list[list[float | None]] = [[reward + part] for part in spread]
+        prompts = [f"prompt {row}" for row in range(16)]
+        return Evaluation(prompts, 4, 1, 64, ["question"], parts, [right] * 64, panel)
+
+    before = evaluation(0.8, 0.8, True)
+    judge_falls = evaluation(0.9, 0.8, False)
+    other_reader_falls = evaluation(0.9, 0.5, True)
+    both_readers_fall = evaluation(0.5, 0.5, False)
+
+    found = guard_reasons([before, judge_falls, other_reader_falls, both_readers_fall], config)
+    assert [bool(reasons) for reasons in found] == [False, True, False]
+    assert found[1][0].startswith("other_reader fell")
 
 
 @pytest.mark.parametrize("budget", [parrot.FULL, parrot.QUICK], ids=["full", "quick"])
@@ -406,7 +431,7 @@ def test_codes_are_measured_where_no_training_was(job: Trial) -> None:
     by_gradient = config.objective["use"] == "latent"
     assert by_gradient == (not job.arm.startswith("scanner")) == (rewards["qr_scan"] == 0)
     images = config.batch.prompts * config.batch.images_per_prompt
-    assert images == (32 if by_gradient else 64)
+    assert images == 32
 
 
 def test_the_links_of_the_measurement_are_ordinary_codes_of_the_unseen_part() -> None:

@@ -10,7 +10,7 @@ from conftest import tiny_model
 from PIL import Image
 
 from burnish import config as configuration
-from burnish.tools.preflight import Finding, preflight
+from burnish.tools.preflight import UNITS, Finding, check_precision, cpu_units, preflight
 
 Rehearse = Callable[..., list[Finding]]
 REWARDS = """
@@ -269,3 +269,26 @@ def test_recipes_with_an_expander_hold_on_a_tiny_model(name: str, tiny_sd1: Path
     findings = preflight(configuration.load(name, here))
     assert len(findings) > 4
     assert [finding.text for finding in findings if finding.level == "error"] == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "units", "warned"),
+    [
+        ("bfloat16", {"avx2": True, "amx_bf16": False}, True),
+        ("bfloat16", {"avx2": True, "avx512_bf16": True}, False),
+        ("float16", {"avx2": True, "amx_bf16": True}, True),
+        ("float32", {"avx2": True}, False),
+        ("bfloat16", {}, False),  # torch cannot tell
+    ],
+)
+def test_a_precision_that_the_cpu_has_no_units_for(
+    dtype: str, units: dict[str, bool], warned: bool
+) -> None:
+    findings = list(check_precision(dtype, units))
+    assert [finding.level for finding in findings] == ["warning"] * warned
+    assert all(dtype in finding.text and "float32" in finding.remedy for finding in findings)
+
+
+def test_the_units_of_this_cpu_have_the_names_that_are_looked_for() -> None:
+    units = cpu_units()
+    assert not units or all(name in units for names in UNITS.values() for name in names)

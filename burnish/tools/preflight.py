@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,6 +54,9 @@ MOST_TRUNCATED = 0.5  # of expansions that the generator has no room for
 MOST_DEVIATION = 0.5  # nats between a text as it was drawn and as it is replayed
 MIB = 1 << 20
 MUCH_STORED = 4096 * MIB  # of predictions, before that is worth a warning
+
+UNITS = {"bfloat16": ("amx_bf16", "avx512_bf16"), "float16": ("amx_fp16", "avx512_fp16")}
+"""What a CPU needs to be fast in a precision, by `torch.cpu.get_capabilities`."""
 
 Level = Literal["ok", "warning", "error"]
 
@@ -98,6 +101,8 @@ class Rehearsal:
         parts = self.parts
         if parts.policy.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(parts.policy.device)
+        elif parts.policy.device.type == "cpu":
+            yield from check_precision(self.config.model.dtype, cpu_units())
 
         sampler = iteration_sampler(self.job, 1)
         if sampler.window is not None:
@@ -450,6 +455,23 @@ def check_expansions(expander: Expander, drawn: Expansions) -> Finding:
     if truncated > MOST_TRUNCATED:
         return Finding("warning", text, "lower expander.tokens, or take shorter prompts")
     return Finding("ok", text)
+
+
+def cpu_units() -> Mapping[str, Any]:
+    """Return what this CPU can compute with, by torch's names; {} where torch cannot tell."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities if capabilities.get("architecture") == "x86_64" else {}
+
+
+def check_precision(dtype: str, units: Mapping[str, Any]) -> Iterator[Finding]:
+    """Find a precision that a CPU has no units for: there it is the slowest and not the fastest.
+
+    Measured on a CPU with AVX2 alone: images of `zoo:emoji-lcm-128` took eleven times as long.
+    """
+    wanted = UNITS.get(dtype, ())
+    if wanted and units and not any(units.get(name) for name in wanted):
+        text = f"this CPU has no units for {dtype}, which is then far slower than float32"
+        yield Finding("warning", text, 'set model.dtype = "float32"')
 
 
 def check_log_probs(trajectory: Trajectory) -> Finding:

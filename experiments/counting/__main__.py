@@ -1,11 +1,11 @@
-"""A reader's answers about counts as the reward: what is learned, and the guard. Resumable.
+"""A reader's answers about counts as the reward: what is learned, and what it is worth. Resumable.
 
-    python -m experiments.counting                  # everything: hours on two cores
+    python -m experiments.counting                  # everything: an hour of one core
     python -m experiments.counting --only report    # figure and result.json of existing runs
 
-The reward is `question` by `zoo:emoji-captioner-128`, text allowed. `written`: what a written
-number does to its answers. `train`: three seeds, far too long, with a panel that only measures, and
-again with the guard. `report`: `result.json` and the figure.
+The reward is `question` by `zoo:emoji-captioner`, text allowed. `written`: what a written number
+does to the answers of `zoo:emoji-captioner-128`. `train`: three seeds and a control, for long, with
+a panel that only measures. `report`: `result.json`, the figure, and what the guard would have done.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def written(options: argparse.Namespace) -> None:
     from burnish.rewards.vlm import load
     from experiments.caption_rewards import written_numbers
 
-    numbers = written_numbers(load(plan.READER), plan.SCENES, seed=0, size=plan.SIZE)
+    numbers = written_numbers(load(plan.OTHER_READER), plan.SCENES, seed=0, size=plan.SIZE)
     write(options.out / "written.json", dumps(numbers, indent=1))
 
 

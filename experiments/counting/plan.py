@@ -1,4 +1,8 @@
-"""The plan: a reader's answers about counts as the reward, for too long; and with the guard."""
+"""The plan: a reader's answers about counts as the reward, for long; what does it stand for then?
+
+One call draws an image: that is quick, and leaves room for the count. The settings were chosen on
+seed 10, which is not reported; docs/vlm.md says what was tried.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,25 @@ from experiments.running import Trial
 SEEDS = (0, 1, 2)
 TASK = "runs"
 RECIPE = "emoji-lcm-compressibility"
-ITERATIONS = 20
-EVERY = 2
-READER = "zoo:emoji-captioner-128"  # sees letters, but a written number changes none of its answers
-SIZE = 128  # px
+ITERATIONS = 28
+EVERY = 4
+READER = "zoo:emoji-captioner"  # answers about counts; its answers are the reward
+OTHER_READER = "zoo:emoji-captioner-128"  # sees letters, and is in no reward
+SIZE = 128  # px of the scenes with a written number
 SCENES = 256  # with a written number
-ANIMALS = ["cats", "dogs", "bears", "foxes", "frogs", "lions"]
-MORE_ANIMALS = ["cows", "pigs", "horses", "rabbits", "monkeys", "mice"]
-TEXT = '{use="experiments.counting.truth:Text",name="text"}'
-SIMILARITY = '{use="clip_similarity",model="zoo:emoji-clip"}'
+ANIMALS = [
+    *("cats", "dogs", "bears", "foxes", "frogs", "lions"),
+    *("rabbits", "monkeys", "elephants", "tigers", "owls", "penguins"),
+]
+MORE_ANIMALS = [
+    *("cows", "pigs", "horses", "mice", "wolves", "sheep"),
+    *("ducks", "whales", "snakes", "goats", "koalas", "pandas"),
+]
+PANEL = (
+    '{use="clip_similarity",model="zoo:emoji-clip"},'
+    f'{{use="question",name="other_reader",model="{OTHER_READER}",writing="keep"}},'
+    '{use="experiments.counting.truth:Text",name="text"}'
+)
 
 
 def prompts(section: str, animals: list[str]) -> str:
@@ -25,32 +39,29 @@ def prompts(section: str, animals: list[str]) -> str:
 
 
 COMMON = (
-    'model.id="zoo:emoji-lcm-128"',
-    f"model.size={SIZE}",
+    "sampler.steps=1",
     f'rewards=[{{use="question",model="{READER}",writing="keep"}}]',
     prompts("prompts", ANIMALS),
     prompts("evaluation.unseen", MORE_ANIMALS),
-    "objective={use='rvm'}",
+    "objective={use='ram',strength=40.0}",
     "batch.transitions=4",
     "batch.minibatches=4",
-    "optimizer.lr=5e-3",
     "evaluation.images_per_prompt=4",
-    "run.sample_every=10",
+    "run.sample_every=28",
+    'guard.action="warn"',  # everything is measured, nothing is done
+    f"guard.panel=[{PANEL}]",
 )
-ARMS: dict[str, tuple[str, ...]] = {
-    # everything is measured, nothing is done
-    "free": ('guard.action="warn"', f"guard.panel=[{SIMILARITY},{TEXT}]"),
-    # the guard's measure has no part in the truth, which is the judge's
-    "guarded": ('guard.action="rollback"', f"guard.panel=[{SIMILARITY}]", 'evaluation.judge=""'),
-}
+RATES = {"long": 4e-3, "control": 0.0}
+"""The learning rate of each arm."""
 
 
 def jobs() -> list[Trial]:
-    """Return all runs, seed by seed."""
-    return [trial(arm, seed) for seed in SEEDS for arm in ARMS]
+    """Return all runs, seed by seed, and the control, which changes no weight."""
+    return [*(trial("long", seed) for seed in SEEDS), trial("control", SEEDS[0])]
 
 
 def trial(arm: str, seed: int) -> Trial:
     """Return the run of an arm with a seed."""
-    settings = (*COMMON, *ARMS[arm])
-    return Trial(TASK, arm, seed, RECIPE, ITERATIONS, EVERY, settings)
+    iterations = EVERY if arm == "control" else ITERATIONS
+    settings = (*COMMON, f"optimizer.lr={RATES[arm]:g}")
+    return Trial(TASK, arm, seed, RECIPE, iterations, EVERY, settings)

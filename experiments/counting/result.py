@@ -1,7 +1,8 @@
-"""From the runs to `result.json` and the figure: what rises, what falls, is anything written?
+"""From the runs to `result.json` and the figure: does the count that is rewarded become true?
 
 The truth is the judge's: the right nouns in the right number. Intervals are rliable's over seeds
-and prompts.
+and prompts. What the guard would have done is found afterwards, from the evaluations of the runs:
+it reads these and nothing else, and not the judge, which is the truth here.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from burnish import config as configuration
 from burnish.files import dumps, write
 from burnish.runs import Run
 from experiments.counting import plan
+from experiments.counting.guarded import guard_reasons
 from experiments.figures import pyplot, save_figure, style
 from experiments.measurements import gain_interval, interval, run_evaluation
 
@@ -22,11 +25,14 @@ FOLDER = Path(__file__).parent
 COLOURS = {
     "question": "#b4501e",
     "judge": "#333333",
-    "text": "#3060b0",
+    "other_reader": "#3060b0",
+    "text": "#6a51a3",
     "clip_similarity": "#3a7d44",
 }
-"""The measures: the reward, the truth, text by the reader, and what the guard watches."""
+"""The measures: the reward, the truth, another reader, text by that, and CLIP's similarity."""
+HEADINGS = ("reward", "true count", "other reader", "text seen", "clip_similarity")
 SPLITS = ("train", "unseen")
+EVALUATED = range(0, plan.ITERATIONS + 1, plan.EVERY)
 
 
 def measured(run: Run, iteration: int, split: str) -> dict[str, np.ndarray]:
@@ -37,39 +43,34 @@ def measured(run: Run, iteration: int, split: str) -> dict[str, np.ndarray]:
     return {name: np.array(columns[name]).reshape(prompts, -1).mean(1) for name in COLOURS}
 
 
-def last_state(out: Path, seed: int) -> int:
-    """Return the iteration that the guard went back to with a seed; the last if it never did."""
-    guard = Run(out / plan.trial("guarded", seed).name).guard
-    return int(json.loads(guard.read_text())["best"]) if guard.exists() else plan.ITERATIONS
+def reasons(run: Run) -> dict[int, list[str]]:
+    """Return the reasons that the guard finds after each evaluation, where it finds any."""
+    config = configuration.load(run.config, purpose="compare")
+    found = guard_reasons([run_evaluation(run, at)["train"] for at in EVALUATED], config)
+    return {at: list(why) for at, why in zip(EVALUATED[1:], found, strict=True) if why}
 
 
 def report(out: Path) -> None:
     """Write the results, draw the figure and print the table."""
-    runs = [Run(out / plan.trial("free", seed).name) for seed in plan.SEEDS]
-    last = [last_state(out, seed) for seed in plan.SEEDS]
-    states = {
-        "before": [0] * len(runs),
-        "guarded": last,
-        "end": [plan.ITERATIONS] * len(runs),
-    }
+    runs = [Run(out / plan.trial("long", seed).name) for seed in plan.SEEDS]
+    control = Run(out / plan.trial("control", plan.SEEDS[0]).name)
     result = {
         "seeds": list(plan.SEEDS),
         "written": json.loads((out / "written.json").read_text()),
-        "guarded_until": last,
-        "states": {
-            name: {split: statistics(runs, at, split) for split in SPLITS}
-            for name, at in states.items()
-        },
+        "before": {split: statistics(runs, 0, split) for split in SPLITS},
+        "after": {split: statistics(runs, plan.ITERATIONS, split) for split in SPLITS},
+        "control": {split: statistics([control], plan.EVERY, split) for split in SPLITS},
+        "guard": [reasons(run) for run in runs],
         "curves": [curve(run) for run in runs],
     }
     write(FOLDER / "result.json", dumps(result, indent=1) + "\n")
-    draw_figure(result["curves"], last)
+    draw_figure(result["curves"])
     print(table(result))
 
 
-def statistics(runs: list[Run], iterations: list[int], split: str) -> dict[str, Any]:
+def statistics(runs: list[Run], iteration: int, split: str) -> dict[str, Any]:
     """Return each measure's mean and its change since before training, with intervals."""
-    now = [measured(run, at, split) for run, at in zip(runs, iterations, strict=True)]
+    now = [measured(run, iteration, split) for run in runs]
     before = [measured(run, 0, split) for run in runs]
     found = {}
 
@@ -87,42 +88,47 @@ def statistics(runs: list[Run], iterations: list[int], split: str) -> dict[str, 
     return found
 
 
-def curve(run: Run) -> list[dict[str, float]]:
-    """Return the means of the training prompts at every evaluation of a run."""
+def curve(run: Run) -> list[dict[str, Any]]:
+    """Return the means at every evaluation of a run, by split and measure."""
     return [
         {"iteration": at}
-        | {name: float(values.mean()) for name, values in measured(run, at, "train").items()}
-        for at in range(0, plan.ITERATIONS + 1, plan.EVERY)
+        | {
+            split: {name: float(means.mean()) for name, means in measured(run, at, split).items()}
+            for split in SPLITS
+        }
+        for at in EVALUATED
     ]
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return the states as a Markdown table of docs/vlm.md."""
-    lines = ["| | reward | true count | text seen | clip_similarity |", "|---|---|---|---|---|"]
+    """Return the outcome as a Markdown table of docs/vlm.md."""
+    lines = [f"| | {' | '.join(HEADINGS)} |", "|---" * (len(HEADINGS) + 1) + "|"]
 
-    for state, splits in result["states"].items():
-        for split, measures in splits.items():
+    for state in ("before", "after", "control"):
+        for split, measures in result[state].items():
             cells = [f"{state}, {'trained prompts' if split == 'train' else 'unseen'}"]
             for name in COLOURS:
                 low, high = measures[name]["change_ci95"]
-                change = "" if state == "before" else f" [{low:+.2f}, {high:+.2f}]"
+                change = f" [{low:+.2f}, {high:+.2f}]" if state == "after" else ""
                 cells.append(f"{measures[name]['mean']:.2f}{change}")
             lines.append("| " + " | ".join(cells) + " |")
 
     return "\n".join(lines)
 
 
-def draw_figure(curves: list[list[dict[str, float]]], last: list[int]) -> None:
-    """Draw each seed's measures over its iterations; a dotted line is where the guard went back."""
-    figure, axes = pyplot.subplots(1, len(curves), figsize=(4 * len(curves), 3), sharey=True)
+def draw_figure(curves: list[list[dict[str, Any]]]) -> None:
+    """Draw the measures over the iterations, a line a seed; trained prompts, then unseen ones."""
+    figure, axes = pyplot.subplots(1, len(SPLITS), figsize=(10, 3.6), sharey=True)
 
-    for axis, points, best in zip(axes, curves, last, strict=True):
-        x = [point["iteration"] for point in points]
-        for name, colour in COLOURS.items():
-            axis.plot(x, [point[name] for point in points], color=colour, label=name)
-        axis.axvline(best, color="#888888", linestyle=":")
-        axis.set(xlabel="iteration", ylim=(0, 1.05))
+    for axis, split in zip(axes, SPLITS, strict=True):
+        for number, points in enumerate(curves):
+            x = [point["iteration"] for point in points]
+            for name, heading, colour in zip(COLOURS, HEADINGS, COLOURS.values(), strict=True):
+                label = heading if number == 0 else None
+                axis.plot(x, [point[split][name] for point in points], color=colour, label=label)
+        title = "trained prompts" if split == "train" else "unseen prompts"
+        axis.set(title=title, xlabel="iteration", ylim=(0, 1.02))
 
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].legend(frameon=False, fontsize=8, loc="center right")
     style(axes)
     save_figure(figure, "counting.png")

@@ -10,14 +10,14 @@ from torch import Tensor
 from burnish.rewards.question import TEXT
 from burnish.rewards.vlm import load
 from burnish.types import Prompt
-from experiments.counting.plan import READER
+from experiments.counting.plan import OTHER_READER
 
 
 class Text:
-    """Says 1 where the reader sees text in an image, else 0."""
+    """Says 1 where the other reader sees text in an image, else 0."""
 
     def __init__(self) -> None:
-        self.reader = load(READER)
+        self.reader = load(OTHER_READER)
 
     def __call__(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         replies = self.reader(images, [TEXT] * len(images))

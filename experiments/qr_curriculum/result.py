@@ -40,7 +40,6 @@ from experiments.running import run_folder
 FOLDER = Path(__file__).parent
 COLOURS = {
     "gradient": "#b4501e",
-    "gradient_curriculum": "#d99a2b",
     "no_picture": "#6a51a3",
     "scanner": "#3060b0",
     "scanner_curriculum": "#20a0a0",
