@@ -379,7 +379,7 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """The files of the run directory, and how often they are written."""
+    """The files of the run directory, how often they are written, and what processes share."""
 
     checkpoint_every: int = 1  # iterations
     keep: int = 2  # newest checkpoints kept
@@ -396,6 +396,9 @@ class RunConfig:
     tracker_folder: FilePath = ""
     # for each one's start: { wandb = { entity = "..." } }
     tracker_options: Table = field(default_factory=dict)
+    # "full": of several processes each keeps a part of the network's weights (FSDP2), of those that
+    # learn with train = "full" too, with their moments and average; "": each keeps all
+    sharding: str = ""
 
 
 @dataclass(frozen=True)
@@ -803,6 +806,7 @@ _RULES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("run.sample_every", lambda n: n >= 0, "0 (none) or more"),
     ("run.sample_prompts", lambda n: 1 <= n <= 10_000, "1 to 10000"),
     ("run.thumbnails", lambda n: 0 <= n <= 512, "0 to 512"),
+    ("run.sharding", lambda s: s in ("", "full"), '"full", or "" for all weights in each process'),
 )
 
 
@@ -825,10 +829,33 @@ def _check_numbers(config: Config) -> None:
             "model.quantization stores weights that stay as they are, and with model.train = "
             '"full" they all learn; set train = "lora", or leave quantization out'
         )
+    if config.run.sharding:
+        _check_sharding(config)
     if config.batch.minibatches > images:
         raise ValueError(
             f"batch.minibatches = {config.batch.minibatches}, but an iteration has only {images} "
             "images; lower it"
+        )
+
+
+def _check_sharding(config: Config) -> None:
+    """Refuse what cannot be divided, or what some processes would compute alone."""
+    if config.model.quantization:
+        raise ValueError(
+            f'run.sharding = "full" divides weights, and model.quantization = '
+            f'"{config.model.quantization}" stores them in blocks that must stay whole; leave one '
+            "of them out"
+        )
+    if config.optimizer.eight_bit and config.model.train == "full":
+        raise ValueError(
+            "optimizer.eight_bit stores moments in blocks, which run.sharding cannot divide; leave "
+            "one of them out"
+        )
+    if config.sampler.shared_noise and config.sampler.window.size:
+        raise ValueError(
+            "sampler.shared_noise with a window computes as many starts as a process has different "
+            "prompts, but with run.sharding all processes must make the same calls; leave one of "
+            "the three out"
         )
 
 

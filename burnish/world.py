@@ -120,7 +120,10 @@ class World:
 
 
 def join_world(
-    trackers: Sequence[str] = (), folder: Path | None = None, device: str = "auto"
+    trackers: Sequence[str] = (),
+    folder: Path | None = None,
+    device: str = "auto",
+    sharding: str = "",
 ) -> World:
     """Return this process's place among the processes that were launched together.
 
@@ -128,6 +131,7 @@ def join_world(
         trackers: names of experiment trackers, such as "wandb".
         folder: for files of the trackers.
         device: "cpu" keeps accelerate off the GPU.
+        sharding: "full" if the processes share the weights, which a single one cannot.
 
     Raises:
         ValueError: a tracker is unknown or not installed, or processes were launched in a way that
@@ -136,6 +140,11 @@ def join_world(
     _check_trackers(trackers)
     _warn_if_launched_alone()
     launched = processes_launched()
+    if sharding and launched == 1:
+        raise ValueError(
+            f'run.sharding = "{sharding}" divides the weights among several processes, and this is '
+            "a single one; start them by torchrun, or leave it out"
+        )
     if not trackers and launched == 1:
         return World()
 

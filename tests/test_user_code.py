@@ -79,7 +79,7 @@ def test_a_reward_spoils_only_its_own(spoil: Callable[..., None], timeout: float
     assert torch.equal(scores.parts[:, 2].float(), brightness(IMAGES, PROMPTS))
 
     panel = Panel(rewards)
-    rows, _ = panel.measure(None, None, None, images, PROMPTS, 0)  # type: ignore[arg-type]
+    rows, _ = panel.measure(images, PROMPTS)
     assert [row["reads"] for row in rows] == scores.parts[:, 2].tolist()
 
 

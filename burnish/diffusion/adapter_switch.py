@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.diffusion.cpu import linear
+from burnish.diffusion.sharding import held, is_sharded
 
 AdapterState = Literal["adapter", "merged", "reference"]
 """The weights that a network computes with.
@@ -49,11 +50,13 @@ class AdapterSlot:
         """Put the layer for `state` into the network.
 
         Half-precision weights stay unmerged: rounded into them, most of a small adapter would be
-        lost.
+        lost. Sharded ones do too, of which no process has all.
         """
         base = self.layer.base_layer
-        merge = state == "merged" and self.weight.dtype == torch.float32
-        base.weight.data = self.weight + self._delta() if merge else self.weight
+        sharded = is_sharded(self.weight)
+        merge = state == "merged" and self.weight.dtype == torch.float32 and not sharded
+        if not sharded:
+            base.weight.data = self.weight + self._delta() if merge else self.weight
         setattr(self.parent, self.name, base if merge or state == "reference" else self.layer)
 
     def _delta(self) -> Tensor:
@@ -99,12 +102,22 @@ class AdapterSwitch:
 
     def _set(self, state: AdapterState) -> None:
         if self._initial is not None and (state == "reference") != (self._state == "reference"):
-            for i, p in enumerate(self._trainable):
-                p.data, self._initial[i] = self._initial[i], p.data
+            self._exchange(self._initial)
         for slot in self._slots:
             slot.fill(state)
 
         self._state = state
+
+    @torch.no_grad()
+    def _exchange(self, others: list[Tensor]) -> None:
+        """Exchange the trained weights and others; those of sharded weights in their memory."""
+        for i, (p, part) in enumerate(zip(self._trainable, held(self._trainable), strict=True)):
+            if is_sharded(p):
+                current = part.detach().clone()
+                part.copy_(others[i])
+                others[i] = current
+            else:
+                p.data, others[i] = others[i], p.data
 
 
 def adapter_slots(network: nn.Module) -> list[AdapterSlot]:

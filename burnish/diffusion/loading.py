@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -343,10 +343,13 @@ def _as_read(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def place_parts(pipe: Any, device: torch.device | str, texts: bool) -> None:
-    """Move a pipeline's text encoders to a device, or all of its parts but these."""
+def place_parts(
+    pipe: Any, device: torch.device | str, texts: bool, left: Collection[nn.Module] = ()
+) -> None:
+    """Move a pipeline's text encoders to a device, or all of its parts but these and `left`."""
     for name, part in pipe.components.items():
-        if isinstance(part, nn.Module) and name.startswith("text_encoder") == texts:
+        chosen = name.startswith("text_encoder") == texts and part not in left
+        if isinstance(part, nn.Module) and chosen:
             part.to(device)
 
 

@@ -19,6 +19,7 @@ from burnish.diffusion.families import family_of
 from burnish.diffusion.family import CONTROLNET
 from burnish.diffusion.lora_file import FILE, find_lora, locate, plain_name
 from burnish.diffusion.quantization import quantization_of
+from burnish.diffusion.sharding import gathered, part_of, stock_class
 from burnish.errors import first_line
 
 
@@ -133,10 +134,9 @@ def trainable_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def copied_state(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a copy of the parameters `named`, on the CPU."""
+    """Return a copy of the parameters `named`, on the CPU; of sharded ones see `gathered`."""
     return {
-        name: p.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, p in named.items()
+        name: gathered(p).clone(memory_format=torch.contiguous_format) for name, p in named.items()
     }
 
 
@@ -162,7 +162,7 @@ def copy_state(named: Mapping[str, Tensor], state: Mapping[str, Tensor], source:
         _check_shape(name, tuple(parameter.shape), tuple(state[name].shape), source)
 
     for name, parameter in named.items():
-        parameter.copy_(state[name])
+        parameter.copy_(part_of(state[name], parameter))
 
 
 def _check_shape(name: str, ours: tuple[int, ...], theirs: tuple[int, ...], source: str) -> None:
@@ -184,7 +184,7 @@ def write_adapter(
     part: str,
     network: nn.Module,
     folder: Path,
-    full: bool = False,
+    full: Mapping[str, Tensor] | None = None,
     text_layers: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write the adapter of the pipeline's `part`, or with `full` the whole network.
@@ -198,7 +198,7 @@ def write_adapter(
         part: the attribute with the network.
         network: the same, not compiled.
         folder: to write into.
-        full: True for the whole network.
+        full: the whole network's state.
         text_layers: what `read_adapter` returned, written too.
 
     Raises:
@@ -206,9 +206,8 @@ def write_adapter(
     """
     blank = _blank(network)
 
-    if full:
-        state = {plain_name(name): value for name, value in network.state_dict().items()}
-        blank.load_state_dict(state, assign=True)
+    if full is not None:
+        blank.load_state_dict(full, assign=True)
         blank.save_pretrained(folder)  # type: ignore[operator]
         return
 
@@ -234,7 +233,8 @@ def _on_cpu(value: Tensor) -> Tensor:
 def _blank(network: nn.Module) -> nn.Module:
     """Return a network without weights, as its class makes it from the configuration."""
     with torch.device("meta"):
-        made: nn.Module = type(network).from_config(network.config)  # type: ignore[attr-defined]
+        kind: Any = stock_class(network)
+        made: nn.Module = kind.from_config(network.config)
     return made
 
 

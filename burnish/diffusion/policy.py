@@ -8,7 +8,6 @@ training. Dropout is off always.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +35,11 @@ from burnish.diffusion.loading import (
 from burnish.diffusion.prompt_encoder import PromptEncoder
 from burnish.diffusion.quantization import quantization_of, quantize, require_bitsandbytes
 from burnish.diffusion.schedule import Flow, Schedule, on_device, read_schedule
+from burnish.diffusion.sharding import copies_held, shard
 from burnish.diffusion.weights import (
     TrainableWeights,
+    all_weights,
+    called_networks,
     copy_weights,
     enable_gradient_checkpointing,
     prepare_networks,
@@ -143,6 +145,7 @@ class Policy(TrainableWeights):
         clip_skip: int = 0,
         quantization: str = "",
         text_encoder: str = "keep",
+        sharded: bool = False,
         encode_first: Callable[[PromptEncoder], None] | None = None,
     ) -> Policy:
         """Return a policy of `zoo:NAME`, a folder, a hub id, or a diffusers pipeline in memory.
@@ -179,6 +182,8 @@ class Policy(TrainableWeights):
                 fused LoRA in them; needs bitsandbytes.
             text_encoder: "keep" has the text encoders on the device; "cpu" leaves them in main
                 memory, where they encode.
+            sharded: each of the processes of `torch.distributed` keeps a part of the network's
+                frozen weights, with "full" of all; they call the policy equally often, together.
             encode_first: called with the prompt encoder while only the text encoders are on the
                 device, to encode prompts and `free` these.
 
@@ -196,14 +201,13 @@ class Policy(TrainableWeights):
         trained_dtype = torch.float32 if train == "full" else frozen_dtype
 
         target = choose_device(device)
-        # in main memory; what has no memory cannot wait in any
-        waits = target.type != "meta" and (quantization or encode_first or text_encoder == "cpu")
+        waits = _waits(target, bool(quantization) or sharded, text_encoder, encode_first)
         pipe = load_pipeline(
             model,
             dtype=frozen_dtype,
             network_dtype=frozen_dtype if trainable_parts == "controlnet" else trained_dtype,
             device="cpu" if waits else target,
-            waits=bool(waits),
+            waits=waits,
             revision=revision,
             variant=variant,
             config=config,
@@ -213,10 +217,7 @@ class Policy(TrainableWeights):
             attach_vae(pipe, vae, frozen_dtype, variant)
         _check_float16(pipe, family, dtype)
 
-        if size:
-            family.resize(pipe, sides_of(size))
-        fused_texts = _change(pipe, model, scheduler, fused_lora, clip_skip)
-
+        fused_texts = _change(pipe, family, model, size, scheduler, fused_lora, clip_skip)
         if controlnet:
             control_dtype = trained_dtype if trainable_parts else frozen_dtype
             pipe = attach_controlnet(pipe, controlnet, control_dtype, variant)
@@ -227,16 +228,20 @@ class Policy(TrainableWeights):
         prompt_encoder = PromptEncoder(pipe, family, target)
         end_dropout(pipe)
         if waits:
-            _place(pipe, target, text_encoder, partial(encode_first or _nothing, prompt_encoder))
+            _place(pipe, family, target, text_encoder, encode_first, prompt_encoder, sharded)
 
         trainable = trainable_networks(pipe, family, trainable_parts)
-        prepare_networks(pipe, family, trainable, train, rank, alpha, targets)
+        prepare_networks(pipe, family, trainable, train, rank, alpha, targets, target)
         initial = copy_weights(trainable) if train == "full" and reference else None
         text = {} if adapter is None else read_adapters(pipe, family, trainable, adapter, train)
 
         if gradient_checkpointing:
             enable_gradient_checkpointing(pipe, family)
         end_dropout(pipe)  # of the adapter's layers too
+
+        if sharded:
+            shard(called_networks(pipe, family), target, train)
+            initial = initial and copies_held(initial, all_weights(trainable))
 
         policy = cls(
             pipe,
@@ -343,7 +348,9 @@ class Policy(TrainableWeights):
 
         # of a device without memory the CPU's autocast stands for its own (`allocations`)
         kind = "cpu" if self.device.type == "meta" else self.device.type
-        with torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32):
+        half = self.dtype != torch.float32
+        # what autocast remembers of weights would outlive their coming together
+        with torch.autocast(kind, self.dtype, enabled=half, cache_enabled=not self.sharded):
             out = guidance(raw, x, on_device(t, self.device), cond, null)
 
         if self._family.after_guidance is not None and out is not outputs[-1]:
@@ -396,13 +403,21 @@ def _lora_texts(fused: list[str], adapter: Mapping[str, Tensor]) -> dict[str, li
 
 
 def _change(
-    pipe: Any, model: object, scheduler: str, fused_lora: str | Path | None, clip_skip: int
+    pipe: Any,
+    family: Family,
+    model: object,
+    size: int | Sequence[int],
+    scheduler: str,
+    fused_lora: str | Path | None,
+    clip_skip: int,
 ) -> list[str]:
     """Change a pipeline as its user wants it: see `Policy.load`.
 
     Returns:
         The text encoders that the merged LoRA changes.
     """
+    if size:
+        family.resize(pipe, sides_of(size))
     if scheduler == "lcm":
         _make_consistent(pipe, model)
     texts = lora.merge_lora(pipe, fused_lora) if fused_lora is not None else []
@@ -411,16 +426,45 @@ def _change(
     return texts
 
 
-def _place(pipe: Any, device: torch.device, text_encoder: str, encode: Callable[[], None]) -> None:
-    """Bring a pipeline's parts to the device: first the text encoders, which `encode`."""
+def _waits(
+    device: torch.device,
+    changed: bool,
+    text_encoder: str,
+    encode_first: Callable[[PromptEncoder], None] | None,
+) -> bool:
+    """Return whether a pipeline waits in main memory, and comes to the device part by part.
+
+    What has no memory cannot wait in any.
+
+    Args:
+        device: on which the network will compute.
+        changed: the network comes to the device in another form.
+        text_encoder: see `Policy.load`.
+        encode_first: the same.
+    """
+    if device.type == "meta":
+        return False
+    return changed or encode_first is not None or text_encoder == "cpu"
+
+
+def _place(
+    pipe: Any,
+    family: Family,
+    device: torch.device,
+    text_encoder: str,
+    encode_first: Callable[[PromptEncoder], None] | None,
+    prompt_encoder: PromptEncoder,
+    sharded: bool,
+) -> None:
+    """Bring a pipeline's parts to the device: first the text encoders, which may encode then.
+
+    Networks that are to be sharded stay where they are.
+    """
     if text_encoder != "cpu":
         place_parts(pipe, device, texts=True)
-    encode()
-    place_parts(pipe, device, texts=False)
-
-
-def _nothing(encoder: PromptEncoder) -> None:
-    """Encode nothing."""
+    if encode_first is not None:
+        encode_first(prompt_encoder)
+    place_parts(pipe, device, texts=False, left=called_networks(pipe, family) if sharded else ())
 
 
 def decoded_at_once(policy: Policy) -> int:

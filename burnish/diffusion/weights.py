@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from burnish.diffusion import lora
+from burnish.diffusion import lora, lora_file
 from burnish.diffusion.adapter_switch import AdapterSwitch
 from burnish.diffusion.cpu import optimize_for_cpu
 from burnish.diffusion.family import CONTROLNET, Family, networks
+from burnish.diffusion.sharding import gathered, is_main, is_sharded
 from burnish.diffusion.shared_trunk import share_guidance_trunk
 from burnish.files import publishing
 
@@ -30,6 +31,8 @@ class TrainableWeights:
         train: "lora", "full" or "none".
         named_trainable: the parameters that learn, by name.
         trainable: the same without names, float32; empty with `train="none"`.
+        sharded: this process has a part of each network's frozen, or of all, weights: all
+            processes must make the same calls together.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class TrainableWeights:
 
         self.named_trainable = lora.trainable_parameters(self._root)
         self.trainable = list(self.named_trainable.values())
+        self.sharded = any(map(is_sharded, self._root.parameters()))
         self._initial = initial
         self._switch = AdapterSwitch(self._root, self.trainable, initial)
 
@@ -112,7 +116,10 @@ class TrainableWeights:
             lora.set_lora_scale(network, strength)
 
     def state(self) -> dict[str, Tensor]:
-        """Return a copy of the learned weights by parameter name, float32 on the CPU."""
+        """Return a copy of the learned weights by parameter name, float32 on the CPU.
+
+        Sharded ones are empty in all processes but the main one.
+        """
         return lora.copied_state(self.named_trainable)
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -131,7 +138,8 @@ class TrainableWeights:
 
         It is a LoRA for `pipe.load_lora_weights(folder)`, or the whole network. What a ControlNet
         learned goes to `folder/controlnet`, for `ControlNetModel`'s `load_lora_adapter` or
-        `from_pretrained`.
+        `from_pretrained`. With a sharded network all processes must call this together, and the
+        main one writes.
 
         Args:
             folder: to write into; it is made if it is missing.
@@ -139,13 +147,17 @@ class TrainableWeights:
         Raises:
             RuntimeError: another program would read something else than the network computes with.
         """
+        full = self.train == "full"
+        states = {part: _whole_state(one) for part, one in self._networks.items() if full}
+        if self.sharded and not is_main():
+            return
+
         with publishing(Path(folder), lora.sort_metadata) as temporary:
             for part, network in self._networks.items():
                 subfolder = adapter_folder(temporary, part, self._family)
                 subfolder.mkdir(exist_ok=True)
                 text = self._text_layers if part == self._family.network else None
-                full = self.train == "full"
-                lora.write_adapter(self.pipe, part, network, subfolder, full, text)
+                lora.write_adapter(self.pipe, part, network, subfolder, states.get(part), text)
 
 
 def trainable_networks(pipe: Any, family: Family, trainable_parts: str) -> dict[str, nn.Module]:
@@ -194,6 +206,7 @@ def prepare_networks(
     rank: int,
     alpha: float,
     targets: Sequence[str],
+    device: torch.device,
 ) -> None:
     """Freeze the pipeline but for the weights that learn, and give it fast and precise layers.
 
@@ -205,6 +218,7 @@ def prepare_networks(
         rank: of the adapter.
         alpha: of the adapter.
         targets: ends of the names of the layers that get one.
+        device: on which the networks will compute.
     """
     if family.upcast and pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
         # it overflows in float16; the stock pipeline does the same, image by image
@@ -221,15 +235,18 @@ def prepare_networks(
             for parameter in network.parameters():
                 parameter.data = parameter.data.float()
 
-    trained = family.network_of(pipe)
-    shape = family.latent_shape(pipe)
-    optimize_for_cpu(trained, shape)
-    optimize_for_cpu(pipe.vae, shape)
+    if device.type == "cpu":
+        shape = family.latent_shape(pipe)
+        for network in (*called_networks(pipe, family), pipe.vae):
+            optimize_for_cpu(network, shape)
 
-    if hasattr(pipe, CONTROLNET):
-        optimize_for_cpu(getattr(pipe, CONTROLNET), shape)
+    share_guidance_trunk(family.network_of(pipe))
 
-    share_guidance_trunk(trained)
+
+def called_networks(pipe: Any, family: Family) -> list[nn.Module]:
+    """Return the networks that a prediction calls: the family's, and a ControlNet."""
+    names = [name for name in (family.network, CONTROLNET) if hasattr(pipe, name)]
+    return [uncompiled(getattr(pipe, name)) for name in names]
 
 
 def read_adapters(
@@ -278,6 +295,19 @@ def enable_gradient_checkpointing(
         getattr(pipe, CONTROLNET).enable_gradient_checkpointing(checkpoint)
 
 
+def _whole_state(network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's state by the names of a stock network; a sharded one's see `gathered`."""
+    return {
+        lora_file.plain_name(name): gathered(value) if is_sharded(value) else value
+        for name, value in network.state_dict().items()
+    }
+
+
 def copy_weights(trainable: Mapping[str, nn.Module]) -> list[Tensor]:
     """Return a copy of all weights of the networks, in the order of their parameters."""
-    return [p.detach().clone() for network in trainable.values() for p in network.parameters()]
+    return [p.detach().clone() for p in all_weights(trainable)]
+
+
+def all_weights(trainable: Mapping[str, nn.Module]) -> list[nn.Parameter]:
+    """Return all weights of the networks."""
+    return [p for network in trainable.values() for p in network.parameters()]

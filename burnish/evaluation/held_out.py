@@ -37,24 +37,33 @@ class Panel:
     kl: bool = False
     tolerance: Tolerance = STRICT
 
-    def measure(
-        self,
-        policy: Policy,
-        sampler: Sampler,
-        trajectory: Trajectory,
-        images: Tensor,
-        prompts: Sequence[Prompt],
-        first: int,
-    ) -> tuple[list[dict[str, float]], list[list[float]]]:
-        """Return the measures and the embedding of each image of a chunk.
+    def divergence(
+        self, policy: Policy, sampler: Sampler, trajectory: Trajectory, first: int, together: int
+    ) -> list[float]:
+        """Return the KL of the images of a chunk of which it is measured, the first ones.
 
         Args:
             policy: the current weights.
             sampler: drew the trajectories.
             trajectory: of the chunk's images.
+            first: the index of the chunk's first image among all images of the evaluation.
+            together: that of the first image that any process has drawn at the same time: a sharded
+                network is called by all or by none.
+        """
+        earliest = together if policy.sharded else first
+        if not self.kl or earliest >= KL_IMAGES or not trajectory.logp.shape[1]:
+            return []
+        return divergence(policy, sampler, trajectory)[: max(KL_IMAGES - first, 0)].tolist()
+
+    def measure(
+        self, images: Tensor, prompts: Sequence[Prompt], kl: Sequence[float] = ()
+    ) -> tuple[list[dict[str, float]], list[list[float]]]:
+        """Return the measures and the embedding of each image of a chunk.
+
+        Args:
             images: (B, 3, H, W) in [0, 1].
             prompts: B of them.
-            first: the index of the chunk's first image among all images of the evaluation.
+            kl: of the first ones.
 
         Returns:
             B rows of measures by name, and B embeddings, which are empty without a CLIP.
@@ -66,10 +75,8 @@ class Panel:
             for row, values in zip(rows, scores.parts.tolist(), strict=True):
                 row.update(zip(scores.names, values, strict=True))
 
-        if self.kl and first < KL_IMAGES and trajectory.logp.shape[1]:
-            values = divergence(policy, sampler, trajectory)[: KL_IMAGES - first].tolist()
-            for row, value in zip(rows, values, strict=False):
-                row["kl"] = value
+        for row, value in zip(rows, kl, strict=False):
+            row["kl"] = value
 
         if self.clip is None:
             return rows, [[] for _ in prompts]

@@ -127,11 +127,15 @@ def evaluate(
     repeated = [prompt for prompt in prompts for _ in range(images_per_prompt)]
     rows: list[_Image] = []
 
-    for number, start in enumerate(range(0, len(repeated), chunk)):
-        if number % world.count == 0:
-            poll()  # all processes together, then each takes one chunk
-        if number % world.count != world.rank:
+    starts = range(0, len(repeated), chunk)
+    for first in range(0, len(starts), world.count):
+        poll()  # all processes together, then each takes one chunk
+        idle = first + world.rank >= len(starts)
+        if idle and not policy.sharded:
             continue
+
+        # with a sharded network all make the same calls
+        start = starts[min(first + world.rank, len(starts) - 1)]
 
         # expanded here, not all at once, so that the processes share this work too
         batch = repeated[start : start + chunk]
@@ -142,11 +146,14 @@ def evaluate(
         noise = generator(seed, "evaluation", start)
         group = indices // images_per_prompt
         trajectory, images = sampler.sample(policy, batch, group, noise)
+        kl = panel.divergence(policy, sampler, trajectory, start, starts[first])
+        if idle:
+            continue
 
         on_images(images)
         parts = score(rewards, images, batch, tolerance).parts.tolist()
         judged = _judged(judge, images, batch)
-        held_out = panel.measure(policy, sampler, trajectory, images, batch, start)
+        held_out = panel.measure(images, batch, kl)
         columns = zip(indices.tolist(), parts, judged, *held_out, strict=True)
         rows += [_Image(*values) for values in columns]
         advance(len(batch) * world.count)  # the other processes take as many meanwhile

@@ -244,7 +244,8 @@ class Rehearsal:
     ) -> Finding:
         """Check that the guard's measures can be taken."""
         parts = self.parts
-        measured, _ = parts.panel.measure(parts.policy, sampler, trajectory, images, prompts, 0)
+        kl = parts.panel.divergence(parts.policy, sampler, trajectory, 0, 0)
+        measured, _ = parts.panel.measure(images, prompts, kl)
         names = ["judge"] if parts.judge else []
         names += [*measured[0], *(["diversity"] if parts.panel.clip else [])]
         every = self.config.evaluation.every

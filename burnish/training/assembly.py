@@ -229,6 +229,7 @@ def assemble(
     device: str = "",
     overrides: Overrides | None = None,
     poll: Callable[[], None] = keep_waiting,
+    sharded: bool = False,
 ) -> Parts:
     """Return the parts of a configuration, with what `overrides` gives in place of its own.
 
@@ -239,11 +240,17 @@ def assemble(
         device: in place of the configuration's; "" keeps that.
         overrides: objects in place of what the configuration names.
         poll: called often while a reward is waited for; it may raise to stop.
+        sharded: each process keeps a part of the network's weights.
 
     Raises:
         ValueError, OSError: a part cannot be loaded, or the parts do not fit each other.
     """
     overrides = overrides or Overrides()
+    if sharded and overrides.policy is not None:
+        raise ValueError(
+            'run.sharding = "full" divides a model while it is loaded, and overrides.policy is '
+            "loaded; leave one of them out"
+        )
     check_expander(config)
     check_identifiers(config)
     check_text_encoder(config, listed=overrides.source is None)
@@ -267,7 +274,7 @@ def assemble(
     with stage("loading", f"model {config.model.id}"):
         first = encoded_first(config, sampler, prompts, evaluation_prompts)
         policy = overrides.policy or load_policy(
-            config, device, reference=reference, encode_first=first
+            config, device, reference=reference, encode_first=first, sharded=sharded
         )
     check_policy(config, policy)
     warn_of_text_layers(policy)
@@ -498,6 +505,7 @@ def load_policy(
     reference: bool = False,
     pipe: Any = None,
     encode_first: Callable[[PromptEncoder], None] | None = None,
+    sharded: bool = False,
 ) -> Policy:
     """Return the model with its trainable weights.
 
@@ -509,6 +517,7 @@ def load_policy(
         pipe: a diffusers pipeline in place of the configuration's.
         encode_first: what `encoded_first` returned. Without it, text encoders that a run frees stay
             in main memory: who draws later has other prompts.
+        sharded: each process keeps a part of the network's weights.
     """
     model = config.model
     is_beside = model.text_encoder == "keep" or encode_first is not None
@@ -545,6 +554,7 @@ def load_policy(
         quantization=model.quantization,
         text_encoder="keep" if is_beside else "cpu",
         encode_first=encode_first,
+        sharded=sharded,
     )
     policy.prompt_encoder.warnings.signs = model.prompt_signs != "letters"
     add_identifiers(config, policy, source)

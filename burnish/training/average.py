@@ -6,7 +6,7 @@ objectives compare with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.config import OldPolicyConfig
+from burnish.diffusion.sharding import held
 from burnish.training.checkpoint import prefixed, under
 
 
@@ -29,6 +30,18 @@ class Trainable(Protocol):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned."""
         ...
+
+
+def copies(network: Trainable) -> list[Tensor]:
+    """Return copies of the trained weights, as far as this process holds them."""
+    return [parameter.detach().clone() for parameter in held(network.trainable)]
+
+
+@torch.no_grad()
+def copy_into(network: Trainable, weights: Sequence[Tensor]) -> None:
+    """Give the trained weights the values that `copies` returned."""
+    for parameter, value in zip(held(network.trainable), weights, strict=True):
+        parameter.copy_(value)
 
 
 class NoAverage:
@@ -100,28 +113,23 @@ class LaggingPolicy(OldPolicy):
     @torch.no_grad()
     def step(self, iteration: int) -> None:
         """Take in the weights after an iteration's updates."""
-        current = [parameter.detach() for parameter in self.network.trainable]
+        current = [parameter.detach() for parameter in held(self.network.trainable)]
         torch._foreach_lerp_(self.weights, current, 1 - self.decay(iteration))
 
     def restart(self) -> None:
         """Begin again from the weights as they are."""
-        self.weights = [parameter.detach().clone() for parameter in self.network.trainable]
+        self.weights = copies(self.network)
 
     @contextmanager
     @torch.no_grad()
     def applied(self) -> Iterator[None]:
         """Return a context in which the network has the weights that sample."""
-        current = [parameter.detach().clone() for parameter in self.network.trainable]
-        self._copy(self.weights)
+        current = copies(self.network)
+        copy_into(self.network, self.weights)
         try:
             yield
         finally:
-            self._copy(current)
-
-    @torch.no_grad()
-    def _copy(self, weights: list[Tensor]) -> None:
-        for parameter, value in zip(self.network.trainable, weights, strict=True):
-            parameter.copy_(value)
+            copy_into(self.network, current)
 
     def state(self) -> dict[str, Tensor]:
         """Return its weights, named as the network's."""
@@ -151,26 +159,26 @@ class MovingAverage(NoAverage):
         from diffusers.training_utils import EMAModel
 
         self.network = network
-        self.ema = EMAModel(network.trainable, decay=decay)
+        self.weights = held(network.trainable)
+        self.ema = EMAModel(self.weights, decay=decay)
 
     def step(self) -> None:
         """Take in the weights after an optimizer step."""
-        self.ema.step(self.network.trainable)
+        self.ema.step(self.weights)
 
     def restart(self) -> None:
         """Begin again from the weights as they are; the decay stays where it was."""
-        copies = [parameter.detach().clone() for parameter in self.network.trainable]
-        self.ema.load_state_dict({"shadow_params": copies})
+        self.ema.load_state_dict({"shadow_params": copies(self.network)})
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Return a context in which the network has its averaged weights."""
-        self.ema.store(self.network.trainable)
-        self.ema.copy_to(self.network.trainable)
+        self.ema.store(self.weights)
+        self.ema.copy_to(self.weights)
         try:
             yield
         finally:
-            self.ema.restore(self.network.trainable)
+            self.ema.restore(self.weights)
 
     def state(self) -> dict[str, Tensor]:
         """Return the averaged weights and the number of steps."""

@@ -25,7 +25,7 @@ from burnish.rewards.gradient import image_gradient
 from burnish.rl.advantages import weights_per_image
 from burnish.training.assembly import Parts
 from burnish.training.batch import RolloutBatch
-from burnish.training.forward import ForwardProcesses, training_calls, transition_count
+from burnish.training.forward import ForwardProcesses, transition_count
 from burnish.training.requirements import needs_reference
 from burnish.types import Prompt
 from burnish.world import World
@@ -51,11 +51,7 @@ class ChainProcesses:
             pairs: of each optimizer step.
         """
         objective = self.parts.objective
-        calls = [
-            call
-            for minibatch in pairs
-            for call in training_calls(minibatch, self.config.batch.train_batch)
-        ]
+        calls = [(rows, columns) for one in pairs for rows, columns, _ in self.forward.calls(one)]
         process = self.undirected(batch)
 
         if objective.direction == "difference":

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from burnish.annotations import complaint
+from burnish.diffusion.sharding import gathered, part_of
 from burnish.errors import os_error_context, type_and_message
 from burnish.files import (
     dumps,
@@ -235,7 +236,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the optimizer's memory as "index.key" -> tensor, on the CPU.
 
     An 8-bit one wraps some of it in a table of its own, which is laid flat too: it takes it back
-    either way.
+    either way. That of a sharded network is brought together, see `gathered`.
     """
     tensors: dict[str, Tensor] = {}
 
@@ -245,7 +246,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
             flat |= flat.pop(key)
 
         tensors |= {
-            f"{index}.{key}": torch.as_tensor(value).detach().cpu().clone()
+            f"{index}.{key}": gathered(torch.as_tensor(value)).clone()
             for key, value in flat.items()
         }
 
@@ -255,11 +256,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Restore what `optimizer_tensors` returned; the optimizer's settings stay its own."""
     memory: dict[int, dict[str, Any]] = {}
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
 
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
         counter = not tensor.dim() and tensor.dtype == torch.int64  # was a plain number
-        memory.setdefault(int(index), {})[key] = int(tensor) if counter else tensor
+        of_weights = tensor.dim() > 0 and int(index) < len(parameters)
+        value = part_of(tensor, parameters[int(index)]) if of_weights else tensor
+        memory.setdefault(int(index), {})[key] = int(tensor) if counter else value
 
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": memory, "param_groups": groups})

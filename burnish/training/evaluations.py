@@ -218,6 +218,8 @@ def roll_back(job: Job, initial: Evaluations, iteration: int) -> None:
 
     draw_samples(job, iteration)
     if not job.world.main:
+        if job.parts.policy.sharded:
+            export(job, iteration)
         return
 
     path = job.run.evaluation_file(iteration)

@@ -48,8 +48,7 @@ class ForwardProcesses:
             mixtures=self.parts.objective.mixtures,
             with_kl_old=self.parts.objective.uses_old_prediction,
         )
-        size = self.config.batch.train_batch
-        calls = [call for minibatch in pairs for call in training_calls(minibatch, size)]
+        calls = [(rows, columns) for one in pairs for rows, columns, _ in self.calls(one)]
 
         if self.needs_old(pairs):
             process = replace(process, old=process.predictions(calls, self.old_weights()))
@@ -57,6 +56,20 @@ class ForwardProcesses:
             process = self.with_anchor(process, calls, iteration)
 
         return process
+
+    def calls(self, pairs: Pairs) -> list[tuple[Tensor, Tensor, float]]:
+        """Return the pairs of each training call of a minibatch, and their share of all its pairs.
+
+        A sharded network is called by all processes together: those with fewer calls make their
+        first one again, with a share of 0.
+        """
+        own = training_calls(pairs, self.config.batch.train_batch)
+        calls = [(rows, columns, len(rows) / len(pairs[0])) for rows, columns in own]
+        if self.parts.policy.sharded:
+            most = int(self.world.gather(torch.tensor([len(own)])).max())
+            calls += [(*own[0], 0.0)] * (most - len(own))
+
+        return calls
 
     def clean_latents(self, trajectory: Trajectory, iteration: int) -> Tensor:
         """Return the latents (B, *latent) that are noised, float32 on the CPU."""

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from burnish import run_control
 from burnish.config import Config
+from burnish.diffusion.sharding import bit_sum, unlike
 from burnish.prompts.expander import Expander
 from burnish.runs import Run
 from burnish.training.assembly import Overrides, Parts, assemble
@@ -49,6 +50,15 @@ class Job:
     learners: Mapping[str, Learner]  # in the order in which they learn
     poll: Callable[[], None]  # raises `Stopped` if a stop was requested
 
+    def takes_part(self, wanted: bool) -> bool:
+        """Return whether this process does what the main one wants to do.
+
+        It is the main one, or the network is sharded, which needs all of them. Only the main
+        process writes, in any case.
+        """
+        wanted = self.world.main and wanted
+        return self.world.any(wanted) if self.parts.policy.sharded else wanted
+
 
 def prepare(
     config: Config,
@@ -73,7 +83,8 @@ def prepare(
             raise Stopped
 
     def poll_alone() -> None:  # while this process waits, the others cannot be asked
-        if stops():
+        # with a sharded network a process can save nothing without them
+        if not config.run.sharding and stops():
             raise Stopped
 
     check_folder(run, world)
@@ -88,7 +99,9 @@ def prepare(
     overrides = overrides or Overrides()
     given_learners = checked_learners(overrides.learners)
     adamw(config.optimizer)  # says so at once if the library for 8 bits is missing
-    parts = assemble(config, world.device(config.model.device), overrides, poll_alone)
+    device = world.device(config.model.device)
+    sharded = config.run.sharding == "full" and world.count > 1
+    parts = assemble(config, device, overrides, poll_alone, sharded)
 
     if parts.expander is not None and config.expander.start:
         share_start(parts.expander, world)
@@ -136,6 +149,8 @@ def share_start(expander: Expander, world: World) -> None:
 def check_weights(job: Job) -> None:
     """Refuse processes that do not begin with the same weights.
 
+    Those of a sharded network are compared before they are divided.
+
     Raises:
         ValueError: the message names these processes.
     """
@@ -147,17 +162,7 @@ def check_weights(job: Job) -> None:
     if parts.expander is not None:
         modules.append(parts.expander.model)
 
-    sums = [sum(bit_sum(weight) for weight in module.parameters()) % 2**62 for module in modules]
+    sums = [bit_sum(module) for module in modules]
     everybody = job.world.gather(torch.tensor([sums]))
     if others := (everybody != everybody[0]).any(1).nonzero().flatten().tolist():
-        raise ValueError(
-            f"processes {', '.join(map(str, others))} do not begin with the weights of process 0; "
-            "see that all machines have the same files of the model, of model.adapter and of the "
-            "expander"
-        )
-
-
-def bit_sum(tensor: Tensor) -> int:
-    """Return the sum of a tensor's bits, read as whole numbers: the same in whatever order."""
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return int(tensor.detach().contiguous().view(whole[tensor.element_size()]).sum())
+        raise ValueError(unlike(others))

@@ -77,7 +77,7 @@ def train(
     overrides = overrides or Overrides()
     config = overrides.apply_to(config)
     trackers = Path(config.run.tracker_folder or out)
-    world = join_world(config.run.trackers, trackers, config.model.device)
+    world = join_world(config.run.trackers, trackers, config.model.device, config.run.sharding)
     is_new = not Path(out).exists()
     run = open_run(out, world, resume)
 

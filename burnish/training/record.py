@@ -72,7 +72,7 @@ class Recorder:
             write(run.config, configuration.dump(config, run.folder))
             write(run.origin, dumps(self.origin, indent=1))
             run.forget(self.done)
-            resume.make_up(self.job, self.done)
+        resume.make_up(self.job, self.done)
 
         self.job.world.tracking.start(run, asdict(config), self.done)
         self.initial = evaluate_initial(self.job, self.done)
@@ -186,13 +186,15 @@ class Recorder:
     def end_early(self, error: BaseException) -> None:
         """Save what is done, if the weights are those after an iteration; then raise the error.
 
-        A stop that was requested is none. Code that ends programs must not end this one as if all
-        were well.
+        A stop that was requested is none. With a sharded network only a stop is saved: after
+        another error the other processes are somewhere else, and cannot give their parts. Code that
+        ends programs must not end this one as if all were well.
 
         Raises:
             RuntimeError: user code called `sys.exit`.
         """
-        if self.consistent:
+        together = isinstance(error, Stopped) or not self.job.parts.policy.sharded
+        if self.consistent and together:
             resume.save(self.job, self.done, self.origin)
         if self.job.world.main:
             clear(self.job.run)  # a stop that was asked for is done

@@ -41,13 +41,19 @@ ACCEPT = "--accept-changes (in Python accept_changes=True)"
 def save(job: Job, iteration: int, origin: Mapping[str, Any]) -> None:
     """Write a checkpoint after `iteration`, and the weights in formats of other programs.
 
+    Of a sharded network all processes give their parts, and the main one writes.
+
     Args:
         job: the run.
         iteration: that is done.
         origin: where the run comes from, as it was when this process began.
     """
     path = job.run.checkpoints / f"{iteration:06d}"
-    if not job.world.main or iteration == 0 or checkpoint.is_intact(path):
+    if not job.takes_part(iteration > 0 and not checkpoint.is_intact(path)):
+        return
+    if not job.world.main:
+        job.learners["generator"].state()
+        export(job, iteration)
         return
 
     parts = job.parts
@@ -69,19 +75,25 @@ def save(job: Job, iteration: int, origin: Mapping[str, Any]) -> None:
 
 def make_up(job: Job, done: int) -> None:
     """Do what was due after the checkpoint of iteration `done`, and may not have been done."""
-    if done:
+    if not job.takes_part(done > 0):
+        return
+    if job.world.main:
         spared = best_iteration(job, done)
         checkpoint.prune(job.run.checkpoints, done, job.config.run.keep, spared)
-        export(job, done)
+    export(job, done)
 
 
 def export(job: Job, iteration: int) -> None:
     """Write what the learners have learned, averaged if there is an average, to RUN/adapter.
 
-    RUN/adapter.json comes last, so that an adapter that is not complete can be told.
+    RUN/adapter.json comes last, so that an adapter that is not complete can be told. Of a sharded
+    network all processes give their parts, and the main one writes.
     """
     folder = job.run.adapter
     with averaged(job.learners), tensor_error_context(folder):
+        if not job.world.main:
+            job.parts.policy.save_adapter(folder)
+            return
         for learner in job.learners.values():
             learner.export(folder)
         write_export(job.run, iteration)

@@ -32,8 +32,8 @@ def draw_samples(job: Job, iteration: int, requested: bool = False) -> None:
     """
     settings = job.config.run
     path = job.run.sample_grid(iteration)
-    wanted = settings.sample_every or requested
-    if not job.world.main or not wanted or path.exists():
+    wanted = bool(settings.sample_every) or requested
+    if not job.takes_part(wanted and not path.exists()):
         return
 
     prompts = spread_prompts(job.parts.prompts, settings.sample_prompts)
@@ -43,6 +43,8 @@ def draw_samples(job: Job, iteration: int, requested: bool = False) -> None:
     with stage("sample grid", detail, len(prompts), routine), averaged(job.learners):
         images = sample_images(job, identifiers.with_template(prompts, template))
 
+    if not job.world.main:
+        return
     png, columns = image_grid(images)
     texts = [prompt.text for prompt in prompts]
     layout = {"texts": texts, "columns": columns, "size": images.shape[-1]}
@@ -62,7 +64,7 @@ def draw_strength_grid(job: Job, iteration: int, strength: float) -> None:
     settings = job.config.run
     policy = job.parts.policy
     path = strength_grid(job.run, iteration, strength)
-    if not job.world.main or policy.train != "lora" or path.exists():
+    if not job.takes_part(policy.train == "lora" and not path.exists()):
         return
 
     prompts = spread_prompts(job.parts.prompts, settings.sample_prompts)
@@ -74,7 +76,8 @@ def draw_strength_grid(job: Job, iteration: int, strength: float) -> None:
         finally:
             policy.set_lora_scale(1)
 
-    write(path, image_grid(images)[0])
+    if job.world.main:
+        write(path, image_grid(images)[0])
 
 
 def draw_identifier_grid(job: Job, iteration: int) -> None:
@@ -84,8 +87,8 @@ def draw_identifier_grid(job: Job, iteration: int) -> None:
     """
     config = job.config
     path = job.run.identifier_grid(iteration)
-    wanted = config.sampler.identifiers and config.run.sample_every
-    if not job.world.main or not wanted or path.exists():
+    wanted = bool(config.sampler.identifiers and config.run.sample_every)
+    if not job.takes_part(wanted and not path.exists()):
         return
 
     count = min(IDENTIFIER_PROMPTS, config.run.sample_prompts)
@@ -101,6 +104,8 @@ def draw_identifier_grid(job: Job, iteration: int) -> None:
             for template in (job.parts.template, *templates)
         ]
 
+    if not job.world.main:
+        return
     png, columns = image_grid(torch.cat(images))
     texts = [prompt.text for prompt in prompts]
     layout = {"texts": texts, "rewards": ["all", *names], "columns": columns}

@@ -22,7 +22,7 @@ from burnish.training.baseline import x0_baseline
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.chain import ChainProcesses
 from burnish.training.credit import first_iterations
-from burnish.training.forward import ForwardProcesses, training_calls, transition_count
+from burnish.training.forward import ForwardProcesses, transition_count
 from burnish.training.image_choice import compared_pairs, counted_pairs
 from burnish.training.metrics import merged_metrics, summary
 from burnish.training.weights import WeightUpdater
@@ -145,11 +145,10 @@ class GeneratorUpdates:
         scale = share * credit.loss_scale
         metrics: dict[str, float] = {}
 
-        for rows, columns in training_calls((images, transitions), self.config.batch.train_batch):
+        for rows, columns, part in self.forward.calls((images, transitions)):
             replay = process.replay(rows, columns, reference=objective.kl > 0)
             pair_adv = adv[rows] if adv.dim() == 1 else adv[rows, columns]
             loss = objective(replay, pair_adv)
-            part = len(rows) / len(images)
             self.weights.scaler.scale(loss.value * (part * scale)).backward()
             metrics = merged_metrics(metrics, loss.metrics, part)
 
@@ -181,7 +180,7 @@ class GeneratorUpdates:
         # before the first update nothing has changed
         if not first or objective.compares_with_reference:
             with torch.no_grad():
-                for rows, columns in training_calls(pairs, self.config.batch.train_batch):
+                for rows, columns, _ in self.forward.calls(pairs):
                     replay = process.replay(rows, columns, objective.compares_with_reference)
                     before = replay.logp_ref if replay.logp_ref is not None else replay.logp_old
                     change[rows, columns] = (replay.logp - before)[:, 0].to(change)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from burnish.config import Config, OldPolicyConfig
+from burnish.diffusion.sharding import is_sharded, total
 from burnish.training.average import (
     LaggingPolicy,
     MovingAverage,
     NoAverage,
     OldPolicy,
     Trainable,
+    copies,
+    copy_into,
 )
 from burnish.training.checkpoint import load_optimizer, optimizer_tensors, prefixed, under
-from burnish.world import World
+from burnish.world import World, gradient_of
 
 
 class WeightUpdater:
@@ -42,7 +45,9 @@ class WeightUpdater:
         self.optimizer = optimizer
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
         self.max_grad_norm = config.optimizer.max_grad_norm
-        self.initial_state = network.state() if config.guard.action == "rollback" else None
+        self.initial: list[Tensor] | None = None
+        if config.guard.action == "rollback":
+            self.initial = [value.cpu() for value in copies(network)]
         self.average = NoAverage()
         if config.optimizer.ema and network.trainable:
             self.average = MovingAverage(network, config.optimizer.ema)
@@ -58,9 +63,9 @@ class WeightUpdater:
             RuntimeError: with the message `not_finite`, if the gradient is not finite.
         """
         parameters = self.network.trainable
-        world.average_gradients(parameters)
+        average_gradients(world, parameters)
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        norm = total(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
 
         # in float16 a step may be left out now and then, until the gradients' scale fits; at a
         # scale of 1 it never will
@@ -110,13 +115,23 @@ class WeightUpdater:
         Raises:
             RuntimeError: the weights before training were not kept.
         """
-        weights = self.initial_state if state is None else evaluated_weights(state)
-        if weights is None:
+        if state is not None:
+            self.network.load_state(evaluated_weights(state))
+        elif self.initial is not None:
+            copy_into(self.network, self.initial)
+        else:
             raise RuntimeError("the weights before training are kept only for the guard's rollback")
 
-        self.network.load_state(weights)
         self.average.restart()
         self.old_policy.restart()
+
+
+def average_gradients(world: World, parameters: Sequence[nn.Parameter]) -> None:
+    """Replace gradients by their means over the processes; those of sharded weights are such."""
+    world.average_gradients([one for one in parameters if not is_sharded(one)])
+    for parameter in parameters:
+        if is_sharded(parameter):
+            gradient_of(parameter)  # as of others, none is 0
 
 
 def evaluated_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
