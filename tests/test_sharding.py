@@ -219,13 +219,13 @@ def test_sharded_processes_learn_what_others_learn(folder: Path, name: str) -> N
 @pytest.mark.parametrize("name", list(RUNS))
 def test_each_process_keeps_half_of_the_weights(folder: Path, name: str) -> None:
     for rank in range(2):
-        told = json.loads((folder / f"{name}-sharded-{rank}.json").read_text())
+        stated = json.loads((folder / f"{name}-sharded-{rank}.json").read_text())
         adapter = 0 if name != "lora" else sum(map(torch.numel, learned(folder / "lora-whole")))
-        assert told["sharded"]
-        assert 0.49 < (told["held"] - adapter) / (told["total"] - adapter) < 0.51
+        assert stated["sharded"]
+        assert 0.49 < (stated["held"] - adapter) / (stated["total"] - adapter) < 0.51
 
         whole = json.loads((folder / f"{name}-whole-{rank}.json").read_text())
-        assert not whole["sharded"] and whole["held"] == whole["total"] == told["total"]
+        assert not whole["sharded"] and whole["held"] == whole["total"] == stated["total"]
 
 
 def learned(run: Path) -> list[torch.Tensor]:
@@ -296,8 +296,8 @@ def test_one_process_goes_on_with_a_sharded_run(folder: Path) -> None:
 
 def test_processes_with_other_weights_are_refused_before_they_are_divided(folder: Path) -> None:
     for rank in range(2):
-        told = (folder / f"steps-{rank}").read_text()
-        assert told.startswith("processes 1 do not begin with the weights of process 0")
+        stated = (folder / f"steps-{rank}").read_text()
+        assert stated.startswith("processes 1 do not begin with the weights of process 0")
 
 
 # Without other processes ------------------------------------------------------------------------
@@ -332,6 +332,21 @@ def test_a_given_policy_is_refused(write_recipe: Callable[..., Path], tiny_pipel
     policy = Policy.load(tiny_pipeline)
     with pytest.raises(ValueError, match="overrides.policy is loaded"):
         assemble(config, overrides=Overrides(policy=policy), sharded=True)
+
+
+def test_what_a_policy_cannot_divide_is_refused(
+    tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="torch.distributed.*start several by torchrun"):
+        Policy.load(tiny_pipeline, sharded=True)
+    with pytest.raises(ValueError, match="model.quantization.*cannot be sharded"):
+        Policy.load(tiny_pipeline, sharded=True, quantization="nf4")
+
+    pipe = Policy.load(tiny_pipeline, train="none").pipe
+    pipe.unet = torch.compile(pipe.unet)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    with pytest.raises(ValueError, match="give a pipeline that is not compiled"):
+        Policy.load(pipe, sharded=True)
 
 
 class Second(World):

@@ -45,6 +45,7 @@ from burnish.diffusion.weights import (
     prepare_networks,
     read_adapters,
     trainable_networks,
+    uncompiled,
 )
 from burnish.types import Cond, Guidance, Prompt
 
@@ -196,7 +197,7 @@ class Policy(TrainableWeights):
             >>> policy = Policy.load("zoo:emoji-sd")                                # doctest: +SKIP
             >>> policy.encode([Prompt("a fox")])["text"].shape                      # doctest: +SKIP
         """
-        _check_settings(train, rank, alpha, dtype, decode_at_once, quantization, device)
+        _check_settings(train, rank, alpha, dtype, decode_at_once, quantization, device, sharded)
         frozen_dtype = DTYPES[dtype]
         trained_dtype = torch.float32 if train == "full" else frozen_dtype
 
@@ -215,7 +216,7 @@ class Policy(TrainableWeights):
         family = family_of(type(pipe).__name__)
         if vae:
             attach_vae(pipe, vae, frozen_dtype, variant)
-        _check_float16(pipe, family, dtype)
+        _check_network(pipe, family, dtype, sharded)
 
         fused_texts = _change(pipe, family, model, size, scheduler, fused_lora, clip_skip)
         if controlnet:
@@ -504,8 +505,14 @@ def _check_weight(cond: Cond, takes_weight: bool) -> None:
         )
 
 
-def _check_float16(pipe: Any, family: Family, dtype: str) -> None:
-    """Raise ValueError if the precision is float16 and the network's sums overflow in it."""
+def _check_network(pipe: Any, family: Family, dtype: str, sharded: bool) -> None:
+    """Raise ValueError if the network's sums overflow in float16, or if it cannot be sharded."""
+    network = family.network_of(pipe)
+    if sharded and uncompiled(network) is not network:
+        raise ValueError(
+            "sharded = True divides the layers' weights, and torch.compile has made one program of "
+            "them: give a pipeline that is not compiled"
+        )
     if dtype == "float16" and not family.float16:
         raise ValueError(
             f'model.dtype = "float16" overflows in the network of a {type(pipe).__name__}; use '
@@ -521,12 +528,20 @@ def _check_settings(
     decode_at_once: int,
     quantization: str,
     device: str | torch.device,
+    sharded: bool,
 ) -> None:
     """Raise ValueError if a setting of `Policy.load` is out of range, or misses a package."""
     if train not in ("lora", "full", "none"):
         raise ValueError(f"model.train must be 'lora', 'full' or 'none', not '{train}'")
     if quantization and train == "full":
         raise ValueError("model.quantization needs weights that stay: set model.train to 'lora'")
+    if sharded and quantization:
+        raise ValueError("model.quantization stores weights that cannot be sharded; leave one out")
+    if sharded and not torch.distributed.is_initialized():
+        raise ValueError(
+            "sharded = True divides weights among the processes of torch.distributed, which has "
+            "not been initialised: start several by torchrun"
+        )
     if quantization and str(device) != "meta":
         require_bitsandbytes()
     if dtype not in DTYPES:
