@@ -450,6 +450,15 @@ def test_what_is_not_counted_is_said() -> None:
     assert list(memory.left_out(config)) == []
 
 
+@pytest.mark.parametrize(
+    ("train", "divided"), [("lora", "1/N of network, and"), ("full", "1/N of network and learned,")]
+)
+def test_what_processes_share_is_said(train: str, divided: str) -> None:
+    config = recipe("sd15", f"model.train={train}", "run.sharding=full")
+    assert divided in memory_table.notes(config)[-1]
+    assert len(memory_table.notes(recipe("sd15"))) == 1
+
+
 def test_moments_of_eight_bits_are_two_bytes_a_weight() -> None:
     weights = [nn.Parameter(torch.empty(8192, device=META)), nn.Parameter(torch.empty(10))]
     sizes = [moment.nbytes for moment in memory.moments_in_eight_bits(weights)]

@@ -50,7 +50,7 @@ def shard(networks: Sequence[nn.Module], device: torch.device, train: str) -> No
             parameter.data = parameter.data.to(device)
 
         blocks = [one for one in network.modules() if type(one).__name__.endswith(BLOCKS)]
-        for module in [*blocks, network]:
+        for module in [*reversed(blocks), network]:
             module.register_forward_hook(_without_views)
             # also of the outermost one, whose weights another call may find changed
             fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)

@@ -204,4 +204,10 @@ def notes(config: Config) -> list[str]:
     ]
     if left := list(left_out(config)):
         lines.append(f"Not counted: {', '.join(left)}.")
+    if config.run.sharding:
+        divided = "network and learned" if config.model.train == "full" else "network"
+        lines.append(
+            "run.sharding: this is a process that holds all weights; of N processes each holds "
+            f"1/N of {divided}, and a few blocks for a while."
+        )
     return lines
