@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import tomli_w
 import torch
+from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 import burnish
@@ -342,11 +343,15 @@ def test_what_a_policy_cannot_divide_is_refused(
     with pytest.raises(ValueError, match="model.quantization.*cannot be sharded"):
         Policy.load(tiny_pipeline, sharded=True, quantization="nf4")
 
-    pipe = Policy.load(tiny_pipeline, train="none").pipe
-    pipe.unet = torch.compile(pipe.unet)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    with pytest.raises(ValueError, match="give a pipeline that is not compiled"):
-        Policy.load(pipe, sharded=True)
+    for whole in (True, False):
+        pipe = DiffusionPipeline.from_pretrained(tiny_pipeline)
+        if whole:
+            pipe.unet = torch.compile(pipe.unet, backend="eager")
+        else:
+            pipe.unet.mid_block = torch.compile(pipe.unet.mid_block, backend="eager")
+        with pytest.raises(ValueError, match="give a pipeline that is not compiled"):
+            Policy.load(pipe, sharded=True)
 
 
 class Second(World):

@@ -45,7 +45,6 @@ from burnish.diffusion.weights import (
     prepare_networks,
     read_adapters,
     trainable_networks,
-    uncompiled,
 )
 from burnish.types import Cond, Guidance, Prompt
 
@@ -507,8 +506,8 @@ def _check_weight(cond: Cond, takes_weight: bool) -> None:
 
 def _check_network(pipe: Any, family: Family, dtype: str, sharded: bool) -> None:
     """Raise ValueError if the network's sums overflow in float16, or if it cannot be sharded."""
-    network = family.network_of(pipe)
-    if sharded and uncompiled(network) is not network:
+    names = (name for name, _ in family.network_of(pipe).named_modules())
+    if sharded and any("_orig_mod" in name for name in names):
         raise ValueError(
             "sharded = True divides the layers' weights, and torch.compile has made one program of "
             "them: give a pipeline that is not compiled"
