@@ -98,7 +98,7 @@ def test_the_network_waits_until_the_prompts_are_encoded(
         done.append(f"load on {device}")
         return loading.load_pipeline(*args, device=device, **settings)
 
-    def place(pipe: Any, device: Any, texts: bool, left: Any) -> None:
+    def place(pipe: Any, device: Any, texts: bool, left: Any = ()) -> None:
         done.append(f"place {'text encoders' if texts else 'others'}")
 
     def encode(encoder: PromptEncoder) -> None:
