@@ -134,10 +134,6 @@ arguments of the table to make it.
 
 BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
-
-IN_MEMORY = "burnish.training.assembly:absent"
-"""The name that a run's configuration gives to an object of a Python program."""
-
 PROMPT_FILES: Mapping[str, str] = {
     ".txt": "lines",
     ".csv": "csv",

@@ -106,6 +106,9 @@ class ModelConfig:
     # how the frozen weights of the network's linear layers are stored: "int8", "nf4" (4 bits), "":
     # as dtype says; for train = "lora", with the package bitsandbytes
     quantization: str = ""
+    # the frozen weights of the network's linear layers stay in main memory, and each is brought to
+    # the device for every product; for train = "lora"
+    offload: bool = False
     device: DeviceName = "auto"  # "auto", "cpu", "cuda", "cuda:1", "mps"
     gradient_checkpointing: bool = False  # less memory in training, about a third more time
     # images decoded at once: memory and speed only; 0: one above 256 pixels, otherwise 32
@@ -829,6 +832,11 @@ def _check_numbers(config: Config) -> None:
             "model.quantization stores weights that stay as they are, and with model.train = "
             '"full" they all learn; set train = "lora", or leave quantization out'
         )
+    if config.model.offload and config.model.train == "full":
+        raise ValueError(
+            "model.offload keeps weights that stay as they are in main memory, and with "
+            'model.train = "full" they all learn; set train = "lora", or leave offload out'
+        )
     if config.run.sharding:
         _check_sharding(config)
     if config.batch.minibatches > images:
@@ -845,6 +853,11 @@ def _check_sharding(config: Config) -> None:
             f'run.sharding = "full" divides weights, and model.quantization = '
             f'"{config.model.quantization}" stores them in blocks that must stay whole; leave one '
             "of them out"
+        )
+    if config.model.offload:
+        raise ValueError(
+            'run.sharding = "full" divides weights among GPUs, and model.offload keeps them in '
+            "main memory; leave one of them out"
         )
     if config.optimizer.eight_bit and config.model.train == "full":
         raise ValueError(

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from burnish import config as configuration
 from burnish.config import Config, OptimizerConfig
+from burnish.diffusion.frozen_linear import offload_weights, offloaded_tensors
 from burnish.diffusion.guidance import CFG, NoGuidance
 from burnish.diffusion.kernels import DDIM
 from burnish.diffusion.policy import Policy
@@ -395,6 +396,50 @@ def test_a_run_with_quantized_weights_and_text_encoders_on_the_cpu(
         (record,) = log(train(load(tiny_sdxl, tmp_path, device, *changes), tmp_path / place))
         assert record["ratio_deviation"] < TENTH
         assert record["grad_norm"] > 0
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("kind", ["", "nf4"])
+def test_a_run_with_weights_in_main_memory_has_the_same_bits(
+    kind: str, tiny_sdxl: Path, tmp_path: Path, device: str
+) -> None:
+    """And the device holds their copies one at a time, also while it trains."""
+    if kind:
+        pytest.importorskip("bitsandbytes")
+    settings: dict[str, Any] = {"device": device, "dtype": "bfloat16", "quantization": kind}
+    policy = Policy.load(tiny_sdxl, offload=True, **settings)
+    stored = list(offloaded_tensors(policy.pipe.unet))
+    assert stored and all(weight.device.type == "cpu" for weight in stored)
+    assert all(weight.device.type == policy.device.type for weight in policy.trainable)
+    assert policy.device.type == torch.device(device).type
+    if device == "cuda":
+        assert all(weight.is_pinned() for weight in stored)
+
+    changes = ["model.dtype=bfloat16", f"model.quantization={kind}"]
+    usual, offloaded = (
+        train(
+            load(tiny_sdxl, tmp_path, device, *changes, f"model.offload={value}"), tmp_path / value
+        )
+        for value in ("false", "true")
+    )
+    assert log(offloaded) == log(usual)
+    assert log(offloaded)[0]["grad_norm"] > 0
+    file = "adapter/pytorch_lora_weights.safetensors"
+    assert (offloaded / file).read_bytes() == (usual / file).read_bytes()
+
+
+def test_the_device_has_the_copy_of_one_layer_at_a_time(device: str) -> None:
+    if device != "cuda":
+        pytest.skip("GPU memory is measured")
+    network = nn.Sequential(*(nn.Linear(1024, 1024, bias=False) for _ in range(32)))
+    offload_weights(network.requires_grad_(False), torch.device(device))
+    network.to(device)
+    x = torch.ones(1, 1024, device=device, requires_grad=True)
+    network(x).sum().backward()  # what cuBLAS takes for itself
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    network(x).sum().backward()
+    assert torch.cuda.max_memory_allocated() - before < 2.5 * (4 << 20)
 
 
 # Runs ---------------------------------------------------------------------------------------------

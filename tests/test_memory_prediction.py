@@ -18,12 +18,21 @@ from burnish import config as configuration
 from burnish.config import Config
 from burnish.diffusion import allocations, cpu, lora, shapes, weights
 from burnish.diffusion.allocations import META, Allocations, GPUArithmetic
+from burnish.diffusion.frozen_linear import FrozenLinear, offloaded_tensors
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.weightless import NETWORK, TEXT
 from burnish.diffusion.weights import enable_gradient_checkpointing
 from burnish.runs import Run
 from burnish.tools import memory, memory_table
-from burnish.tools.memory import GIB, LEARNED, WORK, Forecast, Prediction, predict
+from burnish.tools.memory import (
+    GIB,
+    LEARNED,
+    MAIN_MEMORY,
+    WORK,
+    Forecast,
+    Prediction,
+    predict,
+)
 from burnish.tools.preflight import Rehearsal, chunk_prompts
 from burnish.training.assembly import Overrides
 from burnish.training.batch import RolloutBatch
@@ -152,20 +161,28 @@ def predicted_training(config: Config) -> dict[bool | str, int]:
 
 
 @pytest.mark.parametrize(
-    ("name", "quantization"),
-    [*((name, "") for name in REDUCED), ("sd15", "nf4"), ("sd35", "int8"), ("zimage", "nf4")],
+    ("name", "quantization", "offload"),
+    [
+        *((name, "", False) for name in REDUCED),
+        ("sd15", "nf4", True),
+        ("sd35", "int8", False),
+        ("zimage", "nf4", False),
+    ],
 )
 def test_the_memory_of_training_is_that_of_real_tensors(
-    name: str, quantization: str, monkeypatch: pytest.MonkeyPatch
+    name: str, quantization: str, offload: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = reduced(name)
     monkeypatch.setitem(shapes.KNOWN, f"reduced/{name}", shape)
-    config = recipe(name, "batch.train_batch=4", f"model.quantization={quantization}")
+    changes = (f"model.quantization={quantization}", f"model.offload={str(offload).lower()}")
+    config = recipe(name, "batch.train_batch=4", *changes)
     predicted = predicted_training(config)
 
     # the kernels that a GPU has
     monkeypatch.setattr(weights, "optimize_for_cpu", lambda *_: None)
     monkeypatch.setattr(cpu, "LINEAR_BY_ONEDNN", False)
+    if offload:  # to the device that it comes from
+        monkeypatch.setattr(FrozenLinear, "fetched", lambda _, tensor, device: tensor.clone())
     pipe = shape.pipe({part: made.make() for part, made in shape.parts.items()})
     model = config.model
     policy = Policy.load(
@@ -175,10 +192,13 @@ def test_the_memory_of_training_is_that_of_real_tensors(
         device="cpu",
         size=model.size,
         quantization=quantization,
+        offload=offload,
     )
     network = policy._family.network_of(policy.pipe)
     frozen = [value for value in network.parameters() if not value.requires_grad]
-    stored = sum(allocations._rounded(value.nbytes) for value in (*frozen, *network.buffers()))
+    elsewhere = {id(value) for value in offloaded_tensors(network)}
+    beside = [v for v in (*frozen, *network.buffers()) if id(v) not in elsewhere]
+    stored = sum(allocations._rounded(value.nbytes) for value in beside)
     assert predicted[NETWORK] == pytest.approx(stored, rel=0.001)
 
     job = prepare(config, Run(Path("memory")), World(), overrides=Overrides(policy=policy))
@@ -222,6 +242,29 @@ def test_text_encoders_take_no_memory_beside_the_network(monkeypatch: pytest.Mon
     for phase in ("sampling", "training"):
         for found in (free, on_cpu):
             assert found[phase] | {TEXT: 0} == pytest.approx(keep[phase] | {TEXT: 0}, rel=0.01)
+
+
+def test_offloaded_weights_are_in_main_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = reduced("zimage")
+    monkeypatch.setitem(shapes.KNOWN, "reduced/zimage", shape)
+    live = []
+    for value in ("false", "true"):
+        with Allocations() as allocated, GPUArithmetic() as arithmetic:
+            config = recipe("zimage", f"model.offload={value}")
+            policy = Forecast(config, allocated, arithmetic).load()  # lives as long as its weights
+            live.append(allocated.live.copy())
+        layers = [
+            layer
+            for name, layer in policy.pipe.transformer.named_modules()
+            if isinstance(layer, nn.Linear) and ".lora_" not in name
+        ]
+
+    weights = sum(allocations._rounded(layer.weight.nbytes) for layer in layers)
+    usual, offloaded = live
+    assert offloaded[MAIN_MEMORY] == weights
+    assert usual[NETWORK] - offloaded[NETWORK] == pytest.approx(weights, rel=0.001)
+    assert usual[MAIN_MEMORY] == 0 < offloaded[NETWORK] < weights / 100
+    assert usual[LEARNED] == offloaded[LEARNED]
 
 
 def test_the_memory_of_a_replay_is_that_of_a_process() -> None:

@@ -22,7 +22,7 @@ from burnish.diffusion.policy import Policy
 from burnish.diffusion.quantization import KINDS, QuantizedLinear, quantization_of, quantize
 from burnish.runs import Run
 from burnish.tools.export import export_run
-from burnish.training.assembly import check_policy
+from burnish.training.assembly import check_policy, load_policy
 from burnish.training.loop import train
 from burnish.types import Prompt
 
@@ -308,6 +308,20 @@ def test_weights_without_memory_have_the_shapes_of_real_ones(kind: str) -> None:
         assert (found.shape, found.dtype) == (value.shape, value.dtype), name
     output = weightless(torch.ones(2, 33, device="meta"))
     assert output.shape == (2, 5)
+
+
+def test_a_whole_network_is_refused_before_the_model_is_loaded(
+    recipe: Path, tiny_sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Policy.load(tiny_sd1, train="full", device="cpu").save_adapter(tmp_path / "whole")
+    monkeypatch.setattr(Policy, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    adapter = f"model.adapter={tmp_path / 'whole'}"
+    for change, words in (
+        ("model.quantization=nf4", r"whole network, and model\.quantization .* leave it out"),
+        ("model.rank=4", r"holds a whole network: set model\.train = 'full'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            load_policy(configuration.load(recipe, [adapter, change]))
 
 
 @pytest.mark.parametrize("train", ["none", "lora"])

@@ -308,6 +308,7 @@ def test_processes_with_other_weights_are_refused_before_they_are_divided(folder
     ("options", "message"),
     [
         (["model.quantization='nf4'"], "run.sharding.*model.quantization"),
+        (["model.offload=true"], "run.sharding.*model.offload"),
         (["optimizer.eight_bit=true", "model.train='full'"], "optimizer.eight_bit.*run.sharding"),
         (["sampler.shared_noise=true", "sampler.window.size=1"], "same calls; leave one of the"),
         (["run.sharding='half'"], "run.sharding = .half.; it must be"),

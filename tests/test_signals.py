@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,21 @@ def brightness(images, prompts):
 """
 BUSY = "while True: pass"
 SLEEPS = "time.sleep(10_000)"
+
+
+@pytest.fixture(autouse=True)
+def signals_of_children() -> Iterator[None]:
+    """Give the programs that tests start every signal, also where this one ignores some.
+
+    A program inherits what is ignored (under nohup, or behind `&` in a script), but no handler.
+    """
+    numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+    ignored = [number for number in numbers if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, lambda *_: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def hanging_recipe(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from burnish.diffusion.cpu import linear
+from burnish.diffusion.frozen_linear import is_offloaded
 from burnish.diffusion.sharding import held, is_sharded
 
 AdapterState = Literal["adapter", "merged", "reference"]
@@ -50,11 +51,12 @@ class AdapterSlot:
         """Put the layer for `state` into the network.
 
         Half-precision weights stay unmerged: rounded into them, most of a small adapter would be
-        lost. Sharded ones do too, of which no process has all.
+        lost. So do weights in main memory, for which the device has no room, and sharded ones, of
+        which no process has all.
         """
         base = self.layer.base_layer
         sharded = is_sharded(self.weight)
-        merge = state == "merged" and self.weight.dtype == torch.float32 and not sharded
+        merge = state == "merged" and _can_merge(base) and not sharded
         if not sharded:
             base.weight.data = self.weight + self._delta() if merge else self.weight
         setattr(self.parent, self.name, base if merge or state == "reference" else self.layer)
@@ -137,10 +139,15 @@ def adapter_slots(network: nn.Module) -> list[AdapterSlot]:
         weight = layer.base_layer.weight.data
         slots.append(AdapterSlot(network.get_submodule(parent), name, layer, weight))
 
-        if type(layer) is Linear and layer.weight.dtype == torch.float32:
+        if type(layer) is Linear and _can_merge(layer.base_layer):
             layer.forward = MethodType(_one_product_forward, layer)
 
     return slots
+
+
+def _can_merge(base: nn.Module) -> bool:
+    """Return whether an adapter is added to a layer's weight, and not computed beside it."""
+    return base.weight.dtype == torch.float32 and not is_offloaded(base)
 
 
 def _one_product_forward(layer: Any, x: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from burnish.diffusion.frozen_linear import computing_device
+
 MAX_ATTENTION_TOKENS = 1024
 """Latent pixels beyond which plain attention's B x heads x tokens^2 matrix gets too large."""
 
@@ -118,7 +120,7 @@ def _split_heads(tokens: Tensor, heads: int) -> Tensor:
 
 def optimize_for_cpu(network: Any, latent_shape: tuple[int, ...]) -> None:
     """Give a network on a CPU these kernels; a network on another device stays as it is."""
-    if network.device.type != "cpu":
+    if computing_device(network).type != "cpu":
         return
 
     if all(weight.dim() < 5 for weight in network.parameters()):  # no convolutions of videos

@@ -17,6 +17,7 @@ from burnish import pretrained
 from burnish.diffusion import lora_file
 from burnish.diffusion.families import family_of
 from burnish.diffusion.family import CONTROLNET
+from burnish.diffusion.frozen_linear import computing_device
 from burnish.diffusion.lora_file import FILE, find_lora, locate, plain_name
 from burnish.diffusion.quantization import quantization_of
 from burnish.diffusion.sharding import gathered, part_of, stock_class
@@ -52,6 +53,7 @@ def add_lora(network: nn.Module, rank: int, alpha: float, targets: Sequence[str]
     with fixed_seed():
         network.add_adapter(config)  # type: ignore[operator]
 
+    network.to(computing_device(network))  # peft makes it where the layers' weights are stored
     sort_targets(network)
     cast_trainable(network)
 
@@ -279,11 +281,7 @@ def read_adapter(
         FileNotFoundError: the folder has neither.
         ValueError: the content is damaged or does not fit.
     """
-    file = find_lora(place)
-    has_network = file is None and (place / "config.json").is_file()
-    quantized = bool(quantization_of(network))
-    _check_adapter(place, train, file is not None, has_network, quantized)
-
+    file = checked_lora(place, train, bool(quantization_of(network)))
     if file is None:
         _load_network(network, place)
         return {}
@@ -320,10 +318,21 @@ def _load_network(network: nn.Module, folder: Path) -> None:
     copy_state({plain_name(name): value for name, value in own.items()}, saved, str(folder))
 
 
-def _check_adapter(
-    place: Path, train: str, has_lora: bool, has_network: bool, quantized: bool
-) -> None:
-    if not (has_lora or has_network):
+def checked_lora(place: Path, train: str, quantized: bool) -> Path | None:
+    """Return the LoRA file at a place; None for a folder with a whole network.
+
+    Args:
+        place: a file or a folder.
+        train: "lora", "full" or "none".
+        quantized: the model's weights are stored in few bits.
+
+    Raises:
+        FileNotFoundError: the folder has neither.
+        ValueError: the training, or the model, needs the other.
+    """
+    file = find_lora(place)
+    has_lora = file is not None
+    if not (has_lora or (place / "config.json").is_file()):
         has_expander = (place / "expander").is_dir()
         remedy = "; its part expander is for expander.adapter" if has_expander else ""
         raise FileNotFoundError(
@@ -338,6 +347,7 @@ def _check_adapter(
         raise ValueError(f"{place} holds a LoRA adapter: set model.train = 'lora'")
     if not has_lora and train == "lora":
         raise ValueError(f"{place} holds a whole network: set model.train = 'full'")
+    return file
 
 
 def _check_trainable(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -367,6 +377,8 @@ def _attach(pipe: Any, part: str, tensors: Mapping[str, Tensor]) -> None:
         with _without_missing_part_warning():
             pipe.load_lora_weights(dict(tensors))
 
+    network = getattr(pipe, part)
+    network.to(computing_device(network))  # as in `add_lora`
     for encoder in lora_file.text_encoders(pipe):
         encoder.requires_grad_(False)
 

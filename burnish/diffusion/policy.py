@@ -25,6 +25,7 @@ from burnish.diffusion.family import (
     end_dropout,
     sides_of,
 )
+from burnish.diffusion.frozen_linear import computing_device, offload_weights
 from burnish.diffusion.loading import (
     attach_controlnet,
     attach_vae,
@@ -32,8 +33,9 @@ from burnish.diffusion.loading import (
     load_pipeline,
     place_parts,
 )
+from burnish.diffusion.policy_settings import DTYPES, check_settings
 from burnish.diffusion.prompt_encoder import PromptEncoder
-from burnish.diffusion.quantization import quantization_of, quantize, require_bitsandbytes
+from burnish.diffusion.quantization import quantization_of, quantize
 from burnish.diffusion.schedule import Flow, Schedule, on_device, read_schedule
 from burnish.diffusion.sharding import copies_held, shard
 from burnish.diffusion.weights import (
@@ -51,7 +53,6 @@ from burnish.types import Cond, Guidance, Prompt
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -111,7 +112,7 @@ class Policy(TrainableWeights):
         self.takes_weight = family.weight_width(pipe) is not None
         self.has_controlnet = hasattr(pipe, CONTROLNET)
         self.lora_texts: dict[str, list[str]] = {}
-        self.device = family.network_of(pipe).device
+        self.device = computing_device(family.network_of(pipe))
         self.quantization = quantization_of(family.network_of(pipe))
         self.prompt_encoder = (
             PromptEncoder(pipe, family, self.device) if prompt_encoder is None else prompt_encoder
@@ -144,6 +145,7 @@ class Policy(TrainableWeights):
         vae: str = "",
         clip_skip: int = 0,
         quantization: str = "",
+        offload: bool = False,
         text_encoder: str = "keep",
         sharded: bool = False,
         encode_first: Callable[[PromptEncoder], None] | None = None,
@@ -180,6 +182,8 @@ class Policy(TrainableWeights):
             clip_skip: layers of the text encoder that are left out, as diffusers counts them.
             quantization: "int8" or "nf4" stores the network's frozen weights in so few bits, with a
                 fused LoRA in them; needs bitsandbytes.
+            offload: keep the weights of the network's linear layers in main memory, and bring each
+                to the device for every product.
             text_encoder: "keep" has the text encoders on the device; "cpu" leaves them in main
                 memory, where they encode.
             sharded: each of the processes of `torch.distributed` keeps a part of the network's
@@ -196,12 +200,14 @@ class Policy(TrainableWeights):
             >>> policy = Policy.load("zoo:emoji-sd")                                # doctest: +SKIP
             >>> policy.encode([Prompt("a fox")])["text"].shape                      # doctest: +SKIP
         """
-        _check_settings(train, rank, alpha, dtype, decode_at_once, quantization, device, sharded)
+        check_settings(
+            train, rank, alpha, dtype, decode_at_once, quantization, offload, device, sharded
+        )
         frozen_dtype = DTYPES[dtype]
         trained_dtype = torch.float32 if train == "full" else frozen_dtype
 
         target = choose_device(device)
-        waits = _waits(target, bool(quantization) or sharded, text_encoder, encode_first)
+        waits = _waits(target, bool(quantization) or offload or sharded, text_encoder, encode_first)
         pipe = load_pipeline(
             model,
             dtype=frozen_dtype,
@@ -223,8 +229,7 @@ class Policy(TrainableWeights):
             pipe = attach_controlnet(pipe, controlnet, control_dtype, variant)
             family = family_of(type(pipe).__name__)
 
-        if quantization:
-            quantize(family.network_of(pipe), quantization, target)
+        _store_weights(family.network_of(pipe), quantization, offload, target)
         prompt_encoder = PromptEncoder(pipe, family, target)
         end_dropout(pipe)
         if waits:
@@ -243,17 +248,8 @@ class Policy(TrainableWeights):
             shard(called_networks(pipe, family), target, train)
             initial = initial and copies_held(initial, all_weights(trainable))
 
-        policy = cls(
-            pipe,
-            family,
-            train,
-            frozen_dtype,
-            initial,
-            decode_at_once,
-            trainable_parts,
-            text,
-            prompt_encoder,
-        )
+        parts = (initial, decode_at_once, trainable_parts, text, prompt_encoder)
+        policy = cls(pipe, family, train, frozen_dtype, *parts)
         policy.lora_texts = _lora_texts(fused_texts, text)
         return policy
 
@@ -426,6 +422,14 @@ def _change(
     return texts
 
 
+def _store_weights(network: Any, quantization: str, offload: bool, device: torch.device) -> None:
+    """Store a network's frozen weights in few bits, or in main memory, or both."""
+    if quantization:
+        quantize(network, quantization, device)
+    if offload:
+        offload_weights(network, device)
+
+
 def _waits(
     device: torch.device,
     changed: bool,
@@ -516,40 +520,4 @@ def _check_network(pipe: Any, family: Family, dtype: str, sharded: bool) -> None
         raise ValueError(
             f'model.dtype = "float16" overflows in the network of a {type(pipe).__name__}; use '
             '"bfloat16" or "float32"'
-        )
-
-
-def _check_settings(
-    train: str,
-    rank: int,
-    alpha: float,
-    dtype: str,
-    decode_at_once: int,
-    quantization: str,
-    device: str | torch.device,
-    sharded: bool,
-) -> None:
-    """Raise ValueError if a setting of `Policy.load` is out of range, or misses a package."""
-    if train not in ("lora", "full", "none"):
-        raise ValueError(f"model.train must be 'lora', 'full' or 'none', not '{train}'")
-    if quantization and train == "full":
-        raise ValueError("model.quantization needs weights that stay: set model.train to 'lora'")
-    if sharded and quantization:
-        raise ValueError("model.quantization stores weights that cannot be sharded; leave one out")
-    if sharded and not torch.distributed.is_initialized():
-        raise ValueError(
-            "sharded = True divides weights among the processes of torch.distributed, which has "
-            "not been initialised: start several by torchrun"
-        )
-    if quantization and str(device) != "meta":
-        require_bitsandbytes()
-    if dtype not in DTYPES:
-        raise ValueError(f"model.dtype must be one of {', '.join(DTYPES)}, not '{dtype}'")
-    if rank < 1 or not alpha > 0:
-        raise ValueError(
-            f"model.rank must be at least 1 and model.alpha > 0, not {rank} and {alpha}"
-        )
-    if decode_at_once < 0:
-        raise ValueError(
-            f"model.decode_at_once must be 0 (as their size suggests) or more, not {decode_at_once}"
         )

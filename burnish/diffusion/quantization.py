@@ -18,16 +18,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from burnish.diffusion.frozen_linear import FrozenLinear
 
 KINDS = ("int8", "nf4")
 BLOCK = 64
 """Weights of nf4 that share a scale."""
 
 
-class QuantizedLinear(nn.Linear):
-    """A linear layer without gradients of its own, whose weight is stored in few bits.
+class QuantizedLinear(FrozenLinear):
+    """A frozen linear layer whose weight is stored in few bits.
 
     `quantize` makes it of an `nn.Linear`.
 
@@ -37,46 +38,22 @@ class QuantizedLinear(nn.Linear):
     """
 
     scales: Tensor
+    stored = ("weight", "scales")
 
-    def rebuilt(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight (out, in) that the layer multiplies with."""
-        if self.weight.dtype == torch.int8:
-            return self.weight.to(dtype).mul_(self.scales[:, None] * (1 / 127))
+    def rebuilt(self, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        """Return the weight (out, in) that the layer multiplies with; see `FrozenLinear`."""
+        weight, scales = (self.fetched(part, device) for part in (self.weight, self.scales))
+        if weight.dtype == torch.int8:
+            return weight.to(dtype).mul_(scales[:, None] * (1 / 127))
 
         shape = torch.Size((self.out_features, self.in_features))
-        if self.weight.is_meta:
-            return self.weight.new_empty(shape, dtype=dtype)
+        if weight.is_meta:
+            return weight.new_empty(shape, dtype=dtype)
 
         bnb = require_bitsandbytes()
-        state = bnb.QuantState(
-            self.scales, shape=shape, dtype=dtype, blocksize=BLOCK, quant_type="nf4"
-        )
-        rebuilt: Tensor = bnb.dequantize_4bit(self.weight, state)
+        state = bnb.QuantState(scales, shape=shape, dtype=dtype, blocksize=BLOCK, quant_type="nf4")
+        rebuilt: Tensor = bnb.dequantize_4bit(weight, state)
         return rebuilt
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return the layer's output, in the precision that autocast would choose."""
-        # of a device without memory the CPU's autocast stands for its own (`allocations`)
-        kind = "cpu" if input.device.type == "meta" else input.device.type
-        if torch.is_autocast_enabled(kind):
-            input = input.to(torch.get_autocast_dtype(kind))
-        product: Tensor = _Product.apply(input, self)
-        return product
-
-
-class _Product(torch.autograd.Function):
-    """A linear layer's output; the rebuilt weight is not kept for the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
-        ctx.layer = layer
-        bias = None if layer.bias is None else layer.bias.to(x.dtype)
-        return F.linear(x, layer.rebuilt(x.dtype), bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (grad,) = grads
-        return grad @ ctx.layer.rebuilt(grad.dtype), None
 
 
 @torch.no_grad()

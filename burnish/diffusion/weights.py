@@ -249,6 +249,22 @@ def called_networks(pipe: Any, family: Family) -> list[nn.Module]:
     return [uncompiled(getattr(pipe, name)) for name in names]
 
 
+def check_adapter(source: str | Path, train: str, quantized: bool) -> None:
+    """Refuse an adapter of another kind than what learns, before the model is loaded.
+
+    Args:
+        source: a folder, a file or a hub id, for the model's own network.
+        train: "lora", "full" or "none".
+        quantized: the model's weights are to be stored in few bits.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_adapters`.
+    """
+    place = lora.locate(source, "model.adapter")
+    if not (place / CONTROLNET).is_dir():  # of which `read_adapters` knows more
+        lora.checked_lora(place, train, quantized)
+
+
 def read_adapters(
     pipe: Any, family: Family, trainable: Mapping[str, nn.Module], source: str | Path, train: str
 ) -> dict[str, Tensor]:

@@ -233,7 +233,7 @@ def merged_pipeline(run: Run, config: Config) -> Any:
     These are the model's own, also where they were quantized in training.
     """
     device = present_device(config.model.device)
-    whole = replace(config, model=replace(config.model, quantization=""))
+    whole = replace(config, model=replace(config.model, quantization="", offload=False))
     policy = load_policy(whole, device, adapter=str(run.adapter))
     return merge_into(policy, DTYPES[config.model.dtype])
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from burnish import catalog
 from burnish.config import Config, EvaluationConfig, ExpanderConfig, GuardConfig, reward_names
 from burnish.diffusion.allocations import META, Allocations, GPUArithmetic
+from burnish.diffusion.frozen_linear import offloaded_tensors
 from burnish.diffusion.policy import DTYPES, Policy
 from burnish.diffusion.weightless import (
     DECODER,
@@ -169,6 +170,7 @@ class Forecast:
             )
 
         assign_parts(self.memory, policy.pipe, policy._family, self.text_place)
+        self.memory.assign(offloaded_tensors(policy._family.network_of(policy.pipe)), MAIN_MEMORY)
         if model.gradient_checkpointing:
             enable_gradient_checkpointing(policy.pipe, policy._family, self.arithmetic.checkpoint)
         policy._family = replace(

@@ -73,10 +73,9 @@ def _texts(place: str) -> Callable[[Config], Config]:
     return changed
 
 
-def _quantized(kind: str) -> Callable[[Config], Config]:
-    return lambda config: (
-        config if config.model.train == "full" else _model(quantization=kind)(config)
-    )
+def _frozen(**changes: Any) -> Callable[[Config], Config]:
+    """Return what changes how frozen weights are stored."""
+    return lambda config: config if config.model.train == "full" else _model(**changes)(config)
 
 
 def _eight_bit(config: Config) -> Config:
@@ -99,8 +98,15 @@ CHEAPER = (
     Setting("model.text_encoder=cpu", "seconds for each prompt", _texts("cpu")),
     Setting("optimizer.eight_bit=true", "moments in 8 bits", _eight_bit),
     Setting("model.dtype=bfloat16", "precision", _half),
-    Setting("model.quantization=int8", "precision of the frozen weights", _quantized("int8")),
-    Setting("model.quantization=nf4", "precision of the frozen weights", _quantized("nf4")),
+    Setting(
+        "model.quantization=int8", "precision of the frozen weights", _frozen(quantization="int8")
+    ),
+    Setting(
+        "model.quantization=nf4", "precision of the frozen weights", _frozen(quantization="nf4")
+    ),
+    Setting("model.offload=true", "all weights travel in each network call", _frozen(offload=True)),
+    # once more: beside a smaller network it may save what it did not before
+    Setting("model.text_encoder=cpu", "seconds for each prompt", _texts("cpu")),
 )
 """From what costs least to what costs most; each is tried together with those before it."""
 

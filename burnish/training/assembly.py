@@ -34,6 +34,7 @@ from burnish.diffusion.loading import present_device
 from burnish.diffusion.policy import DTYPES, Policy
 from burnish.diffusion.prompt_encoder import PromptEncoder
 from burnish.diffusion.sampler import Sampler
+from burnish.diffusion.weights import check_adapter
 from burnish.evaluation.held_out import Panel
 from burnish.prompt_warnings import check_signs
 from burnish.prompts import identifiers
@@ -528,6 +529,8 @@ def load_policy(
             f"model.adapter: {source} has embeddings of identifiers, and no LoRA: set "
             'sampler.identifiers = "tokens" to start from them, or leave model.adapter out'
         )
+    if with_weights and not model.trainable_parts:
+        check_adapter(source, model.train, bool(model.quantization))
 
     policy = Policy.load(
         pipe or model.id,
@@ -552,6 +555,7 @@ def load_policy(
         adapter=source if with_weights else None,
         reference=model.train == "full" and reference,
         quantization=model.quantization,
+        offload=model.offload,
         text_encoder="keep" if is_beside else "cpu",
         encode_first=encode_first,
         sharded=sharded,

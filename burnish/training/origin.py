@@ -26,7 +26,7 @@ from burnish.world import World
 MAY_CHANGE: dict[str, tuple[str, ...]] = {
     "iterations": (),
     "run": tuple(field.name for field in fields(RunConfig)),
-    "model": ("device", "gradient_checkpointing", "prompt_signs", "text_encoder"),
+    "model": ("device", "gradient_checkpointing", "offload", "prompt_signs", "text_encoder"),
     "batch": ("sample_batch", "train_batch"),
     "evaluation": ("every",),
     "scoring": ("retries", "timeout", "missing", "patience"),
