@@ -128,6 +128,7 @@ def test_several_processes_are_refused_on_the_one_apple_gpu() -> None:
 CUDA_ONLY = {
     "annotations",  # the names that a device may have
     "compat/trl/trainer",  # TRL's mixed precision
+    "diffusion/frozen_linear",  # locks main memory, from which CUDA copies faster
     "diffusion/loading",  # which devices there are
     "diffusion/prompt_encoder",  # empties the allocator's cache, beside Apple's
     "rewards/vlm",  # in which precision to load

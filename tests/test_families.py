@@ -126,7 +126,7 @@ def test_a_fresh_trajectory_replays_to_ratio_one(schedule: Path) -> None:
     samplers = (Sampler(DDIM(), 4, NoGuidance()), Sampler(DDIM(), 4, CFG(5.0)))
 
     for sampler in samplers:
-        assert (ratios(policy, sampler, roll(policy, sampler)) - 1).abs().max() < 1e-6
+        assert (ratios(policy, sampler, roll(policy, sampler)) - 1).abs().max() < 5e-6
 
     perturb(policy)
     for sampler in samplers:

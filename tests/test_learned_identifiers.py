@@ -153,7 +153,7 @@ def test_the_gradient_is_that_of_the_whole_chain(
     (grad,) = torch.autograd.grad(loss, [table])  # type: ignore[arg-type]
     expected = grad[tokens] * std
     assert expected.abs().max() > 1e-6
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7 * float(expected.abs().max()))
+    torch.testing.assert_close(found, expected, rtol=5e-5, atol=1e-6 * float(expected.abs().max()))
 
 
 BUILDERS: dict[str, Callable[[], Any]] = {
