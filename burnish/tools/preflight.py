@@ -56,7 +56,7 @@ MIB = 1 << 20
 MUCH_STORED = 4096 * MIB  # of predictions, before that is worth a warning
 
 UNITS = {"bfloat16": ("amx_bf16", "avx512_bf16"), "float16": ("amx_fp16", "avx512_fp16")}
-"""What a CPU needs to be fast in a precision, by `torch.cpu.get_capabilities`."""
+"""The units that make a CPU fast in a precision, by names of `torch.cpu.get_capabilities`."""
 
 Level = Literal["ok", "warning", "error"]
 

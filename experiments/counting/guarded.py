@@ -1,4 +1,4 @@
-"""What the guard would have done in a run that only measured, without the judge.
+"""The verdicts that the guard would have given in a run that only measured, without the judge.
 
 The guard decides from a run's evaluations and nothing else. So the same functions give its verdicts
 afterwards, and no second run is needed. The judge is taken out, because it is the truth here.
