@@ -45,15 +45,15 @@ def shard(networks: Sequence[nn.Module], device: torch.device, train: str) -> No
             parameter.data = parameter.data.contiguous()  # channels last cannot be divided
 
         learning = {p for p in network.parameters() if p.requires_grad}
-        whole = learning if train == "lora" else set()
-        for parameter in whole:
+        undivided = learning if train == "lora" else set()
+        for parameter in undivided:
             parameter.data = parameter.data.to(device)
 
         blocks = [one for one in network.modules() if type(one).__name__.endswith(BLOCKS)]
         for module in [*reversed(blocks), network]:
             module.register_forward_hook(_without_views)
             # also of the outermost one, whose weights another call may find changed
-            fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+            fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=undivided)
 
 
 def _without_views(module: nn.Module, args: object, output: Any) -> Any:
@@ -71,11 +71,11 @@ def check_alike(networks: Sequence[nn.Module], device: torch.device) -> None:
     Raises:
         ValueError: the message names the processes.
     """
-    own = torch.tensor([bit_sum(network) for network in networks], device=device)
-    everybody = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(everybody, own)
+    local_sums = torch.tensor([bit_sum(network) for network in networks], device=device)
+    all_sums = [torch.empty_like(local_sums) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(all_sums, local_sums)
 
-    if others := [str(rank) for rank, sums in enumerate(everybody) if not sums.equal(everybody[0])]:
+    if others := [str(rank) for rank, sums in enumerate(all_sums) if not sums.equal(all_sums[0])]:
         raise ValueError(unlike(others))
 
 
@@ -93,9 +93,9 @@ def bit_sum(network: nn.Module) -> int:
 
     Sharded ones are left out.
     """
-    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     weights = [one.detach() for one in network.parameters() if not is_sharded(one)]
-    sums = [int(one.contiguous().view(whole[one.element_size()]).sum()) for one in weights]
+    sums = [int(one.contiguous().view(integers[one.element_size()]).sum()) for one in weights]
     return sum(sums) % 2**62
 
 
@@ -130,8 +130,8 @@ def gathered(tensor: Any) -> Tensor:
     if not is_sharded(tensor):
         return tensor.detach().cpu()
 
-    whole = tensor.detach().full_tensor()
-    return whole.cpu() if is_main() else torch.empty(0)
+    full = tensor.detach().full_tensor()
+    return full.cpu() if is_main() else torch.empty(0)
 
 
 def total(value: Any) -> Tensor:

@@ -63,11 +63,11 @@ class ForwardProcesses:
         A sharded network is called by all processes together: those with fewer calls make their
         first one again, with a share of 0.
         """
-        own = training_calls(pairs, self.config.batch.train_batch)
-        calls = [(rows, columns, len(rows) / len(pairs[0])) for rows, columns in own]
+        local_calls = training_calls(pairs, self.config.batch.train_batch)
+        calls = [(rows, columns, len(rows) / len(pairs[0])) for rows, columns in local_calls]
         if self.parts.policy.sharded:
-            most = int(self.world.gather(torch.tensor([len(own)])).max())
-            calls += [(*own[0], 0.0)] * (most - len(own))
+            most = int(self.world.gather(torch.tensor([len(local_calls)])).max())
+            calls += [(*local_calls[0], 0.0)] * (most - len(local_calls))
 
         return calls
 

@@ -24,13 +24,15 @@ from experiments.measurements import gain_interval, interval, run_evaluation
 FOLDER = Path(__file__).parent
 COLOURS = {
     "question": "#b4501e",
+    "both_right": "#d99a2b",
     "judge": "#333333",
     "other_reader": "#3060b0",
     "text": "#6a51a3",
     "clip_similarity": "#3a7d44",
 }
-"""The measures: the reward, the truth, another reader, text by that, and CLIP's similarity."""
-HEADINGS = ("reward", "true count", "other reader", "text seen", "clip_similarity")
+"""The measures: the reward; in which images both of its answers are right, which the truth, the
+judge's, is to be compared with; another reader's answers, text by that, and CLIP's similarity."""
+HEADINGS = ("reward", "both answers", "true count", "other reader", "text seen", "clip_similarity")
 SPLITS = ("train", "unseen")
 EVALUATED = range(0, plan.ITERATIONS + 1, plan.EVERY)
 
@@ -39,7 +41,9 @@ def measured(run: Run, iteration: int, split: str) -> dict[str, np.ndarray]:
     """Return the means of each prompt's images after an iteration, (prompts,) by measure."""
     evaluation = run_evaluation(run, iteration)[split]
     prompts = len(evaluation.prompts)
-    columns = evaluation.measures() | {"question": evaluation.reward("question")}
+    reward = evaluation.reward("question")
+    both = [float(value == 1) for value in reward]
+    columns = evaluation.measures() | {"question": reward, "both_right": both}
     return {name: np.array(columns[name]).reshape(prompts, -1).mean(1) for name in COLOURS}
 
 
@@ -129,6 +133,6 @@ def draw_figure(curves: list[list[dict[str, Any]]]) -> None:
         title = "trained prompts" if split == "train" else "unseen prompts"
         axis.set(title=title, xlabel="iteration", ylim=(0, 1.02))
 
-    axes[0].legend(frameon=False, fontsize=8, loc="center right")
+    axes[0].legend(frameon=False, fontsize=8, loc=(0.7, 0.12))
     style(axes)
     save_figure(figure, "counting.png")

@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from burnish.tools.preflight import cpu_units
 from burnish.zoo import QR_CONTROLNET, QR_GENERATOR
 from experiments.running import Trial
 
@@ -25,7 +24,7 @@ SEEDS = (4, 5, 6)  # tuning looked at 0 to 3
 RECIPE = "emoji-qr"
 SIZE = 128  # px: an ordinary QR code fits
 # of the arithmetic: with units for it bfloat16 is twice as fast on a CPU, else ten times slower
-DTYPE = "bfloat16" if torch.cpu.get_capabilities().get("amx_bf16") else "float32"
+DTYPE = "bfloat16" if cpu_units().get("amx_bf16") else "float32"
 MODEL = (
     f'model.id="{QR_GENERATOR}"',
     f'model.controlnet="{QR_CONTROLNET}"',
