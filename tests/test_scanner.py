@@ -430,6 +430,17 @@ def test_the_reward_is_the_share_read_and_the_share_of_right_modules() -> None:
     assert torch.equal(scan(module_weight=0)(images, prompts), readings.fraction)
 
 
+def test_the_strict_reward_knows_nothing_of_an_image_that_one_condition_fails() -> None:
+    layout = fit("AB12C", 64)
+    grey = torch.full((3, 64, 64), 0.5)
+    images = torch.stack([share * layout.draw() + (1 - share) * grey for share in (1.0, 0.12, 0.0)])
+    readings = Scanner(("zxing",), "train").measure(images, [layout] * 3)
+    assert 0 < readings.fraction[1] < 1, "or this shows nothing"
+
+    values = scan(module_weight=0, strict=True)(images, prompts_for(*["AB12C"] * 3))
+    assert values.tolist() == [1.0, 0.0, 0.0]
+
+
 def test_the_reward_separates_images_that_no_decoder_reads() -> None:
     layout = fit("AB12C", 64)
     images = torch.stack(

@@ -17,6 +17,7 @@ def scan(
     conditions: str | list[str] = "train",
     module_weight: PositiveOrZero = 0.5,
     workers: CountOrZero = 0,
+    strict: bool = False,
 ) -> Reward:
     """Reward how well the code of metadata["payload"] is read.
 
@@ -28,6 +29,8 @@ def scan(
         conditions: "train", "held_out", "all" or a list of names of `burnish.qr.conditions`.
         module_weight: weight of the fraction of right modules; that of what is read is 1.
         workers: images read at once; 0: one for each processor, at most 8.
+        strict: 1 where every decoder reads it under every condition, else 0, in place of the
+            fraction: then nearly nothing is learned where hardly an image is read.
 
     Raises:
         ValueError: a name is unknown, a package is missing or the weight is negative; later, a
@@ -42,7 +45,8 @@ def scan(
 
     def reward(images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         layouts = [layout_of(prompt, canvas_side(images)) for prompt in prompts]
-        read = scanner.measure(images, layouts).fraction
+        readings = scanner.measure(images, layouts)
+        read = readings.strict.double() if strict else readings.fraction
         right = 1 - module_errors(images, layouts)
         return read + module_weight * right
 

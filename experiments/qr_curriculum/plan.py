@@ -7,7 +7,8 @@ little to learn from without a curriculum, or in about a fifth.
 
 An arm learns in one of two ways. By `GRADIENT` it follows the gradients of rewards that have one,
 the modules' brightness and the image's likeness, and no reader of codes has a part in training; by
-`SCANNER` the readers' verdict is the reward, which has no gradient, with and without a curriculum.
+`SCANNER` the readers' verdict is the reward, which has no gradient, with and without a curriculum;
+by `STRICT` too, but only an image that is read under all conditions of training counts.
 """
 
 from __future__ import annotations
@@ -60,7 +61,12 @@ class Start:
 HEADLINE = "middle"
 STARTS: Mapping[str, Start] = {
     HEADLINE: Start(0.2, 4, 56, ("gradient", "no_picture", "control")),
-    "low": Start(0.035, 6, 24, ("scanner_curriculum", "scanner", "control")),
+    "low": Start(
+        0.035,
+        6,
+        24,
+        ("scanner_curriculum", "scanner", "strict_curriculum", "strict", "control"),
+    ),
 }
 ONE_SEED = ("no_picture", "scanner_curriculum", "scanner", "control")
 """Arms with the first seed only: the control changes no weight, the others take long."""
@@ -115,7 +121,7 @@ OTHERS = '{use="zoo_nouns",split="animals"}'
 
 
 def scan(weight: float) -> str:
-    """Return the reward of the readers' verdict; of weight 0 it is only written down."""
+    """Return the reward of the share that reads; of weight 0 it is only written down."""
     return f'{{use="qr_scan",module_weight=0.0,weight={weight}}}'
 
 
@@ -141,15 +147,20 @@ GRADIENT = (
     "optimizer.ema=0.8",
 )
 SOFT = '{use="qr_modules",by_area=true,soft=0.08,around=2,cells=2,weight=4.5}'
-SCANNER = (
+FROM_VERDICTS = (
     "objective={use='rvm'}",  # on images noised again, four times each
     "advantage={use='weighted'}",  # a reward that is nearly everywhere the same says little
     "optimizer.lr=5e-5",
     "batch.prompts=4",
     "batch.transitions=4",
     "batch.minibatches=4",
+)
+SCANNER = (
+    *FROM_VERDICTS,
     f'rewards=[{scan(1)},{{use="qr_modules",by_area=true,weight=0.3}},{likeness(2, 0.5)}]',
 )
+ALL_READ = '{use="qr_scan",name="all_read",strict=true,module_weight=0.0,weight=1}'
+STRICT = (*FROM_VERDICTS, f"rewards=[{scan(0)},{ALL_READ},{likeness(2, 0.5)}]")
 GRADIENT_OF_ALL = (*GRADIENT, f"rewards=[{scan(0)},{SOFT},{likeness(0.5, 0.5, 0.1)}]")
 AT_ONCE = "curriculum={}"  # at the start's scale from the first iteration on
 ARMS: Mapping[str, tuple[str, ...]] = {
@@ -158,6 +169,9 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "no_picture": (*GRADIENT, f"rewards=[{scan(0)},{SOFT}]", AT_ONCE),
     "scanner_curriculum": SCANNER,
     "scanner": (*SCANNER, AT_ONCE),
+    # a reward that is 0 nearly everywhere: one condition that fails is as bad as all
+    "strict_curriculum": STRICT,
+    "strict": (*STRICT, AT_ONCE),
     "control": (*GRADIENT_OF_ALL, AT_ONCE, "optimizer.lr=0"),
 }
 

@@ -43,6 +43,8 @@ COLOURS = {
     "no_picture": "#6a51a3",
     "scanner": "#3060b0",
     "scanner_curriculum": "#20a0a0",
+    "strict": "#c03070",
+    "strict_curriculum": "#e0a030",
     "control": "#888888",
 }
 MARKERS = {"low": "^", plan.HEADLINE: "o"}
