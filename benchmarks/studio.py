@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -131,10 +131,11 @@ class Reader(threading.Thread):
         """Read until the connection is closed."""
         self.connection.request("GET", self.events)
         stream = self.connection.getresponse()
-        while line := stream.readline():
-            if line.startswith(b"event: changed"):
-                time.sleep(0.2)
-                self.fetch()
+        with suppress(AttributeError, OSError, ValueError):  # `close` ends a read in various ways
+            while line := stream.readline():
+                if line.startswith(b"event: changed"):
+                    time.sleep(0.2)
+                    self.fetch()
 
     def fetch(self) -> None:
         """Fetch the page."""
@@ -186,6 +187,7 @@ def training(runs: Path, work: Path, rounds: int) -> dict[str, Any]:
     return {
         "ratio": round(median(ratios), 4),
         "core_share": round(median(shares), 4),
+        "cores": os.cpu_count(),
         "seconds": seconds,
     }
 

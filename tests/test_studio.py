@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +25,8 @@ from burnish.files import dumps
 from burnish.report.suspects import ranks, suspects
 from burnish.run_control import Requests, pending
 from burnish.runs import Run
-from burnish.studio import events, processes, reading
+from burnish.studio import cards, events, processes, reading
+from burnish.studio.cards import Cards, sparkline
 from burnish.studio.folder import RunsFolder
 from burnish.studio.health import lights
 from burnish.studio.pages import DRAWN, thinned
@@ -32,7 +35,6 @@ from burnish.studio.reading import (
     POINTS,
     is_training,
     log_cache,
-    sparkline,
     spread_records,
 )
 from burnish.studio.safety import Access
@@ -200,7 +202,7 @@ def test_of_a_log_that_grows_the_new_rows_are_read(
 def test_long_curves_are_thinned_to_their_end() -> None:
     assert thinned(list(range(DRAWN))) == list(range(DRAWN))  # type: ignore[arg-type,comparison-overlap]
     some = thinned(list(range(1, 1001)))  # type: ignore[arg-type]
-    assert len(some) <= DRAWN and some[-1] == 1000 and {b - a for a, b in pairwise(some)} == {3}  # type: ignore[operator]
+    assert len(some) <= DRAWN and some[-1] == 1000 and {b - a for a, b in pairwise(some)} == {4}  # type: ignore[operator]
 
 
 def test_a_sparkline_is_scaled_to_its_box() -> None:
@@ -510,9 +512,41 @@ def test_a_browser_is_told_of_a_change_once(root: Path, client: TestClient, earl
     assert len(changed) == 1
 
 
+def test_a_card_is_made_again_only_once_its_run_has_changed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunsFolder.open(root)
+    write_run(root, "two")
+    made = []
+    card = cards.card
+
+    def counted(folder: RunsFolder, name: str, *others: Any) -> cards.Card:
+        made.append(name)
+        return card(folder, name, *others)
+
+    monkeypatch.setattr(cards, "card", counted)
+    remembered = Cards()
+
+    def done() -> dict[str, int]:
+        shown = remembered.of(folder, events.signatures(folder))
+        return {one.name: one.done for one in shown}
+
+    before = done()
+    assert sorted(made) == ["one", "two"]
+    assert done() == before and sorted(made) == ["one", "two"]
+
+    (root / "two" / "log.jsonl").write_text(records(7))
+    assert done() == {**before, "two": 7} and made[2:] == ["two"]
+
+    shutil.rmtree(root / "one")
+    assert done() == {"two": 7} and made[2:] == ["two"]
+    write_run(root, "one")
+    assert done() == {**before, "two": 7} and made[2:] == ["two", "one"]
+
+
 def test_a_new_run_is_a_change_of_the_list(root: Path) -> None:
     folder = RunsFolder.open(root)
-    before = events.signature(folder)
-    assert before == events.signature(folder)
+    before = events.signatures(folder)
+    assert before == events.signatures(folder)
     write_run(root, "two")
-    assert before != events.signature(folder)
+    assert before != events.signatures(folder)

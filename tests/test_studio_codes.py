@@ -164,10 +164,10 @@ def test_the_latest_of_many_tries_are_shown(root: Path, client: TestClient) -> N
 
 def test_a_try_is_a_change(root: Path) -> None:
     folder = RunsFolder.open(root)
-    before = events.signature(folder, "found")
+    before = events.signatures(folder, "found")
     with (root / "found" / "tries.jsonl").open("a") as file:
         file.write(dumps(row(3)) + "\n")
-    assert before != events.signature(folder, "found")
+    assert before != events.signatures(folder, "found")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ LEFT = 56
 RIGHT = 14
 TOP = 12
 BOTTOM = 26
-HOVERED = 160  # at most so many points show their values on hover: more would only bloat the file
+HOVERED = 100  # at most so many points show their values on hover: more would only bloat the file
 
 Value = float | None
 
@@ -132,12 +132,12 @@ def _curve(
     with_band: bool,
 ) -> list[Html]:
     """Return the paths of one curve between two gaps: its band, if it has one, and its line."""
-    upper = [f"{frame.px(x[i])} {frame.py(high)}" for i, (_, high) in segment]
-    lower = [f"{frame.px(x[i])} {frame.py(low)}" for i, (low, _) in reversed(segment)]
     middle = [f"{frame.px(x[i])} {frame.py((low + high) / 2)}" for i, (low, high) in segment]
     parts = []
 
     if with_band:
+        upper = [f"{frame.px(x[i])} {frame.py(high)}" for i, (_, high) in segment]
+        lower = [f"{frame.px(x[i])} {frame.py(low)}" for i, (low, _) in reversed(segment)]
         parts.append(tag("path", class_=f"band series-{index}", d=f"M{'L'.join(upper + lower)}Z"))
 
     dot = "h.01" if len(segment) == 1 else ""  # a path of one point would not be drawn

@@ -29,11 +29,17 @@ ATTRIBUTES = frozenset(
 )
 """All attributes that a page may have: none of them loads, links or executes anything."""
 
+KEYWORDS = {name.replace("-", "_"): name for name in ATTRIBUTES} | {"class_": "class"}
+"""The attributes by the keywords of `tag`."""
+
 STYLE = re.compile(r"[-\w\s:;.%/]*", re.ASCII)
 """Inline CSS without brackets and quotes, and so without addresses."""
 
 UNSAFE = re.compile("[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that a page cannot hold: control characters, halves of characters."""
+
+SPECIAL = re.compile(f"[&<>\"']|{UNSAFE.pattern}")
+"""Characters that `text` replaces: most texts have none, and this one search finds it out."""
 
 SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
@@ -51,7 +57,9 @@ def text(value: object) -> Html:
     """Return a text as markup that shows it; markup stays as it is."""
     if isinstance(value, Html):
         return value
-    return Html(escape(UNSAFE.sub("\ufffd", str(value))))
+
+    plain = str(value)
+    return Html(escape(UNSAFE.sub("\ufffd", plain)) if SPECIAL.search(plain) else plain)
 
 
 def join(parts: Iterable[Child] = ()) -> Html:
@@ -72,9 +80,9 @@ def tag(name: str, *children: Child, **attributes: object) -> Html:
     """
     opening = name
     for key, value in attributes.items():
-        attribute = key.removesuffix("_").replace("_", "-")
-        if attribute not in ATTRIBUTES:
-            raise ValueError(f"a page has no attribute {attribute}; see ATTRIBUTES")
+        attribute = KEYWORDS.get(key)
+        if attribute is None:
+            raise ValueError(f"a page has no attribute {key}; see ATTRIBUTES")
         if attribute == "style" and not STYLE.fullmatch(str(value)):
             raise ValueError(f"{value!r} is no plain inline style")
         if value is not None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from starlette.concurrency import run_in_threadpool
 
 from burnish.runs import Run
 from burnish.studio.folder import SEARCH, TRIES, RunsFolder
-from burnish.studio.reading import changed, is_training
+from burnish.studio.reading import MISSING, changed, is_training
 
 EVERY = 1.0
 """Seconds between two looks at the files."""
@@ -19,6 +19,7 @@ SILENCE = 15
 """Looks without a change after which a line is sent: a connection that is gone is noticed then."""
 
 WATCHED = (
+    "config.toml",
     "log.jsonl",
     "samples",
     "evaluations",
@@ -31,19 +32,30 @@ WATCHED = (
     SEARCH,
     TRIES,
 )
+LOCK = WATCHED.index("lock")
+
+Signature = tuple[object, ...]
 
 
-def signature(folder: RunsFolder, name: str = "") -> tuple[object, ...]:
-    """Return something that differs once files of a run, or of any run, have changed."""
+def signatures(folder: RunsFolder, name: str = "") -> dict[str, Signature]:
+    """Return something for a run, or for every run, that differs once its files have changed."""
     names = [name] if name else folder.names()
-    logs = [folder.root / ".studio" / f"{one}.log" for one in names]
-    files = [folder.root / one / file for one in names for file in WATCHED]
-    held = (is_held(folder, one) for one in names)
-    return (*names, *held, *(changed(path) for path in (*logs, *files)))
+    root = str(folder.root)
+    return {one: _signature(folder, root, one) for one in names}
+
+
+def _signature(folder: RunsFolder, root: str, name: str) -> Signature:
+    # paths as texts: 50 runs are looked at every second, and Path objects take five times as long
+    below = f"{root}/{name}/"
+    files = [changed(below + file) for file in WATCHED]
+    log = changed(f"{root}/.studio/{name}.log")
+    # the end of a training changes no file
+    held = files[LOCK] != MISSING and is_held(folder, name)
+    return held, log, *files
 
 
 def is_held(folder: RunsFolder, name: str) -> bool:
-    """Return whether a process trains a run: its end changes no file."""
+    """Return whether a process trains a run."""
     try:
         folder.check(folder.root / name / "lock")
         return is_training(Run(folder.root / name))
@@ -52,8 +64,13 @@ def is_held(folder: RunsFolder, name: str) -> bool:
 
 
 def version(folder: RunsFolder, name: str = "") -> str:
-    """Return a signature as a short text, which a page carries: it is as old as the page."""
-    return hashlib.sha256(repr(signature(folder, name)).encode()).hexdigest()[:16]
+    """Return the version of a run's page, or of the list's; see `version_of`."""
+    return version_of(signatures(folder, name))
+
+
+def version_of(found: Mapping[str, Signature]) -> str:
+    """Return signatures as a short text, which a page carries: it is as old as the page."""
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 
 
 async def changes(

@@ -44,7 +44,7 @@ ROWS = 16
 COLUMNS = 12
 """Prompts that are its columns."""
 
-DRAWN = 400
+DRAWN = 250
 """Points of a curve: a chart is drawn anew after each iteration, and is not much wider."""
 
 MOST_GROUPS = 64

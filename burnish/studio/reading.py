@@ -1,4 +1,4 @@
-"""A run directory, read quickly: its state, its latest records, a small curve."""
+"""A run directory, read quickly: its state, its latest records, those of a small curve."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from burnish.annotations import LARGEST, complaint
+from burnish.annotations import complaint
 from burnish.files import decode_row, json_object, raw_rows
 from burnish.report.page import SECONDS, WAITING, report_config
 from burnish.report.results import reward_weights
 from burnish.run_control import pending
 from burnish.run_files import LogRow
 from burnish.runs import Record, Run, is_locked
-from burnish.studio.folder import MOST, RunsFolder
+from burnish.studio.folder import MOST
 
 POINTS = 40
 """Records of a log that are read for a small curve."""
@@ -31,24 +31,12 @@ PACE = 10
 MOST_LOGS = 8
 """Whole logs that are remembered."""
 
+MISSING = (0, 0)
+"""What `changed` returns where there is nothing."""
+
 Content = TypeVar("Content")
 
 OWNER = re.compile(r"process (\d+) on (.*)")
-
-
-@dataclass(frozen=True)
-class Card:
-    """A run in the list of runs; with an `error` it has nothing else."""
-
-    name: str
-    error: str = ""
-    state: str = ""  # running, stopping, finished, stopped, guarded
-    done: int = 0  # iterations
-    iterations: int = 0
-    seconds_left: float | None = None
-    reward: str = ""  # the name of the first reward
-    points: tuple[float | None, ...] = ()  # of its mean over the run
-    changed: float = 0.0  # when the log was written last, in seconds since 1970
 
 
 @dataclass(frozen=True)
@@ -113,12 +101,12 @@ class FileCache(Generic[Content]):
         return content
 
 
-def changed(path: Path) -> tuple[int, int]:
-    """Return when a file or folder was changed last, and its size; zeros if it is missing."""
+def changed(path: Path | str) -> tuple[int, int]:
+    """Return when a file or folder was changed last, and its size; `MISSING` if there is none."""
     try:
         status = os.stat(path, follow_symlinks=False)
     except OSError:
-        return 0, 0
+        return MISSING
     return status.st_mtime_ns, status.st_size
 
 
@@ -220,16 +208,6 @@ def parsed(run: Run, row: int, line: bytes) -> Record:
     return json_object(decode_row(run.log, row, line), place, "delete this line")
 
 
-def mean_of(record: Record, reward: str) -> float | None:
-    """Return the mean of a reward in a record that nobody has checked; None if it has none."""
-    rewards = record.get("rewards")
-    numbers = rewards.get(reward) if isinstance(rewards, dict) else None
-    mean = numbers.get("mean") if isinstance(numbers, dict) else None
-    if not isinstance(mean, (int, float)) or not abs(mean) < LARGEST:
-        return None
-    return mean
-
-
 def is_training(run: Run) -> bool:
     """Return whether a process holds the run.
 
@@ -276,44 +254,3 @@ def seconds_left(records: Sequence[Record], iterations: int) -> float | None:
     keys = (*SECONDS, WAITING)
     pace = sum(record.get(key) or 0.0 for record in latest for key in keys) / len(latest)
     return pace * max(0, iterations - latest[-1]["iteration"])
-
-
-def card(
-    folder: RunsFolder,
-    name: str,
-    configs: FileCache[Settings],
-    points_of: FileCache[list[Record]],
-) -> Card:
-    """Return a run for the list of runs; whatever is wrong with it becomes an error card."""
-    try:
-        run = folder.find(name)
-        for path in (run.config, run.log, run.guard, run.control, run.folder / "lock"):
-            folder.check(path)
-
-        settings = configs.of(run)
-        iterations = int(settings.number("iterations", 100))
-        records = points_of.of(run)
-        done = records[-1]["iteration"] if records else 0
-        reward = next(iter(settings.rewards), "")
-        state = state_of(run, done, iterations)
-        left = seconds_left(records, iterations) if state in ("running", "stopping") else None
-        points = tuple(mean_of(record, reward) for record in records)
-        changed = (run.log if run.log.exists() else run.config).stat().st_mtime
-        return Card(name, "", state, done, iterations, left, reward, points, changed)
-    except Exception as error:  # a run of anybody must not take the list away
-        return Card(name, error=str(error) or type(error).__name__)
-
-
-def sparkline(points: Sequence[float | None], width: int = 120, height: int = 28) -> str:
-    """Return the points of an SVG polyline; "" if there are fewer than two numbers."""
-    numbers = [value for value in points if value is not None and math.isfinite(value)]
-    if len(numbers) < 2:
-        return ""
-
-    low = min(numbers)
-    span = (max(numbers) - low) or 1.0
-    step = (width - 4) / (len(numbers) - 1)
-    return " ".join(
-        f"{2 + index * step:.1f},{height - 3 - (value - low) / span * (height - 6):.1f}"
-        for index, value in enumerate(numbers)
-    )

@@ -13,9 +13,10 @@ from burnish.errors import printable
 from burnish.redaction import redact
 from burnish.report.charts import duration, number
 from burnish.studio import pages
+from burnish.studio.cards import Cards
 from burnish.studio.folder import RunsFolder
 from burnish.studio.launches import Launches
-from burnish.studio.reading import log_cache, points_cache, settings_cache, sparkline
+from burnish.studio.reading import log_cache, settings_cache
 from burnish.studio.safety import Access
 
 PAGES: Mapping[str, tuple[str, Callable[..., dict[str, Any]]]] = {
@@ -50,7 +51,7 @@ class Studio:
         self.folder = folder
         self.launches = Launches(folder, allow_code)
         self.configs = settings_cache()
-        self.points = points_cache()
+        self.cards = Cards(self.configs)
         self.logs = log_cache()
         self.templates = Environment(
             loader=PackageLoader("burnish.studio"),
@@ -62,7 +63,6 @@ class Studio:
         self.templates.filters |= {
             "number": number,
             "duration": duration,
-            "sparkline": sparkline,
             "address": lambda name: quote(name, safe=""),
             "shown": printable,
         }

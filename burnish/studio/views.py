@@ -13,10 +13,9 @@ from burnish.errors import printable
 from burnish.report.comparison import MOST as MOST_COMPARED
 from burnish.run_control import STRONGEST
 from burnish.studio import pages
-from burnish.studio.events import version
+from burnish.studio.events import signatures, version, version_of
 from burnish.studio.folder import is_name
 from burnish.studio.launches import CHECK
-from burnish.studio.reading import card
 from burnish.studio.studio import PAGES, Studio, redirect, sentence
 
 
@@ -28,17 +27,11 @@ class Views:
 
     def list_runs(self, request: Request) -> Response:
         """Return the list of runs, those that were trained last first."""
-        since = version(self.studio.folder)
-        cards = [
-            card(self.studio.folder, name, self.studio.configs, self.studio.points)
-            for name in self.studio.folder.names()
-        ]
-        order = {"running": 0, "stopping": 0}
-        cards.sort(key=lambda one: (order.get(one.state, 1), -one.changed, one.name))
+        found = signatures(self.studio.folder)
         return self.studio.render(
             "runs.html",
-            cards=cards,
-            since=since,
+            cards=self.studio.cards.of(self.studio.folder, found),
+            since=version_of(found),
             failures=self.studio.launches.failures(),
             root=self.studio.folder.root,
             is_name=is_name,
