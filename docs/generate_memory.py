@@ -26,10 +26,11 @@ FAMILIES = (
     "sd35-pickscore-ram",
     "klein-pickscore-ram",
     "zimage-pickscore-ram",
+    "flux-dev-pickscore",
 )
 """Recipes of which there are others for smaller cards."""
 
-CARDS = (8, 12, 16, 24)
+CARDS = (8, 12, 16, 24, 48)
 MEASURED = {"sd15": "allocated_gib", "sd35": "allocated_gib", "klein": "start_allocated_gib"}
 """The keys of benchmarks/gpu.json with what was measured of an iteration, or from loading on.
 

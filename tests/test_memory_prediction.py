@@ -464,7 +464,7 @@ def test_what_a_recipe_says_is_what_is_predicted(name: str) -> None:
 def test_a_recipe_for_a_card_learns_the_same_as_its_own(name: str) -> None:
     config, base = (configuration.load(one) for one in (name, name.rpartition("-")[0]))
     memory_only = {
-        "model": ("quantization", "text_encoder", "gradient_checkpointing"),
+        "model": ("quantization", "offload", "text_encoder", "gradient_checkpointing"),
         "batch": ("sample_batch", "train_batch"),
     }
     for section, keys in memory_only.items():

@@ -340,10 +340,25 @@ def _with_t5(shape: Shape) -> Shape:
     return replace(shape, parts=parts, tokenizers=tokenizers, settings={})
 
 
+# too large for `benchmarks.gpu`, which draws random weights
+FLUX_1 = Shape(
+    "FluxPipeline",
+    {
+        # FLUX.1-dev, transformer/config.json: diffusers' defaults but for this
+        "transformer": Part("diffusers.FluxTransformer2DModel", {"guidance_embeds": True}),
+        "vae": SHAPES["zimage"].parts["vae"],
+        "text_encoder": Part("transformers.CLIPTextModel", CLIP_L),
+        "text_encoder_2": Part("transformers.T5EncoderModel", T5_XXL),
+    },
+    Part(FLOW, {"shift": 3.0, "use_dynamic_shifting": True}),
+    {"tokenizer": "clip", "tokenizer_2": "qwen"},
+)
+
 KNOWN = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": SHAPES["sd15"],
     "stabilityai/stable-diffusion-xl-base-1.0": SHAPES["sdxl"],
     "stabilityai/stable-diffusion-3.5-medium": _with_t5(SHAPES["sd35"]),
+    "black-forest-labs/FLUX.1-dev": FLUX_1,
     "black-forest-labs/FLUX.2-klein-base-4B": SHAPES["klein"],
     "black-forest-labs/FLUX.2-klein-4B": replace(SHAPES["klein"], settings={"is_distilled": True}),
     "Tongyi-MAI/Z-Image": SHAPES["zimage"],
