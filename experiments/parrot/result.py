@@ -38,6 +38,7 @@ from experiments.parrot.tables import TABLES
 from experiments.running import run_folder
 
 FOLDER = Path(__file__).parent
+SHOWN = 2.2  # standard deviations, up and down, that the figure has room for
 SELECTING = ("front", "pareto", "no_expander", "parrot")  # arms that sums are compared with
 GRID_PROMPTS = 8
 GRID_ARMS = (
@@ -254,6 +255,16 @@ def draw_gains(arms: dict[str, Any], std: np.ndarray, folder: Path) -> None:
             error_kw={"linewidth": 0.8},
         )
 
+        for place, height in enumerate(heights):
+            if abs(height) > SHOWN:
+                axis.text(
+                    place + 0.2 * (number - 1.5),
+                    0.8 * np.sign(height) * SHOWN,
+                    f"{height:.1f}",
+                    {"color": "white", "fontsize": 8, "rotation": 90, "ha": "center"},
+                )
+
+    axis.set_ylim(-SHOWN - 0.2, SHOWN)
     axis.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=7)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_ylabel("paired gain, standard deviations before")
