@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -150,13 +151,26 @@ def train(
     parallel: int,
     on_finished: Callable[[Job, Path], None] = lambda job, folder: None,
 ) -> None:
-    """Train all runs that are not finished yet; call `on_finished` with each finished one."""
+    """Train all runs that are not finished yet; call `on_finished` with each finished one.
+
+    Once a run has failed or was killed, no other begins.
+
+    Raises:
+        SystemExit: a run failed; the message says which, and where its log is.
+    """
+    failed = threading.Event()
 
     def finish(job: Job) -> None:
-        if not is_finished(job, out):
-            _train_run(job, Run(out / job.name), out, threads=1 if parallel > 1 else 0)
+        if failed.is_set():
+            return
 
-        on_finished(job, out / job.name)
+        try:
+            if not is_finished(job, out):
+                _train_run(job, Run(out / job.name), out, threads=1 if parallel > 1 else 0)
+            on_finished(job, out / job.name)
+        except BaseException:
+            failed.set()
+            raise
 
     with ThreadPoolExecutor(parallel) as pool:
         list(pool.map(finish, jobs))

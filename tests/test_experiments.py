@@ -18,6 +18,7 @@ from burnish.qr.layout import layout_of
 from burnish.runs import Run
 from burnish.training.requirements import check_votes
 from burnish.zoo.judge import parse
+from experiments import running
 from experiments.counting import plan as counting
 from experiments.counting.guarded import guard_reasons
 from experiments.ddpo_tasks import plan as tasks
@@ -37,7 +38,7 @@ from experiments.qr_curriculum.measure import (
 from experiments.rlcm_vs_ddpo import plan
 from experiments.rlcm_vs_ddpo.tables import ratio_cell
 from experiments.rlcm_vs_ddpo.tables import tables as tables_of_rlcm
-from experiments.running import Trial
+from experiments.running import Job, Trial
 from experiments.time_to_target import compare
 from experiments.votes import plan as voting
 from experiments.votes.heads import correlation
@@ -429,7 +430,10 @@ def test_codes_are_measured_where_no_training_was(job: Trial) -> None:
     assert (config.optimizer.lr == 0) == (job.arm == "control")
 
     by_gradient = config.objective["use"] == "latent"
-    assert by_gradient == (not job.arm.startswith("scanner")) == (rewards["qr_scan"] == 0)
+    from_verdicts = job.arm.startswith(("scanner", "strict"))
+    assert by_gradient == (not from_verdicts) == (rewards["qr_scan"] == 0)
+    strictly = [reward["weight"] for reward in config.rewards if reward.get("strict")]
+    assert strictly == ([1] if job.arm.startswith("strict") else [])
     images = config.batch.prompts * config.batch.images_per_prompt
     assert images == 32
 
@@ -468,6 +472,23 @@ def test_the_reference_lies_between_scales() -> None:
     )
     with pytest.raises(SystemExit, match="nowhere read in 50%"):
         at_rate(start, 0.5)
+
+
+def test_once_a_run_has_failed_no_other_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [codes.trial(tmp_path, SCALES, codes.QUICK, "low", "strict", seed) for seed in range(4)]
+    began = []
+
+    def fail(job: Job, *_: object, **__: object) -> None:
+        began.append(job.name)
+        if job is jobs[1]:
+            raise SystemExit("burnish train failed")
+
+    monkeypatch.setattr(running, "_train_run", fail)
+    with pytest.raises(SystemExit, match="burnish train failed"):
+        running.train(jobs, tmp_path, 1)
+    assert began == [job.name for job in jobs[:2]]
 
 
 def test_names_of_runs_differ() -> None:
