@@ -419,6 +419,10 @@ def test_codes_are_measured_where_no_training_was(job: Trial) -> None:
     steps = config.curriculum.get("values", [])
     assert config.sampler.control.scale == scale
     assert bool(steps) == job.arm.endswith("_curriculum")
+    is_gated = config.curriculum.get("use") == "gated"
+    assert bool(config.curriculum) == (bool(steps) or is_gated)
+    assert is_gated == job.arm.endswith("_gated")
+    assert not is_gated or config.curriculum["last"] == scale < config.curriculum["first"]
     assert not steps or (steps[0], steps[-1]) == (SCALES.first, scale)
     assert steps.count(scale) * 2 == len(steps) and steps == sorted(steps, reverse=True)
     assert job.arm == "control" or len(steps) <= config.iterations

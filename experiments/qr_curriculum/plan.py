@@ -40,6 +40,9 @@ REACHED = 0.8  # the share of images read that training is to reach, and at whic
 # of a curriculum's first scale: the share of images that are read there before training
 FIRST_READ = 0.6
 
+# smoothed shares of images that are read, below which and above which a gate moves the scale
+GATE = (0.3, 0.7)
+
 
 @dataclass(frozen=True)
 class Start:
@@ -47,7 +50,7 @@ class Start:
 
     Attributes:
         read: the share of images that are read there before training.
-        steps: different control scales of its curriculum, for as many iterations each.
+        steps: of its curriculum from the first control scale to the last.
         iterations: of a run, at least twice as many as those.
         arms: those that start there.
     """
@@ -65,7 +68,7 @@ STARTS: Mapping[str, Start] = {
         0.035,
         6,
         24,
-        ("scanner_curriculum", "scanner", "strict_curriculum", "strict", "control"),
+        ("scanner_curriculum", "scanner", "strict_curriculum", "strict_gated", "strict", "control"),
     ),
 }
 ONE_SEED = ("no_picture", "scanner_curriculum", "scanner", "control")
@@ -162,17 +165,17 @@ SCANNER = (
 ALL_READ = '{use="qr_scan",name="all_read",strict=true,module_weight=0.0,weight=1}'
 STRICT = (*FROM_VERDICTS, f"rewards=[{scan(0)},{ALL_READ},{likeness(2, 0.5)}]")
 GRADIENT_OF_ALL = (*GRADIENT, f"rewards=[{scan(0)},{SOFT},{likeness(0.5, 0.5, 0.1)}]")
-AT_ONCE = "curriculum={}"  # at the start's scale from the first iteration on
 ARMS: Mapping[str, tuple[str, ...]] = {
-    "gradient": (*GRADIENT_OF_ALL, AT_ONCE),
+    "gradient": GRADIENT_OF_ALL,
     # no reward for the picture
-    "no_picture": (*GRADIENT, f"rewards=[{scan(0)},{SOFT}]", AT_ONCE),
+    "no_picture": (*GRADIENT, f"rewards=[{scan(0)},{SOFT}]"),
     "scanner_curriculum": SCANNER,
-    "scanner": (*SCANNER, AT_ONCE),
+    "scanner": SCANNER,
     # a reward that is 0 nearly everywhere: one condition that fails is as bad as all
     "strict_curriculum": STRICT,
-    "strict": (*STRICT, AT_ONCE),
-    "control": (*GRADIENT_OF_ALL, AT_ONCE, "optimizer.lr=0"),
+    "strict_gated": STRICT,
+    "strict": STRICT,
+    "control": (*GRADIENT_OF_ALL, "optimizer.lr=0"),
 }
 
 
@@ -212,7 +215,6 @@ def jobs(out: Path, scales: Scales, budget: Budget = FULL) -> list[Trial]:
 def trial(out: Path, scales: Scales, budget: Budget, start: str, arm: str, seed: int) -> Trial:
     """Return the run of an arm from a start with a seed."""
     base = out.absolute() / BASES / "{noun}.png"
-    values = curriculum(scales.first, scales.starts[start], STARTS[start].steps)
     settings = (
         *MODEL,
         f"prompts.pattern={PATTERNS}",
@@ -221,7 +223,7 @@ def trial(out: Path, scales: Scales, budget: Budget, start: str, arm: str, seed:
         f'evaluation.prompts.base="{base}"',
         "guard.action=none",  # what it would watch is measured afterwards
         f"sampler.control.scale={scales.starts[start]}",
-        f'curriculum={{use="steps",values={values}}}',
+        curriculum(arm, scales.first, scales.starts[start], STARTS[start].steps),
         *ARMS[arm],
         *budget.settings,
     )
@@ -229,10 +231,21 @@ def trial(out: Path, scales: Scales, budget: Budget, start: str, arm: str, seed:
     return Trial(start, arm, seed, RECIPE, iterations, iterations, settings)
 
 
-def curriculum(first: float, last: float, steps: int) -> list[float]:
-    """Return the control scales of a curriculum, evenly from the first to the last.
+def curriculum(arm: str, first: float, last: float, steps: int) -> str:
+    """Return the setting of an arm's control scales, from the first to the last.
 
-    The last one lasts for as long as all others, because a run is judged there.
+    `_curriculum`: at a fixed pace, evenly, and the last one for as long as all others, because a
+    run is judged there. `_gated`: a step on once most images are read, and back where few are.
+    Other arms are at the last one from the first iteration on.
     """
-    falling = [first + (last - first) * step / steps for step in range(steps)]
-    return [round(scale, 3) for scale in [*falling, *[last] * steps]]
+    if arm.endswith("_gated"):
+        by = round((first - last) / steps, 3)
+        gate = f'reward="all_read",above={GATE[1]},below={GATE[0]},by={by}'
+        return f'curriculum={{use="gated",first={first},last={last},{gate}}}'
+
+    if arm.endswith("_curriculum"):
+        falling = [first + (last - first) * step / steps for step in range(steps)]
+        values = [round(scale, 3) for scale in [*falling, *[last] * steps]]
+        return f'curriculum={{use="steps",values={values}}}'
+
+    return "curriculum={}"

@@ -45,6 +45,7 @@ COLOURS = {
     "scanner_curriculum": "#20a0a0",
     "strict": "#c03070",
     "strict_curriculum": "#e0a030",
+    "strict_gated": "#3a7d44",
     "control": "#888888",
 }
 MARKERS = {"low": "^", plan.HEADLINE: "o"}
@@ -247,7 +248,7 @@ def _draw_training(
         axis.fill_between(iterations, low, high, color=COLOURS[arm], alpha=0.15, linewidth=0)
 
     for arm in arms:
-        if arm.endswith("_curriculum"):
+        if arm.endswith(("_curriculum", "_gated")):
             records = Run(out / run_folder(start, arm, budget.seeds[0])).records()
             scales = [record["control_scale"] for record in records]
             places = range(1, len(scales) + 1)
