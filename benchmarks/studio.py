@@ -7,8 +7,9 @@
                run: first by a server that has just started and has read nothing, then again; and
                the processor's seconds that the server takes for each page
     training   seconds of an iteration with two pages open (the list and the run, whose every change
-               is told and fetched, as a browser does) over those without, in turns; and the share
-               of a core that the studio takes meanwhile
+               is told and fetched, as a browser does) over those without, in turns; and the
+               processor's seconds that the studio takes for one of them, until its last change is
+               fetched, as a share of the iteration's seconds
 
 Written to benchmarks/studio.json.
 """
@@ -44,6 +45,7 @@ from burnish.runs import Run
 OUT = Path(__file__).with_suffix(".json")
 RECIPE = "emoji-lcm-compressibility"
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
+GONE = 2**31 - 1  # the number of no process
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c489"
     "0000000d4944415478da63fcffff3f030005fe02fea7d6059b0000000049454e44ae426082"
@@ -58,6 +60,7 @@ def write_runs(folder: Path, runs: int, iterations: int) -> None:
         write(run.config, config)
         rows = (dumps(record(iteration)) + "\n" for iteration in range(1, iterations + 1))
         write(run.log, "".join(rows))
+        write(run.folder / "lock", f"process {GONE} on {socket.gethostname()}")
         for iteration in range(0, iterations + 1, 10):
             run.samples.mkdir(exist_ok=True)
             run.sample_grid(iteration).write_bytes(PNG)
@@ -163,6 +166,7 @@ def training(runs: Path, work: Path, rounds: int) -> dict[str, Any]:
     worker = Worker(sys.executable, "burnish_worker", work / "worker.log", settings)
     seconds: dict[str, list[float]] = {"alone": [], "watched": []}
     shares = []
+    fetched = []
 
     with served(runs) as (address, process):
         for number in range(rounds + 1):
@@ -175,11 +179,10 @@ def training(runs: Path, work: Path, rounds: int) -> dict[str, Any]:
                 page.start()
                 page.fetch()
 
-            began = time.perf_counter(), cpu_seconds(process)
+            began = cpu_seconds(process)
             watched = worker.ask("iterate")["seconds"]
-            passed = time.perf_counter() - began[0]
-            share = (cpu_seconds(process) - began[1]) / passed
-            time.sleep(1.5)  # the change is told, and fetched
+            time.sleep(2.5)  # the last change is told, and fetched
+            share = (cpu_seconds(process) - began) / watched
             for page in pages:
                 page.end()
 
@@ -187,6 +190,7 @@ def training(runs: Path, work: Path, rounds: int) -> dict[str, Any]:
                 seconds["alone"].append(alone)
                 seconds["watched"].append(watched)
                 shares.append(share)
+                fetched.append(sum(page.fetched - 1 for page in pages))
                 print(f"  {alone:.2f} s alone, {watched:.2f} s watched", flush=True)
 
     worker.end()
@@ -194,6 +198,7 @@ def training(runs: Path, work: Path, rounds: int) -> dict[str, Any]:
     return {
         "ratio": round(median(ratios), 4),
         "core_share": round(median(shares), 4),
+        "pages_fetched": median(fetched),
         "cores": os.cpu_count(),
         "seconds": seconds,
     }

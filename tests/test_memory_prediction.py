@@ -455,7 +455,15 @@ def test_a_recipe_for_a_card_says_what_was_predicted(name: str) -> None:
     assert f" | {needed:.1f} | {card} GB | " in of_cards
 
 
-@pytest.mark.parametrize("name", ["sd15-pickscore-8gb", "klein-pickscore-ram-8gb"])
+def test_flux_dev_has_the_twelve_billion_weights_that_its_page_says() -> None:
+    counted = shapes.parameters(shapes.FLUX_1)
+    assert counted["transformer"] == 11_901_408_320
+    assert counted["text_encoder_2"] == 4_762_310_656  # T5 v1.1 XXL's encoder
+
+
+@pytest.mark.parametrize(
+    "name", ["sd15-pickscore-8gb", "klein-pickscore-ram-8gb", "flux-dev-pickscore-8gb"]
+)
 def test_what_a_recipe_says_is_what_is_predicted(name: str) -> None:
     assert predict(configuration.load(name, [])).needed == pytest.approx(stated(name)[1], abs=0.06)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from burnish.studio.reading import (
     POINTS,
     is_training,
     log_cache,
+    settings_cache,
     spread_records,
 )
 from burnish.studio.safety import Access
@@ -525,7 +527,7 @@ def test_a_card_is_made_again_only_once_its_run_has_changed(
         return card(folder, name, *others)
 
     monkeypatch.setattr(cards, "card", counted)
-    remembered = Cards()
+    remembered = Cards(settings_cache())
 
     def done() -> dict[str, int]:
         shown = remembered.of(folder, events.signatures(folder))
@@ -542,6 +544,83 @@ def test_a_card_is_made_again_only_once_its_run_has_changed(
     assert done() == {"two": 7} and made[2:] == ["two"]
     write_run(root, "one")
     assert done() == {**before, "two": 7} and made[2:] == ["two", "one"]
+
+
+def link_out(run: Path) -> None:
+    """Put a link out of the folder of runs in the place of a run, with the very same files."""
+    elsewhere = run.parent.parent / "elsewhere"
+    run.rename(elsewhere)
+    run.symlink_to(elsewhere)
+
+
+def end_training(run: Path) -> None:
+    """Leave what a process that trained here leaves."""
+    (run / "lock").write_text(f"process 99999999 on {socket.gethostname()}")
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "the configuration": lambda run: (run / "config.toml").write_text(
+        CONFIG.replace("iterations = 4", "iterations = 9")
+    ),
+    "the guard": lambda run: (run / "guard.json").write_text('{"iteration": 1}'),
+    "the log": lambda run: (run / "log.jsonl").write_text(records(7)),
+    "a broken log": lambda run: (run / "log.jsonl").write_text("{\n"),
+    "a link": link_out,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_card_is_never_older_than_its_run(root: Path, change: Callable[[Path], object]) -> None:
+    folder = RunsFolder.open(root)
+    remembered = Cards(settings_cache())
+
+    def shown() -> cards.Card:
+        (one,) = remembered.of(folder, events.signatures(folder))
+        return one
+
+    def fresh() -> cards.Card:
+        (one,) = Cards(settings_cache()).of(folder, events.signatures(folder))
+        return one
+
+    (root / "one" / "log.jsonl").write_text(records(4))
+    before = shown()
+    change(root / "one")
+    assert shown() == fresh() != before
+
+
+def test_an_error_card_goes_once_what_was_wrong_is_mended(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunsFolder.open(root)
+    remembered = Cards(settings_cache())
+    (root / "one" / "log.jsonl").write_text(records(4))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(cards, "seconds_left", lambda *_: 1 / 0)
+        broken.setattr(cards, "state_of", lambda *_: "running")
+        (card,) = remembered.of(folder, events.signatures(folder))
+        assert card.error == "division by zero"
+
+    (card,) = remembered.of(folder, events.signatures(folder))
+    assert not card.error and card.done == 4
+
+
+def test_a_card_says_running_while_a_process_holds_its_run(root: Path) -> None:
+    folder = RunsFolder.open(root)
+    remembered = Cards(settings_cache())
+
+    def state() -> str:
+        (one,) = remembered.of(folder, events.signatures(folder))
+        return one.state
+
+    (root / "one" / "log.jsonl").write_text(records(2))
+    end_training(root / "one")
+    assert state() == "stopped"
+    with Run(root / "one").lock():
+        assert state() == "running"
+        (root / "one" / "control.json").write_text(dumps({"stop": True}))
+        assert state() == "stopping"
+    assert state() == "stopped"
 
 
 def test_a_new_run_is_a_change_of_the_list(root: Path) -> None:

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from burnish.annotations import LARGEST
 from burnish.runs import Record
+from burnish.studio.events import Signature
 from burnish.studio.folder import RunsFolder
-from burnish.studio.reading import (
-    FileCache,
-    Settings,
-    points_cache,
-    seconds_left,
-    settings_cache,
-    state_of,
-)
+from burnish.studio.reading import FileCache, Settings, points_cache, seconds_left, state_of
 
 
 @dataclass(frozen=True)
@@ -37,20 +31,20 @@ class Card:
 
 
 class Cards:
-    """The cards of all runs, remembered by the signatures of their files.
+    """The cards of all runs, remembered by the signatures of their files; but no error is.
 
     Args:
         configs: the configurations of runs, which other pages need too.
     """
 
-    def __init__(self, configs: FileCache[Settings] | None = None) -> None:
-        self.configs = configs or settings_cache()
+    def __init__(self, configs: FileCache[Settings]) -> None:
+        self.configs = configs
         self.points = points_cache()
-        self._known: dict[str, tuple[Hashable, Card]] = {}
+        self._known: dict[str, tuple[Signature, Card]] = {}
         self._lock = threading.Lock()
 
-    def of(self, folder: RunsFolder, signatures: Mapping[str, Hashable]) -> list[Card]:
-        """Return a card of each run, those that are trained first, then by their last change.
+    def of(self, folder: RunsFolder, signatures: Mapping[str, Signature]) -> list[Card]:
+        """Return a card of each run: those that are running, then the others, the latest first.
 
         Args:
             folder: of the runs.
@@ -65,10 +59,11 @@ class Cards:
 
         for name, signature in signatures.items():
             if name not in known:
-                known[name] = signature, card(folder, name, self.configs, self.points)
+                made = card(folder, name, self.configs, self.points, signature.held)
+                known[name] = signature, made
 
         with self._lock:
-            self._known = known
+            self._known = {name: entry for name, entry in known.items() if not entry[1].error}
         order = {"running": 0, "stopping": 0}
         return sorted(
             (one for _, one in known.values()),
@@ -81,8 +76,17 @@ def card(
     name: str,
     configs: FileCache[Settings],
     points_of: FileCache[list[Record]],
+    held: bool,
 ) -> Card:
-    """Return a run for the list of runs; whatever is wrong with it becomes an error card."""
+    """Return a run for the list of runs; whatever is wrong with it becomes an error card.
+
+    Args:
+        folder: of the runs.
+        name: of the run.
+        configs: the configurations of runs.
+        points_of: the records of their small curves.
+        held: a process trains it.
+    """
     try:
         run = folder.find(name)
         for path in (run.config, run.log, run.guard, run.control, run.folder / "lock"):
@@ -93,7 +97,7 @@ def card(
         records = points_of.of(run)
         done = records[-1]["iteration"] if records else 0
         reward = next(iter(settings.rewards), "")
-        state = state_of(run, done, iterations)
+        state = state_of(run, done, iterations, held)
         left = seconds_left(records, iterations) if state in ("running", "stopping") else None
         means = [mean_of(record, reward) for record in records]
         latest = means[-1] if means else None

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 
 from burnish.runs import Run
-from burnish.studio.folder import SEARCH, TRIES, RunsFolder
-from burnish.studio.reading import MISSING, changed, is_training
+from burnish.studio.folder import MOST, SEARCH, TRIES, RunsFolder
+from burnish.studio.reading import (
+    MISSING,
+    Change,
+    Owner,
+    changed,
+    is_gone,
+    is_training,
+    owner,
+    what_is,
+)
 
 EVERY = 1.0
 """Seconds between two looks at the files."""
@@ -18,49 +29,72 @@ EVERY = 1.0
 SILENCE = 15
 """Looks without a change after which a line is sent: a connection that is gone is noticed then."""
 
+LISTED = ("config.toml", "log.jsonl", "guard.json", "control.json", "lock")
+"""Files of a run that its card in the list is made of."""
+
 WATCHED = (
-    "config.toml",
-    "log.jsonl",
+    *LISTED,
     "samples",
     "evaluations",
     "groups",
-    "guard.json",
-    "control.json",
-    "lock",
     "questions.jsonl",
     "votes.jsonl",
     SEARCH,
     TRIES,
 )
-LOCK = WATCHED.index("lock")
+"""Files and folders of a run, or of a search for codes, that its pages are made of."""
 
-Signature = tuple[object, ...]
+
+class Signature(NamedTuple):
+    """Something of a run that differs once its files have changed.
+
+    Attributes:
+        held: a process trains it: the end of a training changes no file.
+        folder: what the run's folder is, which may be a link.
+        files: when each was changed.
+    """
+
+    held: bool
+    folder: tuple[int, int]
+    files: tuple[Change, ...]
 
 
 def signatures(folder: RunsFolder, name: str = "") -> dict[str, Signature]:
-    """Return something for a run, or for every run, that differs once its files have changed."""
-    names = [name] if name else folder.names()
-    root = str(folder.root)
-    return {one: _signature(folder, root, one) for one in names}
+    """Return the signature of a run by its name; without a name, of every run in the list."""
+    if name:
+        return {name: _signature(folder, name, WATCHED)}
+    return {one: _signature(folder, one, LISTED) for one in folder.names()}
 
 
-def _signature(folder: RunsFolder, root: str, name: str) -> Signature:
+def _signature(folder: RunsFolder, name: str, watched: Sequence[str]) -> Signature:
     # paths as texts: 50 runs are looked at every second, and Path objects take five times as long
-    below = f"{root}/{name}/"
-    files = [changed(below + file) for file in WATCHED]
-    log = changed(f"{root}/.studio/{name}.log")
-    # the end of a training changes no file
-    held = files[LOCK] != MISSING and is_held(folder, name)
-    return held, log, *files
+    path = f"{folder.root}/{name}"
+    files = [changed(f"{path}/{file}") for file in watched]
+    output = changed(f"{folder.root}/.studio/{name}.log")
+    lock = files[watched.index("lock")]
+    return Signature(is_held(folder, name, lock), what_is(path), (*files, output))
 
 
-def is_held(folder: RunsFolder, name: str) -> bool:
-    """Return whether a process trains a run."""
+def is_held(folder: RunsFolder, name: str, lock: Change) -> bool:
+    """Return whether a process trains a run; `lock` is what `changed` returns of its lock."""
+    if lock == MISSING:
+        return False
+
     try:
+        if is_gone(lock_owner(folder, name, lock)):
+            return False
         folder.check(folder.root / name / "lock")
         return is_training(Run(folder.root / name))
     except (OSError, ValueError):
         return False
+
+
+@lru_cache(MOST)
+def lock_owner(folder: RunsFolder, name: str, lock: Change) -> Owner | None:
+    """Return who wrote a run's lock, read again only after the lock has changed."""
+    path = folder.root / name / "lock"
+    folder.check(path)
+    return owner(Run(path.parent))
 
 
 def version(folder: RunsFolder, name: str = "") -> str:

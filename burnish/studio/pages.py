@@ -36,7 +36,7 @@ from burnish.run_files import (
 )
 from burnish.runs import Record, Run, guard_verdict
 from burnish.studio.health import Light, lights
-from burnish.studio.reading import Settings, seconds_left, state_of
+from burnish.studio.reading import Settings, is_training, seconds_left, state_of
 
 ROWS = 16
 """Sample grids that are rows of the table of images."""
@@ -79,7 +79,7 @@ def summary(run: Run, settings: Settings, records: Sequence[Record]) -> dict[str
     """Return what stands at the top of every page of a run."""
     iterations = int(settings.number("iterations", 100))
     done = records[-1]["iteration"] if records else 0
-    state = state_of(run, done, iterations)
+    state = state_of(run, done, iterations, is_training(run))
     guard = stored(run.guard, GuardFile)
     return {
         "about": subtitle(settings.tree),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from burnish.annotations import complaint
 from burnish.files import decode_row, json_object, raw_rows
@@ -31,12 +31,22 @@ PACE = 10
 MOST_LOGS = 8
 """Whole logs that are remembered."""
 
-MISSING = (0, 0)
+Change = tuple[int, int, int, int]
+"""When a file was changed, in two ways, its size and its number: see `changed`."""
+
+MISSING: Change = (0, 0, 0, 0)
 """What `changed` returns where there is nothing."""
 
 Content = TypeVar("Content")
 
 OWNER = re.compile(r"process (\d+) on (.*)")
+
+
+class Owner(NamedTuple):
+    """A process that wrote a lock."""
+
+    process: int
+    host: str
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ class FileCache(Generic[Content]):
         self.path = path
         self.read = read
         self.most = most
-        self._known: dict[Path, tuple[tuple[int, int], Content]] = {}
+        self._known: dict[Path, tuple[Change, Content]] = {}
         self._lock = threading.Lock()
 
     def of(self, run: Run) -> Content:
@@ -101,13 +111,26 @@ class FileCache(Generic[Content]):
         return content
 
 
-def changed(path: Path | str) -> tuple[int, int]:
-    """Return when a file or folder was changed last, and its size; `MISSING` if there is none."""
+def changed(path: Path | str) -> Change:
+    """Return what differs once a file or folder was changed, or is another one.
+
+    That is when its content and when its rights were changed, its size and its number on the disk;
+    `MISSING` if there is none. A link is looked at itself.
+    """
     try:
         status = os.stat(path, follow_symlinks=False)
     except OSError:
         return MISSING
-    return status.st_mtime_ns, status.st_size
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+
+
+def what_is(path: str) -> tuple[int, int]:
+    """Return a folder's number on the disk and its kind, whatever is written into it."""
+    try:
+        status = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return 0, 0
+    return status.st_ino, status.st_mode
 
 
 def settings_cache() -> FileCache[Settings]:
@@ -213,14 +236,18 @@ def is_training(run: Run) -> bool:
 
     The lock is only tried where its owner may be alive: a process that starts must find it free.
     """
-    path = run.folder / "lock"
-    if not path.is_file():
-        return False
+    return (run.folder / "lock").is_file() and not is_gone(owner(run)) and is_locked(run)
 
-    owner = OWNER.fullmatch(path.read_text("utf-8", "replace"))
-    if owner and owner[2] == socket.gethostname() and not is_alive(int(owner[1])):
-        return False
-    return is_locked(run)
+
+def owner(run: Run) -> Owner | None:
+    """Return the process that wrote the run's lock last, and its machine; None if unknown."""
+    found = OWNER.fullmatch((run.folder / "lock").read_text("utf-8", "replace"))
+    return Owner(int(found[1]), found[2]) if found else None
+
+
+def is_gone(who: Owner | None) -> bool:
+    """Return True if the owner of a lock surely is no process of this machine any more."""
+    return who is not None and who.host == socket.gethostname() and not is_alive(who.process)
 
 
 def is_alive(process: int) -> bool:
@@ -236,9 +263,9 @@ def is_alive(process: int) -> bool:
     return True
 
 
-def state_of(run: Run, done: int, iterations: int) -> str:
-    """Return the state of a run in one word."""
-    if is_training(run):
+def state_of(run: Run, done: int, iterations: int, held: bool) -> str:
+    """Return the state of a run in one word; `held`: a process trains it."""
+    if held:
         return "stopping" if pending(run).stop else "running"
     if run.guard.is_file():
         return "guarded"

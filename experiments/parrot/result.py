@@ -38,7 +38,7 @@ from experiments.parrot.tables import TABLES
 from experiments.running import run_folder
 
 FOLDER = Path(__file__).parent
-SHOWN = 2.2  # standard deviations, up and down, that the figure has room for
+SHOWN = 2.4  # standard deviations up and down: the figure's scale
 SELECTING = ("front", "pareto", "no_expander", "parrot")  # arms that sums are compared with
 GRID_PROMPTS = 8
 GRID_ARMS = (
@@ -264,7 +264,7 @@ def draw_gains(arms: dict[str, Any], std: np.ndarray, folder: Path) -> None:
                     {"color": "white", "fontsize": 8, "rotation": 90, "ha": "center"},
                 )
 
-    axis.set_ylim(-SHOWN - 0.2, SHOWN)
+    axis.set_ylim(-SHOWN, SHOWN)
     axis.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names], fontsize=7)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_ylabel("paired gain, standard deviations before")
