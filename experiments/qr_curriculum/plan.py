@@ -71,8 +71,14 @@ STARTS: Mapping[str, Start] = {
         ("scanner_curriculum", "scanner", "strict_curriculum", "strict_gated", "strict", "control"),
     ),
 }
-ONE_SEED = ("no_picture", "scanner_curriculum", "scanner", "control")
-"""Arms with the first seed only: the control changes no weight, the others take long."""
+FEWER = {
+    "no_picture": 1,
+    "scanner_curriculum": 1,
+    "scanner": 1,
+    "strict_curriculum": 2,
+    "control": 1,
+}
+"""Arms with so many of the seeds: the control changes no weight, the others take long."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,7 @@ def budget(quick: bool) -> Budget:
 
 def seeds(arm: str, budget: Budget = FULL) -> tuple[int, ...]:
     """Return an arm's seeds."""
-    return budget.seeds[:1] if arm in ONE_SEED else budget.seeds
+    return budget.seeds[: FEWER.get(arm, len(budget.seeds))]
 
 
 def jobs(out: Path, scales: Scales, budget: Budget = FULL) -> list[Trial]:
