@@ -206,8 +206,13 @@ def draw_figure(
 
     style(axes)
     for axis in (left, *training):
-        axis.legend(frameon=False, fontsize=8)
+        legend_below(axis)
     save_figure(figure, "qr_curriculum.png", images)
+
+
+def legend_below(axis: Axes) -> None:
+    """Write below an axis what its colours are: there are too many for a place inside."""
+    axis.legend(frameon=False, fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def _draw_trade_off(
@@ -249,10 +254,13 @@ def _draw_training(
 
     for arm in arms:
         if arm.endswith(("_curriculum", "_gated")):
-            records = Run(out / run_folder(start, arm, budget.seeds[0])).records()
+            first = plan.seeds(arm, budget)[0]
+            records = Run(out / run_folder(start, arm, first)).records()
             scales = [record["control_scale"] for record in records]
             places = range(1, len(scales) + 1)
-            axis.step(places, scales, where="mid", color=COLOURS[arm], ls=":", label="its scale")
+            axis.step(
+                places, scales, where="mid", color=COLOURS[arm], ls=":", label=f"{arm}: scale"
+            )
 
     label = "share of conditions that read, in training"
     axis.set(title=f"start: {start}", xlabel="iteration", ylabel=label, ylim=(0, None))
@@ -266,7 +274,7 @@ def draw_grid(
     ends: Mapping[str, Arms],
     budget: plan.Budget,
 ) -> None:
-    """Draw the same prompts, links and noise, before training and after each arm, first seed."""
+    """Draw the same prompts, links and noise, before training and after each arm's first seed."""
     coded = measured_prompts(budget)
     coded = coded[:: max(1, len(coded) // GRID_COLUMNS)][:GRID_COLUMNS]
     drawn = {}
@@ -282,7 +290,7 @@ def draw_grid(
         scale = scales.starts[start]
         for arm in arms:
             if arm != "control":
-                run = str(out / run_folder(start, arm, budget.seeds[0]))
+                run = str(out / run_folder(start, arm, plan.seeds(arm, budget)[0]))
                 policy, sampler = open_source(run)
                 controlled = replace(sampler, control=ControlConfig(scale))
                 drawn[f"{arm}, {scale:.2f}"] = sample_images(policy, controlled, coded, SEED)
