@@ -176,6 +176,9 @@ def test_a_key_in_the_status_line_is_hidden(monkeypatch: pytest.MonkeyPatch) -> 
         with connection:
             connection.recv(65536)
             connection.sendall(f"HTTP/1.1 401 Bearer {HEADER_KEY}\r\n\r\n".encode())
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):  # closed with bytes unread it would be reset
+                pass
 
     Thread(target=answer, daemon=True).start()
     wire = Wire(f"http://127.0.0.1:{listening.getsockname()[1]}", token=HEADER_KEY, retries=0)
