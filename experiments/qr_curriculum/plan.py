@@ -76,7 +76,6 @@ FEWER: Mapping[str, tuple[int, ...]] = {
     "scanner_curriculum": (4,),
     "scanner": (4,),
     "strict_curriculum": (4, 5),
-    "strict_gated": (5, 6),
     "control": (4,),
 }
 """Arms with some of the seeds only: the control changes no weight, the others take long."""
