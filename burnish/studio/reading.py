@@ -35,7 +35,7 @@ Change = tuple[int, int, int, int]
 """When a file was changed, in two ways, its size and its number: see `changed`."""
 
 MISSING: Change = (0, 0, 0, 0)
-"""What `changed` returns where there is nothing."""
+"""The answer of `changed` where there is nothing."""
 
 Content = TypeVar("Content")
 
