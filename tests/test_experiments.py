@@ -203,14 +203,15 @@ def test_every_arm_of_parrot_scores_as_many_images_with_the_same_rewards(
     for job in parrot.jobs(budget):
         config = configuration.load(job.recipe, job.changes())
         images = config.batch.prompts * config.batch.images_per_prompt * config.iterations
-        assert images == budget.queries or job.arm == "control"
+        times = parrot.LONGER.get(job.arm, 1)
+        assert images == times * budget.queries or job.arm == "control"
         assert tuple(configuration.reward_names(config.rewards)) == parrot.REWARDS
         assert bool(config.expander.model) == (job.arm in ("parrot", "expander_only"))
         identifiers = job.arm in ("parrot", "no_expander", "control")
         assert bool(config.sampler.identifiers) == identifiers
         assert (config.optimizer.lr == 0) == (job.arm == "control")
 
-        selects = job.arm in ("front", "pareto", "expander_only") or identifiers
+        selects = job.arm in ("front", "pareto", "pareto_longer", "expander_only") or identifiers
         assert (config.advantage["use"] == "pareto") == selects
         assert catalog.build("objective", config.objective, "objective").process == "forward"
         assert config.prompts["texts"] == texts("train")

@@ -1,6 +1,7 @@
 """The plan: Parrot and its parts, sums of rewards, and rewards alone; and how each is measured.
 
-All arms learn from as many images of the same prompts, by the same objective, a forward one.
+All arms learn from as many images of the same prompts, by the same objective, a forward one; two
+once more from twice as many.
 """
 
 from __future__ import annotations
@@ -83,7 +84,10 @@ QUICK = Budget(
     pool_prompts=2,
     pool_images=16,
     # of runs that differ in numbers alone, one is enough
-    left_out=("only_aesthetic", "only_preference", "only_sentiment", "ws2", "normalised", "front"),
+    left_out=(
+        *("only_aesthetic", "only_preference", "only_sentiment", "ws2", "normalised", "front"),
+        *("normalised_balanced_longer", "pareto_longer"),
+    ),
     quick=True,
 )
 """Everything runs in two minutes, and no number means anything."""
@@ -134,6 +138,9 @@ TRAINED: Mapping[str, tuple[str, ...]] = {
     # the paper's selection, without identifiers: what is dominated is left out
     "front": (*PLAIN, "advantage={use='pareto',within='batch'}", *BALANCED_FRONT),
     "pareto": (*PLAIN, SELECTED, *BALANCED_FRONT),
+    # the two that improve all four rewards, with more images
+    "normalised_balanced_longer": (*Z_SUM, *BALANCED),
+    "pareto_longer": (*PLAIN, SELECTED, *BALANCED_FRONT),
     "no_expander": WITHOUT_EXPANDER,
     "expander_only": (
         'model.train="none"',
@@ -150,6 +157,8 @@ ONE_SEED = ("control", "front", *(f"only_{name}" for name in REWARDS))
 """Runs that others are held against, and that no claim rests on."""
 SUMS = ("ws1", "ws2", "normalised", "normalised_balanced")
 CONTROL_ITERATIONS = 2
+LONGER: Mapping[str, int] = {"normalised_balanced_longer": 2, "pareto_longer": 2}
+"""How many times as many iterations as the other arms some have."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,9 @@ def seeds(name: str, budget: Budget = FULL) -> tuple[int, ...]:
 
 def iterations(name: str, budget: Budget = FULL) -> int:
     """Return the iterations of a run; the control's are few."""
-    return min(CONTROL_ITERATIONS, budget.iterations) if name == "control" else budget.iterations
+    if name == "control":
+        return min(CONTROL_ITERATIONS, budget.iterations)
+    return budget.iterations * LONGER.get(name, 1)
 
 
 def listed(section: str, name: str) -> str:

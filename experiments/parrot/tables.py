@@ -17,6 +17,8 @@ LABELS: Mapping[str, str] = {
     "normalised_balanced": f"normalised sum, weights {NUMBERS}",
     "front": "Pareto front alone, no identifiers",
     "pareto": "Pareto selection, no identifiers",
+    "normalised_balanced_longer": "the searched sum, 5,120 images",
+    "pareto_longer": "Pareto selection, 5,120 images",
     "no_expander": "Parrot without expander",
     "control": "the same, learning rate 0",
     "expander_untrained": "expander before training",
