@@ -961,20 +961,25 @@ def taste_fit(
         ),
     ],
     model: Annotated[
-        str, typer.Option(help="The CLIP model whose features are read: zoo:NAME, folder, hub id.")
-    ] = "openai/clip-vit-large-patch14",
+        str | None,
+        typer.Option(
+            help="The CLIP model whose features are read: zoo:NAME, folder, hub id.",
+            show_default="that of the run's reward votes, or openai/clip-vit-large-patch14",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The file that is written.")] = Path(
         "taste.safetensors"
     ),
     features: Annotated[
-        Literal["embedding", "patches"],
+        Literal["embedding", "patches"] | None,
         typer.Option(
             help=(
                 "What is read of an image: the embedding tells what it shows, the patches how it "
                 "looks."
-            )
+            ),
+            show_default="what the run's reward votes reads, or embedding",
         ),
-    ] = "embedding",
+    ] = None,
     device: Annotated[str, typer.Option(help="Where the model computes.")] = "auto",
 ) -> None:
     """Fit a reward to pairs of images of which you preferred one.
@@ -987,10 +992,17 @@ def taste_fit(
     """
     quiet()
     from burnish.diffusion.loading import choose_device
-    from burnish.tools.taste import fit_taste
+    from burnish.tools.taste import fit_taste, read_by_votes
 
     with watching():
-        fitted = fit_taste(pairs, model, out, str(choose_device(device)), features)
+        model_of_run, features_of_run = read_by_votes(pairs)
+        fitted = fit_taste(
+            pairs,
+            model or model_of_run,
+            out,
+            str(choose_device(device)),
+            features or features_of_run,
+        )
     for text in fitted.lines():
         say(text)
 

@@ -30,7 +30,7 @@ from burnish.studio import cards, events, processes, reading
 from burnish.studio.cards import Cards, sparkline
 from burnish.studio.folder import RunsFolder
 from burnish.studio.health import lights
-from burnish.studio.pages import DRAWN, thinned
+from burnish.studio.pages import DRAWN, thinned, vote_effects
 from burnish.studio.reading import (
     PACE,
     POINTS,
@@ -450,7 +450,7 @@ def questioned(root: Path) -> Run:
 def test_votes_are_given_by_the_page_and_taken_back(questioned: Run, client: TestClient) -> None:
     first, second = votes.questions(questioned)
     page = client.get("/runs/one/votes").text
-    assert "a cat" in page and "2 left, 0 votes given" in page
+    assert "a cat" in page and "2 left, 0 given" in page
     shown = re.findall(r'src="(/files/one/questions/[^"]+)"', page)
     assert shown == [f"/files/one/questions/{name}" for name in (first.left, first.right)]
     assert all(client.get(path).status_code == 200 for path in shown)
@@ -462,13 +462,26 @@ def test_votes_are_given_by_the_page_and_taken_back(questioned: Run, client: Tes
     assert (vote.question, vote.answer) == (first.id, "left")
     assert vote.seconds == pytest.approx(5, abs=2)
     page = client.get("/runs/one/votes").text
-    assert "a &lt;dog&gt;" in page and "1 left, 1 votes given" in page
+    assert "a &lt;dog&gt;" in page and "1 left, 1 given" in page
 
     assert post(client, "/runs/one/vote", question=second.id, answer="both_bad", now="x") == where
     assert "No question is waiting" in client.get("/runs/one/votes").text
     assert post(client, "/runs/one/vote", answer="undo") == where
     assert [vote.question for vote in votes.votes(questioned)] == [first.id]
     assert "a &lt;dog&gt;" in client.get("/runs/one/votes").text
+
+
+def test_what_the_votes_have_changed_is_said_in_words() -> None:
+    record = {
+        "votes": {"accuracy": 0.611},
+        "rewards": {"votes": {"mean": 0}, "clip": {"gain": -0.0677}},
+    }
+    assert vote_effects(record) == [
+        "A head fitted to your votes foretells 61% of those that it was not fitted to; "
+        "chance is 50%.",
+        "clip of the latest images: -0.0677 against their prompts before training.",
+    ]
+    assert vote_effects({"votes": [1], "rewards": "none"}) == []
 
 
 def test_a_vote_that_is_none_is_refused(questioned: Run, client: TestClient) -> None:

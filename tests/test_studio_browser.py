@@ -139,19 +139,19 @@ def test_start_vote_stop_resume_and_branch_by_keyboard(
     page.wait(text_has("10 pairs wait for your vote"))
     click(page, "10 pairs wait for your vote")
     arrive(page, "/runs/mine/votes")
-    page.wait(text_has("10 left, 0 votes given"))
+    page.wait(text_has("10 left, 0 given"))
     answers = ["ArrowLeft", "ArrowRight", "ArrowDown", "s", "u", "s", *["ArrowLeft"] * 6]
     given = 0
     for key in answers:
         page.press(key)
         given += -1 if key == "u" else 1
-        page.wait(text_has(f"{given} votes given"))
+        page.wait(text_has(f"left, {given} given"))
         page.wait("document.readyState === 'complete'")
         if given < 10:
             assert page.value("document.querySelector('.pair img').naturalWidth") > 0
 
     # the training goes on, and asks about the next ten
-    page.wait(text_has("10 left, 10 votes given"))
+    page.wait(text_has("10 left, 10 given"))
     words = [vote.answer for vote in votes.votes(run)]
     assert words[:4] == ["left", "right", "both_bad", "skip"] and len(words) == 10
     page.press("2")

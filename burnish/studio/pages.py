@@ -259,9 +259,32 @@ def voting(run: Run, top: Mapping[str, Any]) -> dict[str, Any]:
         "given": len(given),
         "alike": alike,
         "repeated": repeated,
-        "learned": runs.flat(records[-1].get("votes", {})) if records else {},
+        "effects": vote_effects(records[-1]) if records else [],
         "now": time.time(),
     }
+
+
+def vote_effects(record: Mapping[str, Any]) -> list[str]:
+    """Return sentences on what the votes of a run have changed, by its latest record."""
+    numbers = runs.flat(record)
+    effects = []
+
+    accuracy = numbers.get("votes/accuracy")
+    if accuracy is not None:
+        effects.append(
+            f"A head fitted to your votes foretells {accuracy:.0%} of those that it was not fitted "
+            "to; chance is 50%."
+        )
+
+    for path, gain in numbers.items():
+        kind, _, name = path.partition("/")
+        if kind == "rewards" and name.endswith("/gain"):
+            name = name.removesuffix("/gain")
+            effects.append(
+                f"{name} of the latest images: {gain:+.3g} against their prompts before training."
+            )
+
+    return effects
 
 
 def cell(grid: str, index: int, count: int, columns: int, label: str) -> Cell:

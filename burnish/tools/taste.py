@@ -8,13 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from burnish import config as configuration
 from burnish.files import write
 from burnish.images import open_image
 from burnish.prompts.pairs import ImagePair, read_image_pairs
 from burnish.rewards.bradley_terry import Comparisons, HeldOut, best_scale, fit, held_out
 from burnish.rewards.clip import Clip, Features
 from burnish.rewards.taste import head_bytes
+from burnish.runs import Run
 from burnish.stages import advance, stage
+
+DEFAULT_MODEL = "openai/clip-vit-large-patch14"
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,16 @@ class FittedTaste:
                 "that may be chance: give more pairs, or pairs that differ in what you care about"
             )
         return lines
+
+
+def read_by_votes(pairs: Path) -> tuple[str, Features]:
+    """Return the model and the features that a run's reward `votes` reads, or else the defaults."""
+    run = Run(pairs)
+    rewards = configuration.load(run.config, purpose="compare").rewards if run.exists() else []
+    settings = next((reward for reward in rewards if reward["use"] == "votes"), {})
+
+    model = settings.get("model") or DEFAULT_MODEL
+    return model, settings.get("features", "embedding")
 
 
 def fit_taste(
