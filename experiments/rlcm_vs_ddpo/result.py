@@ -105,7 +105,9 @@ def comparisons(curves: Mapping[str, Mapping[str, Curve]]) -> dict[str, Any]:
     """Return by how much sooner each arm of RLCM is where the baselines ended.
 
     `same_gain` and `same_reward` have the seconds, by task, arm and baseline; `seconds_ratio` (at
-    the same gain) and `seconds_ratio_same_reward` the ratios of the arm `rlcm` alone.
+    the same gain) and `seconds_ratio_same_reward` the ratios of the arm `rlcm` alone, None where
+    that was not reached; `seconds_ratio_bound` and `seconds_ratio_same_reward_bound` have the
+    bounds there.
     """
     same = {
         value: {
@@ -128,9 +130,21 @@ def comparisons(curves: Mapping[str, Mapping[str, Curve]]) -> dict[str, Any]:
             for task, arms in same[value].items()
         }
 
+    def bounds(value: str) -> dict[str, dict[str, str]]:
+        return {
+            task: {
+                base: found["bound"]
+                for base, found in arms["rlcm"].items()
+                if found["ratio"] is None
+            }
+            for task, arms in same[value].items()
+        }
+
     return {
         "seconds_ratio": ratios("gain"),
+        "seconds_ratio_bound": bounds("gain"),
         "seconds_ratio_same_reward": ratios("reward"),
+        "seconds_ratio_same_reward_bound": bounds("reward"),
         "same_gain": same["gain"],
         "same_reward": same["reward"],
     }
