@@ -206,8 +206,9 @@ def test_every_arm_of_parrot_scores_as_many_images_with_the_same_rewards(
         times = parrot.LONGER.get(job.arm, 1)
         assert images == times * budget.queries or job.arm == "control"
         assert tuple(configuration.reward_names(config.rewards)) == parrot.REWARDS
-        assert bool(config.expander.model) == (job.arm in ("parrot", "expander_only"))
-        identifiers = job.arm in ("parrot", "no_expander", "control")
+        assert bool(config.expander.model) == (job.arm in parrot.EXPANDING)
+        assert bool(config.expander.start) == (job.arm == "parrot_started")
+        identifiers = job.arm in ("parrot", "parrot_started", "no_expander", "control")
         assert bool(config.sampler.identifiers) == identifiers
         assert (config.optimizer.lr == 0) == (job.arm == "control")
 

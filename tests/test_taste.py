@@ -325,3 +325,12 @@ def test_what_is_no_head_is_refused(tmp_path: Path) -> None:
     path.write_bytes(head_bytes(narrow, "zoo:emoji-clip", {}))
     with pytest.raises(ValueError, match=r"centre has shape \(4,\), not \(3,\)"):
         read_head(path)
+
+
+def test_a_taste_of_a_run_reads_what_its_votes_read(tmp_path: Path) -> None:
+    assert read_by_votes(tmp_path) == ("openai/clip-vit-large-patch14", "embedding")
+
+    settings = 'rewards=[{use="votes",model="zoo:emoji-clip",features="patches"}]'
+    config = configuration.load("emoji-votes", [settings])
+    (tmp_path / "config.toml").write_text(configuration.dump(config))
+    assert read_by_votes(tmp_path) == ("zoo:emoji-clip", "patches")

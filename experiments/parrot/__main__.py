@@ -9,7 +9,8 @@
 and of every unseen one, for every arm the same noise; and with the identifier of one reward alone.
 `simulate`: the rewards of a pool of images, from which selections are compared. `report`:
 `result.json`, the figure and a grid of images; with --quick they stay in --out. `search`: on a seed
-and prompts that are not reported; only when it is asked for.
+and prompts that are not reported; `endings`: expansions of such prompts for the supervised start;
+both only when they are asked for.
 """
 
 from __future__ import annotations
@@ -58,9 +59,18 @@ def search(options: argparse.Namespace) -> None:
     print_gains(options.out, jobs)
 
 
+def endings(options: argparse.Namespace) -> None:
+    """Choose the expansions of the supervised start."""
+    from experiments.parrot.endings import choose_endings
+
+    if options.only == "endings":
+        choose_endings(options.out)
+
+
 if __name__ == "__main__":
     stages: dict[str, Stage] = {
         "search": search,
+        "endings": endings,
         "train": train_all,
         "measure": measure,
         "simulate": simulate,

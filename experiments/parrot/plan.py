@@ -22,6 +22,8 @@ REWARDS = ("aesthetic", "preference", "alignment", "sentiment")
 # weights of the original prompt and of the expanded one; together those of training
 DUAL = (3.25, 0.75)
 
+START = Path(__file__).parent / "start.jsonl"
+"""Expansions of other prompts that an expander imitates first; `endings` chose them."""
 LEARN = False
 """True: the embeddings of the identifiers learn."""
 
@@ -150,6 +152,11 @@ TRAINED: Mapping[str, tuple[str, ...]] = {
         *BALANCED_FRONT,
     ),
     "parrot": (*IDENTIFIERS, SELECTED, *BALANCED_FRONT),
+    "parrot_started": (
+        *(*IDENTIFIERS, SELECTED, *BALANCED_FRONT),
+        f'expander.start="{START}"',
+        "expander.start_epochs=4",
+    ),
     # what identifiers cost a generator that learns nothing
     "control": (*WITHOUT_EXPANDER, "optimizer.lr=0", *(("sampler.identifiers_lr=0",) * LEARN)),
 }
@@ -159,6 +166,10 @@ SUMS = ("ws1", "ws2", "normalised", "normalised_balanced")
 CONTROL_ITERATIONS = 2
 LONGER: Mapping[str, int] = {"normalised_balanced_longer": 2, "pareto_longer": 2}
 """How many times as many iterations as the other arms some have."""
+
+
+EXPANDING = ("expander_only", "parrot", "parrot_started")
+"""Runs whose expander learns."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +183,7 @@ class Arm:
 
 ARMS: Mapping[str, Arm] = {
     "base": Arm(),
-    **{name: Arm(name) for name in TRAINED if name not in ("expander_only", "parrot")},
+    **{name: Arm(name) for name in TRAINED if name not in EXPANDING},
     "expander_untrained": Arm(expander="before"),
     "expander_only": Arm(expander="expander_only"),
     "expander_only_dual": Arm(expander="expander_only", dual=True),
@@ -180,6 +191,9 @@ ARMS: Mapping[str, Arm] = {
     "no_expansion": Arm("parrot"),  # trained with the expander, measured without
     "no_original": Arm("parrot", "parrot"),
     "parrot": Arm("parrot", "parrot", dual=True),
+    "started_no_expansion": Arm("parrot_started"),
+    "started_no_original": Arm("parrot_started", "parrot_started"),
+    "parrot_started": Arm("parrot_started", "parrot_started", dual=True),
 }
 
 

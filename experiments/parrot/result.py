@@ -39,7 +39,8 @@ from experiments.running import run_folder
 
 FOLDER = Path(__file__).parent
 SHOWN = 2.4  # standard deviations up and down: the figure's scale
-SELECTING = ("front", "pareto", "no_expander", "parrot")  # arms that sums are compared with
+# arms that sums are compared with
+SELECTING = ("front", "pareto", "pareto_longer", "no_expander", "parrot", "parrot_started")
 GRID_PROMPTS = 8
 GRID_ARMS = (
     "base",
@@ -73,12 +74,12 @@ def report(out: Path, budget: plan.Budget) -> None:
         "arms": arms,
         "dominated_by": [name for name in sums if dominates(arms[name], arms["parrot"])],
         "sums_that_dominate": {
-            arm: [name for name in sums if dominates(arms[name], arms[arm])]
+            arm: [name for name in rivals(arm, arms) if dominates(arms[name], arms[arm])]
             for arm in SELECTING
             if arm in arms
         },
         "highest_hypervolume": max(
-            (name for name in arms if not name.startswith("only_")),
+            (name for name in arms if not name.startswith("only_") and name not in plan.LONGER),
             key=lambda name: arms[name]["hypervolume"],
         ),
         "alignment_recovered": alignment_recovered(arms),
@@ -182,6 +183,13 @@ def dominates(arm: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
+def rivals(arm: str, arms: Mapping[str, Any]) -> list[str]:
+    """Return the sums that learned from as many images as an arm."""
+    if arm in plan.LONGER:
+        return [name for name in plan.LONGER if name != arm and name in arms]
+    return [name for name in plan.SUMS if name in arms]
+
+
 def alignment_recovered(arms: Mapping[str, Any]) -> dict[str, float]:
     """Return the share of the alignment lost by expansion that dual guidance brings back.
 
@@ -238,7 +246,7 @@ def margin(gains: np.ndarray, own: int) -> dict[str, Any]:
 
 def draw_gains(arms: dict[str, Any], std: np.ndarray, folder: Path) -> None:
     """Draw the gain in every reward, one group of bars an arm."""
-    figure, axis = pyplot.subplots(figsize=(13, 4.2))
+    figure, axis = pyplot.subplots(figsize=(16, 4.2))
     names = [name for name in arms if name != "base"]
 
     for number, reward in enumerate(plan.REWARDS):

@@ -28,6 +28,9 @@ LABELS: Mapping[str, str] = {
     "no_expansion": "trained with expander, asked without",
     "no_original": "no original-prompt guidance",
     "parrot": "Parrot, full",
+    "started_no_expansion": "supervised start, asked without expander",
+    "started_no_original": "supervised start, no original-prompt guidance",
+    "parrot_started": "Parrot, full, supervised start",
 }
 SELECTIONS: Mapping[str, str] = {
     "pareto": "Pareto front",

@@ -5,7 +5,8 @@
 
 The voter prefers what `burnish.zoo.taste` rates higher, and errs in one answer of ten. `heads`:
 what a preference head knows of images of the model before training. `train`: every run of
-`plan.py`, measured after 50, 100, 200 and 400 votes. `report`: `result.json`, the figure, the grid
+`plan.py`, measured after 50, 100, 200
+and 400 votes, and those with fresh seeds after 50 and 100. `report`: `result.json`, the figure, the grid
 and the tables, of the budgets that all runs of an arm have come to.
 """
 
@@ -21,6 +22,7 @@ def train_all(options: argparse.Namespace) -> None:
     """Train every run of the plan, all of them up to a smaller budget first."""
     for votes in plan.PASSES:
         train(plan.jobs(votes), options.out, options.parallel)
+    train(plan.fresh_jobs(), options.out, options.parallel)
 
 
 def heads(options: argparse.Namespace) -> None:

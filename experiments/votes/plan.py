@@ -8,7 +8,7 @@ docs/votes.md has them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from experiments.running import Trial
 
@@ -107,6 +107,17 @@ ARMS: Mapping[str, Arm] = {
 }
 
 
+FRESH_TASK = "fresh"
+FRESH_SEEDS = (3, 4, 5)
+FRESH: Mapping[str, Arm] = {
+    "rvm": replace(ARMS["rvm"], rate=3.5e-3, last=10),
+    "dpo": replace(ARMS["dpo"], rate=4.5e-3, last=10),
+    "rvm_4e-3": replace(ARMS["rvm"], rate=4e-3, last=10),
+    "taste": ARMS["taste"],
+}
+"""Arms whose rates were chosen anew, on seeds 10 and 11, and the ceiling: up to 100 votes."""
+
+
 def rewards(arm: Arm, seed: int) -> str:
     """Return the setting of an arm's rewards: votes, with the true taste as a measure, or that."""
     if not arm.votes:
@@ -121,9 +132,21 @@ def jobs(votes: int = BUDGETS[-1]) -> list[Trial]:
     return [trial(name, seed, votes) for name in ARMS for seed in SEEDS]
 
 
+def fresh_jobs() -> list[Trial]:
+    """Return the runs of the arms whose rates were chosen anew."""
+    return [
+        _trial(FRESH_TASK, name, arm, seed, arm.last * VOTES)
+        for name, arm in FRESH.items()
+        for seed in FRESH_SEEDS
+    ]
+
+
 def trial(name: str, seed: int, votes: int = BUDGETS[-1]) -> Trial:
     """Return the run of an arm with a seed up to a budget; it can go on to a larger one."""
-    arm = ARMS[name]
+    return _trial(TASK, name, ARMS[name], seed, votes)
+
+
+def _trial(task: str, name: str, arm: Arm, seed: int, votes: int) -> Trial:
     changes = (
         *COMMON,
         *arm.changes,
@@ -132,4 +155,4 @@ def trial(name: str, seed: int, votes: int = BUDGETS[-1]) -> Trial:
         f"batch.images_per_prompt={arm.images}",
         f"optimizer.lr={arm.rate:g}",
     )
-    return Trial(TASK, name, seed, RECIPE, arm.iterations(votes), EVERY, changes)
+    return Trial(task, name, seed, RECIPE, arm.iterations(votes), EVERY, changes)

@@ -53,6 +53,7 @@ def report(out: Path) -> None:
         "arms": {name: curve for name, curve in curves.items() if name != "control"},
         "heads": json.loads((out / "heads.json").read_text()),
         "accuracy": {str(seed): accuracy(out, seed) for seed in plan.SEEDS},
+        "fresh": {name: fresh_curve(out, name) for name in plan.FRESH},
     }
     write(FOLDER / "result.json", dumps(result, indent=1) + "\n")
     draw_figure(result["arms"])
@@ -66,13 +67,24 @@ def report(out: Path) -> None:
 
 def arm_curve(out: Path, name: str) -> list[Point]:
     """Return every evaluation of an arm that all of its runs have come to."""
-    arm = plan.ARMS[name]
-    before = load_evaluations(out, plan.TASK, name, plan.SEEDS, 0)
+    return _curve(out, plan.TASK, name, plan.ARMS[name], plan.SEEDS, trained(out, name))
+
+
+def fresh_curve(out: Path, name: str) -> list[Point]:
+    """Return every evaluation of an arm whose rate was chosen anew."""
+    arm = plan.FRESH[name]
+    return _curve(out, plan.FRESH_TASK, name, arm, plan.FRESH_SEEDS, arm.last)
+
+
+def _curve(
+    out: Path, task: str, name: str, arm: plan.Arm, seeds: Sequence[int], last: int
+) -> list[Point]:
+    before = load_evaluations(out, task, name, seeds, 0)
     start = np.array([tastes(each["train"]) for each in before])
     points = []
 
-    for iteration in range(0, trained(out, name) + 1, plan.EVERY):
-        now = load_evaluations(out, plan.TASK, name, plan.SEEDS, iteration)
+    for iteration in range(0, last + 1, plan.EVERY):
+        now = load_evaluations(out, task, name, seeds, iteration)
         gains = np.array([tastes(each["train"]) for each in now]) - start
         points.append(
             {

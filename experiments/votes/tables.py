@@ -89,6 +89,25 @@ def aim_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def fresh_table(result: Mapping[str, Any]) -> str:
+    """Return how far the aim is met with the rates that were chosen anew, as a Markdown table."""
+    curves = result["fresh"]
+    ceiling = at_aim(curves["taste"])["gain"]
+    heads = ["with fresh seeds", "rate", "gain", "of the taste's", "the judge keeps", "aim"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+
+    for name, curve in curves.items():
+        arm, point = plan.FRESH[name], at_aim(curve)
+        low, high = point["ci95"]
+        share, kept = point["gain"] / ceiling, judge_share(curve, point)
+        met = "met" if share >= HALF and kept >= KEPT else "missed"
+        cells = [arm.label, f"{arm.rate:g}", f"{point['gain']:+.2f} [{low:.2f}, {high:.2f}]"]
+        cells += [percent(share), f"{100 * kept:.1f} %", met if arm.votes else ""]
+        lines.append("| " + " | ".join(cells) + " |")
+
+    return "\n".join(lines)
+
+
 def percent(share: float) -> str:
     """Return a share in percent, as a person writes it."""
     return f"{100 * share:.0f} %"
@@ -122,4 +141,4 @@ def with_table(page: str, table: str) -> str:
     return "".join([*lines[:start], f"{table}\n", *lines[end:]])
 
 
-TABLES = (aim_table, budgets_table, heads_table)
+TABLES = (aim_table, fresh_table, budgets_table, heads_table)
