@@ -16,13 +16,14 @@ from torch.nn.functional import logsigmoid
 from typer.testing import CliRunner
 
 from burnish import catalog
+from burnish import config as configuration
 from burnish.cli import app
 from burnish.images import open_image
 from burnish.rewards import bradley_terry as bt
 from burnish.rewards.bradley_terry import Comparisons, Head
 from burnish.rewards.clip import Clip
 from burnish.rewards.taste import FORMAT, head_bytes, read_head
-from burnish.tools.taste import fit_taste
+from burnish.tools.taste import fit_taste, read_by_votes
 from burnish.types import Prompt
 
 N = 60

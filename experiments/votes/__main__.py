@@ -5,9 +5,9 @@
 
 The voter prefers what `burnish.zoo.taste` rates higher, and errs in one answer of ten. `heads`:
 what a preference head knows of images of the model before training. `train`: every run of
-`plan.py`, measured after 50, 100, 200
-and 400 votes, and those with fresh seeds after 50 and 100. `report`: `result.json`, the figure, the grid
-and the tables, of the budgets that all runs of an arm have come to.
+`plan.py`, measured after 50, 100, 200 and 400 votes, and those with fresh seeds after 50 and 100.
+`report`: `result.json`, the figure, the grid and the tables, of the budgets that all runs of an arm
+have come to.
 """
 
 from __future__ import annotations
