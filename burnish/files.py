@@ -3,9 +3,9 @@
 A file is written beside its place, flushed to the disk and moved there, and then the folder is
 flushed too: a crash leaves the old file or the new one, and at worst a leftover.
 
-    .NAME.PID.part    a file that was being written
-    .NAME.part        a folder that was being written or deleted
-    .adapter-XXXX     files on their way into the folder around it
+    .NAME.PID.N.part    a file that was being written
+    .NAME.part          a folder that was being written or deleted
+    .adapter-XXXX       files on their way into the folder around it
 
 Rows of a text end at a line feed only (before which a carriage return is dropped), never at the
 other characters at which Python's `splitlines` breaks: a prompt may contain those.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -31,12 +32,15 @@ from burnish.errors import os_error_context
 BREAKS_LINES = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Characters that end a line for some readers, or that no UTF-8 file can hold."""
 
+COUNTER = itertools.count()
+"""Numbers the files that this process writes: two threads may write the same one."""
+
 # Writing ----------------------------------------------------------------------------------------
 
 
 def write(path: Path, content: str | bytes) -> None:
     """Write `content` to `path`, completely or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(COUNTER)}.part")
     # half of a pair of surrogates is no character; it is written as an escape
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
 

@@ -25,13 +25,14 @@ Standard library only.
                                      went back
     RUN/groups/                      small images of the latest iteration, with their rewards, and
                                      of the latest evaluation
-    RUN/questions.jsonl, RUN/questions/, RUN/votes.jsonl, RUN/rounds.jsonl
+    RUN/questions.jsonl, RUN/questions/, RUN/asked.json, RUN/votes.jsonl, RUN/rounds.jsonl
                                      the pairs of images that people are asked about, and their
                                      answers, see `votes`
     RUN/trackers.json                the ids under which experiment trackers file the run
     RUN/samples/strength-000012-050.png  the sample grid after 12 iterations with the adapter at
                                      50 % of its strength, where somebody asked for it
-    RUN/control.json                 what somebody asks of the training, see `run_control`
+    RUN/control.json                 what somebody asks of the training, see `run_control`; who
+                                     writes or takes it holds RUN/control.lock
     RUN/lock                         the process that is writing here
 
 Every file is written completely or not at all, see `files`; only the log, the questions and the
@@ -46,6 +47,7 @@ import re
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -71,14 +73,20 @@ Record = dict[str, Any]
 
 FILES = (
     r"config\.toml|origin\.json|log\.jsonl|evaluation\.json|guard\.json|report\.html|prompts\.json|"
-    r"adapter\.json|trackers\.json|control\.json|[0-9a-f]{16}\.png|"
+    r"adapter\.json|trackers\.json|control\.json|asked\.json|[0-9a-f]{16}\.png|"
     r"(identifiers-|strength-|evaluation-)?\d{6}(-\d{3})?(\.png|\.json)?"
 )
 OF_ITERATION = re.compile(r"(?:identifiers-)?(\d+)|strength-(\d+)-\d+", re.ASCII)
 """The name of a sample grid or an evaluation, without its ending: the iteration is a group."""
 
-LEFTOVER = re.compile(rf"\.({FILES})(\.\d+)?\.part|\.adapter-\w+")
+LEFTOVER = re.compile(rf"\.({FILES})(\.\d+){{0,2}}\.part|\.adapter-\w+")
 """What `files` calls a file or folder of a run before it is complete."""
+
+LONGEST_WAIT = 10.0
+"""Seconds for which another program may hold a file that several write."""
+
+PAUSE = 0.01
+"""Seconds between two tries to get hold of it."""
 
 
 class RunPath:
@@ -109,8 +117,10 @@ class Run:
     trackers = RunPath("trackers.json")
     export = RunPath("adapter.json")
     control = RunPath("control.json")
+    control_lock = RunPath("control.lock")
     questions = RunPath("questions.jsonl")
     question_images = RunPath("questions")
+    asked = RunPath("asked.json")
     votes = RunPath("votes.jsonl")
     rounds = RunPath("rounds.jsonl")
 
@@ -334,6 +344,30 @@ def try_lock(file: IO[Any]) -> bool:
         return False
 
     return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that several programs write, and hold its lock.
+
+    The system releases the lock when a process dies. A file that is missing is made.
+
+    Raises:
+        RuntimeError: another program held it for too long.
+    """
+    is_new = not path.exists()
+    with os_error_context(path), open(path, "ab+") as file:
+        ends = time.monotonic() + LONGEST_WAIT
+        while not try_lock(file):
+            if time.monotonic() > ends:
+                raise RuntimeError(
+                    f"{path} was held by another program for {LONGEST_WAIT:g} s; end that program"
+                )
+            time.sleep(PAUSE)
+        yield file
+
+    if is_new:
+        sync_folder(path.parent)
 
 
 def _rows(run: Run) -> list[tuple[Record, bytes]]:

@@ -2,48 +2,42 @@
 
     RUN/questions.jsonl     one JSON object a question, in the order in which they were asked
         {"id": "000003-00-1f2e3d4c", "iteration": 3, "prompt": "a fox",
-         "left": "0a1b2c3d4e5f6071.png", "right": "8293a4b5c6d7e8f9.png", "repeats": "",
-         "round": "1f2e3d4c5b6a7988"}
+         "left": "0a1b2c3d4e5f6071.png", "right": "8293a4b5c6d7e8f9.png", "repeats": ""}
     RUN/questions/*.png     the images, each named by the SHA-256 of its bytes
+    RUN/asked.json          the questions that were asked last: those that the training waits for
+        {"questions": ["000003-00-1f2e3d4c"]}
     RUN/votes.jsonl         one JSON object a vote, in the order in which they were given
         {"question": "000003-00-1f2e3d4c", "answer": "left", "seconds": 1.8}
         {"undo": "000003-00-1f2e3d4c"}      takes back the vote on that question
     RUN/rounds.jsonl        one JSON object for each iteration that the training has gone on with
-        {"iteration": 3, "round": "1f2e3d4c5b6a7988", "votes": 37}      after so many lines
+        {"iteration": 3, "round": "1f2e3d4c5b6a7988", "questions": 40, "votes": 37}
+                            after so many lines of the other two; the last line of an iteration
+                            counts
 
 The training writes the questions and rounds, and whoever asks a person writes the votes by `answer`
-and `undo`; any number of programs may do so at once. The files only grow. A line is on the disk
-when the function returns that adds it. What a crash leaves of a line is ignored, and removed before
-the next one is added. A question with `repeats` shows the images of an earlier one again, perhaps
-with the sides changed. Standard library only.
+and `undo`; any number of programs may do so at once. Files of lines only grow. A line is on the
+disk when the function returns that adds it. What a crash leaves of a line is ignored, and removed
+before the next one is added. A question with `repeats` shows the images of an earlier one again,
+perhaps with the sides changed. Standard library only.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NotRequired, TypedDict, get_args
 
 from burnish.annotations import Count, CountOrZero, PositiveOrZero, Rule, complaint
-from burnish.errors import os_error_context
-from burnish.files import decode_row, dumps, flush, json_object, raw_rows, sync_folder, write
-from burnish.runs import Run, try_lock
+from burnish.files import decode_row, dumps, flush, json_object, raw_rows, read_text, write
+from burnish.runs import Run, locked
 
 Choice = Literal["left", "right", "both_bad", "skip"]
 """An answer: the better image, none of the two, or no answer at all."""
 
 CHOICES: tuple[Choice, ...] = get_args(Choice)
-LONGEST_WAIT = 10.0
-"""Seconds for which another program may hold the file of votes."""
-
-PAUSE = 0.01
-"""Seconds between two tries to get hold of it."""
-
 IMAGE = re.compile(r"[0-9a-f]{16}\.png")
 REMEDY = "delete this line"
 
@@ -69,7 +63,12 @@ class QuestionRow(TypedDict):
     left: ImageName
     right: ImageName
     repeats: NotRequired[str]
-    round: NotRequired[str]
+
+
+class AskedFile(TypedDict):
+    """asked.json."""
+
+    questions: list[str]
 
 
 class RoundRow(TypedDict):
@@ -77,6 +76,7 @@ class RoundRow(TypedDict):
 
     iteration: Count
     round: str
+    questions: NotRequired[CountOrZero]
     votes: CountOrZero
 
 
@@ -99,8 +99,6 @@ class Question:
     left: str  # names of files, see `image_path`
     right: str
     repeats: str = ""  # the id of the question whose images these are; "": of none
-    # names the questions that were asked together; "" before it is asked
-    round: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -110,6 +108,14 @@ class Vote:
     question: str  # its id
     answer: Choice
     seconds: float  # from the question to the answer
+
+
+@dataclass(frozen=True)
+class Known:
+    """The beginnings of the files that an iteration was learned from with, in lines."""
+
+    questions: int | None  # of questions.jsonl; None: all
+    votes: int  # of votes.jsonl
 
 
 # Asking -----------------------------------------------------------------------------------------
@@ -153,18 +159,18 @@ def make_question(
 
 
 def ask(run: Run, listed: Sequence[Question]) -> None:
-    """Add questions that are not there yet.
+    """Make questions those that the training waits for; what is not in the file yet is added.
 
     Args:
         run: the run directory.
-        listed: questions of one iteration.
+        listed: all questions of one iteration.
     """
     known = {question.id for question in questions(run)}
-    name = round_name(listed)
-    new = [{**asdict(one), "round": name} for one in listed if one.id not in known]
+    new = [asdict(one) for one in listed if one.id not in known]
     if new:
-        with _locked(run.questions) as file:
+        with locked(run.questions) as file:
             _add_lines(file, new)
+    write(run.asked, dumps({"questions": [one.id for one in listed]}))
 
 
 def round_name(listed: Sequence[Question]) -> str:
@@ -172,15 +178,19 @@ def round_name(listed: Sequence[Question]) -> str:
     return hashlib.sha256("/".join(one.id for one in listed).encode()).hexdigest()[:16]
 
 
-def questions(run: Run) -> list[Question]:
-    """Return all questions, oldest first.
+def questions(run: Run, lines: int | None = None) -> list[Question]:
+    """Return the questions, oldest first.
+
+    Args:
+        run: the run directory.
+        lines: only the first lines of the file count; None: all.
 
     Raises:
         ValueError: a line is no question; the message names it.
     """
     known = QuestionRow.__annotations__
     rows = [_checked(run.questions, row, line, QuestionRow) for row, line in _rows(run.questions)]
-    return [Question(**{key: row[key] for key in row if key in known}) for row in rows]
+    return [Question(**{key: row[key] for key in row if key in known}) for row in rows[:lines]]
 
 
 def image_path(run: Run, name: str) -> Path:
@@ -188,11 +198,12 @@ def image_path(run: Run, name: str) -> Path:
     return run.question_images / name
 
 
-def close_round(run: Run, iteration: int, listed: Sequence[Question]) -> int:
-    """Return after how many lines of votes.jsonl an iteration is learned from, and note it.
+def close_round(run: Run, iteration: int, listed: Sequence[Question]) -> Known:
+    """Return what an iteration is learned from with, and note it.
 
     What was noted for the same questions counts again, so that a resumed run learns from the same
-    votes.
+    votes. But once one of these votes was taken back or given anew in another way, those count
+    that stand.
 
     Args:
         run: the run directory.
@@ -200,30 +211,77 @@ def close_round(run: Run, iteration: int, listed: Sequence[Question]) -> int:
         listed: these questions.
     """
     name = round_name(listed)
-    for row in _round_rows(run):
-        if (row["iteration"], row["round"]) == (iteration, name):
-            return int(row["votes"])
+    rows = [row for row in _round_rows(run) if row["iteration"] == iteration]
+    row = next((row for row in reversed(rows) if row["round"] == name), None)
+    given = vote_rows(run)
 
-    lines = len(vote_rows(run))
-    with _locked(run.rounds) as file:
-        _add_lines(file, [{"iteration": iteration, "round": name, "votes": lines}])
-    return lines
+    if row is None or not _still_stand(given, row["votes"]):
+        counts = {"questions": len(questions(run)), "votes": len(given)}
+        row = {"iteration": iteration, "round": name, **counts}
+    if row not in rows[-1:]:
+        with locked(run.rounds) as file:
+            _add_lines(file, [row])
+    return _known(row)
 
 
-def lines_before(run: Run, iteration: int) -> int:
-    """Return how many lines of votes.jsonl the last iteration before one was learned from with.
+def known_before(run: Run, iteration: int) -> Known:
+    """Return what the last iteration before one was learned from with.
 
     Args:
         run: the run directory.
         iteration: from 1 on.
     """
-    earlier = [row for row in _round_rows(run) if row["iteration"] < iteration]
-    last = max((row["iteration"] for row in earlier), default=0)
-    return max((row["votes"] for row in earlier if row["iteration"] == last), default=0)
+    rows = _rounds_until(_round_rows(run), iteration - 1)
+    return _known(rows[-1]) if rows else Known(0, 0)
+
+
+def copy_until(run: Run, new: Run, iteration: int) -> None:
+    """Copy the questions, votes and rounds of a run as they were after an iteration.
+
+    Args:
+        run: stays as it is, and may go on meanwhile.
+        new: another run directory, without any.
+        iteration: the last one whose votes are copied.
+    """
+    rounds = _rounds_until(_round_rows(run), iteration)
+    if not rounds:
+        return
+
+    known = _known(rounds[-1])
+    for source, target, count in (
+        (run.questions, new.questions, known.questions),
+        (run.votes, new.votes, known.votes),
+        (run.rounds, new.rounds, len(rounds)),
+    ):
+        lines = [line for _, line in _rows(source)[:count]]
+        write(target, b"".join(line + b"\n" for line in lines))
+
+    for name in {side for one in questions(new) for side in (one.left, one.right)}:
+        write(image_path(new, name), image_path(run, name).read_bytes())
 
 
 def _round_rows(run: Run) -> list[dict[str, Any]]:
     return [_checked(run.rounds, row, line, RoundRow) for row, line in _rows(run.rounds)]
+
+
+def _rounds_until(rows: list[dict[str, Any]], iteration: int) -> list[dict[str, Any]]:
+    """Return the lines of rounds.jsonl up to the newest of an iteration, or of one before it.
+
+    A run that was taken back has later iterations among them.
+    """
+    last = max((row["iteration"] for row in rows if row["iteration"] <= iteration), default=0)
+    ends = [number for number, row in enumerate(rows, 1) if row["iteration"] == last]
+    return rows[: ends[-1]] if ends else []
+
+
+def _known(row: Mapping[str, Any]) -> Known:
+    return Known(row.get("questions"), row["votes"])
+
+
+def _still_stand(rows: Sequence[Mapping[str, Any]], lines: int) -> bool:
+    """Return whether the votes in the first lines of votes.jsonl are the same after all of them."""
+    now = {vote.question: vote.answer for vote in standing(rows)}
+    return all(now.get(vote.question) == vote.answer for vote in standing(rows[:lines]))
 
 
 # Answering --------------------------------------------------------------------------------------
@@ -232,31 +290,44 @@ def _round_rows(run: Run) -> list[dict[str, Any]]:
 def pending(run: Run) -> list[Question]:
     """Return the questions that want an answer, in the order in which to ask them.
 
-    These are questions whose vote was taken back, and those without one of the round that was asked
-    last. Earlier ones have been passed over: the training went on without them.
+    First come those whose vote was taken back, then the others that were asked last: the training
+    waits for these. All others are passed over: the training has gone on without them, or asks
+    other questions in their place.
 
     Args:
         run: the run directory.
 
     Raises:
-        ValueError: a line of the files is none; the message names it.
+        ValueError: a file, or a line of one, cannot be used; the message names it.
     """
-    listed = questions(run)
-    if not listed:
-        return []
+    by_id = {question.id: question for question in questions(run)}
+    asked = [by_id[name] for name in _asked(run) if name in by_id]
+    present = min((question.iteration for question in asked), default=None)
 
     rows = vote_rows(run)
-    taken_back = {row["undo"] for row in rows if "undo" in row}
     answered = {vote.question for vote in standing(rows)}
-    unanswered = [question for question in listed if question.id not in answered]
+    taken_back = {row["undo"] for row in rows if "undo" in row} - answered
 
-    again = [question for question in unanswered if question.id in taken_back]
-    last = (listed[-1].iteration, listed[-1].round)
-    return again + [
+    again = [
         question
-        for question in unanswered
-        if (question.iteration, question.round) == last and question.id not in taken_back
+        for question in by_id.values()
+        if question.id in taken_back
+        and (question in asked or present is None or question.iteration < present)
     ]
+    rest = [one for one in asked if one.id not in answered | taken_back]
+    return again + rest
+
+
+def _asked(run: Run) -> list[str]:
+    """Return the ids of the questions that were asked last."""
+    if not run.asked.is_file():
+        return []
+
+    remedy = "delete it, and go on with the run"
+    content = json_object(read_text(run.asked), str(run.asked), remedy)
+    if wrong := complaint(content, AskedFile, ""):
+        raise ValueError(f"{run.asked}: {wrong}; {remedy}")
+    return list(content["questions"])
 
 
 def answer(run: Run, question: str, choice: Choice, seconds: float) -> None:
@@ -278,7 +349,7 @@ def answer(run: Run, question: str, choice: Choice, seconds: float) -> None:
     if question not in {one.id for one in questions(run)}:
         raise ValueError(f"{run.questions} has no question {question!r}; answer one of `pending`")
 
-    with _locked(run.votes) as file:
+    with locked(run.votes) as file:
         if question in {one.question for one in votes(run)}:
             raise ValueError(
                 f"question {question} has a vote already; take it back by `undo` first"
@@ -295,7 +366,7 @@ def undo(run: Run) -> str:
     Raises:
         RuntimeError: another program holds the file.
     """
-    with _locked(run.votes) as file:
+    with locked(run.votes) as file:
         given = votes(run)
         if not given:
             return ""
@@ -432,25 +503,3 @@ def _add_lines(file: IO[bytes], records: Sequence[Mapping[str, Any]]) -> None:
     text = "".join(f"{dumps(record)}\n" for record in records)
     file.write(b"\n" * whole + text.encode())
     flush(file)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that grows and hold its lock, which the system releases when a process dies.
-
-    Raises:
-        RuntimeError: another program held it for too long.
-    """
-    is_new = not path.exists()
-    with os_error_context(path), open(path, "ab+") as file:
-        ends = time.monotonic() + LONGEST_WAIT
-        while not try_lock(file):
-            if time.monotonic() > ends:
-                raise RuntimeError(
-                    f"{path} was held by another program for {LONGEST_WAIT:g} s; end that program"
-                )
-            time.sleep(PAUSE)
-        yield file
-
-    if is_new:
-        sync_folder(path.parent)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from burnish import votes
+from burnish import runs, votes
 from burnish.runs import Run, tidy
-from burnish.votes import Question, Vote
+from burnish.votes import Known, Question, Vote
 
 
 @pytest.fixture
@@ -113,15 +113,90 @@ def test_questions_of_a_start_that_was_given_up_are_not_pending(run: Run) -> Non
     assert votes.pending(run) == [anew]
 
 
+def test_pending_is_what_was_asked_last_although_all_of_it_is_known(run: Run) -> None:
+    listed = votes.questions(run)
+    anew = votes.make_question(2, 0, "a pig", listed[0].left, listed[2].right)
+    votes.ask(run, [anew, listed[3]])  # as of a start with another setting
+    assert votes.pending(run) == [anew, listed[3]]
+
+    votes.answer(run, anew.id, "left", 1)
+    votes.undo(run)
+    before = run.questions.read_bytes()
+    votes.ask(run, listed[2:])  # and back again
+    assert votes.pending(run) == listed[2:]
+    assert run.questions.read_bytes() == before
+
+    run.asked.write_text('{"questions": 1}')
+    with pytest.raises(ValueError, match=r"asked\.json: questions"):
+        votes.pending(run)
+
+
 def test_what_was_noted_for_a_round_counts_again(run: Run) -> None:
     listed = votes.questions(run)
-    assert votes.close_round(run, 1, listed[:2]) == 0
+    assert votes.close_round(run, 1, listed[:2]) == Known(4, 0)
     votes.answer(run, listed[2].id, "left", 1)
-    assert votes.close_round(run, 2, listed[2:]) == 1
+    assert votes.close_round(run, 2, listed[2:]) == Known(4, 1)
+
+    before = run.rounds.read_bytes()
+    votes.answer(run, listed[3].id, "left", 1)
+    assert votes.close_round(run, 2, listed[2:]) == Known(4, 1)
+    assert run.rounds.read_bytes() == before
+
+    # other questions, as of another seed, and the former ones again
+    assert votes.close_round(run, 2, listed[3:]) == Known(4, 2)
+    assert [votes.known_before(run, i) for i in (1, 2, 3)] == [
+        Known(0, 0),
+        Known(4, 0),
+        Known(4, 2),
+    ]
+    assert votes.close_round(run, 2, listed[2:]) == Known(4, 1)
+    assert votes.known_before(run, 3) == Known(4, 1)
+
+
+def test_a_vote_that_was_changed_counts_when_its_round_is_asked_again(run: Run) -> None:
+    listed = votes.questions(run)
+    votes.answer(run, listed[2].id, "left", 1)
+    votes.answer(run, listed[3].id, "left", 1)
+    assert votes.close_round(run, 2, listed[2:]).votes == 2
+
     votes.undo(run)
-    assert votes.close_round(run, 2, listed[2:]) == 1
-    assert votes.close_round(run, 2, listed[3:]) == 2  # other questions, as of another seed
-    assert [votes.lines_before(run, iteration) for iteration in (1, 2, 3)] == [0, 0, 2]
+    votes.answer(run, listed[3].id, "left", 9)  # the same, after a second thought
+    assert votes.close_round(run, 2, listed[2:]).votes == 2
+    votes.undo(run)
+    votes.answer(run, listed[3].id, "right", 1)
+    assert votes.close_round(run, 2, listed[2:]).votes == 6
+    assert votes.close_round(run, 2, listed[2:]).votes == 6
+    assert votes.known_before(run, 3).votes == 6
+
+
+def test_rounds_of_an_older_version_count_all_questions(run: Run) -> None:
+    run.rounds.write_text('{"iteration": 1, "round": "0", "votes": 3}\n')
+    assert votes.known_before(run, 2) == Known(None, 3)
+
+
+def test_a_copy_has_what_was_there_after_an_iteration(run: Run, tmp_path: Path) -> None:
+    listed = votes.questions(run)
+    rows = run.questions.read_bytes().splitlines(keepends=True)
+    run.questions.write_bytes(b"".join(rows[:2]))
+    votes.answer(run, listed[0].id, "left", 1)
+    votes.close_round(run, 1, listed[:2])
+    votes.undo(run)
+    votes.ask(run, listed[2:])
+    votes.close_round(run, 2, listed[2:])
+
+    new = Run(tmp_path / "new")
+    new.folder.mkdir()
+    votes.copy_until(run, new, 0)
+    assert not list(new.folder.iterdir())
+    votes.copy_until(run, new, 1)
+    assert votes.questions(new) == listed[:2]
+    assert [vote.answer for vote in votes.votes(new)] == ["left"]
+    assert len(list(new.question_images.iterdir())) == 4
+    assert votes.pending(new) == []
+    for number in (1, 2):
+        assert votes.known_before(new, number) == votes.known_before(run, number)
+    votes.copy_until(run, new, 7)
+    assert new.votes.read_bytes() == run.votes.read_bytes()
 
 
 def test_questions_are_asked_once(run: Run) -> None:
@@ -181,8 +256,8 @@ def test_several_programs_may_answer_at_once(tmp_path: Path) -> None:
 def test_a_file_that_is_held_for_too_long_is_named(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(votes, "LONGEST_WAIT", 0.0)
-    monkeypatch.setattr(votes, "try_lock", lambda file: False)
+    monkeypatch.setattr(runs, "LONGEST_WAIT", 0.0)
+    monkeypatch.setattr(runs, "try_lock", lambda file: False)
     with pytest.raises(RuntimeError, match="was held by another program"):
         votes.undo(run)
 

@@ -63,6 +63,7 @@ class Voting:
     folder: Path
     reward: Votes
     stop: bool = False
+    seed: int = 5
 
     @property
     def run(self) -> Run:
@@ -80,7 +81,7 @@ class Voting:
             run=self.run,
             world=World(),
             parts=SimpleNamespace(rewards={"other": None, "votes": self.reward}),
-            config=SimpleNamespace(seed=5),
+            config=SimpleNamespace(seed=self.seed),
             poll=self.poll,
         )
         placeholders = Scores(torch.zeros(B, 2, dtype=torch.float64), ("other", "votes"))
@@ -300,7 +301,90 @@ def test_equal_images_are_no_pair() -> None:
     images = images_of(1)[:4]
     images[1] = images[0]
     found = voting.pairs_within(images, torch.tensor([0, 0, 0, 1]))
-    assert found == [(0, 2), (1, 2)]
+    assert found == [(0, 2)]
+    images[2] = images[0]
+    assert voting.pairs_within(images, torch.tensor([0, 0, 0, 1])) == []
+
+
+@pytest.mark.parametrize("make", [with_head, without_head])
+def test_no_pair_is_asked_twice_although_images_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Votes]
+) -> None:
+    images = images_of(1)
+    images[4:8] = images[:4]  # another prompt's, so that is another question
+    images[9] = images[8]
+    monkeypatch.setitem(globals(), "images_of", lambda iteration: images)
+    run = Voting(tmp_path, make(repeats=0.0))
+    for iteration in range(1, 6):
+        run.round(iteration)
+
+    listed = files.questions(run.run)
+    shown = {(one.prompt, frozenset((one.left, one.right))) for one in listed}
+    assert len(listed) == len(shown) == 6 + 6 + 3  # all that there are
+    assert files.pending(run.run) == []
+
+
+def waits_for(run: Voting, iteration: int) -> list[str]:
+    """Return the ids of the questions that a training waits for; it is stopped then."""
+    run.stop = True
+    found: list[list[Question]] = []
+    lacks = voting.Round.lacks
+
+    def noted(self: voting.Round, listed: list[Question]) -> bool:
+        found.append(listed)
+        return lacks(self, listed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(voting.Round, "lacks", noted)
+        with pytest.raises(Stopped):
+            run.round(iteration)
+    answered = {vote.question for vote in files.votes(run.run)}
+    return [question.id for question in found[-1] if question.id not in answered]
+
+
+def test_what_is_pending_is_what_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Voting(tmp_path, without_head(voter=None))
+    four = waits_for(first, 1)
+    assert [one.id for one in files.pending(first.run)] == four
+    files.answer(first.run, four[0], "left", 1)
+
+    more = Voting(tmp_path, without_head(voter=None, per_iteration=6))
+    assert len(waits_for(more, 1)) == 5
+    assert [one.id for one in files.pending(first.run)] == waits_for(more, 1)
+
+    images = images_of(1)
+    question = files.questions(first.run)[1]
+    rows = [
+        int((images[:, 0] - one[0]).abs().sum((1, 2)).argmin())
+        for one in shown(first.run, question)
+    ]
+    images[rows[0], 0] += 1 / 255 * (1 if images[rows[0], 0, 0, 0] < 0.5 else -1)
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "images_of", lambda iteration: images)
+        assert len({*waits_for(first, 1)} - {*four}) == 1
+        assert [one.id for one in files.pending(first.run)] == waits_for(first, 1)
+
+    first.seed = 6
+    assert not {*waits_for(first, 1)} & {*four[1:]}
+    first.seed = 5
+    assert waits_for(first, 1) == four[1:]
+    assert [one.id for one in files.pending(first.run)] == four[1:]
+
+
+def test_a_vote_that_was_changed_teaches_after_a_resume(tmp_path: Path) -> None:
+    first = Voting(tmp_path, without_head())
+    values = first.round(1)
+    question = files.undo(first.run)
+    (given,) = [one for one in files.vote_rows(first.run) if one.get("question") == question]
+    other = {"left": "right", "right": "left"}[given["answer"]]
+    files.answer(first.run, question, other, 1)  # type: ignore[arg-type]
+
+    changed = Voting(tmp_path, without_head(voter=None)).round(1)
+    differs = (changed != values) & values.isfinite()
+    assert int(differs.sum()) == 2
+    assert torch.equal(changed[differs], -values[differs])
 
 
 @pytest.mark.parametrize(
@@ -321,6 +405,12 @@ def test_settings_that_do_not_fit_are_refused(
         check_votes(config, {"votes": reward})
     with pytest.raises(ValueError, match="one reward 'votes' only"):
         check_votes(config, {"one": reward, "two": reward})
+
+
+def test_images_that_were_judged_before_are_not_voted_on(write_recipe: Callable[..., Path]) -> None:
+    config = load(write_recipe(prompts={"use": "pairs", "path": "HERE"}))
+    with pytest.raises(ValueError, match='prompts.use = "pairs" .* nothing to vote on'):
+        check_votes(config, {"votes": with_head()})
 
 
 def test_a_model_is_trained_by_votes(

@@ -38,6 +38,7 @@ WATCHED = (
     "evaluations",
     "groups",
     "questions.jsonl",
+    "asked.json",
     "votes.jsonl",
     SEARCH,
     TRIES,

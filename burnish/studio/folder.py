@@ -32,6 +32,7 @@ FILES = (
     "control.json",
     "lock",
     "questions.jsonl",
+    "asked.json",
     "votes.jsonl",
 )
 FOLDERS = ("samples", "evaluations", "groups", "questions")

@@ -12,6 +12,7 @@ from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.diffusion.window import window_places
 from burnish.rewards.votes import Votes
+from burnish.training.stored_images import has_stored_images
 from burnish.types import Advantage, Objective, Reward
 from burnish.world import processes_launched
 
@@ -109,6 +110,11 @@ def check_votes(config: Config, rewards: Mapping[str, Reward]) -> None:
         raise ValueError(
             "reward 'votes' asks about pairs of images of a prompt; set batch.images_per_prompt to "
             "2 or more (with sampler.identifiers for each reward)"
+        )
+    if has_stored_images(config):
+        raise ValueError(
+            'prompts.use = "pairs" gives images of which one was preferred before, so there is '
+            "nothing to vote on; take the reward 'chosen' in the place of 'votes'"
         )
     if config.batch.baseline:
         raise ValueError(

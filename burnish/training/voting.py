@@ -2,9 +2,9 @@
 
     images -> the most informative pairs -> questions -> votes -> [head] -> the reward "votes"
 
-Questions follow from the images, the seed and the votes that the iteration before was learned from
-with, and the number of votes that count is noted before they are used: a run that was killed asks
-the same questions, and learns from the same votes.
+Questions follow from the images, the seed, and the questions and votes that the iteration before
+was learned from with; the number of votes that count is noted before they are used. So a run that
+was killed asks the same questions, and learns from the same votes, as long as these stand.
 
 With several processes the main one asks about the images of all of them, and tells the others what
 the votes say; it alone reads and writes the files.
@@ -13,8 +13,10 @@ the votes say; it alone reads and writes the files.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -30,7 +32,13 @@ from burnish.seeds import generator
 from burnish.stages import stage
 from burnish.training.job import Job
 from burnish.types import Prompt, Scores
-from burnish.votes import Question, Vote
+from burnish.votes import Known, Question, Vote
+
+Pair = tuple[int, int]
+"""The rows of two images of an iteration."""
+
+Shown = tuple[str, frozenset[str]]
+"""A prompt, and the names of two images."""
 
 PAUSE = 0.1
 """Seconds between two looks at the votes."""
@@ -87,9 +95,9 @@ def with_votes(
 
     shared: list[Tensor] = []
     if job.world.main:
-        lines = files.close_round(job.run, iteration, listed)
-        shared = [voting.values(everything, lines, listed)]
-        reward.metrics = voting.metrics(lines)
+        known = files.close_round(job.run, iteration, listed)
+        shared = [voting.values(everything, known.votes, listed)]
+        reward.metrics = voting.metrics(known)
     (all_values,) = job.world.gather_list(shared)
     values = all_values[job.world.rank * len(images) :][: len(images)]
 
@@ -124,6 +132,18 @@ class Candidates:
     prompts: Sequence[str]  # B, as they were before expansion
     group: Tensor  # (B,) same number = same prompt
     features: Tensor | None = None  # (B, D); None: the reward has no model
+    pngs: dict[int, bytes] = field(default_factory=dict, repr=False)  # by row, those made so far
+
+    def png(self, row: int) -> bytes:
+        """Return an image as the bytes of a PNG."""
+        if row not in self.pngs:
+            self.pngs[row] = as_png(self.images[row])
+        return self.pngs[row]
+
+    def shown(self, pair: Pair) -> Shown:
+        """Return what a question about two rows shows, on whichever sides."""
+        names = frozenset(files.image_name(self.png(row)) for row in pair)
+        return self.prompts[pair[0]], names
 
 
 def candidates_of(
@@ -167,9 +187,7 @@ class Round:
 
         for first, second in pairs[: self.reward.per_iteration - len(again)]:
             rows = (first, second) if coin(stream) else (second, first)
-            left, right = (
-                files.add_image(self.run, as_png(candidates.images[row])) for row in rows
-            )
+            left, right = (files.add_image(self.run, candidates.png(row)) for row in rows)
             prompt = candidates.prompts[first]
             listed.append(files.make_question(self.iteration, len(listed), prompt, left, right))
 
@@ -182,26 +200,47 @@ class Round:
         files.ask(self.run, listed)
         return listed
 
-    def choose(self, candidates: Candidates, stream: torch.Generator) -> list[tuple[int, int]]:
+    def choose(self, candidates: Candidates, stream: torch.Generator) -> list[Pair]:
         """Return pairs of different images of one prompt, the most informative ones first.
 
-        Without features they are drawn.
+        Without features they are drawn. None shows what an earlier question or another pair shows.
         """
         pairs = pairs_within(candidates.images, candidates.group)
         count = self.reward.per_iteration
-        if candidates.features is not None:
-            known = self.comparisons(files.lines_before(self.run, self.iteration))
+        best: Callable[[Sequence[Pair]], list[Pair]]
+        if candidates.features is None:
+            order = torch.randperm(len(pairs), generator=stream).tolist()
+            pairs = [pairs[number] for number in order]
+            best = partial(disjoint_first, count=count)
+        else:
+            known = self.comparisons(self.known.votes)
             head = bt.blank(candidates.features) if known is None else bt.fit(known)
-            return bt.most_informative(head, candidates.features, pairs, count)
+            best = partial(bt.most_informative, head, candidates.features, count=count)
 
-        order = torch.randperm(len(pairs), generator=stream).tolist()
-        return disjoint_first([pairs[number] for number in order], count)
+        earlier = {(one.prompt, frozenset((one.left, one.right))) for one in self.earlier()}
+        while True:
+            chosen = best(pairs)
+            again = shown_again([candidates.shown(pair) for pair in chosen], earlier)
+            if not again:
+                return chosen
+            left_out = {chosen[number] for number in again}
+            pairs = [pair for pair in pairs if pair not in left_out]
+
+    @cached_property
+    def known(self) -> Known:
+        """What the iteration before was learned from with."""
+        return files.known_before(self.run, self.iteration)
+
+    def earlier(self) -> list[Question]:
+        """Return the questions of earlier iterations."""
+        listed = files.questions(self.run, self.known.questions)
+        return [question for question in listed if question.iteration < self.iteration]
 
     def repeated(self, stream: torch.Generator) -> list[Question]:
         """Return earlier questions that are asked again, of which one image was preferred."""
-        before = [q for q in files.questions(self.run) if q.iteration < self.iteration]
+        before = self.earlier()
         repeated = {question.repeats for question in before}
-        given = files.votes(self.run, files.lines_before(self.run, self.iteration))
+        given = files.votes(self.run, self.known.votes)
         decided = {vote.question for vote in given if vote.answer in ("left", "right")}
         known = [
             question
@@ -273,7 +312,8 @@ class Round:
         found = outcomes(listed, files.votes(self.run, lines))
         if not found:
             return nothing
-        names = [files.image_name(as_png(image)) for image in candidates.images]
+        rows = range(len(candidates.images))
+        names = [files.image_name(candidates.png(row)) for row in rows]
         return torch.tensor([found.get(name, torch.nan) for name in names], dtype=torch.float64)
 
     def fitted(self, known: Comparisons) -> Head:
@@ -285,10 +325,11 @@ class Round:
             self.about_head |= {"accuracy": found.accuracy, "nats": found.nats}
         return bt.fit(known, scale)
 
-    def metrics(self, lines: int) -> dict[str, float]:
+    def metrics(self, known: Known) -> dict[str, float]:
         """Return what the record says about votes: how many, how consistent, how foreseeable."""
-        given: list[Vote] = files.votes(self.run, lines)
-        listed = [q for q in files.questions(self.run) if q.iteration <= self.iteration]
+        given: list[Vote] = files.votes(self.run, known.votes)
+        asked = files.questions(self.run, known.questions)
+        listed = [question for question in asked if question.iteration <= self.iteration]
         consistent, repeated = files.consistency(listed, given)
         seconds = torch.tensor([vote.seconds for vote in given], dtype=torch.float64)
         counts = {"asked": len(listed), "given": len(given)}
@@ -297,16 +338,33 @@ class Round:
         return {**counts, **times, **self.about_head}
 
 
-def pairs_within(images: Tensor, group: Tensor) -> list[tuple[int, int]]:
-    """Return the pairs of rows of different images (B, 3, H, W) of one group (B,)."""
-    found = []
+def pairs_within(images: Tensor, group: Tensor) -> list[Pair]:
+    """Return the pairs of rows of different images (B, 3, H, W) of one group (B,).
+
+    The first of several equal images stands for them.
+    """
+    found: list[Pair] = []
     for number in group.unique():
-        rows = (group == number).nonzero()[:, 0].tolist()
-        found += [(i, j) for i in rows for j in rows if i < j and not images[i].equal(images[j])]
+        rows: list[int] = []
+        for row in (group == number).nonzero()[:, 0].tolist():
+            if not any(images[row].equal(images[other]) for other in rows):
+                rows.append(row)
+        found += combinations(rows, 2)
     return found
 
 
-def disjoint_first(candidates: Sequence[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+def shown_again(shown: Sequence[Shown], earlier: Set[Shown]) -> list[int]:
+    """Return the numbers of what was shown earlier, or comes before in the sequence."""
+    seen = set(earlier)
+    found = []
+    for number, one in enumerate(shown):
+        if one in seen:
+            found.append(number)
+        seen.add(one)
+    return found
+
+
+def disjoint_first(candidates: Sequence[Pair], count: int) -> list[Pair]:
     """Return the first pairs of which no two have an image in common, and then further ones."""
     used: set[int] = set()
     disjoint = []
