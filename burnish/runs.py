@@ -120,7 +120,7 @@ class Run:
     control_lock = RunPath("control.lock")
     questions = RunPath("questions.jsonl")
     question_images = RunPath("questions")
-    asked = RunPath("asked.json")
+    latest_questions = RunPath("asked.json")
     votes = RunPath("votes.jsonl")
     rounds = RunPath("rounds.jsonl")
 

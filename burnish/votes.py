@@ -170,7 +170,7 @@ def ask(run: Run, listed: Sequence[Question]) -> None:
     if new:
         with locked(run.questions) as file:
             _add_lines(file, new)
-    write(run.asked, dumps({"questions": [one.id for one in listed]}))
+    write(run.latest_questions, dumps({"questions": [one.id for one in listed]}))
 
 
 def round_name(listed: Sequence[Question]) -> str:
@@ -301,8 +301,8 @@ def pending(run: Run) -> list[Question]:
         ValueError: a file, or a line of one, cannot be used; the message names it.
     """
     by_id = {question.id: question for question in questions(run)}
-    asked = [by_id[name] for name in _asked(run) if name in by_id]
-    present = min((question.iteration for question in asked), default=None)
+    latest = [by_id[name] for name in _latest(run) if name in by_id]
+    present = min((question.iteration for question in latest), default=None)
 
     rows = vote_rows(run)
     answered = {vote.question for vote in standing(rows)}
@@ -312,21 +312,21 @@ def pending(run: Run) -> list[Question]:
         question
         for question in by_id.values()
         if question.id in taken_back
-        and (question in asked or present is None or question.iteration < present)
+        and (question in latest or present is None or question.iteration < present)
     ]
-    rest = [one for one in asked if one.id not in answered | taken_back]
+    rest = [one for one in latest if one.id not in answered | taken_back]
     return again + rest
 
 
-def _asked(run: Run) -> list[str]:
+def _latest(run: Run) -> list[str]:
     """Return the ids of the questions that were asked last."""
-    if not run.asked.is_file():
+    if not run.latest_questions.is_file():
         return []
 
     remedy = "delete it, and go on with the run"
-    content = json_object(read_text(run.asked), str(run.asked), remedy)
+    content = json_object(read_text(run.latest_questions), str(run.latest_questions), remedy)
     if wrong := complaint(content, AskedFile, ""):
-        raise ValueError(f"{run.asked}: {wrong}; {remedy}")
+        raise ValueError(f"{run.latest_questions}: {wrong}; {remedy}")
     return list(content["questions"])
 
 

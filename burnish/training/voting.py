@@ -112,14 +112,14 @@ def with_votes(
 def wait_for_votes(job: Job, voting: Round, listed: Sequence[Question]) -> None:
     """Wait until the questions of an iteration are answered, where their answers are needed."""
     if job.world.main and voting.reward.voter is not None:
-        voting.answer(listed, voting.reward.voter)
+        answer(voting.run, listed, voting.reward.voter)
 
     detail = (
         f"{len(listed)} questions of iteration {voting.iteration} want answers; "
         f"{job.run.questions} has them"
     )
     with stage("votes", detail, routine=voting.iteration > 1):
-        while job.world.any(job.world.main and voting.lacks(listed)):
+        while job.world.any(job.world.main and lacks(voting.run, listed, voting.reward.wait)):
             job.poll()
             time.sleep(PAUSE)
 
@@ -228,7 +228,7 @@ class Round:
 
     @cached_property
     def known(self) -> Known:
-        """What the iteration before was learned from with."""
+        """The votes and questions that the iteration before was learned from with."""
         return files.known_before(self.run, self.iteration)
 
     def earlier(self) -> list[Question]:
@@ -255,25 +255,6 @@ class Round:
         )
         order = torch.randperm(len(known), generator=stream).tolist()
         return [known[number] for number in order[: due - done]]
-
-    def answer(self, listed: Sequence[Question], voter: Voter) -> None:
-        """Let a program answer the questions that have no vote yet."""
-        answered = {vote.question for vote in files.votes(self.run)}
-        for question in listed:
-            if question.id not in answered:
-                left, right = (
-                    open_image(files.image_path(self.run, name))
-                    for name in (question.left, question.right)
-                )
-                files.answer(self.run, question.id, voter(question, left, right), 0.0)
-
-    def lacks(self, listed: Sequence[Question]) -> bool:
-        """Return whether votes are missing without which the iteration is not learned from."""
-        given = files.votes(self.run)
-        decided = any(vote.answer != "skip" for vote in given)
-        if not self.reward.wait and decided:
-            return False
-        return bool({question.id for question in listed} - {vote.question for vote in given})
 
     def comparisons(self, lines: int) -> Comparisons | None:
         """Return the votes in the first lines as comparisons; None if none says anything."""
@@ -328,14 +309,34 @@ class Round:
     def metrics(self, known: Known) -> dict[str, float]:
         """Return what the record says about votes: how many, how consistent, how foreseeable."""
         given: list[Vote] = files.votes(self.run, known.votes)
-        asked = files.questions(self.run, known.questions)
-        listed = [question for question in asked if question.iteration <= self.iteration]
+        everything = files.questions(self.run, known.questions)
+        listed = [question for question in everything if question.iteration <= self.iteration]
         consistent, repeated = files.consistency(listed, given)
         seconds = torch.tensor([vote.seconds for vote in given], dtype=torch.float64)
         counts = {"asked": len(listed), "given": len(given)}
         counts |= {"repeated": repeated, "consistent": consistent}
         times = {"median_seconds": float(seconds.median())} if given else {}
         return {**counts, **times, **self.about_head}
+
+
+def answer(run: Run, listed: Sequence[Question], voter: Voter) -> None:
+    """Let a program answer the questions that have no vote yet."""
+    answered = {vote.question for vote in files.votes(run)}
+    for question in listed:
+        if question.id not in answered:
+            left, right = (
+                open_image(files.image_path(run, name)) for name in (question.left, question.right)
+            )
+            files.answer(run, question.id, voter(question, left, right), 0.0)
+
+
+def lacks(run: Run, listed: Sequence[Question], wait: bool) -> bool:
+    """Return whether votes are missing without which the iteration is not learned from."""
+    given = files.votes(run)
+    decided = any(vote.answer != "skip" for vote in given)
+    if not wait and decided:
+        return False
+    return bool({question.id for question in listed} - {vote.question for vote in given})
 
 
 def pairs_within(images: Tensor, group: Tensor) -> list[Pair]:
