@@ -54,13 +54,13 @@ def choose_endings(out: Path) -> None:
     """
     source = open_arm(out, plan.ARMS["base"], plan.SEEDS[0])
     rewards = load_rewards(configuration.load(plan.RECIPE).rewards, "rewards")
-    asked = [Prompt(text) for text in captions() for _ in range(IMAGES)]
+    originals = [Prompt(text) for text in captions() for _ in range(IMAGES)]
 
     def scores(ending: str) -> np.ndarray:
         """Return the rewards, (prompts, images of each, rewards)."""
         prompts = [Prompt(text + ending) for text in captions()]
         images = draw(source.policy, source.sampler, prompts, IMAGES, NOISE)
-        values = np.stack([reward(images, asked).numpy() for reward in rewards.values()], -1)
+        values = np.stack([reward(images, originals).numpy() for reward in rewards.values()], -1)
         return values.reshape(len(prompts), IMAGES, -1)
 
     bare = scores("")

@@ -99,10 +99,10 @@ def fresh_table(result: Mapping[str, Any]) -> str:
     for name, curve in curves.items():
         arm, point = plan.FRESH[name], at_aim(curve)
         low, high = point["ci95"]
-        share, kept = point["gain"] / ceiling, judge_share(curve, point)
-        met = "met" if share >= HALF and kept >= KEPT else "missed"
+        share, judged = point["gain"] / ceiling, judge_share(curve, point)
+        met = "met" if share >= HALF and judged >= KEPT else "missed"
         cells = [arm.label, f"{arm.rate:g}", f"{point['gain']:+.2f} [{low:.2f}, {high:.2f}]"]
-        cells += [percent(share), f"{100 * kept:.1f} %", met if arm.votes else ""]
+        cells += [percent(share), f"{100 * judged:.1f} %", met if arm.votes else ""]
         lines.append("| " + " | ".join(cells) + " |")
 
     return "\n".join(lines)
