@@ -31,8 +31,7 @@ Standard library only.
     RUN/trackers.json                the ids under which experiment trackers file the run
     RUN/samples/strength-000012-050.png  the sample grid after 12 iterations with the adapter at
                                      50 % of its strength, where somebody asked for it
-    RUN/control.json                 what somebody asks of the training, see `run_control`; who
-                                     writes or takes it holds RUN/control.lock
+    RUN/control.json                 what somebody asks of the training, see `run_control`
     RUN/lock                         the process that is writing here
 
 Every file is written completely or not at all, see `files`; only the log, the questions and the
@@ -117,7 +116,6 @@ class Run:
     trackers = RunPath("trackers.json")
     export = RunPath("adapter.json")
     control = RunPath("control.json")
-    control_lock = RunPath("control.lock")
     questions = RunPath("questions.jsonl")
     question_images = RunPath("questions")
     latest_questions = RunPath("asked.json")

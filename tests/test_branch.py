@@ -10,10 +10,13 @@ import pytest
 from conftest import log
 from safetensors.torch import load_file
 
+from burnish import votes
 from burnish.cli import main
 from burnish.config import load
+from burnish.rewards.votes import SimulatedVoter, Votes
 from burnish.runs import Run
 from burnish.tools.branch import branch, roll_back
+from burnish.training.assembly import Overrides
 from burnish.training.loop import train
 
 
@@ -74,6 +77,46 @@ def test_a_run_that_is_rolled_back_goes_on_bit_for_bit(run: Run) -> None:
     assert log(run.folder) == expected
     assert tensors(run) == weights
     assert json.loads(run.export.read_text())["iteration"] == 4
+
+
+def voting() -> Votes:
+    """Return the reward of a voter who prefers red."""
+    voter = SimulatedVoter(lambda images: images[:, 0].mean((1, 2)), wrong=0.0)
+    return Votes(None, per_iteration=2, repeats=0.5, voter=voter)
+
+
+def of_votes(run: Run) -> dict[str, bytes]:
+    """Return the files about votes, by name."""
+    paths = (run.questions, run.latest_questions, run.votes, run.rounds)
+    return {path.name: path.read_bytes() for path in (*paths, *run.question_images.iterdir())}
+
+
+def test_a_branch_of_a_run_with_votes_goes_on_bit_for_bit(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = write_recipe(
+        iterations=4,
+        objective={"use": "dpo"},
+        scoring={"missing": "mask"},
+        batch={"prompts": 2, "images_per_prompt": 3, "transitions": 1, "minibatches": 1},
+        evaluation={"images_per_prompt": 0},
+        run={"sample_every": 0, "keep": 9},
+        optimizer={"lr": 0.05},
+    )
+    overrides = Overrides(rewards={"votes": voting()})
+    run = Run(train(load(recipe), tmp_path / "run", overrides=overrides, progress=False))
+
+    new = branch(run, 2, tmp_path / "branch")
+    assert votes.questions(new) == votes.questions(run)[:4]
+    assert votes.votes(new) == votes.votes(run)[:4]
+    assert len(list(new.question_images.iterdir())) < len(list(run.question_images.iterdir()))
+    assert not votes.pending(new)
+
+    overrides = Overrides(rewards={"votes": voting()})
+    train(load(new.config), new.folder, resume=True, overrides=overrides, progress=False)
+    assert of_votes(new) == of_votes(run)
+    assert log(new.folder) == log(run.folder)
+    assert tensors(new) == tensors(run)
 
 
 def test_a_mistake_is_one_sentence_and_leaves_all_as_it_was(

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from burnish import config as configuration
+from burnish import votes
 from burnish.files import dumps, make_folder, replace, sync_folder, write
 from burnish.runs import OF_ITERATION, Run
 from burnish.training import checkpoint
@@ -40,6 +41,7 @@ def branch(run: Run, iteration: int, out: str | os.PathLike[str]) -> Run:
 
         for folder in (run.samples, run.evaluation_file(0).parent):
             copy_until(folder, new.folder / folder.name, iteration)
+        votes.copy_until(run, new, iteration)
         if run.origin.is_file():
             shutil.copyfile(run.origin, new.origin)
 

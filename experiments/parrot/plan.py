@@ -165,7 +165,7 @@ ONE_SEED = ("control", "front", *(f"only_{name}" for name in REWARDS))
 SUMS = ("ws1", "ws2", "normalised", "normalised_balanced")
 CONTROL_ITERATIONS = 2
 LONGER: Mapping[str, int] = {"normalised_balanced_longer": 2, "pareto_longer": 2}
-"""How many times as many iterations as the other arms some have."""
+"""Arms with more iterations, and how many times those of the others."""
 
 
 EXPANDING = ("expander_only", "parrot", "parrot_started")

@@ -110,12 +110,13 @@ ARMS: Mapping[str, Arm] = {
 FRESH_TASK = "fresh"
 FRESH_SEEDS = (3, 4, 5)
 FRESH: Mapping[str, Arm] = {
+    "rvm_3e-3": replace(ARMS["rvm"], last=10),
     "rvm": replace(ARMS["rvm"], rate=3.5e-3, last=10),
     "dpo": replace(ARMS["dpo"], rate=4.5e-3, last=10),
     "rvm_4e-3": replace(ARMS["rvm"], rate=4e-3, last=10),
     "taste": ARMS["taste"],
 }
-"""Arms whose rates were chosen anew, on seeds 10 and 11, and the ceiling: up to 100 votes."""
+"""Arms by rate, of which seeds 10 and 11 had chosen, and the ceiling: up to 100 votes."""
 
 
 def rewards(arm: Arm, seed: int) -> str:
