@@ -30,6 +30,7 @@ FILES = (
     "evaluation.json",
     "guard.json",
     "control.json",
+    "control.lock",
     "lock",
     "questions.jsonl",
     "asked.json",
