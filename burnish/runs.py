@@ -132,27 +132,7 @@ class Run:
             FileExistsError: anything is in the folder already, or it is a file.
         """
         run = Run(Path(folder))
-        if run.exists():
-            logged = run.log.is_file() and run.log.stat().st_size > 0
-            begun = logged or any(run.checkpoints.glob("[0-9]*"))
-            free = "; nothing was trained there yet, so --resume accepts any change"
-            raise FileExistsError(
-                f"{run.folder} already holds a run; go on with it (--resume, in Python "
-                f"resume=True) or choose another folder (--out){'' if begun else free}"
-            )
-        if run.folder.exists() and not run.folder.is_dir():
-            raise FileExistsError(f"{run.folder} is a file; choose another --out")
-
-        if run.folder.exists():
-            # what a start leaves that was killed before there was a configuration
-            ours = re.compile(rf"lock|{LEFTOVER.pattern}")
-            others = [p.name for p in run.folder.iterdir() if not ours.fullmatch(p.name)]
-            if others:
-                raise FileExistsError(
-                    f"{run.folder} is not empty and not a run ({others[0]} is in it); "
-                    "choose another --out"
-                )
-
+        check_free(run.folder)
         make_folder(run.folder)
         return run
 
@@ -261,6 +241,35 @@ class Run:
                 if is_new:
                     _remove_if_empty(self.folder)
                 raise
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder for a new run; one that is missing or empty is fine.
+
+    Raises:
+        FileExistsError: anything is in the folder already, or it is a file.
+    """
+    run = Run(folder)
+    if run.exists():
+        logged = run.log.is_file() and run.log.stat().st_size > 0
+        begun = logged or any(run.checkpoints.glob("[0-9]*"))
+        free = "; nothing was trained there yet, so --resume accepts any change"
+        raise FileExistsError(
+            f"{run.folder} already holds a run; go on with it (--resume, in Python "
+            f"resume=True) or choose another folder (--out){'' if begun else free}"
+        )
+    if run.folder.exists() and not run.folder.is_dir():
+        raise FileExistsError(f"{run.folder} is a file; choose another --out")
+
+    if run.folder.exists():
+        # what a start leaves that was killed before there was a configuration
+        ours = re.compile(rf"lock|{LEFTOVER.pattern}")
+        others = [p.name for p in run.folder.iterdir() if not ours.fullmatch(p.name)]
+        if others:
+            raise FileExistsError(
+                f"{run.folder} is not empty and not a run ({others[0]} is in it); "
+                "choose another --out"
+            )
 
 
 def log_digest(run: Run, iteration: int) -> str:
