@@ -25,7 +25,7 @@ Standard library only.
                                      went back
     RUN/groups/                      small images of the latest iteration, with their rewards, and
                                      of the latest evaluation
-    RUN/questions.jsonl, RUN/questions/, RUN/asked.json, RUN/votes.jsonl, RUN/rounds.jsonl
+    RUN/questions.jsonl, RUN/questions/, RUN/waiting.json, RUN/votes.jsonl, RUN/rounds.jsonl
                                      the pairs of images that people are asked about, and their
                                      answers, see `votes`
     RUN/trackers.json                the ids under which experiment trackers file the run
@@ -73,7 +73,7 @@ Record = dict[str, Any]
 
 FILES = (
     r"config\.toml|origin\.json|log\.jsonl|evaluation\.json|guard\.json|report\.html|prompts\.json|"
-    r"adapter\.json|trackers\.json|control\.json|asked\.json|[0-9a-f]{16}\.png|"
+    r"adapter\.json|trackers\.json|control\.json|waiting\.json|[0-9a-f]{16}\.png|"
     r"(identifiers-|strength-|evaluation-)?\d{6}(-\d{3})?(\.png|\.json)?"
 )
 OF_ITERATION = re.compile(r"(?:identifiers-)?(\d+)|strength-(\d+)-\d+", re.ASCII)
@@ -120,7 +120,7 @@ class Run:
     control_lock = RunPath("control.lock")
     questions = RunPath("questions.jsonl")
     question_images = RunPath("questions")
-    asked = RunPath("asked.json")
+    waiting = RunPath("waiting.json")
     votes = RunPath("votes.jsonl")
     rounds = RunPath("rounds.jsonl")
 

@@ -112,7 +112,7 @@ def go_on_voting(run: Run, reward: Votes) -> None:
 
 
 def of_votes(run: Run) -> dict[str, bytes]:
-    paths = (run.questions, run.asked, run.votes, run.rounds, *run.question_images.iterdir())
+    paths = (run.questions, run.waiting, run.votes, run.rounds, *run.question_images.iterdir())
     return {path.name: path.read_bytes() for path in paths}
 
 
@@ -145,7 +145,7 @@ def test_votes_stay_when_a_run_is_rolled_back_and_those_that_stand_count(
     votes.undo(run)
     votes.undo(run)
     roll_back(run, 3)
-    assert not run.asked.exists()
+    assert not run.waiting.exists()
     go_on_voting(run, voting(wrong=1.0))
     assert tensors(run) != weights
     contrary = branch(run, 3, tmp_path / "contrary")

@@ -33,7 +33,7 @@ FILES = (
     "control.lock",
     "lock",
     "questions.jsonl",
-    "asked.json",
+    "waiting.json",
     "votes.jsonl",
 )
 FOLDERS = ("samples", "evaluations", "groups", "questions")

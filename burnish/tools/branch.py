@@ -107,7 +107,7 @@ def roll_back(run: Run, iteration: int) -> None:
         intact_checkpoint(run, iteration)
 
         # first what speaks of the newest state, so that a crash leaves nothing that is wrong
-        for path in (run.export, run.evaluation, run.guard, run.asked):
+        for path in (run.export, run.evaluation, run.guard, run.waiting):
             path.unlink(missing_ok=True)
         for folder in (run.adapter, run.groups):
             shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from burnish import config as configuration
+from burnish.config import Config
 from burnish.errors import type_and_message
 from burnish.files import dumps, write
 from burnish.run_control import NOTHING, Requests, clear, take
@@ -111,7 +112,7 @@ class Recorder:
 
         self.requests = take_shared(job)
         # a checkpoint says what the log was, so numbers of the user's join it before
-        if self.saves_after(iteration, self.requests):
+        if saves_after(job.config, iteration, self.requests):
             resume.save(job, iteration, self.origin)
         job.world.tracking.log(record, iteration)
 
@@ -126,8 +127,8 @@ class Recorder:
         sample_every = self.job.config.run.sample_every
         if sample_every and iteration % sample_every == 0:
             draw_samples(self.job, iteration)
-        due = self.is_due(iteration) or iteration >= self.job.config.iterations
-        self.carry_out(iteration, due)
+        due = evaluation_is_due(self.job.config, iteration)
+        self.carry_out(iteration, due or iteration >= self.job.config.iterations)
 
     def carry_out(self, iteration: int, evaluate: bool = False) -> None:
         """Draw and evaluate the state after an iteration as somebody asks for; ask the guard.
@@ -175,20 +176,6 @@ class Recorder:
             "seconds_training": time.perf_counter() - self._started,
         }
 
-    def is_due(self, iteration: int) -> bool:
-        """Return whether an evaluation is due after an iteration."""
-        every = self.job.config.evaluation.every
-        return bool(every) and iteration % every == 0
-
-    def saves_after(self, iteration: int, requests: Requests = NOTHING) -> bool:
-        """Return whether a checkpoint is due: at intervals, at the end, for the guard, if asked."""
-        config = self.job.config
-        # a state that is evaluated is one that the guard may go back to
-        evaluates = self.is_due(iteration) or requests.evaluate
-        for_guard = evaluates and config.guard.action == "rollback"
-        last = iteration == config.iterations
-        return requests.save or iteration % config.run.checkpoint_every == 0 or last or for_guard
-
     def end(self) -> None:
         """Draw and evaluate the last state, unless the guard has done so."""
         job = self.job
@@ -227,6 +214,21 @@ class Recorder:
             ) from error
         if not isinstance(error, Stopped):
             raise error
+
+
+def evaluation_is_due(config: Config, iteration: int) -> bool:
+    """Return whether an evaluation is due at intervals after an iteration."""
+    every = config.evaluation.every
+    return bool(every) and iteration % every == 0
+
+
+def saves_after(config: Config, iteration: int, requests: Requests) -> bool:
+    """Return whether a checkpoint is due: at intervals, at the end, for the guard, if asked."""
+    # a state that is evaluated is one that the guard may go back to
+    evaluates = evaluation_is_due(config, iteration) or requests.evaluate
+    for_guard = evaluates and config.guard.action == "rollback"
+    last = iteration == config.iterations
+    return requests.save or iteration % config.run.checkpoint_every == 0 or last or for_guard
 
 
 def take_shared(job: Job) -> Requests:

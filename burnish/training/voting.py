@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -213,11 +213,12 @@ class Round:
             pairs = [pairs[number] for number in order]
             best = partial(disjoint_first, count=count)
         else:
-            known = self.comparisons(self.known.votes)
+            known = self.comparisons(files.known_before(self.run, self.iteration).votes)
             head = bt.blank(candidates.features) if known is None else bt.fit(known)
             best = partial(bt.most_informative, head, candidates.features, count=count)
 
-        earlier = {(one.prompt, frozenset((one.left, one.right))) for one in self.earlier()}
+        before = files.questions_before(self.run, self.iteration)
+        earlier = {(one.prompt, frozenset((one.left, one.right))) for one in before}
         while True:
             chosen = best(pairs)
             again = shown_again([candidates.shown(pair) for pair in chosen], earlier)
@@ -226,21 +227,11 @@ class Round:
             left_out = {chosen[number] for number in again}
             pairs = [pair for pair in pairs if pair not in left_out]
 
-    @cached_property
-    def known(self) -> Known:
-        """What the iteration before was learned from with."""
-        return files.known_before(self.run, self.iteration)
-
-    def earlier(self) -> list[Question]:
-        """Return the questions of earlier iterations."""
-        listed = files.questions(self.run, self.known.questions)
-        return [question for question in listed if question.iteration < self.iteration]
-
     def repeated(self, stream: torch.Generator) -> list[Question]:
         """Return earlier questions that are asked again, of which one image was preferred."""
-        before = self.earlier()
+        before = files.questions_before(self.run, self.iteration)
         repeated = {question.repeats for question in before}
-        given = files.votes(self.run, self.known.votes)
+        given = files.votes(self.run, files.known_before(self.run, self.iteration).votes)
         decided = {vote.question for vote in given if vote.answer in ("left", "right")}
         known = [
             question
@@ -328,8 +319,8 @@ class Round:
     def metrics(self, known: Known) -> dict[str, float]:
         """Return what the record says about votes: how many, how consistent, how foreseeable."""
         given: list[Vote] = files.votes(self.run, known.votes)
-        asked = files.questions(self.run, known.questions)
-        listed = [question for question in asked if question.iteration <= self.iteration]
+        everything = files.questions(self.run, known.questions)
+        listed = [question for question in everything if question.iteration <= self.iteration]
         consistent, repeated = files.consistency(listed, given)
         seconds = torch.tensor([vote.seconds for vote in given], dtype=torch.float64)
         counts = {"asked": len(listed), "given": len(given)}
