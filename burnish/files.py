@@ -76,6 +76,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def flush_folder(folder: Path) -> None:
+    """Wait until all that is in a folder is on the disk."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+            continue
+        with open(path, "rb+") as file:
+            flush(file)
+    sync_folder(folder)
+
+
 def replace(source: Path, target: Path) -> None:
     """Move a file or folder to its final place; it is there on the disk when this returns."""
     os.replace(source, target)

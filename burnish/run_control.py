@@ -4,9 +4,9 @@
                          "stop": true}
 
 Whoever watches a run writes it (`burnish studio`, or an editor). The main process of the training
-takes it away after each iteration and does what it asks for; a stop is seen before each chunk of
-images too. A file that is none of this is ignored with a warning: it must not end a run that has
-trained for hours. Standard library only.
+takes it away after each iteration and does what it asks for. A stop is seen before each chunk of
+images too; what else was asked for is done before the run ends. A file that is none of this is
+ignored with a warning: it must not end a run that has trained for hours. Standard library only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 
 from burnish.annotations import Bounds, complaint
 from burnish.files import dumps, read_text, write
-from burnish.runs import Run
+from burnish.runs import Run, locked
 
 LARGEST = 4096
 """Bytes: a control file is never larger."""
@@ -50,13 +50,26 @@ class Requests:
     evaluate: bool = False  # compare with the model before training
     strength: float | None = None  # draw the sample grid with the adapter at this strength
 
+    def and_also(self, later: Requests) -> Requests:
+        """Return these requests and later ones, of which the strength counts."""
+        changed = {
+            name: value for name, value in vars(later).items() if value != vars(NOTHING)[name]
+        }
+        return replace(self, **changed)
+
 
 NOTHING = Requests()
 
 
 def ask(run: Run, **requests: bool | float) -> None:
-    """Add requests, fields of `Requests`, to those that the training has not taken yet."""
-    write(run.control, dumps(asdict(replace(pending(run), **requests))))  # type: ignore[arg-type]
+    """Add requests, fields of `Requests`, to those that the training has not taken yet.
+
+    Raises:
+        RuntimeError: another program holds the file.
+    """
+    with locked(run.control_lock):
+        wanted = replace(pending(run), **requests)  # type: ignore[arg-type]
+        write(run.control, dumps(asdict(wanted)))
 
 
 def pending(run: Run) -> Requests:
@@ -71,8 +84,9 @@ def take(run: Run) -> Requests:
 
     taken = run.folder / ".control.json.part"
     try:
-        os.replace(run.control, taken)
-    except OSError as error:
+        with locked(run.control_lock):
+            os.replace(run.control, taken)
+    except (OSError, RuntimeError) as error:
         warnings.warn(f"{run.control}: {error}; it is ignored", stacklevel=2)
         return NOTHING
 

@@ -25,13 +25,14 @@ Standard library only.
                                      went back
     RUN/groups/                      small images of the latest iteration, with their rewards, and
                                      of the latest evaluation
-    RUN/questions.jsonl, RUN/questions/, RUN/asked.json, RUN/votes.jsonl, RUN/rounds.jsonl
+    RUN/questions.jsonl, RUN/questions/, RUN/waiting.json, RUN/votes.jsonl, RUN/rounds.jsonl
                                      the pairs of images that people are asked about, and their
                                      answers, see `votes`
     RUN/trackers.json                the ids under which experiment trackers file the run
     RUN/samples/strength-000012-050.png  the sample grid after 12 iterations with the adapter at
                                      50 % of its strength, where somebody asked for it
-    RUN/control.json                 what somebody asks of the training, see `run_control`
+    RUN/control.json                 what somebody asks of the training, see `run_control`; who
+                                     writes or takes it holds RUN/control.lock
     RUN/lock                         the process that is writing here
 
 Every file is written completely or not at all, see `files`; only the log, the questions and the
@@ -72,7 +73,7 @@ Record = dict[str, Any]
 
 FILES = (
     r"config\.toml|origin\.json|log\.jsonl|evaluation\.json|guard\.json|report\.html|prompts\.json|"
-    r"adapter\.json|trackers\.json|control\.json|asked\.json|[0-9a-f]{16}\.png|"
+    r"adapter\.json|trackers\.json|control\.json|waiting\.json|[0-9a-f]{16}\.png|"
     r"(identifiers-|strength-|evaluation-)?\d{6}(-\d{3})?(\.png|\.json)?"
 )
 OF_ITERATION = re.compile(r"(?:identifiers-)?(\d+)|strength-(\d+)-\d+", re.ASCII)
@@ -116,9 +117,10 @@ class Run:
     trackers = RunPath("trackers.json")
     export = RunPath("adapter.json")
     control = RunPath("control.json")
+    control_lock = RunPath("control.lock")
     questions = RunPath("questions.jsonl")
     question_images = RunPath("questions")
-    latest_questions = RunPath("asked.json")
+    waiting = RunPath("waiting.json")
     votes = RunPath("votes.jsonl")
     rounds = RunPath("rounds.jsonl")
 
@@ -130,27 +132,7 @@ class Run:
             FileExistsError: anything is in the folder already, or it is a file.
         """
         run = Run(Path(folder))
-        if run.exists():
-            logged = run.log.is_file() and run.log.stat().st_size > 0
-            begun = logged or any(run.checkpoints.glob("[0-9]*"))
-            free = "; nothing was trained there yet, so --resume accepts any change"
-            raise FileExistsError(
-                f"{run.folder} already holds a run; go on with it (--resume, in Python "
-                f"resume=True) or choose another folder (--out){'' if begun else free}"
-            )
-        if run.folder.exists() and not run.folder.is_dir():
-            raise FileExistsError(f"{run.folder} is a file; choose another --out")
-
-        if run.folder.exists():
-            # what a start leaves that was killed before there was a configuration
-            ours = re.compile(rf"lock|{LEFTOVER.pattern}")
-            others = [p.name for p in run.folder.iterdir() if not ours.fullmatch(p.name)]
-            if others:
-                raise FileExistsError(
-                    f"{run.folder} is not empty and not a run ({others[0]} is in it); "
-                    "choose another --out"
-                )
-
+        check_free(run.folder)
         make_folder(run.folder)
         return run
 
@@ -259,6 +241,35 @@ class Run:
                 if is_new:
                     _remove_if_empty(self.folder)
                 raise
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder for a new run; one that is missing or empty is fine.
+
+    Raises:
+        FileExistsError: anything is in the folder already, or it is a file.
+    """
+    run = Run(folder)
+    if run.exists():
+        logged = run.log.is_file() and run.log.stat().st_size > 0
+        begun = logged or any(run.checkpoints.glob("[0-9]*"))
+        free = "; nothing was trained there yet, so --resume accepts any change"
+        raise FileExistsError(
+            f"{run.folder} already holds a run; go on with it (--resume, in Python "
+            f"resume=True) or choose another folder (--out){'' if begun else free}"
+        )
+    if run.folder.exists() and not run.folder.is_dir():
+        raise FileExistsError(f"{run.folder} is a file; choose another --out")
+
+    if run.folder.exists():
+        # what a start leaves that was killed before there was a configuration
+        ours = re.compile(rf"lock|{LEFTOVER.pattern}")
+        others = [p.name for p in run.folder.iterdir() if not ours.fullmatch(p.name)]
+        if others:
+            raise FileExistsError(
+                f"{run.folder} is not empty and not a run ({others[0]} is in it); "
+                "choose another --out"
+            )
 
 
 def log_digest(run: Run, iteration: int) -> str:

@@ -4,7 +4,7 @@
         {"id": "000003-00-1f2e3d4c", "iteration": 3, "prompt": "a fox",
          "left": "0a1b2c3d4e5f6071.png", "right": "8293a4b5c6d7e8f9.png", "repeats": ""}
     RUN/questions/*.png     the images, each named by the SHA-256 of its bytes
-    RUN/asked.json          the questions that were asked last: those that the training waits for
+    RUN/waiting.json        the questions that were asked last: those that the training waits for
         {"questions": ["000003-00-1f2e3d4c"]}
     RUN/votes.jsonl         one JSON object a vote, in the order in which they were given
         {"question": "000003-00-1f2e3d4c", "answer": "left", "seconds": 1.8}
@@ -65,8 +65,8 @@ class QuestionRow(TypedDict):
     repeats: NotRequired[str]
 
 
-class AskedFile(TypedDict):
-    """asked.json."""
+class WaitingFile(TypedDict):
+    """waiting.json."""
 
     questions: list[str]
 
@@ -170,7 +170,7 @@ def ask(run: Run, listed: Sequence[Question]) -> None:
     if new:
         with locked(run.questions) as file:
             _add_lines(file, new)
-    write(run.latest_questions, dumps({"questions": [one.id for one in listed]}))
+    write(run.waiting, dumps({"questions": [one.id for one in listed]}))
 
 
 def round_name(listed: Sequence[Question]) -> str:
@@ -233,6 +233,17 @@ def known_before(run: Run, iteration: int) -> Known:
     """
     rows = _rounds_until(_round_rows(run), iteration - 1)
     return _known(rows[-1]) if rows else Known(0, 0)
+
+
+def questions_before(run: Run, iteration: int) -> list[Question]:
+    """Return the questions of earlier iterations that were there when the last of them was closed.
+
+    Args:
+        run: the run directory.
+        iteration: from 1 on.
+    """
+    listed = questions(run, known_before(run, iteration).questions)
+    return [question for question in listed if question.iteration < iteration]
 
 
 def copy_until(run: Run, new: Run, iteration: int) -> None:
@@ -301,8 +312,8 @@ def pending(run: Run) -> list[Question]:
         ValueError: a file, or a line of one, cannot be used; the message names it.
     """
     by_id = {question.id: question for question in questions(run)}
-    latest = [by_id[name] for name in _latest(run) if name in by_id]
-    present = min((question.iteration for question in latest), default=None)
+    waiting = [by_id[name] for name in _waiting_ids(run) if name in by_id]
+    present = min((question.iteration for question in waiting), default=None)
 
     rows = vote_rows(run)
     answered = {vote.question for vote in standing(rows)}
@@ -312,21 +323,21 @@ def pending(run: Run) -> list[Question]:
         question
         for question in by_id.values()
         if question.id in taken_back
-        and (question in latest or present is None or question.iteration < present)
+        and (question in waiting or present is None or question.iteration < present)
     ]
-    rest = [one for one in latest if one.id not in answered | taken_back]
+    rest = [one for one in waiting if one.id not in answered | taken_back]
     return again + rest
 
 
-def _latest(run: Run) -> list[str]:
+def _waiting_ids(run: Run) -> list[str]:
     """Return the ids of the questions that were asked last."""
-    if not run.latest_questions.is_file():
+    if not run.waiting.is_file():
         return []
 
     remedy = "delete it, and go on with the run"
-    content = json_object(read_text(run.latest_questions), str(run.latest_questions), remedy)
-    if wrong := complaint(content, AskedFile, ""):
-        raise ValueError(f"{run.latest_questions}: {wrong}; {remedy}")
+    content = json_object(read_text(run.waiting), str(run.waiting), remedy)
+    if wrong := complaint(content, WaitingFile, ""):
+        raise ValueError(f"{run.waiting}: {wrong}; {remedy}")
     return list(content["questions"])
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from burnish.cli import main
 from burnish.config import load
 from burnish.rewards.votes import SimulatedVoter, Votes
 from burnish.runs import Run
+from burnish.tools import branch as branching
 from burnish.tools.branch import branch, roll_back
 from burnish.training.assembly import Overrides
 from burnish.training.loop import train
@@ -79,22 +82,20 @@ def test_a_run_that_is_rolled_back_goes_on_bit_for_bit(run: Run) -> None:
     assert json.loads(run.export.read_text())["iteration"] == 4
 
 
-def voting() -> Votes:
-    """Return the reward of a voter who prefers red."""
-    voter = SimulatedVoter(lambda images: images[:, 0].mean((1, 2)), wrong=0.0)
+def voting_run(recipe: Path, folder: Path, wrong: float = 0.0) -> Run:
+    """Return a finished run of four iterations whose reward is votes."""
+    overrides = Overrides(rewards={"votes": voting(wrong)})
+    return Run(train(load(recipe), folder, overrides=overrides, progress=False))
+
+
+def voting(wrong: float = 0.0) -> Votes:
+    voter = SimulatedVoter(lambda images: images[:, 0].mean((1, 2)), wrong)
     return Votes(None, per_iteration=2, repeats=0.5, voter=voter)
 
 
-def of_votes(run: Run) -> dict[str, bytes]:
-    """Return the files about votes, by name."""
-    paths = (run.questions, run.latest_questions, run.votes, run.rounds)
-    return {path.name: path.read_bytes() for path in (*paths, *run.question_images.iterdir())}
-
-
-def test_a_branch_of_a_run_with_votes_goes_on_bit_for_bit(
-    write_recipe: Callable[..., Path], tmp_path: Path
-) -> None:
-    recipe = write_recipe(
+@pytest.fixture
+def votes_recipe(write_recipe: Callable[..., Path]) -> Path:
+    return write_recipe(
         iterations=4,
         objective={"use": "dpo"},
         scoring={"missing": "mask"},
@@ -103,20 +104,102 @@ def test_a_branch_of_a_run_with_votes_goes_on_bit_for_bit(
         run={"sample_every": 0, "keep": 9},
         optimizer={"lr": 0.05},
     )
-    overrides = Overrides(rewards={"votes": voting()})
-    run = Run(train(load(recipe), tmp_path / "run", overrides=overrides, progress=False))
 
+
+def go_on_voting(run: Run, reward: Votes) -> None:
+    overrides = Overrides(rewards={"votes": reward})
+    train(load(run.config), run.folder, resume=True, overrides=overrides, progress=False)
+
+
+def of_votes(run: Run) -> dict[str, bytes]:
+    paths = (run.questions, run.waiting, run.votes, run.rounds, *run.question_images.iterdir())
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def test_a_branch_of_a_run_with_votes_goes_on_bit_for_bit(
+    votes_recipe: Path, tmp_path: Path
+) -> None:
+    run = voting_run(votes_recipe, tmp_path / "run")
+    whole = of_votes(run)
     new = branch(run, 2, tmp_path / "branch")
     assert votes.questions(new) == votes.questions(run)[:4]
     assert votes.votes(new) == votes.votes(run)[:4]
     assert len(list(new.question_images.iterdir())) < len(list(run.question_images.iterdir()))
     assert not votes.pending(new)
 
-    overrides = Overrides(rewards={"votes": voting()})
-    train(load(new.config), new.folder, resume=True, overrides=overrides, progress=False)
-    assert of_votes(new) == of_votes(run)
+    go_on_voting(new, voting())
+    assert of_votes(new) == whole
     assert log(new.folder) == log(run.folder)
     assert tensors(new) == tensors(run)
+
+
+def test_votes_stay_when_a_run_is_rolled_back_and_those_that_stand_count(
+    votes_recipe: Path, tmp_path: Path
+) -> None:
+    run = voting_run(votes_recipe, tmp_path / "run")
+    expected, weights, whole = log(run.folder), tensors(run), of_votes(run)
+    roll_back(run, 3)
+    go_on_voting(run, voting())
+    assert (log(run.folder), tensors(run), of_votes(run)) == (expected, weights, whole)
+
+    votes.undo(run)
+    votes.undo(run)
+    roll_back(run, 3)
+    assert not run.waiting.exists()
+    go_on_voting(run, voting(wrong=1.0))
+    assert tensors(run) != weights
+    contrary = branch(run, 3, tmp_path / "contrary")
+    go_on_voting(contrary, voting(wrong=1.0))
+    assert tensors(contrary) == tensors(run)
+
+
+def test_what_a_killed_branch_leaves_is_in_nobodys_way(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    code = f"""
+import os, pathlib
+from burnish.runs import Run
+from burnish.tools import branch
+branch.flush_folder = lambda folder: os._exit(9)
+branch.branch(Run(pathlib.Path({str(run.folder)!r})), 2, {str(folder / "new")!r})
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert names(folder) == [".new.part"]
+    (folder / ".new.part" / "votes.jsonl").write_text("{")
+
+    with Run(folder / ".new.part").lock(), pytest.raises(RuntimeError, match="in use"):
+        branch(run, 2, folder / "new")
+    (folder / "new").mkdir()
+    (folder / "new" / "lock").touch()  # of a start that was killed
+    new = branch(run, 3, folder / "new")
+    assert names(folder) == ["new"]
+    assert names(new.checkpoints) == ["000003"]
+    assert not new.votes.exists()
+    with new.lock():
+        pass
+
+
+def test_a_branch_that_fails_leaves_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runs"
+
+    def begins(source: Path) -> None:  # somebody else, meanwhile
+        (folder / "new").mkdir()
+        (folder / "new" / "config.toml").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(branching, "flush_folder", begins)
+        with pytest.raises(FileExistsError):
+            branch(run, 2, folder / "new")
+    assert not (folder / ".new.part").exists()
+
+    def fails(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(branching, "flush_folder", fails)
+    with pytest.raises(KeyboardInterrupt):
+        branch(run, 2, folder / "other")
+    assert names(folder) == ["new"]
 
 
 def test_a_mistake_is_one_sentence_and_leaves_all_as_it_was(

@@ -10,7 +10,9 @@ import random
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,21 @@ def test_every_text_survives_an_evaluation_and_a_configuration(tmp_path: Path) -
     for content in (text, "\ufeff" + text, "\ufeff" + text.replace("\n", "\r\n")):
         files.write(tmp_path / "c.toml", content)
         assert configuration.load(tmp_path / "c.toml") == config
+
+
+def test_two_threads_may_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2, timeout=10)
+    replaced = files.replace
+
+    def together(source: Path, target: Path) -> None:
+        both.wait()
+        replaced(source, target)
+
+    monkeypatch.setattr(files, "replace", together)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(files.write, [tmp_path / "a"] * 2, ["one", "two"]))
+    assert (tmp_path / "a").read_text() in ("one", "two")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_rows_of_a_prompt_file_end_at_line_feeds_only(tmp_path: Path) -> None:
@@ -186,6 +203,7 @@ def test_only_leftovers_of_ours_are_removed(tmp_path: Path) -> None:
     ours = [
         ".config.toml.123.part",
         "samples/.000001.png.7.part",
+        "questions/.0123456789abcdef.png.7.12.part",
         "checkpoints/.000003.part/tensors.safetensors",
         "evaluations/.000002.json.9.part",
         "adapter/.adapter-ab12_x/pytorch_lora_weights.safetensors",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import generator, perturb
 from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_flow_models import build_flux, build_sd3
 from torch import Tensor
@@ -205,6 +206,46 @@ def test_without_noise_the_forward_process_learns(
         configuration.load(recipe)
 
 
+def test_dpo_learns_from_the_best_and_the_worst(
+    tiny_sd3: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    recipe = write_recipe(**settings(tiny_sd3, kernel={"use": "ode"}))
+    batch = "batch={prompts=2,images_per_prompt=4,minibatches=1}"
+    changes = ["objective={use='dpo',beta=5.0}", "advantage.use=group", batch]
+    run = Run(train(configuration.load(recipe, changes), tmp_path / "run", progress=False))
+    first, second = run.records()
+    assert first["grad_norm"] > 0 and second["grad_norm"] > 0
+    assert first["preference_margin"] == 0 != second["preference_margin"]
+    expected = latents(tiny_sd3, stock(tiny_sd3, run.adapter), 3.0, 4)
+    assert (expected - latents(tiny_sd3, stock(tiny_sd3), 3.0, 4)).abs().max() > 0
+
+
+def test_dpo_learns_a_preference_offline(
+    tiny_sd3: Path, write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    for side, colour in {"chosen": (250, 80, 10), "rejected": (10, 80, 250)}.items():
+        (tmp_path / "pairs" / side).mkdir(parents=True)
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "pairs" / side / "a.png")
+    (tmp_path / "pairs" / "chosen" / "a.txt").write_text("a cat")
+    recipe = write_recipe(
+        **{
+            **settings(tiny_sd3, kernel={"use": "ode"}),
+            "iterations": 6,
+            "prompts": {"use": "pairs", "path": "HERE/pairs"},
+            "rewards": [{"use": "chosen"}],
+            "objective": {"use": "dpo", "beta": 5.0},
+            "advantage": {"use": "group"},
+            "optimizer": {"lr": 1e-2, "warmup": 0},
+            "batch": {"prompts": 1, "images_per_prompt": 2, "minibatches": 1},
+            "evaluation": {"images_per_prompt": 0},
+        }
+    )
+    run = Run(train(configuration.load(recipe), tmp_path / "run", progress=False))
+    margins = [record["preference_margin"] for record in run.records()]
+    assert margins[0] == 0 < margins[-1]
+    assert run.records()[-1]["preference_right"] == 1
+
+
 def test_kernels_of_other_models_are_refused(
     model: Path, tiny_sd1: Path, write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -315,7 +356,7 @@ def test_a_lora_with_text_layers_counts_as_a_whole(model: Path, key: str, tmp_pa
     policy = load(model, **{key: file})
     traj = roll(policy, Sampler(ODE(), 2, guided(model, 4.0)))
     expected = latents(model, stock(model, file.parent), 4.0, 2)
-    torch.testing.assert_close(traj.latent, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(traj.latent, expected, rtol=0, atol=5e-5)
 
     if key == "adapter":
         policy.save_adapter(tmp_path / "again")

@@ -222,6 +222,46 @@ def test_rollback_leaves_the_last_good_state(recipe: Path, tmp_path: Path) -> No
     assert "The guard ended the run" in page(run) and "darkness" in page(run)
 
 
+@pytest.mark.parametrize("watched", ["darkness", "kl"])
+def test_a_run_along_gradients_is_guarded(
+    write_recipe: Callable[..., Path], tmp_path: Path, watched: str
+) -> None:
+    panel = [{"use": "HERE/reward.py:darkness"}]
+    recipe = write_recipe(
+        f"import burnish\n{REWARDS}brightness = burnish.differentiable(brightness)\n",
+        iterations=8,
+        model={"train": "full"},
+        rewards=[{"use": "HERE/reward.py:brightness"}],
+        objective={"use": "latent"},
+        advantage={"use": "none"},
+        optimizer={"lr": 2e-4, "warmup": 0},
+        batch={"prompts": 2, "images_per_prompt": 2, "sample_batch": 4, "minibatches": 1},
+        evaluation={"images_per_prompt": 4, "every": 1},
+        guard={
+            "action": "rollback",
+            "drop": 0.8,
+            **({"kl": 1e-9} if watched == "kl" else {"panel": panel}),
+        },
+        run={"sample_every": 0, "checkpoint_every": 1, "keep": 1},
+    )
+    run = Run(train(configuration.load(recipe), tmp_path / "run", progress=False))
+    about = json.loads(run.guard.read_text())
+    assert about["best"] < about["iteration"] == len(run.records()) < 8
+    expected = "darkness fell" if watched == "darkness" else "over the budget of 1e-09"
+    assert expected in about["reasons"][0]
+    if watched == "kl":
+        assert (about["best"], about["iteration"]) == (0, 1)
+        return
+
+    rewards = [record["rewards"]["brightness"]["mean"] for record in run.records()]
+    assert about["best"] > 0 and rewards[-1] > rewards[0]
+    options = ["guard.action=none", f"iterations={about['best']}", "evaluation.images_per_prompt=0"]
+    plain = Run(train(configuration.load(recipe, options), tmp_path / "plain", progress=False))
+    name = "diffusion_pytorch_model.safetensors"
+    rolled_back, expected_weights = load_file(run.adapter / name), load_file(plain.adapter / name)
+    assert all(rolled_back[key].equal(expected_weights[key]) for key in expected_weights)
+
+
 def test_a_run_that_stopped_before_its_guard_looked_is_ended_on_resume(
     recipe: Path, tmp_path: Path
 ) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from burnish import run_control
+from burnish import run_control, runs
 from burnish.config import load
 from burnish.run_control import NOTHING, Requests, ask, pending, stop_requested, strength_grid, take
 from burnish.runs import LEFTOVER, Run
@@ -59,7 +61,45 @@ def test_requests_add_up_and_are_taken_once(tmp_path: Path) -> None:
     assert stop_requested(run)
     assert take(run) == Requests(stop=True, save=True, strength=0.5)
     assert take(run) == NOTHING
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["control.lock"]
+
+
+def test_requests_add_up_although_they_come_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    read = run_control._read
+
+    def slowly(path: Path, report: bool = False) -> Requests:
+        found = read(path, report)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(run_control, "_read", slowly)
+    with ThreadPoolExecutor(4) as threads:
+        for name in ("stop", "save", "sample", "evaluate"):
+            threads.submit(ask, run, **{name: True})
+    assert pending(run) == Requests(stop=True, save=True, sample=True, evaluate=True)
+
+
+def test_later_requests_are_added_to_earlier_ones() -> None:
+    first = Requests(save=True, strength=0.5)
+    assert first.and_also(NOTHING) == first
+    assert first.and_also(Requests(strength=0.0)) == Requests(save=True, strength=0.0)
+
+
+def test_a_control_file_that_is_held_does_not_end_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path)
+    ask(run, save=True)
+    monkeypatch.setattr(runs, "LONGEST_WAIT", 0.0)
+    with runs.locked(run.control_lock):
+        with pytest.warns(UserWarning, match="held by another program"):
+            assert take(run) == NOTHING
+        with pytest.raises(RuntimeError, match="held by another program"):
+            ask(run, stop=True)
+    assert take(run) == Requests(save=True)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +146,64 @@ def test_an_evaluation_is_made_on_demand(recipe: Path, tmp_path: Path) -> None:
     run = trained(recipe, tmp_path / "run", 2, "evaluation.images_per_prompt=1", evaluate=True)
     names = sorted(path.name for path in run.evaluation_file(0).parent.iterdir())
     assert names == ["000000.json", "000002.json", "000004.json"]
+
+
+@pytest.mark.parametrize("by", ["the same file", "a later file", "a call"])
+def test_a_stop_does_first_what_else_was_asked_for(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    run = Run(tmp_path / "run")
+    calls = 0
+
+    def on_record(row: dict[str, int]) -> None:
+        if row["iteration"] == 2:
+            ask(run, sample=True, evaluate=True, strength=0.5, stop=by == "the same file")
+
+    def on_images(sampled: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            ask(run, stop=True)
+
+    if by == "a later file":  # requests and the stop come while iteration 3 is sampled
+        monkeypatch.setattr(record, "take_shared", after_iterations(2, record.take_shared))
+    train(
+        load(recipe, [*QUICK, "evaluation.images_per_prompt=1"]),
+        run.folder,
+        on_record=on_record,
+        on_images=on_images if by == "a later file" else None,
+        stop=lambda: by == "a call" and len(run.records()) == 2,
+        progress=False,
+    )
+
+    assert len(run.records()) == 2
+    assert [path.name for path in run.checkpoints.iterdir()] == ["000002"]
+    assert run.sample_grid(2).exists() and strength_grid(run, 2, 0.5).exists()
+    # Ctrl+C is in a hurry: it is seen before each chunk of an evaluation
+    assert run.evaluation_file(2).exists() == (by != "a call")
+    assert not run.control.exists()
+
+
+def after_iterations(count: int, function: Callable[..., Requests]) -> Callable[..., Requests]:
+    """Return a function that takes nothing at its first calls."""
+    calls = 0
+
+    def wrapped(*arguments: object) -> Requests:
+        nonlocal calls
+        calls += 1
+        return NOTHING if calls <= count else function(*arguments)
+
+    return wrapped
+
+
+def test_what_is_asked_for_at_the_end_is_done(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+    monkeypatch.setattr(record, "draw_identifier_grid", lambda job, done: ask(run, strength=0.5))
+    train(load(recipe, QUICK), run.folder, progress=False)
+    assert strength_grid(run, 4, 0.5).exists()
+    assert not run.control.exists()
 
 
 def test_the_strength_is_that_of_the_grid_and_training_goes_on_as_it_was(

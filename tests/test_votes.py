@@ -126,8 +126,8 @@ def test_pending_is_what_was_asked_last_although_all_of_it_is_known(run: Run) ->
     assert votes.pending(run) == listed[2:]
     assert run.questions.read_bytes() == before
 
-    run.latest_questions.write_text('{"questions": 1}')
-    with pytest.raises(ValueError, match=r"asked\.json: questions"):
+    run.waiting.write_text('{"questions": 1}')
+    with pytest.raises(ValueError, match=r"waiting\.json: questions"):
         votes.pending(run)
 
 

@@ -328,14 +328,14 @@ def waits_for(run: Voting, iteration: int) -> list[str]:
     """Return the ids of the questions that a training waits for; it is stopped then."""
     run.stop = True
     found: list[list[Question]] = []
-    lacks = voting.lacks
+    lacks = voting.Round.lacks
 
-    def noted(directory: Run, listed: list[Question], wait: bool) -> bool:
+    def noted(self: voting.Round, listed: list[Question]) -> bool:
         found.append(listed)
-        return lacks(directory, listed, wait)
+        return lacks(self, listed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(voting, "lacks", noted)
+        patch.setattr(voting.Round, "lacks", noted)
         with pytest.raises(Stopped):
             run.round(iteration)
     answered = {vote.question for vote in files.votes(run.run)}

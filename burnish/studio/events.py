@@ -38,7 +38,7 @@ WATCHED = (
     "evaluations",
     "groups",
     "questions.jsonl",
-    "asked.json",
+    "waiting.json",
     "votes.jsonl",
     SEARCH,
     TRIES,

@@ -30,9 +30,10 @@ FILES = (
     "evaluation.json",
     "guard.json",
     "control.json",
+    "control.lock",
     "lock",
     "questions.jsonl",
-    "asked.json",
+    "waiting.json",
     "votes.jsonl",
 )
 FOLDERS = ("samples", "evaluations", "groups", "questions")

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from burnish import config as configuration
 from burnish import votes
-from burnish.files import dumps, make_folder, replace, sync_folder, write
-from burnish.runs import OF_ITERATION, Run
+from burnish.files import dumps, flush_folder, make_folder, replace, sync_folder, write
+from burnish.runs import OF_ITERATION, Run, check_free
 from burnish.training import checkpoint
 
 
 def branch(run: Run, iteration: int, out: str | os.PathLike[str]) -> Run:
     """Return a new run in `out` that is what `run` was after an iteration.
 
-    It has that checkpoint, and the log, grids and evaluations up to it. Trackers file it anew.
+    It has that checkpoint, and the log, grids, evaluations, questions and votes up to it. Trackers
+    file it anew. It is made in a hidden folder beside `out`, and is there as a whole or not at all.
 
     Args:
         run: stays as it is, and may go on meanwhile.
@@ -26,37 +27,72 @@ def branch(run: Run, iteration: int, out: str | os.PathLike[str]) -> Run:
     Raises:
         FileExistsError: anything is in the folder.
         FileNotFoundError: there is no checkpoint of this iteration.
+        RuntimeError: another process is making a branch of this name.
         ValueError: the checkpoint is damaged.
     """
     source = intact_checkpoint(run, iteration)
     config = configuration.load(run.config, purpose="compare")
-    is_new = not Path(out).exists()
-    new = Run.create(out)
+    check_free(Path(out))
+    target = Path(os.path.realpath(out))
+    hidden = Run(target.with_name(f".{target.name}.part"))
 
-    with new.lock(is_new):
-        make_folder(new.checkpoints)
-        copied = new.checkpoints / f".{source.name}.part"
-        shutil.copytree(source, copied)
-        replace(copied, new.checkpoints / source.name)
+    with hidden.lock():
+        try:
+            empty(hidden.folder)  # of what a branch has left that was killed
+            shutil.copytree(source, hidden.checkpoints / source.name)
+            copy_files(run, hidden, iteration)
+            write(hidden.config, configuration.dump(config, Path(out)))
+            flush_folder(hidden.folder)
+            publish(hidden.folder, target)
+        except BaseException:
+            shutil.rmtree(hidden.folder, ignore_errors=True)
+            raise
 
-        for folder in (run.samples, run.evaluation_file(0).parent):
-            copy_until(folder, new.folder / folder.name, iteration)
-        votes.copy_until(run, new, iteration)
-        if run.origin.is_file():
-            shutil.copyfile(run.origin, new.origin)
+    return Run(Path(out))
 
-        records = [record for record in run.records() if record["iteration"] <= iteration]
-        write(new.log, "".join(f"{dumps(record)}\n" for record in records))
-        # last: with it the folder is a run
-        write(new.config, configuration.dump(config, new.folder))
 
-    return new
+def copy_files(run: Run, new: Run, iteration: int) -> None:
+    """Copy what a run has recorded up to an iteration."""
+    for folder in (run.samples, run.evaluation_file(0).parent):
+        copy_until(folder, new.folder / folder.name, iteration)
+    votes.copy_until(run, new, iteration)
+    if run.origin.is_file():
+        shutil.copyfile(run.origin, new.origin)
+
+    records = [record for record in run.records() if record["iteration"] <= iteration]
+    write(new.log, "".join(f"{dumps(record)}\n" for record in records))
+
+
+def empty(folder: Path) -> None:
+    """Delete all that is in a folder but the lock."""
+    for path in folder.iterdir():
+        if path.name == "lock":
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def publish(source: Path, target: Path) -> None:
+    """Move a folder to its place, where there is nothing, or a folder without a run.
+
+    Raises:
+        FileExistsError: a run was begun there meanwhile.
+        RuntimeError: a process is about to begin one.
+    """
+    if target.exists():
+        with Run(target).lock():
+            check_free(target)
+            shutil.rmtree(target)
+    replace(source, target)
 
 
 def roll_back(run: Run, iteration: int) -> None:
     """Make the state after an iteration the newest of a run: what is later is deleted.
 
-    The adapter is deleted too; going on with the run writes it anew, from the checkpoint.
+    The adapter is deleted too; going on with the run writes it anew, from the checkpoint. Questions
+    and votes stay: where the run comes to the same images, they are not asked for again.
 
     Args:
         run: that no process is training.
@@ -71,7 +107,7 @@ def roll_back(run: Run, iteration: int) -> None:
         intact_checkpoint(run, iteration)
 
         # first what speaks of the newest state, so that a crash leaves nothing that is wrong
-        for path in (run.export, run.evaluation, run.guard):
+        for path in (run.export, run.evaluation, run.guard, run.waiting):
             path.unlink(missing_ok=True)
         for folder in (run.adapter, run.groups):
             shutil.rmtree(folder, ignore_errors=True)

@@ -36,7 +36,15 @@ PAUSE = 0.5
 
 
 class Stopped(Exception):
-    """A stop was requested, and the run ends between two pieces of work."""
+    """A stop was requested, and the run ends between two pieces of work.
+
+    Args:
+        together: in all processes, so that they may do something together before the end.
+    """
+
+    def __init__(self, together: bool = True) -> None:
+        super().__init__()
+        self.together = together
 
 
 @dataclass(frozen=True)
@@ -85,7 +93,7 @@ def prepare(
     def poll_alone() -> None:  # while this process waits, the others cannot be asked
         # with a sharded network a process can save nothing without them
         if not config.run.sharding and stops():
-            raise Stopped
+            raise Stopped(together=world.count == 1)
 
     check_folder(run, world)
     if world.main:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
 from burnish import config as configuration
+from burnish.config import Config
 from burnish.errors import type_and_message
 from burnish.files import dumps, write
 from burnish.run_control import NOTHING, Requests, clear, take
@@ -53,6 +55,7 @@ class Recorder:
         self.consistent = True  # the weights and memories are those after `done` iterations
         self.ended_by_guard = False
         self.initial: Evaluations | None = None
+        self.requests = NOTHING  # that were taken and not carried out yet
         self.origin = origin_of(job.config, job.world, job.parts)  # before a file changes
         self._started = 0.0  # when the updates of the iteration began
 
@@ -107,31 +110,48 @@ class Recorder:
             returned = call_hook("on_record", self.on_record, deepcopy(record))
             record = with_own_numbers(job.run, record, returned)
 
-        requests = take_shared(job)
+        self.requests = take_shared(job)
         # a checkpoint says what the log was, so numbers of the user's join it before
-        if self.saves_after(iteration, requests):
+        if saves_after(job.config, iteration, self.requests):
             resume.save(job, iteration, self.origin)
         job.world.tracking.log(record, iteration)
 
         job.poll()
-        if requests.stop:
+        if self.requests.stop:
             raise Stopped
-        self.review(iteration, requests)
+        self.review(iteration)
         return self.ended_by_guard
 
-    def review(self, iteration: int, requests: Requests = NOTHING) -> None:
-        """Draw and evaluate the state after an iteration where due, and ask the guard."""
+    def review(self, iteration: int) -> None:
+        """Draw and evaluate the state after an iteration where due or asked for; ask the guard."""
+        sample_every = self.job.config.run.sample_every
+        if sample_every and iteration % sample_every == 0:
+            draw_samples(self.job, iteration)
+        due = evaluation_is_due(self.job.config, iteration)
+        self.carry_out(iteration, due or iteration >= self.job.config.iterations)
+
+    def carry_out(self, iteration: int, evaluate: bool = False) -> None:
+        """Draw and evaluate the state after an iteration as somebody asks for; ask the guard.
+
+        Args:
+            iteration: that is done.
+            evaluate: also if nobody asks for it.
+        """
         job = self.job
-        sample_every = job.config.run.sample_every
-        if requests.sample or (sample_every and iteration % sample_every == 0):
-            draw_samples(job, iteration, requests.sample)
+        requests, self.requests = self.requests, NOTHING
+        if requests.sample:
+            draw_samples(job, iteration, requested=True)
         if requests.strength is not None:
             draw_strength_grid(job, iteration, requests.strength)
-
-        due = requests.evaluate or self.is_due(iteration) or iteration >= job.config.iterations
-        if self.initial and due:
+        if self.initial and (requests.evaluate or evaluate):
             evaluate_now(job, self.initial, iteration)
             self.ended_by_guard = check_guard(job, self.initial, iteration)
+
+    def carry_out_last(self) -> None:
+        """Do what somebody still asks for when the run ends; another stop cuts it off."""
+        self.requests = self.requests.and_also(take_shared(self.job))
+        with suppress(Stopped):
+            self.carry_out(self.done)
 
     def record(
         self, batch: RolloutBatch, credit: Credit, metrics: Mapping[str, Any]
@@ -156,39 +176,25 @@ class Recorder:
             "seconds_training": time.perf_counter() - self._started,
         }
 
-    def is_due(self, iteration: int) -> bool:
-        """Return whether an evaluation is due after an iteration."""
-        every = self.job.config.evaluation.every
-        return bool(every) and iteration % every == 0
-
-    def saves_after(self, iteration: int, requests: Requests = NOTHING) -> bool:
-        """Return whether a checkpoint is due: at intervals, at the end, for the guard, if asked."""
-        config = self.job.config
-        # a state that is evaluated is one that the guard may go back to
-        evaluates = self.is_due(iteration) or requests.evaluate
-        for_guard = evaluates and config.guard.action == "rollback"
-        last = iteration == config.iterations
-        return requests.save or iteration % config.run.checkpoint_every == 0 or last or for_guard
-
     def end(self) -> None:
         """Draw and evaluate the last state, unless the guard has done so."""
         job = self.job
-        if self.ended_by_guard:
-            return
-
-        draw_samples(job, self.done)
-        draw_identifier_grid(job, self.done)
-        if self.initial:
-            evaluate_now(job, self.initial, self.done)
+        if not self.ended_by_guard:
+            draw_samples(job, self.done)
+            draw_identifier_grid(job, self.done)
+            if self.initial:
+                evaluate_now(job, self.initial, self.done)
+            self.carry_out_last()
         if job.world.main:
-            clear(job.run)  # what was asked for since the last iteration
+            clear(job.run)  # what nobody carries out any more
 
     def end_early(self, error: BaseException) -> None:
         """Save what is done, if the weights are those after an iteration; then raise the error.
 
-        A stop that was requested is none. With a sharded network only a stop is saved: after
-        another error the other processes are somewhere else, and cannot give their parts. Code that
-        ends programs must not end this one as if all were well.
+        A stop that was requested is none: what else was asked for is done before the end. With a
+        sharded network only a stop is saved: after another error the other processes are somewhere
+        else, and cannot give their parts. Code that ends programs must not end this one as if all
+        were well.
 
         Raises:
             RuntimeError: user code called `sys.exit`.
@@ -196,6 +202,8 @@ class Recorder:
         together = isinstance(error, Stopped) or not self.job.parts.policy.sharded
         if self.consistent and together:
             resume.save(self.job, self.done, self.origin)
+        if self.consistent and self.done and isinstance(error, Stopped) and error.together:
+            self.carry_out_last()
         if self.job.world.main:
             clear(self.job.run)  # a stop that was asked for is done
 
@@ -206,6 +214,21 @@ class Recorder:
             ) from error
         if not isinstance(error, Stopped):
             raise error
+
+
+def evaluation_is_due(config: Config, iteration: int) -> bool:
+    """Return whether an evaluation is due at intervals after an iteration."""
+    every = config.evaluation.every
+    return bool(every) and iteration % every == 0
+
+
+def saves_after(config: Config, iteration: int, requests: Requests) -> bool:
+    """Return whether a checkpoint is due: at intervals, at the end, for the guard, if asked."""
+    # a state that is evaluated is one that the guard may go back to
+    evaluates = evaluation_is_due(config, iteration) or requests.evaluate
+    for_guard = evaluates and config.guard.action == "rollback"
+    last = iteration == config.iterations
+    return requests.save or iteration % config.run.checkpoint_every == 0 or last or for_guard
 
 
 def take_shared(job: Job) -> Requests:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -112,14 +112,14 @@ def with_votes(
 def wait_for_votes(job: Job, voting: Round, listed: Sequence[Question]) -> None:
     """Wait until the questions of an iteration are answered, where their answers are needed."""
     if job.world.main and voting.reward.voter is not None:
-        answer(voting.run, listed, voting.reward.voter)
+        voting.answer(listed, voting.reward.voter)
 
     detail = (
         f"{len(listed)} questions of iteration {voting.iteration} want answers; "
         f"{job.run.questions} has them"
     )
     with stage("votes", detail, routine=voting.iteration > 1):
-        while job.world.any(job.world.main and lacks(voting.run, listed, voting.reward.wait)):
+        while job.world.any(job.world.main and voting.lacks(listed)):
             job.poll()
             time.sleep(PAUSE)
 
@@ -213,11 +213,12 @@ class Round:
             pairs = [pairs[number] for number in order]
             best = partial(disjoint_first, count=count)
         else:
-            known = self.comparisons(self.known.votes)
+            known = self.comparisons(files.known_before(self.run, self.iteration).votes)
             head = bt.blank(candidates.features) if known is None else bt.fit(known)
             best = partial(bt.most_informative, head, candidates.features, count=count)
 
-        earlier = {(one.prompt, frozenset((one.left, one.right))) for one in self.earlier()}
+        before = files.questions_before(self.run, self.iteration)
+        earlier = {(one.prompt, frozenset((one.left, one.right))) for one in before}
         while True:
             chosen = best(pairs)
             again = shown_again([candidates.shown(pair) for pair in chosen], earlier)
@@ -226,21 +227,11 @@ class Round:
             left_out = {chosen[number] for number in again}
             pairs = [pair for pair in pairs if pair not in left_out]
 
-    @cached_property
-    def known(self) -> Known:
-        """The votes and questions that the iteration before was learned from with."""
-        return files.known_before(self.run, self.iteration)
-
-    def earlier(self) -> list[Question]:
-        """Return the questions of earlier iterations."""
-        listed = files.questions(self.run, self.known.questions)
-        return [question for question in listed if question.iteration < self.iteration]
-
     def repeated(self, stream: torch.Generator) -> list[Question]:
         """Return earlier questions that are asked again, of which one image was preferred."""
-        before = self.earlier()
+        before = files.questions_before(self.run, self.iteration)
         repeated = {question.repeats for question in before}
-        given = files.votes(self.run, self.known.votes)
+        given = files.votes(self.run, files.known_before(self.run, self.iteration).votes)
         decided = {vote.question for vote in given if vote.answer in ("left", "right")}
         known = [
             question
@@ -255,6 +246,25 @@ class Round:
         )
         order = torch.randperm(len(known), generator=stream).tolist()
         return [known[number] for number in order[: due - done]]
+
+    def answer(self, listed: Sequence[Question], voter: Voter) -> None:
+        """Let a program answer the questions that have no vote yet."""
+        answered = {vote.question for vote in files.votes(self.run)}
+        for question in listed:
+            if question.id not in answered:
+                left, right = (
+                    open_image(files.image_path(self.run, name))
+                    for name in (question.left, question.right)
+                )
+                files.answer(self.run, question.id, voter(question, left, right), 0.0)
+
+    def lacks(self, listed: Sequence[Question]) -> bool:
+        """Return whether votes are missing without which the iteration is not learned from."""
+        given = files.votes(self.run)
+        decided = any(vote.answer != "skip" for vote in given)
+        if not self.reward.wait and decided:
+            return False
+        return bool({question.id for question in listed} - {vote.question for vote in given})
 
     def comparisons(self, lines: int) -> Comparisons | None:
         """Return the votes in the first lines as comparisons; None if none says anything."""
@@ -317,26 +327,6 @@ class Round:
         counts |= {"repeated": repeated, "consistent": consistent}
         times = {"median_seconds": float(seconds.median())} if given else {}
         return {**counts, **times, **self.about_head}
-
-
-def answer(run: Run, listed: Sequence[Question], voter: Voter) -> None:
-    """Let a program answer the questions that have no vote yet."""
-    answered = {vote.question for vote in files.votes(run)}
-    for question in listed:
-        if question.id not in answered:
-            left, right = (
-                open_image(files.image_path(run, name)) for name in (question.left, question.right)
-            )
-            files.answer(run, question.id, voter(question, left, right), 0.0)
-
-
-def lacks(run: Run, listed: Sequence[Question], wait: bool) -> bool:
-    """Return whether votes are missing without which the iteration is not learned from."""
-    given = files.votes(run)
-    decided = any(vote.answer != "skip" for vote in given)
-    if not wait and decided:
-        return False
-    return bool({question.id for question in listed} - {vote.question for vote in given})
 
 
 def pairs_within(images: Tensor, group: Tensor) -> list[Pair]:
