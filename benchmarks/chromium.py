@@ -125,17 +125,24 @@ class Page:
         self.value(f"document.querySelector({json.dumps(selector)}).focus()")
         self.call("Input.insertText", text=text)
 
-    def press(self, key: str) -> None:
-        """Press a key, such as "ArrowLeft", "u" or "Enter"."""
+    def press(self, key: str, repeats: int = 0) -> None:
+        """Press a key, such as "ArrowLeft", "u" or "Enter".
+
+        Args:
+            key: its name.
+            repeats: how often the browser says so again, because it is held down.
+        """
         text = "\r" if key == "Enter" else key if len(key) == 1 else ""
-        for kind in ("keyDown", "keyUp"):
-            code = 13 if key == "Enter" else 0
+        code = 13 if key == "Enter" else 0
+        for number in range(repeats + 2):
+            up = number > repeats
             self.call(
                 "Input.dispatchKeyEvent",
-                type=kind,
+                type="keyUp" if up else "keyDown",
                 key=key,
-                text=text if kind == "keyDown" else "",
+                text="" if up else text,
                 windowsVirtualKeyCode=code,
+                autoRepeat=0 < number <= repeats,
             )
 
     def set_window(self, width: int, height: int = 900, dark: bool = False) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,15 @@ from test_studio_safety import CONFIG, ORIGIN, browser, write_run
 
 from burnish import votes
 from burnish.files import dumps
+from burnish.report.results import panel_changes
 from burnish.report.suspects import ranks, suspects
 from burnish.run_control import Requests, pending
-from burnish.runs import Run
+from burnish.runs import Run, try_lock
 from burnish.studio import cards, events, processes, reading
 from burnish.studio.cards import Cards, sparkline
 from burnish.studio.folder import RunsFolder
 from burnish.studio.health import lights
+from burnish.studio.launches import OF_RUN
 from burnish.studio.pages import DRAWN, thinned, vote_effects
 from burnish.studio.reading import (
     PACE,
@@ -40,6 +45,7 @@ from burnish.studio.reading import (
     spread_records,
 )
 from burnish.studio.safety import Access
+from burnish.studio.studio import Studio
 
 TOKEN = {"token": "right"}
 
@@ -112,7 +118,7 @@ def test_a_run_is_running_while_a_process_holds_it(root: Path, client: TestClien
         assert holder.stdout is not None
         holder.stdout.readline()
         assert is_training(run)
-        held = events.version(RunsFolder.open(root), "one")
+        held = events.signatures(RunsFolder.open(root), "one")
         page = client.get("/runs/one/curves").text
         assert "about 6 s left" in re.sub(r"\s+", " ", page)
         assert "Stop and save" in page
@@ -134,7 +140,7 @@ def test_a_run_is_running_while_a_process_holds_it(root: Path, client: TestClien
 
     assert not is_training(run)
     (root / "one" / "control.json").unlink()
-    assert held != events.version(RunsFolder.open(root), "one"), "though no file has changed"
+    assert held != events.signatures(RunsFolder.open(root), "one"), "though no file has changed"
     assert "nobody to ask" in post(client, "/runs/one/ask", what="stop")[1]
 
 
@@ -258,8 +264,21 @@ def test_a_form_becomes_the_command_that_one_would_type(root: Path, client: Test
     )
     assert printed(client, "one") == ("sample", str(root / "one"), "--grid", "--strength=1.5")
 
-    post(client, "/new", recipe="one", name="again", do="start")
+    post(client, "/new", recipe=f"{OF_RUN}one", name="again", do="start")
     assert printed(client, "again") == ("train", config, f"--out={root / 'again'}")
+
+
+@pytest.mark.usefixtures("echoed")
+def test_a_run_may_have_the_name_of_a_recipe(root: Path, client: TestClient) -> None:
+    config = write_run(root, "demo") / "config.toml"
+    form = client.get("/new").text
+    values = re.findall(r'<option value="([^"]+)"[^>]*>demo</option>', form)
+    assert values == [f"{OF_RUN}demo"] and ">demo</option>" in form.split("<optgroup")[1]
+
+    post(client, "/new", recipe=values[0], name="as-run", do="start")
+    assert printed(client, "as-run")[:2] == ("train", str(config))
+    post(client, "/new", recipe="demo", name="as-recipe", do="start")
+    assert printed(client, "as-recipe")[:2] == ("train", "demo")
 
 
 @pytest.mark.usefixtures("echoed")
@@ -278,8 +297,10 @@ def test_a_start_that_fails_is_told_of(client: TestClient) -> None:
         ({"name": ""}, "is no name for a folder"),
         ({"name": "../up"}, "is no name for a folder"),
         ({"name": "one"}, "is there already"),
-        ({"recipe": "nothing"}, "there is no run nothing"),
-        ({"recipe": "--help"}, "there is no run --help"),
+        ({"recipe": "nothing"}, "there is no recipe nothing"),
+        ({"recipe": "one"}, "there is no recipe one"),
+        ({"recipe": "run:nothing"}, "there is no run nothing"),
+        ({"recipe": "--help"}, "there is no recipe --help"),
     ],
 )
 def test_a_mistake_is_a_sentence_beside_what_was_filled_in(
@@ -304,6 +325,111 @@ def test_a_branch_and_a_way_back_are_those_of_the_command_line(
     assert "tick that you are sure" in post(client, "/runs/one/rollback", iteration="3")[1]
     assert post(client, "/runs/one/dance")[0] == 404
     assert post(client, "/runs/nobody/resume")[0] == 404
+
+
+SENTENCE = "import sys, time; time.sleep({}); sys.exit({!r})"
+"""A command that takes a while and ends with a sentence, which is an error, or with none."""
+
+
+def let_commands(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, sentence: str | None = None
+) -> None:
+    """Let commands take some seconds and end with a sentence."""
+    code = SENTENCE.format(seconds, sentence)
+    monkeypatch.setattr(processes, "command", lambda arguments: [sys.executable, "-c", code])
+
+
+def test_a_branch_that_takes_long_goes_on(
+    root: Path, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "SHORT", 0.1)
+    let_commands(monkeypatch, seconds=2.0)
+    where = post(client, "/runs/one/branch", iteration="3", name="new")
+    assert where == (303, "/process/new") and "goes on" in client.get("/process/new").text
+    where = post(client, "/runs/one/rollback", iteration="3", sure="yes")
+    assert where == (303, "/process/one")
+    assert "still goes on" in post(client, "/runs/one/branch", iteration="3", name="new")[1]
+
+    assert all(printed(client, name) for name in ("new", "one"))
+    monkeypatch.setattr(processes, "SHORT", 60.0)
+    let_commands(monkeypatch, 0.0, "a library's warning\nburnish: no checkpoint\nat the exit")
+    code, sentence = post(client, "/runs/one/branch", iteration="3", name="new")
+    assert (code, sentence) == (400, "<b>Error:</b> no checkpoint")
+
+
+def test_the_end_of_a_command_is_a_change(
+    root: Path, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunsFolder.open(root)
+    studio = Studio(folder, Access())
+    let_commands(monkeypatch, seconds=1.0)
+    studio.launches.processes.launch("one", ["sample"])
+    of_run, of_list = studio.version("one"), studio.version()
+    files = events.signatures(folder, "one")
+
+    studio.launches.processes.let_end("one")
+    assert files == events.signatures(folder, "one")
+    assert of_run != studio.version("one") and of_list != studio.version()
+
+
+def test_another_studio_finds_a_command_that_goes_on_and_ends_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_commands(monkeypatch, seconds=60.0)
+    folder = RunsFolder.open(root)
+    earlier = Studio(folder, Access()).launches.processes
+    earlier.launch("search", ["qr"])
+
+    with browser(root, Access(token="right")) as client:
+        page = client.get("/codes/search").text
+        assert "goes on" in page or "begins" in page
+        assert 'action="/codes/search/stop"' in page
+        assert "still goes on" in post(client, "/codes", payload="X", name="search")[1]
+        assert post(client, "/codes/search/stop") == (303, "/codes/search")
+        assert earlier.started["search"].wait(30) == -signal.SIGTERM
+        assert "nothing goes on" in post(client, "/codes/search/stop")[1]
+
+
+def test_a_command_survives_the_end_of_the_studio(root: Path) -> None:
+    """Also Ctrl+C, which a terminal sends to all processes of its own."""
+    done = root / "done"
+    work = f"import time, pathlib; time.sleep(1); pathlib.Path({str(done)!r}).touch()"
+    server = (
+        "import sys\nfrom burnish.studio import processes\n"
+        "from burnish.studio.folder import RunsFolder\n"
+        f"processes.command = lambda arguments: [sys.executable, '-c', {work!r}]\n"
+        f"started = processes.Processes(RunsFolder.open({str(root)!r}))\n"
+        "started.launch('one', ['train'])\nprint(flush=True)\nsys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", server],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as studio:
+        assert studio.stdout is not None
+        studio.stdout.readline()
+        assert not done.exists()
+        os.killpg(studio.pid, signal.SIGINT)
+    assert studio.returncode
+
+    ends = time.monotonic() + 60
+    while not done.exists() and time.monotonic() < ends:
+        time.sleep(0.05)
+    assert done.exists()
+
+
+@pytest.mark.parametrize("number", ["", "x", "0", "-1", "99999999", "1", str(2**70)])
+def test_no_process_is_ended_that_no_studio_has_started(root: Path, number: str) -> None:
+    """The file with the number of a process is that of anybody."""
+    folder = RunsFolder.open(root)
+    (root / ".studio").mkdir()
+    with (root / ".studio" / "evil.log").open("wb") as log:
+        assert try_lock(log)
+        (root / ".studio" / "evil.pid").write_text(number)
+        with pytest.raises(ValueError, match="does not name its process"):
+            Studio(folder, Access()).launches.processes.end("evil")
 
 
 # Pages --------------------------------------------------------------------------------------------
@@ -370,10 +496,28 @@ def test_lights_tell_a_sound_run_from_one_that_is_not() -> None:
     assert "Ratio" not in levels(sick, tree={"old_policy": {"decay": 0.9}})
     assert levels(sick, tree={"old_policy": {"decay": 0.0}})["Ratio"] == "bad"
     assert levels({"kl": 0.2})["KL"] == "unknown"
+    assert levels({"approx_kl": 0.2})["KL"] == "unknown" and "KL" not in levels({})
 
     reasons = {"iteration": 3, "best": 1, "action": "stop", "reasons": ["it fell"]}
     assert levels({}, guard=reasons)["Guard"] == "bad"
     assert levels({}, tree={"guard": {"action": "stop"}})["Guard"] == "good"
+
+
+@pytest.mark.parametrize(
+    ("kl", "budget", "level"), [(20.0, 0.0, "unknown"), (20.0, 30.0, "good"), (40.0, 30.0, "bad")]
+)
+def test_the_light_of_the_kl_knows_the_guards_budget(kl: float, budget: float, level: str) -> None:
+    """And the KL is no held-out measure, which would be better the higher it is."""
+    entry = {"before": 0.0, "after": kl, "paired_mean": kl, "ci95": [kl - 1, kl + 1]}
+    train = {"before": 0.0, "after": 1.0, "paired_mean": 1.0, "ci95": [0.5, 1.5]}
+    evaluation = {"train": {**train, "rewards": {"r": train}, "panel": {"kl": entry}}}
+    record = {"kl": 3.0}
+    found = lights([record], evaluation, {}, {"guard": {"kl": budget, "action": "warn"}})
+
+    (light,) = [light for light in found if light.title == "KL"]
+    assert light.level == level and f"{kl:g} nats an image away" in light.text
+    assert "guard.panel" in next(light.text for light in found if light.title == "Held-out")
+    assert [change.verdict for change in panel_changes(evaluation["train"])] == [""]
 
 
 @pytest.mark.parametrize(
@@ -408,6 +552,8 @@ def test_suspects_are_liked_by_the_reward_and_by_nothing_else() -> None:
 
     assert suspects(table, {"r": -1.0}) == []
     assert suspects({**table, "judged": None, "panel": {}}, {}) == []
+    far = {**table["panel"], "kl": [9.0, None, None, None]}  # type: ignore[dict-item]
+    assert suspects({**table, "panel": far}, {"r": 1.0, "s": 2.0}) == [worst]
     assert ranks([1.0, 1.0, float("nan")]) == [0.5, 0.5, None]
 
 
@@ -520,7 +666,8 @@ def test_a_browser_is_told_of_a_change_once(root: Path, client: TestClient, earl
         return looks > 4
 
     async def collected() -> list[str]:
-        stream = events.changes(RunsFolder.open(root), "one", since, is_gone, every=0.01)
+        version = partial(Studio(RunsFolder.open(root), Access()).version, "one")
+        stream = events.changes(version, since, is_gone, every=0.01)
         return [event async for event in stream]
 
     changed = [event for event in asyncio.run(collected()) if "changed" in event]

@@ -81,19 +81,176 @@ def click(page: Page, words: str) -> None:
 
 
 def test_a_page_fills_by_itself(address: str, page: Page, root: Path) -> None:
-    samples = write_run(root, "one") / "samples"
-    png, _ = image_grid(torch.rand(1, 3, 8, 8))
-    for name in ("000000.png", "000002.png"):
-        (samples / name).write_bytes(png)
-
+    samples = write_grids(root, 2)
     page.open(f"{address}/runs/one/images")
     page.value("window.sameness = 1")
     assert page.value("document.querySelectorAll('.images .cell').length") == 2
 
     # told of it by an event, htmx fetches the page and puts the new row into it
-    shutil.copy(samples / "000002.png", samples / "000003.png")
+    shutil.copy(samples / "000001.png", samples / "000003.png")
     page.wait("document.querySelectorAll('.images .cell').length === 3")
     assert page.value("window.sameness") == 1, "the page was not loaded anew"
+
+
+def write_grids(root: Path, count: int) -> Path:
+    """Write a run with the grids of its first iterations; return their folder."""
+    samples = write_run(root, "one") / "samples"
+    png, _ = image_grid(torch.rand(1, 3, 8, 8))
+    for number in range(count):
+        (samples / f"{number:06d}.png").write_bytes(png)
+    return samples
+
+
+def test_the_sliders_stay_where_they_are_while_pictures_arrive(
+    address: str, page: Page, root: Path
+) -> None:
+    samples = write_grids(root, 1)
+    (samples.parent / "adapter").mkdir()
+    page.open(f"{address}/runs/one/images")
+    card = "document.querySelector('#cut').closest('.card')"
+    assert page.value(f"getComputedStyle({card}).display") == "none", "nothing to compare yet"
+
+    shutil.copy(samples / "000000.png", samples / "000001.png")
+    page.wait(f"getComputedStyle({card}).display !== 'none'")
+    slide = (
+        "(id, value) => { const one = document.querySelector(id); one.value = value;"
+        "one.dispatchEvent(new Event('input', {bubbles: true})) }"
+    )
+    page.value(f"({slide})('#cut', 20)")
+    page.value(f"({slide})('#strength', 70)")
+
+    shutil.copy(samples / "000000.png", samples / "000003.png")
+    page.wait("document.querySelector('.compare .now').src.endsWith('/000003.png')")
+    assert page.value("document.querySelector('#newest').innerText") == "after iteration 3"
+    assert page.value("document.querySelector('#cut').value") == "20"
+    clip = "getComputedStyle(document.querySelector('.compare .now')).clipPath"
+    assert page.value(clip) == "inset(0px 0px 0px 20%)"
+    assert page.value("document.querySelector('#strength').value") == "70"
+    assert page.value("document.querySelector('#strength-value').value") == "70 %"
+
+
+def test_a_page_that_nobody_looks_at_keeps_no_connection(
+    address: str, page: Page, root: Path
+) -> None:
+    """Six are all that a browser has: a seventh page of the studio would wait for ever."""
+    samples = write_grids(root, 1)
+    page.open(f"{address}/runs/one/images")
+    look = (
+        "value => { Object.defineProperty(document, 'hidden', {value, configurable: true});"
+        "document.dispatchEvent(new Event('visibilitychange')) }"
+    )
+    assert page.value("source.readyState") < 2
+    page.value(f"({look})(true)")
+    assert page.value("source === null")
+
+    shutil.copy(samples / "000000.png", samples / "000001.png")
+    page.value(f"({look})(false)")
+    page.wait("document.querySelectorAll('.images .cell').length === 2")
+
+
+SEEN = (
+    "document.querySelector('.vote').dataset.shown !== 'soon' && document.readyState === 'complete'"
+)
+"""True once a question may be answered: it has been on the screen for a moment."""
+
+
+@pytest.fixture
+def questioned(root: Path) -> Run:
+    """A run that asks about three pairs."""
+    write_grids(root, 1)
+    run = Run(root / "one")
+    pngs = [image_grid(torch.rand(1, 3, 8, 8))[0] for _ in range(6)]
+    names = [votes.add_image(run, png) for png in pngs]
+    pairs = zip(names[::2], names[1::2], strict=True)
+    votes.ask(run, [votes.make_question(1, row, "a cat", *pair) for row, pair in enumerate(pairs)])
+    return run
+
+
+def test_a_vote_is_for_the_pair_that_was_seen(address: str, page: Page, questioned: Run) -> None:
+    """Not for those that come while a key is held down, or pressed twice in a hurry."""
+    first, second, _ = votes.questions(questioned)
+    page.open(f"{address}/runs/one/votes")
+    page.wait(SEEN)
+    page.press("ArrowLeft", repeats=30)
+    page.wait("document.body?.innerText.includes('2 left, 1 given')")
+    page.press("ArrowLeft")  # the second press of a fast pair
+    page.wait(SEEN)
+    assert [vote.question for vote in votes.votes(questioned)] == [first.id]
+
+    # what the training writes meanwhile does not change the pair under the finger
+    page.value("window.image = document.querySelector('.pair img')")
+    questioned.append({"iteration": 2, "images": 4})
+    page.wait("performance.getEntriesByType('resource').some(one => one.initiatorType === 'fetch')")
+    page.wait("!document.querySelector('.htmx-request')")
+    assert page.value("window.image.isConnected")
+
+    page.press("ArrowRight")
+    page.wait("document.body?.innerText.includes('1 left, 2 given')")
+    assert [(vote.question, vote.answer) for vote in votes.votes(questioned)] == [
+        (first.id, "left"),
+        (second.id, "right"),
+    ]
+
+
+UNREADABLE = """(() => {
+  const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+  const light = colour => {
+    const part = numbers(colour).slice(0, 3).map(value => value / 255)
+      .map(value => value <= .04045 ? value / 12.92 : ((value + .055) / 1.055) ** 2.4);
+    return .2126 * part[0] + .7152 * part[1] + .0722 * part[2];
+  };
+  const ground = one => {
+    for (; one; one = one.parentElement) {
+      const colour = getComputedStyle(one).backgroundColor;
+      if (numbers(colour)[3] !== 0) return colour;
+    }
+    return 'rgb(255, 255, 255)';
+  };
+  const words = one => [...one.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+  const found = [];
+  for (const one of document.querySelectorAll('body, body *')) {
+    if (!words(one) || !one.checkVisibility()) continue;
+    const [a, b] = [light(getComputedStyle(one).color), light(ground(one))];
+    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    const name = `${one.tagName}.${one.className}`;
+    if (ratio < 4.5) found.push(`${name} ${one.innerText} ${ratio.toFixed(2)}`);
+  }
+  return found;
+})()"""
+"""Words whose colour is too near to their ground: WCAG 2.2 asks for a contrast of 4.5."""
+
+PHONE = 360  # px
+WIDER = f"""[...document.querySelectorAll('body *')]
+  .filter(one => !one.closest('.sheet, .output, svg') && one.checkVisibility())
+  .filter(one => one.getBoundingClientRect().right > {PHONE} + 1)
+  .map(one => one.outerHTML.slice(0, 80))"""
+"""Parts of a page that reach beyond the window, but for those that one can scroll."""
+
+
+@pytest.mark.usefixtures("questioned")
+def test_pages_fit_a_phone_and_can_be_read_in_both_themes(
+    address: str, page: Page, root: Path
+) -> None:
+    write_run(root, "a" * 60)
+    (root / "broken").mkdir()
+    (root / "broken" / "config.toml").write_text("rewards = 1")
+    tabs = ("curves", "images", "groups", "health", "suspects", "votes")
+    runs = [f"/runs/{name}/{tab}" for name in ("one", "a" * 60) for tab in tabs]
+    for path in ("/", "/new", "/codes", "/compare", "/process/one", "/runs/broken/curves", *runs):
+        for dark in (False, True):
+            page.set_window(PHONE, 740, dark)
+            page.open(address + path)
+            for button in ("summary", "details"):
+                page.value(f"document.querySelectorAll('{button}').forEach(one => one.open = true)")
+            width = page.value("document.documentElement.scrollWidth")
+            assert width <= PHONE, (path, width, page.value(WIDER))
+            assert page.value(UNREADABLE) == [], (path, dark)
+
+
+def test_the_contrast_of_words_is_measured(page: Page) -> None:
+    page.open("data:text/html,<p style='color:%23777'>grey</p><p style='color:%23767676'>fine</p>")
+    (found,) = page.value(UNREADABLE)
+    assert found == "P. grey 4.48"
 
 
 @pytest.fixture
@@ -121,7 +278,7 @@ def test_start_vote_stop_resume_and_branch_by_keyboard(
 
     # start
     page.open(f"{address}/new")
-    page.value("document.querySelector('#recipe').value = 'tiny'")
+    page.value("document.querySelector('#recipe').value = 'run:tiny'")
     page.type("#name", "mine")
     page.type("#changes", "seed=3")
     click(page, "Start")
@@ -143,6 +300,7 @@ def test_start_vote_stop_resume_and_branch_by_keyboard(
     answers = ["ArrowLeft", "ArrowRight", "ArrowDown", "s", "u", "s", *["ArrowLeft"] * 6]
     given = 0
     for key in answers:
+        page.wait(SEEN)
         page.press(key)
         given += -1 if key == "u" else 1
         page.wait(text_has(f"left, {given} given"))

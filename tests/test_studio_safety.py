@@ -153,6 +153,55 @@ def test_no_link_leads_out_of_the_folder(root: Path, client: TestClient) -> None
     assert client.get("/").text.count("is a link out of the folder") == 2
 
 
+@pytest.mark.parametrize("folder", ["checkpoints", "adapter"])
+def test_no_command_follows_a_link_out_of_a_run(
+    root: Path, client: TestClient, started: list[list[str]], folder: str
+) -> None:
+    outside = write_run(root.parent / "elsewhere", "private")
+    (root / "one" / folder).symlink_to(outside)
+    (write_run(root, "two") / folder / "000001").mkdir(parents=True)
+    (root / "two" / folder / "000001" / "state.json").symlink_to(outside / "config.toml")
+    (write_run(root, "three") / folder).mkdir()
+    os.mkfifo(root / "three" / folder / "state.json")
+
+    assert "is a link out of the folder" in client.get("/runs/one/curves").text
+    posts = {
+        "resume": {},
+        "branch": {"iteration": "1", "name": "new"},
+        "rollback": {"iteration": "1", "sure": "yes"},
+        "ask": {"what": "strength", "strength": "50"},
+    }
+    for action, form in posts.items():
+        for run, sentence in (("two", "a link out of the run"), ("three", "neither a file")):
+            data = {**form, "token": "right"}
+            answer = client.post(f"/runs/{run}/{action}", data=data, headers=ORIGIN)
+            assert answer.status_code == 400 and sentence in answer.text
+    assert started == [] and sorted(path.name for path in outside.iterdir()) == [
+        "config.toml",
+        "log.jsonl",
+        "samples",
+    ]
+
+
+def test_every_file_of_a_folder_is_looked_at(
+    root: Path, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folders, "MOST", 3)
+    samples = root / "one" / "samples"
+    for number in range(40):
+        (samples / f"{number:06d}.png").write_bytes(PNG)
+    assert "Error:" not in client.get("/runs/one/images").text
+
+    monkeypatch.setattr(folders, "MOST_FILES", 20)
+    assert "has more than 20 files" in client.get("/runs/one/images").text
+    monkeypatch.undo()
+    monkeypatch.setattr(folders, "MOST", 3)
+    for number in range(40):
+        (samples / f"{number:06d}.png").unlink()
+        os.mkfifo(samples / f"{number:06d}.json")
+    assert "no plain file" in client.get("/runs/one/images").text
+
+
 def test_a_link_within_the_folder_is_a_run(root: Path, client: TestClient) -> None:
     (root / "latest").symlink_to(root / "one")
     assert client.get("/runs/latest/curves").status_code == 200
@@ -256,7 +305,7 @@ def test_code_is_refused_and_not_imported_unless_it_is_allowed(
     write_run(root, "evil", named)
 
     change = f"rewards.0.use={code}:f" if how == "change" else ""
-    recipe = "demo" if how == "change" else "evil"
+    recipe = "demo" if how == "change" else "run:evil"
     form = {"recipe": recipe, "name": "new", "changes": change, "do": "start", "token": "right"}
     path = "/runs/evil/resume" if how == "resume" else "/new"
 

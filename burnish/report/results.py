@@ -16,6 +16,9 @@ from burnish.runs import Run, guard_verdict
 
 SUM = "weighted sum"
 
+KL = "kl"
+"""The one measure that is no quality of an image: how far training has gone, in nats an image."""
+
 
 @dataclass(frozen=True)
 class Change:
@@ -26,7 +29,7 @@ class Change:
     after: float
     gain: float | None = None  # mean paired change
     ci95: tuple[float, float] | None = None  # of it
-    sign: int = 1  # -1 where less is better
+    sign: int = 1  # -1 where less is better, 0 where neither is
     percent: bool = False  # a fraction, shown in percent
 
     @property
@@ -76,7 +79,8 @@ def judge_change(result: Mapping[str, Any]) -> list[Change]:
 
 def panel_changes(result: Mapping[str, Any]) -> list[Change]:
     """Return the change of each held-out measure."""
-    return [_change(name, entry) for name, entry in (result.get("panel") or {}).items()]
+    panel: Mapping[str, Any] = result.get("panel") or {}
+    return [_change(name, entry, 0 if name == KL else 1) for name, entry in panel.items()]
 
 
 def size(result: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from burnish.report.groups import weighted
-from burnish.report.results import stored
+from burnish.report.results import KL, stored
 from burnish.run_files import ThumbnailsFile, numbered, read_evaluation
 from burnish.runs import Run
 
@@ -70,11 +70,24 @@ def latest_suspects(run: Run, weights: Mapping[str, float]) -> Suspects | None:
         return None
 
     table = read_evaluation(evaluations[newest])["train"]
-    measures = (["judged right"] if table.get("judged") else []) + list(table.get("panel") or {})
     grid = run.groups / f"evaluation-{newest:06d}.png"
     layout = stored(grid.with_suffix(".json"), ThumbnailsFile)
     found = suspects(table, weights)
-    return Suspects(newest, measures, found, grid, layout.get("count", 0), layout.get("columns", 1))
+    return Suspects(
+        newest,
+        [*held_out_measures(table)],
+        found,
+        grid,
+        layout.get("count", 0),
+        layout.get("columns", 1),
+    )
+
+
+def held_out_measures(table: Mapping[str, Any]) -> dict[str, Sequence[float | None]]:
+    """Return the measures that say whether an image is good, each with its values by image."""
+    judged = [float(right) for right in table.get("judged") or ()]
+    panel = {name: row for name, row in (table.get("panel") or {}).items() if name != KL}
+    return {"judged right": judged, **panel} if judged else panel
 
 
 def suspects(table: Mapping[str, Any], weights: Mapping[str, float]) -> list[Suspect]:
@@ -89,9 +102,7 @@ def suspects(table: Mapping[str, Any], weights: Mapping[str, float]) -> list[Sus
     """
     factors = [weights.get(name, 1.0) for name in table["rewards"]]
     totals = [weighted(row, factors) for row in table["parts"]]
-    measures: dict[str, Sequence[float | None]] = dict(table.get("panel") or {})
-    if table.get("judged"):
-        measures = {"judged right": [float(right) for right in table["judged"]], **measures}
+    measures = held_out_measures(table)
     if not measures:
         return []
 

@@ -101,20 +101,20 @@ class Actions:
     def branch(self, name: str, form: Mapping[str, str]) -> str:
         """Branch from an iteration of a run; return where to go."""
         new = form.get("name", "").strip()
-        self.studio.launches.branch(name, whole_number(form.get("iteration", "")), new)
-        return f"/runs/{quote(new, safe='')}/curves"
+        is_done = self.studio.launches.branch(name, whole_number(form.get("iteration", "")), new)
+        return changed_run(new, is_done)
 
     def roll_back(self, name: str, form: Mapping[str, str]) -> str:
         """Take a run back; return where to go."""
         if form.get("sure") != "yes":
             raise ValueError("what is later would be deleted: tick that you are sure")
 
-        self.studio.launches.roll_back(name, whole_number(form.get("iteration", "")))
-        return f"/runs/{quote(name, safe='')}/curves"
+        is_done = self.studio.launches.roll_back(name, whole_number(form.get("iteration", "")))
+        return changed_run(name, is_done)
 
     def vote(self, name: str, form: Mapping[str, str]) -> str:
         """Take a vote, or take the latest one back; return where to go."""
-        run = self.studio.folder.run(name)
+        run = self.studio.folder.own(name)
         choice = form.get("answer", "")
         if choice == "undo":
             votes.undo(run)
@@ -123,6 +123,11 @@ class Actions:
         else:
             raise ValueError("choose left, right, both bad or skip")
         return f"/runs/{quote(name, safe='')}/votes#vote"
+
+
+def changed_run(name: str, is_done: bool) -> str:
+    """Return where a run is shown after a command; while that goes on, what the command prints."""
+    return f"/runs/{quote(name, safe='')}/curves" if is_done else f"/process/{quote(name, safe='')}"
 
 
 def seconds_since(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -68,7 +69,8 @@ class Assets:
             return PlainTextResponse("There is no such run.", 404)
 
         since = request.query_params.get("since", "")
-        stream = events.changes(self.studio.folder, name, since, request.is_disconnected)
+        version = partial(self.studio.version, name)
+        stream = events.changes(version, since, request.is_disconnected)
         return StreamingResponse(stream, media_type="text/event-stream")
 
     def static(self, request: Request) -> Response:

@@ -23,7 +23,6 @@ from burnish.annotations import complaint
 from burnish.errors import printable
 from burnish.files import decode_row, json_object, raw_rows
 from burnish.run_files import SearchFile, TryRow, read_json
-from burnish.studio.events import version
 from burnish.studio.folder import SEARCH, TRIES, RunsFolder, is_name
 from burnish.studio.launches import check_configuration
 from burnish.studio.studio import Studio, redirect, sentence
@@ -110,17 +109,18 @@ class Codes:
         name = request.path_params["name"]
         launches = self.studio.launches
         found = None
+        since = self.studio.version(name) if is_name(name) else ""
 
         try:
-            since = version(self.studio.folder, name) if is_name(name) else ""
             if name in self.studio.folder.searches():
                 found = read_search(self.studio.folder, name)
-            elif name not in launches.searches:
+            elif name not in launches.searches and not launches.processes.is_going_on(name):
                 raise FileNotFoundError(f"there is no search for codes {printable(name)}")
         except FileNotFoundError as error:
             return self.studio.failed(error, "Not found", 404)
         except Exception as error:  # a folder of anybody
-            return self.studio.failed(error, printable(name))
+            events = self.studio.events(name, since)
+            return self.studio.failed(error, printable(name), events=events)
 
         output = launches.processes.output(name)
         return self.studio.render(
@@ -164,7 +164,7 @@ def model_of(folder: RunsFolder, model: str, allow_code: bool) -> str:
         ValueError, OSError: it is no run, nothing of the zoo and no hub id, or the run names code.
     """
     if model in folder.names():
-        run = folder.run(model)
+        run = folder.own(model)
         check_configuration(run.config, (), allow_code, purpose="sample")
         return str(run.folder)
     return hub_or_zoo(model)

@@ -98,19 +98,19 @@ def lock_owner(folder: RunsFolder, name: str, lock: Change) -> Owner | None:
     return owner(Run(path.parent))
 
 
-def version(folder: RunsFolder, name: str = "") -> str:
-    """Return the version of a run's page, or of the list's; see `version_of`."""
-    return version_of(signatures(folder, name))
+def version_of(found: Mapping[str, Signature], commands: Mapping[str, int | None]) -> str:
+    """Return what a page is made of as a short text, which it carries: it is as old as the page.
 
-
-def version_of(found: Mapping[str, Signature]) -> str:
-    """Return signatures as a short text, which a page carries: it is as old as the page."""
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+    Args:
+        found: the signatures of the runs that it shows.
+        commands: how commands about them have ended, see `Processes.states`.
+    """
+    parts = repr(found) + repr(sorted(commands.items()))
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 async def changes(
-    folder: RunsFolder,
-    name: str,
+    version: Callable[[], str],
     since: str,
     is_gone: Callable[[], Awaitable[bool]],
     every: float = EVERY,
@@ -118,19 +118,18 @@ async def changes(
     """Yield an event each time that something has changed, until the browser is gone.
 
     Args:
-        folder: of the runs.
-        name: of the run that is watched; "": all of them.
+        version: returns that of the page now, see `version_of`.
         since: the version that the page is of; "": the present one.
         is_gone: tells whether anybody still listens.
         every: seconds between two looks.
     """
-    last = since or await run_in_threadpool(version, folder, name)
+    last = since or await run_in_threadpool(version)
     quiet = 0
     yield "retry: 2000\n\n"
 
     while not await is_gone():
         await asyncio.sleep(every)
-        now = await run_in_threadpool(version, folder, name)
+        now = await run_in_threadpool(version)
         quiet = 0 if now != last else quiet + 1
 
         if now != last:

@@ -21,7 +21,10 @@ LARGEST = {".toml": MB, ".jsonl": 200 * MB, ".json": 50 * MB, ".png": 50 * MB, "
 """Bytes of the largest file that is opened, by the ending of its name."""
 
 MOST = 10_000
-"""Names of a folder that are looked at."""
+"""Names of the folder of runs that are looked at."""
+
+MOST_FILES = 200_000
+"""Files of a folder of a run, all of which are looked at: one with more is not opened."""
 
 CONFIG = "config.toml"
 FILES = (
@@ -37,6 +40,10 @@ FILES = (
     "votes.jsonl",
 )
 FOLDERS = ("samples", "evaluations", "groups", "questions")
+"""Folders of a run whose files the studio opens."""
+
+CLOSED = ("checkpoints", "adapter")
+"""Folders of a run whose files only commands open."""
 
 SEARCH = "search.json"
 TRIES = "tries.jsonl"
@@ -75,7 +82,7 @@ class RunsFolder:
         return _names_with(self.root, SEARCH)
 
     def run(self, name: str) -> Run:
-        """Return a run by its name, after a look at its files.
+        """Return a run by its name, after a look at every file that is opened to show it.
 
         Raises:
             FileNotFoundError: there is none of this name.
@@ -84,9 +91,33 @@ class RunsFolder:
         run = self.find(name)
         for file in FILES:
             self.check(run.folder / file)
+        for folder in (*FOLDERS, *CLOSED):
+            self.check_folder(run.folder / folder)
         for folder in FOLDERS:
-            for path in _files(self.root, run.folder / folder):
+            for path in _unusual_files(run.folder / folder):
                 self.check(path)
+        return run
+
+    def own(self, name: str) -> Run:
+        """Return a run that a command may read and change, after a look at all that is in it.
+
+        Raises:
+            FileNotFoundError: there is none of this name.
+            ValueError: a file lies elsewhere or is no plain one; the message says which.
+        """
+        run = self.run(name)
+        own = Path(os.path.realpath(run.folder))
+
+        for folder, folders, names in os.walk(own):
+            for path in (Path(folder, one) for one in (*folders, *names)):
+                shown = printable(Path(name, path.relative_to(own)))
+                if path.is_symlink() and not _is_inside(own, path):
+                    raise ValueError(
+                        f"{shown} is a link out of the run, so nothing is done with it here; put "
+                        "what it leads to in its place, or use the command line"
+                    )
+                if not (path.is_dir() or path.is_file() or path.is_symlink()):
+                    raise ValueError(f"{shown} is neither a file nor a folder; delete it")
         return run
 
     def find(self, name: str) -> Run:
@@ -122,6 +153,17 @@ class RunsFolder:
             raise ValueError(f"{printable(name)} is there already; choose another name")
         return path
 
+    def check_folder(self, path: Path) -> None:
+        """Refuse a folder that lies elsewhere; one that is missing is fine.
+
+        Raises:
+            ValueError: it is a link out of the folder of runs.
+        """
+        if not _is_inside(self.root, path):
+            raise ValueError(
+                f"{printable(path.relative_to(self.root))} is a link out of the folder of runs"
+            )
+
     def check(self, path: Path) -> None:
         """Refuse a file that is not opened; one that is missing is fine.
 
@@ -139,7 +181,7 @@ class RunsFolder:
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{shown} is no plain file, and is not opened")
 
-        largest = LARGEST.get(path.suffix, LARGEST[".json"])
+        largest = largest_of(path.name)
         if status.st_size > largest:
             raise ValueError(
                 f"{shown} has {status.st_size / MB:,.0f} MB, and the studio opens "
@@ -177,14 +219,37 @@ def _is_inside(root: Path, path: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(root)
 
 
-def _files(root: Path, folder: Path) -> Iterator[Path]:
-    if not _is_inside(root, folder):
-        raise ValueError(
-            f"{printable(folder.relative_to(root))} is a link out of the folder of runs"
-        )
-    if folder.is_dir():
-        with os.scandir(folder) as entries:
-            yield from (Path(entry.path) for entry in islice(entries, MOST))
+def _unusual_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder that are links, no plain files, or too large.
+
+    Raises:
+        ValueError: it has more files than are looked at.
+    """
+    if not folder.is_dir():
+        return
+
+    with os.scandir(folder) as entries:
+        for count, entry in enumerate(entries, 1):
+            if count > MOST_FILES:
+                raise ValueError(
+                    f"{printable(folder)} has more than {MOST_FILES:,} files, and is not opened"
+                )
+            if not _is_plain(entry):
+                yield Path(entry.path)
+
+
+def _is_plain(entry: os.DirEntry[str]) -> bool:
+    """Return whether a name of a folder is that of a file, no link, of a size that is opened."""
+    try:
+        is_file = entry.is_file(follow_symlinks=False)
+        return is_file and entry.stat(follow_symlinks=False).st_size <= largest_of(entry.name)
+    except OSError:
+        return False
+
+
+def largest_of(name: str) -> int:
+    """Return the bytes of the largest file of a name that is opened."""
+    return LARGEST.get(os.path.splitext(name)[1], LARGEST[".json"])
 
 
 def is_name(name: str) -> bool:

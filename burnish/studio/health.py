@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from burnish.report.charts import number
 from burnish.report.results import (
+    KL,
     SUM,
     Change,
     guard_line,
@@ -49,12 +50,17 @@ def lights(
         tree: its configuration.
     """
     latest = records[-LATEST:]
-    found = [*_updates(latest, tree), *_learning(latest), *_held_out(evaluation)]
+    found = [
+        *_updates(latest, tree),
+        _divergence(latest, evaluation, _table(tree, "guard").get("kl", 0)),
+        *_learning(latest),
+        *_held_out(evaluation),
+    ]
     if guard:
         found.append(Light("bad", "Guard", guard_line(guard)))
     elif _table(tree, "guard").get("action", "none") != "none":
         found.append(Light("good", "Guard", "The guard watches, and has found nothing."))
-    return found
+    return [light for light in found if light is not None]
 
 
 def _updates(latest: Sequence[Record], tree: Any) -> Iterator[Light]:
@@ -78,24 +84,43 @@ def _updates(latest: Sequence[Record], tree: Any) -> Iterator[Light]:
         text = f"{clipped:.0%} of the transitions are clipped or masked.{advice}"
         yield Light("good" if fine else "warning", "Clipped", text)
 
-    kl = _mean(latest, "kl")
-    budget = _table(tree, "guard").get("kl", 0)
-    if kl is None:
-        kl = _mean(latest, "approx_kl")
-        if kl is not None:
-            text = f"{number(kl)} nats an image and transition away from the weights that sampled."
-            yield Light("unknown", "KL", f"{text} How far training has gone is not measured.")
-    else:
-        text = f"{number(kl)} nats an image and transition away from the model before training."
-        if budget:
-            text += f" The guard's budget is {number(budget)} nats an image, in evaluations."
-        yield Light("unknown", "KL", text)
-
     if any("grad_norm" in record for record in latest):
         norm = _mean(latest, "grad_norm")
         if norm is None:
             text = "The gradient is not finite: lower optimizer.lr, or take model.dtype bfloat16."
             yield Light("bad", "Gradient", text)
+
+
+def _divergence(
+    latest: Sequence[Record], evaluation: Mapping[str, Any], budget: float
+) -> Light | None:
+    """Return the light about the way that training has gone; None where nothing measures it.
+
+    Args:
+        latest: records of the log.
+        evaluation: the contents of evaluation.json.
+        budget: the guard's, in nats an image; 0 if it has none.
+    """
+    panel = (evaluation.get("train") or {}).get("panel") or {}
+    if KL in panel:
+        measured = panel[KL]["after"]
+        text = f"{number(measured)} nats an image away from the model before training"
+        if not budget:
+            return Light("unknown", "KL", f"{text}, in the latest evaluation.")
+        level: Level = "good" if measured <= budget else "bad"
+        within = "within" if level == "good" else "over"
+        return Light(level, "KL", f"{text}: {within} the guard's budget of {number(budget)}.")
+
+    kl = _mean(latest, "kl")
+    if kl is not None:
+        text = f"{number(kl)} nats an image and transition away from the model before training."
+        return Light("unknown", "KL", f"{text} guard.kl gives it a budget.")
+
+    kl = _mean(latest, "approx_kl")
+    if kl is None:
+        return None
+    text = f"{number(kl)} nats an image and transition away from the weights that sampled."
+    return Light("unknown", "KL", f"{text} How far training has gone is not measured.")
 
 
 def _learning(latest: Sequence[Record]) -> Iterator[Light]:
@@ -141,7 +166,8 @@ def _held_out(evaluation: Mapping[str, Any]) -> Iterator[Light]:
     yield Light(_level(trained), "Reward", f"{trained.name} {_moved(trained)}.")
 
     rises = trained.verdict == "good"
-    measures = [*judge_change(result), *panel_changes(result)]
+    held_out = [change for change in panel_changes(result) if change.name != KL]
+    measures = [*judge_change(result), *held_out]
     for change in measures:
         falls = change.verdict == "bad" or (change.percent and change.after < change.before - 0.1)
         level: Level = "bad" if falls and rises else "warning" if falls else "good"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from burnish.errors import printable
 from burnish.studio.folder import RunsFolder
-from burnish.studio.processes import Processes, finish
+from burnish.studio.processes import Processes
 
 if TYPE_CHECKING:
     from burnish.references import Purpose
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 CHECK = "check"
 """The name under which a check is shown; it is no run."""
 
+OF_RUN = "run:"
+"""Begins what is trained as a run was: a run may have the name of a recipe."""
+
 
 @dataclass(frozen=True)
 class Plan:
     """A training that somebody wants: the fields of the form."""
 
-    recipe: str  # the name of a recipe, or of a run whose configuration is taken
+    recipe: str  # the name of a recipe; or OF_RUN, and that of a run with the configuration
     name: str  # of the new run
     changes: tuple[str, ...] = ()  # KEY=VALUE
 
@@ -69,7 +72,7 @@ class Launches:
         Raises:
             ValueError, OSError: what is wrong with it, or with the changes.
         """
-        run = self.folder.run(name)
+        run = self.folder.own(name)
         check_configuration(run.config, changes, self.allow_code)
         arguments = ["train", str(run.config), *options(changes), "--resume", f"--out={run.folder}"]
         arguments += ["--accept-changes"] if accept else []
@@ -82,30 +85,32 @@ class Launches:
         Raises:
             ValueError, OSError: what is wrong with the run.
         """
-        run = self.folder.run(name)
+        run = self.folder.own(name)
         check_configuration(run.config, (), self.allow_code, purpose="redraw")
         arguments = ["sample", str(run.folder), "--grid", f"--strength={strength:g}"]
         self.processes.let_end(name)
         self.processes.launch(name, arguments, trusts=True)
 
-    def branch(self, name: str, iteration: int, new: str) -> None:
-        """Copy a run as it was after an iteration.
+    def branch(self, name: str, iteration: int, new: str) -> bool:
+        """Copy a run as it was after an iteration; return whether it is done, or goes on.
 
         Raises:
             ValueError: it cannot be; the command's sentence says why.
         """
         out = new_folder(self.folder, new)
-        run = self.folder.run(name)
-        finish(["branch", f"--out={out}", str(run.folder), str(iteration)])
+        run = self.folder.own(name)
+        arguments = ["branch", f"--out={out}", str(run.folder), str(iteration)]
+        return self.processes.finish(new, arguments)
 
-    def roll_back(self, name: str, iteration: int) -> None:
-        """Take a run back to what it was after an iteration.
+    def roll_back(self, name: str, iteration: int) -> bool:
+        """Take a run back to what it was after an iteration; return whether it is done.
 
         Raises:
             ValueError: it cannot be; the command's sentence says why.
         """
-        run = self.folder.run(name)
-        finish(["rollback", str(run.folder), str(iteration)])
+        run = self.folder.own(name)
+        self.processes.let_end(name)
+        return self.processes.finish(name, ["rollback", str(run.folder), str(iteration)])
 
     def search(self, name: str, arguments: list[str]) -> None:
         """Start a search for codes, whose arguments come from `burnish.studio.codes`.
@@ -143,8 +148,10 @@ def checked_source(folder: RunsFolder, plan: Plan, allow_code: bool) -> str:
     from burnish.config import recipes
 
     source = plan.recipe
-    if source not in recipes():
-        source = str(folder.run(plan.recipe).config)
+    if source.startswith(OF_RUN):
+        source = str(folder.run(source.removeprefix(OF_RUN)).config)
+    elif source not in recipes():
+        raise ValueError(f"there is no recipe {printable(source)}; choose one of the list")
     check_configuration(source, plan.changes, allow_code)
     return source
 

@@ -1,33 +1,47 @@
 """Commands as processes of their own, which outlive the server and the browser.
 
-RUNS/.studio/NAME.log    what the latest command about the run NAME has printed
+    RUNS/.studio/NAME.log    what the latest command about the run NAME has printed
+    RUNS/.studio/NAME.pid    the number of its process
+
+A command holds the lock of its log for as long as it lives, so that another studio finds it.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from burnish.errors import printable
+from burnish.files import write
 from burnish.redaction import redact
-from burnish.studio.folder import RunsFolder
+from burnish.runs import try_lock
+from burnish.studio.folder import RunsFolder, is_name
+
+SPEAKER = "burnish: "
+"""Begins the sentences of a command."""
 
 TAIL = 12_000
 """Bytes of a command's output that are shown."""
 
-SHORT = 120.0
-"""Seconds in which branching and rolling back are done."""
-
+SHORT = 60.0
+"""Seconds for which a page waits for a branch or a way back, which go on if they take longer."""
 
 ENDING = 15.0
 """Seconds in which a process ends whose training has given the run free."""
+
+PROBING = 1.0
+"""Seconds in which somebody who tries whether a log is locked has let it go."""
+
+PAUSE = 0.02
+"""Seconds between two tries."""
 
 
 @dataclass
@@ -57,7 +71,7 @@ class Processes:
             if trusts and self.allow_code:
                 arguments = [arguments[0], "--trust", *arguments[1:]]
             with open_log(self.folder, name) as log:
-                self.started[name] = subprocess.Popen(
+                process = subprocess.Popen(
                     command(arguments),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -65,32 +79,72 @@ class Processes:
                     env=environment(),
                     start_new_session=True,
                 )
+            self.started[name] = process
+            write(number_path(self.folder, name), str(process.pid))
+
+    def finish(self, name: str, arguments: list[str]) -> bool:
+        """Start a short command; return whether it has ended, or goes on because it takes long.
+
+        Raises:
+            ValueError: it has failed, and the message is its sentence; or one of this name is
+                still going on.
+        """
+        self.launch(name, arguments)
+        process = self.started[name]
+        try:
+            code = process.wait(SHORT)
+        except subprocess.TimeoutExpired:
+            return False
+
+        if code:
+            del self.started[name]
+            raise ValueError(last_sentence(self.output(name)))
+        return True
 
     def end(self, name: str) -> None:
         """End a command.
 
         Raises:
-            ValueError: there is none that this server has started and that goes on.
+            ValueError: there is none that a studio has started and that goes on.
         """
         if not self.is_going_on(name):
-            raise ValueError(f"{printable(name)}: nothing goes on that this studio has started")
-        self.started[name].terminate()
+            raise ValueError(f"{printable(name)}: nothing goes on that a studio has started")
+
+        process = self.started.get(name)
+        if process is not None:
+            process.terminate()
+        else:
+            os.kill(number_of(self.folder, name), signal.SIGTERM)
 
     def let_end(self, name: str) -> None:
         """Wait a moment for a command whose training has ended, and which is about to end too."""
-        if process := self.started.get(name):
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(ENDING)
+        ends = time.monotonic() + ENDING
+        while self.is_going_on(name) and time.monotonic() < ends:
+            time.sleep(PAUSE)
 
     def is_going_on(self, name: str) -> bool:
-        """Return whether a command that this server has started is going on."""
+        """Return whether a command is going on that this server has started, or an earlier one."""
         process = self.started.get(name)
-        return process is not None and process.poll() is None
+        if process is None:
+            return is_name(name) and is_log_held(self.folder, name)
+        return process.poll() is None
 
     def exit_code(self, name: str) -> int | None:
         """Return how the latest command ended; None if it goes on, or was not started here."""
         process = self.started.get(name)
         return None if process is None else process.poll()
+
+    def states(self, name: str = "") -> dict[str, int | None]:
+        """Return the exit codes of commands by name, None for one that goes on.
+
+        Args:
+            name: of the only one that is wanted; "": all that this server has started.
+        """
+        if not name:
+            return {one: self.exit_code(one) for one in list(self.started)}
+        if self.is_going_on(name):
+            return {name: None}
+        return {name: self.exit_code(name)} if name in self.started else {}
 
     def failed(self) -> set[str]:
         """Return the names of commands that have ended with an error."""
@@ -107,23 +161,11 @@ class Processes:
             return shown(file.read(TAIL))
 
 
-def finish(arguments: list[str]) -> None:
-    """Run a short command to its end.
-
-    Raises:
-        ValueError: it has failed; the message is its sentence.
-    """
-    done = subprocess.run(
-        command(arguments),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        env=environment(),
-        timeout=SHORT,
-        check=False,
-    )
-    if done.returncode:
-        lines = shown(done.stderr).splitlines() or ["it failed without a word"]
-        raise ValueError(lines[-1].removeprefix("burnish: "))
+def last_sentence(output: str) -> str:
+    """Return the sentence with which a command has failed, from what it has printed."""
+    lines = output.splitlines() or ["it failed without a word"]
+    sentences = [line for line in lines if line.startswith(SPEAKER)]
+    return (sentences or lines)[-1].removeprefix(SPEAKER)
 
 
 def log_path(folder: RunsFolder, name: str) -> Path:
@@ -131,18 +173,66 @@ def log_path(folder: RunsFolder, name: str) -> Path:
     return folder.root / ".studio" / f"{name}.log"
 
 
-def open_log(folder: RunsFolder, name: str) -> IO[bytes]:
-    """Return the new, empty file for a command's output.
+def number_path(folder: RunsFolder, name: str) -> Path:
+    """Return where the number of the process is written that is the command about a run."""
+    return log_path(folder, name).with_suffix(".pid")
+
+
+def number_of(folder: RunsFolder, name: str) -> int:
+    """Return the number of the process of a command that an earlier studio has started.
 
     Raises:
-        ValueError: a link is in its place.
+        ValueError: it is not known, or is that of a process that no studio has started.
+    """
+    path = number_path(folder, name)
+    unknown = f"{printable(path)} does not name its process; end that one by hand"
+    if path.is_symlink() or not path.is_file():
+        raise ValueError(unknown)
+
+    with path.open("rb") as file:
+        digits = file.read(20)
+    try:
+        number = int(digits)
+        leads = os.getsid(number) == number
+    except (ValueError, OSError, OverflowError) as error:
+        raise ValueError(unknown) from error
+    if not leads:
+        raise ValueError(unknown)
+    return number
+
+
+def is_log_held(folder: RunsFolder, name: str) -> bool:
+    """Return whether the command lives that writes a log; False where that cannot be told."""
+    path = log_path(folder, name)
+    if os.name == "nt" or path.is_symlink() or path.parent.is_symlink() or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return not try_lock(file)
+    except OSError:
+        return False
+
+
+def open_log(folder: RunsFolder, name: str) -> IO[bytes]:
+    """Return the new, empty file for a command's output, which is locked while it is open.
+
+    Raises:
+        ValueError: a link is in its place, or another command writes there.
     """
     path = log_path(folder, name)
     if path.is_symlink() or path.parent.is_symlink():
         raise ValueError(f"{printable(path)} is a link; delete it")
 
     path.parent.mkdir(exist_ok=True)
-    return path.open("wb")
+    log = path.open("ab")
+    ends = time.monotonic() + PROBING
+    while os.name != "nt" and not try_lock(log):
+        if time.monotonic() > ends:
+            log.close()
+            raise ValueError(f"{printable(name)}: its command still goes on; wait for its end")
+        time.sleep(PAUSE)
+    log.truncate(0)
+    return log
 
 
 def command(arguments: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -14,6 +14,7 @@ from burnish.redaction import redact
 from burnish.report.charts import duration, number
 from burnish.studio import pages
 from burnish.studio.cards import Cards
+from burnish.studio.events import signatures, version_of
 from burnish.studio.folder import RunsFolder
 from burnish.studio.launches import Launches
 from burnish.studio.reading import log_cache, settings_cache
@@ -66,16 +67,44 @@ class Studio:
             "address": lambda name: quote(name, safe=""),
             "shown": printable,
         }
-        self.templates.globals |= {"states": STATES, "tabs": PAGES, "token": access.token}
+        self.templates.globals |= {
+            "states": STATES,
+            "tabs": PAGES,
+            "token": access.token,
+            "events_of": self.events,
+        }
 
     def render(self, template: str, status: int = 200, **values: Any) -> Response:
         """Return a page."""
         text = self.templates.get_template(template).render(values)
         return HTMLResponse(text.encode("utf-8", "replace"), status)
 
-    def failed(self, error: BaseException, title: str, status: int = 200) -> Response:
-        """Return a page with an error card."""
-        return self.render("error.html", status, title=title, error=sentence(error))
+    def failed(
+        self, error: BaseException, title: str, status: int = 200, events: str = ""
+    ) -> Response:
+        """Return a page with an error card.
+
+        Args:
+            error: whose message it shows.
+            title: of the page.
+            status: of the answer.
+            events: the address of the events after which it may be another page; "": none.
+        """
+        return self.render("error.html", status, title=title, error=sentence(error), events=events)
+
+    def version(self, name: str = "") -> str:
+        """Return the version of a run's pages, or of the list's; see `events.version_of`."""
+        found = signatures(self.folder, name)
+        return version_of(found, self.launches.processes.states(name))
+
+    def events(self, name: str, since: str) -> str:
+        """Return the address of the events of a page.
+
+        Args:
+            name: of the run that it shows; "": all of them.
+            since: the version of the page.
+        """
+        return f"/events?{urlencode({'run': name, 'since': since})}"
 
 
 def sentence(error: BaseException) -> str:

@@ -13,9 +13,9 @@ from burnish.errors import printable
 from burnish.report.comparison import MOST as MOST_COMPARED
 from burnish.run_control import STRONGEST
 from burnish.studio import pages
-from burnish.studio.events import signatures, version, version_of
+from burnish.studio.events import signatures, version_of
 from burnish.studio.folder import is_name
-from burnish.studio.launches import CHECK
+from burnish.studio.launches import CHECK, OF_RUN
 from burnish.studio.studio import PAGES, Studio, redirect, sentence
 
 
@@ -27,11 +27,12 @@ class Views:
 
     def list_runs(self, request: Request) -> Response:
         """Return the list of runs, those that were trained last first."""
+        commands = self.studio.launches.processes.states()
         found = signatures(self.studio.folder)
         return self.studio.render(
             "runs.html",
             cards=self.studio.cards.of(self.studio.folder, found),
-            since=version_of(found),
+            since=version_of(found, commands),
             failures=self.studio.launches.failures(),
             root=self.studio.folder.root,
             is_name=is_name,
@@ -49,7 +50,13 @@ class Views:
 
         runs = [name for name in self.studio.folder.names() if is_name(name)]
         return self.studio.render(
-            "new.html", status, recipes=recipes(), runs=runs, values=values, error=error
+            "new.html",
+            status,
+            recipes=recipes(),
+            runs=runs,
+            of_run=OF_RUN,
+            values=values,
+            error=error,
         )
 
     def compare(self, request: Request) -> Response:
@@ -76,14 +83,15 @@ class Views:
                 ValueError(f"there is no run {printable(name)}"), "Not found", 404
             )
 
+        processes = self.studio.launches.processes
         return self.studio.render(
             "process.html",
-            since=version(self.studio.folder, name),
+            since=self.studio.version(name),
             name=name,
             is_check=name == CHECK,
-            output=self.studio.launches.processes.output(name),
-            goes_on=self.studio.launches.processes.is_going_on(name),
-            code=self.studio.launches.processes.exit_code(name),
+            output=processes.output(name),
+            goes_on=processes.is_going_on(name),
+            code=processes.exit_code(name),
             is_run=name in self.studio.folder.names(),
         )
 
@@ -98,8 +106,8 @@ class Views:
         if page not in PAGES:
             return self.studio.failed(ValueError("there is no such page"), "Not found", 404)
 
+        since = self.studio.version(name) if is_name(name) else ""
         try:
-            since = version(self.studio.folder, name)
             run = self.studio.folder.run(name)
             top = pages.summary(run, self.studio.configs.of(run), self.studio.logs.of(run).records)
             shown = PAGES[page][1](run, top)
@@ -121,4 +129,5 @@ class Views:
         except FileNotFoundError as reason:
             return self.studio.failed(reason, "Not found", 404)
         except Exception as reason:  # a run of anybody: its card says so, and nothing else happens
-            return self.studio.failed(reason, printable(name))
+            events = self.studio.events(name, since)
+            return self.studio.failed(reason, printable(name), events=events)

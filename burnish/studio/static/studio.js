@@ -1,26 +1,47 @@
 "use strict";
 
-// The server says that something has changed; htmx fetches the parts that wait for it.
-const events = document.body.dataset.events;
-if (events) {
-  let waiting = 0;
-  let missed = false;
-  const fetchNews = () => {
-    missed = document.hidden; // a page that nobody looks at is fetched once it is looked at
-    if (!missed) document.body.dispatchEvent(new CustomEvent("news"));
-  };
-  new EventSource(events).addEventListener("changed", () => {
-    clearTimeout(waiting);
-    waiting = setTimeout(fetchNews, 200);
-  });
-  document.addEventListener("visibilitychange", () => {
-    if (missed) fetchNews();
-  });
+// The server says that something has changed since the page was made that is shown; htmx fetches
+// the parts that wait for it. A browser has six connections to a server, so a page has one only
+// while somebody looks at it.
+let source = null;
+let waiting = 0;
+
+function fetchNews() {
+  const fetched = document.querySelector("#live[hx-get]");
+  if (fetched) document.body.dispatchEvent(new CustomEvent("news"));
+  else location.reload();
 }
 
-// What somebody has opened and fills in stays as it is until it is closed.
-document.addEventListener("htmx:oobBeforeSwap", (event) => {
-  if (event.detail.target.open) event.detail.shouldSwap = false;
+function listen() {
+  const live = document.querySelector("#live[data-events]");
+  if (document.hidden) {
+    clearTimeout(waiting);
+    source?.close();
+    source = null;
+  } else if (live && !source) {
+    source = new EventSource(live.dataset.events);
+    source.addEventListener("changed", () => {
+      clearTimeout(waiting);
+      waiting = setTimeout(fetchNews, 200);
+    });
+  }
+}
+document.addEventListener("visibilitychange", listen);
+listen();
+
+// A page that the browser has kept is as old as it was left.
+addEventListener("pageshow", (event) => {
+  if (event.persisted) location.reload();
+});
+
+// What has not changed stays, and so does what somebody has opened and fills in, or is asked.
+function stays(old, news) {
+  return old.open || old.querySelector("[name=question]") || old.isEqualNode(news);
+}
+document.addEventListener("htmx:before:swap", (event) => {
+  const tasks = event.detail.tasks;
+  const swapped = tasks.filter((one) => one.type === "main" || !stays(one.target, one.fragment.firstElementChild));
+  tasks.splice(0, tasks.length, ...swapped);
 });
 document.addEventListener("toggle", (event) => {
   if (event.target.id === "ways" && !event.target.open) document.body.dispatchEvent(new CustomEvent("news"));
@@ -28,8 +49,7 @@ document.addEventListener("toggle", (event) => {
 
 // Before and now: the upper image is cut where the slider stands.
 function cut(slider) {
-  const images = slider.closest("section").querySelector("[data-compare]");
-  images.style.setProperty("--cut", slider.value + "%");
+  slider.closest("section").style.setProperty("--cut", slider.value + "%");
 }
 
 document.addEventListener("input", (event) => {
@@ -39,17 +59,33 @@ document.addEventListener("input", (event) => {
 });
 document.querySelectorAll("[data-cut]").forEach(cut);
 
+// A question can be answered once its images have been on the screen for a moment: the second press
+// of a fast pair is not meant for the question that the first one has brought.
+const SEEN = 300; // milliseconds
+async function seeQuestion() {
+  const form = document.querySelector(".vote:not([data-shown])");
+  if (!form?.querySelector("[name=question]")) return;
+  form.dataset.shown = "soon";
+  await Promise.allSettled([...form.querySelectorAll("img")].map((image) => image.decode()));
+  setTimeout(() => form.dataset.shown = "yes", SEEN);
+}
+document.addEventListener("htmx:after:swap", seeQuestion);
+seeQuestion();
+
+// A form is sent once.
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  const answers = event.submitter?.name === "answer" && event.submitter.value !== "undo";
+  if (form.dataset.sent || (answers && form.dataset.shown !== "yes")) event.preventDefault();
+  else if (form.method === "post") form.dataset.sent = "yes";
+});
+
 // The keys 1 to 9 open the pages of a run; a button may have a key of its own.
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, textarea, select");
   if (typing || event.ctrlKey || event.altKey || event.metaKey) return;
   const button = [...document.querySelectorAll("[data-key]")].find((one) => one.dataset.key === event.key);
-  if (button) {
-    event.preventDefault();
-    button.click();
-  }
-  if (/^[1-9]$/.test(event.key)) {
-    const tab = document.querySelectorAll(".tabs a")[event.key - 1];
-    if (tab) tab.click();
-  }
+  const tab = /^[1-9]$/.test(event.key) && document.querySelectorAll(".tabs a")[event.key - 1];
+  if (button) event.preventDefault(); // a key that is held down must not scroll the page either
+  if (!event.repeat) (button || tab)?.click?.();
 });
