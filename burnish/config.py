@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar
 
 import tomli_w
 
@@ -25,6 +25,7 @@ from burnish import catalog, references
 from burnish.annotations import (
     DeviceName,
     FilePath,
+    IsPath,
     ModelPath,
     complaint,
     number_complaint,
@@ -52,6 +53,9 @@ MOST_IMAGES = 1_000_000
 
 JUDGES = ("zoo:emoji-judge", "zoo:emoji-code-judge")
 """The classifiers that `evaluation.judge` may name."""
+
+EMOJI_ENDINGS = "emoji-endings"
+"""The value of `expander.start` that names a file of the package."""
 
 
 class RewardKeys(TypedDict, total=False):
@@ -325,9 +329,9 @@ class ExpanderConfig:
     instruction: str = ""
     dtype: str = "float32"  # of the frozen weights: float32 or bfloat16
     adapter: ModelPath = ""  # where to start from, such as another run's RUN/adapter/expander
-    # a JSONL file of {"prompt": ..., "expansion": ...} that is imitated before anything else; "":
-    # none
-    start: FilePath = ""
+    # a JSONL file of {"prompt": ..., "expansion": ...} that is imitated before anything else;
+    # "emoji-endings": a file of the package, for zoo:emoji-expander; "": none
+    start: Annotated[str, IsPath(names=(EMOJI_ENDINGS,))] = ""
     start_epochs: int = 1  # passes over it
     start_lr: float = 1e-3  # learning rate of these passes
 

@@ -194,7 +194,8 @@ def _section_paths(tree: Mapping[str, Any], schema: Any, where: str) -> Iterator
             yield from _section_paths(value, hint, name)
         elif isinstance(value, str) and isinstance(tree, dict):
             for mark in marks(hint, IsPath):
-                yield NamedPath(name, tree, key, value, mark.hub)
+                if value not in mark.names:
+                    yield NamedPath(name, tree, key, value, mark.hub)
 
 
 def _argument_paths(part: NamedPart, use: str) -> Iterator[NamedPath]:

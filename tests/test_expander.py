@@ -10,8 +10,11 @@ import pytest
 import torch
 from conftest import generator, perturb
 
+from burnish import config as configuration
+from burnish.config import EMOJI_ENDINGS
 from burnish.prompts.expander import Expander
 from burnish.prompts.imitation import imitate, read_pairs
+from burnish.prompts.sources import template
 from burnish.types import Prompt
 
 WORDS = "<pad> <unk> <end> a cat dog ox fox bee in on red blue big , old".split()
@@ -251,6 +254,20 @@ def test_the_trained_expander_is_saved_for_the_stock_libraries(
         for path in (tmp_path / "adapter").iterdir()
         if path.suffix not in (".json", ".safetensors")
     ]
+
+
+def test_the_endings_of_the_package_have_a_name(tmp_path: Path) -> None:
+    """It stays a name where a configuration is written into another folder."""
+    config = configuration.load("emoji-parrot")
+    assert config.expander.start == EMOJI_ENDINGS
+    assert configuration.dump(config, tmp_path).count(f'start = "{EMOJI_ENDINGS}"') == 1
+
+    pairs = read_pairs(config.expander.start)
+    ends = {words for _, words in pairs}
+    assert len(ends) == 4 and len(pairs) == 4 * len({prompt for prompt, _ in pairs})
+    arguments = {key: value for key, value in config.prompts.items() if key != "use"}
+    trained = {prompt.text for prompt in template(**arguments)}
+    assert trained and not trained & {prompt for prompt, _ in pairs}
 
 
 def test_imitation_makes_given_expansions_likelier(language: Path, tmp_path: Path) -> None:

@@ -163,14 +163,17 @@ def test_the_guard_measures_nothing_of_the_truth(job: guard.Job) -> None:
 @pytest.mark.parametrize("job", counting.jobs(), ids=lambda job: job.name)
 def test_counts_are_asked_for_and_judged_apart(job: Trial) -> None:
     config = configuration.load(job.recipe, job.changes())
-    assert [reward["use"] for reward in config.rewards] == ["question"]
-    assert config.rewards[0]["writing"] == "keep", "a written answer would be paid"
+    is_paid_for_letters = job.task == counting.LETTERS_TASK
+    if not is_paid_for_letters:
+        assert [reward["use"] for reward in config.rewards] == ["question"]
+        assert config.rewards[0]["writing"] == "keep", "a written answer would be paid"
     assert job.iterations % job.every == 0 and config.seed == job.seed
     assert (config.optimizer.lr == 0) == (job.arm == "control")
 
     assert config.guard.action == "warn" and config.evaluation.judge
     readers = [reward["model"] for reward in config.guard.panel if reward["use"] == "question"]
-    assert readers == [counting.OTHER_READER] and counting.OTHER_READER != counting.READER
+    assert readers == ([] if is_paid_for_letters else [counting.OTHER_READER])
+    assert counting.OTHER_READER != counting.READER
 
 
 def test_the_guard_of_counts_goes_by_the_other_reader_and_not_by_the_judge() -> None:

@@ -6,9 +6,11 @@ loss = -(mean over the given tokens of log p(token | prompt, tokens before))
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
+from burnish.config import EMOJI_ENDINGS
 from burnish.errors import NoSuchFile
 from burnish.prompts.expander import Expander, Expansions
 from burnish.prompts.sources import jsonl
@@ -17,19 +19,27 @@ from burnish.stages import advance, stage
 
 BATCH = 16  # pairs of an optimizer step
 
+ENDINGS = Path(__file__).parent.parent / "data" / "emoji_endings.jsonl"
+"""Three styles and a background behind 24 prompts: `python -m experiments.parrot --only endings`
+found them to please the four rewards of the recipe emoji-parrot best."""
+
 
 def read_pairs(path: str) -> list[tuple[str, str]]:
     """Return the (prompt, words behind it) pairs of a JSONL file.
 
     Each line is {"prompt": ..., "expansion": ...}; an expansion may begin with its prompt.
 
+    Args:
+        path: of the file, or EMOJI_ENDINGS.
+
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a row is wrong; the message names it.
     """
     pairs = []
+    file = str(ENDINGS) if path == EMOJI_ENDINGS else path
     try:
-        prompts = jsonl(path)
+        prompts = jsonl(file)
     except NoSuchFile as error:
         raise error.named("expander", "start") from error
 

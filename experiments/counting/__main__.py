@@ -1,11 +1,12 @@
 """A reader's answers about counts as the reward: what is learned, and what it is worth. Resumable.
 
-    python -m experiments.counting                  # everything: an hour of one core
+    python -m experiments.counting                  # everything: two hours of one core
     python -m experiments.counting --only report    # figure and result.json of existing runs
 
 The reward is `question` by `zoo:emoji-captioner`, text allowed. `written`: what a written number
 does to the answers of `zoo:emoji-captioner-128`. `train`: three seeds and a control, for long, with
-a panel that only measures. `report`: `result.json`, the figure, and what the guard would have done.
+a panel that only measures; and the same rewarded for letters alone, at 128 px. `letters`: what
+readers see in those. `report`: `result.json`, figures, and what the guard would have done.
 """
 
 from __future__ import annotations
@@ -31,6 +32,13 @@ def train_all(options: argparse.Namespace) -> None:
     train(plan.jobs(), options.out, options.parallel)
 
 
+def letters(options: argparse.Namespace) -> None:
+    """Let readers read what the runs that are rewarded for letters draw."""
+    from experiments.counting import writing
+
+    writing.read_all(options.out)
+
+
 def report(options: argparse.Namespace) -> None:
     """Write the results and draw the figure."""
     from experiments.counting import result
@@ -39,5 +47,10 @@ def report(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    stages: dict[str, Stage] = {"written": written, "train": train_all, "report": report}
+    stages: dict[str, Stage] = {
+        "written": written,
+        "train": train_all,
+        "letters": letters,
+        "report": report,
+    }
     run_stages(__doc__, "runs/counting", stages)

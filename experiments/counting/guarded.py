@@ -32,5 +32,5 @@ def guard_reasons(evaluations: Sequence[Evaluation], config: Config) -> list[tup
 
 def watched(evaluation: Evaluation) -> Evaluation:
     """Return an evaluation with only those measures that the guard gets."""
-    panel = {name: evaluation.panel[name] for name in WATCHED}
+    panel = {name: values for name, values in evaluation.panel.items() if name in WATCHED}
     return replace(evaluation, judged=None, panel=panel)

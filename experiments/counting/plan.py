@@ -2,6 +2,8 @@
 
 One call draws an image: that is quick, and leaves room for the count. The settings were chosen on
 seed 10, which is not reported, and after eight iterations of seed 0 at 1e-2; docs/vlm.md has them.
+
+Besides, a reward for letters alone, on images of 128 px with four calls: can the generator write?
 """
 
 from __future__ import annotations
@@ -51,17 +53,43 @@ COMMON = (
     'guard.action="warn"',  # everything is measured, nothing is done
     f"guard.panel=[{PANEL}]",
 )
+LETTERS_TASK = "letters"
+GENERATOR = "zoo:emoji-lcm-128"  # letters have more room at 128 px
+LETTERS_ITERATIONS = 20
+LETTERS = (
+    f"model.id='{GENERATOR}'",
+    'rewards=[{use="experiments.counting.letters:Letters",name="letters"}]',
+    prompts("prompts", ANIMALS),
+    prompts("evaluation.unseen", MORE_ANIMALS),
+    "objective={use='rvm'}",
+    "batch.transitions=4",
+    "batch.minibatches=4",
+    "evaluation.images_per_prompt=4",
+    "run.sample_every=4",
+    'guard.action="warn"',
+    'guard.panel=[{use="clip_similarity",model="zoo:emoji-clip"},'
+    '{use="experiments.counting.truth:Text",name="text"}]',
+)
 RATES = {"long": 4e-3, "control": 0.0}
 """The learning rate of each arm."""
 
 
 def jobs() -> list[Trial]:
-    """Return all runs, seed by seed, and the control, which changes no weight."""
-    return [*(trial("long", seed) for seed in SEEDS), trial("control", SEEDS[0])]
+    """Return all runs, seed by seed, and the controls, which change no weight."""
+    both = (trial, letters_trial)
+    long = [make("long", seed) for make in both for seed in SEEDS]
+    return [*long, *(make("control", SEEDS[0]) for make in both)]
 
 
 def trial(arm: str, seed: int) -> Trial:
-    """Return the run of an arm with a seed."""
+    """Return the run of an arm with a seed, rewarded for counts."""
     iterations = EVERY if arm == "control" else ITERATIONS
     settings = (*COMMON, f"optimizer.lr={RATES[arm]:g}")
     return Trial(TASK, arm, seed, RECIPE, iterations, EVERY, settings)
+
+
+def letters_trial(arm: str, seed: int) -> Trial:
+    """Return the run of an arm with a seed, rewarded for letters."""
+    iterations = EVERY if arm == "control" else LETTERS_ITERATIONS
+    settings = (*LETTERS, f"optimizer.lr={RATES[arm]:g}")
+    return Trial(LETTERS_TASK, arm, seed, RECIPE, iterations, EVERY, settings)

@@ -11,15 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from burnish import config as configuration
 from burnish.files import dumps, write
 from burnish.runs import Run
-from experiments.counting import plan
-from experiments.counting.guarded import guard_reasons
+from experiments.counting import plan, writing
+from experiments.counting.evaluations import SPLITS, curve, reasons, statistics
 from experiments.figures import pyplot, save_figure, style
-from experiments.measurements import gain_interval, interval, run_evaluation
 
 FOLDER = Path(__file__).parent
 COLOURS = {
@@ -32,26 +28,9 @@ COLOURS = {
 }
 """The measures: the reward; in which images both of its answers are right, which the truth, the
 judge's, is to be compared with; another reader's answers, text by that, and CLIP's similarity."""
+NAMES = tuple(COLOURS)
 HEADINGS = ("reward", "both answers", "true count", "other reader", "text seen", "clip_similarity")
-SPLITS = ("train", "unseen")
 EVALUATED = range(0, plan.ITERATIONS + 1, plan.EVERY)
-
-
-def measured(run: Run, iteration: int, split: str) -> dict[str, np.ndarray]:
-    """Return the means of each prompt's images after an iteration, (prompts,) by measure."""
-    evaluation = run_evaluation(run, iteration)[split]
-    prompts = len(evaluation.prompts)
-    reward = evaluation.reward("question")
-    both = [float(value == 1) for value in reward]
-    columns = evaluation.measures() | {"question": reward, "both_right": both}
-    return {name: np.array(columns[name]).reshape(prompts, -1).mean(1) for name in COLOURS}
-
-
-def reasons(run: Run) -> dict[int, list[str]]:
-    """Return the reasons that the guard finds after each evaluation, where it finds any."""
-    config = configuration.load(run.config, purpose="compare")
-    found = guard_reasons([run_evaluation(run, at)["train"] for at in EVALUATED], config)
-    return {at: list(why) for at, why in zip(EVALUATED[1:], found, strict=True) if why}
 
 
 def report(out: Path) -> None:
@@ -61,47 +40,17 @@ def report(out: Path) -> None:
     result = {
         "seeds": list(plan.SEEDS),
         "written": json.loads((out / "written.json").read_text()),
-        "before": {split: statistics(runs, 0, split) for split in SPLITS},
-        "after": {split: statistics(runs, plan.ITERATIONS, split) for split in SPLITS},
-        "control": {split: statistics([control], plan.EVERY, split) for split in SPLITS},
-        "guard": [reasons(run) for run in runs],
-        "curves": [curve(run) for run in runs],
+        "before": {split: statistics(runs, 0, split, NAMES) for split in SPLITS},
+        "after": {split: statistics(runs, plan.ITERATIONS, split, NAMES) for split in SPLITS},
+        "control": {split: statistics([control], plan.EVERY, split, NAMES) for split in SPLITS},
+        "guard": [reasons(run, EVALUATED) for run in runs],
+        "curves": [curve(run, EVALUATED, NAMES) for run in runs],
+        "letters": writing.result(out),
     }
     write(FOLDER / "result.json", dumps(result, indent=1) + "\n")
     draw_figure(result["curves"])
-    print(table(result))
-
-
-def statistics(runs: list[Run], iteration: int, split: str) -> dict[str, Any]:
-    """Return each measure's mean and its change since before training, with intervals."""
-    now = [measured(run, iteration, split) for run in runs]
-    before = [measured(run, 0, split) for run in runs]
-    found = {}
-
-    for name in COLOURS:
-        values = np.stack([each[name] for each in now])
-        changes = values - np.stack([each[name] for each in before])
-        found[name] = {
-            "mean": float(values.mean()),
-            "ci95": interval(values),
-            "by_seed": values.mean(1).tolist(),
-            "change": float(changes.mean()),
-            "change_ci95": gain_interval(changes),
-        }
-
-    return found
-
-
-def curve(run: Run) -> list[dict[str, Any]]:
-    """Return the means at every evaluation of a run, by split and measure."""
-    return [
-        {"iteration": at}
-        | {
-            split: {name: float(means.mean()) for name, means in measured(run, at, split).items()}
-            for split in SPLITS
-        }
-        for at in EVALUATED
-    ]
+    writing.draw_figures(out, result["letters"])
+    print(table(result), *writing.tables(result["letters"]), sep="\n\n")
 
 
 def table(result: dict[str, Any]) -> str:

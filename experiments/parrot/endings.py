@@ -1,8 +1,8 @@
 """Expansions that the untrained generator makes something of: the expander's supervised start.
 
 Each ending that `zoo:emoji-expander` knows, a style or a background, is put behind the pairs of the
-search's prompts; images are scored by the prompts without it. `start.jsonl` has the best endings
-behind each of these prompts, for `expander.start`.
+search's prompts; images are scored by the prompts without it. The best endings behind each of these
+prompts are the package's `expander.start = "emoji-endings"`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from burnish import config as configuration
 from burnish.files import write
+from burnish.prompts.imitation import ENDINGS
 from burnish.tools.gallery import draw
 from burnish.training.assembly import load_rewards
 from burnish.types import Prompt
@@ -76,5 +77,5 @@ def choose_endings(out: Path) -> None:
         for text in captions()
         for ending in ranked[:KEPT]
     ]
-    write(plan.START, "".join(json.dumps(row) + "\n" for row in rows))
-    print(f"{plan.START}: {len(rows)} expansions")
+    write(ENDINGS, "".join(json.dumps(row) + "\n" for row in rows))
+    print(f"{ENDINGS}: {len(rows)} expansions")

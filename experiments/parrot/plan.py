@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from burnish.config import EMOJI_ENDINGS
 from experiments.parrot.prompts import texts
 from experiments.running import Trial, is_finished
 
@@ -21,9 +22,6 @@ TASK = "runs"
 REWARDS = ("aesthetic", "preference", "alignment", "sentiment")
 # weights of the original prompt and of the expanded one; together those of training
 DUAL = (3.25, 0.75)
-
-START = Path(__file__).parent / "start.jsonl"
-"""Expansions of other prompts that an expander imitates first; `endings` chose them."""
 LEARN = False
 """True: the embeddings of the identifiers learn."""
 
@@ -154,7 +152,7 @@ TRAINED: Mapping[str, tuple[str, ...]] = {
     "parrot": (*IDENTIFIERS, SELECTED, *BALANCED_FRONT),
     "parrot_started": (
         *(*IDENTIFIERS, SELECTED, *BALANCED_FRONT),
-        f'expander.start="{START}"',
+        f'expander.start="{EMOJI_ENDINGS}"',
         "expander.start_epochs=4",
     ),
     # what identifiers cost a generator that learns nothing
