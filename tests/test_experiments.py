@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -460,6 +461,14 @@ def test_the_recipe_draws_codes_with_the_zoos_controlnet() -> None:
     models = (config.model.id, config.model.controlnet)
     assert models == (zoo.QR_GENERATOR, zoo.QR_CONTROLNET) and config.model.size == codes.SIZE
     assert config.prompts["pattern"] == config.evaluation.prompts["pattern"] == codes.PATTERNS
+
+
+@pytest.mark.parametrize("module", codes.MODULES)
+def test_codes_are_measured_with_modules_of_either_side(module: int) -> None:
+    for prompt in measured_prompts(codes.QUICK, pattern=[codes.MODULE_PATTERN]):
+        settings = {**prompt.metadata, "qr": {"module": module}}
+        layout = layout_of(replace(prompt, metadata=settings), codes.SIZE)
+        assert (layout.version, layout.module) == (1, module) and is_unseen(layout.payload)
 
 
 def test_runs_start_where_as_many_are_read_as_planned() -> None:

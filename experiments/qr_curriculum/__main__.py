@@ -6,6 +6,7 @@
 
 `bases`: an image of every noun, drawn without a code. `start`: the ControlNet before training at
 many control scales, on nouns and links that no training saw; it says at which scales runs start.
+`modules`: the same for modules of 4 and of 5 px, on codes of version 1.
 `train`: every run of `plan.py`, through `burnish train`. `measure`: every run, at the scale of its
 start. `report`: `result.json`, the figure and a grid of images; with --quick they stay in --out.
 """
@@ -30,6 +31,13 @@ def start(options: argparse.Namespace) -> None:
     from experiments.qr_curriculum.measure import measure_start
 
     measure_start(options.out, plan.budget(options.quick))
+
+
+def modules(options: argparse.Namespace) -> None:
+    """Measure the ControlNet before training with modules of another side."""
+    from experiments.qr_curriculum.measure import measure_modules
+
+    measure_modules(options.out, plan.budget(options.quick))
 
 
 def train_all(options: argparse.Namespace) -> None:
@@ -59,6 +67,7 @@ if __name__ == "__main__":
     stages: dict[str, Stage] = {
         "bases": bases,
         "start": start,
+        "modules": modules,
         "train": train_all,
         "measure": measure,
         "report": report,

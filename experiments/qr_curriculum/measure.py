@@ -57,13 +57,15 @@ Numbers = dict[str, float]
 """Means over the images, by the names in this module's description; NaN where not known."""
 
 
-def measured_prompts(budget: plan.Budget = plan.FULL, seed: int = SEED) -> list[Prompt]:
+def measured_prompts(
+    budget: plan.Budget = plan.FULL, seed: int = SEED, pattern: list[str] = plan.PATTERNS
+) -> list[Prompt]:
     """Return nouns that are no animals, each `each` times, with links of the unseen part."""
     unseen = vocabulary()["objects"]
     if budget.nouns:
         unseen = unseen[:: len(unseen) // budget.nouns][: budget.nouns]
 
-    return prompts(unseen, budget.each * len(unseen), seed=seed, pattern=plan.PATTERNS)
+    return prompts(unseen, budget.each * len(unseen), seed=seed, pattern=pattern)
 
 
 def draw_bases(folder: Path) -> None:
@@ -86,6 +88,30 @@ def measure_start(out: Path, budget: plan.Budget) -> None:
         return
 
     _write_before(target, {f"{scale:g}": scale for scale in budget.scales}, out, budget)
+
+
+def measure_modules(out: Path, budget: plan.Budget) -> None:
+    """Write `modules.json`: the ControlNet before training, by the side of a module and scale."""
+    target = out / "modules.json"
+    if target.exists():
+        return
+
+    policy, sampler = open_before()
+    numbers: dict[str, dict[str, Numbers]] = {}
+
+    for module in plan.MODULES:
+        settings = {"qr": {"module": module}}
+        coded = [
+            replace(prompt, metadata={**prompt.metadata, **settings})
+            for prompt in measured_prompts(budget, pattern=[plan.MODULE_PATTERN])
+        ]
+        numbers[str(module)] = {}
+        for scale in plan.MODULE_SCALES:
+            steered = replace(sampler, control=ControlConfig(scale))
+            images = sample_images(policy, steered, coded, SEED)
+            numbers[str(module)][f"{scale:g}"] = measure_images(images, coded, out / plan.BASES)
+
+    write(target, dumps(numbers, indent=1))
 
 
 def _write_before(

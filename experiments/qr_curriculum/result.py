@@ -8,6 +8,7 @@ Arms that were not run with all their seeds are left out, and said so.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,7 @@ def report(out: Path, budget: plan.Budget) -> None:
         "independent_readers": READERS.note(),
         "starts": by_start,
         "start": start,
+        "modules": json.loads((out / "modules.json").read_text()),
     }
     full = budget == plan.FULL
     images = IMAGES if full else out
