@@ -135,16 +135,16 @@ def test_a_page_that_nobody_looks_at_keeps_no_connection(
     """Six are all that a browser has: a seventh page of the studio would wait for ever."""
     samples = write_grids(root, 1)
     page.open(f"{address}/runs/one/images")
-    look = (
+    set_hidden = (
         "value => { Object.defineProperty(document, 'hidden', {value, configurable: true});"
         "document.dispatchEvent(new Event('visibilitychange')) }"
     )
     assert page.value("source.readyState") < 2
-    page.value(f"({look})(true)")
+    page.value(f"({set_hidden})(true)")
     assert page.value("source === null")
 
     shutil.copy(samples / "000000.png", samples / "000001.png")
-    page.value(f"({look})(false)")
+    page.value(f"({set_hidden})(false)")
     page.wait("document.querySelectorAll('.images .cell').length === 2")
 
 

@@ -107,8 +107,8 @@ def measure_modules(out: Path, budget: plan.Budget) -> None:
         ]
         numbers[str(module)] = {}
         for scale in plan.MODULE_SCALES:
-            steered = replace(sampler, control=ControlConfig(scale))
-            images = sample_images(policy, steered, coded, SEED)
+            at_scale = replace(sampler, control=ControlConfig(scale))
+            images = sample_images(policy, at_scale, coded, SEED)
             numbers[str(module)][f"{scale:g}"] = measure_images(images, coded, out / plan.BASES)
 
     write(target, dumps(numbers, indent=1))
