@@ -36,7 +36,7 @@ share that the judge finds right, and CLIP's similarity to the prompt."""
 EVALUATED = range(0, plan.LETTERS_ITERATIONS + 1, plan.EVERY)
 DRAWN = 4  # images a prompt that readers see
 SEED = 5  # of their noise
-SHOWN = (0, 4, 8, 12, 20)  # iterations of the picture
+SHOWN = (0, 8, 16, 24)  # iterations of the picture
 COLUMNS = 8  # of it
 READERS = (plan.OTHER_READER, plan.READER)
 COLOURS = {"text": "#6a51a3", "judge": "#333333", "clip_similarity": "#3a7d44"}
