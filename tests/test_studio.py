@@ -372,6 +372,21 @@ def test_the_end_of_a_command_is_a_change(
     assert of_run != studio.version("one") and of_list != studio.version()
 
 
+def test_the_page_of_a_run_that_begins_comes_by_itself(
+    root: Path, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_commands(monkeypatch, seconds=1.0)
+    assert client.get("/runs/new/curves").status_code == 404
+    post(client, "/new", recipe="demo", name="new", do="start")
+    answer = client.get("/runs/new/curves")
+    assert answer.status_code == 200 and "this page shows it in a moment" in answer.text
+    assert 'data-events="/events?run=new' in answer.text
+
+    printed(client, "new")
+    answer = client.get("/runs/new/curves")
+    assert answer.status_code == 404 and "data-events" not in answer.text
+
+
 def test_another_studio_finds_a_command_that_goes_on_and_ends_it(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -501,6 +516,14 @@ def test_lights_tell_a_sound_run_from_one_that_is_not() -> None:
     reasons = {"iteration": 3, "best": 1, "action": "stop", "reasons": ["it fell"]}
     assert levels({}, guard=reasons)["Guard"] == "bad"
     assert levels({}, tree={"guard": {"action": "stop"}})["Guard"] == "good"
+
+
+def test_an_image_that_nobody_was_asked_about_is_no_fault() -> None:
+    record = {"iteration": 2, "images": 20, "missing": {"votes": 2}, "problems": ["of 2 images"]}
+    tree = {"rewards": [{"use": "votes"}, {"use": "clip_similarity"}]}
+    assert "Rewards" not in levels(record, tree=tree)
+    assert levels(record)["Rewards"] == "warning"
+    assert levels({**record, "missing": {"clip_similarity": 1}}, tree=tree)["Rewards"] == "warning"
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def lights(
         *_updates(latest, tree),
         _divergence(latest, evaluation, _table(tree, "guard").get("kl", 0)),
         *_learning(latest),
+        *_missing(latest, tree),
         *_held_out(evaluation),
     ]
     if guard:
@@ -144,13 +145,31 @@ def _learning(latest: Sequence[Record]) -> Iterator[Light]:
             text = f"Images of a prompt differ by {number(within)} in {name} (standard deviation)."
             yield Light(level, "Spread", text)
 
-    missing = [record for record in latest if record.get("missing")]
-    if missing:
-        count = max(missing[-1]["missing"].values())
-        reason = (missing[-1].get("problems") or ["no reason is known"])[0]
-        total = missing[-1].get("images", "?")
-        text = f"{count} of {total} images of iteration {missing[-1]['iteration']} lack a reward: "
-        yield Light("warning", "Rewards", text + str(reason))
+
+def _missing(latest: Sequence[Record], tree: Any) -> Iterator[Light]:
+    """Yield the light about images without a reward; nobody votes on every image."""
+    for record in reversed(latest):
+        counts = {
+            name: count
+            for name, count in (record.get("missing") or {}).items()
+            if name not in _voted(tree)
+        }
+        if counts:
+            reason = (record.get("problems") or ["no reason is known"])[0]
+            total = record.get("images", "?")
+            text = f"{max(counts.values())} of {total} images of iteration {record['iteration']} "
+            yield Light("warning", "Rewards", f"{text}lack a reward: {reason}")
+            return
+
+
+def _voted(tree: Any) -> set[str]:
+    """Return the names of the rewards that are votes."""
+    tables = tree.get("rewards") if isinstance(tree, Mapping) else None
+    return {
+        str(table.get("name") or "votes")
+        for table in (tables if isinstance(tables, list) else ())
+        if isinstance(table, Mapping) and table.get("use") == "votes"
+    }
 
 
 def _held_out(evaluation: Mapping[str, Any]) -> Iterator[Light]:

@@ -157,7 +157,7 @@ def draw_figures(out: Path, found: Mapping[str, Any]) -> None:
             axis.plot(x, y, color=colour, label=label if number == 0 else None)
 
     axis.set(xlabel="iteration", ylim=(0, 1.02))
-    axis.legend(frameon=False, fontsize=8, loc="center right")
+    axis.legend(frameon=False, fontsize=8, loc=(0.02, 0.5))
     style([axis])
     save_figure(figure, "letters.png")
 
