@@ -114,6 +114,7 @@ EQUAL = weights([1.0] * 4)
 BALANCED = weights(SUM_WEIGHTS)
 BALANCED_FRONT = weights(PARETO_WEIGHTS)
 
+NO_START = ('expander.start=""', "expander.start_epochs=1")  # the recipe has one
 PLAIN = ('sampler.identifiers=""', 'expander.model=""')
 RAW_SUM = (*PLAIN, "advantage={use='weighted'}")
 Z_SUM = (*PLAIN, "advantage={use='group'}")
@@ -275,6 +276,7 @@ def trial(name: str, seed: int, budget: Budget = FULL) -> Trial:
         f"batch.images_per_prompt={budget.images * more}",
         f"optimizer.lr={RATE}",
         *OBJECTIVE,
+        *NO_START,
         *changes,
     )
     count = iterations(name, budget)
