@@ -103,6 +103,8 @@ PositiveOrZero = Annotated[float, Bounds(0)]
 DeviceName = Annotated[str, Device()]
 FilePath = Annotated[str, IsPath()]
 ModelPath = Annotated[str, IsPath(hub=True)]
+EMOJI_ENDINGS = "emoji-endings"
+"""The value of `expander.start` that names a file of the package."""
 
 
 def marks(hint: Any, kind: type[R]) -> list[R]:

@@ -23,6 +23,7 @@ import tomli_w
 
 from burnish import catalog, references
 from burnish.annotations import (
+    EMOJI_ENDINGS,
     DeviceName,
     FilePath,
     IsPath,
@@ -53,9 +54,6 @@ MOST_IMAGES = 1_000_000
 
 JUDGES = ("zoo:emoji-judge", "zoo:emoji-code-judge")
 """The classifiers that `evaluation.judge` may name."""
-
-EMOJI_ENDINGS = "emoji-endings"
-"""The value of `expander.start` that names a file of the package."""
 
 
 class RewardKeys(TypedDict, total=False):

@@ -11,7 +11,7 @@ import torch
 from conftest import generator, perturb
 
 from burnish import config as configuration
-from burnish.config import EMOJI_ENDINGS
+from burnish.annotations import EMOJI_ENDINGS
 from burnish.prompts.expander import Expander
 from burnish.prompts.imitation import imitate, read_pairs
 from burnish.prompts.sources import template
@@ -279,6 +279,7 @@ def test_imitation_makes_given_expansions_likelier(language: Path, tmp_path: Pat
     assert pairs == [("a cat", " in blue"), ("a dog", " on red")]
     expander = Expander.load(str(language), train="full", tokens=4)
     imitate(expander, pairs, epochs=100, lr=1e-2, seed=0)
+    assert all(parameter.grad is None for parameter in expander.trainable)
     drawn = expander.draw([Prompt("a cat"), Prompt("a dog")], generator())
     assert [prompt.text for prompt in drawn.prompts] == ["a cat in blue", "a dog on red"]
 

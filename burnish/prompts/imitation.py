@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from burnish.config import EMOJI_ENDINGS
+from burnish.annotations import EMOJI_ENDINGS
 from burnish.errors import NoSuchFile
 from burnish.prompts.expander import Expander, Expansions
 from burnish.prompts.sources import jsonl
@@ -88,4 +88,5 @@ def imitate(
                 losses.append(float(loss.detach()))
                 advance(len(rows))
 
+    optimizer.zero_grad(set_to_none=True)  # or the first update would add to what is left
     return sum(losses) / len(losses)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from burnish.config import EMOJI_ENDINGS
+from burnish.annotations import EMOJI_ENDINGS
 from experiments.parrot.prompts import texts
 from experiments.running import Trial, is_finished
 
