@@ -435,16 +435,30 @@ def test_a_command_survives_the_end_of_the_studio(root: Path) -> None:
     assert done.exists()
 
 
-@pytest.mark.parametrize("number", ["", "x", "0", "-1", "99999999", "1", str(2**70)])
-def test_no_process_is_ended_that_no_studio_has_started(root: Path, number: str) -> None:
-    """The file with the number of a process is that of anybody."""
+@pytest.fixture
+def stranger() -> Iterator[int]:
+    """The number of a process that leads a session, as every daemon does."""
+    command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as process:
+        yield process.pid
+
+
+@pytest.mark.parametrize("number", ["", "x", "0", "-1", "1", "99999999", str(2**70), "stranger"])
+def test_no_process_is_ended_that_does_not_write_the_log(
+    root: Path, monkeypatch: pytest.MonkeyPatch, stranger: int, number: str
+) -> None:
+    """The file with the number of a process is that of anybody, or of another machine."""
+    signalled: list[tuple[int, int]] = []
+    monkeypatch.setattr(processes.os, "kill", lambda *one: signalled.append(one))
     folder = RunsFolder.open(root)
     (root / ".studio").mkdir()
     with (root / ".studio" / "evil.log").open("wb") as log:
         assert try_lock(log)
-        (root / ".studio" / "evil.pid").write_text(number)
+        text = str(stranger) if number == "stranger" else number
+        (root / ".studio" / "evil.pid").write_text(text)
         with pytest.raises(ValueError, match="does not name its process"):
             Studio(folder, Access()).launches.processes.end("evil")
+    assert signalled == []
 
 
 # Pages --------------------------------------------------------------------------------------------
@@ -519,7 +533,8 @@ def test_lights_tell_a_sound_run_from_one_that_is_not() -> None:
 
 
 def test_an_image_that_nobody_was_asked_about_is_no_fault() -> None:
-    record = {"iteration": 2, "images": 20, "missing": {"votes": 2}, "problems": ["of 2 images"]}
+    missing = {"votes": 2, "clip_similarity": 0}  # as training writes it
+    record = {"iteration": 2, "images": 20, "missing": missing, "problems": ["of 2 images"]}
     tree = {"rewards": [{"use": "votes"}, {"use": "clip_similarity"}]}
     assert "Rewards" not in levels(record, tree=tree)
     assert levels(record)["Rewards"] == "warning"

@@ -24,6 +24,7 @@ from burnish.images import image_grid
 from burnish.runs import Run
 from burnish.studio.app import application
 from burnish.studio.folder import RunsFolder
+from burnish.studio.processes import Processes
 from burnish.studio.reading import is_training
 from burnish.studio.safety import Access
 
@@ -146,6 +147,27 @@ def test_a_page_that_nobody_looks_at_keeps_no_connection(
     shutil.copy(samples / "000000.png", samples / "000001.png")
     page.value(f"({set_hidden})(false)")
     page.wait("document.querySelectorAll('.images .cell').length === 2")
+
+
+def test_an_answer_to_a_form_is_never_sent_again(
+    address: str, page: Page, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(
+        Processes, "launch", lambda self, name, *others, **more: started.append(name)
+    )
+    config = write_grids(root, 1).parent / "config.toml"
+    sound = config.read_text()
+    page.open(f"{address}/runs/one/curves")
+    page.value("document.querySelector('#ways').open = true")
+    config.write_text("rewards = 1")
+    click(page, "Resume")
+    page.wait("location.pathname === '/runs/one/resume'")
+    page.wait("document.querySelector('[role=alert]') && document.readyState === 'complete'")
+
+    config.write_text(sound)
+    arrive(page, "/runs/one/curves")
+    assert started == []
 
 
 SEEN = (

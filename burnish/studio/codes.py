@@ -120,7 +120,8 @@ class Codes:
             return self.studio.failed(error, "Not found", 404)
         except Exception as error:  # a folder of anybody
             events = self.studio.events(name, since)
-            return self.studio.failed(error, printable(name), events=events)
+            here = f"/codes/{quote(name, safe='')}"
+            return self.studio.failed(error, printable(name), events=events, page=here)
 
         output = launches.processes.output(name)
         return self.studio.render(

@@ -116,7 +116,9 @@ class RunsFolder:
                         f"{shown} is a link out of the run, so nothing is done with it here; put "
                         "what it leads to in its place, or use the command line"
                     )
-                if not (path.is_dir() or path.is_file() or path.is_symlink()):
+                is_usual = path.is_dir() or path.is_file() or path.is_symlink()
+                # a training may have deleted or renamed it since
+                if not is_usual and os.path.lexists(path):
                     raise ValueError(f"{shown} is neither a file nor a folder; delete it")
         return run
 

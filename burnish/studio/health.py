@@ -152,7 +152,7 @@ def _missing(latest: Sequence[Record], tree: Any) -> Iterator[Light]:
         counts = {
             name: count
             for name, count in (record.get("missing") or {}).items()
-            if name not in _voted(tree)
+            if count and name not in _voted(tree)
         }
         if counts:
             reason = (record.get("problems") or ["no reason is known"])[0]

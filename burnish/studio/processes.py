@@ -182,7 +182,8 @@ def number_of(folder: RunsFolder, name: str) -> int:
     """Return the number of the process of a command that an earlier studio has started.
 
     Raises:
-        ValueError: it is not known, or is that of a process that no studio has started.
+        ValueError: it is not known, or its process does not write this log; without /proc that
+            cannot be told.
     """
     path = number_path(folder, name)
     unknown = f"{printable(path)} does not name its process; end that one by hand"
@@ -193,10 +194,11 @@ def number_of(folder: RunsFolder, name: str) -> int:
         digits = file.read(20)
     try:
         number = int(digits)
-        leads = os.getsid(number) == number
-    except (ValueError, OSError, OverflowError) as error:
+        # another machine or container may have written it, and a number is used again
+        writes = number > 1 and os.path.samefile(f"/proc/{number}/fd/1", log_path(folder, name))
+    except (ValueError, OSError) as error:
         raise ValueError(unknown) from error
-    if not leads:
+    if not writes:
         raise ValueError(unknown)
     return number
 

@@ -80,7 +80,12 @@ class Studio:
         return HTMLResponse(text.encode("utf-8", "replace"), status)
 
     def failed(
-        self, error: BaseException, title: str, status: int = 200, events: str = ""
+        self,
+        error: BaseException,
+        title: str,
+        status: int = 200,
+        events: str = "",
+        page: str = "",
     ) -> Response:
         """Return a page with an error card.
 
@@ -89,8 +94,11 @@ class Studio:
             title: of the page.
             status: of the answer.
             events: the address of the events after which it may be another page; "": none.
+            page: the address that is opened then: the error may be the answer to a form.
         """
-        return self.render("error.html", status, title=title, error=sentence(error), events=events)
+        return self.render(
+            "error.html", status, title=title, error=sentence(error), events=events, page=page
+        )
 
     def version(self, name: str = "") -> str:
         """Return the version of a run's pages, or of the list's; see `events.version_of`."""

@@ -127,14 +127,17 @@ class Views:
                 **shown,
             )
         except FileNotFoundError as reason:
-            return self.missing(name, since, reason)
+            return self.missing(name, page, since, reason)
         except Exception as reason:  # a run of anybody: its card says so, and nothing else happens
             events = self.studio.events(name, since)
-            return self.studio.failed(reason, printable(name), events=events)
+            here = f"/runs/{quote(name, safe='')}/{page}"
+            return self.studio.failed(reason, printable(name), events=events, page=here)
 
-    def missing(self, name: str, since: str, reason: FileNotFoundError) -> Response:
+    def missing(self, name: str, page: str, since: str, reason: FileNotFoundError) -> Response:
         """Return the page of a run that is not there, or not yet: then it comes by itself."""
         if not self.studio.launches.processes.is_going_on(name):
             return self.studio.failed(reason, "Not found", 404)
         begins = FileNotFoundError(f"run {printable(name)} begins; this page shows it in a moment")
-        return self.studio.failed(begins, printable(name), events=self.studio.events(name, since))
+        events = self.studio.events(name, since)
+        here = f"/runs/{quote(name, safe='')}/{page}"
+        return self.studio.failed(begins, printable(name), events=events, page=here)

@@ -6,10 +6,17 @@
 let source = null;
 let waiting = 0;
 
+// The page may be the answer to a form, which must not be sent again: what it shows is asked for.
+function renew() {
+  const live = document.querySelector("#live");
+  const shown = live?.getAttribute("hx-get") ?? live?.dataset.page;
+  location.replace(shown ?? location.pathname + location.search);
+}
+
 function fetchNews() {
   const fetched = document.querySelector("#live[hx-get]");
   if (fetched) document.body.dispatchEvent(new CustomEvent("news"));
-  else location.reload();
+  else renew();
 }
 
 function listen() {
@@ -31,7 +38,7 @@ listen();
 
 // A page that the browser has kept is as old as it was left.
 addEventListener("pageshow", (event) => {
-  if (event.persisted) location.reload();
+  if (event.persisted) renew();
 });
 
 // What has not changed stays, and so does what somebody has opened and fills in, or is asked.
