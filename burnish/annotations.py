@@ -105,6 +105,7 @@ FilePath = Annotated[str, IsPath()]
 ModelPath = Annotated[str, IsPath(hub=True)]
 EMOJI_ENDINGS = "emoji-endings"
 """The value of `expander.start` that names a file of the package."""
+ExpansionsPath = Annotated[str, IsPath(names=(EMOJI_ENDINGS,))]
 
 
 def marks(hint: Any, kind: type[R]) -> list[R]:

@@ -17,16 +17,15 @@ from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 import tomli_w
 
 from burnish import catalog, references
 from burnish.annotations import (
-    EMOJI_ENDINGS,
     DeviceName,
+    ExpansionsPath,
     FilePath,
-    IsPath,
     ModelPath,
     complaint,
     number_complaint,
@@ -329,7 +328,7 @@ class ExpanderConfig:
     adapter: ModelPath = ""  # where to start from, such as another run's RUN/adapter/expander
     # a JSONL file of {"prompt": ..., "expansion": ...} that is imitated before anything else;
     # "emoji-endings": a file of the package, for zoo:emoji-expander; "": none
-    start: Annotated[str, IsPath(names=(EMOJI_ENDINGS,))] = ""
+    start: ExpansionsPath = ""
     start_epochs: int = 1  # passes over it
     start_lr: float = 1e-3  # learning rate of these passes
 

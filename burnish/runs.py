@@ -336,8 +336,14 @@ def guard_verdict(decision: Mapping[str, Any]) -> str:
     return f"The guard ended the run after iteration {decision['iteration']}{back}: {reasons}"
 
 
-def try_lock(file: IO[Any]) -> bool:
-    """Take the system's lock on an open file; return False if another process has it."""
+def try_lock(file: IO[Any], shared: bool = False) -> bool:
+    """Take the system's lock on an open file; return False if another process has it.
+
+    Args:
+        file: open for writing; for reading is enough where the lock is shared.
+        shared: only ask whether somebody holds it: others who ask at the same time hear the same.
+            Windows knows no such lock.
+    """
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -348,7 +354,8 @@ def try_lock(file: IO[Any]) -> bool:
         else:
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
     except OSError:
         return False
 
@@ -411,7 +418,7 @@ def is_locked(run: Run) -> bool:
         return False
     try:
         with open(path, "r+", encoding="utf-8", errors="replace") as file:
-            return not try_lock(file)
+            return not try_lock(file, shared=True)
     except OSError:
         return False
 

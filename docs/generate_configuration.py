@@ -28,7 +28,7 @@ SOURCE = DOCS.parent / "burnish" / "config.py"
 ROOT = "Config"
 TYPES = {"str": "text", "bool": "true or false", "int": "whole number", "float": "number"}
 TYPES |= {"Table": "table", "list[Table]": "list of tables"}
-TYPES |= {"ModelPath": "text", "FilePath": "text", "DeviceName": "text"}
+TYPES |= dict.fromkeys(("ModelPath", "FilePath", "ExpansionsPath", "DeviceName"), "text")
 TYPES |= {"list[str]": "list of texts", "list[float]": "list of numbers"}
 
 INTRODUCTION = """\

@@ -29,7 +29,7 @@ from torch import Tensor
 from burnish.zoo.scenes import SIZE, Scenes
 from pretrain import loop
 from pretrain.data import ZOO
-from pretrain.shading import codes, shaded
+from pretrain.shading import LENGTHS, codes, shaded
 from pretrain.unet import DROP, PROMPTS, add_noise, encode_captions, encode_scenes, scheduler
 
 LARGEST = 2.0  # scale at which modules are as dark and as light as can be
@@ -71,7 +71,8 @@ def batches(
         count = options.pool // processes
         images, captions = scenes(count, seed, options.size)
         images = images.to(device)
-        control_images = codes(options.codes, seed, options.size)[:, None].to(device)
+        drawn = codes(options.codes, seed, options.size, modules=options.modules)
+        control_images = drawn[:, None].to(device)
         states, caption_rows = encode_captions(pipe.tokenizer, pipe.text_encoder, captions, device)
         caption_rows = caption_rows.to(device)
         generator = torch.Generator(device).manual_seed(seed)
@@ -125,6 +126,14 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=20000, help="scenes to draw from")
     parser.add_argument("--size", type=int, default=SIZE, choices=(SIZE, 2 * SIZE), help="in px")
     parser.add_argument("--codes", type=int, default=10000, help="codes to draw from")
+    parser.add_argument(
+        "--modules",
+        type=int,
+        nargs="+",
+        default=[4],
+        choices=sorted(LENGTHS),
+        help="sides of the modules of the codes on 128 px, by turns",
+    )
     parser.add_argument("--warm", action="store_true", help="go on from the package's weights")
     options = parser.parse_args()
     job = loop.sized("controlnet", options.size)
@@ -153,7 +162,8 @@ def main() -> None:
 
         return (v.float() - target).square().mean(), {}
 
-    preview_codes = codes(16, 1, options.size)[:, None].expand(-1, 3, -1, -1).float() / 255
+    previewed = codes(16, 1, options.size, modules=options.modules)
+    preview_codes = previewed[:, None].expand(-1, 3, -1, -1).float() / 255
 
     def preview() -> Image.Image:
         rows = []

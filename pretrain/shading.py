@@ -8,7 +8,7 @@ With Y the luminance and share from 0 to 1,
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Literal
 
@@ -22,9 +22,17 @@ DARK = 0.78  # what is taken from the luminance of dark modules at a share of 1
 LIGHT = 0.82  # the least luminance of light modules there
 LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601, as readers take it
 SHORT, LONG = 9, 24  # characters that make a QR code of version 1, and of version 2
+# characters of codes on 128 px by the side of their modules in px; 5 px are too many for version 2
+LENGTHS: Mapping[int, tuple[int, ...]] = {4: (SHORT, LONG), 5: (SHORT,)}
 
 
-def codes(count: int, seed: int, size: int, part: Literal["train", "unseen"] = "train") -> Tensor:
+def codes(
+    count: int,
+    seed: int,
+    size: int,
+    part: Literal["train", "unseen"] = "train",
+    modules: Sequence[int] = (4,),
+) -> Tensor:
     """Return the control images (count, size, size) uint8 of as many random payloads.
 
     They are as generators get them: on a small canvas Micro QR codes, on another QR codes of
@@ -35,14 +43,24 @@ def codes(count: int, seed: int, size: int, part: Literal["train", "unseen"] = "
         seed: of the payloads.
         size: side of the canvas in px.
         part: of the random payloads (`burnish.prompts.codes`); "unseen" is for measuring.
+        modules: sides of the modules in px, of `LENGTHS`, by turns too; not on a small canvas.
     """
     if size < TINY:
         prompts = qr(["a code"], random=count, seed=seed, part=part)
     else:
-        draw = partial(qr, ["a code"], seed=seed, part=part)
-        small = draw(random=count - count // 2, length=SHORT)
-        large = draw(random=count // 2, length=LONG)
-        prompts = [prompt for pair in zip_longest(small, large) for prompt in pair if prompt]
+        kinds = [(module, length) for module in modules for length in LENGTHS[module]]
+        draws = [
+            qr(
+                ["a code"],
+                random=len(range(turn, count, len(kinds))),
+                seed=seed,
+                length=length,
+                part=part,
+                code={"module": module},
+            )
+            for turn, (module, length) in enumerate(kinds)
+        ]
+        prompts = [prompt for row in zip_longest(*draws) for prompt in row if prompt]
 
     layouts = [layout_of(prompt, size) for prompt in prompts]
     return torch.stack([(layout.draw()[0] * 255).to(torch.uint8) for layout in layouts])

@@ -76,6 +76,9 @@ def test_the_configuration_reference_is_fresh() -> None:
     page = (DOCS / "configuration.md").read_text("utf-8")
     assert page == generate.render(), "run: python docs/generate_configuration.py"
     assert set(keys()) <= set(re.findall(r"`([\w.]+)`", page))
+    assert not re.findall(r"^.*\| (?:Annotated|[A-Z]\w+) \|.*$", page, re.MULTILINE), (
+        "no type for it"
+    )
     assert not re.findall(r"^\| `[^`]+` \| [^|]+ \| [^|]+ \|\s*\|$", page, re.MULTILINE)
 
 

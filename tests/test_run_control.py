@@ -148,7 +148,7 @@ def test_an_evaluation_is_made_on_demand(recipe: Path, tmp_path: Path) -> None:
     assert names == ["000000.json", "000002.json", "000004.json"]
 
 
-@pytest.mark.parametrize("by", ["the same file", "a later file", "a call"])
+@pytest.mark.parametrize("by", ["the same file", "a later file", "a call", "a file meanwhile"])
 def test_a_stop_does_first_what_else_was_asked_for(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
@@ -167,6 +167,15 @@ def test_a_stop_does_first_what_else_was_asked_for(
 
     if by == "a later file":  # requests and the stop come while iteration 3 is sampled
         monkeypatch.setattr(record, "take_shared", after_iterations(2, record.take_shared))
+    if by == "a file meanwhile":  # the evaluation has begun
+        evaluate_now = record.evaluate_now
+
+        def stop_first(*arguments: object) -> object:
+            monkeypatch.setattr(record, "evaluate_now", evaluate_now)
+            ask(run, stop=True)
+            return evaluate_now(*arguments)
+
+        monkeypatch.setattr(record, "evaluate_now", stop_first)
     train(
         load(recipe, [*QUICK, "evaluation.images_per_prompt=1"]),
         run.folder,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from burnish import runs
-from burnish.runs import Run
+from burnish.runs import Run, is_locked, try_lock
 
 
 def test_create_then_open(tmp_path: Path) -> None:
@@ -69,6 +69,18 @@ def test_two_at_once(tmp_path: Path) -> None:
         pass
     with run.lock():  # free again
         pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no lock that several can have")
+def test_two_who_ask_whether_a_run_is_held_do_not_take_each_other_for_its_holder(
+    tmp_path: Path,
+) -> None:
+    run = Run.create(tmp_path)
+    with run.lock():
+        assert is_locked(run)
+    with (tmp_path / "lock").open("rb") as other:
+        assert try_lock(other, shared=True)
+        assert not is_locked(run)
 
 
 @pytest.mark.parametrize("more", ["", "notes.txt"])

@@ -137,6 +137,8 @@ def test_a_run_is_running_while_a_process_holds_it(root: Path, client: TestClien
         assert post(client, "/runs/one/ask", what="strength", strength="900")[0] == 400
         assert post(client, "/runs/one/ask", what="dance")[0] == 400
         assert "running already" in post(client, "/runs/one/resume")[1]
+        back = post(client, "/runs/one/rollback", iteration="3", sure="yes")
+        assert "stop it first" in back[1]
 
     assert not is_training(run)
     (root / "one" / "control.json").unlink()
@@ -327,15 +329,21 @@ def test_a_branch_and_a_way_back_are_those_of_the_command_line(
     assert post(client, "/runs/nobody/resume")[0] == 404
 
 
-SENTENCE = "import sys, time; time.sleep({}); sys.exit({!r})"
-"""A command that takes a while and ends with a sentence, which is an error, or with none."""
+WAITS = """
+import sys, time
+from pathlib import Path
+while not Path({!r}).exists():
+    time.sleep(0.02)
+{}
+"""
+"""A command that goes on until there is a file, and then does something."""
 
 
 def let_commands(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, sentence: str | None = None
+    monkeypatch: pytest.MonkeyPatch, ends: Path | None, sentence: str | None = None
 ) -> None:
-    """Let commands take some seconds and end with a sentence."""
-    code = SENTENCE.format(seconds, sentence)
+    """Let commands end with a sentence, which is an error, once there is a file; None: at once."""
+    code = WAITS.format(str(ends or "/"), f"sys.exit({sentence!r})")
     monkeypatch.setattr(processes, "command", lambda arguments: [sys.executable, "-c", code])
 
 
@@ -343,16 +351,17 @@ def test_a_branch_that_takes_long_goes_on(
     root: Path, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "SHORT", 0.1)
-    let_commands(monkeypatch, seconds=2.0)
+    let_commands(monkeypatch, root / "ends")
     where = post(client, "/runs/one/branch", iteration="3", name="new")
     assert where == (303, "/process/new") and "goes on" in client.get("/process/new").text
     where = post(client, "/runs/one/rollback", iteration="3", sure="yes")
     assert where == (303, "/process/one")
     assert "still goes on" in post(client, "/runs/one/branch", iteration="3", name="new")[1]
 
+    (root / "ends").touch()
     assert all(printed(client, name) for name in ("new", "one"))
     monkeypatch.setattr(processes, "SHORT", 60.0)
-    let_commands(monkeypatch, 0.0, "a library's warning\nburnish: no checkpoint\nat the exit")
+    let_commands(monkeypatch, None, "a library's warning\nburnish: no checkpoint\nat the exit")
     code, sentence = post(client, "/runs/one/branch", iteration="3", name="new")
     assert (code, sentence) == (400, "<b>Error:</b> no checkpoint")
 
@@ -362,11 +371,12 @@ def test_the_end_of_a_command_is_a_change(
 ) -> None:
     folder = RunsFolder.open(root)
     studio = Studio(folder, Access())
-    let_commands(monkeypatch, seconds=1.0)
+    let_commands(monkeypatch, root / "ends")
     studio.launches.processes.launch("one", ["sample"])
     of_run, of_list = studio.version("one"), studio.version()
     files = events.signatures(folder, "one")
 
+    (root / "ends").touch()
     studio.launches.processes.let_end("one")
     assert files == events.signatures(folder, "one")
     assert of_run != studio.version("one") and of_list != studio.version()
@@ -375,13 +385,14 @@ def test_the_end_of_a_command_is_a_change(
 def test_the_page_of_a_run_that_begins_comes_by_itself(
     root: Path, client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_commands(monkeypatch, seconds=1.0)
+    let_commands(monkeypatch, root / "ends")
     assert client.get("/runs/new/curves").status_code == 404
     post(client, "/new", recipe="demo", name="new", do="start")
     answer = client.get("/runs/new/curves")
     assert answer.status_code == 200 and "this page shows it in a moment" in answer.text
     assert 'data-events="/events?run=new' in answer.text
 
+    (root / "ends").touch()
     printed(client, "new")
     answer = client.get("/runs/new/curves")
     assert answer.status_code == 404 and "data-events" not in answer.text
@@ -390,7 +401,7 @@ def test_the_page_of_a_run_that_begins_comes_by_itself(
 def test_another_studio_finds_a_command_that_goes_on_and_ends_it(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    let_commands(monkeypatch, seconds=60.0)
+    let_commands(monkeypatch, root / "ends")
     folder = RunsFolder.open(root)
     earlier = Studio(folder, Access()).launches.processes
     earlier.launch("search", ["qr"])
@@ -407,8 +418,8 @@ def test_another_studio_finds_a_command_that_goes_on_and_ends_it(
 
 def test_a_command_survives_the_end_of_the_studio(root: Path) -> None:
     """Also Ctrl+C, which a terminal sends to all processes of its own."""
-    done = root / "done"
-    work = f"import time, pathlib; time.sleep(1); pathlib.Path({str(done)!r}).touch()"
+    ends, done = root / "ends", root / "done"
+    work = WAITS.format(str(ends), f"Path({str(done)!r}).touch()")
     server = (
         "import sys\nfrom burnish.studio import processes\n"
         "from burnish.studio.folder import RunsFolder\n"
@@ -425,12 +436,12 @@ def test_a_command_survives_the_end_of_the_studio(root: Path) -> None:
     ) as studio:
         assert studio.stdout is not None
         studio.stdout.readline()
-        assert not done.exists()
         os.killpg(studio.pid, signal.SIGINT)
-    assert studio.returncode
+    assert studio.returncode and not done.exists()
 
-    ends = time.monotonic() + 60
-    while not done.exists() and time.monotonic() < ends:
+    ends.touch()
+    until = time.monotonic() + 60
+    while not done.exists() and time.monotonic() < until:
         time.sleep(0.05)
     assert done.exists()
 
@@ -616,6 +627,9 @@ def test_what_the_pages_ask_for_is_there(client: TestClient) -> None:
     page = client.get("/").text
     for path in re.findall(r'(?:src|href)="(/static/[^"]+)"', page):
         assert client.get(path).status_code == 200
+        tag = client.get(path).headers["etag"]
+        assert client.get(path, headers={"if-none-match": tag}).status_code == 304
+        assert client.get(path, headers={"if-none-match": '"of another version"'}).content
     assert "--paper" in client.get("/static/report.css").text
 
 

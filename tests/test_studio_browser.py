@@ -170,6 +170,39 @@ def test_an_answer_to_a_form_is_never_sent_again(
     assert started == []
 
 
+def test_the_focus_stays_where_it_is_while_news_arrive(
+    address: str, page: Page, questioned: Run
+) -> None:
+    focused = "document.activeElement.id"
+    with questioned.lock():  # it trains
+        (questioned.folder / "lock").write_text("process 99999999 on another machine")
+        number = 1
+        for tab, one in (("curves", "ask-save"), ("curves", "tab-health"), ("votes", "undo")):
+            page.open(f"{address}/runs/one/{tab}")
+            page.value("window.sameness = 1")
+            page.value(f"document.getElementById('{one}').focus()")
+            number += 1
+            questioned.append({"iteration": number, "images": 4})
+            page.wait(text_has(f"{number} of 4 iterations"))
+            page.wait("!document.querySelector('.htmx-request')")
+            assert page.value(focused) == one and page.value("window.sameness") == 1
+
+
+def test_a_form_that_somebody_stopped_can_be_sent_again(
+    address: str, page: Page, root: Path
+) -> None:
+    write_grids(root, 1)
+    quick = "const later = setTimeout; window.setTimeout = (act, after) => later(act, after / 50);"
+    page.call("Page.addScriptToEvaluateOnNewDocument", source=quick)
+    page.open(f"{address}/runs/one/curves")
+    sent = "document.querySelector('#ways form').dataset.sent"
+    # nothing comes of it, as when the browser is told to stop
+    page.value("addEventListener('submit', (event) => event.preventDefault())")
+    page.value("document.querySelector('#ways form').requestSubmit()")
+    assert page.value(sent) == "yes"
+    page.wait(f"{sent} === undefined")
+
+
 SEEN = (
     "document.querySelector('.vote').dataset.shown !== 'soon' && document.readyState === 'complete'"
 )
@@ -188,14 +221,25 @@ def questioned(root: Path) -> Run:
     return run
 
 
+HOLD_BACK = """
+const later = window.setTimeout;
+window.heldBack = [];
+window.setTimeout = (act, after) => after === 300 ? window.heldBack.push(act) : later(act, after);
+"""
+"""Keeps a question from being answered until `heldBack` is called, however slow the machine is."""
+
+
 def test_a_vote_is_for_the_pair_that_was_seen(address: str, page: Page, questioned: Run) -> None:
     """Not for those that come while a key is held down, or pressed twice in a hurry."""
     first, second, _ = votes.questions(questioned)
     page.open(f"{address}/runs/one/votes")
     page.wait(SEEN)
+    page.call("Page.addScriptToEvaluateOnNewDocument", source=HOLD_BACK)
     page.press("ArrowLeft", repeats=30)
     page.wait("document.body?.innerText.includes('2 left, 1 given')")
+    page.wait("heldBack.length")
     page.press("ArrowLeft")  # the second press of a fast pair
+    page.value("heldBack[0]()")
     page.wait(SEEN)
     assert [vote.question for vote in votes.votes(questioned)] == [first.id]
 

@@ -108,6 +108,8 @@ class Actions:
         """Take a run back; return where to go."""
         if form.get("sure") != "yes":
             raise ValueError("what is later would be deleted: tick that you are sure")
+        if is_training(self.studio.folder.run(name)):
+            raise ValueError(f"{name} is running; stop it first, then roll it back")
 
         is_done = self.studio.launches.roll_back(name, whole_number(form.get("iteration", "")))
         return changed_run(name, is_done)

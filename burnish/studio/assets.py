@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
@@ -84,7 +85,13 @@ class Assets:
             content = report_style().encode()
         else:
             content = (files("burnish.studio") / "static" / file).read_bytes()
-        return Response(content, media_type=kind, headers={"cache-control": "max-age=3600"})
+
+        # asked for each time, for another version of Burnish has others; sent only if it is new
+        tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        headers = {"cache-control": "no-cache", "etag": tag}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=kind, headers=headers)
 
 
 def report_style() -> str:

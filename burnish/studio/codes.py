@@ -100,7 +100,7 @@ class Codes:
         name = request.path_params["name"]
         try:
             self.studio.launches.processes.end(name)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return self.studio.failed(error, "Codes", 400)
         return redirect(f"/codes/{quote(name)}")
 

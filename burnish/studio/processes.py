@@ -210,7 +210,7 @@ def is_log_held(folder: RunsFolder, name: str) -> bool:
         return False
     try:
         with path.open("rb") as file:
-            return not try_lock(file)
+            return not try_lock(file, shared=True)
     except OSError:
         return False
 

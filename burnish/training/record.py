@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from burnish import config as configuration
@@ -138,14 +138,17 @@ class Recorder:
             evaluate: also if nobody asks for it.
         """
         job = self.job
-        requests, self.requests = self.requests, NOTHING
-        if requests.sample:
+        if self.requests.sample:
             draw_samples(job, iteration, requested=True)
-        if requests.strength is not None:
-            draw_strength_grid(job, iteration, requests.strength)
-        if self.initial and (requests.evaluate or evaluate):
+            self.requests = replace(self.requests, sample=False)
+        if self.requests.strength is not None:
+            draw_strength_grid(job, iteration, self.requests.strength)
+            self.requests = replace(self.requests, strength=None)
+        if self.initial and (self.requests.evaluate or evaluate):
             evaluate_now(job, self.initial, iteration)
             self.ended_by_guard = check_guard(job, self.initial, iteration)
+        # only now: a stop may have come in the midst of it, and what was asked for is done before
+        self.requests = NOTHING
 
     def carry_out_last(self) -> None:
         """Do what somebody still asks for when the run ends; another stop cuts it off."""

@@ -79,12 +79,16 @@ async function seeQuestion() {
 document.addEventListener("htmx:after:swap", seeQuestion);
 seeQuestion();
 
-// A form is sent once.
+// A form is sent once by a double press; later again, for the browser may have been told to stop.
+const SENT = 5000; // milliseconds
 document.addEventListener("submit", (event) => {
   const form = event.target;
   const answers = event.submitter?.name === "answer" && event.submitter.value !== "undo";
   if (form.dataset.sent || (answers && form.dataset.shown !== "yes")) event.preventDefault();
-  else if (form.method === "post") form.dataset.sent = "yes";
+  else if (form.method === "post") {
+    form.dataset.sent = "yes";
+    setTimeout(() => delete form.dataset.sent, SENT);
+  }
 });
 
 // The keys 1 to 9 open the pages of a run; a button may have a key of its own.
