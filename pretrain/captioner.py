@@ -576,7 +576,7 @@ def main() -> None:
     print(f"{len(text)} words, {parameters / 1e6:.2f} M parameters", flush=True)
 
     def loss_of(batch: Pack) -> tuple[Tensor, dict[str, float]]:
-        with torch.autocast(device.type, torch.bfloat16):
+        with loop.autocast(device):
             loss, right = losses(model, batch)
         return loss.mean(), {"tokens right": right.float().mean().item()}
 

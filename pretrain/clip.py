@@ -149,7 +149,7 @@ def disturb_latents(vae: AutoencoderKL, x: Tensor, every: int, first: int = 0) -
 
     They are changed in place.
     """
-    with torch.autocast(x.device.type, torch.bfloat16):
+    with loop.autocast(x.device):
         z = vae.encode(x[first::every]).latent_dist.mean
         noise = 0.15 * torch.rand(len(z), 1, 1, 1, device=z.device) * torch.randn_like(z)
         z = z + noise / vae.config.scaling_factor
@@ -258,7 +258,7 @@ def main() -> None:
 
     def loss_of(batch: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, float]]:
         x, ids, ignored = (part.to(device) for part in batch)
-        with torch.autocast(device.type, torch.bfloat16):
+        with loop.autocast(device):
             text = F.normalize(model.get_text_features(ids).pooler_output.float(), dim=-1)
             image = F.normalize(model.get_image_features(x).pooler_output.float(), dim=-1)
 

@@ -86,7 +86,7 @@ def batches(
             share = (scale / LARGEST).view(-1, 1, 1, 1)
             shown = shaded(images[rows].float() / 255, code, share) * 2 - 1
             dropped = draw(options.batch) < DROP
-            text = states[torch.where(dropped, 0, caption_rows[rows])]
+            text = states[torch.where(dropped, 0, caption_rows[rows])].float()
             yield encode_scenes(pipe.vae, shown), text, code.expand(-1, 3, -1, -1), scale
 
     return endless
@@ -149,7 +149,7 @@ def main() -> None:
         x0, states, code, scale = batch
         x, t, target = add_noise(x0, alphas)
 
-        with torch.autocast(device.type, torch.bfloat16):
+        with loop.autocast(device):
             down, middle = controlnet(x, t, states, controlnet_cond=code, return_dict=False)
             factor = scale.view(-1, 1, 1, 1)
             v = pipe.unet(
@@ -169,7 +169,7 @@ def main() -> None:
         rows = []
 
         for scale in (0.0, 0.4, 0.8, 1.2, 1.6, 2.0):
-            with torch.autocast(device.type, torch.bfloat16):
+            with loop.autocast(device):
                 output = pipe(
                     list(PROMPTS[:16]),
                     image=preview_codes.to(device),

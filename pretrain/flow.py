@@ -284,7 +284,7 @@ def pipeline(
 
 def draw(pipe: ZImagePipeline, prompts: list[str], steps: int, guidance: float) -> Tensor:
     """Return images (n, 3, 128, 128) in [0, 1] of prompts."""
-    with torch.autocast(pipe.transformer.device.type, torch.bfloat16):
+    with loop.autocast(pipe.transformer.device):
         return pipe(
             list(prompts),
             height=128,
@@ -342,7 +342,7 @@ def main() -> None:
         x0, t, noise, ids, masks = batch
         level = t.view(-1, 1, 1, 1)
 
-        with torch.autocast(device.type, torch.bfloat16):
+        with loop.autocast(device):
             out = forward((1 - level) * x0 + level * noise, t, ids, masks)
 
         return (out.float() - (x0 - noise)).square().mean(), {}

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from burnish.zoo.scenes import Scenes
+from pretrain import loop
 
 SHARD = 1000  # scenes in a file
 CHUNK = 50  # scenes of a kind that are encoded together
@@ -33,7 +34,7 @@ def encode(vae: AutoencoderKL, images: Tensor, device: torch.device) -> Tensor:
         device, memory_format=torch.channels_last
     )
 
-    with torch.autocast(device.type, torch.bfloat16):
+    with loop.autocast(device):
         mean = vae.encode(x).latent_dist.mean.float()
 
     return ((mean - vae.config.shift_factor) * vae.config.scaling_factor).half().cpu()

@@ -77,7 +77,7 @@ def loss_of(vae: AutoencoderKL, x: Tensor, device: torch.device) -> tuple[Tensor
     """Return the loss of encoder and decoder, the PSNR in dB and the KL of a scalar in nats."""
     x = x.to(device, memory_format=torch.channels_last)
 
-    with torch.autocast(device.type, torch.bfloat16):
+    with loop.autocast(device):
         posterior = vae.encode(x).latent_dist
         z = posterior.mean + posterior.std * torch.randn_like(posterior.std)
         y = vae.decode(z).sample

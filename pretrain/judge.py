@@ -239,7 +239,7 @@ def main() -> None:
 
     def loss_of(batch: tuple[Tensor, ...]) -> tuple[Tensor, dict[str, float]]:
         x, noun, colour, count = batch
-        with torch.autocast(device.type, torch.bfloat16):
+        with loop.autocast(device):
             logits = model(x.to(memory_format=torch.channels_last)).logits
 
         noun_logits, colour_logits, count_logits = split(logits.float())

@@ -76,13 +76,13 @@ class Distillation:
         self, network: UNet2DConditionModel, x: Tensor, t: Tensor, states: Tensor, weight: Tensor
     ) -> Tensor:
         """Return the consistency function at `x`, float32; `weight` is embedded."""
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with loop.autocast(x.device):
             output = network(x, t.to(x.device), states, timestep_cond=weight).sample
         return self.consistency.x0(x, t, output)
 
     def guided(self, x: Tensor, t: Tensor, states: Tensor, weight: Tensor) -> Tensor:
         """Return the teacher's output with classifier-free guidance of `weight` (B,), float32."""
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with loop.autocast(x.device):
             both = torch.cat([self.null_states.expand_as(states).to(states), states])
             output = self.teacher(torch.cat([x, x]), torch.cat([t, t]).to(x.device), both).sample
         null, prompted = output.float().chunk(2)
@@ -121,7 +121,7 @@ class Distillation:
         rows = []
 
         for steps in (2, 4, 8):
-            with torch.autocast(self.student.device.type, torch.bfloat16):
+            with loop.autocast(self.student.device):
                 output = self.pipe(
                     list(PROMPTS[:16]),
                     num_inference_steps=steps,

@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from burnish.tools.preflight import UNITS
 from burnish.zoo.scenes import SIZE
 
 RECORD_EVERY = 100  # steps between two points of the curve
@@ -109,6 +110,13 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="processes that draw scenes beside the one that trains, where that is on a GPU",
     )
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Return bfloat16 autocast, or none on a CPU without units for it: ten times slower there."""
+    units = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    is_fast = not units or any(units.get(name) for name in UNITS["bfloat16"])
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_fast)
 
 
 def sized(name: str, size: int) -> str:

@@ -110,7 +110,7 @@ def batches(
             rows = torch.randint(len(pool), (options.batch,), generator=generator)
             dropped = torch.rand(options.batch, generator=generator) < drop
             state_rows = torch.where(dropped, 0, caption_rows[rows])
-            yield pool[rows].float().to(device), states[state_rows.to(device)]
+            yield pool[rows].float().to(device), states[state_rows.to(device)].float()
 
     return endless
 
@@ -136,7 +136,7 @@ def encode_scenes(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Return images (B, 3, H, W) in [-1, 1] as scaled latents (B, 4, H / 4, W / 4) float32."""
     x = images.to(vae.device, memory_format=torch.channels_last)
 
-    with torch.autocast(vae.device.type, torch.bfloat16):
+    with loop.autocast(vae.device):
         mean = vae.encode(x).latent_dist.mean.float()
 
     return mean * vae.config.scaling_factor
@@ -207,7 +207,7 @@ def add_noise(x0: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def preview(pipe: StableDiffusionPipeline, size: int) -> Image.Image:
     """Return images of `PROMPTS` on one sheet."""
-    with torch.autocast(pipe.unet.device.type, torch.bfloat16):
+    with loop.autocast(pipe.unet.device):
         images = pipe(
             PROMPTS,
             height=size,
@@ -249,7 +249,7 @@ def main() -> None:
         x0, states = batch
         x, t, target = add_noise(x0, alphas)
 
-        with torch.autocast(device.type, torch.bfloat16):
+        with loop.autocast(device):
             v = unet(x, t, states).sample
 
         return (v.float() - target).square().mean(), {}

@@ -74,7 +74,7 @@ def decoder_loss(vae: AutoencoderKL, x: Tensor, device: torch.device) -> Loss:
     """Return the loss of the decoder alone, and the PSNR."""
     x = x.to(device, memory_format=torch.channels_last)
 
-    with torch.autocast(device.type, torch.bfloat16):
+    with loop.autocast(device):
         with torch.no_grad():
             z = vae.encode(x).latent_dist.mean
         y = vae.decode(z).sample
@@ -89,7 +89,7 @@ def full_loss(vae: AutoencoderKL, x: Tensor, device: torch.device) -> Loss:
     """Return the loss of encoder and decoder, the PSNR and the KL."""
     x = x.to(device, memory_format=torch.channels_last)
 
-    with torch.autocast(device.type, torch.bfloat16):
+    with loop.autocast(device):
         posterior = vae.encode(x).latent_dist
         z = posterior.mean + posterior.std * torch.randn_like(posterior.std)
         y = vae.decode(z).sample

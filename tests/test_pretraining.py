@@ -57,6 +57,27 @@ def test_codes_in_scenes_are_read_where_they_are_strong(size: int) -> None:
     assert read[1.0] >= 9
 
 
+def test_codes_have_modules_of_the_sides_that_were_asked_for() -> None:
+    """At the left of a code's first row is the upper edge of a finder pattern, of seven modules."""
+    images = codes(6, 0, 128, modules=(4, 5))
+    assert all(zxingcpp.read_barcodes(image.numpy()) for image in images)
+    firsts = [next(row for row in image.tolist() if 0 in row) for image in images]
+    edges = ["".join("#" if value == 0 else "." for value in row).strip(".") for row in firsts]
+    assert [edge.index(".") / 7 for edge in edges] == [4, 4, 5, 4, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("units", "expected"),
+    [({"avx512_bf16": True}, True), ({"avx512_bf16": False, "amx_bf16": False}, False), ({}, True)],
+)
+def test_bfloat16_is_used_where_the_processor_has_units_for_it(
+    monkeypatch: pytest.MonkeyPatch, units: dict[str, bool], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    with loop.autocast(torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu") == expected
+
+
 def test_worker_processes_have_seeds_of_their_own() -> None:
     def source(seed: int) -> Iterator[np.ndarray]:
         rng = np.random.default_rng(seed)
