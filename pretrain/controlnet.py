@@ -121,7 +121,35 @@ def load(
     return pipe
 
 
-def main() -> None:
+def preview(
+    pipe: StableDiffusionControlNetPipeline, options: argparse.Namespace, device: torch.device
+) -> Image.Image:
+    """Return images of 16 prompts with codes, a row for each of several scales."""
+    drawn = codes(16, 1, options.size, modules=options.modules)
+    control_images = drawn[:, None].expand(-1, 3, -1, -1).float().to(device) / 255
+    rows = []
+
+    for scale in (0.0, 0.4, 0.8, 1.2, 1.6, 2.0):
+        with loop.autocast(device):
+            output = pipe(
+                list(PROMPTS[:16]),
+                image=control_images,
+                height=options.size,
+                width=options.size,
+                num_inference_steps=10,
+                guidance_scale=4.0,
+                controlnet_conditioning_scale=scale,
+                generator=torch.Generator().manual_seed(0),
+                output_type="pt",
+            )
+
+        rows.append(output.images)
+
+    return loop.grid(torch.cat(rows), 16)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
     parser = loop.arguments(__doc__, minutes=18, batch=32, lr=6e-4)
     parser.add_argument("--pool", type=int, default=20000, help="scenes to draw from")
     parser.add_argument("--size", type=int, default=SIZE, choices=(SIZE, 2 * SIZE), help="in px")
@@ -135,7 +163,11 @@ def main() -> None:
         help="sides of the modules of the codes on 128 px, by turns",
     )
     parser.add_argument("--warm", action="store_true", help="go on from the package's weights")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     job = loop.sized("controlnet", options.size)
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
@@ -162,37 +194,13 @@ def main() -> None:
 
         return (v.float() - target).square().mean(), {}
 
-    previewed = codes(16, 1, options.size, modules=options.modules)
-    preview_codes = previewed[:, None].expand(-1, 3, -1, -1).float() / 255
-
-    def preview() -> Image.Image:
-        rows = []
-
-        for scale in (0.0, 0.4, 0.8, 1.2, 1.6, 2.0):
-            with loop.autocast(device):
-                output = pipe(
-                    list(PROMPTS[:16]),
-                    image=preview_codes.to(device),
-                    height=options.size,
-                    width=options.size,
-                    num_inference_steps=10,
-                    guidance_scale=4.0,
-                    controlnet_conditioning_scale=scale,
-                    generator=torch.Generator().manual_seed(0),
-                    output_type="pt",
-                )
-
-            rows.append(output.images)
-
-        return loop.grid(torch.cat(rows), 16)
-
     loop.train(
         job,
         controlnet,
         batches(pipe, options, device),
         loss_of,
         options,
-        preview=preview,
+        preview=lambda: preview(pipe, options, device),
         finish=lambda: controlnet.save_pretrained(options.build / job / "model"),
         decay=0.995,
     )
