@@ -93,6 +93,20 @@ def test_a_page_fills_by_itself(address: str, page: Page, root: Path) -> None:
     assert page.value("window.sameness") == 1, "the page was not loaded anew"
 
 
+def test_what_was_scrolled_stays_there_while_pictures_arrive(
+    address: str, page: Page, root: Path
+) -> None:
+    samples = write_grids(root, 1)
+    page.open(f"{address}/runs/one/images")
+    wide = "<style>.images { width: 4000px }</style>"
+    page.value(f"document.head.insertAdjacentHTML('beforeend', '{wide}')")
+    page.value("document.querySelector('#sheet').scrollLeft = 300")
+
+    shutil.copy(samples / "000000.png", samples / "000001.png")
+    page.wait("document.querySelectorAll('.images .cell').length === 2")
+    assert page.value("document.querySelector('#sheet').scrollLeft") == 300
+
+
 def write_grids(root: Path, count: int) -> Path:
     """Write a run with the grids of its first iterations; return their folder."""
     samples = write_run(root, "one") / "samples"
