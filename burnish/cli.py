@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -410,7 +411,7 @@ def branch_run(
 
     new = branch(Run.open(run), iteration, out)
     say(f"{new.folder} is {run} after iteration {iteration}")
-    say(f"Go on with: burnish train --resume --out {new.folder}")
+    say(f"Go on with: burnish train --resume --out {quote(str(new.folder))}")
 
 
 @app.command("rollback")
@@ -429,7 +430,7 @@ def roll_run_back(
 
     roll_back(Run.open(run), iteration)
     say(f"{run} is as it was after iteration {iteration}")
-    say(f"Go on with: burnish train --resume --out {run}")
+    say(f"Go on with: burnish train --resume --out {quote(str(run))}")
 
 
 @app.command("export")

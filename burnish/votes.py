@@ -482,7 +482,7 @@ def _rows(path: Path) -> list[tuple[int, bytes]]:
     *complete, (last, unfinished) = raw_rows(path)
     if _is_whole(unfinished):  # an editor took away the last line's end
         complete.append((last, unfinished))
-    return complete
+    return [(row, line) for row, line in complete if line.strip()]
 
 
 def _is_whole(line: bytes) -> bool:

@@ -421,6 +421,15 @@ def test_check_reward_tries_the_gradient() -> None:
     def stepped(images: Tensor, prompts: Any) -> Tensor:
         return (images.round() + 0 * images).mean((1, 2, 3))
 
+    @differentiable
+    def in_place(images: Tensor, prompts: Any) -> Tensor:
+        grown = images.exp()
+        value = grown.exp().mean((1, 2, 3)) + (grown * grown).mean((1, 2, 3))
+        grown.mul_(2)
+        return value
+
+    (found,) = check_reward(in_place)
+    assert "reward 'reward' fails where its gradient is taken: RuntimeError" in found
     assert check_reward(redness) == check_reward(plain) == []
     (found,) = check_reward(plain, gradient=True)
     assert "it is differentiable, but does not say so" in found

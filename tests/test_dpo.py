@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch.nn.functional import logsigmoid
 from burnish.checked import checked_part
 from burnish.rl.dpo import DPO, pair_signs
 from burnish.training.batch import Credit
-from burnish.training.image_choice import compared_pairs
+from burnish.training.image_choice import compared_pairs, drawn_together
 from burnish.types import Loss, Replay
 
 
@@ -103,6 +104,47 @@ def test_only_the_images_of_pairs_are_replayed(
     process = updates.process(batch, [whole])
     means = [updates.update(process, credit, pairs, first=True) for pairs in (whole, some)]
     assert means[0]["grad_norm"] / 4 * 7 == pytest.approx(means[1]["grad_norm"], rel=1e-4)
+    # nothing has moved, however many images have no part
+    assert [one["preference_margin"] for one in means] == pytest.approx([0, 0], abs=1e-5)
+
+
+def test_a_prompt_that_is_drawn_twice_has_two_pairs() -> None:
+    """Of images 0 and 1, and of 2 and 3, on which people voted; and each in its own step."""
+    adv = torch.tensor([1.0, -1, -1, 1])
+    everything = torch.ones(4).bool()
+    together = drawn_together(torch.zeros(4).long(), 2)
+    credit = Credit(adv, everything, together, everything, 1.0)
+    steps = [(torch.tensor(rows), torch.zeros(2).long()) for rows in ([0, 1], [2, 3])]
+    found = compared_pairs(DPO(), credit, steps)
+    assert [images.tolist() for images, _ in found] == [[0, 1], [2, 3]]
+
+
+def test_a_single_prompt_is_learned_from_in_every_step(
+    write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load(
+        write_recipe(BRIGHTNESS, rewards=[{"use": "HERE/reward.py:brightness"}]),
+        "batch={prompts=4,images_per_prompt=2,sample_batch=8,train_batch=24,minibatches=4}",
+        "prompts={use='list',texts=['a cat']}",
+        "objective={use='dpo'}",
+        "advantage={use='group'}",
+        "optimizer.lr=0",
+    )
+    _, batch, updates = first_batch(config, tmp_path / "job")
+    everything = torch.ones(8, dtype=torch.bool)
+    adv = torch.tensor([1.0, -1] * 4)
+    credit = Credit(adv, everything, batch.group, counted=everything, loss_scale=1.0)
+    norms: list[float] = []
+    update = updates.update
+
+    def noted(*arguments: Any, **more: Any) -> dict[str, float]:
+        metrics = update(*arguments, **more)
+        norms.append(metrics["grad_norm"])
+        return metrics
+
+    monkeypatch.setattr(updates, "update", noted)
+    updates.run(batch, credit)
+    assert len(norms) == 4 and min(norms) > 0
 
 
 def test_without_a_pair_a_single_image_is_left() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from test_loop import first_batch, load
 
 from burnish import votes
+from burnish.config import Config
 from burnish.images import fit_image, open_image
 from burnish.prompts.pairs import ImagePair, images_of_pairs, pairs, read_image_pairs
 from burnish.rewards.training_only import Chosen
@@ -19,6 +21,7 @@ from burnish.runs import Run
 from burnish.seeds import generator
 from burnish.tools.preflight import preflight
 from burnish.training.loop import train
+from burnish.training.origin import changes, named_images, pairs_digest
 from burnish.types import Prompt
 
 QUICK = ("evaluation.images_per_prompt=0", "run.sample_every=0")
@@ -85,6 +88,32 @@ def test_a_folder_pairs_images_by_their_names(tmp_path: Path) -> None:
 
     (tmp_path / "chosen/a.txt").write_text("a fox\n")
     assert read_image_pairs(tmp_path) == [ImagePair("a fox", chosen, rejected)]
+
+    draw(tmp_path / "rejected/a.png", "blue")
+    with pytest.raises(ValueError, match=r"rejected: a\.png and a\.webp have the same name"):
+        read_image_pairs(tmp_path)
+
+
+def test_another_order_or_side_of_pairs_is_another_training(file: Path) -> None:
+    found = pairs(str(file))
+    images = named_images({"prompts": found})
+    digest = pairs_digest(found, images)
+    assert digest == pairs_digest(pairs(str(file)), images) and len(digest) == 64
+
+    config = asdict(Config())
+    first = found[0].metadata
+    turned = Prompt(found[0].text, {"chosen": first["rejected"], "rejected": first["chosen"]})
+    for others in ([turned, *found[1:]], [found[1], found[0], found[2]], found[1:]):
+        new = pairs_digest(others, images)
+        old = {"images": images, "pairs": digest, "processes": 1}
+        now = {**old, "config": config, "files": {}, "pairs": new}
+        assert list(changes({**old, "config": config}, now)) == ["prompts (pairs of images)"]
+    assert not changes({**old, "config": config}, {**now, "pairs": digest})
+
+    left_out = {path: one for path, one in images.items() if path != first["chosen"]}
+    found_changes = changes({**old, "config": config}, {**now, "images": left_out})
+    assert found_changes == {f"file {first['chosen']}": "no prompt names it any more"}
+    assert pairs_digest([Prompt("a cat")], {}) == ""
 
 
 def test_the_votes_of_a_run_are_pairs(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
 import shutil
@@ -26,14 +27,14 @@ from test_studio_safety import CONFIG, ORIGIN, browser, write_run
 
 from burnish import votes
 from burnish.files import dumps
-from burnish.report.results import panel_changes
+from burnish.report.results import Change, panel_changes
 from burnish.report.suspects import ranks, suspects
 from burnish.run_control import Requests, pending
 from burnish.runs import Run, try_lock
 from burnish.studio import cards, events, processes, reading
 from burnish.studio.cards import Cards, sparkline
 from burnish.studio.folder import RunsFolder
-from burnish.studio.health import lights
+from burnish.studio.health import lights, trained_change
 from burnish.studio.launches import OF_RUN
 from burnish.studio.pages import DRAWN, thinned, vote_effects
 from burnish.studio.reading import (
@@ -296,7 +297,7 @@ def test_a_start_that_fails_is_told_of(client: TestClient) -> None:
     [
         ({"changes": "batch.promts=4"}, "did you mean &#34;prompts&#34;"),
         ({"changes": "no equals sign"}, "write it as"),
-        ({"name": ""}, "is no name for a folder"),
+        ({"name": ""}, "a name is missing"),
         ({"name": "../up"}, "is no name for a folder"),
         ({"name": "one"}, "is there already"),
         ({"recipe": "nothing"}, "there is no recipe nothing"),
@@ -604,6 +605,48 @@ def test_suspects_are_liked_by_the_reward_and_by_nothing_else() -> None:
     far = {**table["panel"], "kl": [9.0, None, None, None]}  # type: ignore[dict-item]
     assert suspects({**table, "panel": far}, {"r": 1.0, "s": 2.0}) == [worst]
     assert ranks([1.0, 1.0, float("nan")]) == [0.5, 0.5, None]
+
+    # what is the same for all images tells none from another
+    sound = {**table, "judged": [True] * 4, "panel": {}}
+    assert suspects(sound, {"r": 1.0, "s": 2.0}) == []
+    assert suspects(table, {"r": 0.0, "s": 0.0}) == []
+
+
+def test_a_reward_that_is_only_measured_is_not_the_trained_one() -> None:
+    changes = [Change("clip", 0.8, 0.7)]
+    measured = {"rewards": [{"use": "votes"}, {"use": "clip", "weight": 0.0}]}
+    assert trained_change(changes, measured) is None
+    assert trained_change(changes, {"rewards": [{"use": "clip"}]}) == changes[0]
+
+
+def test_a_finished_run_is_resumed_with_more_iterations_only(
+    root: Path, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_commands(monkeypatch, None)
+    (root / "one" / "log.jsonl").write_text(records(4))
+    assert post(client, "/runs/one/resume") == (303, "/process/one"), "its adapter is missing"
+    printed(client, "one")
+    (root / "one" / "adapter.json").write_text("{}")
+    assert "all 4 iterations are done" in post(client, "/runs/one/resume")[1]
+    assert post(client, "/runs/one/resume", changes="iterations=8")[0] == 303
+    printed(client, "one")
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *others: object, **more: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    code, sentence = post(client, "/runs/one/resume")
+    assert code == 400 and "one.log could not be written: no permission" in sentence
+
+
+def test_a_file_is_no_folder_of_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="is a file; give the folder that holds the runs"):
+        RunsFolder.open(tmp_path / "file")
 
 
 def test_seeds_are_laid_over_each_other(root: Path, client: TestClient) -> None:

@@ -20,10 +20,10 @@ from burnish import config as configuration
 from burnish.cli import app
 from burnish.images import open_image
 from burnish.rewards import bradley_terry as bt
-from burnish.rewards.bradley_terry import Comparisons, Head
+from burnish.rewards.bradley_terry import Comparisons, Head, HeldOut
 from burnish.rewards.clip import Clip
 from burnish.rewards.taste import FORMAT, head_bytes, read_head
-from burnish.tools.taste import fit_taste, read_by_votes
+from burnish.tools.taste import FittedTaste, fit_taste, read_by_votes
 from burnish.types import Prompt
 
 N = 60
@@ -208,6 +208,17 @@ def pairs(tmp_path: Path) -> Path:
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
+
+
+@pytest.mark.parametrize(
+    ("count", "accuracy", "by_chance"),
+    [(2, 1.0, True), (4, 1.0, True), (12, 1.0, False), (12, 0.5, True), (100, 0.7, False)],
+)
+def test_few_pairs_may_be_right_by_chance(count: int, accuracy: float, by_chance: bool) -> None:
+    """All of four are right by chance once in sixteen times."""
+    found = FittedTaste(Path("t"), count, 2 * count, 1.0, HeldOut(accuracy, 0.5, count))
+    assert found.error > 0
+    assert ("that may be chance" in found.lines()[-1]) == by_chance
 
 
 @pytest.mark.parametrize("features", ["embedding", "patches"])

@@ -25,7 +25,7 @@ from burnish.training.assembly import Overrides
 from burnish.training.job import Stopped
 from burnish.training.loop import train
 from burnish.training.requirements import check_votes
-from burnish.training.voting import with_votes
+from burnish.training.voting import Round, with_votes
 from burnish.types import Prompt, Scores
 from burnish.votes import Question, Vote
 from burnish.world import World
@@ -64,6 +64,7 @@ class Voting:
     reward: Votes
     stop: bool = False
     seed: int = 5
+    together: int = 4  # images of one drawn prompt
 
     @property
     def run(self) -> Run:
@@ -81,7 +82,9 @@ class Voting:
             run=self.run,
             world=World(),
             parts=SimpleNamespace(rewards={"other": None, "votes": self.reward}),
-            config=SimpleNamespace(seed=self.seed),
+            config=SimpleNamespace(
+                seed=self.seed, batch=SimpleNamespace(images_per_prompt=self.together)
+            ),
             poll=self.poll,
         )
         placeholders = Scores(torch.zeros(B, 2, dtype=torch.float64), ("other", "votes"))
@@ -248,6 +251,27 @@ def test_without_waiting_the_head_goes_on_once_it_knows_something(tmp_path: Path
     assert values.isfinite().all()
     assert len(files.pending(run.run)) == 4
     assert run.reward.metrics["given"] == 4
+
+
+def test_without_waiting_all_questions_of_the_first_iteration_are_answered_first(
+    tmp_path: Path,
+) -> None:
+    voting = Round(Run(tmp_path), with_head(wait=False), 1, 0)
+    names = [files.add_image(voting.run, content) for content in (b"1", b"2", b"3", b"4")]
+    pairs = (names[:2], names[2:])
+    listed = [files.make_question(1, row, "a", *pair) for row, pair in enumerate(pairs)]
+    files.ask(voting.run, listed)
+    files.answer(voting.run, listed[0].id, "left", 1.0)
+    assert voting.lacks(listed)
+    files.answer(voting.run, listed[1].id, "left", 1.0)
+    assert not voting.lacks(listed)
+
+
+def test_questions_are_about_images_that_were_drawn_together(tmp_path: Path) -> None:
+    """A prompt that is drawn twice has pairs of two draws, of which each is learned from."""
+    run = Voting(tmp_path, without_head(per_iteration=6, repeats=0.0), together=2)
+    values = run.round(1)
+    assert values.view(6, 2).sum(1).tolist() == [0] * 6
 
 
 def test_skipped_questions_say_nothing(tmp_path: Path) -> None:

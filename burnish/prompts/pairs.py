@@ -136,9 +136,22 @@ def _from_folder(folder: Path) -> list[ImagePair]:
 
 
 def _images_by_name(folder: Path) -> dict[str, Path]:
-    """Return the images of a folder by their names without the ending."""
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    return {path.stem: path for path in paths if path.name.lower().endswith(IMAGE_ENDINGS)}
+    """Return the images of a folder by their names without the ending.
+
+    Raises:
+        ValueError: two have the same name.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.name.lower().endswith(IMAGE_ENDINGS):
+            continue
+        if path.stem in found:
+            raise ValueError(
+                f"{folder}: {found[path.stem].name} and {path.name} have the same name, so it is "
+                "not known which one is meant; rename or remove one"
+            )
+        found[path.stem] = path
+    return found
 
 
 def _from_votes(run: Run) -> list[ImagePair]:

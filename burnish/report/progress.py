@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from types import TracebackType
 from typing import Any
 
@@ -117,7 +118,8 @@ class Progress(Listener):
     def __enter__(self) -> Progress:
         if self.plan is not None:
             folder = self.plan.folder
-            self._print(f"run {folder}; burnish report {folder} makes a page of it, also meanwhile")
+            report = f"burnish report {quote(str(folder))}"
+            self._print(f"run {folder}; {report} makes a page of it, also meanwhile")
         if self.console.is_terminal:
             self.live.start()
         return self

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from burnish.errors import printable
@@ -120,18 +121,17 @@ def summary(run: Run, iterations: int) -> Iterator[str]:
     records = run.records()
     done = records[-1]["iteration"] if records else 0
     guarded = run.guard.is_file()
+    folder = quote(str(run.folder))
 
     if done < iterations and not guarded:
-        yield (
-            f"Stopped after iteration {done}. Go on with: burnish train --resume --out {run.folder}"
-        )
+        yield f"Stopped after iteration {done}. Go on with: burnish train --resume --out {folder}"
         return
 
     yield f"Done: {run.folder}"
     if guarded:
         yield guard_line(stored(run.guard, GuardFile))
     yield from evaluation_lines(stored(run.evaluation, EvaluationFile))
-    yield f"Next: burnish report {run.folder}, or burnish sample {run.folder} --prompt 'a cat'"
+    yield f"Next: burnish report {folder}, or burnish sample {folder} --prompt 'a cat'"
 
 
 def stored(path: Path, layout: Any) -> dict[str, Any]:

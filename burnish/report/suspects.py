@@ -90,6 +90,11 @@ def held_out_measures(table: Mapping[str, Any]) -> dict[str, Sequence[float | No
     return {"judged right": judged, **panel} if judged else panel
 
 
+def differs(values: Sequence[float | None]) -> bool:
+    """Return whether images differ in a measure: one that is the same for all suspects nobody."""
+    return len({value for value in values if value is not None and math.isfinite(value)}) > 1
+
+
 def suspects(table: Mapping[str, Any], weights: Mapping[str, float]) -> list[Suspect]:
     """Return the most suspicious images of an evaluation, the worst first.
 
@@ -98,12 +103,14 @@ def suspects(table: Mapping[str, Any], weights: Mapping[str, float]) -> list[Sus
         weights: of the rewards, by name; a reward without one counts 1.
 
     Returns:
-        Nothing if nothing is held out.
+        Nothing if nothing is held out, or the reward is the same for all images.
     """
     factors = [weights.get(name, 1.0) for name in table["rewards"]]
     totals = [weighted(row, factors) for row in table["parts"]]
-    measures = held_out_measures(table)
-    if not measures:
+    measures = {
+        name: values for name, values in held_out_measures(table).items() if differs(values)
+    }
+    if not measures or not differs(totals):
         return []
 
     rewarded = ranks(totals)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from burnish.errors import type_and_message
 from burnish.types import Prompt, Reward, describe_value, is_differentiable
 from burnish.user_code import call_user, own_prompts
 
@@ -66,7 +67,13 @@ def image_gradient(name: str, reward: Reward, images: Tensor, prompts: Sequence[
 
     found = None
     if values.requires_grad:
-        found = torch.autograd.grad(values.sum(), given, allow_unused=True)[0]
+        try:
+            found = torch.autograd.grad(values.sum(), given, allow_unused=True)[0]
+        except Exception as error:  # of a function of the user's, in its way back
+            raise ValueError(
+                f"{label} fails where its gradient is taken: {type_and_message(error)}; change no "
+                "tensor in place, and look at your own autograd functions"
+            ) from error
     if found is None:
         raise ValueError(
             f"{label} says that it is differentiable, but its values have no gradient to the "

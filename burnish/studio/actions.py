@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from burnish import votes
 from burnish.run_control import STRONGEST, ask
 from burnish.studio.launches import CHECK, Plan
+from burnish.studio.pages import summary
 from burnish.studio.reading import is_training
 from burnish.studio.studio import PAGES, Studio, redirect, sentence
 from burnish.studio.views import Views
@@ -90,12 +91,18 @@ class Actions:
 
     def resume(self, name: str, form: Mapping[str, str]) -> str:
         """Go on with a run; return where to go."""
-        if is_training(self.studio.folder.run(name)):
+        run = self.studio.folder.run(name)
+        if is_training(run):
             raise ValueError(f"{name} is running already")
+        changed = lines(form.get("changes", ""))
+        top = summary(run, self.studio.configs.of(run), self.studio.logs.of(run).records)
+        if top["state"] == "finished" and run.export.is_file() and not changed:
+            raise ValueError(
+                f"all {top['iterations']} iterations are done; to go on, give more as a changed "
+                f"key, such as iterations={2 * top['iterations']}"
+            )
 
-        self.studio.launches.resume(
-            name, lines(form.get("changes", "")), form.get("accept") == "yes"
-        )
+        self.studio.launches.resume(name, changed, form.get("accept") == "yes")
         return f"/process/{quote(name, safe='')}"
 
     def branch(self, name: str, form: Mapping[str, str]) -> str:

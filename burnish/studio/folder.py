@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from burnish.errors import printable
+from burnish.errors import os_error_context, printable
 from burnish.runs import Run
 
 MB = 1_000_000
@@ -65,12 +65,16 @@ class RunsFolder:
 
         Raises:
             ValueError: the folder is a run itself.
+            OSError: it is a file, or cannot be made.
         """
         path = Path(folder)
+        if path.is_file():
+            raise FileExistsError(f"{path} is a file; give the folder that holds the runs")
         if Run(path).exists():
             raise ValueError(f"{path} is a run; give the folder around it, which holds the runs")
 
-        path.mkdir(parents=True, exist_ok=True)
+        with os_error_context(path):
+            path.mkdir(parents=True, exist_ok=True)
         return RunsFolder(path.resolve())
 
     def names(self) -> list[str]:
@@ -149,7 +153,11 @@ class RunsFolder:
             ValueError: its name is none, or is taken.
         """
         if not is_name(name):
-            raise ValueError(f"{printable(name) or 'nothing'} is no name for a folder")
+            raise ValueError(
+                f"{printable(name)} is no name for a folder; take letters, digits and -"
+                if name
+                else "a name is missing; give one"
+            )
         path = self.root / name
         if os.path.lexists(path):
             raise ValueError(f"{printable(name)} is there already; choose another name")

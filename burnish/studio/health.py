@@ -55,7 +55,7 @@ def lights(
         _divergence(latest, evaluation, _table(tree, "guard").get("kl", 0)),
         *_learning(latest),
         *_missing(latest, tree),
-        *_held_out(evaluation),
+        *_held_out(evaluation, tree),
     ]
     if guard:
         found.append(Light("bad", "Guard", guard_line(guard)))
@@ -172,7 +172,7 @@ def _voted(tree: Any) -> set[str]:
     }
 
 
-def _held_out(evaluation: Mapping[str, Any]) -> Iterator[Light]:
+def _held_out(evaluation: Mapping[str, Any], tree: Any) -> Iterator[Light]:
     """Yield the lights about held-out measures against the reward that is trained."""
     result = evaluation.get("train")
     if not result:
@@ -180,11 +180,14 @@ def _held_out(evaluation: Mapping[str, Any]) -> Iterator[Light]:
         yield Light("unknown", "Held-out", text)
         return
 
-    changes = reward_changes(result)
-    trained = next((change for change in changes if change.name == SUM), changes[0])
-    yield Light(_level(trained), "Reward", f"{trained.name} {_moved(trained)}.")
+    trained = trained_change(reward_changes(result), tree)
+    if trained is None:
+        text = "No reward that is trained on is evaluated, so nothing says whether it rises."
+        yield Light("unknown", "Reward", text)
+    else:
+        yield Light(_level(trained), "Reward", f"{trained.name} {_moved(trained)}.")
 
-    rises = trained.verdict == "good"
+    rises = trained is not None and trained.verdict == "good"
     held_out = [change for change in panel_changes(result) if change.name != KL]
     measures = [*judge_change(result), *held_out]
     for change in measures:
@@ -199,6 +202,23 @@ def _held_out(evaluation: Mapping[str, Any]) -> Iterator[Light]:
     if not measures:
         text = "Nothing but the reward is measured: set evaluation.judge or guard.panel."
         yield Light("unknown", "Held-out", text)
+
+
+def trained_change(changes: Sequence[Change], tree: Any) -> Change | None:
+    """Return what became of the weighted sum of rewards, or of the only one that is trained on.
+
+    Args:
+        changes: of the evaluated rewards.
+        tree: of the configuration; a reward of weight 0 is only measured.
+    """
+    tables = tree.get("rewards") if isinstance(tree, Mapping) else None
+    idle = {
+        str(table.get("name") or table.get("use"))
+        for table in (tables if isinstance(tables, list) else ())
+        if isinstance(table, Mapping) and table.get("weight") == 0
+    }
+    trained = [change for change in changes if change.name not in idle]
+    return next((change for change in trained if change.name == SUM), next(iter(trained), None))
 
 
 def _moved(change: Change) -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from burnish.errors import printable
+from burnish.errors import os_error_context, printable
 from burnish.files import write
 from burnish.redaction import redact
 from burnish.runs import try_lock
@@ -225,8 +225,9 @@ def open_log(folder: RunsFolder, name: str) -> IO[bytes]:
     if path.is_symlink() or path.parent.is_symlink():
         raise ValueError(f"{printable(path)} is a link; delete it")
 
-    path.parent.mkdir(exist_ok=True)
-    log = path.open("ab")
+    with os_error_context(path):
+        path.parent.mkdir(exist_ok=True)
+        log = path.open("ab")
     ends = time.monotonic() + PROBING
     while os.name != "nt" and not try_lock(log):
         if time.monotonic() > ends:

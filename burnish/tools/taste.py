@@ -33,9 +33,17 @@ class FittedTaste:
 
     @property
     def error(self) -> float:
-        """The standard error of the accuracy."""
-        accuracy = self.held_out.accuracy
-        return float((accuracy * (1 - accuracy) / self.held_out.count) ** 0.5)
+        """The standard error of the accuracy, as if two more pairs were right and two wrong.
+
+        So it is none of 0 where few pairs are all right (Agresti and Coull 1998).
+        """
+        return float((self.middle * (1 - self.middle) / (self.held_out.count + 4)) ** 0.5)
+
+    @property
+    def middle(self) -> float:
+        """The middle of the accuracy's interval: two more pairs are right, and two wrong."""
+        right = self.held_out.accuracy * self.held_out.count
+        return (right + 2) / (self.held_out.count + 4)
 
     def lines(self) -> list[str]:
         """Return the result in words."""
@@ -45,7 +53,7 @@ class FittedTaste:
             f"of {found.count} pairs that it had not seen it foretells {found.accuracy:.0%} "
             f"(+- {self.error:.0%}; chance: 50%), at {found.nats:.2f} nats a pair (chance: 0.69)",
         ]
-        if found.accuracy - 2 * self.error <= 0.5:
+        if self.middle - 2 * self.error <= 0.5:
             lines.append(
                 "that may be chance: give more pairs, or pairs that differ in what you care about"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Any
 
 from burnish.files import dumps, sha256, write
@@ -25,15 +26,20 @@ def exported_iteration(run: Run) -> int | None:
         ValueError: its files are not those of the run's newest checkpoint.
     """
     if not run.adapter.is_dir():
+        done = checkpoint.newest(run.checkpoints).get("iteration", 0)
+        resume = f"burnish train --resume --out {quote(str(run.folder))} --set iterations={done}"
         raise FileNotFoundError(
-            f"{run.adapter} is missing: train {run.folder} first, or draw with --before"
+            f"{run.adapter} is missing, as in every branch and after a rollback; write it by "
+            f"{resume}, or train further"
+            if done
+            else f"{run.adapter} is missing: train {run.folder} first, or draw with --before"
         )
 
     newest = checkpoint.newest(run.checkpoints)
     if not run.export.is_file() and not newest.get("origin"):
         return None
 
-    remedy = f"burnish train --resume --out {run.folder} writes it anew"
+    remedy = f"burnish train --resume --out {quote(str(run.folder))} writes it anew"
     about = read_json(run.export, dict[str, Any], remedy) if run.export.is_file() else {}
     files = about.get("files")
     iteration = about.get("iteration")

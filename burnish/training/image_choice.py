@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,26 @@ def counted_pairs(counted: Tensor, pairs: Pairs) -> tuple[Pairs, float]:
     share = float(useful.double().mean())
     useful[0] |= not useful.any()
     return (images[useful], transitions[useful]), share
+
+
+def drawn_together(group: Tensor, images_per_prompt: int) -> Tensor:
+    """Return numbers (B,) that are equal for images of one drawn prompt, which are compared.
+
+    A prompt that an iteration draws twice has two such groups: they may be in different optimizer
+    steps, and people voted on images of one of them.
+
+    Args:
+        group: (B,) prompts, of whole processes.
+        images_per_prompt: neighbours, of each drawn prompt.
+    """
+    draws = torch.arange(len(group), device=group.device) // images_per_prompt
+    together: Tensor = torch.stack([group, draws], 1).unique(dim=0, return_inverse=True)[1]
+    return together
+
+
+def by_draw(credit: Credit, images_per_prompt: int) -> Credit:
+    """Return the credit with the groups of `drawn_together`."""
+    return replace(credit, group=drawn_together(credit.group, images_per_prompt))
 
 
 def compared_pairs(objective: Objective, credit: Credit, minibatches: list[Pairs]) -> list[Pairs]:

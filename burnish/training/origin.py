@@ -17,6 +17,7 @@ from typing import Any
 
 from burnish.catalog import IN_MEMORY
 from burnish.config import Config, RunConfig
+from burnish.files import dumps
 from burnish.training.assembly import EvaluationParts, Parts
 from burnish.types import Prompt
 from burnish.world import World
@@ -50,17 +51,22 @@ READ = (".json", ".model", ".safetensors", ".txt")
 
 
 def origin_of(config: Config, world: World, parts: EvaluationParts | None = None) -> dict[str, Any]:
-    """Return where a run comes from, as JSON: "config", "processes", "files" and "images".
+    """Return where a run comes from, as JSON: "config", "processes", "files", "images", "pairs".
 
     Args:
         config: of the run.
         world: its processes.
-        parts: of the run; without them there are no "images". With a LoRA that changes text
-            encoders there are also "lora_texts", as a policy has them.
+        parts: of the run; without them there are no "images". With pairs of images that are
+            learned from there are also "pairs", a digest; with a LoRA that changes text encoders
+            "lora_texts", as a policy has them.
     """
     origin = {"config": asdict(config), "processes": world.count, "files": named_files(config)}
     if parts is not None:
-        origin["images"] = named_images(_prompts_of(parts))
+        prompts = _prompts_of(parts)
+        images = named_images(prompts)
+        origin["images"] = images
+        if pairs := pairs_digest(prompts.get("prompts", ()), images):
+            origin["pairs"] = pairs
         if parts.policy.lora_texts:
             origin["lora_texts"] = parts.policy.lora_texts
 
@@ -101,6 +107,22 @@ def named_images(prompts: Mapping[str, Sequence[Prompt]]) -> dict[str, str]:
     return {text: _digest(Path(text)) for text in sorted(paths) if _is_file(text)}
 
 
+def pairs_digest(prompts: Sequence[Prompt], images: Mapping[str, str]) -> str:
+    """Return the digest of the pairs of images that prompts name, in their order; "" of none.
+
+    Args:
+        prompts: from `prompts.pairs`, or others.
+        images: the digest of each image by its path.
+    """
+    sides = ("chosen", "rejected")
+    pairs = [
+        [prompt.text, *(images.get(str(prompt.metadata[side])) for side in sides)]
+        for prompt in prompts
+        if all(side in prompt.metadata for side in sides)
+    ]
+    return hashlib.sha256(dumps(pairs).encode("utf-8", "replace")).hexdigest() if pairs else ""
+
+
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
     """Return what differs, beyond what may change: a remark by the name of each.
 
@@ -115,9 +137,15 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
 
     images = new.get("images", old.get("images", {}))
     for path, digest in old.get("images", {}).items():
-        if images.get(path) != digest:
-            found[f"file {path}"] = "it is missing" if path not in images else "it has changed"
+        if path not in images:
+            is_there = _is_file(path)
+            found[f"file {path}"] = "no prompt names it any more" if is_there else "it is missing"
+        elif images[path] != digest:
+            found[f"file {path}"] = "it has changed"
 
+    # older versions noted none; another image is found above
+    if not found and old.get("pairs", new.get("pairs")) != new.get("pairs"):
+        found["prompts (pairs of images)"] = "they, or their order, are others: votes or files came"
     return found
 
 

@@ -23,7 +23,7 @@ from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.chain import ChainProcesses
 from burnish.training.credit import first_iterations
 from burnish.training.forward import ForwardProcesses, transition_count
-from burnish.training.image_choice import compared_pairs, counted_pairs
+from burnish.training.image_choice import by_draw, compared_pairs, counted_pairs
 from burnish.training.metrics import merged_metrics, summary
 from burnish.training.weights import WeightUpdater
 from burnish.types import Process
@@ -52,6 +52,7 @@ class GeneratorUpdates:
         if credit.empty or not (self.parts.policy.trainable or self.parts.embeddings):
             return {}
         if self.parts.objective.compares_images:
+            credit = by_draw(credit, self.config.batch.images_per_prompt)
             pairs = compared_pairs(self.parts.objective, credit, pairs)
 
         metrics = {}
@@ -137,10 +138,10 @@ class GeneratorUpdates:
             first: the weights are still those that sampled.
         """
         objective = self.parts.objective
-        adv = credit.advantages
         if objective.compares_images:
-            adv = self.image_targets(process, credit, pairs, first)
+            credit = self.with_targets(process, credit, pairs, first)
 
+        adv = credit.advantages
         (images, transitions), share = counted_pairs(credit.counted, pairs)
         scale = share * credit.loss_scale
         metrics: dict[str, float] = {}
@@ -165,15 +166,14 @@ class GeneratorUpdates:
         rate = self.weights.optimizer.param_groups[0]["lr"]
         return {**metrics, "grad_norm": norm, "lr": rate}
 
-    def image_targets(self, process: Process, credit: Credit, pairs: Pairs, first: bool) -> Tensor:
-        """Return what an objective that compares images makes of their advantages.
+    def with_targets(self, process: Process, credit: Credit, pairs: Pairs, first: bool) -> Credit:
+        """Return the credit with what an objective that compares images makes of its advantages.
 
-        They are (B,), or (B, T) with one for each transition. Only images with all their rewards
-        are compared, and only where a prompt has two of them.
+        They are (B,), or (B, T) of transitions. Only images with all their rewards are compared,
+        and only where a group has two of them; the loss is a mean over these.
         """
         objective = self.parts.objective
-        adv = credit.advantages
-        group = credit.group
+        adv, group = credit.advantages, credit.group
         images, transitions = pairs
         change = adv.new_zeros(len(adv), int(transitions.max()) + 1)
 
@@ -190,13 +190,14 @@ class GeneratorUpdates:
         rows = rows[(group[rows][:, None] == group[rows]).sum(1) > 1]
         global_rows = int(self.world.gather(torch.tensor([len(rows)])).sum())
         if not len(rows):
-            return torch.zeros_like(adv)
+            return replace(credit, advantages=torch.zeros_like(adv), loss_scale=0.0)
 
-        count = len(images) // len(chosen)
-        compared = objective.targets(change[rows], adv[rows], group[rows], count)
+        each = len(images) // len(chosen)
+        compared = objective.targets(change[rows], adv[rows], group[rows], each)
         targets = adv.new_zeros(len(adv), *compared.shape[1:])
-        targets[rows] = compared.to(targets) * (self.world.count * len(chosen) / global_rows)
-        return targets
+        targets[rows] = compared.to(targets)
+        scale = self.world.count * len(chosen) / global_rows
+        return replace(credit, advantages=targets, loss_scale=scale)
 
 
 def minibatches(

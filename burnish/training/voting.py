@@ -30,6 +30,7 @@ from burnish.rewards.votes import Voter, Votes, comparisons_of, images_of, outco
 from burnish.runs import Run
 from burnish.seeds import generator
 from burnish.stages import stage
+from burnish.training.image_choice import drawn_together
 from burnish.training.job import Job
 from burnish.types import Prompt, Scores
 from burnish.votes import Known, Question, Vote
@@ -130,7 +131,7 @@ class Candidates:
 
     images: Tensor  # (B, 3, H, W) uint8, as they are shown
     prompts: Sequence[str]  # B, as they were before expansion
-    group: Tensor  # (B,) same number = same prompt
+    group: Tensor  # (B,) same number = images of one drawn prompt, of which questions are about two
     features: Tensor | None = None  # (B, D); None: the reward has no model
     pngs: dict[int, bytes] = field(default_factory=dict, repr=False)  # by row, those made so far
 
@@ -163,7 +164,7 @@ def candidates_of(
     return Candidates(
         world.gather(pixels),
         world.gather_list([prompt.original for prompt in prompts]),
-        world.gather(group),
+        drawn_together(world.gather(group), job.config.batch.images_per_prompt),
         None if reward.clip is None else world.gather(reward.features(images)),
     )
 
@@ -262,7 +263,7 @@ class Round:
         """Return whether votes are missing without which the iteration is not learned from."""
         given = files.votes(self.run)
         decided = any(vote.answer != "skip" for vote in given)
-        if not self.reward.wait and decided:
+        if not self.reward.wait and decided and self.iteration > 1:
             return False
         return bool({question.id for question in listed} - {vote.question for vote in given})
 

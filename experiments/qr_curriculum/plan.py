@@ -76,12 +76,9 @@ STARTS: Mapping[str, Start] = {
 }
 FEWER: Mapping[str, tuple[int, ...]] = {
     "no_picture": (4,),
-    "scanner_curriculum": (4,),
-    "scanner": (4,),
-    "strict_curriculum": (4, 5),
     "control": (4,),
 }
-"""Arms with some of the seeds only: the control changes no weight, the others take long."""
+"""Arms with one of the seeds only: the control changes no weight, the other takes long."""
 
 
 @dataclass(frozen=True)
