@@ -324,7 +324,7 @@ def voted(world: World, folder: Path, reward: Votes, rows: slice) -> Tensor:
         run=Run(folder),
         world=world,
         parts=SimpleNamespace(rewards={"votes": reward}),
-        config=SimpleNamespace(seed=5),
+        config=SimpleNamespace(seed=5, batch=SimpleNamespace(images_per_prompt=4)),
         poll=lambda: None,
     )
     images = [images_of(iteration)[rows] for iteration in (1, 2)]
