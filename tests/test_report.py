@@ -320,7 +320,9 @@ def test_suspects_are_in_the_page(run: Path) -> None:
 
     table["panel"] = {"m <x>": [0.1, 0.9, 0.8, 0.5]}
     path.write_text(json.dumps({"train": {**table, "judged": None}}))
-    assert "the held-out measures are not low" in write_report(run).read_text("utf-8")
+    assert "no image has a high reward and low held-out measures" in write_report(run).read_text(
+        "utf-8"
+    )
 
 
 def test_groups_that_do_not_fit_are_one_sentence(run: Path) -> None:

@@ -720,7 +720,7 @@ def test_what_the_votes_have_changed_is_said_in_words() -> None:
     assert vote_effects(record) == [
         "A head fitted to your votes foretells 61% of those that it was not fitted to; "
         "chance is 50%.",
-        "clip of the latest images: -0.0677 against their prompts before training.",
+        "clip of the latest images: -0.0677 compared with images of their prompts before training.",
     ]
     assert vote_effects({"votes": [1], "rewards": "none"}) == []
 

@@ -392,7 +392,7 @@ def reward_charts(records: Sequence[runs.Record]) -> Html:
     names = dict.fromkeys(name for record in records for name in record.get("rewards", {}))
     chart_size = (960, 300) if len(names) == 1 else (460, 220)
     figures = []
-    notes = []
+    notes: dict[str, list[str]] = {}  # the rewards that each note is about
 
     for name in names:
         rewards = [record.get("rewards", {}).get(name, {}) for record in records]
@@ -402,7 +402,7 @@ def reward_charts(records: Sequence[runs.Record]) -> Html:
         spreads = [reward.get(spread) for reward in rewards]
 
         if chart := line_chart(x, [Series(name, values, spreads)], *chart_size):
-            notes.append(_curve_note(share))
+            notes.setdefault(_curve_note(share), []).append(name)
             about = " change since before training" if mean == "gain" else " mean of the images"
             caption = tag("figcaption", tag("b", name), f"{about}{_details(rewards[-1])}")
             figures.append(tag("figure", caption, chart))
@@ -412,8 +412,11 @@ def reward_charts(records: Sequence[runs.Record]) -> Html:
 
     layout = "wide" if len(figures) == 1 else "charts"
     figures.append(_curriculum(x, records, layout))
-    text = " ".join(dict.fromkeys(notes))
-    return join([tag("h2", "Reward"), paragraph(text), tag("div", *figures, class_=layout)])
+    texts = [
+        paragraph(f"{', '.join(about)}: {note}" if len(notes) > 1 else note)
+        for note, about in notes.items()
+    ]
+    return join([tag("h2", "Reward"), *texts, tag("div", *figures, class_=layout)])
 
 
 def known_share(records: Sequence[runs.Record], rewards: Sequence[Mapping[str, Any]]) -> float:
@@ -536,7 +539,7 @@ def further_charts(records: Sequence[runs.Record]) -> Html:
     if not figures:
         return join()
 
-    text = "Numbers of the run's own code (objective, learners, on_record) and of its learners"
+    text = "Other numbers of the log: of objective, learners and votes, and what on_record returned"
     if len(names) > FURTHER:
         text += f"; {len(names) - FURTHER} more are in log.jsonl"
     charts = tag("div", *figures, class_="charts")
@@ -707,7 +710,7 @@ def _suspects(found: Suspects | None) -> Html:
     text = "Images of the evaluation that the reward ranks high and the held-out measures "
     text += f"({', '.join(found.measures)}) rank low. If they look bad, the reward is exploited."
     if not found.suspects:
-        text = "None: where the reward is high, the held-out measures are not low."
+        text = "None: no image has a high reward and low held-out measures."
 
     items = []
     for one in found.suspects:

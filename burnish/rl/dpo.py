@@ -9,8 +9,9 @@ and l the preferred and the other image of a pair, noised to the same time with 
 This is Diffusion-DPO (arXiv 2311.12908, equation 14, as in its code, with errors that are means
 over the latent's dimensions), divided by beta / 2, so that gradients are of the size of other
 objectives'. Of flows e is the velocity's error. The reference is the model with the adapter
-switched off. The pairs are the best and the worst image of each prompt, by any reward (online
-DPO), or pairs that were chosen before (`prompts.pairs`). Metrics, beside those of objectives
+switched off. The pairs are the best and the worst image of each drawn prompt, by any reward
+(online DPO; of votes each pair is one that was voted on where batch.images_per_prompt is 2), or
+pairs that were chosen before (`prompts.pairs`). Metrics, beside those of objectives
 without a ratio:
 
     preference_margin   mean of beta / 2 m; 0 before the first update

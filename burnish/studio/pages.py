@@ -281,7 +281,8 @@ def vote_effects(record: Mapping[str, Any]) -> list[str]:
         if kind == "rewards" and name.endswith("/gain"):
             name = name.removesuffix("/gain")
             effects.append(
-                f"{name} of the latest images: {gain:+.3g} against their prompts before training."
+                f"{name} of the latest images: {gain:+.3g} compared with images of their prompts "
+                "before training."
             )
 
     return effects
