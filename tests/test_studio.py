@@ -688,6 +688,13 @@ def questioned(root: Path) -> Run:
     return run
 
 
+def test_an_answer_that_comes_too_late_is_called_so(questioned: Run, client: TestClient) -> None:
+    questioned.log.write_text("")
+    assert "too late" not in client.get("/runs/one/votes").text
+    questioned.append({"iteration": 1, "images": 4})
+    assert "Iteration 1 has been learned from" in client.get("/runs/one/votes").text
+
+
 def test_votes_are_given_by_the_page_and_taken_back(questioned: Run, client: TestClient) -> None:
     first, second = votes.questions(questioned)
     page = client.get("/runs/one/votes").text
