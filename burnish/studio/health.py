@@ -176,7 +176,9 @@ def _held_out(evaluation: Mapping[str, Any], tree: Any) -> Iterator[Light]:
     """Yield the lights about held-out measures against the reward that is trained."""
     result = evaluation.get("train")
     if not result:
-        text = "This state is not evaluated, so nothing says whether a higher reward is a better image."
+        text = (
+            "This state is not evaluated: nothing says whether a higher reward is a better image."
+        )
         yield Light("unknown", "Held-out", text)
         return
 
