@@ -20,6 +20,7 @@ from burnish.runs import Run
 from burnish.tools import branch as branching
 from burnish.tools.branch import branch, roll_back
 from burnish.training.assembly import Overrides
+from burnish.training.export import exported_iteration
 from burnish.training.loop import train
 
 
@@ -75,6 +76,8 @@ def test_a_run_that_is_rolled_back_goes_on_bit_for_bit(run: Run) -> None:
     assert log(run.folder) == expected[:3]
     left = names(run.folder)
     assert not {"adapter", "adapter.json", "evaluation.json", "guard.json"} & set(left)
+    with pytest.raises(FileNotFoundError, match="after a rollback; write it by .*iterations=3"):
+        exported_iteration(run)
 
     go_on(run)
     assert log(run.folder) == expected

@@ -262,9 +262,12 @@ def test_a_stopped_run_says_how_to_go_on(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records: list[object] = []
-    train(load(recipe), tmp_path / "run", on_record=records.append, stop=lambda: bool(records))
+    folder = tmp_path / "my run"
+    train(load(recipe), folder, on_record=records.append, stop=lambda: bool(records))
     out = capsys.readouterr().out
-    assert f"Stopped after iteration 1. Go on with: burnish train --resume --out {tmp_path}" in out
+    command = f"burnish train --resume --out '{folder}'"  # a shell takes it as it is printed
+    assert f"Stopped after iteration 1. Go on with: {command}" in out
+    assert f"burnish report '{folder}' makes a page" in out
     assert "Done" not in out
 
 

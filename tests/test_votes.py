@@ -229,6 +229,14 @@ def test_a_line_that_is_no_question_is_named(run: Run, line: str, message: str) 
         votes.pending(run)
 
 
+def test_a_blank_line_is_none(run: Run) -> None:
+    question = votes.questions(run)[0]
+    votes.answer(run, question.id, "left", 1.0)
+    with run.votes.open("a") as file:
+        file.write("\n \n")
+    assert [vote.question for vote in votes.votes(run)] == [question.id]
+
+
 def test_a_line_that_is_no_vote_is_named(run: Run) -> None:
     run.votes.write_text('{"question": "x", "seconds": 1}\n')
     with pytest.raises(ValueError, match="row 1: neither a vote nor an undo"):
