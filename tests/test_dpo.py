@@ -15,8 +15,9 @@ from torch.nn.functional import logsigmoid
 
 from burnish.checked import checked_part
 from burnish.rl.dpo import DPO, pair_signs
-from burnish.training.batch import Credit
+from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.image_choice import compared_pairs, drawn_together
+from burnish.training.updates import GeneratorUpdates
 from burnish.types import Loss, Replay
 
 
@@ -80,18 +81,25 @@ def test_numbers_out_of_range_are_refused(wrong: dict[str, float]) -> None:
         DPO(**wrong)
 
 
+def first_images(
+    recipe: Path, folder: Path, *changes: str
+) -> tuple[RolloutBatch, GeneratorUpdates]:
+    """Return the first images of a run with DPO, and its updates, of which none changes weights."""
+    dpo = ("objective={use='dpo'}", "advantage={use='group'}", "optimizer.lr=0")
+    _, batch, updates = first_batch(load(recipe, *dpo, *changes), folder / "job")
+    return batch, updates
+
+
 def test_only_the_images_of_pairs_are_replayed(
     write_recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     """The gradient is that of all seven valid images, but a mean over the four in pairs."""
-    config = load(
-        write_recipe(BRIGHTNESS, rewards=[{"use": "HERE/reward.py:brightness"}]),
+    recipe = write_recipe(BRIGHTNESS, rewards=[{"use": "HERE/reward.py:brightness"}])
+    batch, updates = first_images(
+        recipe,
+        tmp_path,
         "batch={prompts=2,images_per_prompt=4,sample_batch=8,train_batch=24,minibatches=1}",
-        "objective={use='dpo'}",
-        "advantage={use='group'}",
-        "optimizer.lr=0",
     )
-    _, batch, updates = first_batch(config, tmp_path / "job")
     adv = torch.tensor([1.0, 0, 0, -1, 0, 2, -2, 0])
     valid = torch.ones(8, dtype=torch.bool)
     valid[5] = False  # the best of its prompt, but it lacks a reward
@@ -122,15 +130,13 @@ def test_a_prompt_that_is_drawn_twice_has_two_pairs() -> None:
 def test_a_single_prompt_is_learned_from_in_every_step(
     write_recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = load(
-        write_recipe(BRIGHTNESS, rewards=[{"use": "HERE/reward.py:brightness"}]),
+    recipe = write_recipe(BRIGHTNESS, rewards=[{"use": "HERE/reward.py:brightness"}])
+    batch, updates = first_images(
+        recipe,
+        tmp_path,
         "batch={prompts=4,images_per_prompt=2,sample_batch=8,train_batch=24,minibatches=4}",
         "prompts={use='list',texts=['a cat']}",
-        "objective={use='dpo'}",
-        "advantage={use='group'}",
-        "optimizer.lr=0",
     )
-    _, batch, updates = first_batch(config, tmp_path / "job")
     everything = torch.ones(8, dtype=torch.bool)
     adv = torch.tensor([1.0, -1] * 4)
     credit = Credit(adv, everything, batch.group, counted=everything, loss_scale=1.0)

@@ -10,9 +10,9 @@ This is Diffusion-DPO (arXiv 2311.12908, equation 14, as in its code, with error
 over the latent's dimensions), divided by beta / 2, so that gradients are of the size of other
 objectives'. Of flows e is the velocity's error. The reference is the model with the adapter
 switched off. The pairs are the best and the worst image of each drawn prompt, by any reward
-(online DPO; of votes each pair is one that was voted on where batch.images_per_prompt is 2), or
-pairs that were chosen before (`prompts.pairs`). Metrics, beside those of objectives
-without a ratio:
+(online DPO), or pairs that were chosen before (`prompts.pairs`). With votes, set
+batch.images_per_prompt to 2: then each pair is one that was voted on. Metrics, beside those of
+objectives without a ratio:
 
     preference_margin   mean of beta / 2 m; 0 before the first update
     preference_right    share of pairs and times at which it is above 0: the policy, as a judge by

@@ -164,12 +164,21 @@ def _missing(latest: Sequence[Record], tree: Any) -> Iterator[Light]:
 
 def _voted(tree: Any) -> set[str]:
     """Return the names of the rewards that are votes."""
-    tables = tree.get("rewards") if isinstance(tree, Mapping) else None
     return {
         str(table.get("name") or "votes")
-        for table in (tables if isinstance(tables, list) else ())
-        if isinstance(table, Mapping) and table.get("use") == "votes"
+        for table in _reward_tables(tree)
+        if table.get("use") == "votes"
     }
+
+
+def _reward_tables(tree: Any) -> list[Mapping[str, Any]]:
+    """Return the tables of the rewards in a configuration of anybody."""
+    tables = tree.get("rewards") if isinstance(tree, Mapping) else None
+    return [
+        table
+        for table in (tables if isinstance(tables, list) else ())
+        if isinstance(table, Mapping)
+    ]
 
 
 def _held_out(evaluation: Mapping[str, Any], tree: Any) -> Iterator[Light]:
@@ -213,11 +222,10 @@ def trained_change(changes: Sequence[Change], tree: Any) -> Change | None:
         changes: of the evaluated rewards.
         tree: of the configuration; a reward of weight 0 is only measured.
     """
-    tables = tree.get("rewards") if isinstance(tree, Mapping) else None
     idle = {
         str(table.get("name") or table.get("use"))
-        for table in (tables if isinstance(tables, list) else ())
-        if isinstance(table, Mapping) and table.get("weight") == 0
+        for table in _reward_tables(tree)
+        if table.get("weight") == 0
     }
     trained = [change for change in changes if change.name not in idle]
     return next((change for change in trained if change.name == SUM), next(iter(trained), None))
