@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,10 +27,12 @@ from experiments.ddpo_tasks import plan as tasks
 from experiments.guard import plan as guard
 from experiments.objectives import plan as objectives
 from experiments.objectives.outcome import outcome, right_by_prompt, table
+from experiments.parrot import arrangements
 from experiments.parrot import plan as parrot
+from experiments.parrot.arrangements import ARRANGEMENTS, USUAL, best_of_each, compose, pairs
 from experiments.parrot.prompts import SETS, by_kind, texts
 from experiments.parrot.simulate import front, largest_sum, standardised
-from experiments.parrot.tables import LABELS, TABLES
+from experiments.parrot.tables import LABELS, TABLES, arrangements_table
 from experiments.qr_curriculum import plan as codes
 from experiments.qr_curriculum.measure import (
     at_rate,
@@ -311,6 +314,34 @@ def test_the_page_on_parrot_has_the_tables_of_the_result() -> None:
     page = (root / "docs" / "parrot.md").read_text()
     for parrot_table in TABLES:
         assert parrot_table(result) in page
+
+    gains = json.loads((root / "experiments" / "parrot" / "arrangements.json").read_text())
+    assert arrangements_table(gains) in page
+
+
+def test_an_arrangement_moves_the_same_sprites() -> None:
+    scenes = pairs()[:2]
+    usual, other, above = (
+        compose(ARRANGEMENTS[name], scenes)
+        for name in (USUAL, "the other way round", "one above the other")
+    )
+    assert usual.shape == (2 * arrangements.IMAGES, 3, 64, 64)
+    assert not torch.equal(usual, other)
+    assert torch.allclose(usual.mean((1, 2, 3)), other.mean((1, 2, 3)), atol=0.01)
+
+    def is_drawn_on(edge: torch.Tensor) -> bool:
+        return bool((edge < 1).any())  # the ground is white
+
+    assert is_drawn_on(usual[..., :12]) and is_drawn_on(usual[..., -12:])
+    assert not is_drawn_on(above[..., :12]) and not is_drawn_on(above[..., -12:])
+
+
+def test_the_best_arrangement_is_chosen_on_other_images_than_it_is_measured_on() -> None:
+    gains = np.zeros((2, 1, 4, 4))
+    gains[1, 0, :2, 0] = 1  # better on the first half of the images alone
+    gains[1, 0, 2:, 0] = -3
+    # chosen by the first half and measured on the second: -3; the other way round the usual one
+    assert best_of_each(gains).tolist() == [[-1.5, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("job", voting.jobs(), ids=lambda job: job.name)

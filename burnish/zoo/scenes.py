@@ -8,6 +8,7 @@ Sprites and words are package data.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -84,13 +85,16 @@ class _Atlas:
     """The sprites of one icon set, premultiplied RGBA float32 in [0, 1]."""
 
     large: np.ndarray  # (N, 56, 56, 4), or twice that
-    small: np.ndarray  # (N, 30, 30, 4), or twice that
+    small: np.ndarray  # (N, 30, 30, 4), or twice that, or another side
     present: np.ndarray  # (N,) bool: the set has this noun
 
 
 @cache
-def _atlas(name: str, factor: int) -> _Atlas:
-    """Return the sprites of the set `name`, for scenes of `factor` times 64 pixels."""
+def _atlas(name: str, factor: int, side: int = SMALL) -> _Atlas:
+    """Return the sprites of the set `name`, for scenes of `factor` times 64 pixels.
+
+    `side` is that of the small ones in a scene of 64.
+    """
     folder = Path(__file__).parent / "sprites"
     if factor > 1:
         folder = folder / "large"
@@ -101,14 +105,14 @@ def _atlas(name: str, factor: int) -> _Atlas:
 
     large = []
     small = []
-    side = factor * LARGE
-    reduced = (factor * SMALL, factor * SMALL)
+    cell = factor * LARGE
+    reduced = (factor * side, factor * side)
 
     for index in range(len(nouns())):
-        x = index % COLUMNS * side
-        y = index // COLUMNS * side
+        x = index % COLUMNS * cell
+        y = index // COLUMNS * cell
         # premultiplied, so that edges shrink cleanly
-        sprite = sheet.crop((x, y, x + side, y + side)).convert("RGBa")
+        sprite = sheet.crop((x, y, x + cell, y + cell)).convert("RGBa")
         large.append(np.asarray(sprite))
         small.append(np.asarray(sprite.resize(reduced, Image.Resampling.BOX)))
 
@@ -124,7 +128,13 @@ class Scenes:
     """An endless, seeded source of scenes."""
 
     def __init__(
-        self, seed: int = 0, sets: tuple[str, ...] | None = None, *, size: int = 64
+        self,
+        seed: int = 0,
+        sets: tuple[str, ...] | None = None,
+        *,
+        size: int = 64,
+        centres: Mapping[int, Sequence[tuple[int, int]]] = CENTRES,
+        small: int = SMALL,
     ) -> None:
         """Start a source.
 
@@ -134,6 +144,9 @@ class Scenes:
                 style only where its set has a word, and then half the time.
             size: side of a scene in pixels, 64 or 128. At 128 there are only the sets with a
                 style word.
+            centres: where things stand, by their count, (x, y) in a scene of 64; the embedded
+                models have seen the default alone.
+            small: side of a thing where there are several, in a scene of 64; the same holds.
 
         Raises:
             ValueError: there are no scenes of this size.
@@ -142,6 +155,8 @@ class Scenes:
             raise ValueError(f"scenes have a side of 64 or 128 pixels, not {size}")
 
         self.size = size
+        self.centres = centres
+        self.small = small
         self.rng = np.random.default_rng(seed)
         words = vocabulary()
         self.style_of = {name: style for style, name in words["styles"].items()}
@@ -167,7 +182,7 @@ class Scenes:
 
         for row in range(n):
             scene, icon_set = self._scene(kind, background, noun)
-            images[row] = self._compose(scene, icon_set)
+            images[row] = self.compose(scene, icon_set)
             scenes.append(scene)
 
         return torch.from_numpy(images), scenes
@@ -203,15 +218,15 @@ class Scenes:
             return "white"
         return self.colours[int(self.rng.integers(len(self.colours)))]
 
-    def _compose(self, scene: Scene, icon_set: str) -> np.ndarray:
+    def compose(self, scene: Scene, icon_set: str) -> np.ndarray:
         """Return the image of a scene: uint8 (size, size, 3)."""
-        atlas = _atlas(icon_set, self.factor)
+        atlas = _atlas(icon_set, self.factor, self.small)
         picked = [nouns().index(noun) for noun in scene.nouns] * scene.count
         sprites = atlas.large if len(picked) == 1 else atlas.small
         ground = np.asarray(vocabulary()["colours"][scene.colour], np.float32) / 255
         canvas = np.tile(ground, (self.size, self.size, 1))
 
-        for index, (x, y) in zip(picked, CENTRES[len(picked)], strict=True):
+        for index, (x, y) in zip(picked, self.centres[len(picked)], strict=True):
             sprite = sprites[index]
             if self.rng.random() < 0.5:
                 sprite = sprite[:, ::-1]

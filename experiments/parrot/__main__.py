@@ -10,12 +10,14 @@ and of every unseen one, for every arm the same noise; and with the identifier o
 `simulate`: the rewards of a pool of images, from which selections are compared. `report`:
 `result.json`, the figure and a grid of images; with --quick they stay in --out. `search`: on a seed
 and prompts that are not reported; `endings`: expansions of such prompts for the supervised start;
-both only when they are asked for.
+`arrangements`: what scenes of such prompts gain where things stand elsewhere; these three only when
+they are asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 
 from experiments.parrot import plan
 from experiments.running import Stage, run_stages, train
@@ -67,10 +69,22 @@ def endings(options: argparse.Namespace) -> None:
         choose_endings(options.out)
 
 
+def arrangements(options: argparse.Namespace) -> None:
+    """Measure what other arrangements of scenes would gain."""
+    from experiments.parrot.arrangements import measure_arrangements
+    from experiments.parrot.result import FOLDER
+    from experiments.parrot.tables import arrangements_table
+
+    if options.only == "arrangements":
+        std = json.loads((FOLDER / "result.json").read_text())["std"]
+        print(arrangements_table(measure_arrangements(std)))
+
+
 if __name__ == "__main__":
     stages: dict[str, Stage] = {
         "search": search,
         "endings": endings,
+        "arrangements": arrangements,
         "train": train_all,
         "measure": measure,
         "simulate": simulate,

@@ -106,6 +106,13 @@ def simulation_table(result: Mapping[str, Any]) -> str:
     return _markdown(headings, rows)
 
 
+def arrangements_table(gains: Mapping[str, Any]) -> str:
+    """Return what each arrangement of a scene gains over the usual one (`arrangements.json`)."""
+    units = dict.fromkeys(plan.REWARDS, 1.0)
+    rows = [[name, *_gains(gain, units)] for name, gain in gains.items()]
+    return _markdown(["arrangement", *plan.REWARDS], rows)
+
+
 def _gains(
     gain: Mapping[str, Any], std: Mapping[str, float], without_interval: bool = False
 ) -> list[str]:
