@@ -57,12 +57,16 @@ def scenes(count: int, seed: int, size: int) -> tuple[Tensor, list[str]]:
 
 
 def batches(
-    pipe: StableDiffusionPipeline, options: argparse.Namespace, device: torch.device
+    pipe: StableDiffusionControlNetPipeline,
+    options: argparse.Namespace,
+    device: torch.device,
+    drop: float = DROP,
 ) -> Callable[[int], Iterator[Batch]]:
     """Return a function of a seed to endless batches of scenes with codes in them.
 
-    Scene, code and scale are drawn anew each time. A batch is latents (B, 4, size / 4, size / 4),
-    text states, codes (B, 3, size, size) in [0, 1] and scales (B,).
+    Scene, code and scale are drawn anew each time, and a share `drop` of captions is replaced by
+    the empty one. A batch is latents (B, 4, size / 4, size / 4), text states, codes
+    (B, 3, size, size) in [0, 1] and scales (B,).
     """
 
     @torch.no_grad()
@@ -85,7 +89,7 @@ def batches(
             scale = draw(options.batch) * LARGEST
             share = (scale / LARGEST).view(-1, 1, 1, 1)
             shown = shaded(images[rows].float() / 255, code, share) * 2 - 1
-            dropped = draw(options.batch) < DROP
+            dropped = draw(options.batch) < drop
             text = states[torch.where(dropped, 0, caption_rows[rows])].float()
             yield encode_scenes(pipe.vae, shown), text, code.expand(-1, 3, -1, -1), scale
 
@@ -122,9 +126,12 @@ def load(
 
 
 def preview(
-    pipe: StableDiffusionControlNetPipeline, options: argparse.Namespace, device: torch.device
+    pipe: StableDiffusionControlNetPipeline,
+    options: argparse.Namespace,
+    device: torch.device,
+    calls: int = 10,
 ) -> Image.Image:
-    """Return images of 16 prompts with codes, a row for each of several scales."""
+    """Return images of 16 prompts with codes, in `calls`, a row for each of several scales."""
     drawn = codes(16, 1, options.size, modules=options.modules)
     control_images = drawn[:, None].expand(-1, 3, -1, -1).float().to(device) / 255
     rows = []
@@ -136,7 +143,7 @@ def preview(
                 image=control_images,
                 height=options.size,
                 width=options.size,
-                num_inference_steps=10,
+                num_inference_steps=calls,
                 guidance_scale=4.0,
                 controlnet_conditioning_scale=scale,
                 generator=torch.Generator().manual_seed(0),
@@ -148,11 +155,9 @@ def preview(
     return loop.grid(torch.cat(rows), 16)
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command's options."""
-    parser = loop.arguments(__doc__, minutes=18, batch=32, lr=6e-4)
+def add_codes(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `batches`."""
     parser.add_argument("--pool", type=int, default=20000, help="scenes to draw from")
-    parser.add_argument("--size", type=int, default=SIZE, choices=(SIZE, 2 * SIZE), help="in px")
     parser.add_argument("--codes", type=int, default=10000, help="codes to draw from")
     parser.add_argument(
         "--modules",
@@ -162,12 +167,14 @@ def parser() -> argparse.ArgumentParser:
         choices=sorted(LENGTHS),
         help="sides of the modules of the codes on 128 px, by turns",
     )
-    parser.add_argument("--warm", action="store_true", help="go on from the package's weights")
-    return parser
 
 
 def main() -> None:
-    options = parser().parse_args()
+    parser = loop.arguments(__doc__, minutes=18, batch=32, lr=6e-4)
+    add_codes(parser)
+    parser.add_argument("--size", type=int, default=SIZE, choices=(SIZE, 2 * SIZE), help="in px")
+    parser.add_argument("--warm", action="store_true", help="go on from the package's weights")
+    options = parser.parse_args()
     job = loop.sized("controlnet", options.size)
     torch.manual_seed(options.seed)
     device = torch.device(options.device)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,9 @@ def train(
         optimizers: the default is AdamW for all parameters. The learning rates of others are
             scaled alike over time: by 1 at the peak.
     """
+    if find_spec("matplotlib") is None:  # the first curve is drawn minutes later
+        raise SystemExit("pretraining draws curves by matplotlib: pip install -e '.[pretrain]'")
+
     folder = options.build / name
     process, processes = rank()
     optimizers = optimizers or [adamw(module.parameters(), options.lr, weight_decay)]

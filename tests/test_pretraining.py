@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +12,14 @@ import torch
 import zxingcpp
 from PIL import Image
 
+from burnish import zoo
+from burnish.diffusion.schedule import read_schedule
 from burnish.zoo import judge as judging
 from burnish.zoo.scenes import Scenes
-from pretrain import captioner, lettering, loop
+from pretrain import captioner, controlnet, controlnet_lcm, lettering, loop
 from pretrain import judge as judge_training
 from pretrain.shading import codes, shaded
+from pretrain.unet import encode_scenes
 
 GREY = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64).view(3, 1, 1)
 
@@ -185,3 +190,54 @@ def test_packed_questions_are_answered_as_alone() -> None:
 
     assert torch.allclose(packed, torch.cat(alone), atol=1e-4)
     assert not torch.allclose(packed[:2], packed[2:4], atol=1e-2)
+
+
+def test_a_job_says_at_once_that_it_could_not_draw_its_curve(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loop, "find_spec", lambda name: None)
+    options = argparse.Namespace(build=tmp_path, lr=0.1, seed=0, minutes=1)
+    with pytest.raises(SystemExit, match=r"matplotlib: pip install -e '\.\[pretrain\]'"):
+        loop.train("job", torch.nn.Linear(1, 1), pytest.fail, pytest.fail, options)
+
+
+@pytest.fixture(scope="module")
+def distillation() -> controlnet_lcm.Distillation:
+    device = torch.device("cpu")
+    pipe = controlnet.load(zoo.path("emoji-lcm-128"), zoo.path("emoji-qr-128"), device)
+    return controlnet_lcm.Distillation(pipe, read_schedule(pipe.scheduler))
+
+
+def test_what_the_controlnet_learns_is_the_generators_answer_with_the_code(
+    distillation: controlnet_lcm.Distillation,
+) -> None:
+    pixels, _ = Scenes(0, size=128).draw(4, "single")
+    scenes = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    plain = encode_scenes(distillation.pipe.vae, scenes)
+    code = codes(4, 0, 128, modules=(5,))[:, None].expand(-1, 3, -1, -1).float() / 255
+
+    without = distillation.target(plain, code, torch.zeros(4))
+    assert torch.allclose(without, plain, atol=1e-5)  # at scale 0 nothing is moved
+
+    coded = distillation.decode(distillation.target(plain, code, torch.full((4,), 2.0)))
+    arrays = (coded * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+    assert sum(bool(zxingcpp.read_barcodes(array)) for array in arrays) >= 3
+
+
+def test_the_controlnet_learns_at_the_generator_which_stays_as_it_is(
+    distillation: controlnet_lcm.Distillation,
+) -> None:
+    pipe = distillation.pipe
+    options = argparse.Namespace(pool=10, codes=4, size=128, modules=[4, 5], batch=2)
+    x0, states, code, _ = next(
+        controlnet.batches(pipe, options, torch.device("cpu"), drop=0.0)(0)
+    )
+    torch.manual_seed(0)
+    loss, values = distillation.loss((x0, states, code, torch.zeros(2)))
+    assert loss < 1e-8 and values["plain"] < 1e-8  # the ControlNet has no say, and nothing to do
+
+    loss, values = distillation.loss((x0, states, code, torch.full((2,), 1.5)))
+    loss.backward()
+    assert 0 < loss < values["plain"]  # it starts from one that has learned to draw codes
+    assert all(weight.grad is None for weight in pipe.unet.parameters())
+    assert any(weight.grad.any() for weight in pipe.controlnet.parameters())

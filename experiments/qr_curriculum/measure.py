@@ -44,7 +44,7 @@ from burnish.tools.control_curve import prompts, sample_images
 from burnish.tools.gallery import draw, open_source, save
 from burnish.training.assembly import load_policy, load_sampler
 from burnish.types import Prompt
-from burnish.zoo import QR_GENERATOR, judge
+from burnish.zoo import QR_CONTROLNET, QR_GENERATOR, judge
 from burnish.zoo.scenes import nouns, vocabulary
 from experiments.qr_curriculum import plan
 
@@ -91,12 +91,16 @@ def measure_start(out: Path, budget: plan.Budget) -> None:
 
 
 def measure_modules(out: Path, budget: plan.Budget) -> None:
-    """Write `modules.json`: the ControlNet before training, by the side of a module and scale."""
-    target = out / "modules.json"
-    if target.exists():
-        return
+    """Write what is missing of `plan.MODULE_CONTROLNETS`: numbers by side of a module and scale."""
+    for name, controlnet in plan.MODULE_CONTROLNETS.items():
+        target = out / f"{name}.json"
+        if not target.exists() and (controlnet == QR_CONTROLNET or Path(controlnet).exists()):
+            write(target, dumps(_by_module(controlnet, out, budget), indent=1))
+            print(f"{target}: written", flush=True)
 
-    policy, sampler = open_before()
+
+def _by_module(controlnet: str, out: Path, budget: plan.Budget) -> dict[str, dict[str, Numbers]]:
+    policy, sampler = open_before(controlnet)
     numbers: dict[str, dict[str, Numbers]] = {}
 
     for module in plan.MODULES:
@@ -111,7 +115,7 @@ def measure_modules(out: Path, budget: plan.Budget) -> None:
             images = sample_images(policy, at_scale, coded, SEED)
             numbers[str(module)][f"{scale:g}"] = measure_images(images, coded, out / plan.BASES)
 
-    write(target, dumps(numbers, indent=1))
+    return numbers
 
 
 def _write_before(
@@ -124,9 +128,9 @@ def _write_before(
     print(f"{target}: written", flush=True)
 
 
-def open_before() -> tuple[Policy, Sampler]:
-    """Return the ControlNet before training, and the sampler of the recipe."""
-    config = configuration.load(plan.RECIPE, plan.MODEL)
+def open_before(controlnet: str = QR_CONTROLNET) -> tuple[Policy, Sampler]:
+    """Return a ControlNet before training, and the sampler of the recipe."""
+    config = configuration.load(plan.RECIPE, (*plan.MODEL, f'model.controlnet="{controlnet}"'))
     device = present_device("auto")
     return load_policy(config, device), load_sampler(config)
 

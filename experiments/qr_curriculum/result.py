@@ -108,7 +108,11 @@ def report(out: Path, budget: plan.Budget) -> None:
         "independent_readers": READERS.note(),
         "starts": by_start,
         "start": start,
-        "modules": json.loads((out / "modules.json").read_text()),
+        **{
+            name: json.loads((out / f"{name}.json").read_text())
+            for name in plan.MODULE_CONTROLNETS
+            if (out / f"{name}.json").exists()
+        },
     }
     full = budget == plan.FULL
     images = IMAGES if full else out
