@@ -249,7 +249,9 @@ def test_training_in_python_says_what_it_does(
         "evaluation after iteration 2",
         "Done",
         "Next",
+        "To train further",
     ]
+    assert out.endswith(f"burnish train --resume --out {folder} --set iterations=4\n")
     assert "evaluation before training: 3 train prompts x 2 = 6 images\n" in out
     assert "evaluation before training: 4 of 6, about " in out
     assert "iteration 2/2  compressibility" in out and "paired gain" in out

@@ -132,6 +132,9 @@ def summary(run: Run, iterations: int) -> Iterator[str]:
         yield guard_line(stored(run.guard, GuardFile))
     yield from evaluation_lines(stored(run.evaluation, EvaluationFile))
     yield f"Next: burnish report {folder}, or burnish sample {folder} --prompt 'a cat'"
+    if not guarded:
+        more = f"--set iterations={2 * iterations}"
+        yield f"To train further: burnish train --resume --out {folder} {more}"
 
 
 def stored(path: Path, layout: Any) -> dict[str, Any]:
