@@ -279,18 +279,19 @@ def sample(
     ] = Path("samples.png"),
     trust: Trusted = False,
 ) -> None:
-    """Sample images from a trained run, or from any model.
+    r"""Sample images from a trained run, or from any model.
 
-    burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out after.png
-    burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --n 6 --out before.png --before
+    burnish sample runs/jpeg --prompt "a cat" --prompt "a wolf" --out after.png
+    burnish sample runs/jpeg --prompt "a cat" --before --out before.png
     burnish sample runs/jpeg --prompt "a cat" --strength 0.5
     burnish sample runs/jpeg --grid --strength 0.5
     burnish sample runs/worded --prompt "a cat" --plain
     burnish sample runs/worded --prompt "a cat" --original 0.8
     burnish sample runs/many --prompt "a cat" --prefer aesthetic,alignment
-    burnish sample zoo:emoji-sd --prompt "two cats on a blue background" --steps 25
+    burnish sample zoo:emoji-sd --prompt "two cats on a blue background" --n 6
     burnish sample zoo:emoji-lcm --prompt "a fox" --steps 2
-    burnish sample mine.safetensors --config stable-diffusion-v1-5/stable-diffusion-v1-5 -p "a fox"
+    burnish sample mine.safetensors --prompt "a fox" \
+      --config stable-diffusion-v1-5/stable-diffusion-v1-5
     """
     quiet()
     if grid:
@@ -364,13 +365,14 @@ def evaluate(
     ] = None,
     trust: Trusted = False,
 ) -> None:
-    """Compare a run with the model it started from, on the same prompts and noise.
+    r"""Compare a run with the model it started from, on the same prompts and noise.
 
     Writes RUN/evaluation.json; with --reward it only prints.
 
       burnish evaluate runs/jpeg
       burnish evaluate runs/jpeg --images 16
-      burnish evaluate runs/jpeg --reward "{use='clip_similarity', model='zoo:emoji-clip'}"
+      burnish evaluate runs/jpeg \
+        --reward "{use='clip_similarity', model='zoo:emoji-clip'}"
     """
     quiet()
     from burnish.config import named_rewards
@@ -491,10 +493,11 @@ def merge_weights(
     push: Push = "",
     public: Public = False,
 ) -> None:
-    """Put several adapters of one model together, each with a weight.
+    r"""Put several adapters of one model together, each with a weight.
 
     burnish merge runs/sharp runs/colourful --out both
-    burnish merge runs/sharp style.safetensors --weights 1,0.5 --to kohya --out both
+    burnish merge runs/sharp style.safetensors --weights 1,0.5 \
+      --to kohya --out both
     """
     quiet()
     from burnish.tools.merge import merge_adapters
@@ -708,19 +711,22 @@ def qr(
 ) -> None:
     r"""Sample images that are QR codes and keep those that are read under every condition.
 
-    Or read one with --verify. Exit code 1: no image is read.
+    Or read one with --verify. Exit code 1: no image is read under every
+    condition, or, with --verify, it is not read at all.
 
       burnish qr https://example.org --prompt "a cat" --out codes
-      burnish qr https://example.org --prompt "a cat" --model runs/qr --n 8 --out codes
-      burnish qr https://example.org --prompt "a cat" --out codes --keep-tries
-      burnish qr HELLO --prompt "a garden" --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
-        --controlnet monster-labs/control_v1p_sd15_qrcode_monster --scale 1.4
+      burnish qr https://example.org --prompt "a cat" --model runs/qr -n 8
+      burnish qr https://example.org --prompt "a cat" --keep-tries
+      burnish qr HELLO --prompt "a garden" --scale 1.4 \
+        --model stable-diffusion-v1-5/stable-diffusion-v1-5 \
+        --controlnet monster-labs/control_v1p_sd15_qrcode_monster
       burnish qr --verify art.png
-      burnish qr https://example.org --verify art.png --decoder zxing --decoder opencv
+      burnish qr https://example.org --verify art.png --decoder opencv
 
-    Verdicts: strict means that every --decoder reads the code under every condition; phone, that
-    under every condition a reader that took no part does (ZBar or OpenCV), in the image as it is or
-    softened; lenient, that it is read at all.
+    Verdicts: strict means that every --decoder reads the code under every
+    condition; phone, that under every condition a reader that took no part
+    does (ZBar or OpenCV), in the image as it is or softened; lenient, that it
+    is read at all, or that phone is yes.
     """
     decoders = tuple(decoder or ["zxing"])
     if verify is not None:
@@ -738,7 +744,9 @@ def qr(
     from burnish.qr.phone import Phone
     from burnish.qr.scanner import Scanner
     from burnish.tools.qr_search import (
+        check_out,
         choose_canvas,
+        code_settings,
         deciding_decoders,
         open_controlled,
         scale_step,
@@ -747,6 +755,7 @@ def qr(
     from burnish.types import Prompt
 
     model = model or (MICRO_QR_GENERATOR if 0 < size < TINY else QR_GENERATOR)
+    check_out(out)
     scanner = Scanner(decoders, "all")
     phone = Phone(deciding_decoders(model, decoders))
     policy, sampler = open_controlled(
@@ -757,7 +766,7 @@ def qr(
         scale=scale,
         trust=trust or consent(),
     )
-    prompted = Prompt(prompt, {"payload": payload})
+    prompted = Prompt(prompt, {"payload": payload, "qr": code_settings(model)})
     layout = choose_canvas(policy, prompted, size)
     step = scale_step(model, scale)
     log = None

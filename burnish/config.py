@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import tomllib
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from importlib.resources import files
@@ -1038,6 +1039,16 @@ def check_curriculum(config: Config, curriculum: Curriculum | None) -> None:
     names = reward_names(config.rewards)
     if named and named not in names:
         raise ValueError(f'curriculum.reward = "{named}" is none of the rewards {", ".join(names)}')
+
+    followed = config.rewards[names.index(named)] if named else {}
+    counts_modules = followed.get("module_weight", 0.5) > 0
+    if followed.get("use") == "qr_scan" and counts_modules:
+        warnings.warn(
+            f'curriculum.reward = "{named}" is more than the share that reads the code: it counts '
+            f"right modules too, of which even images that nothing reads have many; set "
+            f"rewards.{names.index(named)}.module_weight = 0, and make them a reward of their own",
+            stacklevel=2,
+        )
 
 
 def _check_guard(config: Config) -> None:

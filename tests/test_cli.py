@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -9,12 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from rich.console import Console
 
-from burnish.cli import main, stopping
+from burnish.cli import app, main, stopping
 from burnish.report.charts import duration
 from burnish.report.progress import Plan, Progress, line
 
@@ -67,6 +69,12 @@ finally:
     for command in ("train", "sample", "evaluate", "report", "check"):
         _, out, _ = run(capsys, command, "--help")
         assert f"burnish {command} " in out
+
+
+@pytest.mark.parametrize("command", app.registered_commands, ids=lambda one: one.callback.__name__)
+def test_help_fits_80_columns(command: Any) -> None:
+    _, *lines = inspect.cleandoc(command.callback.__doc__).split("\n")
+    assert [line for line in lines if len(line) > 78] == []
 
 
 def test_other_libraries_print_nothing(tmp_path: Path) -> None:

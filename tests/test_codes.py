@@ -29,6 +29,14 @@ def test_few_pairs_all_meet_and_many_take_turns() -> None:
     assert len(qr(texts, random=20, combine="all")) == 600
 
 
+def test_each_text_meets_each_pattern() -> None:
+    """Also where both take turns of an even number."""
+    for count in (3, 4):
+        texts = [f"text {i}" for i in range(count)]
+        made = pairs(qr(texts, random=300, pattern=["A{}", "B{}"], combine="turns"))
+        assert len({(text, payload[0]) for text, payload in made}) == 2 * count
+
+
 def test_texts_of_another_source_keep_their_metadata() -> None:
     made = catalog.build(
         "prompts",

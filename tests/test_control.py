@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from burnish import config as configuration
 from burnish.config import ControlConfig
-from burnish.diffusion.control import control_images, control_window
+from burnish.diffusion.control import check_controls, control_images, control_window
 from burnish.diffusion.guidance import CFG, EmbeddedGuidance, NoGuidance
 from burnish.diffusion.kernels import DDIM, LCM
 from burnish.diffusion.lora import FILE
@@ -32,7 +33,9 @@ from burnish.diffusion.sampler import Sampler, join_trajectories
 from burnish.report.page import write_report
 from burnish.runs import Run
 from burnish.training import checkpoint
+from burnish.training.assembly import load_prompts
 from burnish.training.loop import train
+from burnish.training.requirements import check_prompt_images
 from burnish.types import Prompt, Trajectory
 
 GROUP = torch.tensor([0, 0, 1])
@@ -313,6 +316,40 @@ def test_prompts_without_a_control_image(model: tuple[Path, Path], tmp_path: Pat
     for name in ("none.png", "torn.png"):
         with pytest.raises(ValueError, match=rf'{name} of the prompt "a cat" cannot be read'):
             policy.encode([Prompt("a cat", {"control": str(tmp_path / name)})])
+
+
+def test_prompts_are_checked_before_anything_is_drawn(tmp_path: Path) -> None:
+    prompts = [
+        Prompt("a cat", {"payload": text}) for text in ("HELLO", "AB12C", "X" * 90, "Y" * 90)
+    ]
+    check_controls(prompts[:2], 64, 64)
+    with pytest.raises(
+        ValueError, match=r"'a cat': .*XX.* \(1 further prompts have such codes too"
+    ):
+        check_controls(prompts, 64, 64)
+    with pytest.raises(ValueError, match="needs a square image, not one of 64 x 128"):
+        check_controls(prompts[:2], 128, 64)
+    with pytest.raises(ValueError, match="nothing for the ControlNet to follow"):
+        check_controls([Prompt("a cat")], 64, 64)
+    with pytest.raises(ValueError, match=r'has control = "none.png": no such image'):
+        check_controls([Prompt("a cat", {"control": "none.png"})], 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (['prompts.code={error="X"}'], "take one of L, M, Q, H"),
+        (["evaluation.prompts.length=200"], "does not fit a canvas of 128 px"),
+        (['prompts.base="{noun}.png"', 'rewards=[{use="picture_similarity"}]'], "no such image"),
+    ],
+)
+def test_a_training_refuses_them_before_it_begins(changes: list[str], message: str) -> None:
+    config = configuration.load("emoji-qr", ["prompts.random=50", *changes])
+    policy = SimpleNamespace(latent_pixel=4, latent_shape=(4, 32, 32), has_controlnet=True)
+    tables = (config.prompts, config.evaluation.prompts)
+    prompts = [prompt for table in tables for prompt in load_prompts(table, "prompts")]
+    with pytest.raises(ValueError, match=message):
+        check_prompt_images(config, policy, prompts)  # type: ignore[arg-type]
 
 
 def test_models_that_do_not_fit(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import generator
 
+from burnish import config as configuration
 from burnish.rl.curriculum import (
     CosineCurriculum,
     GatedCurriculum,
@@ -82,6 +83,22 @@ def test_gated_goes_on_where_it_was() -> None:
     fresh = GatedCurriculum(2.0, 1.0)
     fresh.load_state_dict(json.loads(json.dumps(GatedCurriculum(2.0, 1.0).state_dict())))
     assert at(fresh, 0.0) == [2.0]
+
+
+def test_a_gate_of_another_range_moves_into_the_new_one() -> None:
+    narrower = GatedCurriculum(1.2, 1.0)
+    narrower.load_state_dict({"scale": 1.8, "success": None, "streak": 0})
+    assert at(narrower, 0.0) == [1.2]
+    with pytest.raises(ValueError, match="must be a finite number"):
+        narrower.load_state_dict({"scale": math.nan, "success": None, "streak": 0})
+
+
+def test_a_gate_by_more_than_the_scan_rate_is_warned_of() -> None:
+    """The mean of `qr_scan` counts right modules by default, of which bare images have many."""
+    gate = 'curriculum={use="gated",first=1.7,last=1.5}'
+    with pytest.warns(UserWarning, match=r"set rewards\.0\.module_weight = 0"):
+        configuration.load("emoji-qr", ['rewards=[{use="qr_scan"}]', gate])
+    configuration.load("emoji-qr", ['rewards=[{use="qr_scan",module_weight=0.0}]', gate])
 
 
 @pytest.mark.parametrize(

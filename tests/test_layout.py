@@ -497,3 +497,11 @@ def test_without_segno_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ValueError, match="pip install segno"):
         fit("WITHOUT SEGNO", 512)
+
+
+def test_modules_beyond_the_quiet_zone_do_not_count_and_nan_is_wrong() -> None:
+    layout = fit("HTTP://EXAMPLE.ORG", 256, quiet=1, module=8)
+    assert layout.errors(layout.draw()[None], around=2).item() == 0
+    assert layout.errors(torch.full((1, 3, 256, 256), torch.nan)).item() == 1
+    many, all_px = (layout.errors(layout.draw()[None] * 0.6, True, cells=n) for n in (10**6, 8))
+    assert torch.equal(many, all_px)

@@ -229,9 +229,7 @@ def test_the_controlnet_learns_at_the_generator_which_stays_as_it_is(
 ) -> None:
     pipe = distillation.pipe
     options = argparse.Namespace(pool=10, codes=4, size=128, modules=[4, 5], batch=2)
-    x0, states, code, _ = next(
-        controlnet.batches(pipe, options, torch.device("cpu"), drop=0.0)(0)
-    )
+    x0, states, code, _ = next(controlnet.batches(pipe, options, torch.device("cpu"), drop=0.0)(0))
     torch.manual_seed(0)
     loss, values = distillation.loss((x0, states, code, torch.zeros(2)))
     assert loss < 1e-8 and values["plain"] < 1e-8  # the ControlNet has no say, and nothing to do

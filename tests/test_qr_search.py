@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from test_cli import run
 from torch import Tensor
 
+from burnish import config as configuration
 from burnish.annotations import complaint
 from burnish.diffusion.guidance import NoGuidance
 from burnish.diffusion.kernels import DDIM
@@ -26,10 +28,12 @@ from burnish.qr.phone import Phone
 from burnish.qr.scanner import Scanner
 from burnish.qr.verify import verify
 from burnish.run_files import SearchFile, TryRow
+from burnish.runs import Run
 from burnish.seeds import generator
 from burnish.tools import qr_search
 from burnish.tools.qr_search import (
     choose_canvas,
+    code_settings,
     deciding_decoders,
     open_controlled,
     save,
@@ -151,8 +155,59 @@ def test_only_a_scale_that_nobody_chose_rises(
 
 def test_a_folder_that_is_a_file(controlled: tuple[Policy, Sampler], tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(FileExistsError, match="out is a file; choose another --out"):
+    with pytest.raises(OSError, match="out could not be written: a file is in the way"):
         save(search(*controlled, PROMPT, Scanner(), count=1, tries=5), tmp_path / "out")
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_where_nothing_can_be_written_no_search_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(qr_search, "open_controlled", lambda *a, **b: pytest.fail("a model"))
+    code, _, err = run(capsys, "qr", "HELLO", "--prompt", "a cat", "--out", str(tmp_path / out))
+    assert code == 2 and "file is a file; choose another --out" in err
+
+
+def test_an_earlier_image_of_the_same_name_stays(
+    controlled: tuple[Policy, Sampler], tmp_path: Path
+) -> None:
+    (tmp_path / "code-0005.png").write_text("of another search")
+    found = search(*controlled, PROMPT, Scanner(), count=1, tries=5)
+    for _ in range(2):  # the second time it is there as it is
+        assert save(found, tmp_path) == [tmp_path / "code-0005-2.png"]
+    assert (tmp_path / "code-0005.png").read_text() == "of another search"
+
+
+@pytest.mark.parametrize("name", ["tries/thesis.txt", "search.json", "tries.jsonl"])
+def test_a_search_deletes_no_file_that_no_search_wrote(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"mine": true}')
+    with pytest.raises(FileExistsError, match=rf"{name} is of no search for codes"):
+        TryLog(tmp_path, payload="AB12C")
+    assert (tmp_path / name).read_text() == '{"mine": true}'
+
+
+def test_a_scale_is_a_finite_number() -> None:
+    with pytest.raises(ValueError, match="--scale nan: take a finite number"):
+        open_controlled("zoo:emoji-lcm", scale=math.nan)
+
+
+def test_codes_of_a_run_are_as_its_prompts_had_them(tmp_path: Path) -> None:
+    settings = ['prompts.code={error="M",mask=3}', "guard.action=stop"]
+    reader = '[{use="burnish.rewards.qr_scan:scan",decoders=["opencv"]}]'
+    config = configuration.load("emoji-qr", [*settings, f"rewards={reader}"])
+    run = Run(tmp_path)
+    run.config.write_text(configuration.dump(config, tmp_path))
+    assert code_settings(str(tmp_path)) == {"error": "M", "mask": 3}
+    assert code_settings("zoo:emoji-lcm") == {}
+
+    # a reward by its whole name, and the panel of a guard that acts, took part too
+    assert deciding_decoders(str(tmp_path), ["zxing"]) == ("zxing", "opencv")
+    panel = '[{use="qr_scan",decoders=["pyzbar"]}]'
+    watched = configuration.load("emoji-qr", [*settings, f"guard.panel={panel}"])
+    run.config.write_text(configuration.dump(watched, tmp_path))
+    assert deciding_decoders(str(tmp_path), ["zxing"])[-1] == "pyzbar"
 
 
 def test_models_without_a_controlnet_are_an_error(

@@ -6,8 +6,10 @@ import ctypes
 import json
 import random
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from torch.nn.functional import interpolate
 
 from burnish.images import eight_bit, open_image
 from burnish.qr import conditions
+from burnish.qr import verify as verification
 from burnish.qr.decoders import BINARIZERS, decoder, find, variants
 from burnish.qr.layout import Layout, fit
 from burnish.qr.scanner import Readings, Scanner
@@ -586,6 +589,35 @@ def test_the_module_term_has_a_gradient_where_it_is_soft() -> None:
     assert check_reward(modules(soft=0.08), prompts=coded, gradient=True) == []
     with pytest.raises(ValueError, match="difference of luminances"):
         modules(soft=-1)
+
+
+def test_what_zxing_does_not_find_other_readers_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The payload is what any reader found, and phones then read it: so it is read at all."""
+    Image.fromarray(eight_bit(fit("HELLO", 128).draw()[None])[0]).save(path := tmp_path / "a.png")
+    monkeypatch.setattr(verification, "find", lambda pixels: [])
+    seen = decoder("pyzbar")
+    monkeypatch.setattr(verification, "decoder", lambda name: seen)
+    found = verify(path)
+    assert found.payload == "HELLO" and found.strict
+
+    nothing = {"zxing": lambda pixels: []}
+    monkeypatch.setattr(verification, "Scanner", partial(_Scanner, readers=nothing))
+    found = verify(path)
+    assert (found.payload, found.strict, found.phone, found.lenient) == ("HELLO", False, True, True)
+
+
+class _Scanner(Scanner):
+    """A scanner whose readers find nothing."""
+
+    def __init__(self, *arguments: Any, readers: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self._readers = readers
+
+    def scan_image(self, *arguments: Any) -> Any:
+        none = np.zeros((len(self.decoders), len(self.conditions)), dtype=bool)
+        return none, none
 
 
 def test_an_image_is_verified_under_the_conditions_that_selected_it(tmp_path: Path) -> None:

@@ -22,11 +22,13 @@ from torch import Tensor
 
 from burnish.config import ControlConfig
 from burnish.images import open_image, resize_image
-from burnish.qr.layout import layout_of
+from burnish.qr.layout import check_codes, layout_of
 from burnish.types import Cond, Prompt
 
 CONTROL_KEYS = ("control", "control_scale", "control_window")
 """The entries of a condition that do not come from its text."""
+
+NOT_SQUARE = "a QR code needs a square image, not one of {width} x {height} pixels"
 
 
 def control_window(control: ControlConfig, times: Tensor) -> tuple[int, int]:
@@ -102,18 +104,50 @@ def control_images(prompts: Sequence[Prompt], height: int, width: int) -> Tensor
     return torch.stack([images[id(prompt)] for prompt in prompts])
 
 
+def check_controls(prompts: Sequence[Prompt], height: int, width: int) -> None:
+    """Refuse prompts without a control image, or with one that is not there, before any is drawn.
+
+    Raises:
+        ValueError: the message names the first of them.
+    """
+    for prompt in prompts:
+        path = prompt.metadata.get("control")
+        if not path and not prompt.metadata.get("payload"):
+            raise ValueError(nothing_to_follow(prompt))
+        check_image_path(prompt, "control")
+
+    coded = [prompt for prompt in prompts if not prompt.metadata.get("control")]
+    if coded and height != width:
+        raise ValueError(NOT_SQUARE.format(width=width, height=height))
+    check_codes(coded, width)
+
+
+def check_image_path(prompt: Prompt, key: str) -> None:
+    """Refuse a prompt that names an image, as metadata[key], which is not there.
+
+    Raises:
+        ValueError: the message names the prompt and the image.
+    """
+    path = prompt.metadata.get(key)
+    if path and isinstance(path, str | Path) and not Path(path).is_file():
+        raise ValueError(f'the prompt "{prompt.text}" has {key} = "{path}": no such image')
+
+
 def _control_image(prompt: Prompt, height: int, width: int) -> Tensor:
     if path := prompt.metadata.get("control"):
         return _read_image(path, prompt, height, width)
 
     if prompt.metadata.get("payload"):
         if height != width:
-            raise ValueError(
-                f"a QR code needs a square image, not one of {width} x {height} pixels"
-            )
+            raise ValueError(NOT_SQUARE.format(width=width, height=height))
         return layout_of(prompt, width).draw()
 
-    raise ValueError(
+    raise ValueError(nothing_to_follow(prompt))
+
+
+def nothing_to_follow(prompt: Prompt) -> str:
+    """Return a sentence about a prompt without a control image."""
+    return (
         f'the prompt "{prompt.text}" has nothing for the ControlNet to follow: give it a "payload" '
         '(prompts.use = "qr") or a "control", the path of an image (prompts.use = "jsonl")'
     )

@@ -17,6 +17,7 @@ import re
 from collections.abc import Sequence
 from hashlib import sha256
 from itertools import product
+from math import gcd
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal
@@ -100,7 +101,13 @@ def qr(
         pairs = list(product(prompts, contents))
     else:
         count = max(len(prompts), len(contents))
-        pairs = [(prompts[i % len(prompts)], contents[i % len(contents)]) for i in range(count)]
+        # a common divisor would give each text payloads of some of the patterns alone
+        patterns = len(pattern) if payloads is None and not isinstance(pattern, str) else 1
+        shifted = gcd(len(prompts), patterns) > 1
+        rows = [i + i // len(prompts) if shifted else i for i in range(count)]
+        pairs = [
+            (prompts[row % len(prompts)], contents[i % len(contents)]) for i, row in enumerate(rows)
+        ]
 
     return [_with_code(prompt, payload, base, code or {}) for prompt, payload in pairs]
 

@@ -15,7 +15,7 @@ condition (`tests/test_scanner.py`), so an image that is not read under one has 
     noise    Gaussian, standard deviation 0.05 of white
 
     third    scaled by 0.31, to no less than 2 px a module
-    screen   longest side 480 px, but 2 to 12 px a module
+    screen   longest side 480 px, but no less than 2 px a module, and not enlarged beyond 12
     lean     the two left corners moved inwards by 5 % of a side
     back     turned by -10 degrees
     bright   1.2 times as bright

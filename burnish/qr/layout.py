@@ -24,7 +24,7 @@ guesses. Every code is read back before it is handed out.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -46,6 +46,8 @@ LEVELS = ("L", "M", "Q", "H")
 MICRO = ("M1", "M2", "M3", "M4")
 LARGEST = 2048  # px: the largest canvas that an error message recommends
 LONGEST = 7089  # characters: digits in version 40 at level L
+ALPHANUMERIC = frozenset("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ $%*+-./:")
+"""Characters of which a code holds more than of others; of digits still more (ISO/IEC 18004)."""
 BLOCK = 8  # px: the side of the squares that zxing-cpp finds one threshold for
 SETTINGS = ("error", "version", "mask", "module", "quiet")
 
@@ -97,7 +99,8 @@ class Layout:
     def luminance(self, images: Tensor) -> Tensor:
         """Return the mean luminance of the middle of every module, (B, n, n).
 
-        The middle is the central third, at least 2 px.
+        The middle is the central third, at least 2 px, and a px more where it could not lie as far
+        from either side.
 
         Args:
             images: (B, 3, side, side) in [0, 1].
@@ -131,19 +134,19 @@ class Layout:
                 the area on the wrong side.
             soft: luminance over which right turns into wrong; 0: at once, without a gradient.
             around: light modules of the quiet zone that count too, on each side of the code, as far
-                as the canvas has room for them.
+                as the zone reaches.
             cells: by area, judge so many means in each row and column of a module instead of its
-                px, as a reader from further away would; 0: its px.
+                px, as a reader from further away would; 0: its px. More than its px are its px.
 
         Raises:
             ValueError: the images are not of this canvas.
         """
-        ring = min(around, self.left // self.module)
+        ring = min(around, self.quiet // self.module)
         luminance = self._grey(images, ring)
         if not by_area:
             luminance = self._middle(luminance)[:, :, None, :, None]
         elif cells:
-            luminance = _means(luminance, cells)
+            luminance = _means(luminance, min(cells, self.module))
 
         dark = pad(self.modules, (ring,) * 4).to(images.device)[:, None, :, None]
         beyond = torch.where(dark, luminance - DARK, LIGHT - luminance)
@@ -151,7 +154,8 @@ class Layout:
         if soft:
             wrong = ((beyond + MARGIN) / soft).sigmoid()
         else:
-            wrong = torch.where(dark, luminance > DARK, luminance < LIGHT).to(luminance.dtype)
+            right = torch.where(dark, luminance <= DARK, luminance >= LIGHT)  # NaN is wrong
+            wrong = (~right).to(luminance.dtype)
 
         weight = pad(self.weight(), (ring,) * 4, value=1.0).to(luminance)
         return (wrong.mean((2, 4)) * weight).sum((1, 2)) / weight.sum()
@@ -310,6 +314,33 @@ def layout_of(prompt: Prompt, side: int) -> Layout:
         return fit(payload, side, **settings)
     except ValueError as reason:
         raise ValueError(f"the prompt '{prompt.text}': {reason}") from reason
+
+
+def check_codes(prompts: Iterable[Prompt], side: int) -> None:
+    """Refuse prompts whose codes do not fit, quickly: of payloads of one kind and length only one.
+
+    Raises:
+        ValueError: the message names the first such prompt and says how many more there are.
+    """
+    problems: dict[object, str] = {}
+    wrong = []
+
+    for prompt in prompts:
+        payload = str(prompt.metadata.get("payload"))
+        kind = payload.isdecimal() + (set(payload) <= ALPHANUMERIC)
+        key = (len(payload.encode("utf-8", "replace")), kind, repr(prompt.metadata.get("qr")))
+        if key not in problems:
+            try:
+                layout_of(prompt, side)
+                problems[key] = ""
+            except ValueError as error:
+                problems[key] = str(error)
+        if problems[key]:
+            wrong.append(problems[key])
+
+    if wrong:
+        more = f" ({len(wrong) - 1} further prompts have such codes too)" if len(wrong) > 1 else ""
+        raise ValueError(wrong[0] + more)
 
 
 def _check(

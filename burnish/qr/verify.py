@@ -2,7 +2,7 @@
 
 Nothing is known of such an image. Conditions are measured in modules, and the size of a module
 comes from the code that zxing-cpp finds, softened and under every condition if need be. If it finds
-none, a code is taken to fill the image.
+none, a code is taken to fill the image, and its text is what any other reader finds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 
 from burnish.images import eight_bit, open_image
 from burnish.qr.conditions import CONDITIONS, soften
-from burnish.qr.decoders import FoundCode, find
+from burnish.qr.decoders import FoundCode, decoder, find
 from burnish.qr.phone import Phone
 from burnish.qr.scanner import Readings, Scanner
 
@@ -38,7 +38,7 @@ class Verdict:
     strict: bool
     phone: bool | None  # None: not known, for no independent reader is installed
     phone_note: str  # who gave this verdict, or what is missing for it
-    lenient: bool
+    lenient: bool  # some decoder reads it under some condition, or the verdict `phone` is yes
 
     def text(self) -> str:
         """Return a table for a terminal."""
@@ -90,9 +90,9 @@ def verify(path: Path, payload: str = "", decoders: tuple[str, ...] = ("zxing",)
     image, scale = _scaled_down(image, 8 / module)
     module *= scale
 
-    text = payload or (match.payload if match else "")
-    micro = match is not None and match.designator.startswith("M")
     phone = Phone(scanner.decoders)
+    text = payload or (match.payload if match else _read_by_others(image, scanner, phone))
+    micro = match is not None and match.designator.startswith("M")
 
     if text:
         plain, softened = scanner.scan_image(image, text, module, micro)
@@ -107,6 +107,7 @@ def verify(path: Path, payload: str = "", decoders: tuple[str, ...] = ("zxing",)
         torch.from_numpy(softened)[None],
     )
     marks = np.where(plain, "yes", np.where(softened, "softened", "no")).tolist()
+    on_phones = phone.reads(image, text, module, micro) if text else False
 
     return Verdict(
         payload=text,
@@ -119,9 +120,9 @@ def verify(path: Path, payload: str = "", decoders: tuple[str, ...] = ("zxing",)
         },
         fraction=float(readings.fraction),
         strict=bool(readings.strict),
-        phone=phone.reads(image, text, module, micro) if text else False,
+        phone=on_phones,
         phone_note=phone.note(micro),
-        lenient=bool(readings.lenient),
+        lenient=bool(readings.lenient) or on_phones is True,
     )
 
 
@@ -136,6 +137,19 @@ def _find_codes(image: Image.Image) -> tuple[Image.Image, list[FoundCode]]:
             return image, codes
 
     return image, []
+
+
+def _read_by_others(image: Image.Image, scanner: Scanner, phone: Phone) -> str:
+    """Return the first text that any other reader finds; "" if none does."""
+    readers = [decoder(name) for name in (*scanner.decoders, *phone.readers)]
+
+    for variant in (image, *_variants(image)):
+        pixels = np.asarray(variant)
+        for read in readers:
+            if texts := read(pixels):
+                return texts[0]
+
+    return ""
 
 
 def _variants(image: Image.Image) -> Iterator[Image.Image]:

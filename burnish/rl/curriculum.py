@@ -179,9 +179,14 @@ class GatedCurriculum(Curriculum):
         return {"scale": self._scale, "success": success, "streak": self._streak}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned; a scale that is beyond `first` or `last` moves there.
+
+        Raises:
+            ValueError: the scale is no finite number.
+        """
         success = state["success"]
-        self._scale = float(state["scale"])
+        low, high = sorted((self.first, self.last))
+        self._scale = min(high, max(low, _checked_scale("scale", float(state["scale"]))))
         self._streak = int(state["streak"])
         self._success = math.nan if success is None else float(success)
 

@@ -7,13 +7,18 @@ search begins at a low one, at which an image shows its prompt, and rises while 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
+from burnish import catalog
 from burnish import config as configuration
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
@@ -83,6 +88,8 @@ def open_controlled(
         controlnet = controlnet or (
             QR_CONTROLNET if source == QR_GENERATOR else MICRO_QR_CONTROLNET
         )
+    if not isfinite(scale):
+        raise ValueError(f"--scale {scale}: take a finite number, such as 1.4")
     if controlnet in (QR_CONTROLNET, MICRO_QR_CONTROLNET) and scale < 0:
         scale = QR_SCALE
 
@@ -165,10 +172,42 @@ def deciding_decoders(source: str, decoders: Sequence[str]) -> tuple[str, ...]:
         decoders: that choose.
     """
     run = Run(Path(source))
-    rewards = configuration.load(run.config, purpose="compare").rewards if run.exists() else []
-    rewarded = [table for table in rewards if table["use"] == "qr_scan"]
-    used = [name for table in rewarded for name in table.get("decoders") or ("zxing",)]
+    if not run.exists():
+        return tuple(decoders)
+
+    config = configuration.load(run.config, purpose="compare")
+    # a guard that acts on its panel chooses the weights
+    watched = [] if config.guard.action in ("none", "warn") else config.guard.panel
+    names = ("qr_scan", catalog.BUILTIN["reward"]["qr_scan"])
+    tables = [table for table in (*config.rewards, *watched) if table["use"] in names]
+    used = [name for table in tables for name in table.get("decoders") or ("zxing",)]
     return (*decoders, *used)
+
+
+def code_settings(source: str) -> dict[str, Any]:
+    """Return the settings that the codes of a run's prompts have; {} of any other model."""
+    run = Run(Path(source))
+    if not run.exists():
+        return {}
+
+    prompts = configuration.load(run.config, purpose="compare").prompts
+    return dict(prompts.get("code") or {})
+
+
+def check_out(folder: Path) -> None:
+    """Refuse a folder that could not be written, before the search.
+
+    Raises:
+        OSError: a file is in its place, or there is no permission.
+    """
+    place = next(
+        place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
+    )
+
+    if not place.is_dir():
+        raise FileExistsError(f"{place} is a file; choose another --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"{place} cannot be written; choose another --out")
 
 
 def search(
@@ -270,18 +309,25 @@ def summary(result: Search, layout: Layout, phone: Phone) -> str:
 def save(result: Search, folder: Path) -> list[Path]:
     """Write one PNG an image, named by its try, and return the paths.
 
-    Raises:
-        FileExistsError: the folder is a file.
-    """
-    if folder.is_file():
-        raise FileExistsError(f"{folder} is a file; choose another --out")
+    An image of an earlier search that has the same name stays: the new one gets a further number.
 
+    Raises:
+        OSError: the folder is a file, or cannot be written.
+    """
     make_folder(folder)
     paths = []
 
     for found in result.images:
-        path = folder / f"code-{found.attempt:04d}.png"
-        write(path, image_grid(found.image[None])[0])
+        content = image_grid(found.image[None])[0]
+        name = f"code-{found.attempt:04d}"
+        path = folder / f"{name}.png"
+
+        for further in count(2):
+            if not path.exists() or path.read_bytes() == content:
+                break
+            path = folder / f"{name}-{further}.png"
+
+        write(path, content)
         paths.append(path)
 
     return paths

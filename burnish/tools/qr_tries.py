@@ -10,7 +10,9 @@ of modules on the wrong side (`burnish.qr.layout.Layout.errors`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,9 @@ from burnish.images import image_grid
 from burnish.qr.layout import Layout
 from burnish.qr.phone import Phone
 from burnish.qr.scanner import Readings, module_errors
+
+IMAGE = re.compile(r"\.?\d{4,}\.png.*")
+"""The name of the image of a try, also of one that was being written."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,27 @@ def tries_of(
     ]
 
 
+def _not_ours(folder: Path) -> Iterator[Path]:
+    """Yield files that a new search would delete or replace although no search wrote them."""
+    for path in folder.glob("tries/*"):
+        if not IMAGE.fullmatch(path.name):
+            yield path
+
+    for name, key in (("search.json", "payload"), ("tries.jsonl", "attempt")):
+        path = folder / name
+        first = path.read_text("utf-8", "replace").partition("\n")[0] if path.is_file() else ""
+        if first and not _has_key(first, key):
+            yield path
+
+
+def _has_key(text: str, key: str) -> bool:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and key in content
+
+
 class TryLog:
     """Writes the tries of a search into its folder as they are read."""
 
@@ -90,10 +116,12 @@ class TryLog:
             wanted: the fields of search.json.
 
         Raises:
-            FileExistsError: the folder is a file.
+            FileExistsError: the folder is a file, or has files of these names that no search wrote.
         """
         if folder.is_file():
             raise FileExistsError(f"{folder} is a file; choose another --out")
+        if foreign := next(_not_ours(folder), None):
+            raise FileExistsError(f"{foreign} is of no search for codes; choose another --out")
 
         self.folder = folder
         self.rows = ""

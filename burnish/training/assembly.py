@@ -50,6 +50,7 @@ from burnish.stages import stage
 from burnish.training.requirements import (
     check_devices,
     check_identifiers,
+    check_prompt_images,
     check_text_encoder,
     check_transitions,
     check_votes,
@@ -291,6 +292,7 @@ def assemble(
         check_differentiable(shared.rewards, [name for name, weight in weighted if weight == 0])
     check_votes(config, shared.rewards)
     known = [*prompts, *chain.from_iterable(evaluation_prompts.values())]
+    check_prompt_images(config, policy, known)
     drawn = identifiers.with_template(known, shared.template)
     policy.prompt_encoder.check([prompt.generator_text for prompt in drawn])
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 from burnish import catalog, references
 from burnish.config import Config, images_compared
+from burnish.diffusion.control import check_controls, check_image_path
 from burnish.diffusion.loading import choose_device
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.diffusion.window import window_places
+from burnish.qr.layout import check_codes
 from burnish.rewards.votes import Votes
 from burnish.training.stored_images import has_stored_images
-from burnish.types import Advantage, Objective, Reward
+from burnish.types import Advantage, Objective, Prompt, Reward
 from burnish.world import processes_launched
 
 
@@ -90,6 +92,26 @@ def check_text_encoder(config: Config, listed: bool = True) -> None:
             'encoder, whose gradient several processes share on their GPUs; set it to "keep", or '
             "start a single process"
         )
+
+
+def check_prompt_images(config: Config, policy: Policy, prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts whose code does not fit or whose image is missing, before anything is drawn.
+
+    Raises:
+        ValueError: the message names the first such prompt.
+    """
+    height, width = (policy.latent_pixel * side for side in policy.latent_shape[-2:])
+    tables = [*config.rewards, *config.guard.panel]
+
+    if policy.has_controlnet:
+        check_controls(prompts, height, width)
+    elif any(str(table["use"]).startswith("qr_") for table in tables):
+        check_codes(prompts, width)
+
+    for table in tables:
+        if table["use"] == "picture_similarity":
+            for prompt in prompts:
+                check_image_path(prompt, table.get("key", "base"))
 
 
 def check_votes(config: Config, rewards: Mapping[str, Reward]) -> None:
