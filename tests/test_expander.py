@@ -284,6 +284,47 @@ def test_imitation_makes_given_expansions_likelier(language: Path, tmp_path: Pat
     assert [prompt.text for prompt in drawn.prompts] == ["a cat in blue", "a dog on red"]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "expansion", "words"),
+    [
+        ("a cat", "a cathedral in rain", " a cathedral in rain"),  # no prompt with words behind it
+        ("a cat", "A cat in the rain", " in the rain"),
+        ("a cat", "a cat, in\n  the rain ", ", in the rain"),
+    ],
+)
+def test_words_behind_a_prompt_begin_where_it_ends(
+    tmp_path: Path, prompt: str, expansion: str, words: str
+) -> None:
+    row = json.dumps({"prompt": prompt, "expansion": expansion})
+    (tmp_path / "pairs.jsonl").write_text(row)
+    assert read_pairs(str(tmp_path / "pairs.jsonl")) == [(prompt, words)]
+
+
+def test_an_imitation_that_diverges_names_its_rate(language: Path) -> None:
+    expander = Expander.load(str(language), train="full", tokens=4)
+    with pytest.raises(ValueError, match=r"diverged in epoch \d+; set a lower expander.start_lr"):
+        imitate(expander, [("a cat", " in blue")] * 40, epochs=20, lr=1e30, seed=0)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize(("saved", "train"), [("full", "lora"), ("lora", "full")])
+def test_an_adapter_of_another_kind_is_refused(
+    language: Path, tmp_path: Path, saved: str, train: str
+) -> None:
+    """A LoRA would be saved without the model below it, and a model on a LoRA would not learn."""
+    Expander.load(str(language), train=saved, rank=2).save(tmp_path / "adapter")
+    with pytest.raises(
+        ValueError, match=rf"expander.adapter: .* or set expander.train = \"full|{saved}"
+    ):
+        Expander.load(str(language), train=train, rank=2, adapter=tmp_path / "adapter")
+
+    if saved == "full":  # and it is drawn with in the precision in which it learned
+        whole = Expander.load(
+            str(language), train="none", dtype="bfloat16", adapter=tmp_path / "adapter"
+        )
+        assert whole.model.dtype == torch.float32
+
+
 def test_errors_say_what_to_do(language: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="expander.train must be one of lora, full, none, not 'some'"

@@ -23,6 +23,8 @@ from burnish.config import BatchConfig, Config, ExpanderConfig, OptimizerConfig
 from burnish.prompts.expander import Expander
 from burnish.report.page import page
 from burnish.runs import Run
+from burnish.tools.evaluate_run import evaluate_run
+from burnish.tools.export import export_run
 from burnish.tools.gallery import draw, open_expander, open_source
 from burnish.training.batch import Credit
 from burnish.training.expansion import text_advantages
@@ -152,12 +154,44 @@ def test_only_the_expander_learns_and_rewards_judge_the_original(
     tensors = load_file(run.checkpoints / "000001/tensors.safetensors")
     assert {name.partition("/")[0] for name in tensors} == {"expander"}
     assert [path.name for path in run.adapter.iterdir()] == ["expander"]
+
+    # what is refused names what there is
+    with pytest.raises(ValueError, match=rf'--out with expander.adapter = "{run.adapter}/expander'):
+        train(load(recipe, "model.train=none", "seed=1"), run.folder, resume=True)
+    with pytest.raises(ValueError, match="did not learn: take --to diffusers$"):
+        export_run(run, "kohya")
+    with pytest.raises(ValueError, match="did not learn: take --to diffusers, which has"):
+        export_run(run, "merged")
+    card = (export_run(run, "diffusers") / "README.md").read_text()
+    assert "No weight of" in card and "none of the model's own" in card
+    assert "expanded by language with the LoRA in `expander`" in card
+    assert "| learning rate of the expander | 0.01 |" in card and "| learning rate |" not in card
     from burnish.catalog import resolve
 
     module = resolve("reward", f"{tmp_path}/reward.py:brightness").__globals__
     assert set(module["texts"]) == {"a cat", "a dog", "an ox"}
     assert all(text.startswith(original) for original, text in module["pairs"])
     assert any(text != original for original, text in module["pairs"])
+
+
+def test_a_finished_run_is_judged_without_its_start(recipe: Path, tmp_path: Path) -> None:
+    """Its weights before training are those of a stored evaluation, those after of a checkpoint."""
+    start = tmp_path / "start.jsonl"
+    start.write_text('{"prompt": "a cat", "expansion": "a cat in blue"}\n')
+    settings = [f'expander.start="{start}"', "iterations=1", "model.train=none"]
+    run = Run(train(load(recipe, *settings), tmp_path / "run"))
+    stored = json.loads(run.evaluation.read_text())
+    start.unlink()
+    assert evaluate_run(run, trust=True)["train"] == stored["train"]
+
+
+def test_a_lora_file_says_that_the_expander_is_left_out(recipe: Path, tmp_path: Path) -> None:
+    run = Run(train(load(recipe, "iterations=1"), tmp_path / "run"))
+    with pytest.warns(
+        UserWarning, match="comes without its prompt expander, with which its images"
+    ):
+        card = (export_run(run, "kohya") / "README.md").read_text()
+    assert "which learned too and is not among these files" in card
 
 
 def test_learning_rate_zero_leaves_the_expander_unchanged(recipe: Path, tmp_path: Path) -> None:

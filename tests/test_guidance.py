@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from burnish.diffusion.guidance import (
     NoGuidance,
     Unguided,
 )
+from burnish.tools.gallery import _with_weight
 from burnish.types import Cond, Guidance
 
 
@@ -137,3 +139,15 @@ def test_a_users_guidance_may_say_what_unguided_means() -> None:
     own = Unguided(checked_part("guidance", Both(), "both"))(Network(), X, T, COND, NULL)
     torch.testing.assert_close(plain, once)
     assert torch.equal(own, 3 * once)
+
+
+@pytest.mark.parametrize("kind", [DualGuidance, EmbeddedDualGuidance])
+def test_another_weight_is_shared_as_before(kind: Any) -> None:
+    """`--guidance` of a run with two weights is their sum, and a negative prompt stays."""
+    policy: Any = SimpleNamespace(takes_weight=kind is EmbeddedDualGuidance)
+    changed = _with_weight(kind(3.0, 1.0), policy, 2.0)
+    assert (changed.w1, changed.w2) == (1.5, 0.5)
+
+    if kind is DualGuidance:
+        assert _with_weight(kind(5.0, 5.0, "ugly"), policy, 3.0) == kind(1.5, 1.5, "ugly")
+        assert _with_weight(kind(5.0, -5.0), policy, 3.0) == CFG(3.0)  # nothing to share

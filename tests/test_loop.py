@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
@@ -26,6 +27,7 @@ from burnish.config import Config
 from burnish.images import image_grid
 from burnish.rl.objectives import Clipped
 from burnish.runs import Run
+from burnish.training import checkpoint
 from burnish.training.baseline import x0_baseline
 from burnish.training.batch import Credit, RolloutBatch
 from burnish.training.collect import Collector
@@ -631,6 +633,41 @@ def test_a_run_takes_the_mean_over_the_front(recipe: Path, tmp_path: Path) -> No
     credit = Credit(adv, valid, batch.group, counted=valid, loss_scale=1.0)
     alone = updates.update(process, credit, pairs, first=True)
     assert record["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+
+
+def test_a_reward_that_says_nothing_among_others_is_warned_of(recipe: Path, tmp_path: Path) -> None:
+    module = tmp_path / "same.py"
+    module.write_text("def same(images, prompts):\n    return images.new_zeros(len(images))\n")
+    rewards: list[dict[str, Any]] = [
+        {"use": "compressibility"},
+        {"use": f"{module}:same", "name": "constant"},
+        {"use": f"{module}:same", "name": "unused", "weight": 0.0},
+    ]
+    config = replace(configuration.load(recipe), rewards=rewards, iterations=1)
+    with pytest.warns(UserWarning, match="reward 'constant' gave 0 to all") as warned:
+        train(config, tmp_path / "run")
+    assert not [one for one in warned if "unused" in str(one.message)]
+
+
+def test_what_an_advantage_remembers_of_other_rewards_is_forgotten(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """The tracker knew one reward of each prompt; now there are two."""
+    one = replace(
+        load(recipe, "evaluation.images_per_prompt=0"),
+        advantage={"use": "tracker", "buffer": 8, "min_count": 2},
+        rewards=[{"use": "compressibility"}],
+        iterations=1,
+    )
+    run = Run(train(one, tmp_path / "run"))
+    both = [*one.rewards, {"use": "incompressibility"}]
+    more = replace(one, rewards=both, iterations=2)
+    train(more, run.folder, resume=True, accept_changes=True)
+    state = checkpoint.restore(run.checkpoints)
+    assert state is not None
+    remembered = [row for rows in state.memory["advantage"]["seen"].values() for row in rows]
+    images = run.records()[-1]["images"]
+    assert len(remembered) == images and {len(row) for row in remembered} == {2}
 
 
 def test_several_rewards_in_the_record(recipe: Path, tmp_path: Path) -> None:

@@ -630,6 +630,12 @@ def test_an_export_does_not_depend_on_the_strength_of_sampling(
     assert torch.equal(images(policy.pipe), trained)
 
 
+@pytest.mark.parametrize("train", ["full", "none"])
+def test_without_a_lora_there_is_no_strength(tiny_pipeline: Path, train: str) -> None:
+    with pytest.raises(ValueError, match=r"needs a LoRA adapter.* leave the strength at 1"):
+        Policy.load(tiny_pipeline, train=train).set_lora_scale(0.5)
+
+
 @pytest.mark.parametrize("train", ["lora", "full"])
 @pytest.mark.parametrize("when", ["before", "after", "a block"])
 def test_a_compiled_network_is_exported_under_its_own_names(

@@ -264,3 +264,12 @@ def test_settings_out_of_range() -> None:
         ParetoAdvantage(dominated="avoided", standardise=False)
     with pytest.raises(ValueError, match="2 reward weights were given for 3"):
         ParetoAdvantage()(scores(rewards(3)), torch.ones(2), GROUP)
+
+
+def test_selected_images_that_are_pushed_away_are_warned_of() -> None:
+    """The raw reward of the best of several negative ones is negative."""
+    parts = torch.tensor([[-2.0, -3.0], [-1.0, -4.0], [-3.0, -5.0]])
+    raw = ParetoAdvantage(standardise=False)
+    with pytest.warns(UserWarning, match="they are pushed away; use rewards above 0"):
+        adv = raw(scores(parts), torch.ones(2), GROUP[:3])
+    assert adv.tolist() == [-5, -5, 0]

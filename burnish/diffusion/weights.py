@@ -112,6 +112,11 @@ class TrainableWeights:
                 "a strength other than 1 needs a LoRA adapter, but this model's whole network was "
                 "trained: leave the strength at 1"
             )
+        if not any(lora.lora_layers(network) for network in networks(self.pipe)):
+            raise ValueError(
+                "a strength other than 1 needs a LoRA adapter, but this model learned none: leave "
+                "the strength at 1"
+            )
         for network in networks(self.pipe):
             lora.set_lora_scale(network, strength)
 

@@ -150,7 +150,7 @@ class Expander:
             rank: of a new adapter; its scale is 1.
             dtype: "float32" or "bfloat16", of what is frozen; what learns is float32.
             device: where it computes.
-            adapter: a folder that `save` wrote, to start from.
+            adapter: a folder that `save` wrote, to start from, with the same `train`.
             temperature: of the distribution that is drawn from and trained.
             tokens: that are drawn at most.
             instruction: for a model with a chat template, with `{prompt}` in it.
@@ -178,8 +178,21 @@ class Expander:
                 f"{adapter} holds no expander (neither adapter_config.json nor config.json)"
             )
 
+        if saved_model and train == "lora":
+            raise ValueError(
+                f"expander.adapter: {adapter} is a whole model, and a LoRA on top of it would be "
+                f'saved without it; set expander.model = "{adapter}" and leave expander.adapter '
+                'out, or set expander.train = "full"'
+            )
+        if saved_lora and train == "full":
+            raise ValueError(
+                f"expander.adapter: {adapter} is a LoRA, which does not start a whole model; set "
+                'expander.train = "lora"'
+            )
+
         weights = str(adapter) if saved_model else ""
-        frozen = torch.float32 if train == "full" else DTYPES[dtype]
+        learned_whole = train == "full" or saved_model
+        frozen = torch.float32 if learned_whole else DTYPES[dtype]
         network, tokenizer = _load_model(model, weights, frozen)
         network = network.to(device).requires_grad_(train == "full")
 

@@ -50,13 +50,23 @@ def read_pairs(path: str) -> list[tuple[str, str]]:
                 f'{path}, entry {row}: no text under "expansion"; write the prompt with more words'
             )
 
-        words = words.removeprefix(prompt.text).rstrip()
-        if words[:1] not in (",", ".", ";", ":", " ", ""):
-            words = f" {words}"
-
-        pairs.append((prompt.text, words))
+        pairs.append((prompt.text, _words_behind(prompt.text, words)))
 
     return pairs
+
+
+def _words_behind(prompt: str, expansion: str) -> str:
+    """Return what an expansion adds to its prompt, on one line.
+
+    A prompt at its beginning is left out where a word ends there, whatever its capitals.
+    """
+    text = " ".join(expansion.split())
+    start = " ".join(prompt.split())
+    rest = text[len(start) :]
+    if text[: len(start)].lower() == start.lower() and not rest[:1].isalnum():
+        text = rest
+
+    return text if text[:1] in (",", ".", ";", ":", " ", "") else f" {text}"
 
 
 def imitate(
@@ -65,6 +75,9 @@ def imitate(
     """Train the expander on given pairs, and return the last epoch's mean loss in nats a token.
 
     AdamW on the mean log-probability of their tokens.
+
+    Raises:
+        ValueError: the loss is not finite any more.
     """
     optimizer = torch.optim.AdamW(expander.trainable, lr=lr, weight_decay=0.0)
     losses = [0.0]
@@ -80,6 +93,11 @@ def imitate(
                 )
                 logp = expander.replay(batch, torch.arange(len(rows))).logp
                 loss = -logp.sum() / batch.action_mask.sum()
+                if not loss.isfinite():
+                    raise ValueError(
+                        f"the imitation of expander.start diverged in epoch {epoch + 1}; set a "
+                        f"lower expander.start_lr than {lr:g}"
+                    )
 
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

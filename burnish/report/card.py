@@ -42,6 +42,7 @@ class Weights:
         fused_texts: the text encoders that it changes too.
         texts: the text encoders of which the LoRA has layers that did not learn.
         quantization: how the base model's weights were stored in training; "" for as they are.
+        learned: False if the base model did not learn, only what is around it.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Weights:
     fused_texts: Sequence[str] = ()
     texts: Sequence[str] = ()
     quantization: str = ""
+    learned: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Training:
         prompts: some of those that were trained on.
         grid: the iteration after which the right half of `GRID` was drawn, if that lies beside the
             card; 0: it does not.
+        template: what was put around prompts, {}.
     """
 
     config: Mapping[str, Any]
@@ -75,6 +78,7 @@ class Training:
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     prompts: Sequence[str] = ()
     grid: int = 0
+    template: str = "{}"
 
 
 def model_card(weights: Weights, training: Training) -> str:
@@ -94,7 +98,8 @@ def model_card(weights: Weights, training: Training) -> str:
             f"{training.grid} iterations on the right."
         )
 
-    parts += ["## How it is loaded", loading(weights), "## What was rewarded", *_rewards(config)]
+    parts += ["## How it is loaded", loading(weights), *words_around(weights, training)]
+    parts += ["## What was rewarded", *_rewards(config)]
     if lines := "\n".join(evaluation_lines(training.evaluation)):
         parts += ["## What came of it", _fenced(lines)]
     parts += ["## How it was trained", *_settings(config)]
@@ -161,6 +166,8 @@ def _loading(weights: Weights) -> str:
             f"{note if weights.quantization else ''}"
             if weights.target == "merged"
             else f"The folder has a whole network of {base}, for its class's `from_pretrained`."
+            if weights.learned
+            else f"No weight of {base} learned: it is loaded as it is."
         )
 
     note = f"\n\nThe base model is {base}{_fused(weights)}." if weights.fused else ""
@@ -169,6 +176,41 @@ def _loading(weights: Weights) -> str:
         f"```python\npipe = diffusers.{weights.pipeline}.from_pretrained({place})\n"
         f'pipe.load_lora_weights(FOLDER, weight_name="{weights.file}")\n```{note}'
     )
+
+
+def words_around(weights: Weights, training: Training) -> Iterator[str]:
+    """Yield what images were drawn with besides the prompt: reward identifiers, and an expander.
+
+    Only the target "diffusers" has them in its folder.
+    """
+    config = training.config
+    has_files = weights.target == "diffusers"
+
+    if sort := config["sampler"]["identifiers"]:
+        drawn = training.template.replace("{}", "PROMPT")
+        text = f"Prompts were drawn as `{drawn}`, with a word a reward."
+        if sort == "tokens" and has_files:
+            text += (
+                " These words are tokens of their own, textual inversions: load each file of "
+                "`identifiers` by `pipe.load_textual_inversion`, where the pipeline has that; else "
+                "add its token to the tokenizer, and its row to the text encoder's embeddings."
+            )
+        elif sort == "tokens":
+            text += " These words are tokens of their own, which are not among these files."
+        yield text
+
+    expander = config["expander"]
+    if expander["model"]:
+        model = shown_model(expander["model"])
+        text = f"Each prompt was first expanded by {model}"
+        if expander["train"] == "none":
+            yield f"{text}."
+        elif not has_files:
+            yield f"{text}, which learned too and is not among these files."
+        elif expander["train"] == "lora":
+            yield f"{text} with the LoRA in `expander`, for peft's `PeftModel.from_pretrained`."
+        else:
+            yield f"{text} as it is in `expander`, for transformers' `from_pretrained`."
 
 
 def _fused(weights: Weights) -> str:
@@ -220,14 +262,28 @@ def _settings(config: Mapping[str, Any]) -> Iterator[str]:
         "weights that learned": f"LoRA of rank {model['rank']}, alpha {model['alpha']:g}, on "
         f"{', '.join(model['targets'])}"
         if model["train"] == "lora"
-        else "all",
-        "learning rate": f"{config['optimizer']['lr']:g}",
+        else {"full": "all"}.get(model["train"], "none of the model's own"),
+        **_learners(config),
         "seed": str(config["seed"]),
         "precision of the rest": _precision(model),
     }
     yield "\n".join(
         ["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in rows.items())]
     )
+
+
+def _learners(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the learning rate of each part that learned."""
+    sampler, expander = config["sampler"], config["expander"]
+    rates = {
+        "learning rate": config["model"]["train"] != "none" and config["optimizer"]["lr"],
+        "learning rate of the identifiers": sampler["identifiers_learn"]
+        and sampler["identifiers_lr"],
+        "learning rate of the expander": expander["model"]
+        and expander["train"] != "none"
+        and expander["lr"],
+    }
+    return {name: f"{rate:g}" for name, rate in rates.items() if rate is not False and rate != ""}
 
 
 def _precision(model: Mapping[str, Any]) -> str:

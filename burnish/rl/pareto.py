@@ -24,6 +24,7 @@ agree leave fewer, rewards in conflict more.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Literal
 
@@ -109,6 +110,13 @@ class ParetoAdvantage(GroupAdvantage):
             adv = super().__call__(scores, own_weights, group)
         else:
             adv = weighted_sum(scores, own_weights).float()
+            if (adv[front] < 0).any():
+                warnings.warn(
+                    "advantage.standardise = false takes the rewards as they are, and some of the "
+                    "images that are selected have less than 0: they are pushed away; use rewards "
+                    "above 0, or set advantage.standardise = true",
+                    stacklevel=2,
+                )
 
         if self.selects:
             return torch.where(front, adv, 0.0)

@@ -13,7 +13,7 @@ from burnish.references import Purpose
 from burnish.runs import Run
 from burnish.seeds import seed_globals
 from burnish.training import checkpoint
-from burnish.training.assembly import EvaluationParts, assemble_evaluation
+from burnish.training.assembly import EvaluationParts, assemble_evaluation, start_expander
 from burnish.training.evaluations import Evaluations, evaluate_all
 from burnish.training.origin import changes, decides_evaluations, origin_of
 from burnish.training.weights import evaluated_weights
@@ -55,6 +55,8 @@ def evaluate_run(
         parts = assemble_evaluation(config, rewards)
         before = None if rewards else _stored(run, config, state.origin, parts, count)
         if before is None:
+            if parts.expander is not None:
+                start_expander(config, parts.expander)
             chunk = config.batch.sample_batch
             seed = config.evaluation.seed
             before = evaluate_all(parts, count, seed, chunk, when="before training")
@@ -97,7 +99,9 @@ def _stored(
     """
     before = load_evaluation(run.evaluation_file(0))
     changed = changes(origin, origin_of(config, World(), parts)) if origin else {}
-    if before is None or decides_evaluations(changed) or _differs(before, parts, count):
+    # the start of an expander was made once, and what is stored came after it
+    decisive = [name for name in changed if not name.startswith("expander.start")]
+    if before is None or decides_evaluations(decisive) or _differs(before, parts, count):
         return None
     return before
 

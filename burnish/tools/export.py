@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from burnish.report.results import stored
 from burnish.run_files import EvaluationFile, GridFile, numbered, read_json
 from burnish.runs import Run
 from burnish.stages import stage
+from burnish.tools.gallery import preferred
 from burnish.training.assembly import load_policy
 from burnish.training.export import exported_iteration
 
@@ -81,6 +83,7 @@ def export_run(run: Run, target: str, out: Path | None = None, licence: str = ""
             stored(run.evaluation, EvaluationFile),
             layout.get("texts", ()),
             drawn,
+            preferred(str(run.folder)),
         )
         write(temporary / "README.md", model_card(weights, training))
 
@@ -126,9 +129,16 @@ def _write_weights(
         "texts": texts.get("model.adapter", ()),
         "quantization": config.model.quantization,
         "lora": config.model.train == "lora",
+        "learned": config.model.train != "none",
     }
 
+    if target == "merged" and config.model.train == "none":
+        raise ValueError(
+            f"--to merged writes the model with what it learned, and that of {run.folder} did not "
+            "learn: take --to diffusers, which has what learned around it"
+        )
     if target == "merged":
+        warn_of_words(config, run.folder)
         pipe = merged_pipeline(run, config)
         pipe.save_pretrained(folder)
         return {**about, "pipeline": type(pipe).__name__, "lora": False}
@@ -139,10 +149,24 @@ def _write_weights(
         return {**about, "pipeline": type(skeleton).__name__, "file": lora.FILE}
 
     _check_is_one_lora(run, config, target)
+    warn_of_words(config, run.folder)
     part = family_of(type(skeleton).__name__).network
     tensors = lora_file.read_lora(skeleton, run.adapter / lora.FILE, part)
     file = write_lora(skeleton, tensors, target, folder, name)
     return {**about, "pipeline": type(skeleton).__name__, "file": file.name}
+
+
+def warn_of_words(config: Config, folder: Path) -> None:
+    """Warn that the images of a run were drawn with words that these weights come without."""
+    tokens = config.sampler.identifiers == "tokens"
+    expands = config.expander.model and config.expander.train != "none"
+    parts = ["the tokens of its identifiers"] * tokens + ["its prompt expander"] * bool(expands)
+    if parts:
+        warnings.warn(
+            f"{folder}: what is written comes without {' and '.join(parts)}, with which its images "
+            f"were drawn; --to diffusers writes all, and it lies in {folder / 'adapter'}",
+            stacklevel=2,
+        )
 
 
 def _check_is_one_lora(run: Run, config: Config, target: str) -> None:
@@ -155,9 +179,10 @@ def _check_is_one_lora(run: Run, config: Config, target: str) -> None:
     }
     for reason, applies in wrong.items():
         if applies:
+            others = "diffusers" if model.train == "none" else "diffusers or merged"
             raise ValueError(
                 f"--to {target} writes a LoRA of a model's network, and of {run.folder} {reason}: "
-                "take --to diffusers or merged"
+                f"take --to {others}"
             )
 
 

@@ -132,7 +132,15 @@ def _open_run(
 
 
 def _with_weight(guidance: Guidance, policy: Policy, weight: float) -> Guidance:
-    """Return a run's guidance with another weight; of another kind, the one that is usual."""
+    """Return a run's guidance with another weight; of another kind, the one that is usual.
+
+    Of a guidance with two weights it is their sum, which they share as before.
+    """
+    if isinstance(guidance, DualGuidance | EmbeddedDualGuidance):
+        whole = guidance.w1 + guidance.w2
+        if whole and weight:
+            shares = (guidance.w1 / whole, guidance.w2 / whole)
+            return replace(guidance, w1=weight * shares[0], w2=weight * shares[1])
     if policy.takes_weight:
         return EmbeddedGuidance(weight)
     return replace(guidance, weight=weight) if isinstance(guidance, CFG) else CFG(weight)

@@ -31,6 +31,7 @@ from burnish.tools.export import (
     free_folder,
     known_licence,
     merge_into,
+    warn_of_words,
     write_lora,
 )
 from burnish.training.export import exported_iteration
@@ -90,6 +91,9 @@ def merge_adapters(
         )
 
     base = common_base(sources, model)
+    for run in map(Run, map(Path, sources)):
+        if run.exists():
+            warn_of_words(configuration.load(run.config, purpose="compare"), run.folder)
     skeleton = load_skeleton(base.model, base.revision or None, base.config)
     kind = type(skeleton).__name__
     part = family_of(kind).network

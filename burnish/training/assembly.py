@@ -292,7 +292,10 @@ def assemble(
         check_differentiable(shared.rewards, [name for name, weight in weighted if weight == 0])
     check_votes(config, shared.rewards)
     known = [*prompts, *chain.from_iterable(evaluation_prompts.values())]
-    check_prompt_images(config, policy, known)
+    if config.evaluation.images_per_prompt or config.run.sample_every:
+        check_prompt_images(config, policy, known)
+    else:
+        check_prompt_images(config, policy, prompts)
     drawn = identifiers.with_template(known, shared.template)
     policy.prompt_encoder.check([prompt.generator_text for prompt in drawn])
 
@@ -309,7 +312,8 @@ def assemble(
 def assemble_evaluation(config: Config, rewards: Sequence[Table] = ()) -> EvaluationParts:
     """Return what an evaluation of a run needs; no advantage, objective or curriculum is built.
 
-    The run may have been trained on another machine: a device that this one lacks is replaced.
+    The run may have been trained on another machine: a device that this one lacks is replaced. An
+    expander has not made its supervised start (`start_expander`).
 
     Args:
         config: of the run.
@@ -331,7 +335,7 @@ def assemble_evaluation(config: Config, rewards: Sequence[Table] = ()) -> Evalua
     with stage("loading", f"model {config.model.id}"):
         first = encoded_first(config, sampler, [], evaluation_prompts)
         policy = load_policy(config, device, reference=reference, encode_first=first)
-    return _shared(config, policy, sampler, evaluation_prompts, tables=rewards)
+    return _shared(config, policy, sampler, evaluation_prompts, tables=rewards, started=False)
 
 
 def _shared(
@@ -342,6 +346,7 @@ def _shared(
     given: Mapping[str, Reward] | None = None,
     poll: Callable[[], None] = keep_waiting,
     tables: Sequence[Table] = (),
+    started: bool = True,
 ) -> EvaluationParts:
     tables = tables or config.rewards
     scoring = config.scoring
@@ -370,7 +375,7 @@ def _shared(
         },
         listed={name: len(prompt_set) for name, prompt_set in evaluation_prompts.items()},
         embeddings=learned_identifiers(config, policy),
-        expander=load_expander(config, policy),
+        expander=load_expander(config, policy, started=started),
         template=identifiers.template(identified, config.sampler.identifiers_after),
     )
 
@@ -639,10 +644,19 @@ def warn_of_text_layers(policy: Policy) -> None:
         )
 
 
-def load_expander(config: Config, policy: Policy, adapter: str = "") -> Expander | None:
+def load_expander(
+    config: Config, policy: Policy, adapter: str = "", *, started: bool = True
+) -> Expander | None:
     """Return the prompt expander, if there is one, on the generator's device.
 
     A trained `adapter` is only to draw with.
+
+    Args:
+        config: of the run.
+        policy: with the generator.
+        adapter: a folder such as RUN/adapter/expander.
+        started: it has made its supervised start, if one is set; False: `start_expander` may do
+            that later.
     """
     settings = config.expander
     if not settings.model:
@@ -665,21 +679,24 @@ def load_expander(config: Config, policy: Policy, adapter: str = "") -> Expander
     if not expander.trainable:
         return expander
 
-    # the same configuration gives the same start, so a resumed run makes it again rather than
-    # keeping a copy
-    if settings.start:
-        imitate(
-            expander,
-            read_pairs(settings.start),
-            settings.start_epochs,
-            settings.start_lr,
-            config.seed,
-        )
-
+    if started:
+        start_expander(config, expander)
     if settings.train == "lora" or settings.kl > 0:
         expander.remember()
 
     return expander
+
+
+def start_expander(config: Config, expander: Expander) -> None:
+    """Let an expander imitate what `expander.start` names, if that is set and it learns.
+
+    The same configuration gives the same start, so a resumed run makes it again rather than keeping
+    a copy.
+    """
+    settings = config.expander
+    if settings.start and expander.trainable:
+        pairs = read_pairs(settings.start)
+        imitate(expander, pairs, settings.start_epochs, settings.start_lr, config.seed)
 
 
 def add_identifiers(config: Config, policy: Policy, adapter: str = "") -> None:

@@ -12,7 +12,6 @@ from burnish.diffusion.loading import choose_device
 from burnish.diffusion.policy import Policy
 from burnish.diffusion.sampler import Sampler
 from burnish.diffusion.window import window_places
-from burnish.qr.layout import check_codes
 from burnish.rewards.votes import Votes
 from burnish.training.stored_images import has_stored_images
 from burnish.types import Advantage, Objective, Prompt, Reward
@@ -106,7 +105,7 @@ def check_prompt_images(config: Config, policy: Policy, prompts: Sequence[Prompt
     if policy.has_controlnet:
         check_controls(prompts, height, width)
     elif any(str(table["use"]).startswith("qr_") for table in tables):
-        check_codes(prompts, width)
+        check_controls([one for one in prompts if one.metadata.get("payload")], height, width)
 
     for table in tables:
         if table["use"] == "picture_similarity":

@@ -136,7 +136,14 @@ def restore(job: Job, accept_changes: bool = False) -> int:
             f"{job.run.checkpoints} does not fit the configuration: {error}"
         ) from error
 
-    for name, part in (("advantage", job.parts.advantage), ("curriculum", job.parts.curriculum)):
+    parts: dict[str, Any] = {
+        "advantage": job.parts.advantage,
+        "curriculum": job.parts.curriculum,
+    }
+    if {name.split(".")[0].split(" ")[0] for name in changed} & {"rewards", "prompts"}:
+        del parts["advantage"]  # it remembers rewards of prompts that are others now
+
+    for name, part in parts.items():
         if memory := state.memory.get(name):
             try:
                 part.load_state_dict(memory)
@@ -251,10 +258,13 @@ def check_origin(
     more = f" and {len(changed) - len(names)} more" if len(changed) > len(names) else ""
     remarks = "; ".join(f"{name}: {changed[name]}" for name in names)
     accept = "" if fixed else f"go on with what there is now by {ACCEPT}, "
+    expander = run.adapter / "expander"
+    own = not expander.is_dir() or any(path != expander for path in run.adapter.iterdir())
+    starts = [f'model.adapter = "{run.adapter}"'] if own else []
+    starts += [f'expander.adapter = "{expander}"'] if expander.is_dir() else []
     raise ValueError(
         f"{run.folder} was trained with another {', '.join(names)}{more}; leave that as it was "
-        f"({remarks}), {accept}or start a new --out with "
-        f'model.adapter = "{run.adapter}"'
+        f"({remarks}), {accept}or start a new --out with {' and '.join(starts)}"
     )
 
 

@@ -1,8 +1,9 @@
 """Checks that end a run from whose rewards nothing can be learned, instead of letting it go on.
 
-A reward that is the same for every image ends it in the first iteration. Where no image has an
-advantage, because all images of a prompt have the same rewards, the first iterations decide: a
-coarse reward may need a few until an image succeeds. Later that may mean that all images do.
+If the rewards are the same for every image, they end it in the first iteration; one of several that
+is so is warned of. Where no image has an advantage, because all images of a prompt have the same
+rewards, the first iterations decide: a coarse reward may need a few until an image succeeds. Later
+that may mean that all images do.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class ScoreChecks:
             )
 
     def check_spread(self, scores: Scores) -> None:
-        """Refuse a reward that is the same for every image.
+        """Refuse rewards that are the same for every image, and warn of one that is.
 
         In a later iteration it may mean that all images succeed.
         """
@@ -77,6 +78,16 @@ class ScoreChecks:
                 f"{len(scored)} images of the first iteration, so there is nothing to learn from; "
                 "try it alone with burnish.check_reward"
             )
+
+        weights = self.parts.weights.tolist()
+        for name, weight, values in zip(scores.names, weights, scored.unbind(1), strict=True):
+            if weight and len(values) > 1 and bool((values == values[0]).all()):
+                warnings.warn(
+                    f"reward '{name}' gave {float(values[0]):g} to all {len(values)} images of the "
+                    "first iteration: if that stays so, nothing is learned from it; try it alone "
+                    "with burnish.check_reward",
+                    stacklevel=3,
+                )
 
     def assign_credit(self, batch: RolloutBatch, scores: Scores, world: World) -> Credit:
         """Return the credit of this process's images, if there is anything to learn from it.
