@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -96,14 +97,30 @@ Steps = Annotated[
         ),
     ),
 ]
+
+
+def finite(value: float) -> float:
+    """Refuse a number that is none, which every comparison would take for too small."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
+
+
 Guidance = Annotated[
     float,
-    typer.Option(help="Guidance weight. [dim]below 0: the run's, else as the model likes[/dim]"),
+    typer.Option(
+        help="Guidance weight. [dim]below 0: the run's, else as the model likes[/dim]",
+        callback=finite,
+    ),
 ]
 Before = Annotated[bool, typer.Option("--before", help="The run's model before training.")]
 Strength = Annotated[
     float,
-    typer.Option(help="Scale of a run's LoRA: 0 is before training, 1 as trained. LoRA only."),
+    typer.Option(
+        help="Scale of a run's LoRA: 0 is before training, but for identifiers and the expander, "
+        "1 as trained. LoRA only.",
+        callback=finite,
+    ),
 ]
 Prefer = Annotated[
     str,
@@ -153,7 +170,8 @@ ControlScale = Annotated[
         help=(
             "Control scale of the code. [dim]below 0: the run's, else from a low one up until "
             "images are read[/dim]"
-        )
+        ),
+        callback=finite,
     ),
 ]
 Licence = Annotated[
@@ -743,6 +761,7 @@ def qr(
     from burnish.qr.layout import TINY
     from burnish.qr.phone import Phone
     from burnish.qr.scanner import Scanner
+    from burnish.tools.gallery import preferred
     from burnish.tools.qr_search import (
         check_out,
         choose_canvas,
@@ -766,7 +785,9 @@ def qr(
         scale=scale,
         trust=trust or consent(),
     )
-    prompted = Prompt(prompt, {"payload": payload, "qr": code_settings(model)})
+    prompted = Prompt(
+        prompt, {"payload": payload, "qr": code_settings(model)}, template=preferred(model)
+    )
     layout = choose_canvas(policy, prompted, size)
     step = scale_step(model, scale)
     log = None

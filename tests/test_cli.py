@@ -327,3 +327,19 @@ def test_a_misspelt_run_beside_runs_is_named_and_no_hub_is_asked(
 
     code, _, err = run(capsys, "sample", "runs/jepg", "--prompt", "a cat")
     assert (code, err) == (2, "burnish: runs/jepg is missing; runs has jpeg\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sample", "zoo:emoji-lcm", "--prompt", "a cat", "--guidance"),
+        ("sample", "runs/none", "--prompt", "a cat", "--strength"),
+        ("qr", "HELLO", "--prompt", "a cat", "--scale"),
+    ],
+    ids=lambda command: command[-1],
+)
+def test_a_number_that_is_none_is_refused(
+    capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    code, _, err = run(capsys, *command, "nan")
+    assert code == 2 and "nan is no finite number" in err
