@@ -195,6 +195,17 @@ def load(
     )
 
 
+def undistil(unet: UNet2DConditionModel) -> None:
+    """Give a network the weights of `zoo:emoji-lcm-128`, all but those of its guidance input.
+
+    What is left predicts an image at every time, and learns soon to predict the mean of all again.
+    """
+    folder = ZOO / "emoji-lcm-128" / "unet"
+    weights = UNet2DConditionModel.from_pretrained(folder, dtype=torch.float32).state_dict()
+    del weights["time_embedding.cond_proj.weight"]
+    unet.load_state_dict(weights)
+
+
 def add_noise(x0: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return noised latents, their random times, and the target v = alpha * noise - sigma * x0."""
     t = torch.randint(1000, (len(x0),), device=x0.device)
@@ -230,10 +241,19 @@ def main() -> None:
         action="store_true",
         help="go on from the weights in the package, with a fresh optimizer",
     )
+    parser.add_argument(
+        "--undistil",
+        action="store_true",
+        help="with --warm --size 128: go on from zoo:emoji-lcm-128, whose teacher is not in the "
+        "package",
+    )
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
     vae, tokenizer, text, unet = load(options.build, options.warm, device)
+
+    if options.undistil:
+        undistil(unet)
 
     if device.type == "cpu":
         # the fused kernel's backward is slow on CPU for so few tokens

@@ -38,11 +38,13 @@ PATTERNS = ["https://example.org/{}", "HTTP://{}.ORG"]
 MODULES = (4, 5)  # px; the ControlNet has learned from 4 alone, which is a latent pixel
 MODULE_PATTERN = "HTTP://{}.ORG"  # on version 1: modules of 5 px have no room for more
 MODULE_SCALES = (1.2, 1.5, 1.7, 1.85, 2.0)
-# ControlNets that are measured with both, by the file of their numbers; the second learned from
-# both, is made by `python -m pretrain.controlnet_lcm --modules 4 5`, and is left out without it
+# ControlNets that are measured with both, by the file of their numbers. The last two learned from
+# both, are made by the commands in docs/qr.md, and are left out where they were not made: at a
+# diffusion model, and at the consistency model itself.
 MODULE_CONTROLNETS: Mapping[str, str] = {
     "modules": QR_CONTROLNET,
-    "modules_learned": "build/controlnet-lcm-128/model",
+    "modules_learned": "build/controlnet-128/model",
+    "modules_distilled": "build/controlnet-lcm-128/model",
 }
 BASES = "bases"  # folder of the base images, below the experiment's
 REACHED = 0.8  # the share of images read that training is to reach, and at which the reference lies
