@@ -91,9 +91,7 @@ def merge_adapters(
         )
 
     base = common_base(sources, model)
-    for run in map(Run, map(Path, sources)):
-        if run.exists():
-            warn_of_words(configuration.load(run.config, purpose="compare"), run.folder)
+    warn_of_left_out(sources)
     skeleton = load_skeleton(base.model, base.revision or None, base.config)
     kind = type(skeleton).__name__
     part = family_of(kind).network
@@ -128,6 +126,13 @@ def merge_adapters(
         write(temporary / "README.md", card)
 
     return folder
+
+
+def warn_of_left_out(sources: Sequence[str]) -> None:
+    """Warn of each run whose images were drawn with identifiers or an expander of its own."""
+    for run in map(Run, map(Path, sources)):
+        if run.exists():
+            warn_of_words(configuration.load(run.config, purpose="compare"), run.folder)
 
 
 def _write(

@@ -1,4 +1,4 @@
-"""What an expander could gain by asking where things stand, if the generator knew the words.
+"""The gain an expander could have by asking where things stand, if the generator knew the words.
 
 Scenes of the search's pairs are composed from the sprites themselves, once as the generator has
 seen them, two things of 30 pixels side by side, and once in every other arrangement: the same
