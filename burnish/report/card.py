@@ -275,15 +275,18 @@ def _settings(config: Mapping[str, Any]) -> Iterator[str]:
 def _learners(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the learning rate of each part that learned."""
     sampler, expander = config["sampler"], config["expander"]
-    rates = {
-        "learning rate": config["model"]["train"] != "none" and config["optimizer"]["lr"],
-        "learning rate of the identifiers": sampler["identifiers_learn"]
-        and sampler["identifiers_lr"],
-        "learning rate of the expander": expander["model"]
-        and expander["train"] != "none"
-        and expander["lr"],
+    learners = {
+        "learning rate": (config["model"]["train"] != "none", config["optimizer"]["lr"]),
+        "learning rate of the identifiers": (
+            sampler["identifiers_learn"],
+            sampler["identifiers_lr"],
+        ),
+        "learning rate of the expander": (
+            expander["model"] and expander["train"] != "none",
+            expander["lr"],
+        ),
     }
-    return {name: f"{rate:g}" for name, rate in rates.items() if rate is not False and rate != ""}
+    return {name: f"{rate:g}" for name, (learned, rate) in learners.items() if learned}
 
 
 def _precision(model: Mapping[str, Any]) -> str:
